@@ -1,0 +1,64 @@
+# Every target sets up what it needs: a Python >= 3.11 with pip is enough to begin with.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BUILD := $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo cpu)
+BIN := .venv/bin
+UV := .cache/uv/bin/uv
+READY := .venv/.ready-$(BUILD)
+PACKAGES := tuneserve benchmarks finetune quantize server
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test check bench protos lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything pinned
+
+demo: $(READY) ## labelled text -> fine-tuned, quantized models -> gRPC answers
+	$(BIN)/tuneserve demo
+
+test: $(READY) ## every test, on the real vLLM engine where it matters
+	$(BIN)/pytest
+
+check: $(READY) .cache/types ## ruff, strict types, buf lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.cache/types $(BIN)/mypy --cache-dir .cache/mypy $(addprefix -p ,tuneserve)
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
+
+bench: $(READY) ## serve the demo's models and measure them
+	$(BIN)/tuneserve demo --only-bench
+
+protos: $(READY) ## regenerate the stubs from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
+		protos/tuneserve/v1/*.proto
+
+lock: $(UV) ## choose and pin package versions again
+	requirements/lock.sh
+
+clean: ## remove .venv and caches; downloaded samples too
+	rm -rf .venv .cache build *.egg-info
+
+# pip's find-links is passed on because uv does not read it; without one, PyTorch's own index has the build.
+$(READY): requirements/$(BUILD).txt pyproject.toml | $(UV)
+	@echo "== setting up .venv: the $(BUILD) build, pinned in requirements/$(BUILD).txt"
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	@UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV) pip install --quiet --python $(BIN)/python --no-deps \
+		$$(test -n "$$PIP_FIND_LINKS" || echo --torch-backend=$(if $(filter gpu,$(BUILD)),auto,cpu)) \
+		--requirement requirements/$(BUILD).txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@rm -f .venv/.ready-* && touch $@
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@echo "== fetching uv $(UV_VERSION)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .cache/uv uv==$(UV_VERSION)
+
+# The import namespace as one tree, for tools that do not follow the package mapping of pyproject.toml.
+.cache/types: Makefile
+	@rm -rf $@ && mkdir -p $@/tuneserve
+	@for f in tuneserve/*; do ln -s ../../../$$f $@/tuneserve/; done
+	@for p in benchmarks finetune quantize server; do ln -s ../../../$$p $@/tuneserve/$$p; done
+	@ln -s ../../../protos/tuneserve/v1 $@/tuneserve/v1

@@ -1,0 +1,281 @@
+"""The contract between the programs: a checkpoint directory.
+
+A Hugging Face checkpoint (safetensors, config.json, tokenizer) that plain transformers and vLLM load unchanged,
+plus `tuneserve.json`, the JSON form of the message `tuneserve.v1.Checkpoint`. Reading one checks every hash and
+refuses whatever could run code. Writing one happens in a temporary directory that is renamed at the end.
+
+This module knows nothing of training, quantization or serving, and needs neither torch nor vLLM.
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from tuneserve.errors import CheckpointError, UserError
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "tuneserve.json"
+TEST_SPLIT = "eval/test.jsonl"
+FORMAT_VERSION = "1"
+
+# Formats that can run code when they are loaded. `.pt` and `.pth` hold pickles too.
+PICKLE_SUFFIXES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npz", ".msgpack", ".h5"}
+# `training_args.bin` and the like are not weights, but nothing in a finished checkpoint needs them either.
+CODE_SUFFIXES = {".py", ".so", ".sh"}
+
+TASKS = {
+    "sequence-classification": pb.TASK_SEQUENCE_CLASSIFICATION,
+    "token-classification": pb.TASK_TOKEN_CLASSIFICATION,
+    "generation": pb.TASK_GENERATION,
+}
+TASK_NAMES = {value: name for name, value in TASKS.items()}
+
+
+def load(directory: Path) -> pb.Checkpoint:
+    """Returns the manifest of a directory that is whole, unchanged and safe to load.
+
+    A plain Hugging Face directory, without `tuneserve.json`, is described from its config.json, with a warning:
+    its content can't be checked against anything.
+
+    Raises CheckpointError, naming the file.
+    """
+    refuse_unsafe(directory)
+    if not (directory / MANIFEST).exists():
+        logger.warning("%s has no %s: served as it is, content not verified", directory, MANIFEST)
+        return describe(directory)
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    return manifest
+
+
+def read_manifest(directory: Path) -> pb.Checkpoint:
+    """Returns the parsed `tuneserve.json` without looking at the other files."""
+    path = directory / MANIFEST
+    try:
+        manifest = json_format.Parse(path.read_text(encoding="utf-8"), pb.Checkpoint())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory}: no {MANIFEST} here", "give the directory that finetune or quantize wrote"
+        ) from None
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint manifest: {error}") from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version is {manifest.format_version!r}, this version reads {FORMAT_VERSION!r}"
+        )
+    return manifest
+
+
+def verify_files(directory: Path, manifest: pb.Checkpoint) -> None:
+    """Compares size and SHA-256 of every file with the manifest."""
+    listed = {file.path for file in manifest.files}
+    present = {path.relative_to(directory).as_posix() for path in _files(directory)} - {MANIFEST}
+    if unlisted := sorted(present - listed):
+        raise CheckpointError(f"{directory / unlisted[0]}: not in {MANIFEST}", "remove files added later")
+    for file in manifest.files:
+        path = directory / file.path
+        if file.path not in present:
+            raise CheckpointError(f"{path}: listed in {MANIFEST} but missing", "copy the whole directory again")
+        if path.stat().st_size != file.size_bytes or sha256_file(path) != file.sha256:
+            raise CheckpointError(
+                f"{path}: content differs from the SHA-256 in {MANIFEST}",
+                "the file was damaged or changed: copy the directory again, or make the checkpoint again",
+            )
+
+
+def refuse_unsafe(directory: Path) -> None:
+    """Raises CheckpointError for anything that could run code, lead out of the directory, or is no checkpoint."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory", "give a local checkpoint directory")
+    root = directory.resolve()
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise CheckpointError(f"{path}: symbolic link that leads out of the checkpoint directory")
+        if path.suffix in PICKLE_SUFFIXES:
+            raise CheckpointError(
+                f"{path}: pickled or unknown weights are refused, they can run code",
+                "save with safetensors: model.save_pretrained(path, safe_serialization=True)",
+            )
+        if path.suffix in CODE_SUFFIXES:
+            raise CheckpointError(f"{path}: code inside a checkpoint is refused")
+    config = _read_config(directory)
+    if "auto_map" in config:
+        raise CheckpointError(f"{directory / 'config.json'}: auto_map (remote code) is refused")
+    tokenizer_config = directory / "tokenizer_config.json"
+    if tokenizer_config.exists() and "auto_map" in _read_json(tokenizer_config):
+        raise CheckpointError(f"{tokenizer_config}: auto_map (remote code) is refused")
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory}: no *.safetensors file", "only safetensors weights are loaded")
+
+
+def describe(directory: Path) -> pb.Checkpoint:
+    """Returns a manifest with what config.json and the files of a Hugging Face directory tell."""
+    config = _read_config(directory)
+    architecture = (config.get("architectures") or [""])[0]
+    manifest = pb.Checkpoint(
+        format_version=FORMAT_VERSION,
+        task=task_of(architecture, directory),
+        architecture=architecture,
+        max_length=_max_length(config),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        quantization=_quantization_method(config),
+        chat_template_sha256=_chat_template_sha256(directory),
+        files=list_files(directory),
+    )
+    if manifest.task != pb.TASK_GENERATION:
+        manifest.labels.extend(_labels(config))
+    if manifest.task == pb.TASK_SEQUENCE_CLASSIFICATION:
+        multi = config.get("problem_type") == "multi_label_classification"
+        manifest.problem_type = pb.PROBLEM_TYPE_MULTI_LABEL if multi else pb.PROBLEM_TYPE_SINGLE_LABEL
+    return manifest
+
+
+def task_of(architecture: str, directory: Path) -> pb.Task:
+    """Returns the task that a model class serves. Raises CheckpointError for a class of no known task."""
+    if architecture.endswith("ForSequenceClassification"):
+        return pb.TASK_SEQUENCE_CLASSIFICATION
+    if architecture.endswith("ForTokenClassification"):
+        return pb.TASK_TOKEN_CLASSIFICATION
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return pb.TASK_GENERATION
+    raise CheckpointError(
+        f"{directory / 'config.json'}: architecture {architecture or '(none)'} has no task here",
+        "allowed: *ForSequenceClassification, *ForTokenClassification, *ForCausalLM, *LMHeadModel",
+    )
+
+
+@contextmanager
+def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary directory beside `target` that becomes `target` when the block ends without an error.
+
+    Whatever fails, nothing half-written is left, and an earlier `target` stays until the new one is whole.
+    Raises UserError when `target` exists and `overwrite` is false.
+    """
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: already exists", "choose another output, or pass --overwrite")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkdtemp: a finished checkpoint should have the permissions that the user's umask gives.
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(directory: Path, manifest: pb.Checkpoint) -> None:
+    """Fills in the format version, the chat template's hash and the file list, and writes `tuneserve.json`."""
+    manifest.format_version = FORMAT_VERSION
+    manifest.chat_template_sha256 = _chat_template_sha256(directory)
+    del manifest.files[:]
+    manifest.files.extend(list_files(directory))
+    text = json_format.MessageToJson(manifest, preserving_proto_field_name=True)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def step(name: str, source: str, config: Mapping[str, Any], distributions: tuple[str, ...]) -> pb.Step:
+    """Returns a lineage entry stamped with the time and the installed versions of `distributions`."""
+    entry = pb.Step(name=name, source=source)
+    entry.config.update(json.loads(json.dumps(dict(config), default=str)))
+    for distribution in ("tuneserve", *distributions):
+        try:
+            entry.packages[distribution] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    entry.finished_at.GetCurrentTime()
+    return entry
+
+
+def version_of(manifest: pb.Checkpoint) -> str:
+    """Returns 12 hex digits that are equal for equal content, whatever the directory is called."""
+    lines = sorted(f"{file.sha256} {file.path}" for file in manifest.files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def size_of(manifest: pb.Checkpoint) -> int:
+    """Returns the bytes of the weight files."""
+    return sum(file.size_bytes for file in manifest.files if file.path.endswith(".safetensors"))
+
+
+def list_files(directory: Path) -> list[pb.File]:
+    """Returns path, size and SHA-256 of every file but the manifest, sorted by path."""
+    return [
+        pb.File(
+            path=path.relative_to(directory).as_posix(),
+            size_bytes=path.stat().st_size,
+            sha256=sha256_file(path),
+        )
+        for path in _files(directory)
+        if path.name != MANIFEST
+    ]
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    return _read_json(directory / "config.json")
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    id2label = config.get("id2label") or {}
+    return [id2label[key] for key in sorted(id2label, key=int)]
+
+
+def _max_length(config: Mapping[str, Any]) -> int:
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        if isinstance(config.get(key), int):
+            # RoBERTa's positions start after the padding index, so that many of them are never used.
+            offset = config.get("pad_token_id", 1) + 1 if "roberta" in str(config.get("model_type")) else 0
+            return int(config[key]) - offset
+    return 0
+
+
+def _quantization_method(config: Mapping[str, Any]) -> str:
+    return str((config.get("quantization_config") or {}).get("quant_method", ""))
+
+
+def _chat_template_sha256(directory: Path) -> str:
+    template_file = directory / "chat_template.jinja"
+    if template_file.exists():
+        return sha256_file(template_file)
+    tokenizer_config = directory / "tokenizer_config.json"
+    template = _read_json(tokenizer_config).get("chat_template") if tokenizer_config.exists() else None
+    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else ""

@@ -1,0 +1,116 @@
+"""The quality metrics of each task, computed the same way after training, after quantizing and on demand.
+
+Every function takes what was expected and what was predicted and returns metrics by name; shares are 0 to 1.
+scikit-learn and seqeval do the arithmetic. Nothing here knows where predictions come from.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one metric that a quality gate compares for a task."""
+
+    name: str
+    higher_is_better: bool
+
+
+HEADLINES = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: Headline("accuracy", higher_is_better=True),
+    pb.TASK_TOKEN_CLASSIFICATION: Headline("entity_f1", higher_is_better=True),
+    pb.TASK_GENERATION: Headline("perplexity", higher_is_better=False),
+}
+
+
+def drop(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> float:
+    """Returns how much worse `after` is, as a share: 0.01 is one point of accuracy or F1, or 1 % of perplexity.
+
+    Negative when it is better.
+    """
+    headline = HEADLINES[task]
+    if headline.higher_is_better:
+        return before[headline.name] - after[headline.name]
+    return after[headline.name] / before[headline.name] - 1
+
+
+def sequence_classification(
+    expected: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy, macro-F1, and precision, recall, F1 and support per label, for one label a text."""
+    from sklearn.metrics import accuracy_score, classification_report
+
+    report = classification_report(
+        expected, predicted, labels=list(labels), output_dict=True, zero_division=0.0
+    )
+    metrics = {
+        "accuracy": float(accuracy_score(expected, predicted)),
+        "macro_f1": float(report["macro avg"]["f1-score"]),
+    }
+    return metrics | _per_label(report, labels)
+
+
+def multi_label(
+    expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
+    """The same with several labels a text; `accuracy` is the share of texts with exactly the right set."""
+    from sklearn.metrics import accuracy_score, classification_report
+
+    def rows(sets: Sequence[Sequence[str]]) -> list[list[int]]:
+        return [[int(label in chosen) for label in labels] for chosen in sets]
+
+    gold, guess = rows(expected), rows(predicted)
+    report = classification_report(
+        gold, guess, target_names=list(labels), output_dict=True, zero_division=0.0
+    )
+    metrics = {
+        "accuracy": float(accuracy_score(gold, guess)),
+        "macro_f1": float(report["macro avg"]["f1-score"]),
+    }
+    return metrics | _per_label(report, labels)
+
+
+def token_classification(
+    expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Entity precision, recall and F1 (seqeval, IOB2, exact spans), and the share of words tagged right.
+
+    Both arguments have one list of tags a text, one tag a word. `token_accuracy` counts the O tags too, which is
+    why it is always much higher than the entity metrics.
+    """
+    from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+
+    with warnings.catch_warnings():
+        # seqeval warns when a label was never predicted; the 0 in the report says so already.
+        warnings.simplefilter("ignore")
+        report = classification_report(expected, predicted, output_dict=True, zero_division=0)
+        metrics = {
+            "entity_precision": float(precision_score(expected, predicted, zero_division=0)),
+            "entity_recall": float(recall_score(expected, predicted, zero_division=0)),
+            "entity_f1": float(f1_score(expected, predicted, zero_division=0)),
+        }
+    pairs = [
+        pair
+        for gold, guess in zip(expected, predicted, strict=True)
+        for pair in zip(gold, guess, strict=True)
+    ]
+    metrics["token_accuracy"] = sum(gold == guess for gold, guess in pairs) / max(1, len(pairs))
+    return metrics | _per_label(report, [name for name in report if not name.endswith(" avg")])
+
+
+def generation(log_likelihood: float, tokens: int) -> dict[str, float]:
+    """Mean negative log-likelihood of the answers' tokens (`loss`, nats) and its exponential (`perplexity`)."""
+    loss = -log_likelihood / max(1, tokens)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def _per_label(report: dict[str, dict[str, float]], labels: Sequence[str]) -> dict[str, float]:
+    metrics = {}
+    for label in labels:
+        for name in ("precision", "recall", "f1-score", "support"):
+            metrics[f"{label}/{name.removesuffix('-score')}"] = float(report[label][name])
+    return metrics

@@ -1,0 +1,60 @@
+"""Labelled examples in their one canonical form, as JSON Lines: what a checkpoint keeps of its held-out data.
+
+    sequence-classification  {"text": str, "text_pair": str (optional), "label": str}
+                             {"text": str, "labels": [str, ...]}             multi-label
+    token-classification     {"tokens": [str, ...], "tags": [str, ...]}      tags in IOB2: O, B-X, I-X
+    generation               {"messages": [{"role": str, "content": str}, ...]}   the last one is the answer
+                             {"prompt": str, "completion": str}
+
+Reading people's own files, in whatever format, is finetune's; this only writes and reads back its result.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneserve.errors import UserError
+
+Row = dict[str, Any]
+
+
+def dumps(row: Row) -> str:
+    """Returns a row as one line, the same for equal rows whatever their key order."""
+    return json.dumps(row, ensure_ascii=False, sort_keys=True)
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as JSON Lines, making the parent directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read(path: Path) -> list[Row]:
+    """Reads what `write` wrote. Raises UserError naming the file and line."""
+    rows: list[Row] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def sha256(rows: Sequence[Row]) -> str:
+    """Returns the SHA-256 of the rows in their order, in hex."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(dumps(row).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""The CPU runtime that PyTorch and vLLM are fast on: Intel's OpenMP and tcmalloc, loaded before Python starts.
+
+Worth 5 to 9 times the throughput of an encoder on two cores. The dynamic loader reads LD_PRELOAD only when a
+process starts, so the program replaces itself with itself, once. Child processes inherit it.
+"""
+
+import logging
+import os
+import platform
+import sys
+from glob import glob
+
+logger = logging.getLogger(__name__)
+
+# Installed by intel-openmp into the environment; tcmalloc comes with the distribution (libtcmalloc-minimal4).
+_LIBRARIES = {
+    "libiomp5": (f"{sys.prefix}/lib/libiomp5.so",),
+    "libtcmalloc": (
+        "/usr/lib/*/libtcmalloc_minimal.so.4",
+        "/usr/lib/*/libtcmalloc.so.4",
+        "/usr/lib64/libtcmalloc_minimal.so.4",
+        "/usr/lib64/libtcmalloc.so.4",
+    ),
+}
+_DONE = "TUNESERVE_PRELOADED"
+
+
+def preload() -> None:
+    """Restarts the program with the libraries loaded; returns when they are, or can't be. Logs what is missing.
+
+    Does nothing on a machine with an NVIDIA driver, on other systems than Linux on x86-64, and the second time.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64" or os.path.exists("/proc/driver/nvidia"):
+        return
+    present = os.environ.get("LD_PRELOAD", "")
+    found = {name: sorted(path for pattern in patterns for path in glob(pattern)) for name, patterns in _LIBRARIES.items()}
+    missing = [name for name, paths in found.items() if not paths and name not in present]
+    wanted = [paths[0] for name, paths in found.items() if paths and name not in present]
+    if os.environ.get(_DONE) or not wanted:
+        if missing:
+            logger.warning("%s not found: slower on CPU (README, CPU runtime)", " and ".join(missing))
+        return
+    os.environ[_DONE] = "1"
+    os.environ["LD_PRELOAD"] = ":".join([*wanted, *filter(None, [present])])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
