@@ -1,0 +1,70 @@
+"""What the engine needs to know of the machine: where it runs, in which type, with how much memory.
+
+vLLM's own defaults are for GPUs. On a CPU `dtype auto` can pick float16, which is ten times slower there, and the
+KV cache would take most of the memory. Needs neither torch nor vLLM.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneserve.server.config import ModelConfig
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Engine settings that follow from the machine and the checkpoint."""
+
+    platform: str  # "cpu" or "cuda"
+    dtype: str
+    kv_cache_bytes: int  # 0 leaves it to vLLM
+    enforce_eager: bool  # no CUDA graphs, no compilation: on CPU that costs 80 s at start for a few percent
+
+
+def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
+    """Returns the settings for one model on this machine."""
+    if has_nvidia_gpu():
+        return Hardware("cuda", config.dtype, 0, enforce_eager=False)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if _fast_bfloat16() or manifest.dtype != "float32" else "float32"
+    # An eighth of what is free, for each model, so that several fit beside their weights. Always given: without it
+    # vLLM asks for 0.9 of the machine. Encoders have no KV cache and allocate none of it.
+    gib = config.kv_cache_gib or min(2.0, max(0.5, _available_memory() / 8 / _GIB))
+    return Hardware("cpu", dtype, int(gib * _GIB), enforce_eager=True)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether an NVIDIA driver is loaded."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def prepare_process(threads: int | None) -> None:
+    """Sets the environment that vLLM's CPU worker reads. Explicit settings of the operator win."""
+    if threads is not None:
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+
+
+def _fast_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _available_memory() -> int:
+    """Bytes that are free or easily freed, within the container's limit."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return available
+    return min(available, int(limit)) if limit.isdigit() else available

@@ -1,0 +1,207 @@
+"""The verbs of the command line. Each one reads its flags and calls one function of one program.
+
+The programs import torch, so they are imported where they are called: `--help` stays fast. Bad input is one line,
+a hint and exit status 2; a failed check on a result is exit status 1; anything else is a bug and shows its traceback.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tuneserve import __version__
+from tuneserve.errors import StepFailed, UserError
+
+CheckpointPath = click.Path(path_type=Path, file_okay=False)
+FilePath = click.Path(path_type=Path, dir_okay=False)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already at the output.")
+
+
+class Command(click.Group):
+    """A group whose commands print our errors as one line and whose slow or foreign commands load late."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs a command; turns our errors into an exit status."""
+        try:
+            return super().main(*args, **kwargs)
+        except (UserError, StepFailed) as error:
+            click.echo(f"error: {error}", err=True)
+            if error.hint:
+                click.echo(f"hint:  {error.hint}", err=True)
+            sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tuneserve")
+@click.option("-v", "--verbose", is_flag=True, help="Log more, to standard error.")
+def cli(verbose: bool) -> None:
+    """From labelled text to a gRPC answer: fine-tune, quantize and serve models on vLLM.
+
+    \b
+    data --finetune--> checkpoint --quantize--> checkpoint --serve--> gRPC answers and metrics
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@cli.command()
+@click.argument("config", type=FilePath)
+def validate(config: Path) -> None:
+    """Check a training CONFIG and its data, without training.
+
+    Prints the number of rows, the share of each label, the lengths in tokens and how many rows would be cut. Every
+    bad row is listed with its file, line and reason.
+    """
+    from tuneserve.finetune.validate import validate as run
+
+    run(config)
+
+
+@cli.command()
+@click.argument("config", type=FilePath)
+@overwrite_option
+def finetune(config: Path, overwrite: bool) -> None:
+    """Train a model as the YAML file CONFIG says; the result is a merged checkpoint.
+
+    Trains, measures on held-out rows that training never saw, merges the adapter in float32, compares the merged
+    model with the adapter on real inputs, and writes the checkpoint: whole, or not at all.
+    """
+    _preload()
+    from tuneserve.finetune.config import load
+    from tuneserve.finetune.run import finetune as run
+
+    run(load(config), overwrite=overwrite)
+
+
+@cli.command()
+@click.argument("adapter", type=CheckpointPath)
+@click.argument("output", type=CheckpointPath)
+@overwrite_option
+def merge(adapter: Path, output: Path, overwrite: bool) -> None:
+    """Merge a LoRA ADAPTER that finetune left into a checkpoint at OUTPUT, and verify it."""
+    _preload()
+    from tuneserve.finetune.merge import merge as run
+
+    run(adapter, output, overwrite=overwrite)
+
+
+@cli.command()
+@click.argument("checkpoint", type=CheckpointPath)
+@click.argument("output", type=CheckpointPath)
+@click.option("--scheme", required=True, help="w8a8, w4a16, nf4 or int8.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="Keep nothing if quality drops by more than this share (0.01: a point of accuracy, 1 % more perplexity).",
+)
+@click.option("--data", type=FilePath, help="Rows to measure on (JSON Lines). Default: the checkpoint's held-out rows.")
+@overwrite_option
+def quantize(checkpoint: Path, output: Path, scheme: str, max_drop: float, data: Path | None, overwrite: bool) -> None:
+    """Write CHECKPOINT with 8-bit or 4-bit weights to OUTPUT, with the quality measured before and after.
+
+    Both are measured through the server and vLLM, on the same held-out rows.
+    """
+    _preload()
+    from tuneserve import rows
+    from tuneserve.quantize.run import quantize as run
+
+    run(checkpoint, output, scheme, max_drop=max_drop, data=rows.read(data) if data else None, overwrite=overwrite)
+
+
+@cli.command()
+@click.argument("checkpoint", type=CheckpointPath)
+@click.option("--data", type=FilePath, help="Rows to measure on (JSON Lines). Default: the checkpoint's held-out rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+def evaluate(checkpoint: Path, data: Path | None, as_json: bool) -> None:
+    """Measure quality and throughput of CHECKPOINT on held-out rows, through the server and vLLM."""
+    from tuneserve import rows
+    from tuneserve.evaluate import measure, show
+
+    show(measure(checkpoint, rows.read(data) if data else None), as_json=as_json)
+
+
+@cli.command()
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the checkpoint PATH as NAME. Repeat for more."
+)
+@click.option("--config", type=FilePath, help="A YAML file in place of --model, with every setting (see README).")
+@click.option("--listen", metavar="HOST:PORT", help="Address for gRPC.  [default: 127.0.0.1:8033]")
+@click.option(
+    "--metrics-listen", metavar="HOST:PORT", help="Address for /metrics over HTTP.  [default: 127.0.0.1:9033]"
+)
+@click.option("--drain-seconds", type=float, help="Time for running calls after SIGTERM.  [default: 30]")
+@click.option("--ready-file", type=FilePath, help="Write the addresses here, as JSON, once every model answers.")
+def serve(models: tuple[str, ...], config: Path | None, ready_file: Path | None, **settings: Any) -> None:
+    """Serve checkpoints over gRPC, each on a vLLM engine of its own.
+
+    \b
+    tuneserve serve --model sentiment=./sentiment --model chat=./chat
+    tuneserve serve --config server.yaml
+
+    Health answers SERVING once a real request went through every model. SIGTERM drains: no new calls, running ones
+    finish, exit 0.
+    """
+    from dataclasses import replace
+
+    from tuneserve.server import config as server_config
+
+    if bool(models) == bool(config):
+        raise UserError("give either --model NAME=PATH, once or more, or --config FILE")
+    chosen = (
+        server_config.load(config) if config else server_config.ServerConfig(models=server_config.parse_models(models))
+    )
+    chosen = server_config.checked(
+        replace(chosen, **{key: value for key, value in settings.items() if value is not None})
+    )
+    _preload()
+    from tuneserve.server.app import serve as run
+
+    run(chosen, ready_file)
+
+
+@cli.command()
+@click.argument("checkpoint", type=CheckpointPath)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is stored.")
+@click.option("--verify", is_flag=True, help="Hash every file and compare.")
+def inspect(checkpoint: Path, as_json: bool, verify: bool) -> None:
+    """Print what CHECKPOINT is, how it was made and how good it was measured to be."""
+    from tuneserve.inspect import show
+
+    show(checkpoint, as_json=as_json, verify=verify)
+
+
+@cli.command()
+@click.option("--output", type=CheckpointPath, default=Path("demo"), show_default=True, help="Where the models go.")
+def demo(output: Path) -> None:
+    """Watch labelled text become models that answer: fetch, fine-tune, quantize, serve, call."""
+    from tuneserve.demo import run
+
+    run(output)
+
+
+def _preload() -> None:
+    from tuneserve.runtime import preload
+
+    preload()
+
+
+def _add_late_commands() -> None:
+    from tuneserve.call import call_command
+
+    cli.add_command(call_command)
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()
