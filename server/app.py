@@ -88,6 +88,7 @@ class App:
         )
         self._make_engine = make_engine
         self._stopping = asyncio.Event()
+        self._stopped = False
         self._health = HealthServicer()
         self._server = grpc.aio.server(interceptors=[CallInterceptor(self.metrics)], options=_OPTIONS)
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(
@@ -138,7 +139,10 @@ class App:
             await self.stop()
 
     async def stop(self) -> None:
-        """Flips health, refuses new calls, waits for running ones, ends the engines."""
+        """Flips health, refuses new calls, waits for running ones, ends the engines. The second time does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
         logger.info("draining: running calls have %g s", self.config.drain_seconds)
         for model in self.models:
             model.state = model_pb2.MODEL_STATE_DRAINING

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
 from tuneserve.server import spans
 from tuneserve.server.errors import InvalidInput
@@ -80,10 +81,8 @@ def check_lengths(field: str, tokens: Sequence[Tokens], max_length: int) -> None
 def probabilities(logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType) -> NDArray[np.float32]:
     """Returns softmax over the last axis, or sigmoid of each for multi-label. Computed in float64."""
     wide = logits.astype(np.float64)
-    if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
-        return (1 / (1 + np.exp(-wide))).astype(np.float32)
-    exponentials: NDArray[np.float64] = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+    scores = expit(wide) if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL else softmax(wide, axis=-1)
+    return np.asarray(scores, dtype=np.float32)
 
 
 def classification(

@@ -1,0 +1,102 @@
+"""Checkpoints that are small but whole: real tokenizers and configs, so that only the weights are missing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('unknown role') }}{% endif %}"
+    "<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def _write(
+    directory: Path, config: dict[str, object], tokenizer: Tokenizer, tokenizer_config: dict[str, object]
+) -> Path:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    save_file({"weight": np.zeros((2, 2), dtype=np.float32)}, directory / "model.safetensors")
+    return directory
+
+
+def _bert_tokenizer() -> Tokenizer:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##el", "merk", "ham", "##burg", "🙂"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    # As sentence encoders ship it: the server must not let this cut or pad anything.
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=8)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_bert(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """Makes a BERT classifier's directory: make_bert("ForSequenceClassification", ["neg", "pos"])."""
+
+    def make(head: str, labels: list[str], **config: object) -> Path:
+        settings = {
+            "architectures": [f"Bert{head}"],
+            "model_type": "bert",
+            "max_position_embeddings": 32,
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "dtype": "bfloat16",
+            **config,
+        }
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        return _write(
+            tmp_path_factory.mktemp("bert") / "checkpoint",
+            settings,
+            _bert_tokenizer(),
+            {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """Makes a chat model's directory, with a byte-level tokenizer and a chat template."""
+
+    def make(chat_template: str | None = CHAT_TEMPLATE) -> Path:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        special = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(["the film was good, the movie was bad"] * 4, trainer)
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "max_position_embeddings": 64,
+            "vocab_size": 300,
+            "dtype": "bfloat16",
+        }
+        settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
+        if chat_template:
+            settings["chat_template"] = chat_template
+        return _write(tmp_path_factory.mktemp("llama") / "checkpoint", config, tokenizer, settings)
+
+    return make

@@ -1,0 +1,230 @@
+import asyncio
+import json
+import urllib.request
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from prometheus_client.parser import text_string_to_metric_families
+
+from tuneserve.errors import CheckpointError, UserError
+from tuneserve.server.app import App
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.seam import EngineFailed
+from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
+    response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+    return response.status
+
+
+async def scrape(app: App) -> dict[str, list]:
+    def fetch() -> str:
+        with urllib.request.urlopen(f"http://{app.metrics_address}/metrics", timeout=10) as response:
+            return response.read().decode()
+
+    text = await asyncio.to_thread(fetch)
+    return {family.name: family.samples for family in text_string_to_metric_families(text)}
+
+
+async def test_models_are_listed_and_described(served):
+    stub = ModelServiceStub(served.channel)
+    listed = (await stub.ListModels(model_pb2.ListModelsRequest())).models
+    assert [model.name for model in listed] == ["chat", "ner", "sentiment", "topics"]
+    assert all(model.state == model_pb2.MODEL_STATE_READY for model in listed)
+    described = await stub.GetModel(model_pb2.GetModelRequest(model="sentiment"))
+    assert list(described.model.labels) == ["neg", "pos"]
+    assert described.model.limits.max_length == 32
+    assert described.model.limits.max_inputs == 8
+    assert len(described.model.version) == 12
+    assert described.checkpoint.architecture == "BertForSequenceClassification"
+
+
+async def test_health_per_service_and_overall(served):
+    for service in (
+        "",
+        "tuneserve.v1.ClassificationService",
+        "tuneserve.v1.GenerationService",
+        "tuneserve.v1.ModelService",
+    ):
+        assert await health(served.channel, service) == SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health(served.channel, "nope")
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_and_calls_while_loading(make_bert, refused):
+    go = asyncio.Event()
+
+    async def slow_engine(name, config, manifest):
+        await go.wait()
+        raise EngineFailed("never starts")
+
+    config = ServerConfig(
+        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+    )
+    app = App(config, slow_engine)
+    starting = asyncio.create_task(app.start())
+    async with grpc.aio.insecure_channel(app.address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 10)
+        assert await health(channel) == NOT_SERVING
+        error = await refused(ClassificationServiceStub(channel).Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
+        assert "loading" in error.details()
+    go.set()
+    with pytest.raises(EngineFailed):
+        await starting
+    await app.stop()
+
+
+async def test_request_id_is_echoed_or_made(served, refused):
+    stub = ClassificationServiceStub(served.channel)
+    call = stub.Classify(GOOD, metadata=(("x-request-id", "mine-1"),))
+    await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine-1"
+    call = stub.Classify(GOOD, metadata=(("x-request-id", "no spaces allowed"),))
+    await call
+    made = dict(await call.trailing_metadata())["x-request-id"]
+    assert made != "no spaces allowed"
+    bad = classification_pb2.ClassifyRequest(model="nope")
+    error = await refused(stub.Classify(bad, metadata=(("x-request-id", "mine-2"),)), grpc.StatusCode.NOT_FOUND)
+    assert dict(error.trailing_metadata())["x-request-id"] == "mine-2"
+    assert "mine-2" in error.details()
+
+
+async def test_a_full_queue_says_when_to_come_back(served, refused, until):
+    served.engines["sentiment"].delay = 0.5
+    stub = ClassificationServiceStub(served.channel)
+    running = [asyncio.create_task(_await(stub.Classify(GOOD))) for _ in range(4)]
+    await until(lambda: served.engines["sentiment"].running == 4)
+    error = await refused(stub.Classify(GOOD), grpc.StatusCode.RESOURCE_EXHAUSTED)
+    detail = error_details_pb2.RetryInfo()
+    assert rpc_status.from_call(error).details[0].Unpack(detail)
+    assert detail.retry_delay.ToMilliseconds() == int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"])
+    # Other models are not concerned, and those that got in are answered.
+    await GenerationServiceStub(served.channel).Generate(
+        generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"))
+    )
+    for answer in await asyncio.gather(*running):
+        assert answer.results
+
+
+async def _await(call):
+    return await call
+
+
+async def test_unknown_errors_never_show_their_text(served, refused, caplog):
+    served.engines["sentiment"].broken = RuntimeError("secret /path and prompt")
+    stub = ClassificationServiceStub(served.channel)
+    error = await refused(stub.Classify(GOOD, metadata=(("x-request-id", "trace-me"),)), grpc.StatusCode.INTERNAL)
+    assert "secret" not in error.details()
+    assert "trace-me" in error.details()
+    assert any("trace-me" in record.message for record in caplog.records)
+    served.engines["sentiment"].broken = None
+    await stub.Classify(GOOD)
+
+
+async def test_a_dead_engine_takes_only_its_model_out(own_server, refused):
+    own_server.engines["sentiment"].broken = EngineFailed("gone")
+    stub = ClassificationServiceStub(own_server.channel)
+    await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
+    watching = asyncio.create_task(own_server.app._watch())
+    for _ in range(300):
+        if await health(own_server.channel) == NOT_SERVING:
+            break
+        await asyncio.sleep(0.01)
+    assert await health(own_server.channel, "tuneserve.v1.GenerationService") == SERVING
+    error = await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
+    assert "failed" in error.details()
+    own_server.app._stopping.set()
+    await watching
+
+
+async def test_metrics_count_what_happened(own_server):
+    stub = ClassificationServiceStub(own_server.channel)
+    await stub.Classify(GOOD)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Classify(classification_pb2.ClassifyRequest(model="nope"))
+    request = generation_pb2.GenerateStreamRequest(
+        model="chat", prompt=generation_pb2.Prompt(text="the"), sampling=generation_pb2.SamplingParams(max_tokens=4)
+    )
+    async for _ in GenerationServiceStub(own_server.channel).GenerateStream(request):
+        pass
+    families = await scrape(own_server.app)
+
+    def value(family: str, name: str, **labels: str) -> float:
+        [sample] = [
+            sample for sample in families[family] if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sample.value
+
+    assert value("grpc_server_handled", "grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") == 1
+    assert value("grpc_server_handled", "grpc_server_handled_total", grpc_method="Classify", grpc_code="NOT_FOUND") == 1
+    assert value("grpc_server_handled", "grpc_server_handled_total", grpc_method="GenerateStream", grpc_code="OK") == 1
+    assert value("tuneserve_texts_classified", "tuneserve_texts_classified_total", model="sentiment") == 1
+    assert value("tuneserve_predictions", "tuneserve_predictions_total", model="sentiment", label="pos") == 1
+    assert value("tuneserve_completion_tokens", "tuneserve_completion_tokens_total", model="chat") == 4
+    assert (
+        value("tuneserve_time_to_first_token_seconds", "tuneserve_time_to_first_token_seconds_count", model="chat") == 1
+    )
+    assert value("tuneserve_inter_token_seconds", "tuneserve_inter_token_seconds_count", model="chat") == 3
+    assert value("tuneserve_queue_depth", "tuneserve_queue_depth", model="chat") == 0
+    assert value("tuneserve_engine_up", "tuneserve_engine_up", model="ner") == 1
+    # Every engine's own metrics, under one name each.
+    assert len(families["vllm:num_requests_running"]) == 4
+
+
+async def test_stop_lets_running_calls_finish(own_server, until):
+    own_server.engines["sentiment"].delay = 0.3
+    running = asyncio.create_task(_await(ClassificationServiceStub(own_server.channel).Classify(GOOD)))
+    await until(lambda: own_server.engines["sentiment"].running)
+    await own_server.app.stop()
+    assert (await running).results
+
+
+def bert_config(make_bert, **addresses: str) -> ServerConfig:
+    return ServerConfig(
+        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        **{"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", **addresses},
+    )
+
+
+async def test_a_port_in_use_is_refused_not_shared(served, make_bert):
+    with pytest.raises(UserError, match="listen: can't bind"):
+        App(bert_config(make_bert, listen=served.app.address))
+    with pytest.raises(UserError, match="metrics_listen: can't bind"):
+        App(bert_config(make_bert, metrics_listen=served.app.metrics_address))
+
+
+async def test_a_tampered_checkpoint_never_loads(make_bert):
+    from tuneserve import checkpoint
+    from tuneserve.v1 import checkpoint_pb2
+
+    config = bert_config(make_bert)
+    directory = config.models["sentiment"].path
+    checkpoint.seal(directory, checkpoint_pb2.Checkpoint(task=checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION))
+    weights = directory / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: content differs"):
+        App(config)
+
+
+async def test_ready_file_has_the_addresses(served, tmp_path):
+    served.app._announce(tmp_path / "ready.json")
+    assert json.loads((tmp_path / "ready.json").read_text()) == {
+        "grpc": served.app.address,
+        "metrics": served.app.metrics_address,
+    }

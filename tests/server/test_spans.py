@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from tuneserve.server import spans
+from tuneserve.server.spans import Span
+
+LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def find(rows, offsets, words, aggregation="simple"):
+    return spans.find(np.asarray(rows, dtype=np.float32), offsets, words, LABELS, aggregation)
+
+
+def one_hot(*labels: str) -> np.ndarray:
+    return np.eye(len(LABELS))[[LABELS.index(label) for label in labels]]
+
+
+def test_adjacent_tokens_of_one_entity_are_joined():
+    found = find(
+        one_hot("O", "B-PER", "I-PER", "O", "B-LOC", "O"),
+        [(0, 0), (0, 6), (7, 13), (14, 16), (17, 24), (0, 0)],
+        [None, 0, 1, 2, 3, None],
+    )
+    assert found == [Span("PER", 1.0, 0, 13), Span("LOC", 1.0, 17, 24)]
+
+
+def test_a_second_b_begins_a_new_span():
+    found = find(one_hot("B-LOC", "B-LOC", "I-LOC"), [(0, 5), (6, 9), (10, 12)], [0, 1, 2])
+    assert [(span.start, span.end) for span in found] == [(0, 5), (6, 12)]
+
+
+def test_special_tokens_never_become_spans():
+    assert find(one_hot("B-PER", "O", "B-PER"), [(0, 0), (0, 3), (0, 0)], [None, 0, None]) == []
+
+
+# One word of two tokens that disagree: the first says LOC with 0.5, the second PER with 0.9.
+WORD = [[0.1, 0.1, 0.1, 0.5, 0.2], [0.05, 0.9, 0.0, 0.05, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "label", "score"), [("first", "LOC", 0.5), ("max", "PER", 0.9), ("average", "PER", 0.5)]
+)
+def test_aggregation_decides_for_the_whole_word(aggregation, label, score):
+    [found] = find(WORD, [(0, 4), (4, 8)], [0, 0], aggregation)
+    assert (found.label, found.start, found.end) == (label, 0, 8)
+    assert found.score == pytest.approx(score)
+
+
+def test_simple_keeps_tokens_apart():
+    assert [(span.label, span.start, span.end) for span in find(WORD, [(0, 4), (4, 8)], [0, 0])] == [
+        ("LOC", 0, 4),
+        ("PER", 4, 8),
+    ]
+
+
+def test_offsets_in_other_units():
+    text = "🙂é東a"
+    everything = [Span("X", 1.0, i, i + 1) for i in range(4)]
+    utf8 = [(span.start, span.end) for span in spans.convert(text, everything, "utf8")]
+    utf16 = [(span.start, span.end) for span in spans.convert(text, everything, "utf16")]
+    assert utf8 == [(0, 4), (4, 6), (6, 9), (9, 10)]
+    assert utf16 == [(0, 2), (2, 3), (3, 4), (4, 5)]
