@@ -1,0 +1,362 @@
+"""The chart through the real Helm engine, in process; what it renders is checked against Kubernetes' own schemas.
+
+The ServiceMonitor belongs to the Prometheus Operator, whose schema Kubernetes does not have: only its fields that we
+set are checked.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis_jsonschema import from_schema
+
+import tuneserve
+from tuneserve.server import config as server_config
+
+CHART = Path(__file__).parents[2] / "helm"
+VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
+VERSIONS = ["1.25", kubernetes_validate.latest_version()]
+MINIMAL = {"models": {"sentiment": {"path": "/models/sentiment"}}}
+
+Manifests = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[helm_python.Chart]:
+    with helm_python.Chart.load(CHART) as loaded:
+        yield loaded
+
+
+def render(chart: helm_python.Chart, values: dict[str, Any], name: str = "rel") -> Manifests:
+    """Returns the manifests by template name, each valid for the oldest and the newest Kubernetes."""
+    rendered = chart.render(values, name=name, namespace="ml")
+    manifests = {}
+    for path, text in rendered.items():
+        if path.endswith(".yaml") and (manifest := yaml.safe_load(text)):
+            manifests[Path(path).stem] = manifest
+            if manifest["kind"] != "ServiceMonitor":
+                for version in VERSIONS:
+                    kubernetes_validate.validate(manifest, version, strict=True)
+    return manifests
+
+
+def container(manifests: Manifests) -> dict[str, Any]:
+    return manifests["deployment"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def read_server_config(manifests: Manifests, directory: Path) -> server_config.ServerConfig:
+    """Loads the ConfigMap's file as the server does, with the paths of the pod moved below `directory`."""
+    document = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])
+    for model in document["models"].values():
+        model["path"] = str(directory)
+    file = directory / "server.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return server_config.load(file)
+
+
+@pytest.mark.parametrize("values", [None, *VARIANTS], ids=lambda path: path.stem if path else "defaults")
+def test_lints(values: Path | None) -> None:
+    report = helm_python.lint(CHART, yaml.safe_load(values.read_text()) if values else None, strict=True)
+    assert report["errors"] == []
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=lambda path: path.stem)
+def test_variants_render(chart: helm_python.Chart, values: Path, tmp_path: Path) -> None:
+    manifests = render(chart, yaml.safe_load(values.read_text()))
+    assert read_server_config(manifests, tmp_path).models.keys() == yaml.safe_load(values.read_text())["models"].keys()
+
+
+def test_app_version_is_the_package_version(chart: helm_python.Chart) -> None:
+    assert chart.metadata["appVersion"] == tuneserve.__version__
+    assert container(render(chart, MINIMAL))["image"] == f"tuneserve:{tuneserve.__version__}"
+
+
+def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, tmp_path: Path) -> None:
+    model = {
+        "path": "/models/a",
+        "dtype": "bfloat16",
+        "maxLength": 2048,
+        "maxNumSeqs": 64,
+        "maxQueue": 1000000,
+        "maxInputs": 16,
+        "gpuMemoryUtilization": 0.4,
+        "kvCacheGib": 1.5,
+        "threads": 2,
+    }
+    values = {"models": {"a": model, "1": {"path": "/models/b"}}, "drainSeconds": 7, "grpcPort": 5001}
+    config = read_server_config(render(chart, values), tmp_path)
+    assert (config.listen, config.metrics_listen, config.drain_seconds) == ("0.0.0.0:5001", "0.0.0.0:9033", 7)
+    assert config.models["a"] == server_config.ModelConfig(
+        path=tmp_path,
+        dtype="bfloat16",
+        max_length=2048,
+        max_num_seqs=64,
+        max_queue=1000000,
+        max_inputs=16,
+        gpu_memory_utilization=0.4,
+        kv_cache_gib=1.5,
+        threads=2,
+    )
+    assert config.models["1"] == server_config.ModelConfig(path=tmp_path)
+    # The schema knows every setting that the server knows, and no other.
+    known = {re.sub("([A-Z])", r"_\1", key).lower() for key in chart.schema["definitions"]["model"]["properties"]}
+    assert known == set(server_config.ModelConfig.__dataclass_fields__)
+
+
+def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
+    manifests = render(chart, MINIMAL | {"drainSeconds": 60, "startupSeconds": 602})
+    pod = manifests["deployment"]["spec"]["template"]["spec"]
+    server = container(manifests)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert server["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {mount["mountPath"] for mount in server["volumeMounts"] if not mount.get("readOnly")} == {"/tmp", "/dev/shm"}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["grpc"]["port"] == 8033
+    # Nothing restarts the pod while it loads, nor while it drains.
+    assert server["startupProbe"]["failureThreshold"] * server["startupProbe"]["periodSeconds"] >= 602
+    assert pod["terminationGracePeriodSeconds"] == 75
+    assert server["command"] == ["tuneserve", "serve", "--config", "/etc/tuneserve/server.yaml"]
+
+
+def test_gpu_is_passed_through(chart: helm_python.Chart) -> None:
+    server = container(render(chart, MINIMAL | {"resources": {"limits": {"nvidia.com/gpu": 2}}}))
+    assert server["resources"]["limits"] == {"nvidia.com/gpu": 2, "memory": "8Gi"}
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ({"tag": "1.2.3"}, "tuneserve:1.2.3"),
+        ({"digest": "sha256:" + "a" * 64, "tag": "1.2.3"}, "tuneserve@sha256:" + "a" * 64),
+        ({"repository": "registry.example.com:5000/ml/tune_serve"}, "registry.example.com:5000/ml/tune_serve:0.1.0"),
+    ],
+)
+def test_image(chart: helm_python.Chart, image: dict[str, str], expected: str) -> None:
+    assert container(render(chart, MINIMAL | {"image": image}))["image"] == expected
+
+
+def test_models_come_from_a_claim_a_volume_or_the_image(chart: helm_python.Chart) -> None:
+    def models_volume(values: dict[str, Any]) -> list[dict[str, Any]]:
+        manifests = render(chart, MINIMAL | values)
+        mounted = [mount["name"] for mount in container(manifests)["volumeMounts"]]
+        volumes = manifests["deployment"]["spec"]["template"]["spec"]["volumes"]
+        assert mounted == [volume["name"] for volume in volumes]
+        return [volume for volume in volumes if volume["name"] == "models"]
+
+    assert models_volume({"modelsClaim": "tuned"}) == [
+        {"name": "models", "persistentVolumeClaim": {"claimName": "tuned"}}
+    ]
+    assert models_volume({"modelsVolume": {"hostPath": {"path": "/srv"}}}) == [
+        {"name": "models", "hostPath": {"path": "/srv"}}
+    ]
+    assert models_volume({}) == []
+
+
+def test_new_configuration_makes_new_pods(chart: helm_python.Chart) -> None:
+    def checksum(values: dict[str, Any]) -> str:
+        template = render(chart, MINIMAL | values)["deployment"]["spec"]["template"]
+        return template["metadata"]["annotations"]["checksum/config"]
+
+    assert checksum({}) == checksum({"replicaCount": 3})
+    assert checksum({}) != checksum({"drainSeconds": 31})
+
+
+def test_selectors_select_the_pods_whatever_labels_are_added(chart: helm_python.Chart) -> None:
+    added = {"app.kubernetes.io/name": "other", "team": "search"}
+    values = MINIMAL | {"podLabels": added, "networkPolicyEnabled": True, "serviceMonitorEnabled": True}
+    manifests = render(chart, values)
+    labels = manifests["deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["team"] == "search"
+    for selector in (
+        manifests["deployment"]["spec"]["selector"]["matchLabels"],
+        manifests["service"]["spec"]["selector"],
+        manifests["service-metrics"]["spec"]["selector"],
+        manifests["poddisruptionbudget"]["spec"]["selector"]["matchLabels"],
+        manifests["networkpolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    monitored = manifests["servicemonitor"]["spec"]["selector"]["matchLabels"].items()
+    assert monitored <= manifests["service-metrics"]["metadata"]["labels"].items()
+    assert not monitored <= manifests["service"]["metadata"]["labels"].items()
+
+
+def test_metrics_are_not_on_the_service_that_may_be_public(chart: helm_python.Chart) -> None:
+    manifests = render(chart, MINIMAL | {"serviceType": "LoadBalancer"})
+    assert [port["name"] for port in manifests["service"]["spec"]["ports"]] == ["grpc"]
+    assert manifests["service-metrics"]["spec"]["type"] == "ClusterIP"
+
+
+def test_headless_service(chart: helm_python.Chart) -> None:
+    spec = render(chart, MINIMAL | {"serviceType": "Headless"})["service"]["spec"]
+    assert (spec["type"], spec["clusterIP"]) == ("ClusterIP", "None")
+
+
+def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart) -> None:
+    always = {"configmap", "deployment", "service", "service-metrics"}
+    off = {"podDisruptionBudgetEnabled": False, "serviceAccountCreate": False}
+    manifests = render(chart, MINIMAL | off)
+    assert manifests.keys() == always
+    assert manifests["deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
+    on = {"autoscalingEnabled": True, "networkPolicyEnabled": True, "serviceMonitorEnabled": True}
+    manifests = render(chart, MINIMAL | on)
+    assert manifests.keys() == always | {
+        "horizontalpodautoscaler",
+        "networkpolicy",
+        "poddisruptionbudget",
+        "serviceaccount",
+        "servicemonitor",
+    }
+    # The autoscaler owns the number of replicas.
+    assert "replicas" not in manifests["deployment"]["spec"]
+
+
+def test_recreate_has_no_rolling_update(chart: helm_python.Chart) -> None:
+    deployment = render(chart, MINIMAL | {"updateStrategy": "Recreate"})["deployment"]
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_notes_name_the_next_command(chart: helm_python.Chart) -> None:
+    notes = chart.render(MINIMAL, name="rel", namespace="ml")["tuneserve/templates/NOTES.txt"]
+    assert "kubectl --namespace ml rollout status deployment/rel-tuneserve" in notes
+    assert "tuneserve call models --target localhost:8033" in notes
+
+
+@pytest.mark.parametrize("name", ["1", "true", "a.b", "x" * 53])
+def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_python.Chart, name: str) -> None:
+    manifests = render(chart, MINIMAL, name=name)
+    assert re.fullmatch(r"[-a-z0-9]{1,63}", manifests["service-metrics"]["metadata"]["name"])
+    assert manifests["configmap"]["metadata"]["name"] == manifests["deployment"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"image": {"tag": "latest"}}, "/image/tag"),
+        ({"image": {"tag": 1.2}}, "/image/tag"),
+        ({"image": {"repository": "tuneserve:latest"}}, "/image/repository"),
+        ({"image": {"digest": "sha256:12"}}, "/image/digest"),
+        ({"model": {}}, "'model'"),
+        ({"models": {"a": {}}}, "/models/a"),
+        ({"models": {"a": {"path": "models/a"}}}, "/models/a/path"),
+        ({"models": {"a": {"path": "/a", "maxque": 3}}}, "maxque"),
+        ({"models": {"a": {"path": "/a", "maxQueue": 0}}}, "/models/a/maxQueue"),
+        ({"models": {"a": {"path": "/a", "dtype": "int8"}}}, "/models/a/dtype"),
+        ({"models": {"a": {"path": "/a", "gpuMemoryUtilization": 1.5}}}, "/models/a/gpuMemoryUtilization"),
+        ({"models": {"-a": {"path": "/a"}}}, "-a"),
+        ({"replicaCount": "2"}, "/replicaCount"),
+        ({"runAsUser": 0}, "/runAsUser"),
+        ({"grpcPort": 80}, "/grpcPort"),
+        ({"serviceType": "ExternalName"}, "/serviceType"),
+        ({"resources": {"limits": {"memory": "8 GB"}}}, "/resources/limits/memory"),
+        ({"nameOverride": "Upper"}, "/nameOverride"),
+        ({"shmSize": "lots"}, "/shmSize"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm_python.HelmValuesError, match=re.escape(named)):
+        chart.render(MINIMAL | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"models": {}}, "models: name at least one"),
+        ({"modelsClaim": "a", "modelsVolume": {"emptyDir": {}}}, "modelsClaim and modelsVolume: give one"),
+        ({"grpcPort": 9033}, "grpcPort and metricsPort"),
+        ({"autoscalingEnabled": True, "autoscalingMinReplicas": 9}, "autoscalingMinReplicas: must not"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(
+    chart: helm_python.Chart, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=message):
+        chart.render(MINIMAL | values)
+
+
+def test_every_string_of_the_schema_is_bounded_and_every_value_is_known(chart: helm_python.Chart) -> None:
+    def strings(node: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(node, dict):
+            if node.get("type") == "string":
+                yield node
+            for child in node.values():
+                yield from strings(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from strings(child)
+
+    schema = chart.schema
+    assert schema
+    assert all("pattern" in string or "enum" in string for string in strings(schema))
+    assert set(schema["properties"]) - {"global"} == set(chart.values)
+
+
+SELECTOR = {"matchLabels": {"app": "x"}}
+CPU = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}
+# What only Kubernetes knows the shape of, by the key that holds it.
+SAMPLES: dict[str, list[Any]] = {
+    "affinity": [{}, {"podAffinity": {}}],
+    "autoscalingMetrics": [[{"type": "Resource", "resource": CPU}]],
+    "global": [{}],
+    "labelSelector": [SELECTOR],
+    "modelsVolume": [{}, {"emptyDir": {}}, {"hostPath": {"path": "/srv/models"}}],
+    "networkPolicyGrpcFrom": [[], [{"podSelector": SELECTOR}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]],
+    "networkPolicyMetricsFrom": [[], [{"namespaceSelector": SELECTOR, "podSelector": {}}]],
+    "valueFrom": [{"fieldRef": {"fieldPath": "metadata.name"}}],
+}
+
+
+def values_of(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that the schema allows.
+
+    hypothesis-jsonschema 0.23.1 makes the leaves; its objects need internals that newer Hypothesis has changed.
+    """
+    if "$ref" in schema:
+        return values_of(definitions[schema["$ref"].removeprefix("#/definitions/")], definitions)
+    if schema.get("type") == "array":
+        return st.lists(values_of(schema["items"], definitions), max_size=2)
+    if schema.get("type") != "object":
+        return from_schema(schema)
+    if "properties" not in schema:
+        names = values_of({"type": "string", **schema["propertyNames"]}, definitions)
+        return st.dictionaries(names, values_of(schema["additionalProperties"], definitions), max_size=4)
+    values = {
+        key: st.sampled_from(SAMPLES[key]) if key in SAMPLES else values_of(value, definitions)
+        for key, value in schema["properties"].items()
+    }
+    required = {key: values.pop(key) for key in schema.get("required", ())}
+    return st.fixed_dictionaries(required, optional=values)
+
+
+def chart_values() -> st.SearchStrategy[dict[str, Any]]:
+    with helm_python.Chart.load(CHART) as loaded:
+        schema = loaded.schema
+    assert schema
+    return values_of(schema | {"required": ["models"]}, schema["definitions"])
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+)
+@given(values=chart_values())
+def test_values_the_schema_allows_render_or_are_refused_with_a_reason(
+    chart: helm_python.Chart, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    try:
+        manifests = render(chart, values)
+    except helm_python.HelmRenderError as error:
+        if re.search(r"models: name|modelsClaim and|grpcPort and|autoscalingMinReplicas:", str(error)):
+            return
+        raise
+    assert read_server_config(manifests, tmp_path).models.keys() == values["models"].keys()
