@@ -1,0 +1,116 @@
+"""One call of each kind: what is sent, and what of the answer is counted. Answers themselves are not checked."""
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from tuneserve.benchmarks import texts as samples
+from tuneserve.benchmarks.tally import Answer, Tally
+from tuneserve.v1 import checkpoint_pb2 as checkpoint
+from tuneserve.v1 import classification_pb2 as classification
+from tuneserve.v1 import generation_pb2 as generation
+from tuneserve.v1 import model_pb2 as models
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+Call = Callable[[Tally], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to send, where, and for how long. Times are seconds."""
+
+    target: str
+    model: str
+    connections: int = 8
+    seconds: float = 10.0
+    warmup: float = 2.0
+    batch: int = 1  # texts of one call; generation takes 1
+    texts: Path | None = None  # one input a line; built-in ones when None
+    max_tokens: int = 64  # of each answer
+    stream: bool = True  # GenerateStream, or the unary Generate
+
+
+def calls_of(served: models.GetModelResponse, settings: Settings) -> Callable[[grpc.aio.Channel], Call]:
+    """Returns what makes a connection's call for the model's task.
+
+    All connections take their inputs from one endless row. Raises UserError when the file of texts can't be read.
+    """
+    task = served.model.task
+    given = samples.read(settings.texts) if settings.texts else None
+    if task == checkpoint.TASK_GENERATION:
+        texts = itertools.cycle(given) if given else _numbered(samples.PROMPTS)
+        prompts = (_prompt(text, as_chat=bool(served.checkpoint.chat_template_sha256)) for text in texts)
+        return lambda channel: _generate(channel, prompts, settings)
+    sentences = itertools.cycle(given or samples.SENTENCES)
+    batches = iter(lambda: list(itertools.islice(sentences, settings.batch)), [])
+    classify = _classify if task == checkpoint.TASK_SEQUENCE_CLASSIFICATION else _classify_tokens
+    return lambda channel: classify(channel, batches, settings.model)
+
+
+def _numbered(texts: list[str]) -> Iterator[str]:
+    return (f"({number}) {text}" for number, text in enumerate(itertools.cycle(texts)))
+
+
+def _prompt(text: str, as_chat: bool) -> generation.Prompt:
+    if not as_chat:
+        return generation.Prompt(text=text)
+    return generation.Prompt(chat=generation.Chat(messages=[generation.ChatMessage(role="user", content=text)]))
+
+
+def _classify(channel: grpc.aio.Channel, batches: Iterator[list[str]], model: str) -> Call:
+    stub = ClassificationServiceStub(channel)
+
+    async def call(tally: Tally) -> None:
+        inputs = [classification.ClassifyInput(text=text) for text in next(batches)]
+        request = classification.ClassifyRequest(model=model, inputs=inputs, truncation=classification.TRUNCATION_END)
+        started = time.perf_counter()
+        response = await stub.Classify(request)
+        tally.finish(Answer(started, len(inputs), response.usage.prompt_tokens), time.perf_counter())
+
+    return call
+
+
+def _classify_tokens(channel: grpc.aio.Channel, batches: Iterator[list[str]], model: str) -> Call:
+    stub = ClassificationServiceStub(channel)
+
+    async def call(tally: Tally) -> None:
+        texts = next(batches)
+        request = classification.ClassifyTokensRequest(
+            model=model, texts=texts, truncation=classification.TRUNCATION_END
+        )
+        started = time.perf_counter()
+        response = await stub.ClassifyTokens(request)
+        tally.finish(Answer(started, len(texts), response.usage.prompt_tokens), time.perf_counter())
+
+    return call
+
+
+def _generate(channel: grpc.aio.Channel, prompts: Iterator[generation.Prompt], settings: Settings) -> Call:
+    stub = GenerationServiceStub(channel)
+    sampling = generation.SamplingParams(max_tokens=settings.max_tokens, temperature=0, ignore_eos=True)
+
+    async def responses() -> AsyncIterator[generation.GenerateStreamResponse | generation.GenerateResponse]:
+        model, prompt = settings.model, next(prompts)
+        if settings.stream:
+            request = generation.GenerateStreamRequest(model=model, prompt=prompt, sampling=sampling)
+            async for response in stub.GenerateStream(request):
+                yield response
+        else:
+            yield await stub.Generate(generation.GenerateRequest(model=model, prompt=prompt, sampling=sampling))
+
+    async def call(tally: Tally) -> None:
+        answer = Answer(time.perf_counter(), inputs=1)
+        async for response in responses():
+            now = time.perf_counter()
+            answer.prompt_tokens += response.usage.prompt_tokens
+            if tokens := sum(len(completion.token_ids) for completion in response.completions):
+                answer.arrivals.append((now, tokens))
+                tally.token(now, tokens)
+        tally.finish(answer, time.perf_counter())
+
+    return call

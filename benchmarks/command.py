@@ -1,0 +1,55 @@
+"""`tuneserve bench`: the flags, the table for people, and one line of JSON for programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("bench")
+@click.option(
+    "--target", default="localhost:8033", show_default=True, envvar="TUNESERVE_TARGET", help="The server's HOST:PORT."
+)
+@click.option("--model", required=True, help="Name of the model; its task decides what is sent.")
+@click.option(
+    "--connections", type=click.IntRange(1, 4096), default=8, show_default=True, help="Connections, one call each."
+)
+@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Time that is measured.")
+@click.option(
+    "--warmup", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds before it, not counted."
+)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Texts of one classification call.")
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with one input a line.  [default: built-in sentences or prompts]",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of each generated answer."
+)
+@click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
+def bench_command(**settings: Any) -> None:
+    """Measure a running server in a closed loop.
+
+    Every connection sends its next call when the last one ended, so at most --connections calls are in the server:
+    the figures are what that many callers can draw, and hide the queueing of callers who come at their own times.
+
+    \b
+    tuneserve bench --model sentiment --connections 32 --batch 8
+    tuneserve bench --model chat --connections 16 --max-tokens 128
+
+    Prints a table, and as the last line one JSON object with every setting and figure. Answers are not checked.
+    """
+    from rich.console import Console
+
+    from tuneserve.benchmarks.calls import Settings
+    from tuneserve.benchmarks.load import run
+    from tuneserve.benchmarks.report import table
+
+    chosen = Settings(**settings)
+    waiting = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s on {chosen.connections} connections"
+    with Console(stderr=True).status(waiting):
+        result = run(chosen)
+    Console().print(table(result))
+    click.echo(json.dumps(result.to_json(), separators=(",", ":")))

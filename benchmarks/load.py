@@ -1,0 +1,168 @@
+"""Load on a running server, in a closed loop: N connections, each sending its next call when the last one ended.
+
+The regime. Each connection is a channel of its own with one call at a time, so there are never more than N calls in
+the server: when it slows down, so does the load. Latency therefore hides the queueing that callers who come at their
+own times would see, and throughput is the most that N connections can draw. An open loop, with calls at a given rate,
+is the other question; this program does not ask it.
+
+The first seconds warm up and are not counted. Then, for a fixed time, calls that end and tokens that arrive are.
+Calls still running at the end are cancelled. After an error a connection pauses for 50 ms, so that a refusing server
+is not called in a tight loop. Classification: as many texts a call as `batch` says. Generation: one prompt a call,
+greedy, and exactly `max_tokens` tokens an answer whatever the model would do; a running number opens each built-in
+prompt, so that the server's prefix cache can't answer for the model.
+
+It speaks to the server by gRPC only, and takes the task from ModelService.GetModel.
+"""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+
+import grpc
+
+from tuneserve.benchmarks.calls import Call, Settings, calls_of
+from tuneserve.benchmarks.tally import Tally, milliseconds
+from tuneserve.checkpoint import TASK_NAMES
+from tuneserve.errors import StepFailed, UserError
+from tuneserve.v1 import checkpoint_pb2 as checkpoint
+from tuneserve.v1 import model_pb2 as models
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+CONNECT_SECONDS = 10.0
+PAUSE_SECONDS = 0.05
+# Channels with equal targets would share one connection otherwise.
+OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. `figures` are named with their units; one is None when nothing was there to measure."""
+
+    settings: Settings
+    task: str
+    version: str
+    quantization: str
+    calls: int
+    errors: dict[str, int]
+    error_texts: dict[str, str]
+    figures: dict[str, float | None]
+
+    def to_json(self) -> dict[str, object]:
+        """Returns one flat object: settings, what was served, figures."""
+        settings = asdict(self.settings) | {"texts": str(self.settings.texts or "built-in")}
+        served = {"task": self.task, "version": self.version, "quantization": self.quantization}
+        outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
+        return settings | served | outcome | self.figures
+
+
+def run(settings: Settings) -> Result:
+    """Measures; takes warm-up, seconds and at most 10 s to connect.
+
+    Raises UserError for a server that is not there, an unknown model or a batch that the model does not take, and
+    StepFailed when no call succeeded.
+    """
+    return asyncio.run(measure(settings))
+
+
+async def measure(settings: Settings) -> Result:
+    """Same as run, inside a running event loop."""
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(settings.target, options=OPTIONS))
+            for _ in range(settings.connections)
+        ]
+        served = await _get_model(channels[0], settings)
+        await _ready(channels, settings.target)
+        call_on = calls_of(served, settings)
+        begin = time.perf_counter() + settings.warmup
+        tally = Tally(begin, begin + settings.seconds)
+        calls = [asyncio.create_task(_repeat(call_on(channel), tally)) for channel in channels]
+        try:
+            await _until(tally.begin, calls)
+            cpu = time.process_time()
+            await _until(tally.end, calls)
+            cpu = time.process_time() - cpu
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+    if not tally.latencies:
+        refusals = "".join(f"; {code}: {text}" for code, text in tally.error_texts.items())
+        raise StepFailed(
+            f"no call was answered in {settings.seconds:g} s{refusals}", "" if refusals else "measure longer"
+        )
+    return Result(
+        settings=settings,
+        task=TASK_NAMES[served.model.task],
+        version=served.model.version,
+        quantization=served.model.quantization,
+        calls=len(tally.latencies),
+        errors=dict(tally.errors),
+        error_texts={code: tally.error_texts[code] for code in tally.errors},
+        figures=_figures(served.model.task, settings, tally) | {"client_cpu": round(cpu / settings.seconds, 3)},
+    )
+
+
+async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:
+    """Connects all before the first call, so that none of them connects while others are measured."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    except TimeoutError:
+        raise UserError(f"--target {target}: takes no {len(channels)} connections", "use fewer --connections") from None
+
+
+async def _get_model(channel: grpc.aio.Channel, settings: Settings) -> models.GetModelResponse:
+    try:
+        served: models.GetModelResponse = await ModelServiceStub(channel).GetModel(
+            models.GetModelRequest(model=settings.model), timeout=CONNECT_SECONDS
+        )
+    except grpc.aio.AioRpcError as error:
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            raise UserError(
+                f"--target {settings.target}: no server answers there: {error.details()}",
+                "start one: tuneserve serve --model NAME=PATH",
+            ) from None
+        raise UserError(f"--model {settings.model}: {error.details()} ({error.code().name})") from None
+    most = 1 if served.model.task == checkpoint.TASK_GENERATION else served.model.limits.max_inputs
+    if settings.batch > most > 0:
+        raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
+    return served
+
+
+async def _until(when: float, calls: list[asyncio.Task[None]]) -> None:
+    """Sleeps. A connection never ends by itself: one that did met a bug, which is raised here."""
+    done, _ = await asyncio.wait(calls, timeout=max(0, when - time.perf_counter()), return_when="FIRST_EXCEPTION")
+    for call in done:
+        call.result()
+
+
+async def _repeat(call: Call, tally: Tally) -> None:
+    while True:
+        try:
+            await call(tally)
+        except grpc.aio.AioRpcError as error:
+            tally.fail(error.code().name, error.details() or "", time.perf_counter())
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+def _figures(task: checkpoint.Task, settings: Settings, tally: Tally) -> dict[str, float | None]:
+    """Returns the figures of the task, by name with unit."""
+    seconds = settings.seconds
+    rates = {
+        "calls_per_s": round(len(tally.latencies) / seconds, 3),
+        "input_tokens_per_s": round(tally.prompt_tokens / seconds, 1),
+    }
+    if task != checkpoint.TASK_GENERATION:
+        return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | milliseconds("latency", tally.latencies)
+    generated = {"output_tokens_per_s": round(tally.output_tokens / seconds, 2)} | rates
+    if not settings.stream:
+        return generated | milliseconds("e2e", tally.latencies)
+    return (
+        generated
+        | milliseconds("ttft", tally.first_tokens)
+        | milliseconds("itl", tally.gaps)
+        | milliseconds("tpot", tally.per_token)
+        | milliseconds("e2e", tally.latencies)
+    )

@@ -1,0 +1,94 @@
+"""What happened inside the measured window, and the figures made of it. Knows nothing of gRPC or of models."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass
+class Answer:
+    """One call, as its connection saw it. Times are seconds of one clock."""
+
+    started: float
+    inputs: int
+    prompt_tokens: int = 0
+    # When each message came and how many tokens it brought; empty for classification.
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all messages."""
+        return sum(tokens for _, tokens in self.arrivals)
+
+
+@dataclass
+class Tally:
+    """Counts calls that end between `begin` and `end`, and output tokens that arrive then.
+
+    So the warm-up leaves no trace, and a call cut off by the end counts with the tokens it had.
+    """
+
+    begin: float
+    end: float
+    latencies: list[float] = field(default_factory=list)
+    inputs: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    first_tokens: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    per_token: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    # The server's own words, the first time that each status came.
+    error_texts: dict[str, str] = field(default_factory=dict)
+
+    def token(self, when: float, tokens: int) -> None:
+        """Counts tokens that arrived."""
+        if self.begin <= when < self.end:
+            self.output_tokens += tokens
+
+    def finish(self, answer: Answer, when: float) -> None:
+        """Counts a call that was answered in full."""
+        if not self.begin <= when < self.end:
+            return
+        self.latencies.append(when - answer.started)
+        self.inputs += answer.inputs
+        self.prompt_tokens += answer.prompt_tokens
+        if answer.arrivals:
+            self.first_tokens.append(answer.arrivals[0][0] - answer.started)
+            self.gaps.extend(gaps(answer.arrivals))
+            later = answer.output_tokens - answer.arrivals[0][1]
+            if later:
+                self.per_token.append((answer.arrivals[-1][0] - answer.arrivals[0][0]) / later)
+
+    def fail(self, code: str, text: str, when: float) -> None:
+        """Counts a call that ended with an error status."""
+        self.error_texts.setdefault(code, text)
+        if self.begin <= when < self.end:
+            self.errors[code] += 1
+
+
+def gaps(arrivals: Sequence[tuple[float, int]]) -> Iterable[float]:
+    """Yields the wait for each token after the first message.
+
+    Tokens that came in one message share the wait for it evenly: the server joins tokens while the client is slow,
+    and counting only the messages would make a slow stream look like one with few tokens.
+    """
+    for (before, _), (now, tokens) in pairwise(arrivals):
+        yield from [(now - before) / tokens] * tokens
+
+
+def milliseconds(
+    name: str, seconds: Sequence[float], percentiles: Iterable[int] = PERCENTILES
+) -> dict[str, float | None]:
+    """Returns percentiles by name, in milliseconds, interpolated linearly; None where nothing was measured."""
+    wanted = list(percentiles)
+    values = np.percentile(seconds, wanted) * 1000 if seconds else [None] * len(wanted)
+    return {
+        f"{name}_ms_p{percentile}": None if value is None else round(float(value), 3)
+        for percentile, value in zip(wanted, values, strict=True)
+    }

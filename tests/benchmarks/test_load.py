@@ -1,0 +1,258 @@
+"""The load tool against a server in the same event loop that answers without a model."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from click.testing import CliRunner
+
+from tuneserve.benchmarks.calls import Settings
+from tuneserve.benchmarks.command import bench_command
+from tuneserve.benchmarks.load import measure
+from tuneserve.benchmarks.report import table
+from tuneserve.errors import StepFailed, UserError
+from tuneserve.v1 import (
+    checkpoint_pb2,
+    classification_pb2,
+    classification_pb2_grpc,
+    common_pb2,
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
+
+TASKS = {
+    "sentiment": checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION,
+    "ner": checkpoint_pb2.TASK_TOKEN_CLASSIFICATION,
+    "chat": checkpoint_pb2.TASK_GENERATION,
+    "plain": checkpoint_pb2.TASK_GENERATION,
+}
+
+
+class Server(
+    model_pb2_grpc.ModelServiceServicer,
+    classification_pb2_grpc.ClassificationServiceServicer,
+    generation_pb2_grpc.GenerationServiceServicer,
+):
+    """Answers after `delay` seconds; refuses every call whose running number `refuse` divides."""
+
+    def __init__(self) -> None:
+        self.delay = 0.005
+        self.refuse = 0
+        self.requests: list[
+            classification_pb2.ClassifyRequest
+            | classification_pb2.ClassifyTokensRequest
+            | generation_pb2.GenerateRequest
+            | generation_pb2.GenerateStreamRequest
+        ] = []
+        self.peers: set[str] = set()
+        self.running = 0
+        self.most_running = 0
+
+    async def GetModel(
+        self, request: model_pb2.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.GetModelResponse:
+        if request.model not in TASKS:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "served: sentiment, ner, chat")
+        return model_pb2.GetModelResponse(
+            model=model_pb2.Model(
+                name=request.model,
+                task=TASKS[request.model],
+                version="0123456789ab",
+                quantization="w8a8",
+                limits=model_pb2.Limits(max_inputs=8),
+            ),
+            checkpoint=checkpoint_pb2.Checkpoint(chat_template_sha256="f00" if request.model == "chat" else ""),
+        )
+
+    async def _take(self, request, context) -> None:
+        self.requests.append(request)
+        self.peers.add(context.peer())
+        if self.refuse and len(self.requests) % self.refuse == 0:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.delay)
+        finally:
+            self.running -= 1
+
+    async def Classify(self, request, context):
+        await self._take(request, context)
+        return classification_pb2.ClassifyResponse(usage=common_pb2.Usage(prompt_tokens=10 * len(request.inputs)))
+
+    async def ClassifyTokens(self, request, context):
+        await self._take(request, context)
+        return classification_pb2.ClassifyTokensResponse(usage=common_pb2.Usage(prompt_tokens=7 * len(request.texts)))
+
+    async def Generate(self, request, context):
+        await self._take(request, context)
+        tokens = list(range(request.sampling.max_tokens))
+        return generation_pb2.GenerateResponse(
+            completions=[generation_pb2.Completion(token_ids=tokens)], usage=common_pb2.Usage(prompt_tokens=5)
+        )
+
+    async def GenerateStream(self, request, context):
+        """Sends one token, then the others in messages of at most two."""
+        await self._take(request, context)
+        left = request.sampling.max_tokens
+        size = 1
+        while left:
+            size = min(size, left)
+            left -= size
+            yield generation_pb2.GenerateStreamResponse(
+                completions=[generation_pb2.Completion(token_ids=[1] * size)],
+                usage=None if left else common_pb2.Usage(prompt_tokens=5),
+            )
+            await asyncio.sleep(0.002)
+            size = 2
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Server, str]]:
+    servicer = Server()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+def settings(target: str, model: str, **others: object) -> Settings:
+    return Settings(target, model, **{"connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6} | others)
+
+
+async def test_classification(served: tuple[Server, str]) -> None:
+    server, target = served
+    result = await measure(settings(target, "sentiment", batch=3))
+    figures = result.figures
+    assert (result.task, result.version, result.quantization) == ("sequence-classification", "0123456789ab", "w8a8")
+    assert figures["calls_per_s"] == pytest.approx(result.calls / 0.4, abs=0.01)
+    assert figures["texts_per_s"] == pytest.approx(3 * result.calls / 0.4, abs=0.01)
+    assert figures["input_tokens_per_s"] == pytest.approx(30 * result.calls / 0.4, abs=0.1)
+    assert 5 <= figures["latency_ms_p50"] <= figures["latency_ms_p90"] <= figures["latency_ms_p99"]
+    # Warm-up calls, and those cut off at the end, are not counted.
+    assert 0 < result.calls < len(server.requests)
+    assert result.errors == {}
+    texts = [entry.text for request in server.requests for entry in request.inputs]
+    assert all(texts)
+    assert len(set(texts)) > 10
+    assert {len(request.inputs) for request in server.requests} == {3}
+
+
+async def test_each_connection_is_its_own_and_has_one_call_at_a_time(served: tuple[Server, str]) -> None:
+    server, target = served
+    await measure(settings(target, "sentiment", connections=5))
+    assert len(server.peers) == 5
+    assert server.most_running == 5
+
+
+async def test_token_classification(served: tuple[Server, str]) -> None:
+    server, target = served
+    result = await measure(settings(target, "ner", batch=2))
+    assert result.task == "token-classification"
+    assert result.figures["texts_per_s"] == pytest.approx(2 * result.calls / 0.4, abs=0.01)
+    assert {len(request.texts) for request in server.requests} == {2}
+
+
+async def test_generation_stream(served: tuple[Server, str]) -> None:
+    server, target = served
+    result = await measure(settings(target, "chat"))
+    figures = result.figures
+    assert result.task == "generation"
+    # Whole answers have 6 tokens; those cut off by either end of the window count with a part.
+    assert figures["output_tokens_per_s"] * 0.4 == pytest.approx(6 * result.calls, abs=6 * 4)
+    assert figures["ttft_ms_p50"] >= 5
+    assert 0 < figures["itl_ms_p50"] < figures["ttft_ms_p50"]
+    assert 0 < figures["tpot_ms_p50"] < figures["ttft_ms_p50"]
+    assert figures["e2e_ms_p50"] > figures["ttft_ms_p50"]
+    sampling = server.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.ignore_eos) == (6, 0, True)
+    prompts = [request.prompt.chat.messages[0].content for request in server.requests]
+    assert len(set(prompts)) == len(prompts), "no two prompts are the same, so no prefix cache can answer"
+
+
+async def test_generation_unary_without_a_chat_template(served: tuple[Server, str]) -> None:
+    server, target = served
+    result = await measure(settings(target, "plain", stream=False))
+    assert result.figures["output_tokens_per_s"] == pytest.approx(6 * result.calls / 0.4, abs=0.01)
+    assert "ttft_ms_p50" not in result.figures
+    assert result.figures["e2e_ms_p50"] >= 5
+    assert server.requests[0].prompt.text
+
+
+async def test_one_token_answers_have_no_gaps(served: tuple[Server, str]) -> None:
+    result = await measure(settings(served[1], "chat", max_tokens=1))
+    assert result.figures["ttft_ms_p50"]
+    assert result.figures["itl_ms_p50"] is None
+    assert result.figures["tpot_ms_p99"] is None
+    json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert table(result).row_count
+
+
+async def test_errors_are_counted_by_status(served: tuple[Server, str]) -> None:
+    server, target = served
+    server.refuse = 3
+    result = await measure(settings(target, "sentiment"))
+    assert result.errors.keys() == {"RESOURCE_EXHAUSTED"}
+    assert result.error_texts == {"RESOURCE_EXHAUSTED": "queue full"}
+    assert 0 < result.errors["RESOURCE_EXHAUSTED"] <= len(server.requests) // 3
+    assert result.calls > 0
+
+
+async def test_no_answer_at_all_is_a_failure_that_says_why(served: tuple[Server, str]) -> None:
+    server, target = served
+    server.refuse = 1
+    with pytest.raises(StepFailed, match="RESOURCE_EXHAUSTED: queue full"):
+        await measure(settings(target, "sentiment"))
+    # A refused connection pauses: 4 connections call some 40 times in 0.5 s, and thousands of times without it.
+    assert len(server.requests) < 200
+
+
+async def test_a_server_that_hangs_does_not_hang_the_tool(served: tuple[Server, str]) -> None:
+    server, target = served
+    server.delay = 3600
+    with pytest.raises(StepFailed, match=r"no call was answered in 0\.2 s"):
+        await measure(settings(target, "chat", seconds=0.2))
+
+
+async def test_unknown_model_and_wrong_batch_are_refused(served: tuple[Server, str]) -> None:
+    with pytest.raises(UserError, match="--model other: served: sentiment, ner, chat"):
+        await measure(settings(served[1], "other"))
+    with pytest.raises(UserError, match="--batch 9: model sentiment takes at most 8"):
+        await measure(settings(served[1], "sentiment", batch=9))
+    with pytest.raises(UserError, match="--batch 2: model chat takes at most 1"):
+        await measure(settings(served[1], "chat", batch=2))
+
+
+async def test_no_server() -> None:
+    with pytest.raises(UserError, match=r"--target 127\.0\.0\.1:1: no server answers there"):
+        await measure(settings("127.0.0.1:1", "sentiment"))
+
+
+async def test_command_prints_a_table_and_json_as_the_last_line(
+    served: tuple[Server, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server, target = served
+    texts = tmp_path_factory.mktemp("texts") / "texts.txt"
+    texts.write_text("only this\n\n and  that \n")
+    arguments = ["--target", target, "--model", "sentiment", "--connections", "2", "--seconds", "0.3"]
+    arguments += ["--warmup", "0", "--batch", "2", "--texts", str(texts)]
+    # The command runs its own event loop, so it needs a thread: this one serves.
+    result = await asyncio.to_thread(CliRunner().invoke, bench_command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert last["target"] == target
+    assert (last["model"], last["task"], last["version"]) == ("sentiment", "sequence-classification", "0123456789ab")
+    assert (last["connections"], last["batch"], last["seconds"]) == (2, 2, 0.3)
+    assert last["texts_per_s"] > 0
+    assert last["errors"] == {}
+    assert last["texts"] == str(texts)
+    assert "texts/s" in result.stdout
+    assert {entry.text for request in server.requests for entry in request.inputs} == {"only this", "and  that"}

@@ -1,0 +1,42 @@
+import pytest
+
+from tuneserve.benchmarks.tally import Answer, Tally, gaps, milliseconds
+
+
+def test_percentiles_interpolate_and_are_milliseconds() -> None:
+    assert milliseconds("x", [0.001 * i for i in range(1, 101)]) == {
+        "x_ms_p50": 50.5,
+        "x_ms_p90": 90.1,
+        "x_ms_p99": 99.01,
+    }
+    assert milliseconds("x", [0.25], [99]) == {"x_ms_p99": 250.0}
+    assert milliseconds("x", [], [50]) == {"x_ms_p50": None}
+
+
+def test_tokens_of_one_message_share_its_gap() -> None:
+    assert list(gaps([(0.0, 1), (0.1, 1), (0.4, 3)])) == pytest.approx([0.1, 0.1, 0.1, 0.1])
+    assert list(gaps([(0.0, 5)])) == []
+
+
+def test_only_what_ends_inside_the_window_counts() -> None:
+    tally = Tally(begin=10.0, end=20.0)
+    tally.finish(Answer(started=8.0, inputs=1), when=9.9)
+    tally.finish(Answer(started=9.0, inputs=2, prompt_tokens=30), when=10.0)
+    tally.finish(Answer(started=19.0, inputs=4), when=20.0)
+    assert (tally.latencies, tally.inputs, tally.prompt_tokens) == ([1.0], 2, 30)
+    for when in (9.9, 10.0, 19.9, 20.0):
+        tally.token(when, 3)
+    assert tally.output_tokens == 6
+    tally.fail("UNAVAILABLE", "first", when=9.0)
+    tally.fail("UNAVAILABLE", "second", when=11.0)
+    assert tally.errors == {"UNAVAILABLE": 1}
+    assert tally.error_texts == {"UNAVAILABLE": "first"}
+
+
+def test_times_of_a_stream() -> None:
+    tally = Tally(begin=0.0, end=100.0)
+    tally.finish(Answer(started=1.0, inputs=1, arrivals=[(1.5, 1), (1.7, 2), (2.3, 2)]), when=2.4)
+    assert tally.first_tokens == pytest.approx([0.5])
+    assert tally.gaps == pytest.approx([0.1, 0.1, 0.3, 0.3])
+    assert tally.per_token == pytest.approx([0.2])
+    assert tally.latencies == pytest.approx([1.4])

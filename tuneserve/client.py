@@ -1,0 +1,84 @@
+"""A channel to a server, whose errors become one line that says what to do. gRPC is imported when one is opened."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import grpc
+
+HINTS = {
+    "NOT_FOUND": "tuneserve call models lists what is served",
+    "RESOURCE_EXHAUSTED": "the server has all it can take: try again, later or with less",
+    "DEADLINE_EXCEEDED": "wait longer with --timeout",
+}
+
+
+class CallFailed(click.ClickException):
+    """A call that brought no answer."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints as every other error of the command line is printed."""
+        click.echo(f"error: {self.message}", err=True)
+        if self.hint:
+            click.echo(f"hint:  {self.hint}", err=True)
+
+
+class CallRefused(CallFailed):
+    """A call that would bring no answer however often it is made."""
+
+    exit_code = 2
+
+
+@contextmanager
+def connected(target: str, timeout: float) -> "Iterator[grpc.Channel]":
+    """Yields a channel to `target`, host:port. A gRPC error inside the block becomes CallFailed or CallRefused.
+
+    `timeout`, in seconds, is what the calls were given: it is only named in the message.
+    """
+    import grpc
+
+    options = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+    with grpc.insecure_channel(target, options=options) as channel:
+        try:
+            yield channel
+        except grpc.RpcError as error:
+            raise _failure(error, target, timeout) from None
+
+
+def _failure(error: Any, target: str, timeout: float) -> CallFailed:
+    code, message = error.code().name, error.details() or "no reason given"
+    # Our server marks whatever it answers with a request id: without one, nobody was there to answer.
+    answered = any(key == "x-request-id" for key, _ in error.trailing_metadata() or ())
+    if code == "UNAVAILABLE" and not answered:
+        return CallFailed(
+            f"no server answers at {target}: {message}",
+            "start one: tuneserve serve --model NAME=PATH; another address: --target HOST:PORT",
+        )
+    if code == "DEADLINE_EXCEEDED" and not answered:
+        message = f"no answer from {target} within {timeout:g} s"
+    found = (text for text in _violations(error) if text not in message)
+    kind = CallRefused if code in ("INVALID_ARGUMENT", "NOT_FOUND") else CallFailed
+    return kind(f"{'; '.join([message, *found])} ({code})", HINTS.get(code, ""))
+
+
+def _violations(error: Any) -> Iterator[str]:
+    """Yields each field that the server found wrong, and why."""
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status, from something between us and the server
+        return
+    for detail in status.details if status else ():
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(bad_request):
+            for violation in bad_request.field_violations:
+                yield f"{violation.field}: {violation.description}"
