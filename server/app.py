@@ -109,16 +109,14 @@ class App:
         await self._publish_health()
         await self._server.start()
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
-        for model in self.models:
-            started = time.monotonic()
-            await model.load(self._make_engine)
-            logger.info(
-                "model %s: %s, ready in %.1f s",
-                model.name,
-                checkpoint.TASK_NAMES[model.manifest.task],
-                time.monotonic() - started,
-            )
+        await asyncio.gather(*(self._load(model) for model in self.models))
         await self._publish_health()
+
+    async def _load(self, model: Model) -> None:
+        started = time.monotonic()
+        await model.load(self._make_engine)
+        task, seconds = checkpoint.TASK_NAMES[model.manifest.task], time.monotonic() - started
+        logger.info("model %s: %s, ready in %.1f s", model.name, task, seconds)
 
     async def run(self, ready_file: Path | None = None) -> None:
         """Starts, serves until SIGTERM or SIGINT, drains and stops."""

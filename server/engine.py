@@ -7,6 +7,7 @@ application does it late, in a thread.
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -40,6 +41,8 @@ except ImportError:
     VLLMValidationError = ValueError
 
 _REFUSALS = (VLLMValidationError, ValueError)
+# Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.
+_CONFIGURING = threading.Lock()
 
 
 class VllmEngine:
@@ -60,10 +63,10 @@ class VllmEngine:
         }
         if hardware.kv_cache_bytes:
             arguments["kv_cache_memory_bytes"] = hardware.kv_cache_bytes
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**{key: value for key, value in arguments.items() if value is not None}),
-            stat_loggers=[_stat_logger(self.registry)],
-        )
+        args = AsyncEngineArgs(**{key: value for key, value in arguments.items() if value is not None})
+        with _CONFIGURING:
+            vllm_config = args.create_engine_config()
+        self._llm = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
         self.max_length: int = self._llm.model_config.max_model_len
         self.vocab_size: int = self._llm.model_config.get_vocab_size()
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from tuneserve.errors import CheckpointError
 from tuneserve.server.seam import Encoded
 
@@ -35,8 +37,6 @@ class Tokenizer:
 
     def __init__(self, directory: Path, max_length: int) -> None:
         """Raises CheckpointError when the directory has no fast tokenizer."""
-        from transformers import AutoTokenizer
-
         self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         if not getattr(self._hf, "is_fast", False):
             raise CheckpointError(f"{directory}: no tokenizer.json", "only fast tokenizers are served")

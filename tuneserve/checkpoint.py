@@ -187,8 +187,12 @@ def seal(directory: Path, manifest: pb.Checkpoint) -> None:
     manifest.chat_template_sha256 = _chat_template_sha256(directory)
     del manifest.files[:]
     manifest.files.extend(list_files(directory))
-    text = json_format.MessageToJson(manifest, preserving_proto_field_name=True)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (directory / MANIFEST).write_text(to_json(manifest) + "\n", encoding="utf-8")
+
+
+def to_json(manifest: pb.Checkpoint) -> str:
+    """Returns the manifest as `tuneserve.json` holds it."""
+    return json_format.MessageToJson(manifest, preserving_proto_field_name=True)
 
 
 def step(name: str, source: str, config: Mapping[str, Any], distributions: tuple[str, ...]) -> pb.Step:

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from tuneserve import __version__
+from tuneserve.benchmarks.command import bench_command
+from tuneserve.call import call_command
 from tuneserve.errors import StepFailed, UserError
 
 CheckpointPath = click.Path(path_type=Path, file_okay=False)
@@ -57,7 +59,7 @@ def validate(config: Path) -> None:
     Prints the number of rows, the share of each label, the lengths in tokens and how many rows would be cut. Every
     bad row is listed with its file, line and reason.
     """
-    from tuneserve.finetune.validate import validate as run
+    from tuneserve.finetune.report import validate as run
 
     run(config)
 
@@ -73,7 +75,7 @@ def finetune(config: Path, overwrite: bool) -> None:
     """
     _preload()
     from tuneserve.finetune.config import load
-    from tuneserve.finetune.run import finetune as run
+    from tuneserve.finetune.pipeline import finetune as run
 
     run(load(config), overwrite=overwrite)
 
@@ -85,7 +87,7 @@ def finetune(config: Path, overwrite: bool) -> None:
 def merge(adapter: Path, output: Path, overwrite: bool) -> None:
     """Merge a LoRA ADAPTER that finetune left into a checkpoint at OUTPUT, and verify it."""
     _preload()
-    from tuneserve.finetune.merge import merge as run
+    from tuneserve.finetune.merging import merge as run
 
     run(adapter, output, overwrite=overwrite)
 
@@ -180,7 +182,11 @@ def inspect(checkpoint: Path, as_json: bool, verify: bool) -> None:
 @cli.command()
 @click.option("--output", type=CheckpointPath, default=Path("demo"), show_default=True, help="Where the models go.")
 def demo(output: Path) -> None:
-    """Watch labelled text become models that answer: fetch, fine-tune, quantize, serve, call."""
+    """Watch labelled text become models that answer: fetch, fine-tune, quantize, serve, call.
+
+    Takes about ten minutes on two cores. The models stay in the output directory.
+    """
+    _preload()
     from tuneserve.demo import run
 
     run(output)
@@ -192,10 +198,8 @@ def _preload() -> None:
     preload()
 
 
-def _add_late_commands() -> None:
-    from tuneserve.call import call_command
-
-    cli.add_command(call_command)
+cli.add_command(call_command)
+cli.add_command(bench_command)
 
 
 def main() -> None:

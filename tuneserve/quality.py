@@ -44,9 +44,7 @@ def sequence_classification(
     """Accuracy, macro-F1, and precision, recall, F1 and support per label, for one label a text."""
     from sklearn.metrics import accuracy_score, classification_report
 
-    report = classification_report(
-        expected, predicted, labels=list(labels), output_dict=True, zero_division=0.0
-    )
+    report = classification_report(expected, predicted, labels=list(labels), output_dict=True, zero_division=0.0)
     metrics = {
         "accuracy": float(accuracy_score(expected, predicted)),
         "macro_f1": float(report["macro avg"]["f1-score"]),
@@ -64,9 +62,7 @@ def multi_label(
         return [[int(label in chosen) for label in labels] for chosen in sets]
 
     gold, guess = rows(expected), rows(predicted)
-    report = classification_report(
-        gold, guess, target_names=list(labels), output_dict=True, zero_division=0.0
-    )
+    report = classification_report(gold, guess, target_names=list(labels), output_dict=True, zero_division=0.0)
     metrics = {
         "accuracy": float(accuracy_score(gold, guess)),
         "macro_f1": float(report["macro avg"]["f1-score"]),
@@ -74,9 +70,7 @@ def multi_label(
     return metrics | _per_label(report, labels)
 
 
-def token_classification(
-    expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
-) -> dict[str, float]:
+def token_classification(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """Entity precision, recall and F1 (seqeval, IOB2, exact spans), and the share of words tagged right.
 
     Both arguments have one list of tags a text, one tag a word. `token_accuracy` counts the O tags too, which is
@@ -93,11 +87,7 @@ def token_classification(
             "entity_recall": float(recall_score(expected, predicted, zero_division=0)),
             "entity_f1": float(f1_score(expected, predicted, zero_division=0)),
         }
-    pairs = [
-        pair
-        for gold, guess in zip(expected, predicted, strict=True)
-        for pair in zip(gold, guess, strict=True)
-    ]
+    pairs = [pair for gold, guess in zip(expected, predicted, strict=True) for pair in zip(gold, guess, strict=True)]
     metrics["token_accuracy"] = sum(gold == guess for gold, guess in pairs) / max(1, len(pairs))
     return metrics | _per_label(report, [name for name in report if not name.endswith(" avg")])
 

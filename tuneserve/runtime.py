@@ -33,7 +33,9 @@ def preload() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64" or os.path.exists("/proc/driver/nvidia"):
         return
     present = os.environ.get("LD_PRELOAD", "")
-    found = {name: sorted(path for pattern in patterns for path in glob(pattern)) for name, patterns in _LIBRARIES.items()}
+    found = {
+        name: sorted(path for pattern in patterns for path in glob(pattern)) for name, patterns in _LIBRARIES.items()
+    }
     missing = [name for name, paths in found.items() if not paths and name not in present]
     wanted = [paths[0] for name, paths in found.items() if paths and name not in present]
     if os.environ.get(_DONE) or not wanted:

@@ -1,0 +1,56 @@
+"""Prints what a checkpoint is: for people as a table of its steps, for programs as the manifest's JSON."""
+
+from itertools import chain
+from pathlib import Path
+
+import click
+
+from tuneserve import checkpoint, quality
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+
+def show(directory: Path, as_json: bool = False, verify: bool = False) -> None:
+    """Prints a checkpoint. `verify` hashes every file first. Raises CheckpointError."""
+    if verify:
+        manifest = checkpoint.load(directory)
+    elif (directory / checkpoint.MANIFEST).exists():
+        manifest = checkpoint.read_manifest(directory)
+    else:
+        checkpoint.refuse_unsafe(directory)
+        manifest = checkpoint.describe(directory)
+    if as_json:
+        click.echo(checkpoint.to_json(manifest))
+    else:
+        show_manifest(directory, manifest)
+
+
+def show_manifest(directory: Path, manifest: pb.Checkpoint) -> None:
+    """Prints a manifest as a few lines, and the metrics of its steps side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = {
+        "task": checkpoint.TASK_NAMES.get(manifest.task, "unknown"),
+        "architecture": manifest.architecture,
+        "labels": ", ".join(manifest.labels),
+        "weights": f"{checkpoint.size_of(manifest) / 1e6:.1f} MB, {manifest.quantization or manifest.dtype}",
+        "longest input": f"{manifest.max_length} tokens",
+        "version": checkpoint.version_of(manifest),
+        "held-out rows": str(manifest.test_split.rows) if manifest.test_split.rows else "",
+        "made by": " -> ".join(step.name for step in manifest.lineage),
+    }
+    console = Console()
+    console.print(f"[bold]{directory}[/bold]")
+    for name, fact in facts.items():
+        if fact:
+            console.print(f"  {name:<15}{fact}", highlight=False, markup=False)
+    steps = [step for step in manifest.lineage if step.metrics]
+    if not steps:
+        return
+    names = list(dict.fromkeys(chain.from_iterable(sorted(step.metrics) for step in steps)))
+    headline = quality.HEADLINES[manifest.task].name
+    names.sort(key=lambda name: (name != headline, "/" in name))
+    table = Table("metric", *(step.name for step in steps))
+    for name in names:
+        table.add_row(name, *(f"{step.metrics[name]:.4g}" if name in step.metrics else "" for step in steps))
+    console.print(table)
