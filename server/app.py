@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import signal
+import threading
 import time
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
@@ -52,6 +53,8 @@ SERVICES = {
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 _WATCH_SECONDS = 1.0
 _PING_TIMEOUT_SECONDS = 30.0  # a long prefill on a small CPU holds the engine's loop for seconds
+# Models start side by side, but vLLM and transformers can't be imported by two threads at once.
+_IMPORTING = threading.Lock()
 _OPTIONS = (
     # Otherwise a second server would share the port without a word.
     ("grpc.so_reuseport", 0),
@@ -65,7 +68,9 @@ async def start_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.
 
     def start() -> Engine:
         from tuneserve.server import hardware
-        from tuneserve.server.engine import VllmEngine
+
+        with _IMPORTING:
+            from tuneserve.server.engine import VllmEngine
 
         hardware.prepare_process(config.threads)
         return VllmEngine(name, config, manifest.task, hardware.detect(config, manifest))

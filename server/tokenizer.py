@@ -5,16 +5,17 @@ It knows nothing of the engine, and limits lengths only by what it is told.
 """
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from tuneserve.errors import CheckpointError
 from tuneserve.server.seam import Encoded
+
+_IMPORTING = threading.Lock()
 
 
 class TemplateRefused(Exception):
@@ -37,6 +38,10 @@ class Tokenizer:
 
     def __init__(self, directory: Path, max_length: int) -> None:
         """Raises CheckpointError when the directory has no fast tokenizer."""
+        # Seconds of import, and not safe in two threads at once.
+        with _IMPORTING:
+            from transformers import AutoTokenizer
+
         self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         if not getattr(self._hf, "is_fast", False):
             raise CheckpointError(f"{directory}: no tokenizer.json", "only fast tokenizers are served")

@@ -1,0 +1,104 @@
+"""What the shell sees: exit statuses, one clear line, no traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+VERBS = ("validate", "finetune", "merge", "quantize", "evaluate", "serve", "bench", "call", "inspect", "demo")
+
+
+def tuneserve(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tuneserve.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"TUNESERVE_PRELOADED": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def refused(*arguments: object) -> str:
+    """Runs a command that must refuse its input: status 2, an error, no traceback. Returns what it printed."""
+    result = tuneserve(*arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert "rror: " in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb):
+    result = tuneserve(verb, "--help")
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) > 5
+
+
+def test_help_lists_every_verb():
+    help_text = tuneserve("--help").stdout
+    assert all(f"  {verb} " in help_text for verb in VERBS)
+
+
+def test_a_mistyped_verb_is_named():
+    assert "finetun" in refused("finetun", "x.yaml")
+
+
+def test_serve_needs_models(tmp_path):
+    assert "either --model" in refused("serve")
+    assert "expected NAME=PATH" in refused("serve", "--model", "sentiment")
+    assert "is not a directory" in refused("serve", "--model", f"a={tmp_path / 'nope'}")
+    assert "no such file" in refused("serve", "--config", tmp_path / "nope.yaml")
+
+
+def test_serve_refuses_a_pickle_before_loading(make_bert):
+    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    (directory / "pytorch_model.bin").write_bytes(b"\x80")
+    assert "pytorch_model.bin: pickled" in refused("serve", "--model", f"a={directory}")
+
+
+def test_serve_refuses_a_port_in_use(make_bert):
+    import socket
+
+    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert f"can't bind {address}" in refused("serve", "--model", f"a={directory}", "--listen", address)
+
+
+def test_training_config_mistakes_are_named(tmp_path):
+    config = tmp_path / "train.yaml"
+    assert "no such file" in refused("finetune", config).lower()
+    config.write_text("task: sequence-classification\nbase_modle: x\ntrain: y.jsonl\noutput: z\n")
+    assert "base_modle" in refused("finetune", config)
+    assert "base_modle" in refused("validate", config)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.yaml"], "nothing is left behind"
+
+
+def test_quantize_refuses_before_it_works(tmp_path, make_bert):
+    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    assert "int3" in refused("quantize", directory, tmp_path / "out", "--scheme", "int3")
+    assert "nf4" in refused("quantize", directory, tmp_path / "out", "--scheme", "nf4").lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_needs_rows(make_bert):
+    assert "--data" in refused("evaluate", make_bert("ForSequenceClassification", ["a", "b"]))
+
+
+def test_inspect(make_bert, tmp_path):
+    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    result = tuneserve("inspect", directory)
+    assert result.returncode == 0
+    assert "neg, pos" in result.stdout
+    assert '"TASK_SEQUENCE_CLASSIFICATION"' in tuneserve("inspect", directory, "--json").stdout
+    assert "no such directory" in refused("inspect", tmp_path / "nope")
+
+
+def test_call_without_a_server_says_how_to_start_one():
+    result = tuneserve("call", "models", "--target", "127.0.0.1:1", "--timeout", "5")
+    assert result.returncode == 1
+    assert "tuneserve serve" in result.stderr
