@@ -29,7 +29,8 @@ check: $(READY) .cache/types ## ruff, strict types, buf lint
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
 
 bench: $(READY) ## serve the demo's models and measure them
-	$(BIN)/tuneserve demo --only-bench
+	@test -d demo/chat-w8a8 || { echo "make bench measures the demo's models: run make demo first"; exit 2; }
+	$(BIN)/python -m tuneserve.benchmarks.suite demo/sentiment demo/sentiment-w8a8 demo/chat demo/chat-w8a8
 
 protos: $(READY) ## regenerate the stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \

@@ -1,0 +1,130 @@
+"""One real server with one real vLLM engine per model, for the whole run.
+
+The encoders run in float32, so that answers can be compared closely with transformers; the chat model in bfloat16,
+as it would be served.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+
+from tuneserve import samples
+from tuneserve.serving import Server, launched
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+TOPICS = ["acting", "music", "plot"]
+
+
+@dataclass(frozen=True)
+class Real:
+    """The running server, stubs to it, and the directories of its models."""
+
+    server: Server
+    classification: ClassificationServiceStub
+    generation: GenerationServiceStub
+    directories: dict[str, Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The drain stops the server that the other tests use: it goes last."""
+    items.sort(key=lambda item: item.name.startswith("test_sigterm"))
+
+
+def command(*arguments: object) -> str:
+    """Runs `tuneserve` as a user does; returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tuneserve.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def finetuned(folder: Path, name: str, **settings: object) -> Path:
+    """Fine-tunes the sample encoder a little, through the command line."""
+    values = {
+        "base_model": str(samples.sentiment_encoder()),
+        "output": str(folder / name),
+        "max_length": 64,
+        **settings,
+    }
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(values))
+    command("finetune", config)
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A merged LoRA classifier, a fully trained tagger, an untrained multi-label classifier and a chat model."""
+    folder = tmp_path_factory.mktemp("engine")
+    return {
+        "sentiment": finetuned(
+            folder,
+            "sentiment",
+            task="sequence-classification",
+            train=str(samples.sentiment()),
+            max_train_rows=800,
+            max_test_rows=200,
+            epochs=1,
+            batch_size=16,
+            learning_rate=1e-3,
+        ),
+        "ner": finetuned(
+            folder,
+            "ner",
+            task="token-classification",
+            method="full",
+            train=str(samples.tweets_ner()),
+            max_train_rows=600,
+            max_test_rows=150,
+            epochs=2,
+            batch_size=16,
+            learning_rate=2e-4,
+        ),
+        "topics": _multi_label(folder / "topics"),
+        "chat": samples.chat_model(),
+    }
+
+
+def _multi_label(directory: Path) -> Path:
+    """Random weights will do: the scores are compared, not judged."""
+    code = f"""
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+source, target, labels = {str(samples.sentiment_encoder())!r}, {str(directory)!r}, {TOPICS!r}
+torch.manual_seed(0)
+model = AutoModelForSequenceClassification.from_pretrained(
+    source, num_labels=3, id2label=dict(enumerate(labels)), label2id={{l: i for i, l in enumerate(labels)}},
+    problem_type="multi_label_classification")
+torch.nn.init.normal_(model.classifier.weight, std=0.5)
+model.save_pretrained(target)
+AutoTokenizer.from_pretrained(source).save_pretrained(target)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, capture_output=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """The server. Started once."""
+    models = {
+        name: {"path": str(path), "dtype": "auto" if name == "chat" else "float32"}
+        for name, path in directories.items()
+    }
+    config = tmp_path_factory.mktemp("config") / "server.yaml"
+    config.write_text(yaml.safe_dump({"models": models, "drain_seconds": 20}))
+    with launched("--config", str(config)) as server, grpc.insecure_channel(server.addresses.grpc) as channel:
+        yield Real(server, ClassificationServiceStub(channel), GenerationServiceStub(channel), directories)

@@ -1,0 +1,129 @@
+"""Generation on the real engine: equal to vLLM offline and to transformers, stopped, sampled and streamed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+
+from tuneserve.v1 import generation_pb2 as pb
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+QUESTIONS = ["What is the capital of France?", "Say hello in Spanish.", "Name three colours.", "東京はどこですか？"]
+
+
+def chat(question: str) -> pb.Prompt:
+    return pb.Prompt(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content=question)]))
+
+
+def greedy(prompt: pb.Prompt, max_tokens: int, **fields) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        model="chat", prompt=prompt, sampling=pb.SamplingParams(max_tokens=max_tokens, temperature=0, **fields)
+    )
+
+
+def offline(kind: str, model: Path, job: dict) -> dict:
+    """What plain vLLM answers, in a process of its own."""
+    script = Path(__file__).with_name("offline.py")
+    result = subprocess.run(
+        [sys.executable, script, kind, model], input=json.dumps(job), capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_the_chat_template_renders_as_in_training(real):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(real.directories["chat"])
+    for question in QUESTIONS:
+        response = real.generation.Tokenize(pb.TokenizeRequest(model="chat", prompt=chat(question)))
+        expected = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        assert [token.id for token in response.tokens] == expected
+
+
+def test_greedy_text_equals_vllm_offline(real):
+    answers = [real.generation.Generate(greedy(chat(question), 32)).completions[0] for question in QUESTIONS]
+    prompts = [
+        [token.id for token in real.generation.Tokenize(pb.TokenizeRequest(model="chat", prompt=chat(question))).tokens]
+        for question in QUESTIONS
+    ]
+    expected = offline("generate", real.directories["chat"], {"prompts": prompts, "max_tokens": 32})
+    assert [answer.text for answer in answers] == expected["texts"]
+    assert [list(answer.token_ids) for answer in answers] == expected["token_ids"]
+    assert "Paris" in answers[0].text
+
+
+def test_a_stream_adds_up_to_the_unary_answer(real):
+    whole = real.generation.Generate(greedy(chat(QUESTIONS[0]), 24)).completions[0]
+    sampling = pb.SamplingParams(max_tokens=24, temperature=0)
+    messages = list(
+        real.generation.GenerateStream(
+            pb.GenerateStreamRequest(model="chat", prompt=chat(QUESTIONS[0]), sampling=sampling)
+        )
+    )
+    assert "".join(message.completions[0].text for message in messages) == whole.text
+    assert [id_ for message in messages for id_ in message.completions[0].token_ids] == list(whole.token_ids)
+    assert len(messages) > 3
+    assert messages[-1].completions[0].finish_reason == whole.finish_reason == pb.FINISH_REASON_STOP
+    assert messages[-1].usage.completion_tokens == len(whole.token_ids)
+
+
+def test_stop_strings_are_left_out_and_named(real):
+    completion = real.generation.Generate(greedy(chat(QUESTIONS[0]), 24, stop=["Paris"])).completions[0]
+    assert completion.finish_reason == pb.FINISH_REASON_STOP
+    assert completion.stop_text == "Paris"
+    assert "Paris" not in completion.text
+
+
+def test_several_completions_by_seed(real):
+    sampling = pb.SamplingParams(max_tokens=12, n=3, seed=7, temperature=1.5)
+    request = pb.GenerateRequest(model="chat", prompt=chat("Tell me a story."), sampling=sampling)
+    first, second = real.generation.Generate(request), real.generation.Generate(request)
+    assert [one.index for one in first.completions] == [0, 1, 2]
+    assert len({one.text for one in first.completions}) > 1
+    assert [one.text for one in first.completions] == [one.text for one in second.completions]
+    assert first.usage.completion_tokens == sum(len(one.token_ids) for one in first.completions)
+
+
+def test_logprobs_equal_transformers(real):
+    from transformers import AutoModelForCausalLM
+
+    ids = [
+        token.id
+        for token in real.generation.Tokenize(pb.TokenizeRequest(model="chat", prompt=chat(QUESTIONS[0]))).tokens
+    ]
+    request = greedy(pb.Prompt(token_ids=pb.TokenIds(ids=ids)), 1, logprobs=3, prompt_logprobs=0)
+    response = real.generation.Generate(request)
+    model = AutoModelForCausalLM.from_pretrained(real.directories["chat"], dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert [entry.token_id for entry in response.prompt_logprobs] == ids[1:]
+    found = torch.tensor([entry.logprob for entry in response.prompt_logprobs])
+    # The engine computes in bfloat16, which has three decimal digits.
+    difference = (found - expected[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]).abs()
+    assert difference.mean() < 0.05
+    [entry] = response.completions[0].logprobs
+    assert len(entry.alternatives) == 3
+    assert entry.alternatives[0].token_id == entry.token_id == int(expected[-1].argmax())
+    assert entry.alternatives[0].logprob >= entry.alternatives[1].logprob >= entry.alternatives[2].logprob
+
+
+def test_a_prompt_past_the_models_length_is_refused(real):
+    prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[5] * 10_000))
+    with pytest.raises(grpc.RpcError) as caught:
+        real.generation.Generate(greedy(prompt, 1))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "10000 tokens" in caught.value.details()
+
+
+def test_max_tokens_is_reached_exactly(real):
+    completion = real.generation.Generate(greedy(chat("Tell me a story."), 5, ignore_eos=True)).completions[0]
+    assert len(completion.token_ids) == 5
+    assert completion.finish_reason == pb.FINISH_REASON_LENGTH
