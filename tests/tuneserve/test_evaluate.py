@@ -1,0 +1,77 @@
+"""Which rows are measured, and what bad rows get. The measuring itself is in test_measurement.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tuneserve import evaluate, rows
+from tuneserve.errors import UserError
+from tuneserve.measurement import Measurement
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+LABELS = ["bad", "good"]
+CLASSIFIER = pb.Checkpoint(
+    task=pb.TASK_SEQUENCE_CLASSIFICATION, labels=LABELS, problem_type=pb.PROBLEM_TYPE_SINGLE_LABEL
+)
+TOPICS = pb.Checkpoint(
+    task=pb.TASK_SEQUENCE_CLASSIFICATION, labels=["art", "law"], problem_type=pb.PROBLEM_TYPE_MULTI_LABEL
+)
+TAGGER = pb.Checkpoint(task=pb.TASK_TOKEN_CLASSIFICATION, labels=["O", "B-PER", "I-PER"])
+GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "row", "problem"),
+    [
+        (CLASSIFIER, {"text": "", "label": "good"}, "`text` must be a text that is not empty"),
+        (CLASSIFIER, {"text": 3, "label": "good"}, "`text` must be"),
+        (CLASSIFIER, {"text": "x"}, "`label` is missing"),
+        (CLASSIFIER, {"text": "x", "label": "ugly"}, "label 'ugly' is unknown; allowed: bad, good"),
+        (TOPICS, {"text": "x", "label": "art"}, "`labels` is missing"),
+        (TAGGER, {"tokens": ["a", "b"], "tags": ["O"]}, "lists of the same length"),
+        (TAGGER, {"tokens": ["a"], "tags": ["B-LOC"]}, "label 'B-LOC' is unknown"),
+        (GENERATOR, {"prompt": "", "completion": "x"}, "needs `messages`"),
+        (GENERATOR, {"messages": [{"role": "user", "content": "hi"}]}, "needs `messages`"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(manifest: pb.Checkpoint, row: rows.Row, problem: str) -> None:
+    good = {
+        CLASSIFIER.task: {"text": "x", "label": "good", "labels": []},
+        TAGGER.task: {"tokens": ["a"], "tags": ["O"]},
+        GENERATOR.task: {"prompt": "x", "completion": "y"},
+    }[manifest.task]
+    evaluate.check_rows(manifest, [good])
+    with pytest.raises(UserError) as caught:
+        evaluate.check_rows(manifest, [good, row])
+    assert str(caught.value).startswith("row 2: ")
+    assert problem in str(caught.value)
+
+
+def test_no_rows() -> None:
+    with pytest.raises(UserError, match="no rows"):
+        evaluate.check_rows(CLASSIFIER, [])
+
+
+def test_held_out_rows_must_be_those_of_the_manifest(tmp_path: Path) -> None:
+    kept = [{"text": "x", "label": "good"}]
+    rows.write(tmp_path / "eval/test.jsonl", kept)
+    split = pb.TestSplit(path="eval/test.jsonl", sha256=rows.sha256(kept), rows=1)
+    assert evaluate.held_out_rows(tmp_path, pb.Checkpoint(test_split=split)) == kept
+    with pytest.raises(UserError, match=r"not the rows that tuneserve\.json names"):
+        evaluate.held_out_rows(tmp_path, pb.Checkpoint(test_split=pb.TestSplit(path="eval/test.jsonl", sha256="0")))
+    with pytest.raises(UserError) as caught:
+        evaluate.held_out_rows(tmp_path, pb.Checkpoint())
+    assert "--data" in caught.value.hint
+
+
+def test_show(capsys: pytest.CaptureFixture[str]) -> None:
+    result = Measurement({"accuracy": 0.5, "good/support": 2.0}, 4, 2.0, 2.0, "texts/s", ["good"] * 4)
+    evaluate.show(result)
+    table = capsys.readouterr().out
+    assert "0.5000" in table
+    assert "texts/s" in table
+    evaluate.show(result, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["metrics"]["accuracy"] == 0.5
+    assert "predictions" not in document

@@ -1,0 +1,248 @@
+"""Measuring, against a small fake of our server over a real wire: the answers are known, so the metrics are too."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+from tuneserve import measurement, rows
+from tuneserve.errors import StepFailed, UserError
+from tuneserve.v1 import checkpoint_pb2 as pb
+from tuneserve.v1 import classification_pb2 as cls
+from tuneserve.v1 import classification_pb2_grpc, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from tuneserve.v1 import generation_pb2 as gen
+
+LABELS = ["bad", "good"]
+CLASSIFIER = pb.Checkpoint(
+    task=pb.TASK_SEQUENCE_CLASSIFICATION, labels=LABELS, problem_type=pb.PROBLEM_TYPE_SINGLE_LABEL
+)
+TOPICS = pb.Checkpoint(
+    task=pb.TASK_SEQUENCE_CLASSIFICATION, labels=["art", "law"], problem_type=pb.PROBLEM_TYPE_MULTI_LABEL
+)
+TAGGER = pb.Checkpoint(task=pb.TASK_TOKEN_CLASSIFICATION, labels=["O", "B-PER", "I-PER"])
+GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
+
+
+class Fake(
+    classification_pb2_grpc.ClassificationServiceServicer,
+    generation_pb2_grpc.GenerationServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+):
+    """Labels a text by the words in it, tags capitalized words, and gives the token of id n the logprob -n / 100."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.generated: list[gen.GenerateRequest] = []
+        self.limits = model_pb2.Limits(max_length=64, max_inputs=1024)
+
+    async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
+        return model_pb2.GetModelResponse(model=model_pb2.Model(name=request.model, limits=self.limits))
+
+    async def Classify(self, request: cls.ClassifyRequest, context: Any) -> cls.ClassifyResponse:
+        self.batches.append(len(request.inputs))
+        if any("boom" in item.text for item in request.inputs):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "engine is dead")
+        return cls.ClassifyResponse(results=[cls.Classification(labels=self._scores(item)) for item in request.inputs])
+
+    def _scores(self, item: cls.ClassifyInput) -> list[cls.LabelScore]:
+        words = f"{item.text} {item.text_pair}".split()
+        if set(words) & {"art", "law"}:
+            return [cls.LabelScore(label=name, score=0.9 if name in words else 0.1) for name in ("art", "law")]
+        best = "good" if "fine" in words else "bad"
+        return [cls.LabelScore(label=name, score=float(name == best)) for name in sorted(LABELS, key=best.__ne__)]
+
+    async def ClassifyTokens(self, request: cls.ClassifyTokensRequest, context: Any) -> cls.ClassifyTokensResponse:
+        assert request.aggregation == cls.AGGREGATION_FIRST
+        results = []
+        for text in request.texts:
+            spans, start = [], 0
+            for word in text.split(" "):
+                if word[:1].isupper():
+                    spans.append(cls.Span(label="PER", start=start, end=start + len(word), text=word))
+                start += len(word) + 1
+            results.append(cls.TokenClassification(spans=spans))
+        return cls.ClassifyTokensResponse(results=results)
+
+    async def Tokenize(self, request: gen.TokenizeRequest, context: Any) -> gen.TokenizeResponse:
+        if request.prompt.HasField("chat"):
+            chat = request.prompt.chat
+            text = "".join(f"<{m.role}>{m.content}" for m in chat.messages)
+            text += "<assistant>" if chat.add_generation_prompt else "\n"
+        else:
+            text = request.prompt.text
+        tokens = [gen.Token(id=ord(character), start=i, end=i + 1) for i, character in enumerate(text)]
+        return gen.TokenizeResponse(tokens=tokens, text=text)
+
+    async def Generate(self, request: gen.GenerateRequest, context: Any) -> gen.GenerateResponse:
+        self.generated.append(request)
+        ids, sampling = request.prompt.token_ids.ids, request.sampling
+        if len(ids) + sampling.max_tokens > self.limits.max_length:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt is too long")
+        response = gen.GenerateResponse()
+        response.usage.completion_tokens = sampling.max_tokens
+        if sampling.HasField("prompt_logprobs"):
+            response.prompt_logprobs.extend(gen.TokenLogprob(token_id=i, logprob=-i / 100) for i in ids[1:])
+        return response
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture
+async def address(fake: Fake) -> AsyncIterator[str]:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(fake, server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def measured(address: str, manifest: pb.Checkpoint, test_rows: list[rows.Row]) -> measurement.Measurement:
+    """Measures in a thread of its own, as the server runs in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(pool, measurement.measure_at, address, manifest, test_rows)
+
+
+async def test_classification(fake: Fake, address: str) -> None:
+    test_rows = [{"text": f"a fine day {i}", "label": "good"} for i in range(150)]
+    test_rows += [{"text": f"rain {i}", "label": "bad" if i else "good"} for i in range(50)]
+    result = await measured(address, CLASSIFIER, test_rows)
+    assert result.metrics["accuracy"] == 199 / 200
+    assert result.metrics["good/recall"] == 150 / 151
+    assert result.predictions == ["good"] * 150 + ["bad"] * 50
+    assert result.unit == "texts/s"
+    assert result.throughput == pytest.approx(200 / result.seconds)
+    # One batch to warm up, then all of them.
+    assert sorted(fake.batches) == [8, 64, 64, 64, 64]
+
+
+async def test_batches_fit_the_server(fake: Fake, address: str) -> None:
+    fake.limits.max_inputs = 3
+    await measured(address, CLASSIFIER, [{"text": f"rain {i}", "label": "bad"} for i in range(7)])
+    assert sorted(fake.batches) == [1, 3, 3, 3]
+
+
+async def test_text_pairs(address: str) -> None:
+    result = await measured(address, CLASSIFIER, [{"text": "rain", "text_pair": "is fine", "label": "good"}])
+    assert result.metrics["accuracy"] == 1
+
+
+async def test_multi_label(address: str) -> None:
+    test_rows = [
+        {"text": "art law", "labels": ["law", "art"]},
+        {"text": "law", "labels": ["law"]},
+        {"text": "art", "labels": []},
+    ]
+    result = await measured(address, TOPICS, test_rows)
+    assert result.predictions == [["art", "law"], ["law"], ["art"]]
+    assert result.metrics["accuracy"] == pytest.approx(2 / 3)
+
+
+async def test_tagging(address: str) -> None:
+    test_rows = [
+        {"tokens": ["hello", "Anna", "and", "Bob"], "tags": ["O", "B-PER", "O", "B-PER"]},
+        {"tokens": ["Eve", "left"], "tags": ["O", "O"]},
+    ]
+    result = await measured(address, TAGGER, test_rows)
+    assert result.predictions == [["O", "B-PER", "O", "B-PER"], ["B-PER", "O"]]
+    assert result.metrics["entity_recall"] == 1
+    assert result.metrics["entity_precision"] == pytest.approx(2 / 3)
+    assert result.metrics["token_accuracy"] == pytest.approx(5 / 6)
+
+
+async def test_generation_scores_the_answer_only(fake: Fake, address: str) -> None:
+    result = await measured(address, GENERATOR, [{"prompt": "ab", "completion": "cd"}])
+    loss = (ord("c") + ord("d")) / 2 / 100
+    assert result.metrics["loss"] == pytest.approx(loss)
+    assert result.metrics["perplexity"] == pytest.approx(math.exp(loss))
+    assert result.unit == "tokens/s"
+    assert result.predictions == []
+
+
+async def test_generation_of_chats(address: str) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "d"}]
+    result = await measured(address, GENERATOR, [{"messages": messages}])
+    # ord("d") is 100; the template's line break after the answer does not count.
+    assert result.metrics["loss"] == pytest.approx(1.0)
+
+
+async def test_generation_speed_is_its_own_measurement(fake: Fake, address: str) -> None:
+    await measured(address, GENERATOR, [{"prompt": "ab", "completion": "cd"}, {"prompt": "x", "completion": "y"}])
+    speed = [request for request in fake.generated if request.sampling.ignore_eos]
+    assert len(speed) == 32
+    assert {request.sampling.max_tokens for request in speed} == {32}  # half of the model's 64
+    assert all(request.sampling.HasField("temperature") and request.sampling.temperature == 0 for request in speed)
+
+
+async def test_long_rows_are_cut_to_the_model(fake: Fake, address: str) -> None:
+    test_rows = [{"prompt": "p" * 40, "completion": "d" * 40}, {"prompt": "p" * 90, "completion": "d"}]
+    result = await measured(address, GENERATOR, test_rows)
+    assert result.metrics["loss"] == pytest.approx(1.0)
+    assert max(len(request.prompt.token_ids.ids) for request in fake.generated) == 63
+
+
+async def test_no_answer_fits(address: str) -> None:
+    with pytest.raises(UserError, match="no answer fits into the model's 64 tokens"):
+        await measured(address, GENERATOR, [{"prompt": "p" * 90, "completion": "d"}])
+
+
+async def test_a_failing_server_fails_the_measurement(address: str) -> None:
+    with pytest.raises(StepFailed, match="UNAVAILABLE: engine is dead"):
+        await measured(address, CLASSIFIER, [{"text": "boom", "label": "bad"}])
+
+
+def spans(*found: tuple[int, int, str]) -> list[cls.Span]:
+    return [cls.Span(start=start, end=end, label=label) for start, end, label in found]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found", "tags"),
+    [
+        (["Anna", "Lee", "left"], [(0, 8, "PER")], ["B-PER", "I-PER", "O"]),
+        (["Anna", "Lee"], [(0, 4, "PER"), (5, 8, "PER")], ["B-PER", "B-PER"]),
+        (["Anna", "Rome"], [(5, 9, "LOC"), (0, 4, "PER")], ["B-PER", "B-LOC"]),
+        # A word takes the label of its first piece.
+        (["Jean-Luc", "left"], [(0, 4, "PER")], ["B-PER", "O"]),
+        (["Jean-Luc", "Picard"], [(5, 15, "PER")], ["O", "B-PER"]),
+        # Code points, not bytes or UTF-16 units.
+        (["👍🏽", "é", "Zoë"], [(5, 8, "PER")], ["O", "O", "B-PER"]),
+        (["", "Anna", "", ""], [(1, 5, "PER")], ["O", "B-PER", "O", "O"]),
+        (["Anna"], [], ["O"]),
+    ],
+)
+def test_spans_become_tags(tokens: list[str], found: list[tuple[int, int, str]], tags: list[str]) -> None:
+    text = " ".join(tokens)
+    assert all(end <= len(text) for _, end, _ in found)
+    assert measurement.spans_to_tags(tokens, spans(*found)) == tags
+
+
+@pytest.mark.parametrize(
+    ("prompt", "full", "expected"),
+    [
+        ([1, 2], [1, 2, 3, 4], (-7.0, 2)),
+        # The last token of the prompt merged with the answer's first: it belongs to the answer.
+        ([1, 2], [1, 5, 4], (-9.0, 2)),
+        # The first token of all has no probability.
+        ([], [3, 4], (-4.0, 1)),
+        # The answer was cut away.
+        ([1, 2, 3], [1, 2], (0.0, 0)),
+    ],
+)
+def test_answer_log_likelihood(prompt: list[int], full: list[int], expected: tuple[float, int]) -> None:
+    logprobs = [gen.TokenLogprob(token_id=i, logprob=-float(i)) for i in full[1:]]
+    assert measurement.answer_log_likelihood(prompt, full, logprobs) == expected
+
+
+def test_batches() -> None:
+    assert [list(batch) for batch in measurement.batches([1, 2, 3, 4, 5], 2)] == [[1, 2], [3, 4], [5]]
+    assert list(measurement.batches([], 2)) == []

@@ -1,0 +1,91 @@
+"""Measures a checkpoint's quality and speed on held-out rows, through the product's own server and engine.
+
+The rows are those that finetune kept inside the checkpoint and never trained on, or the caller's own.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tuneserve import checkpoint
+from tuneserve.errors import UserError
+from tuneserve.measurement import MODEL, Measurement, measure_at
+from tuneserve.rows import Row, read, sha256
+from tuneserve.serving import serving
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
+    """Serves a checkpoint and measures it on `rows`, by default its own held-out ones.
+
+    Raises UserError for rows that don't fit the task; StepFailed when the server can't serve the checkpoint.
+    """
+    manifest = checkpoint.load(directory)
+    rows = held_out_rows(directory, manifest) if rows is None else rows
+    check_rows(manifest, rows)
+    logger.info("starting the server")
+    with serving({MODEL: directory}) as addresses:
+        return measure_at(addresses.grpc, manifest, rows)
+
+
+def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
+    """Returns the held-out rows that a checkpoint keeps. Raises UserError when it keeps none, or others."""
+    split = manifest.test_split
+    if not split.path:
+        raise UserError(f"{directory}: no held-out rows inside", "give rows to measure on with --data FILE.jsonl")
+    rows = read(directory / split.path)
+    if sha256(rows) != split.sha256:
+        raise UserError(
+            f"{directory / split.path}: not the rows that {checkpoint.MANIFEST} names",
+            "copy the checkpoint again, or give rows with --data FILE.jsonl",
+        )
+    return rows
+
+
+def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
+    """Raises UserError naming the first row that does not fit the checkpoint's task or labels."""
+    if not rows:
+        raise UserError("no rows to measure on", "give at least one row")
+    for number, row in enumerate(rows, start=1):
+        if problem := _problem(manifest, row):
+            raise UserError(f"row {number}: {problem}")
+
+
+def show(measurement: Measurement, as_json: bool = False) -> None:
+    """Prints a measurement as a table, or as one line of JSON without the predictions."""
+    if as_json:
+        print(json.dumps({key: value for key, value in asdict(measurement).items() if key != "predictions"}))
+        return
+    for name, value in measurement.metrics.items():
+        print(f"{name:<32}{value:>12.4f}" if not name.endswith("/support") else f"{name:<32}{value:>12.0f}")
+    print(f"{measurement.unit:<32}{measurement.throughput:>12.1f}")
+    print(f"{measurement.rows} rows in {measurement.seconds:.1f} s")
+
+
+def _problem(manifest: pb.Checkpoint, row: Row) -> str:
+    """Returns why a row does not fit, or nothing."""
+    if manifest.task == pb.TASK_GENERATION:
+        if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str) and row["prompt"]:
+            return ""
+        messages = row.get("messages")
+        if not isinstance(messages, list) or len(messages) < 2 or messages[-1].get("role") != "assistant":
+            return "needs `messages` that end with the assistant's answer, or `prompt` and `completion`"
+        return ""
+    if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
+        tokens, tags = row.get("tokens"), row.get("tags")
+        if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens or len(tokens) != len(tags):
+            return "needs `tokens` and `tags`, lists of the same length"
+        chosen = tags
+    else:
+        if not isinstance(row.get("text"), str) or not row["text"]:
+            return "`text` must be a text that is not empty"
+        name = "labels" if manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL else "label"
+        if name not in row:
+            return f"`{name}` is missing"
+        chosen = row["labels"] if name == "labels" else [row["label"]]
+    unknown = [label for label in chosen if label not in manifest.labels]
+    return f"label {unknown[0]!r} is unknown; allowed: {', '.join(manifest.labels)}" if unknown else ""

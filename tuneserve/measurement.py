@@ -1,0 +1,235 @@
+"""Asks a served model about labelled rows, by gRPC like any caller, and turns the answers into metrics.
+
+    sequence classification   every row once, in batches: accuracy and texts a second
+    token classification      the same, with the spans put back onto the words: entity F1
+    generation                every answer scored token by token: perplexity; then, apart from that, greedy
+                              generation for concurrent prompts: output tokens a second
+
+Knows nothing of engines or of how the server was started.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import grpc
+from tqdm import tqdm
+
+from tuneserve import quality
+from tuneserve.errors import StepFailed, UserError
+from tuneserve.rows import Row
+from tuneserve.v1 import checkpoint_pb2 as pb
+from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The name that the model is served under while it is measured.
+MODEL = "m"
+BATCH = 64
+# Calls in flight: enough that the engine never waits for the next batch.
+CALLS = 4
+# Generation: concurrent prompts, and new tokens of each.
+PROMPTS, NEW_TOKENS = 32, 64
+# No single call takes as long; a hung engine fails the measurement in place of hanging it.
+CALL_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on one set of rows."""
+
+    metrics: dict[str, float]
+    rows: int
+    # Time for the rows, without the start of the engine.
+    seconds: float
+    throughput: float
+    unit: Literal["texts/s", "tokens/s"]
+    # The predicted label, labels or tags of each row, for comparing two checkpoints. Empty for generation.
+    predictions: list[Any] = field(default_factory=list, repr=False)
+
+
+def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
+    """Measures the model named MODEL of the server at `address` (host:port)."""
+    by_task = {
+        pb.TASK_SEQUENCE_CLASSIFICATION: _measure_classification,
+        pb.TASK_TOKEN_CLASSIFICATION: _measure_tagging,
+        pb.TASK_GENERATION: _measure_generation,
+    }
+    try:
+        with grpc.insecure_channel(address) as channel:
+            return by_task[manifest.task](channel, manifest, rows)
+    except grpc.RpcError as error:
+        raise StepFailed(f"the server answered {error.code().name}: {error.details()}") from error
+
+
+def spans_to_tags(tokens: Sequence[str], spans: Iterable[classification_pb2.Span]) -> list[str]:
+    """Returns the IOB2 tag of each word, from the spans of the words joined by one space.
+
+    `spans` count code points. A word belongs to the span that covers its first character.
+    """
+    tags = []
+    found = sorted(spans, key=lambda span: span.start)
+    start, last = 0, None
+    for token in tokens:
+        span = next((s for s in found if s.start <= start < s.end), None) if token else None
+        tags.append("O" if span is None else f"{'I' if span is last else 'B'}-{span.label}")
+        start, last = start + len(token) + 1, span
+    return tags
+
+
+def answer_log_likelihood(
+    prompt: Sequence[int], full: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprob]
+) -> tuple[float, int]:
+    """Returns the answer's log-likelihood in nats and its number of tokens.
+
+    `full` are the ids of prompt and answer; the answer begins where `full` leaves `prompt`, or where that ends.
+    `logprobs` has an entry for each id of `full` but the first.
+    """
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, full, strict=False))
+    begin = max(1, sum(1 for _ in common))
+    answer = [entry.logprob for entry in logprobs[begin - 1 :]]
+    return sum(answer), len(answer)
+
+
+def token_ids(response: generation_pb2.TokenizeResponse, whole: bool) -> list[int]:
+    """Returns the ids of a tokenized prompt; unless `whole`, without the white space at its end.
+
+    Many chat templates put a line break after the end of the answer's turn. It is never generated, and training
+    does not count it either.
+    """
+    tokens = list(response.tokens)
+    while tokens and not whole and response.text[tokens[-1].start : tokens[-1].end].isspace():
+        tokens.pop()
+    return [token.id for token in tokens]
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yields `items` in order, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
+    call = ClassificationServiceStub(channel).Classify
+
+    def classify(batch: Sequence[Row]) -> list[list[tuple[str, float]]]:
+        inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
+        request = classification_pb2.ClassifyRequest(
+            model=MODEL, inputs=inputs, truncation=classification_pb2.TRUNCATION_END
+        )
+        results = call(request, timeout=CALL_SECONDS).results
+        return [[(entry.label, entry.score) for entry in result.labels] for result in results]
+
+    answers, seconds = _timed_batches(channel, classify, rows)
+    predictions: list[Any]
+    if manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
+        predictions = [sorted(label for label, score in answer if score >= 0.5) for answer in answers]
+        metrics = quality.multi_label([row["labels"] for row in rows], predictions, manifest.labels)
+    else:
+        predictions = [answer[0][0] for answer in answers]
+        metrics = quality.sequence_classification([row["label"] for row in rows], predictions, manifest.labels)
+    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions)
+
+
+def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
+    call = ClassificationServiceStub(channel).ClassifyTokens
+
+    def tag(batch: Sequence[Row]) -> list[list[str]]:
+        request = classification_pb2.ClassifyTokensRequest(
+            model=MODEL,
+            texts=[" ".join(row["tokens"]) for row in batch],
+            aggregation=classification_pb2.AGGREGATION_FIRST,
+            offset_unit=classification_pb2.OFFSET_UNIT_CODE_POINT,
+            truncation=classification_pb2.TRUNCATION_END,
+        )
+        results = call(request, timeout=CALL_SECONDS).results
+        return [spans_to_tags(row["tokens"], result.spans) for row, result in zip(batch, results, strict=True)]
+
+    predictions, seconds = _timed_batches(channel, tag, rows)
+    metrics = quality.token_classification([row["tags"] for row in rows], predictions)
+    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions)
+
+
+def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
+    service = GenerationServiceStub(channel)
+    limit = _limits(channel).max_length or manifest.max_length
+
+    def tokenize(prompt: generation_pb2.Prompt) -> list[int]:
+        request = generation_pb2.TokenizeRequest(model=MODEL, prompt=prompt)
+        response = service.Tokenize(request, timeout=CALL_SECONDS)
+        return token_ids(response, whole=prompt.chat.add_generation_prompt or not prompt.HasField("chat"))
+
+    def generate(ids: Sequence[int], **sampling: Any) -> generation_pb2.GenerateResponse:
+        request = generation_pb2.GenerateRequest(
+            model=MODEL,
+            prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)),
+            sampling=generation_pb2.SamplingParams(temperature=0, **sampling),
+        )
+        response: generation_pb2.GenerateResponse = service.Generate(request, timeout=CALL_SECONDS)
+        return response
+
+    def score(row: Row) -> tuple[float, int]:
+        prompt, full = (tokenize(part) for part in prompts(row))
+        full = full[: limit - 1]  # one place for the token that every call has to make
+        answer = generate(full, max_tokens=1, prompt_logprobs=0)
+        return answer_log_likelihood(prompt, full, answer.prompt_logprobs)
+
+    started = time.perf_counter()
+    scores = _spread(score, rows, PROMPTS)
+    seconds = time.perf_counter() - started
+    tokens = sum(count for _, count in scores)
+    if not tokens:
+        raise UserError(f"no answer fits into the model's {limit} tokens", "give shorter rows")
+    metrics = quality.generation(sum(total for total, _ in scores), tokens)
+
+    new = min(NEW_TOKENS, limit // 2)
+    questions = itertools.islice(itertools.cycle(rows), PROMPTS)
+    ready = [tokenize(prompts(row)[0])[-(limit - new) :] for row in questions]
+    begin = time.perf_counter()
+    answers = _spread(lambda ids: generate(ids, max_tokens=new, ignore_eos=True), ready, PROMPTS)
+    made = sum(answer.usage.completion_tokens for answer in answers)
+    return Measurement(metrics, len(rows), seconds, made / (time.perf_counter() - begin), "tokens/s")
+
+
+def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt]:
+    """Returns what comes before a row's answer, and the same with the answer."""
+    if "prompt" in row:
+        text = row["prompt"]
+        return generation_pb2.Prompt(text=text), generation_pb2.Prompt(text=text + row["completion"])
+    messages = [generation_pb2.ChatMessage(role=m["role"], content=m["content"]) for m in row["messages"]]
+    question = generation_pb2.Chat(messages=messages[:-1], add_generation_prompt=True)
+    answered = generation_pb2.Chat(messages=messages, add_generation_prompt=False)
+    return generation_pb2.Prompt(chat=question), generation_pb2.Prompt(chat=answered)
+
+
+def _timed_batches(
+    channel: grpc.Channel, call: Callable[[Sequence[Row]], list[R]], rows: Sequence[Row]
+) -> tuple[list[R], float]:
+    work = list(batches(rows, min(BATCH, _limits(channel).max_inputs or BATCH)))
+    call(work[0])  # the first batch of a size pays for choosing kernels; callers of a running server don't
+    started = time.perf_counter()
+    answers = _spread(call, work, CALLS)
+    seconds = time.perf_counter() - started
+    return [answer for batch in answers for answer in batch], seconds
+
+
+def _spread(call: Callable[[T], R], work: Sequence[T], at_once: int) -> list[R]:
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            return list(tqdm(pool.map(call, work), total=len(work), desc="measuring", leave=False, disable=None))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _limits(channel: grpc.Channel) -> model_pb2.Limits:
+    request = model_pb2.GetModelRequest(model=MODEL)
+    limits: model_pb2.Limits = ModelServiceStub(channel).GetModel(request, timeout=CALL_SECONDS).model.limits
+    return limits
