@@ -1,0 +1,157 @@
+"""Refuses, at once and with the reason, what could be quantized but not served.
+
+vLLM's CPU platform refuses nothing early: an unfit checkpoint loads and fails at its first forward, or crawls.
+So the scheme, the platform and the architecture are compared here, from config.json and the headers of the weight
+files alone; no tensor is read and nothing heavy is imported.
+"""
+
+import json
+import os
+import platform
+import re
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneserve.errors import UserError
+from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Scheme, is_quantized
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+# vLLM's bitsandbytes loader needs a class that declares its packed layers; of the encoders only this one does.
+_BITSANDBYTES_ENCODERS = {"RobertaForSequenceClassification", "XLMRobertaForSequenceClassification"}
+# Encoders, whose names alone don't tell them from the decoders with a classification head.
+_ENCODERS = re.compile(r"(Bert|Roberta|Electra|Deberta|MPNet|XLNet|Funnel|Camembert|Flaubert)", re.IGNORECASE)
+_CONV1D = re.compile(r"GPT2|OpenAIGPT")
+# The CPU kernels for 4-bit weights work on tiles: output and input size of a layer must be multiples of these.
+_CPU_TILES = {"w4a16": (32, 32), "nf4": (32, 64)}
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the checkpoint will be served on."""
+
+    device: Literal["cpu", "cuda"]
+    # x86 with the instructions of vLLM's 4-bit kernels; false on other processors.
+    avx512: bool = False
+    # CUDA compute capability, e.g. 9.0 for Hopper; 0 when unknown.
+    capability: float = 0.0
+
+
+def this_platform() -> Platform:
+    """Returns the platform of this machine."""
+    if os.path.exists("/proc/driver/nvidia"):
+        return Platform("cuda", capability=_capability())
+    return Platform("cpu", avx512=platform.machine() == "x86_64" and " avx512f " in _cpu_flags())
+
+
+def check(scheme_name: str, manifest: pb.Checkpoint, directory: Path, platform: Platform) -> tuple[Scheme, int | None]:
+    """Returns the scheme and, for w4a16, its group size. Raises UserError for what can't be served, saying why."""
+    scheme = SCHEMES.get(scheme_name)
+    if scheme is None:
+        raise UserError(f"scheme {scheme_name!r} is unknown", f"allowed: {', '.join(SCHEMES)}")
+    if manifest.quantization:
+        raise UserError(
+            f"{directory}: already quantized ({manifest.quantization})",
+            "quantize the checkpoint that finetune or merge wrote, in its original precision",
+        )
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    reason = _platform_reason(scheme, manifest, platform) or _architecture_reason(scheme, manifest, config)
+    if reason:
+        raise UserError(f"{scheme.name} can't be served: {reason}", _alternatives(scheme, manifest, platform))
+    layers = linear_shapes(directory)
+    if not layers:
+        raise UserError(f"{directory}: no linear layers in numbered blocks, so nothing to quantize")
+    if platform.device == "cpu":
+        _check_tiles(scheme, layers)
+    return scheme, group_size(layers) if scheme.name == "w4a16" else None
+
+
+def group_size(layers: dict[str, tuple[int, int]]) -> int:
+    """Returns the largest group size that divides the input size of every layer, given as (output, input)."""
+    for size in GROUP_SIZES:
+        if all(inputs % size == 0 for _, inputs in layers.values()):
+            return size
+    name, (_, inputs) = next((n, s) for n, s in layers.items() if s[1] % GROUP_SIZES[-1])
+    raise UserError(
+        f"w4a16 can't be served: no group size of {GROUP_SIZES} divides the input size of {name}, {inputs}",
+        "use w8a8, which needs no groups",
+    )
+
+
+def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
+    """Returns (output size, input size) of each linear layer that a scheme quantizes, by name, from the headers."""
+    shapes = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+        for name, tensor in header.items():
+            if is_quantized(name) and name.endswith(".weight") and len(tensor["shape"]) == 2:
+                shapes[name.removesuffix(".weight")] = tuple(tensor["shape"])
+    return shapes
+
+
+def _platform_reason(scheme: Scheme, manifest: pb.Checkpoint, platform: Platform) -> str:
+    if platform.device == "cpu" and scheme.name == "w4a16":
+        if not platform.avx512:
+            return "vLLM's 4-bit CPU kernels need a processor with AVX512"
+        if manifest.dtype not in ("bfloat16", "float16"):
+            return f"vLLM's 4-bit CPU kernels need bfloat16 or float16 weights beside them, not {manifest.dtype}"
+    if platform.device == "cuda" and scheme.method == "compressed-tensors" and platform.capability:
+        if platform.capability < 7.5:
+            return f"it needs a GPU of compute capability 7.5 or newer, this one has {platform.capability}"
+        if scheme.name == "w8a8" and platform.capability >= 10:
+            return f"vLLM has no int8 kernels for GPUs of compute capability {platform.capability}"
+    return ""
+
+
+def _architecture_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any]) -> str:
+    architecture = manifest.architecture
+    if _CONV1D.match(architecture):
+        return f"the layers of {architecture} are Conv1D, not linear, and would stay as they are"
+    if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return f"{architecture} is a mixture of experts, whose routers and experts need schemes of their own"
+    if scheme.method == "bitsandbytes":
+        if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
+            return f"vLLM's bitsandbytes loader does not know token classifiers ({architecture})"
+        if _ENCODERS.search(architecture) and architecture not in _BITSANDBYTES_ENCODERS:
+            return f"vLLM's bitsandbytes loader knows decoders and RoBERTa classifiers, not {architecture}"
+    return ""
+
+
+def _alternatives(refused: Scheme, manifest: pb.Checkpoint, platform: Platform) -> str:
+    fit = [
+        scheme.name
+        for scheme in SCHEMES.values()
+        if scheme is not refused
+        and not _platform_reason(scheme, manifest, platform)
+        and not _architecture_reason(scheme, manifest, {})
+    ]
+    return f"fit for this model on this machine: {', '.join(fit)}" if fit else "serve it as it is"
+
+
+def _check_tiles(scheme: Scheme, layers: dict[str, tuple[int, int]]) -> None:
+    outputs, inputs = _CPU_TILES.get(scheme.name, (1, 1))
+    for name, shape in layers.items():
+        if shape[0] % outputs or shape[1] % inputs:
+            raise UserError(
+                f"{scheme.name} can't be served: on CPU a layer's output size must be a multiple of {outputs} and "
+                f"its input size of {inputs}; {name} has {shape[0]} and {shape[1]}",
+                "use w8a8, which takes any size",
+            )
+
+
+def _cpu_flags() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((f" {line} " for line in file if line.startswith("flags")), "")
+
+
+def _capability() -> float:
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        return min(map(float, found), default=0.0)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0.0

@@ -1,0 +1,36 @@
+"""The quantization schemes by name, as `--scheme` takes them."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way of storing the weights of the linear layers. Heads, embeddings and norms stay as they are."""
+
+    name: str
+    # What makes it, and what vLLM finds in config.json as `quant_method`.
+    method: Literal["compressed-tensors", "bitsandbytes"]
+    bits: int
+    summary: str
+
+
+_ALL = (
+    Scheme("w8a8", "compressed-tensors", 8, "int8 weights and activations: half the size, faster on CPU and GPU"),
+    Scheme("w4a16", "compressed-tensors", 4, "int4 weights in groups: a quarter of the size, fast on GPU only"),
+    Scheme("nf4", "bitsandbytes", 4, "4-bit normal float: a quarter of the size, decoders and RoBERTa"),
+    Scheme("int8", "bitsandbytes", 8, "LLM.int8: half the size, outliers kept in 16 bits, decoders and RoBERTa"),
+)
+SCHEMES = {scheme.name: scheme for scheme in _ALL}
+
+# Weights that share one scale, largest first: fewer scales to store, and the sizes that vLLM's kernels know.
+GROUP_SIZES = (128, 64, 32)
+
+# A layer inside one of the model's repeated blocks. What is outside of them is embedding, pooler or head.
+_BLOCK = re.compile(r"(^|\.)(layers?|h|blocks?)\.\d+\.")
+
+
+def is_quantized(module_name: str) -> bool:
+    """Whether a linear layer of this name is one that the schemes quantize."""
+    return _BLOCK.search(module_name) is not None

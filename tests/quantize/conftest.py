@@ -1,0 +1,89 @@
+"""Tiny real checkpoints with random weights, made once for the run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneserve import checkpoint, rows
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+LABELS = ["negative", "positive"]
+ROWS = [{"text": f"sentence number {i}", "label": LABELS[i % 2]} for i in range(6)]
+CHAT_ROWS = [{"prompt": f"question {i}", "completion": f" answer {i}"} for i in range(4)]
+
+
+def seal(directory: Path, test_rows: list[dict[str, Any]]) -> pb.Checkpoint:
+    """Keeps `test_rows` in a saved model's directory and makes it a checkpoint."""
+    rows.write(directory / checkpoint.TEST_SPLIT, test_rows)
+    manifest = checkpoint.describe(directory)
+    manifest.test_split.path = checkpoint.TEST_SPLIT
+    manifest.test_split.sha256 = rows.sha256(test_rows)
+    manifest.test_split.rows = len(test_rows)
+    manifest.lineage.append(checkpoint.step("merge", "tiny", {}, ()))
+    checkpoint.seal(directory, manifest)
+    return manifest
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Saves a word-level tokenizer with BERT's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "sentence", "number", "question", "answer", *"0123456789"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT sentence classifier of two labels, 64 wide."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("bert") / "sentiment"
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: i for i, label in enumerate(LABELS)},
+    )
+    BertForSequenceClassification(config).to(torch.bfloat16).save_pretrained(directory)
+    save_tokenizer(directory)
+    seal(directory, ROWS)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama decoder with tied embeddings; 64 and 192 wide, so that groups of 64 are the largest that fit."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("llama") / "chat"
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    save_tokenizer(directory)
+    seal(directory, CHAT_ROWS)
+    return directory

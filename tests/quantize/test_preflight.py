@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tuneserve import checkpoint
+from tuneserve.errors import UserError
+from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, this_platform
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+CPU = Platform("cpu", avx512=True)
+OLD_CPU = Platform("cpu", avx512=False)
+HOPPER = Platform("cuda", capability=9.0)
+
+DECODER = pb.Checkpoint(architecture="LlamaForCausalLM", task=pb.TASK_GENERATION, dtype="bfloat16")
+BERT = pb.Checkpoint(
+    architecture="BertForSequenceClassification", task=pb.TASK_SEQUENCE_CLASSIFICATION, dtype="bfloat16"
+)
+ROBERTA_NER = pb.Checkpoint(
+    architecture="RobertaForTokenClassification", task=pb.TASK_TOKEN_CLASSIFICATION, dtype="bfloat16"
+)
+
+
+def changed(manifest: pb.Checkpoint, **fields: object) -> pb.Checkpoint:
+    result = pb.Checkpoint(**fields)
+    merged = pb.Checkpoint()
+    merged.CopyFrom(manifest)
+    merged.MergeFrom(result)
+    return merged
+
+
+def headers_only(directory: Path, layers: dict[str, list[int]], **config: object) -> Path:
+    """Writes config.json and a weight file that has a header and no tensors: all that the check may read."""
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    header = json.dumps(
+        {f"{name}.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in layers.items()}
+    ).encode()
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return directory
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """Layers whose sizes every scheme takes."""
+    return headers_only(tmp_path / "wide", {"model.layers.0.mlp.up_proj": [256, 128]})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "manifest", "platform", "reason"),
+    [
+        ("fp4", DECODER, CPU, "scheme 'fp4' is unknown"),
+        ("w8a8", changed(DECODER, quantization="nf4"), CPU, "already quantized (nf4)"),
+        ("w4a16", DECODER, OLD_CPU, "AVX512"),
+        ("w4a16", changed(DECODER, dtype="float32"), CPU, "not float32"),
+        ("w8a8", DECODER, Platform("cuda", capability=7.0), "7.5 or newer"),
+        ("w4a16", DECODER, Platform("cuda", capability=6.1), "7.5 or newer"),
+        ("w8a8", DECODER, Platform("cuda", capability=10.0), "no int8 kernels"),
+        ("nf4", BERT, CPU, "not BertForSequenceClassification"),
+        ("int8", BERT, HOPPER, "not BertForSequenceClassification"),
+        ("nf4", ROBERTA_NER, CPU, "does not know token classifiers"),
+        ("w8a8", changed(DECODER, architecture="GPT2LMHeadModel"), CPU, "Conv1D"),
+    ],
+)
+def test_what_can_not_be_served_is_refused(
+    wide: Path, scheme: str, manifest: pb.Checkpoint, platform: Platform, reason: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check(scheme, manifest, wide, platform)
+    assert reason in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16", "nf4", "int8"])
+@pytest.mark.parametrize("platform", [CPU, HOPPER])
+def test_a_decoder_takes_every_scheme(wide: Path, scheme: str, platform: Platform) -> None:
+    chosen, groups = check(scheme, DECODER, wide, platform)
+    assert chosen.name == scheme
+    assert groups == (128 if scheme == "w4a16" else None)
+
+
+def test_roberta_classifiers_take_bitsandbytes(wide: Path) -> None:
+    roberta = changed(BERT, architecture="RobertaForSequenceClassification")
+    assert check("nf4", roberta, wide, CPU)[0].name == "nf4"
+
+
+def test_the_hint_names_what_would_do(wide: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check("nf4", BERT, wide, CPU)
+    assert caught.value.hint == "fit for this model on this machine: w8a8, w4a16"
+
+
+def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
+    directory = headers_only(tmp_path / "moe", {"model.layers.0.q": [64, 64]}, num_local_experts=8)
+    with pytest.raises(UserError, match="mixture of experts"):
+        check("w8a8", changed(DECODER, architecture="MixtralForCausalLM"), directory, CPU)
+
+
+def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to quantize"):
+        check("w8a8", DECODER, headers_only(tmp_path / "flat", {"lm_head": [64, 64]}), CPU)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape", "reason"),
+    [
+        ("w4a16", [48, 64], "multiple of 32"),
+        ("w4a16", [64, 48], "input size of 32"),
+        ("nf4", [64, 96], "input size of 64"),
+    ],
+)
+def test_sizes_that_the_cpu_kernels_do_not_take(tmp_path: Path, scheme: str, shape: list[int], reason: str) -> None:
+    directory = headers_only(tmp_path / "odd", {"model.layers.0.mlp.up_proj": shape})
+    with pytest.raises(UserError, match=reason):
+        check(scheme, DECODER, directory, CPU)
+    assert check("w8a8", DECODER, directory, CPU)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size"), [([256, 1024], 128), ([576, 1536], 64), ([384, 96], 32), ([64], 64), ([32], 32)]
+)
+def test_the_largest_group_that_divides_every_layer(inputs: list[int], size: int) -> None:
+    assert group_size({f"layer.{i}": (8, n) for i, n in enumerate(inputs)}) == size
+
+
+def test_no_group_divides(tmp_path: Path) -> None:
+    directory = headers_only(tmp_path / "odd", {"model.layers.0.a": [64, 64], "model.layers.1.b": [64, 80]})
+    with pytest.raises(UserError, match=r"model\.layers\.1\.b, 80"):
+        check("w4a16", DECODER, directory, HOPPER)
+
+
+def test_only_layers_in_blocks_count(bert: Path, llama: Path) -> None:
+    shapes = linear_shapes(bert)
+    assert len(shapes) == 2 * 6
+    assert shapes["bert.encoder.layer.1.intermediate.dense"] == (128, 64)
+    assert not any("pooler" in name or "classifier" in name or "embeddings" in name for name in shapes)
+    assert len(linear_shapes(llama)) == 2 * 7
+
+
+def test_real_checkpoints_pass_on_this_machine(bert: Path, llama: Path) -> None:
+    for directory in (bert, llama):
+        assert check("w8a8", checkpoint.load(directory), directory, this_platform())

@@ -1,0 +1,157 @@
+"""The steps around the quantizing. `measure` starts a vLLM engine, so here its numbers are given; the real one runs in
+test_end_to_end.py."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tuneserve import checkpoint
+from tuneserve.errors import StepFailed, UserError
+from tuneserve.evaluate import held_out_rows
+from tuneserve.measurement import Measurement
+from tuneserve.quantize import quantize, run
+from tuneserve.rows import Row
+
+GOOD = Measurement({"accuracy": 0.9}, 6, 1.0, 100.0, "texts/s", ["positive"] * 6)
+Measures = Callable[..., list[tuple[Path, Sequence[Row]]]]
+
+
+@pytest.fixture
+def measures(monkeypatch: pytest.MonkeyPatch) -> Measures:
+    """Makes `measure` answer with the given measurements in turn; returns the list of its calls."""
+
+    def answer_with(*measurements: Measurement) -> list[tuple[Path, Sequence[Row]]]:
+        calls: list[tuple[Path, Sequence[Row]]] = []
+        answers = iter(measurements)
+
+        def measure(directory: Path, rows: Sequence[Row]) -> Measurement:
+            checkpoint.load(directory)
+            calls.append((directory, rows))
+            return next(answers)
+
+        monkeypatch.setattr(run, "measure", measure)
+        return calls
+
+    return answer_with
+
+
+def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}, throughput=150.0))
+    report = quantize(bert, tmp_path / "out", "w8a8")
+
+    rows = held_out_rows(bert, checkpoint.load(bert))
+    assert [measured for _, measured in calls] == [rows, rows]
+    assert report.drop == pytest.approx(0.005)
+    manifest = checkpoint.load(tmp_path / "out")
+    assert manifest.quantization == "w8a8"
+    assert [step.name for step in manifest.lineage] == ["merge", "quantize"]
+    step = manifest.lineage[-1]
+    assert step.source == "sentiment"
+    assert dict(step.config)["scheme"] == "w8a8"
+    assert step.packages["llmcompressor"]
+    assert step.metrics["accuracy"] == 0.895
+    assert step.metrics["accuracy_before"] == 0.9
+    assert step.metrics["texts_per_second"] == 150.0
+    assert step.metrics["size_bytes"] < step.metrics["size_bytes_before"]
+    assert step.metrics["size_bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
+    assert held_out_rows(tmp_path / "out", manifest) == rows
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (bert / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_too_much_loss_keeps_nothing(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
+    with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after"):
+        quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_much_loss_leaves_the_earlier_output(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, GOOD)
+    quantize(bert, tmp_path / "out", "w8a8")
+    before = checkpoint.version_of(checkpoint.load(tmp_path / "out"))
+    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.1}))
+    with pytest.raises(StepFailed):
+        quantize(bert, tmp_path / "out", "w4a16", overwrite=True)
+    assert checkpoint.version_of(checkpoint.load(tmp_path / "out")) == before
+
+
+def test_a_broken_result_is_too_much_loss(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, replace(GOOD, metrics={"accuracy": float("nan")}))
+    with pytest.raises(StepFailed):
+        quantize(bert, tmp_path / "out", "w8a8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("max_drop", [-0.1, float("nan")])
+def test_a_gate_that_makes_no_sense_is_refused(bert: Path, tmp_path: Path, max_drop: float) -> None:
+    with pytest.raises(UserError, match="max_drop"):
+        quantize(bert, tmp_path / "out", "w8a8", max_drop=max_drop)
+
+
+@pytest.mark.parametrize("output", [".", "smaller"])
+def test_an_output_inside_the_source_is_refused(bert: Path, output: str) -> None:
+    with pytest.raises(UserError, match="inside the checkpoint that is read"):
+        quantize(bert, bert / output, "w8a8", overwrite=True)
+
+
+def test_any_loss_is_kept_without_a_gate(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.1}))
+    assert quantize(bert, tmp_path / "out", "w8a8", max_drop=None).drop == pytest.approx(0.8)
+    assert (tmp_path / "out" / checkpoint.MANIFEST).exists()
+
+
+def test_an_earlier_measurement_is_not_repeated(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures(GOOD)
+    quantize(bert, tmp_path / "out", "w8a8", before=GOOD)
+    assert len(calls) == 1
+
+
+def test_an_existing_output_is_refused_before_any_work(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="already exists"):
+        quantize(bert, tmp_path / "out", "w8a8")
+    assert calls == []
+
+
+def test_a_refused_scheme_does_no_work(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures()
+    with pytest.raises(UserError, match="bitsandbytes loader"):
+        quantize(bert, tmp_path / "out", "nf4")
+    assert calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_checkpoint_is_refused(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    import shutil
+
+    copy = shutil.copytree(bert, tmp_path / "copy")
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    calls = measures()
+    with pytest.raises(UserError, match="content differs"):
+        quantize(copy, tmp_path / "out", "w8a8")
+    assert calls == []
+
+
+def test_the_table_tells_what_changed(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    flipped = ["negative", *GOOD.predictions[1:]]
+    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}, throughput=150.0, predictions=flipped))
+    table = quantize(bert, tmp_path / "out", "w8a8").table()
+    assert "0.9000" in table
+    assert "0.50 points worse" in table
+    assert "x 1.50" in table
+    assert "16.67%" in table
+
+
+def test_the_manifest_is_the_only_place_that_knows_the_scheme(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, GOOD)
+    quantize(bert, tmp_path / "out", "w4a16")
+    step = json.loads((tmp_path / "out" / checkpoint.MANIFEST).read_text())["lineage"][-1]
+    assert step["config"]["group_size"] == 64

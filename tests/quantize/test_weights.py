@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tuneserve import checkpoint
+from tuneserve.quantize import weights
+from tuneserve.quantize.preflight import group_size, linear_shapes
+from tuneserve.quantize.schemes import SCHEMES
+
+
+def quantized(source: Path, target: Path, scheme: str) -> dict[str, torch.Tensor]:
+    """Quantizes and returns the written tensors."""
+    target.mkdir()
+    groups = group_size(linear_shapes(source)) if scheme == "w4a16" else None
+    weights.write(source, target, checkpoint.load(source), SCHEMES[scheme], groups)
+    checkpoint.refuse_unsafe(target)
+    return load_file(target / "model.safetensors")
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+def test_classifier_layers_are_quantized_and_heads_are_not(bert: Path, tmp_path: Path, scheme: str) -> None:
+    tensors = quantized(bert, tmp_path / "out", scheme)
+    original = load_file(bert / "model.safetensors")
+    for head in ("classifier.weight", "bert.pooler.dense.weight"):
+        assert tensors[head].dtype == torch.bfloat16
+        assert torch.equal(tensors[head], original[head])
+    for layer in linear_shapes(bert):
+        stored = tensors.get(f"{layer}.weight_packed", tensors.get(f"{layer}.weight"))
+        assert stored is not None
+        assert not stored.dtype.is_floating_point, layer
+        assert f"{layer}.weight_scale" in tensors
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+def test_w4a16_uses_the_group_size_that_fits(llama: Path, tmp_path: Path) -> None:
+    tensors = quantized(llama, tmp_path / "out", "w4a16")
+    scales = tensors["model.layers.0.self_attn.q_proj.weight_scale"]
+    assert scales.shape == (64, 64 // 64)
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_decoder_loads_in_transformers_and_answers_alike(llama: Path, tmp_path: Path, scheme: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    quantized(llama, tmp_path / "out", scheme)
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(llama, dtype="auto")(ids).logits.float()
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")(ids).logits.float()
+    similarity = torch.nn.functional.cosine_similarity(expected.flatten(), found.flatten(), dim=0)
+    assert similarity > (0.999 if SCHEMES[scheme].bits == 8 else 0.98)
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_the_lm_head_stays_tied(llama: Path, tmp_path: Path, scheme: str) -> None:
+    tensors = quantized(llama, tmp_path / "out", scheme)
+    assert "lm_head.weight" not in tensors
+    assert torch.equal(
+        tensors["model.embed_tokens.weight"], load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
+    )
+
+
+def test_classifier_loads_in_transformers_and_scores_alike(bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    quantized(bert, tmp_path / "out", "w8a8")
+    ids = torch.arange(4, 16)[None]
+    with torch.no_grad():
+        expected = AutoModelForSequenceClassification.from_pretrained(bert)(ids).logits.float()
+        found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")(ids).logits.float()
+    assert torch.allclose(expected, found, atol=0.02)
+
+
+def test_the_libraries_print_nothing(bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quantized(bert, tmp_path / "out", "w8a8")
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err == ""
