@@ -46,7 +46,7 @@ clean: ## remove .venv and caches; downloaded samples too
 $(READY): requirements/$(BUILD).txt pyproject.toml | $(UV)
 	@echo "== setting up .venv: the $(BUILD) build, pinned in requirements/$(BUILD).txt"
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	@UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV) pip install --quiet --python $(BIN)/python --no-deps \
+	@UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV) pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
 		$$(test -n "$$PIP_FIND_LINKS" || echo --torch-backend=$(if $(filter gpu,$(BUILD)),auto,cpu)) \
 		--requirement requirements/$(BUILD).txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .

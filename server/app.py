@@ -52,7 +52,8 @@ SERVICES = {
 }
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 _WATCH_SECONDS = 1.0
-_PING_TIMEOUT_SECONDS = 30.0  # a long prefill on a small CPU holds the engine's loop for seconds
+# A step of long prompts on a small busy CPU holds the engine's loop for many seconds.
+_PING_TIMEOUT_SECONDS = 60.0
 # Models start side by side, but vLLM and transformers can't be imported by two threads at once.
 _IMPORTING = threading.Lock()
 _OPTIONS = (
@@ -151,8 +152,7 @@ class App:
             model.state = model_pb2.MODEL_STATE_DRAINING
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self.config.drain_seconds)
-        for model in self.models:
-            await asyncio.to_thread(model.close)
+        await asyncio.gather(*(model.close() for model in self.models))
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         logger.info("stopped")
@@ -166,20 +166,32 @@ class App:
             temporary.replace(ready_file)
 
     async def _watch(self) -> None:
-        """Pings every engine; one that is dead or hangs takes its model out of service."""
-        while not self._stopping.is_set():
-            for model in self.models:
-                if model.state == model_pb2.MODEL_STATE_READY:
-                    try:
-                        await asyncio.wait_for(model.engine.ping(), _PING_TIMEOUT_SECONDS)
-                    except Exception as error:
-                        logger.error("model %s: engine is dead or hangs", model.name, exc_info=error)
-                        model.fail()
-                        await self._publish_health()
-            try:
-                await asyncio.wait_for(self._stopping.wait(), _WATCH_SECONDS)
-            except TimeoutError:
-                continue
+        """Watches every engine until the server stops."""
+        watching = [asyncio.create_task(self._watch_one(model)) for model in self.models]
+        await self._stopping.wait()
+        for task in watching:
+            task.cancel()
+
+    async def _watch_one(self, model: Model) -> None:
+        """Pings an engine. A dead one takes its model out of service for good, one that hangs until it answers."""
+        while True:
+            ping = asyncio.ensure_future(model.engine.ping())
+            done, _ = await asyncio.wait((ping,), timeout=_PING_TIMEOUT_SECONDS)
+            if not done:
+                logger.error("model %s: engine does not answer for %g s", model.name, _PING_TIMEOUT_SECONDS)
+                model.set_alive(False)
+                await self._publish_health()
+                await asyncio.wait((ping,))
+            if error := ping.exception():
+                logger.error("model %s: engine is dead", model.name, exc_info=error)
+                model.set_alive(False)
+                await self._publish_health()
+                return
+            if model.state == model_pb2.MODEL_STATE_FAILED:
+                logger.info("model %s: engine answers again", model.name)
+                model.set_alive(True)
+                await self._publish_health()
+            await asyncio.sleep(_WATCH_SECONDS)
 
     async def _publish_health(self) -> None:
         """A service serves when all its models do; the server, when every model does."""

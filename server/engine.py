@@ -121,9 +121,12 @@ class VllmEngine:
         with _translated():
             await self._llm.is_sleeping()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See seam.Engine."""
-        self._llm.shutdown()
+        # It would take the end of the engine's process for a failure, and log it.
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
+        await asyncio.to_thread(self._llm.shutdown)
         # Its __del__ shuts down again, and fails when that comes as late as the interpreter's end.
         del self._llm
 

@@ -107,15 +107,15 @@ class Model:
             self._calls -= 1
             self.metrics.queue_depth.labels(self.name).dec()
 
-    def fail(self) -> None:
-        """Takes no more calls: the engine is dead."""
-        self.state = model_pb2.MODEL_STATE_FAILED
-        self.metrics.engine_up.labels(self.name).set(0)
+    def set_alive(self, alive: bool) -> None:
+        """Goes out of service when the engine does not answer, and comes back when it does again."""
+        self.state = model_pb2.MODEL_STATE_READY if alive else model_pb2.MODEL_STATE_FAILED
+        self.metrics.engine_up.labels(self.name).set(alive)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends the engine and the tokenizer's thread."""
         if self._engine is not None:
-            self._engine.close()
+            await self._engine.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
 

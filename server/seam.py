@@ -103,5 +103,5 @@ class Engine(Protocol):
     async def ping(self) -> None:
         """Goes through the engine's loop and back. Raises EngineFailed when it is dead; hangs when that hangs."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends the engine's processes."""

@@ -94,8 +94,8 @@ def run(output: Path) -> None:
     reports = {}
     for name in runs:
         with stage(f"Quantize {name} to w8a8, measured through vLLM"):
-            # Perplexity of a model this small moves by a few percent; a point of accuracy is the gate for labels.
-            max_drop = 0.01 if name == "sentiment" else 0.1
+            # The gate: a point of accuracy, or 5 % of perplexity, which moves easily in a model this small.
+            max_drop = 0.01 if name == "sentiment" else 0.05
             reports[name] = quantize(output / name, output / f"{name}-w8a8", "w8a8", max_drop=max_drop, overwrite=True)
     with stage("Serve both, and call them"):
         _call(console, {name: output / f"{name}-w8a8" for name in runs})

@@ -85,7 +85,7 @@ def test_raw_scores_equal_transformers(real):
 def test_spans_equal_transformers(real, aggregation):
     from transformers import pipeline
 
-    texts = [" ".join(row["tokens"]) for row in rows.read(real.directories["ner"] / "eval/test.jsonl")[:80]]
+    texts = [" ".join(row["tokens"]) for row in rows.read(real.directories["ner"] / "eval/test.jsonl")[:40]]
     texts += ["Angela Merkel 🙂 visited New York & São Paulo, then 東京.", "e\u0301 Paris"]
     response = real.classification.ClassifyTokens(
         pb.ClassifyTokensRequest(model="ner", texts=texts, aggregation=AGGREGATIONS[aggregation])
@@ -98,14 +98,15 @@ def test_spans_equal_transformers(real, aggregation):
     )
     total = 0
     for text, result in zip(texts, response.results, strict=True):
-        expected = [(span["entity_group"], span["start"], span["end"]) for span in tag(text)]
+        others = tag(text)
+        expected = [(span["entity_group"], span["start"], span["end"]) for span in others]
         found = [(span.label, span.start, span.end) for span in result.spans]
         assert found == expected, text
-        for span, other in zip(result.spans, tag(text), strict=True):
+        for span, other in zip(result.spans, others, strict=True):
             assert span.score == pytest.approx(float(other["score"]), abs=2e-3)
             assert span.text == text[span.start : span.end]
         total += len(found)
-    assert total > 20, "a tagger that finds nothing proves nothing"
+    assert total > 10, "a tagger that finds nothing proves nothing"
 
 
 def test_a_bad_text_fails_alone(real):

@@ -106,9 +106,9 @@ def test_logprobs_equal_transformers(real):
         expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     assert [entry.token_id for entry in response.prompt_logprobs] == ids[1:]
     found = torch.tensor([entry.logprob for entry in response.prompt_logprobs])
-    # The engine computes in bfloat16, which has three decimal digits.
+    # The engine computes in bfloat16, with two to three decimal digits; a shift by one place gives whole units.
     difference = (found - expected[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]).abs()
-    assert difference.mean() < 0.05
+    assert difference.mean() < 0.15
     [entry] = response.completions[0].logprobs
     assert len(entry.alternatives) == 3
     assert entry.alternatives[0].token_id == entry.token_id == int(expected[-1].argmax())

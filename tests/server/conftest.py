@@ -78,10 +78,9 @@ class FakeEngine:
             self.running -= 1
 
     async def ping(self) -> None:
-        if self.broken:
-            raise self.broken
+        await self._step()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         pass
 
     async def _step(self) -> None:

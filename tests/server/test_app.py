@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve.errors import CheckpointError, UserError
+from tuneserve.server import app as app_module
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.seam import EngineFailed
@@ -147,6 +148,22 @@ async def test_a_dead_engine_takes_only_its_model_out(own_server, refused):
     assert await health(own_server.channel, "tuneserve.v1.GenerationService") == SERVING
     error = await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
     assert "failed" in error.details()
+    own_server.app._stopping.set()
+    await watching
+
+
+async def test_a_hung_engine_comes_back_when_it_answers(own_server, until, monkeypatch):
+    monkeypatch.setattr(app_module, "_PING_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(app_module, "_WATCH_SECONDS", 0.01)
+    model = own_server.app.models.get("sentiment")
+    own_server.engines["sentiment"].delay = 0.3
+    watching = asyncio.create_task(own_server.app._watch())
+    await until(lambda: model.state == model_pb2.MODEL_STATE_FAILED)
+    assert await health(own_server.channel, "tuneserve.v1.ClassificationService") == NOT_SERVING
+    assert await health(own_server.channel, "tuneserve.v1.GenerationService") == SERVING
+    own_server.engines["sentiment"].delay = 0
+    await until(lambda: model.state == model_pb2.MODEL_STATE_READY)
+    assert (await ClassificationServiceStub(own_server.channel).Classify(GOOD)).results
     own_server.app._stopping.set()
     await watching
 
