@@ -31,8 +31,8 @@ def missing() -> list[str]:
         tokens_input: ["prompt_token_ids"],
     }
     attributes = {
-        SamplingParams: """max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty
-            seed n stop stop_token_ids min_tokens ignore_eos logprobs prompt_logprobs output_kind""",
+        SamplingParams: """max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty
+            repetition_penalty seed n stop stop_token_ids min_tokens ignore_eos logprobs prompt_logprobs output_kind""",
         PoolingParams: "task use_activation extra_kwargs",
         RequestOutputKind: "DELTA FINAL_ONLY",
         PrometheusStatLogger: "_gauge_cls _counter_cls _histogram_cls",

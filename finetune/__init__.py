@@ -1,0 +1,15 @@
+"""Fine-tune: labelled rows and a base model in, a merged and verified bf16 checkpoint out.
+
+    config        one YAML file, checked key by key
+    formats       jsonl, csv, parquet, CoNLL and hub data sets as raw rows that know their line
+    data          raw rows checked into the canonical form, split into train and test
+    tokens        canonical rows as token ids with the targets of the loss
+    models        base models with a task's head, adapters, and what vLLM can serve
+    training      Trainer and SFTTrainer
+    evaluation    held-out quality, through tuneserve.quality
+    merging       adapter into base in fp32, saved in bf16, compared before it is kept
+    report        `validate`, and tables for people
+    pipeline      `finetune`: all of it in order
+
+Knows nothing of quantization and serving; the checkpoint directory is all that they share.
+"""

@@ -1,0 +1,211 @@
+"""The settings of one training run: a YAML file, every key checked before anything is loaded."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneserve.checkpoint import TASKS
+from tuneserve.errors import UserError
+from tuneserve.finetune.formats import SUFFIXES
+
+COLUMNS = ("text", "text_pair", "label", "labels", "tokens", "tags", "messages", "prompt", "completion")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What to train, on what, and how. Build it with `load` or `parse`, which check it."""
+
+    task: str
+    base_model: str  # a Hugging Face directory or hub id
+    train: str  # a file, or a data set id on the hub: owner/name[/config][:split]
+    output: Path
+
+    test: str | None = None
+    test_size: float | None = None  # share of `train` held out when there is no `test`; 0.1 unless told
+    format: str | None = None  # of both files, where the suffix does not tell
+    columns: Mapping[str, str] | None = None  # our name: the file's
+    labels: tuple[str, ...] | None = None  # fixes the order; sorted otherwise. Entity types for tokens
+    problem_type: str = "single-label"
+    max_train_rows: int | None = None
+    max_test_rows: int | None = None
+    keep_test_split: bool = True  # in the checkpoint, so that quantize measures on the same rows
+
+    method: str = "lora"
+    max_length: int = 512  # tokens; longer rows are cut
+    epochs: float = 3.0
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    learning_rate: float | None = None  # 5e-4 for lora, 5e-5 for full unless told
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_targets: tuple[str, ...] | None = None  # module names; every linear layer but the head unless told
+    seed: int = 42
+    precision: str = "auto"  # bf16 where the hardware has it
+
+    def public(self) -> dict[str, Any]:
+        """Returns the settings for the lineage: local paths by their last name only."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        for key in ("base_model", "train", "test", "output"):
+            if key in values and Path(values[key]).is_absolute():
+                values[key] = Path(values[key]).name
+        return values
+
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _choice(*allowed: str) -> Check:
+    return (lambda value: value in allowed), "one of " + ", ".join(allowed)
+
+
+def _whole(low: int) -> Check:
+    return (lambda value: _is_number(value) and isinstance(value, int) and value >= low), (
+        f"a whole number, {low} or more"
+    )
+
+
+def _number(low: float, high: float, *, above: bool = False) -> Check:
+    def check(value: Any) -> bool:
+        return _is_number(value) and (low < value if above else low <= value) and value <= high
+
+    return check, f"a number {'above' if above else 'from'} {low:g} to {high:g}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and len(set(value)) == len(value)
+
+
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, dict) and all(key in COLUMNS and _is_text(name) for key, name in value.items())
+
+
+_TEXT: Check = (_is_text, "text")
+_TEXTS: Check = (_is_texts, "a list of different texts (quote words such as yes, no and numbers)")
+_FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
+
+CHECKS: dict[str, Check] = {
+    "task": _choice(*TASKS),
+    "base_model": _TEXT,
+    "train": _TEXT,
+    "output": _TEXT,
+    "test": _TEXT,
+    "test_size": _number(0, 0.9, above=True),
+    "format": _choice(*sorted(set(SUFFIXES.values()))),
+    "columns": (_is_columns, f"a mapping of {', '.join(COLUMNS)} to your columns"),
+    "labels": _TEXTS,
+    "problem_type": _choice("single-label", "multi-label"),
+    "max_train_rows": _whole(1),
+    "max_test_rows": _whole(1),
+    "keep_test_split": _FLAG,
+    "method": _choice("lora", "full"),
+    "max_length": _whole(8),
+    "epochs": _number(0, 1000, above=True),
+    "batch_size": _whole(1),
+    "gradient_accumulation": _whole(1),
+    "learning_rate": _number(0, 1, above=True),
+    "weight_decay": _number(0, 1),
+    "warmup_ratio": _number(0, 1),
+    "lora_rank": _whole(1),
+    "lora_alpha": _whole(1),
+    "lora_dropout": _number(0, 0.9),
+    "lora_targets": _TEXTS,
+    "seed": _whole(0),
+    "precision": _choice("auto", "bf16", "fp32"),
+}
+
+
+def load(path: Path) -> FinetuneConfig:
+    """Reads a YAML file; relative paths in it are relative to its directory.
+
+    Raises UserError naming the key and what is allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}", "give a YAML file; finetune/examples has one for each task"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a mapping of settings", "write one `key: value` a line")
+    return parse(values, path.parent, str(path))
+
+
+def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> FinetuneConfig:
+    """Returns the checked settings. `directory` is what relative paths start from, `name` is for messages."""
+    for key in values:
+        if key not in CHECKS:
+            close = difflib.get_close_matches(str(key), CHECKS, n=1)
+            raise UserError(
+                f"{name}: unknown key {key}",
+                f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(CHECKS),
+            )
+    given = {key: value for key, value in values.items() if value is not None}
+    for key in ("task", "base_model", "train", "output"):
+        if key not in given:
+            raise UserError(f"{name}: {key} is missing", f"{key}: {CHECKS[key][1]}")
+    for key, value in given.items():
+        check, allowed = CHECKS[key]
+        value = _number_from_text(key, value)
+        if not check(value):
+            raise UserError(f"{name}: {key} is {value!r}", f"allowed: {allowed}")
+        given[key] = tuple(value) if isinstance(value, list) else value
+    config = FinetuneConfig(**given | {"output": _local(directory, given["output"])})
+    _check_together(config, name)
+    return replace(
+        config,
+        base_model=_path_or_id(directory, config.base_model),
+        train=_path_or_id(directory, config.train),
+        test=config.test and _path_or_id(directory, config.test),
+        test_size=config.test_size or (None if config.test else 0.1),
+        learning_rate=config.learning_rate or (5e-4 if config.method == "lora" else 5e-5),
+    )
+
+
+def _check_together(config: FinetuneConfig, name: str) -> None:
+    if config.test and config.test_size:
+        raise UserError(f"{name}: both test and test_size are given", "give one of them")
+    if config.problem_type == "multi-label" and config.task != "sequence-classification":
+        raise UserError(f"{name}: problem_type is multi-label", "only sequence-classification has problem_type")
+    if config.labels and config.task == "generation":
+        raise UserError(f"{name}: labels are given", "generation has no labels")
+
+
+def _number_from_text(key: str, value: Any) -> Any:
+    # YAML 1.1 reads 2e-4 (no dot) as text.
+    if isinstance(value, str) and FIELD_TYPES[key] in (float, float | None):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+FIELD_TYPES = {field.name: field.type for field in fields(FinetuneConfig)}
+
+
+def _local(directory: Path, text: str) -> Path:
+    return (directory / Path(text).expanduser()).resolve()
+
+
+def _path_or_id(directory: Path, text: str) -> str:
+    """A hub id stays as it is; whatever exists, or is written like a path, becomes an absolute path."""
+    path = _local(directory, text)
+    looks_local = text.startswith((".", "/", "~")) or path.suffix in SUFFIXES
+    return str(path) if path.exists() or looks_local else text

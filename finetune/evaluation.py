@@ -1,0 +1,130 @@
+"""What a model answers on held-out rows, and how good that is (tuneserve.quality)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tuneserve import quality
+from tuneserve.finetune.tokens import IGNORED, Target, answer, encode
+from tuneserve.rows import Row
+
+BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
+
+
+def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> dict[str, float]:
+    """Returns the metrics of the target's task on canonical rows."""
+    encoded = encode(tokenizer, target, rows)
+    if target.task == "generation":
+        return _generation(model, tokenizer, encoded, bf16)
+    outputs = logits(model, tokenizer, target, encoded, bf16)
+    if target.task == "token-classification":
+        tags = [
+            _tags_of_words(tokenizer, target, row, output.argmax(-1).tolist())
+            for row, output in zip(rows, outputs, strict=True)
+        ]
+        return quality.token_classification([row["tags"] for row in rows], tags)
+    if target.multi_label:
+        chosen = [
+            [label for label, score in zip(target.labels, output[0].tolist(), strict=True) if score > 0]
+            for output in outputs
+        ]
+        return quality.multi_label([row["labels"] for row in rows], chosen, target.labels)
+    predicted = [target.labels[int(output[0].argmax())] for output in outputs]
+    return quality.sequence_classification([row["label"] for row in rows], predicted, target.labels)
+
+
+def logits(
+    model: Any, tokenizer: Any, target: Target, encoded: Sequence[Row], bf16: bool = False, limit: int | None = None
+) -> list[torch.Tensor]:
+    """Returns a float32 tensor [positions, classes] for each encoded row, on the CPU, in the rows' order.
+
+    Positions: one for a sequence classifier; the first token of each word; the places that predict the answer's
+    tokens. `limit` keeps only the first of them.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for indices, output in _forward(model, tokenizer, encoded, bf16):
+        for place, index in enumerate(indices):
+            if target.task == "sequence-classification":
+                chosen = output[place : place + 1]
+            else:
+                counted = torch.tensor(encoded[index]["labels"]) != IGNORED
+                positions = counted.nonzero()[:limit, 0] - (1 if target.task == "generation" else 0)
+                chosen = output[place][positions.to(output.device)]
+            found[index] = chosen.float().cpu()
+    return [found[index] for index in range(len(encoded))]
+
+
+def sample_answers(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int = 64) -> list[Row]:
+    """Returns greedy answers beside the expected ones: {"prompt", "expected", "answer"}."""
+    samples = []
+    for row in rows:
+        ids, start = answer(tokenizer, row)
+        prompt = torch.tensor([ids[:start]], device=model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        samples.append(
+            {
+                "prompt": row["prompt"] if "prompt" in row else row["messages"][-2]["content"],
+                "expected": row["completion"] if "completion" in row else row["messages"][-1]["content"],
+                "answer": tokenizer.decode(output[0, start:], skip_special_tokens=True).strip(),
+            }
+        )
+    return samples
+
+
+def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) -> dict[str, float]:
+    total, tokens = 0.0, 0
+    for indices, output in _forward(model, tokenizer, encoded, bf16):
+        for place, index in enumerate(indices):
+            targets = torch.tensor(encoded[index]["labels"], device=output.device)[1:]
+            counted = targets != IGNORED
+            scores = output[place, : len(targets)][counted].float().log_softmax(-1)
+            total += float(scores.gather(1, targets[counted][:, None]).sum())
+            tokens += int(counted.sum())
+    return quality.generation(total, tokens)
+
+
+def _forward(
+    model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yields (indices, logits) with rows of about the same length together."""
+    inputs = [{key: value for key, value in row.items() if key != "labels"} for row in encoded]
+    autocast: AbstractContextManager[Any] = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
+    model.eval()
+    batches = _batches([len(row["input_ids"]) for row in encoded])
+    for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True):
+        batch = tokenizer.pad([inputs[index] for index in indices], padding_side="right", return_tensors="pt")
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        with torch.inference_mode(), autocast:
+            output = model(**batch).logits
+        yield indices, output
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Returns the indices of `lengths`, shortest first, in batches of at most BATCH_TOKENS."""
+    batches: list[list[int]] = [[]]
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _tags_of_words(tokenizer: Any, target: Target, row: Row, predicted: Sequence[int]) -> list[str]:
+    """Returns one tag a word; O for words that were cut off or that the tokenizer makes nothing of."""
+    item = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=target.max_length)
+    words = dict.fromkeys(word for word in item.word_ids() if word is not None)
+    tags = ["O"] * len(row["tokens"])
+    for word, label in zip(words, predicted, strict=True):
+        tags[word] = target.labels[label]
+    return tags

@@ -1,0 +1,164 @@
+"""Files and hub data sets as raw rows: what is in them, and where, for messages. Checks no content."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tuneserve.errors import UserError
+
+# (where it is, the row or why it is none)
+Raw = tuple[str, dict[str, Any] | str]
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".txt": "conll",
+}
+
+
+def read(source: str, format: str | None = None) -> Iterator[Raw]:
+    """Yields (where, row) for every row of a file or hub data set.
+
+    A row that could not be parsed comes as (where, reason). Raises UserError when the whole source can't be read.
+    """
+    path = Path(source)
+    if not path.is_absolute():
+        yield from _hub(source)
+        return
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "train and test are files, or data set ids on the hub")
+    format = format or SUFFIXES.get(path.suffix.lower())
+    if format is None:
+        raise UserError(f"{path}: no known suffix", "set format to jsonl, csv, parquet or conll, or rename the file")
+    readers = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "conll": _conll}
+    try:
+        yield from readers[format](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}", "save the file as UTF-8") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    # Not splitlines: U+2028 and the like belong to the text. utf-8-sig drops a byte order mark.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            yield f"{path.name}:{number}", line.rstrip("\r\n")
+
+
+def _jsonl(path: Path) -> Iterator[Raw]:
+    for where, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield where, f"not JSON: {error.msg} at column {error.colno}"
+            continue
+        yield where, value if isinstance(value, dict) else "not a JSON object"
+
+
+def _csv(path: Path) -> Iterator[Raw]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # No limit on a field's length: texts may be long.
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        start = 1
+        try:
+            for cells in reader:
+                where, start = f"{path.name}:{start}", reader.line_num + 1
+                if header is None:
+                    header = cells
+                elif len(cells) == len(header):
+                    yield where, dict(zip(header, cells, strict=True))
+                elif cells:
+                    yield where, f"{len(cells)} columns, the header has {len(header)}"
+        except csv.Error as error:
+            # What follows a broken quote can't be told apart any more.
+            yield f"{path.name}:{start}", f"not CSV: {error}"
+
+
+def _parquet(path: Path) -> Iterator[Raw]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}:{number}", row
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: not Parquet: {error}") from None
+
+
+def _conll(path: Path) -> Iterator[Raw]:
+    """Sentences, one token a line: the first column is the token, the last its tag; a blank line between."""
+    tokens: list[str] = []
+    tags: list[str] = []
+    problem = ""
+    start = ""
+
+    def sentence() -> Iterator[Raw]:
+        if problem or tokens:
+            yield start, problem or {"tokens": list(tokens), "tags": list(tags)}
+
+    for where, line in _lines(path):
+        # Tabs, where there are any, separate columns, so that a token may hold other white space.
+        cells = line.split("\t") if "\t" in line else line.split()
+        if not any(cell.strip() for cell in cells) or cells[0] == "-DOCSTART-":
+            yield from sentence()
+            tokens, tags, problem, start = [], [], "", ""
+        elif len(cells) < 2:
+            start, problem = where, f"no tag after {cells[0]!r}"
+        else:
+            start = start or where
+            tokens.append(cells[0].strip())
+            tags.append(cells[-1].strip())
+    yield from sentence()
+
+
+def _hub(source: str) -> Iterator[Raw]:
+    """Rows of `owner/name[/config][:split]`; the split is train unless told. Class numbers become their names."""
+    import datasets
+
+    name, _, split = source.partition(":")
+    parts = name.split("/")
+    config = parts.pop() if len(parts) == 3 else None
+    datasets.disable_progress_bars()
+    try:
+        data = datasets.load_dataset("/".join(parts), config, split=split or "train")
+    except Exception as error:
+        # The library raises a different type for each way a hub can fail.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"data set {source} could not be loaded: {reason}",
+            "a local file needs an existing path; a hub id is owner/name[/config][:split]",
+        ) from None
+    names = {key: names for key, feature in data.features.items() if (names := _class_names(feature))}
+    for number, row in enumerate(data, start=1):
+        for key, classes in names.items():
+            row[key] = _named(row[key], classes)
+        yield f"{source}:{number}", row
+
+
+def _class_names(feature: Any) -> list[str]:
+    inner = getattr(feature, "feature", feature)
+    return list(getattr(inner, "names", None) or [])
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    # -1 is the hub's way to say "no label"; it stays a number and is reported as a bad row.
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

@@ -1,0 +1,203 @@
+"""The adapter folded into its base model in fp32, saved in bf16, and compared with what was trained.
+
+Training leaves the logits of the trained model on some inputs beside the adapter (`save_reference`). A merge that
+lost a head, met another base model than the one trained on, or was damaged by rounding shows as other logits.
+Two comparisons, both on the same inputs, computed in fp32:
+
+    merged in fp32    largest difference at most 1e-4 of the largest logit: the arithmetic is the same, reordered
+    saved in bf16     root mean square difference at most 5 % of the logits' own spread, and the same best class
+                      in 95 % of places: a bf16 weight has 8 significant bits
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from google.protobuf import json_format
+from safetensors.torch import load_file, save_file
+
+from tuneserve import checkpoint, rows
+from tuneserve.errors import StepFailed
+from tuneserve.finetune import evaluation, models
+from tuneserve.finetune.tokens import IGNORED, Target, encode
+from tuneserve.rows import Row
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "reference_logits.safetensors"
+SAMPLES = "eval/samples.jsonl"
+PROBES = 32  # inputs compared
+POSITIONS = 16  # places compared in each
+FP32_TOLERANCE = 1e-4
+BF16_TOLERANCE = 0.05
+BF16_AGREEMENT = 0.95
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+
+def merge(adapter: Path, output: Path, overwrite: bool = False) -> Path:
+    """Merges the adapter directory that finetune wrote and returns `output`, a checkpoint.
+
+    Raises StepFailed, and keeps nothing, when the merged model does not answer as the trained one did.
+    """
+    manifest = checkpoint.read_manifest(adapter)
+    checkpoint.verify_files(adapter, manifest)
+    test = rows.read(adapter / manifest.test_split.path) if manifest.test_split.path else []
+    with checkpoint.writing(output, overwrite) as directory:
+        merge_into(directory, adapter, manifest, test)
+    return output
+
+
+def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Sequence[Row]) -> pb.Checkpoint:
+    """Fills `directory` with the finished checkpoint and returns its manifest."""
+    import peft
+
+    settings = peft.PeftConfig.from_pretrained(adapter)
+    tokenizer = models.load_tokenizer(str(adapter))
+    target = target_of(manifest)
+    base, _ = models.load_model(target, settings.base_model_name_or_path, tokenizer.pad_token_id)
+    tuned = peft.PeftModel.from_pretrained(base, adapter)
+    try:
+        merged = tuned.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise StepFailed(f"merge: {error}", "the adapter has weights that are not numbers: train again") from None
+    entry = checkpoint.step("merge", adapter.name, {"dtype": "bfloat16"}, PACKAGES)
+    reference = load_reference(adapter)
+    probes = test if manifest.test_split.path else []
+    difference = compare_fp32(reference, probe_logits(merged, tokenizer, target, probes))
+    entry.metrics["merged_logits_max_difference"] = difference
+    return export(directory, merged, tokenizer, target, manifest, entry, reference, test)
+
+
+def export(
+    directory: Path,
+    model: Any,
+    tokenizer: Any,
+    target: Target,
+    source: pb.Checkpoint,
+    entry: pb.Step,
+    reference: Sequence[torch.Tensor],
+    test: Sequence[Row],
+) -> pb.Checkpoint:
+    """Saves an fp32 model in bf16, compares what was saved, measures it on the test rows, and seals the directory.
+
+    `entry` is the lineage step to finish; `source` says what is known so far.
+    """
+    save(model.to(torch.bfloat16), tokenizer, directory)
+    saved = models.auto_class(target.task).from_pretrained(directory, dtype=torch.float32)
+    saved.to("cuda" if torch.cuda.is_available() else "cpu")
+    probes = test if source.test_split.path else []
+    error, agreement = compare_bf16(reference, probe_logits(saved, tokenizer, target, probes))
+    entry.metrics["bf16_logits_relative_difference"] = error
+    entry.metrics["bf16_same_best_class"] = agreement
+    if test:
+        bf16 = models.bf16_is_fast()
+        entry.metrics.update(evaluation.evaluate(saved, tokenizer, target, test, bf16))
+        if target.task == "generation":
+            rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, test[:5]))
+    entry.finished_at.GetCurrentTime()
+    if source.test_split.path:
+        rows.write(directory / source.test_split.path, test)
+    manifest = checkpoint.describe(directory)
+    manifest.label_distribution.update(source.label_distribution)
+    manifest.lineage.extend([*source.lineage, entry])
+    manifest.test_split.CopyFrom(source.test_split)
+    checkpoint.seal(directory, manifest)
+    return manifest
+
+
+def save(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Saves weights and tokenizer without what their use for training left in them."""
+    model.save_pretrained(directory)
+    # A fast tokenizer saves the length that it last cut to.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(directory)
+    readable(directory)
+
+
+def readable(directory: Path) -> None:
+    """Gives files the permissions that the user's umask gives; safetensors makes them private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
+def target_of(manifest: pb.Checkpoint) -> Target:
+    """Returns what the model of a manifest answers, with the length that it was trained at."""
+    trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
+    settings = json_format.MessageToDict(trained.config)
+    return Target(
+        task=checkpoint.TASK_NAMES[manifest.task],
+        labels=tuple(manifest.labels),
+        multi_label=manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL,
+        max_length=int(settings["max_length"]),
+    )
+
+
+def probe_logits(model: Any, tokenizer: Any, target: Target, test: Sequence[Row]) -> list[torch.Tensor]:
+    """Returns fp32 logits on the first test rows, or on random tokens when no test rows were kept."""
+    encoded = encode(tokenizer, target, test[:PROBES]) if test else _random_tokens(tokenizer, target)
+    return evaluation.logits(model, tokenizer, target, encoded, limit=POSITIONS)
+
+
+def _random_tokens(tokenizer: Any, target: Target) -> list[Row]:
+    generator = torch.Generator().manual_seed(0)
+    length = min(32, target.max_length)
+    ids = torch.randint(len(tokenizer), (PROBES, length), generator=generator).tolist()
+    counted = [IGNORED, *range(1, length)]
+    return [{"input_ids": row, "attention_mask": [1] * length, "labels": counted} for row in ids]
+
+
+def save_reference(adapter: Path, reference: Sequence[torch.Tensor]) -> None:
+    """Writes the trained model's logits for a later merge to compare with."""
+    save_file({f"{index:04}": tensor for index, tensor in enumerate(reference)}, adapter / REFERENCE)
+
+
+def load_reference(adapter: Path) -> list[torch.Tensor]:
+    """Reads what `save_reference` wrote."""
+    return [tensor for _, tensor in sorted(load_file(adapter / REFERENCE).items())]
+
+
+def compare_fp32(trained: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]) -> float:
+    """Returns the largest difference. Raises StepFailed when it is more than rounding in fp32 explains."""
+    before, after = _flat(trained, merged)
+    difference = float((before - after).abs().max())
+    allowed = FP32_TOLERANCE * max(1.0, float(before.abs().max()))
+    # Written so that a NaN fails too.
+    if not difference <= allowed:
+        raise StepFailed(
+            f"merge: the merged model's logits differ from the trained one's by {difference:.3g},"
+            f" allowed {allowed:.3g}",
+            "was the base model changed after training? Nothing was kept; the adapter is as it was",
+        )
+    return difference
+
+
+def compare_bf16(trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Returns (relative difference, share of places with the same best class) of what was saved in bf16.
+
+    Raises StepFailed when they are worse than rounding to bf16 explains.
+    """
+    before, after = _flat(trained, saved)
+    error = float((before - after).square().mean().sqrt() / before.std().clamp_min(1e-6))
+    agreement = float((before.argmax(-1) == after.argmax(-1)).float().mean())
+    if not (error <= BF16_TOLERANCE and agreement >= BF16_AGREEMENT):
+        raise StepFailed(
+            f"saving in bf16 changed the model: logits differ by {error:.1%} (allowed {BF16_TOLERANCE:.0%}),"
+            f" the best class is the same in {agreement:.1%} of places (needed {BF16_AGREEMENT:.0%})",
+            "a lower learning rate keeps weights in the range that bf16 holds well",
+        )
+    return error, agreement
+
+
+def _flat(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    before, after = torch.cat(list(first)), torch.cat(list(second))
+    if before.shape != after.shape:
+        raise StepFailed(f"merge: logits have shape {tuple(after.shape)}, the trained model's {tuple(before.shape)}")
+    return before, after

@@ -1,0 +1,182 @@
+"""Base models with the head of a task, tokenizers, adapters; and the classes that vLLM can serve afterwards."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneserve.errors import UserError
+from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.tokens import Target
+
+logger = logging.getLogger(__name__)
+
+# Model classes with an implementation in vLLM 0.26 to 0.32 (its models/registry.py): others train well and then
+# can't be served. Decoders classify through vLLM's own conversion.
+# fmt: off
+_DECODERS = (
+    "Apertus", "Bloom", "Cohere", "Cohere2", "DeepseekV2", "DeepseekV3", "Exaone4", "Falcon", "FalconH1",
+    "FalconMamba", "GPTJ", "Gemma", "Gemma2", "Gemma3", "Glm4", "GptOss", "Granite", "GraniteMoe",
+    "GraniteMoeHybrid", "Jamba", "Lfm2", "Llama", "Mamba", "Mamba2", "MiniCPM3", "Mistral", "Mixtral",
+    "Nemotron", "OPT", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "StableLm",
+    "Zamba2",
+)
+# fmt: on
+SERVABLE = {
+    "token-classification": [
+        f"{name}ForTokenClassification" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert")
+    ],
+    "sequence-classification": [
+        f"{name}ForSequenceClassification"
+        for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", "GPT2", *_DECODERS)
+    ],
+    "generation": ["GPT2LMHeadModel", *(f"{name}ForCausalLM" for name in _DECODERS)],
+}
+_AUTO = {
+    "token-classification": "AutoModelForTokenClassification",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "generation": "AutoModelForCausalLM",
+}
+
+
+def auto_class(task: str) -> Any:
+    """Returns transformers' auto class of a task."""
+    import transformers
+
+    return getattr(transformers, _AUTO[task])
+
+
+def check_servable(task: str, base_model: str) -> None:
+    """Raises UserError when the base model can't be read, has no head for the task, or vLLM can't serve it."""
+    config = _read(base_model, "AutoConfig")
+    if "quantization_config" in config.to_dict():
+        raise UserError(
+            f"base_model: {base_model} is quantized", "train and merge on the original weights, then quantize"
+        )
+    # Private, but the only place where transformers says which class a config leads to.
+    mapping = auto_class(task)._model_mapping
+    found = mapping.get(type(config), None)
+    candidates = found if isinstance(found, tuple | list) else [found]
+    names = [model.__name__ for model in candidates if model is not None]
+    if not set(names) & set(SERVABLE[task]):
+        what = names[0] if names else f"a {config.model_type} model"
+        allowed = [name for name in SERVABLE[task] if "Roberta" in name or "Bert" in name] or SERVABLE[task]
+        raise UserError(
+            f"base_model: {base_model}: vLLM has no {what} for {task}",
+            f"choose a base model of another class, such as {', '.join(allowed[:8])}",
+        )
+
+
+def load_tokenizer(base_model: str) -> Any:
+    """Returns the base model's tokenizer, with a padding token."""
+    tokenizer = _read(base_model, "AutoTokenizer")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(target: Target, base_model: str, pad_token_id: int | None = None) -> tuple[Any, list[str]]:
+    """Returns the model in fp32 and the names of the modules that its checkpoint lacks: the new head."""
+    import torch
+
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    if target.labels:
+        options["num_labels"] = len(target.labels)
+        options["id2label"] = dict(enumerate(target.labels))
+        options["label2id"] = {label: index for index, label in enumerate(target.labels)}
+        # A base with another number of labels gets a new head too.
+        options["ignore_mismatched_sizes"] = True
+    if target.task == "sequence-classification":
+        options["problem_type"] = f"{'multi' if target.multi_label else 'single'}_label_classification"
+    model, info = auto_class(target.task).from_pretrained(base_model, **options)
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = pad_token_id
+    new = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+    return model, _whole_modules(model, new)
+
+
+def _whole_modules(model: Any, keys: set[str]) -> list[str]:
+    """Returns the topmost modules all of whose parameters are in `keys`."""
+    chosen: list[str] = []
+    for name, module in model.named_modules():
+        parameters = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        inside = any(name.startswith(f"{parent}.") for parent in chosen)
+        if name and parameters and not inside and parameters <= keys:
+            chosen.append(name)
+    return chosen
+
+
+def add_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig) -> Any:
+    """Returns the model with LoRA on its linear layers; modules that are new are trained and saved whole."""
+    import peft
+
+    linear = {name for name, module in model.named_modules() if module.__class__.__name__ in ("Linear", "Conv1D")}
+    for wanted in config.lora_targets or ():
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+            names = sorted({name.rpartition(".")[2] for name in linear})
+            raise UserError(f"lora_targets: no linear layer {wanted}", "this model has " + ", ".join(names))
+    types = {
+        "token-classification": peft.TaskType.TOKEN_CLS,
+        "sequence-classification": peft.TaskType.SEQ_CLS,
+        "generation": peft.TaskType.CAUSAL_LM,
+    }
+    settings = peft.LoraConfig(
+        task_type=types[config.task],
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets) if config.lora_targets else "all-linear",
+        modules_to_save=list(new_modules) or None,
+    )
+    return peft.get_peft_model(model, settings)
+
+
+def max_length(base_model: str, tokenizer: Any) -> int:
+    """Returns the most tokens that the base model reads."""
+    config = _read(base_model, "AutoConfig").get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def use_bf16(precision: str) -> bool:
+    """Returns whether to compute in bf16. Raises UserError where it was asked for and a GPU lacks it."""
+    import torch
+
+    if precision == "bf16" and torch.cuda.is_available() and not bf16_is_fast():
+        raise UserError("precision: this GPU has no bf16", "set precision to auto or fp32")
+    return precision == "bf16" or (precision == "auto" and bf16_is_fast())
+
+
+def bf16_is_fast() -> bool:
+    """Returns whether this machine computes in bf16 without emulating it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def quiet() -> None:
+    """Silences what the training libraries print about themselves; errors still come through."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _read(base_model: str, auto: str) -> Any:
+    import transformers
+
+    try:
+        return getattr(transformers, auto).from_pretrained(base_model)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"base_model: {base_model} could not be loaded: {str(error).strip().splitlines()[0]}",
+            "give a Hugging Face directory, or a hub id that this machine can reach",
+        ) from None

@@ -1,0 +1,153 @@
+"""The program: settings in, checkpoint out."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneserve import checkpoint, rows
+from tuneserve.errors import UserError
+from tuneserve.finetune import data, models, report
+from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.data import Data
+from tuneserve.finetune.tokens import Target, encode
+from tuneserve.rows import Row
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
+
+
+def finetune(config: FinetuneConfig, overwrite: bool = False) -> Path:
+    """Trains, measures, merges and verifies; returns `config.output`, the finished checkpoint.
+
+    With LoRA the adapter is kept beside it, in `OUTPUT-adapter`, even when the merge fails its check (StepFailed):
+    training may have taken long, and `merge` can be run again. Raises UserError for bad data or settings, before
+    anything is trained.
+    """
+    adapter = adapter_directory(config)
+    for path in [config.output] + [adapter] * (config.method == "lora"):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}: already exists", "choose another output, or pass --overwrite")
+    models.quiet()
+    split = data.load(config)
+    models.check_servable(config.task, config.base_model)
+    bf16 = models.use_bf16(config.precision)
+    tokenizer = models.load_tokenizer(config.base_model)
+    target = target_of(config, split, tokenizer)
+    encoded = encode(tokenizer, target, split.train)
+    logger.info("training on %d rows, %d held out", len(split.train), len(split.test))
+
+    from tuneserve.finetune import merging
+
+    entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
+    entry.config["max_length"] = target.max_length
+    entry.seed = config.seed
+    entry.data_sha256 = rows.sha256(split.train)
+    model = _train(config, target, tokenizer, encoded, bf16, entry)
+    manifest = _manifest(config, split)
+    kept = split.test if config.keep_test_split else []
+    reference = merging.probe_logits(model, tokenizer, target, kept)
+    if config.method == "full":
+        with checkpoint.writing(config.output, overwrite) as directory:
+            manifest = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
+    else:
+        entry.metrics.update(_evaluate(model, tokenizer, target, split.test, bf16))
+        entry.finished_at.GetCurrentTime()
+        manifest.lineage.append(entry)
+        with checkpoint.writing(adapter, overwrite) as directory:
+            _save_adapter(directory, model, tokenizer, manifest, reference, kept)
+        # Gives back the memory before the base model is loaded again.
+        del model
+        with checkpoint.writing(config.output, overwrite) as directory:
+            manifest = merging.merge_into(directory, adapter, manifest, split.test)
+    report.show_checkpoint(config.output, manifest)
+    return config.output
+
+
+def adapter_directory(config: FinetuneConfig) -> Path:
+    """Returns where the adapter goes: OUTPUT-adapter."""
+    return config.output.with_name(config.output.name + "-adapter")
+
+
+def target_of(config: FinetuneConfig, split: Data, tokenizer: Any) -> Target:
+    """Returns what will be trained; no longer than the base model can read."""
+    longest = models.max_length(config.base_model, tokenizer)
+    if config.max_length > longest:
+        logger.warning("max_length is %d, the base model reads %d: using that", config.max_length, longest)
+    return Target(
+        task=config.task,
+        labels=tuple(split.labels),
+        multi_label=config.problem_type == "multi-label",
+        max_length=min(config.max_length, longest),
+    )
+
+
+def _train(
+    config: FinetuneConfig, target: Target, tokenizer: Any, encoded: Sequence[Row], bf16: bool, entry: pb.Step
+) -> Any:
+    """Returns the trained model, in fp32, and notes loss and time in `entry`."""
+    from transformers import set_seed
+
+    from tuneserve.finetune import training
+
+    # Before the model: the new head and LoRA's matrices start random.
+    set_seed(config.seed)
+    model, new_modules = models.load_model(target, config.base_model, tokenizer.pad_token_id)
+    if config.method == "lora":
+        model = models.add_adapter(model, new_modules, config)
+    started = time.monotonic()
+    entry.metrics["train_loss"] = training.train(model, tokenizer, encoded, config, bf16)
+    entry.metrics["train_seconds"] = time.monotonic() - started
+    entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return model
+
+
+def _evaluate(model: Any, tokenizer: Any, target: Target, test: Sequence[Row], bf16: bool) -> dict[str, float]:
+    from tuneserve.finetune import evaluation
+
+    return evaluation.evaluate(model, tokenizer, target, test, bf16)
+
+
+def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
+    """Returns what is known before training: the task, the labels, the base model's history, the held-out rows."""
+    manifest = pb.Checkpoint(task=checkpoint.TASKS[config.task], labels=split.labels)
+    if config.task == "sequence-classification":
+        multi = config.problem_type == "multi-label"
+        manifest.problem_type = pb.PROBLEM_TYPE_MULTI_LABEL if multi else pb.PROBLEM_TYPE_SINGLE_LABEL
+    manifest.label_distribution.update(split.label_distribution())
+    manifest.test_split.path = checkpoint.TEST_SPLIT if config.keep_test_split else ""
+    manifest.test_split.sha256 = rows.sha256(split.test)
+    manifest.test_split.rows = len(split.test)
+    base = Path(config.base_model)
+    if (base / checkpoint.MANIFEST).exists():
+        manifest.lineage.extend(checkpoint.read_manifest(base).lineage)
+    else:
+        manifest.lineage.append(checkpoint.step("base", _name(config.base_model), {}, ()))
+    return manifest
+
+
+def _save_adapter(
+    directory: Path,
+    model: Any,
+    tokenizer: Any,
+    manifest: pb.Checkpoint,
+    reference: Sequence[Any],
+    kept: Sequence[Row],
+) -> None:
+    """Writes an ordinary PEFT directory, with what `merge` needs beside it."""
+    from tuneserve.finetune import merging
+
+    merging.save(model, tokenizer, directory)
+    # A model card that is all placeholders.
+    (directory / "README.md").unlink(missing_ok=True)
+    merging.save_reference(directory, reference)
+    if kept:
+        rows.write(directory / checkpoint.TEST_SPLIT, kept)
+    checkpoint.seal(directory, manifest)
+
+
+def _name(base_model: str) -> str:
+    return Path(base_model).name if Path(base_model).is_absolute() else base_model

@@ -1,0 +1,104 @@
+"""Tables for people, on stdout: what `validate` found, and what training gave."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tuneserve import checkpoint, quality
+from tuneserve.finetune import config as config_module
+from tuneserve.finetune import data, models
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+
+def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
+    """Checks a YAML file, its data and its base model without training, prints what was found and returns it.
+
+    The keys: train, test, duplicates (rows); labels (share by name); lengths (tokens: median, 95 %, longest, and
+    the share of rows past max_length). Raises UserError as finetune would.
+    """
+    console = console or Console()
+    config = config_module.load(path)
+    models.quiet()
+    split = data.load(config)
+    models.check_servable(config.task, config.base_model)
+    tokenizer = models.load_tokenizer(config.base_model)
+    longest = min(config.max_length, models.max_length(config.base_model, tokenizer))
+    lengths = sorted(_length(tokenizer, row) for row in chain(split.train, split.test))
+    shares = split.label_distribution()
+    cut = sum(length > longest for length in lengths)
+    console.print(f"{path}: good. {config.task}, {config.method}, base model {config.public()['base_model']}")
+    console.print(
+        f"{len(split.train)} rows to train on, {len(split.test)} held out, "
+        f"{split.duplicates} left out because they are held out too"
+    )
+    if shares:
+        table = Table("label", "share of training data")
+        for label, share in shares.items():
+            table.add_row(label, f"{share:6.1%}")
+        console.print(table)
+    console.print(_histogram(lengths, longest))
+    console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are cut")
+    return {
+        "train": len(split.train),
+        "test": len(split.test),
+        "duplicates": split.duplicates,
+        "labels": shares,
+        "lengths": {
+            "median": lengths[len(lengths) // 2],
+            "p95": lengths[int(len(lengths) * 0.95)],
+            "longest": lengths[-1],
+            "cut": cut / len(lengths),
+        },
+    }
+
+
+def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console | None = None) -> None:
+    """Prints the metrics of each step of a finished checkpoint, and sample answers when it has some."""
+    from tuneserve import rows
+    from tuneserve.finetune.merging import SAMPLES
+
+    console = console or Console()
+    steps = [step for step in manifest.lineage if step.metrics]
+    names = list(dict.fromkeys(chain.from_iterable(sorted(step.metrics) for step in steps)))
+    headline = quality.HEADLINES[manifest.task].name
+    names.sort(key=lambda name: (name != headline, "/" in name))
+    table = Table("metric", *(step.name for step in steps), title=directory.name)
+    for name in names:
+        cells = [f"{step.metrics[name]:.4g}" if name in step.metrics else "" for step in steps]
+        table.add_row(name, *cells)
+    console.print(table)
+    if (directory / SAMPLES).exists():
+        for sample in rows.read(directory / SAMPLES):
+            console.print(f"? {sample['prompt']}", markup=False)
+            console.print(f"  expected: {sample['expected']}", markup=False)
+            console.print(f"  answered: {sample['answer']}", markup=False)
+    console.print(
+        f"{directory}: {checkpoint.size_of(manifest) / 2**20:.0f} MiB, version {checkpoint.version_of(manifest)}"
+    )
+
+
+def _length(tokenizer: Any, row: dict[str, Any]) -> int:
+    from tuneserve.finetune.tokens import answer
+
+    if "tokens" in row:
+        return len(tokenizer(row["tokens"], is_split_into_words=True)["input_ids"])
+    if "text" in row:
+        return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
+    return len(answer(tokenizer, row)[0])
+
+
+def _histogram(lengths: Sequence[int], longest: int) -> Table:
+    """Rows by length in tokens, doubling from 16."""
+    edges = [16 * 2**power for power in range(12)]
+    counts = Counter(next((edge for edge in edges if length <= edge), edges[-1]) for length in lengths)
+    table = Table("tokens, up to", "rows", "")
+    for edge in edges:
+        if counts[edge] or edge == longest:
+            bar = "█" * round(40 * counts[edge] / len(lengths))
+            table.add_row(f"{edge}{'  max_length' if edge == longest else ''}", str(counts[edge]), bar)
+    return table

@@ -1,0 +1,101 @@
+"""Canonical rows as token ids, the same for training, evaluation and merge checks.
+
+IGNORED marks positions that no loss and no metric counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneserve.errors import UserError
+from tuneserve.rows import Row
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model is trained to answer, and how much of a row it sees."""
+
+    task: str
+    labels: tuple[str, ...]  # the position is the class index; empty for generation
+    multi_label: bool
+    max_length: int  # tokens
+
+
+def encode(tokenizer: Any, target: Target, rows: Sequence[Row]) -> list[Row]:
+    """Returns `input_ids`, `attention_mask`, `labels` and what else the model wants, one dict a row, not padded."""
+    if target.task == "sequence-classification":
+        return _sequences(tokenizer, rows, target.labels, target.max_length)
+    if target.task == "token-classification":
+        return _words(tokenizer, rows, target.labels, target.max_length)
+    return [_answer(tokenizer, row, target.max_length) for row in rows]
+
+
+def _sequences(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_length: int) -> list[Row]:
+    index = {label: position for position, label in enumerate(labels)}
+    encoded = []
+    for row in rows:
+        item = dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=max_length))
+        if "labels" in row:
+            # Floats: the loss is binary cross-entropy of each label by itself.
+            item["labels"] = [float(label in row["labels"]) for label in labels]
+        else:
+            item["labels"] = index[row["label"]]
+        encoded.append(item)
+    return encoded
+
+
+def _words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_length: int) -> list[Row]:
+    """The first token of each word carries the word's tag, the others are ignored."""
+    index = {label: position for position, label in enumerate(labels)}
+    encoded = []
+    for row in rows:
+        item = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=max_length)
+        before: int | None = None
+        targets = []
+        for word in item.word_ids():
+            first = word is not None and word != before
+            targets.append(index[row["tags"][word]] if first else IGNORED)
+            before = word
+        encoded.append(dict(item) | {"labels": targets})
+    return encoded
+
+
+def _answer(tokenizer: Any, row: Row, max_length: int) -> Row:
+    ids, start = answer(tokenizer, row)
+    ids = ids[:max_length]
+    targets = [IGNORED] * start + ids[start:]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": targets[: len(ids)]}
+
+
+def answer(tokenizer: Any, row: Row) -> tuple[list[int], int]:
+    """Returns the token ids of a whole example and the position where its answer begins.
+
+    Raises UserError when the chat template renders the prompt differently once the answer follows it, or is missing.
+    """
+    if "prompt" in row:
+        # Tokenized apart, so that the prompt has the ids that it will have when it is served alone.
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        return [*prompt, *completion, tokenizer.eos_token_id], len(prompt)
+    if not tokenizer.chat_template:
+        raise UserError("base_model has no chat template", "use rows of prompt and completion, or a chat model")
+    prompt = _render(tokenizer, row["messages"][:-1], add_generation_prompt=True)
+    whole = _render(tokenizer, row["messages"], add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        raise UserError(
+            "the chat template renders a prompt differently once an answer follows it",
+            "use rows of prompt and completion with this model",
+        )
+    # What the template puts after the end of the turn (a line break) is never asked for.
+    while len(whole) > len(prompt) + 1 and tokenizer.eos_token_id in whole[len(prompt) : -1]:
+        whole.pop()
+    return whole, len(prompt)
+
+
+def _render(tokenizer: Any, messages: Sequence[Row], *, add_generation_prompt: bool) -> list[int]:
+    ids = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False, add_generation_prompt=add_generation_prompt
+    )
+    return list(ids)

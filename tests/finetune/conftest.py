@@ -1,0 +1,139 @@
+"""Tiny real models, random weights, made in a second: a BERT encoder and a Llama with a chat template."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = [
+    *("the", "a", "film", "was", "is", "good", "bad", "great", "awful", "fun", "dull", "story", "acting", "and"),
+    *("very", "not", "what", "who", "sky", "blue", "where", "lives", "anna", "in", "berlin", "paris", "john"),
+]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """These models are too small to share between cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT without a classification head, saved as a Hugging Face directory."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    directory = tmp_path_factory.mktemp("models") / "tiny-bert"
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{x}" for x in letters)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=64)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with tied embeddings, an end-of-turn token and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("models") / "tiny-llama"
+    special = ["<|im_start|>", "<|im_end|>"]
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", chat_template=TEMPLATE, model_max_length=256
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        # Wide enough that frozen embeddings can give sure answers.
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 sentences whose label one word decides."""
+    rows: list[dict[str, object]] = []
+    for number in range(60):
+        good = number % 2 == 0
+        word = (("good", "great", "fun"), ("bad", "awful", "dull"))[not good][number % 3]
+        filler = WORDS[number % 17 : number % 17 + 3 + number // 17]
+        rows.append({"text": " ".join([*filler, "was", word]), "label": "positive" if good else "negative"})
+    return write_jsonl(tmp_path_factory.mktemp("data") / "reviews.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Path]:
+    """run(directory, overwrite=False, **settings) is the whole program, in fp32 and small."""
+    from tuneserve.finetune import config, pipeline
+
+    def finetune(directory: Path, overwrite: bool = False, **values: Any) -> Path:
+        values = {"output": "out", "precision": "fp32", "max_length": 64, **values}
+        return pipeline.finetune(config.parse(values, directory), overwrite)
+
+    return finetune
+
+
+@pytest.fixture(scope="session")
+def trained(run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, encoder: Path, reviews: Path) -> Path:
+    """A sequence classifier tuned with LoRA, and its adapter beside it."""
+    return run(
+        tmp_path_factory.mktemp("lora"),
+        task="sequence-classification",
+        base_model=str(encoder),
+        train=str(reviews),
+        test_size=0.2,
+        epochs=20,
+        batch_size=8,
+        learning_rate=5e-3,
+        max_length=500,
+    )
+
+
+@pytest.fixture
+def adapter(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the adapter that a test may damage."""
+    return Path(shutil.copytree(trained.with_name("out-adapter"), tmp_path / "adapter"))

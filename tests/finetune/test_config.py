@@ -1,0 +1,109 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneserve.errors import UserError
+from tuneserve.finetune import config
+
+GOOD = {"task": "sequence-classification", "base_model": "org/model", "train": "d.jsonl", "output": "out"}
+
+
+def parse(tmp_path: Path, **values: Any) -> config.FinetuneConfig:
+    return config.parse({**GOOD, **values}, tmp_path)
+
+
+def test_relative_paths_start_at_the_file_and_hub_ids_stay(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "task: generation\nbase_model: org/model\ntrain: data/d.jsonl\ntest: org/set/config:test\noutput: out\n"
+    )
+    found = config.load(tmp_path / "run.yaml")
+    assert found.base_model == "org/model"
+    assert found.train == str(tmp_path / "data/d.jsonl")
+    assert found.test == "org/set/config:test"
+    assert found.output == tmp_path / "out"
+    assert found.test_size is None
+
+
+def test_a_local_model_directory_wins_over_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert parse(tmp_path).base_model == str(tmp_path / "org" / "model")
+
+
+def test_defaults_are_resolved(tmp_path: Path) -> None:
+    assert parse(tmp_path).test_size == 0.1
+    assert parse(tmp_path).learning_rate == 5e-4
+    assert parse(tmp_path, method="full").learning_rate == 5e-5
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "task: generation\nbase_model: m\ntrain: d.csv\noutput: o\nlearning_rate: 2e-4\n"
+    )
+    assert config.load(tmp_path / "run.yaml").learning_rate == 2e-4
+
+
+def test_the_lineage_gets_no_local_paths(tmp_path: Path) -> None:
+    public = parse(tmp_path, base_model="./models/mine").public()
+    assert public["base_model"] == "mine"
+    assert public["train"] == "d.jsonl"
+    assert str(tmp_path) not in str(public)
+
+
+def test_there_are_few_keys() -> None:
+    assert len(config.CHECKS) <= 27
+    assert set(config.CHECKS) == set(config.FIELD_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rat": 1}, "unknown key learning_rat"),
+        ({"task": "regression"}, "task is 'regression'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": True}, "epochs is True"),
+        ({"epochs": float("nan")}, "epochs is nan"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"batch_size": "8"}, "batch_size is '8'"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
+        ({"labels": ["a", "a"]}, "labels is"),
+        ({"labels": [True, False]}, "labels is"),
+        ({"labels": "a"}, "labels is 'a'"),
+        ({"columns": {"sentence": "text"}}, "columns is"),
+        ({"keep_test_split": "yes"}, "keep_test_split is 'yes'"),
+        ({"train": ["d.jsonl"]}, "train is"),
+        ({"test": "t.jsonl", "test_size": 0.1}, "both test and test_size"),
+        ({"task": "generation", "labels": ["a"]}, "labels are given"),
+        ({"task": "generation", "problem_type": "multi-label"}, "problem_type is multi-label"),
+        ({"train": None}, "train is missing"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(tmp_path, **values)
+    assert caught.value.hint
+
+
+def test_a_misspelt_key_gets_the_closest_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(tmp_path, learning_rat=1)
+    assert caught.value.hint == "did you mean learning_rate?"
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", ""])
+def test_files_that_are_no_settings(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        config.load(tmp_path / "run.yaml")
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_the_examples_are_good() -> None:
+    examples = sorted((Path(__file__).parents[2] / "finetune" / "examples").glob("*.yaml"))
+    assert [config.load(example).task for example in examples] == [
+        "generation",
+        "token-classification",
+        "sequence-classification",
+    ]

@@ -1,0 +1,183 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneserve import rows
+from tuneserve.errors import UserError
+from tuneserve.finetune import config, data
+
+
+def settings(path: Path, task: str = "sequence-classification", **more: Any) -> config.FinetuneConfig:
+    return config.parse({"task": task, "base_model": "m", "train": path.name, "output": "o", **more}, path.parent)
+
+
+def jsonl(path: Path, *values: object) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def labelled(count: int) -> list[dict[str, str]]:
+    # 10 % are rare.
+    return [{"text": f"text {n}", "label": "rare" if n % 10 == 0 else "common"} for n in range(count)]
+
+
+def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "d.jsonl",
+        {"text": "fine", "label": "a"},
+        {"text": " ", "label": "a"},
+        {"text": 5, "label": "a"},
+        {"text": "no label"},
+        {"text": "other", "label": "c"},
+        {"text": "yes and no", "label": True},
+        {"text": "half \ud83d", "label": "b"},
+        {"text": "fine too", "label": 2},
+    )
+    with pytest.raises(UserError) as caught:
+        data.load(settings(path, labels=["a", "b", "2"]))
+    assert str(caught.value).split("\n  ") == [
+        "6 bad rows in the data, nothing was trained:",
+        "d.jsonl:2: text is blank",
+        "d.jsonl:3: text is not text but int",
+        "d.jsonl:4: no label; found text (map with `columns`)",
+        "d.jsonl:6: label is not text but bool",
+        "d.jsonl:7: text is not valid Unicode (half of a surrogate pair)",
+        "d.jsonl:5: label 'c' is not one of 2, a, b",
+    ]
+
+
+def test_only_the_first_problems_are_shown(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *[{"text": "", "label": "a"}] * 30)
+    with pytest.raises(UserError, match="30 bad rows") as caught:
+        data.load(settings(path, labels=["a", "b"]))
+    assert str(caught.value).endswith("d.jsonl:20: text is blank\n  and 10 more")
+
+
+def test_columns_are_mapped_and_a_wrong_mapping_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("review,stars\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)))
+    found = data.load(settings(path, columns={"text": "review", "label": "stars"}))
+    assert found.labels == ["0", "1"]
+    assert set(found.train[0]) == {"text", "label"}
+    with pytest.raises(UserError, match=r"d\.csv:2: no column sentence") as caught:
+        data.load(settings(path, columns={"text": "sentence"}))
+    assert caught.value.hint == "found: review, stars"
+
+
+def test_the_split_is_stratified_seeded_and_of_the_wanted_size(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(200))
+    found = data.load(settings(path, test_size=0.2))
+    assert (len(found.train), len(found.test)) == (160, 40)
+    assert Counter(row["label"] for row in found.test) == {"common": 36, "rare": 4}
+    assert data.load(settings(path, test_size=0.2)) == found
+    assert data.load(settings(path, test_size=0.2, seed=1)) != found
+    assert found.label_distribution() == {"common": 0.9, "rare": 0.1}
+
+
+def test_inputs_held_out_are_never_trained_on(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(50), *labelled(50))
+    found = data.load(settings(path))
+    assert found.duplicates > 0
+    assert len(found.train) + len(found.test) + found.duplicates == 100
+    assert not {row["text"] for row in found.train} & {row["text"] for row in found.test}
+
+
+def test_own_test_file_and_row_limits(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(50))
+    jsonl(tmp_path / "t.jsonl", *labelled(20))
+    found = data.load(settings(path, test="t.jsonl", max_train_rows=10, max_test_rows=5))
+    assert (len(found.train), len(found.test)) == (10, 5)
+
+
+def test_label_order_is_as_given_or_sorted(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(30))
+    assert data.load(settings(path)).labels == ["common", "rare"]
+    assert data.load(settings(path, labels=["rare", "common"])).labels == ["rare", "common"]
+
+
+def test_text_pairs_and_several_labels(tmp_path: Path) -> None:
+    values = [{"text": f"a{n}", "text_pair": f"b{n}", "labels": ["y", "x"] if n % 2 else []} for n in range(20)]
+    found = data.load(settings(jsonl(tmp_path / "d.jsonl", *values), problem_type="multi-label"))
+    assert found.labels == ["x", "y"]
+    assert {len(row["labels"]) for row in found.train} == {0, 2}
+    assert all(row["text_pair"].startswith("b") for row in found.train)
+
+
+def test_several_labels_in_a_csv_cell(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text,labels\n" + "".join(f"text {n},x|y\n" for n in range(20)))
+    assert data.load(settings(path, problem_type="multi-label")).train[0]["labels"] == ["x", "y"]
+
+
+def test_tags_become_iob2(tmp_path: Path) -> None:
+    path = tmp_path / "d.conll"
+    path.write_text("in O\nNew I-LOC\nYork I-LOC\nAnna I-PER\nBob B-PER\n\n" * 3 + "a O\nb I-PER\nc B-LOC\nd I-LOC\n\n")
+    found = data.load(settings(path, "token-classification", test_size=0.25))
+    assert found.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    every = {tuple(row["tags"]) for row in found.train + found.test}
+    assert every == {("O", "B-LOC", "I-LOC", "B-PER", "B-PER"), ("O", "B-PER", "B-LOC", "I-LOC")}
+
+
+def test_bad_token_rows(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "d.jsonl",
+        {"tokens": ["a", "b"], "tags": ["O"]},
+        {"tokens": [], "tags": []},
+        {"tokens": ["a"], "tags": ["NOUN"]},
+        {"tokens": ["a", ""], "tags": ["O", "O"]},
+        {"tokens": "a b", "tags": ["O", "O"]},
+        {"tokens": ["a"], "tags": ["B-LOC"]},
+    )
+    with pytest.raises(UserError, match="6 bad rows") as caught:
+        data.load(settings(path, "token-classification", labels=["PER"]))
+    text = str(caught.value)
+    for part in ("2 tokens but 1 tags", "tokens is empty", "'NOUN' is not O", "token 2 is blank", "must be lists"):
+        assert part in text
+    assert "d.jsonl:6: label 'LOC' is not one of PER" in text
+
+
+def test_chats_and_completions(tmp_path: Path) -> None:
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    path = jsonl(
+        tmp_path / "d.jsonl",
+        {"messages": [user, answer], "id": 1},
+        {"prompt": [{"role": "user", "content": "hi 2"}], "completion": [answer]},
+        *[{"prompt": f"q{n}", "completion": "a"} for n in range(8)],
+    )
+    found = data.load(settings(path, "generation", test_size=0.3))
+    assert found.labels == []
+    everything = [rows.dumps(row) for row in found.train + found.test]
+    assert rows.dumps({"messages": [user, answer]}) in everything
+    assert rows.dumps({"messages": [{"role": "user", "content": "hi 2"}, answer]}) in everything
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"messages": [{"role": "user", "content": "hi"}]}, "messages does not end with an assistant's answer"),
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, "messages does not end with an assistant's answer"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "message 1: role is 'tool'"),
+        ({"messages": [{"role": "user", "content": None}]}, "content of message 1 is not text but NoneType"),
+        ({"messages": "hi"}, "messages is not a list"),
+        ({"prompt": "q"}, "no completion"),
+        ({"prompt": "q", "completion": " "}, "completion is blank"),
+        ({"question": "q"}, "no prompt; found question"),
+    ],
+)
+def test_bad_generation_rows(tmp_path: Path, value: dict[str, Any], reason: str) -> None:
+    path = jsonl(tmp_path / "d.jsonl", value, {"prompt": "q", "completion": "a"})
+    with pytest.raises(UserError, match="1 bad rows") as caught:
+        data.load(settings(path, "generation"))
+    assert f"d.jsonl:1: {reason}" in str(caught.value)
+
+
+def test_too_little_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no rows"):
+        data.load(settings(jsonl(tmp_path / "d.jsonl")))
+    with pytest.raises(UserError, match="only 1 in the training data"):
+        data.load(settings(jsonl(tmp_path / "d.jsonl", *[{"text": "x", "label": "a"}] * 20)))
+    with pytest.raises(UserError, match="1 rows to train on and 0 to test on"):
+        data.load(settings(jsonl(tmp_path / "d.jsonl", {"text": "x", "label": "a"}), labels=["a", "b"]))

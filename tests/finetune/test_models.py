@@ -1,0 +1,99 @@
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tuneserve.errors import UserError
+from tuneserve.finetune import config, models
+from tuneserve.finetune.tokens import Target
+
+SEQUENCE = Target("sequence-classification", ("a", "b", "c"), False, 32)
+
+
+def test_every_servable_class_is_in_the_installed_vllm() -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("vLLM is not installed")
+    # Read, not imported: importing vLLM takes many seconds.
+    registry = (Path(spec.origin).parent / "model_executor/models/registry.py").read_text(encoding="utf-8")
+    known = set(re.findall(r'^    "(\w+)": ', registry, re.MULTILINE))
+    for names in models.SERVABLE.values():
+        for name in names:
+            # Decoders classify through vLLM's conversion of their language model.
+            assert name in known or name.replace("SequenceClassification", "CausalLM") in known, name
+
+
+@pytest.mark.parametrize(
+    ("task", "model_type", "message"),
+    [
+        ("token-classification", "distilbert", "DistilBertForTokenClassification"),
+        ("token-classification", "electra", "ElectraForTokenClassification"),
+        ("token-classification", "llama", "LlamaForTokenClassification"),
+        ("sequence-classification", "electra", "ElectraForSequenceClassification"),
+        ("generation", "bert", "BertLMHeadModel"),
+        ("generation", "t5", "a t5 model"),
+    ],
+)
+def test_what_vllm_can_not_serve_is_refused(tmp_path: Path, task: str, model_type: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UserError, match=f"vLLM has no {message} for {task}"):
+        models.check_servable(task, str(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "modernbert", "llama", "qwen3", "gemma2"])
+def test_what_vllm_serves_is_accepted(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    models.check_servable("sequence-classification", str(tmp_path))
+
+
+def test_a_missing_or_quantized_base_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="could not be loaded"):
+        models.check_servable("generation", str(tmp_path))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(UserError, match="is quantized"):
+        models.check_servable("generation", str(tmp_path))
+
+
+def test_new_modules_are_found_from_what_the_checkpoint_lacks(encoder: Path) -> None:
+    model, new = models.load_model(SEQUENCE, str(encoder))
+    assert new == ["classifier"]
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.config.problem_type == "single_label_classification"
+    adapted = models.add_adapter(model, new, _config())
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if "lora_" not in name} == {
+        f"base_model.model.classifier.modules_to_save.default.{kind}" for kind in ("weight", "bias")
+    }
+    assert any("intermediate.dense.lora_A" in name for name in trained)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "modernbert", "llama"])
+def test_heads_of_several_modules_are_saved_whole(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    settings = transformers.AutoConfig.for_model(kind, vocab_size=64, pad_token_id=1, **sizes)
+    transformers.AutoModel.from_config(settings, dtype="float32").save_pretrained(tmp_path)
+    model, new = models.load_model(SEQUENCE, str(tmp_path))
+    expected = {"roberta": ["classifier"], "modernbert": ["head", "classifier"], "llama": ["score"]}
+    assert new == expected[kind]
+    adapted = models.add_adapter(model, new, _config())
+    inside = [
+        name for name, _ in adapted.named_parameters() if "lora_" in name and re.search("classifier|head|score", name)
+    ]
+    assert inside == []
+
+
+def test_unknown_lora_targets_are_named(encoder: Path) -> None:
+    model, new = models.load_model(SEQUENCE, str(encoder))
+    with pytest.raises(UserError, match="lora_targets: no linear layer q_proj"):
+        models.add_adapter(model, new, _config(lora_targets=["q_proj"]))
+
+
+def _config(**more: object) -> config.FinetuneConfig:
+    values = {"task": "sequence-classification", "base_model": "m", "train": "d.csv", "output": "o", **more}
+    return config.parse(values, Path("/"))

@@ -1,0 +1,213 @@
+"""The whole program on tiny real models: what it leaves on disk, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneserve import checkpoint, rows
+from tuneserve.errors import UserError
+from tuneserve.finetune import merging, models
+from tuneserve.finetune.report import validate
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+pytestmark = [
+    pytest.mark.train,
+    # Raised by libraries at import or inside training; none of them is about this code.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+Run = Callable[..., Path]
+
+
+def test_the_checkpoint_is_whole_and_learned(trained: Path) -> None:
+    manifest = checkpoint.load(trained)
+    assert manifest.task == pb.TASK_SEQUENCE_CLASSIFICATION
+    assert manifest.problem_type == pb.PROBLEM_TYPE_SINGLE_LABEL
+    assert list(manifest.labels) == ["negative", "positive"]
+    assert manifest.dtype == "bfloat16"
+    assert [step.name for step in manifest.lineage] == ["base", "finetune", "merge"]
+    assert manifest.lineage[2].metrics["accuracy"] >= 0.9
+    assert manifest.lineage[2].metrics["merged_logits_max_difference"] < 1e-3
+    assert manifest.label_distribution["positive"] == pytest.approx(0.5, abs=0.05)
+    test = rows.read(trained / checkpoint.TEST_SPLIT)
+    assert len(test) == manifest.test_split.rows == 12
+    assert rows.sha256(test) == manifest.test_split.sha256
+    # The settings ask for 500 tokens, the model reads 64.
+    assert manifest.lineage[1].config["max_length"] == 64
+    assert str(trained.parent) not in (trained / checkpoint.MANIFEST).read_text()
+
+
+def test_the_tokenizer_is_saved_without_the_cut_of_training(trained: Path) -> None:
+    saved = json.loads((trained / "tokenizer.json").read_text())
+    assert saved["truncation"] is None
+    assert saved["padding"] is None
+
+
+def test_plain_transformers_loads_it(trained: Path) -> None:
+    from transformers import pipeline as transformers_pipeline
+
+    classify = transformers_pipeline("text-classification", model=str(trained))
+    test = rows.read(trained / checkpoint.TEST_SPLIT)
+    right = sum(classify(row["text"])[0]["label"] == row["label"] for row in test)
+    assert right / len(test) == pytest.approx(checkpoint.load(trained).lineage[2].metrics["accuracy"])
+
+
+def test_plain_peft_loads_the_adapter(trained: Path) -> None:
+    from peft import AutoPeftModelForSequenceClassification
+
+    model = AutoPeftModelForSequenceClassification.from_pretrained(trained.with_name("out-adapter"), num_labels=2)
+    assert "lora" in str(type(model.base_model)).lower()
+
+
+def test_training_again_gives_the_same_weights(
+    run: Run, trained: Path, tmp_path: Path, encoder: Path, reviews: Path
+) -> None:
+    settings = checkpoint.read_manifest(trained).lineage[1].config
+    again = run(
+        tmp_path,
+        task="sequence-classification",
+        base_model=str(encoder),
+        train=str(reviews),
+        test_size=0.2,
+        epochs=settings["epochs"],
+        batch_size=8,
+        learning_rate=5e-3,
+    )
+    name = "model.safetensors"
+    assert checkpoint.sha256_file(again / name) == checkpoint.sha256_file(trained / name)
+
+
+def test_merge_alone_gives_the_same_checkpoint(trained: Path, adapter: Path, tmp_path: Path) -> None:
+    merged = merging.merge(adapter, tmp_path / "merged")
+    first, second = checkpoint.load(trained), checkpoint.load(merged)
+    assert checkpoint.version_of(first) == checkpoint.version_of(second)
+    assert first.lineage[2].metrics["accuracy"] == second.lineage[2].metrics["accuracy"]
+    with pytest.raises(UserError, match="already exists"):
+        merging.merge(adapter, merged)
+
+
+def test_finished_work_is_not_overwritten(run: Run, trained: Path, encoder: Path, reviews: Path) -> None:
+    with pytest.raises(UserError, match="out: already exists"):
+        run(trained.parent, task="sequence-classification", base_model=str(encoder), train=str(reviews))
+
+
+def test_full_tuning_of_several_labels_on_pairs(run: Run, tmp_path: Path, encoder: Path) -> None:
+    values: list[dict[str, Any]] = [
+        {
+            "text": " ".join(["film"] * (n // 4 + 1) + ["good" if n % 2 else "bad"]),
+            "text_pair": "story" if n % 4 < 2 else "acting",
+        }
+        for n in range(48)
+    ]
+    for value in values:
+        value["labels"] = [name for name in ("good", "story") if name in value["text"] + value["text_pair"]]
+    rows.write(tmp_path / "pairs.jsonl", values)
+    output = run(
+        tmp_path,
+        task="sequence-classification",
+        problem_type="multi-label",
+        method="full",
+        base_model=str(encoder),
+        train="pairs.jsonl",
+        test_size=0.25,
+        epochs=30,
+        learning_rate=3e-3,
+        keep_test_split=False,
+    )
+    manifest = checkpoint.load(output)
+    assert manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL
+    assert [step.name for step in manifest.lineage] == ["base", "finetune"]
+    assert manifest.lineage[1].metrics["accuracy"] >= 0.8
+    assert manifest.test_split.path == ""
+    assert not (output / "eval").exists()
+    assert not (tmp_path / "out-adapter").exists()
+
+
+def test_entities(run: Run, tmp_path: Path, encoder: Path) -> None:
+    names = [("anna", "B-PER"), ("john", "B-PER"), ("berlin", "B-LOC"), ("paris", "B-LOC")]
+    sentences = [[("the", "O")] * (n // 4 + 1) + [names[n % 4], ("lives", "O")] for n in range(60)]
+    text = "\n\n".join("\n".join("\t".join(pair) for pair in sentence) for sentence in sentences)
+    (tmp_path / "names.conll").write_text(text)
+    output = run(
+        tmp_path,
+        task="token-classification",
+        base_model=str(encoder),
+        train="names.conll",
+        epochs=20,
+        learning_rate=1e-2,
+        keep_test_split=False,
+    )
+    manifest = checkpoint.load(output)
+    assert list(manifest.labels) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert manifest.label_distribution == {"LOC": pytest.approx(0.5, abs=0.1), "PER": pytest.approx(0.5, abs=0.1)}
+    metrics = manifest.lineage[-1].metrics
+    assert metrics["entity_f1"] >= 0.9
+    assert metrics["token_accuracy"] >= metrics["entity_f1"] - 0.05
+    # The test rows are not in the adapter either, and merging works without them.
+    assert not (tmp_path / "out-adapter" / "eval").exists()
+    merging.merge(tmp_path / "out-adapter", tmp_path / "again")
+    assert checkpoint.version_of(checkpoint.load(tmp_path / "again")) == checkpoint.version_of(manifest)
+
+
+def test_chat(run: Run, tmp_path: Path, chat: Path) -> None:
+    def talk(number: int) -> dict[str, object]:
+        return {
+            "messages": [
+                {"role": "user", "content": f"say {number}"},
+                {"role": "assistant", "content": "yes"},
+            ]
+        }
+
+    rows.write(tmp_path / "talk.jsonl", [talk(number) for number in range(40)])
+    output = run(tmp_path, task="generation", base_model=str(chat), train="talk.jsonl", epochs=15, learning_rate=1e-2)
+    manifest = checkpoint.load(output)
+    assert manifest.architecture == "LlamaForCausalLM"
+    assert manifest.lineage[2].metrics["perplexity"] < 2
+    samples = rows.read(output / merging.SAMPLES)
+    assert samples[0]["expected"] == "yes"
+    assert samples[0]["answer"] == "yes"
+    before, after = models.load_tokenizer(str(chat)), models.load_tokenizer(str(output))
+    messages = [{"role": "user", "content": "hi"}]
+    assert before.apply_chat_template(messages) == after.apply_chat_template(messages)
+    assert manifest.chat_template_sha256 == checkpoint.describe(chat).chat_template_sha256
+    assert after.eos_token == "<|im_end|>"
+
+
+def test_tuning_a_checkpoint_again_keeps_its_history(run: Run, tmp_path: Path, trained: Path, reviews: Path) -> None:
+    output = run(tmp_path, task="sequence-classification", base_model=str(trained), train=str(reviews), epochs=1)
+    assert [step.name for step in checkpoint.load(output).lineage] == [
+        "base", "finetune", "merge", "finetune", "merge"
+    ]  # fmt: skip
+
+
+def test_nothing_is_left_when_the_data_is_bad(run: Run, tmp_path: Path, encoder: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "", "label": "a"}\n')
+    with pytest.raises(UserError, match="1 bad rows"):
+        run(
+            tmp_path,
+            task="sequence-classification",
+            base_model=str(encoder),
+            train="d.jsonl",
+            labels=["a", "b"],
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_validate_reports_without_training(
+    tmp_path: Path, encoder: Path, reviews: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(
+        f"task: sequence-classification\nbase_model: {encoder}\ntrain: {reviews}\noutput: out\nmax_length: 8\n"
+    )
+    found = validate(tmp_path / "run.yaml")
+    assert found["train"] + found["test"] + found["duplicates"] == 60
+    assert sum(found["labels"].values()) == pytest.approx(1)
+    assert 0 < found["lengths"]["cut"] < 1
+    printed = capsys.readouterr().out
+    assert "rows are longer than max_length (8)" in printed
+    assert "negative" in printed
+    assert not (tmp_path / "out").exists()

