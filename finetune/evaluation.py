@@ -41,8 +41,8 @@ def logits(
 ) -> list[torch.Tensor]:
     """Returns a float32 tensor [positions, classes] for each encoded row, on the CPU, in the rows' order.
 
-    Positions: one for a sequence classifier; the first token of each word; the places that predict the answer's
-    tokens. `limit` keeps only the first of them.
+    Positions: one for a sequence classifier; the tokens of all words; the places that predict the answer's tokens.
+    `limit` keeps only the first of them.
     """
     found: dict[int, torch.Tensor] = {}
     for indices, output in _forward(model, tokenizer, encoded, bf16):
@@ -121,10 +121,10 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _tags_of_words(tokenizer: Any, target: Target, row: Row, predicted: Sequence[int]) -> list[str]:
-    """Returns one tag a word; O for words that were cut off or that the tokenizer makes nothing of."""
+    """Returns one tag a word, that of its first token; O for words that were cut off or have no token."""
     item = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=target.max_length)
-    words = dict.fromkeys(word for word in item.word_ids() if word is not None)
-    tags = ["O"] * len(row["tokens"])
+    words = [word for word in item.word_ids() if word is not None]
+    tags: dict[int, str] = {}
     for word, label in zip(words, predicted, strict=True):
-        tags[word] = target.labels[label]
-    return tags
+        tags.setdefault(word, target.labels[label])
+    return [tags.get(word, "O") for word in range(len(row["tokens"]))]

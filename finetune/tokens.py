@@ -47,7 +47,10 @@ def _sequences(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_l
 
 
 def _words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_length: int) -> list[Row]:
-    """The first token of each word carries the word's tag, the others are ignored."""
+    """Every token of a word carries its tag; after the first, B-X goes on as I-X.
+
+    The server sees text, not words: a tokenizer splits "@name:" in three, and each part is asked for its label.
+    """
     index = {label: position for position, label in enumerate(labels)}
     encoded = []
     for row in rows:
@@ -55,8 +58,10 @@ def _words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_lengt
         before: int | None = None
         targets = []
         for word in item.word_ids():
-            first = word is not None and word != before
-            targets.append(index[row["tags"][word]] if first else IGNORED)
+            tag = row["tags"][word] if word is not None else None
+            if tag is not None and word == before and tag.startswith("B-"):
+                tag = "I-" + tag[2:]
+            targets.append(IGNORED if tag is None else index[tag])
             before = word
         encoded.append(dict(item) | {"labels": targets})
     return encoded

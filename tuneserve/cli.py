@@ -47,8 +47,10 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec", "matplotlib"):
+    for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Warns at import of a kernel that is only needed where bitsandbytes itself runs the model; vLLM does here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @cli.command()

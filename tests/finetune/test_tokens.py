@@ -44,13 +44,14 @@ def test_a_template_that_changes_the_prompt_is_refused(chat: Path) -> None:
         tokens.answer(tokenizer, CHAT)
 
 
-def test_the_first_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
+def test_every_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
     target = Target("token-classification", ("O", "B-PER", "I-PER"), False, 32)
-    row = {"tokens": ["Anna", "xyz", "\u200b", "lives"], "tags": ["B-PER", "I-PER", "O", "O"]}
+    row = {"tokens": ["Anna", "xyz", "\u200b", "lives"], "tags": ["O", "B-PER", "O", "O"]}
     item = tokens.encode(encoder_tokenizer, target, [row])[0]
     pieces = encoder_tokenizer.convert_ids_to_tokens(item["input_ids"])
     assert pieces == ["[CLS]", "anna", "x", "##y", "##z", "lives", "[SEP]"]
-    assert item["labels"] == [IGNORED, 1, 2, IGNORED, IGNORED, 0, IGNORED]
+    # A word that begins an entity goes on inside it.
+    assert item["labels"] == [IGNORED, 0, 1, 2, 2, 0, IGNORED]
 
 
 def test_classes_by_index_and_by_share(encoder_tokenizer: Any) -> None:
