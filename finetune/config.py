@@ -44,7 +44,7 @@ class FinetuneConfig:
     warmup_ratio: float = 0.1
     lora_rank: int = 16
     lora_alpha: int = 32
-    lora_dropout: float = 0.05
+    lora_dropout: float = 0.0  # costs half the speed on CPUs
     lora_targets: tuple[str, ...] | None = None  # module names; every linear layer but the head unless told
     seed: int = 42
     precision: str = "auto"  # bf16 where the hardware has it

@@ -10,7 +10,6 @@ Two comparisons, both on the same inputs, computed in fp32:
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,16 +115,6 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(directory)
-    readable(directory)
-
-
-def readable(directory: Path) -> None:
-    """Gives files the permissions that the user's umask gives; safetensors makes them private."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in directory.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
 
 
 def target_of(manifest: pb.Checkpoint) -> Target:

@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve import checkpoint, quality
 from tuneserve.finetune import config as config_module
 from tuneserve.finetune import data, models
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -58,28 +57,17 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
 
 
 def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console | None = None) -> None:
-    """Prints the metrics of each step of a finished checkpoint, and sample answers when it has some."""
-    from tuneserve import rows
+    """Prints a finished checkpoint and the metrics of its steps, and sample answers when it has some."""
+    from tuneserve import inspect, rows
     from tuneserve.finetune.merging import SAMPLES
 
     console = console or Console()
-    steps = [step for step in manifest.lineage if step.metrics]
-    names = list(dict.fromkeys(chain.from_iterable(sorted(step.metrics) for step in steps)))
-    headline = quality.HEADLINES[manifest.task].name
-    names.sort(key=lambda name: (name != headline, "/" in name))
-    table = Table("metric", *(step.name for step in steps), title=directory.name)
-    for name in names:
-        cells = [f"{step.metrics[name]:.4g}" if name in step.metrics else "" for step in steps]
-        table.add_row(name, *cells)
-    console.print(table)
+    inspect.show_manifest(directory, manifest, console)
     if (directory / SAMPLES).exists():
         for sample in rows.read(directory / SAMPLES):
             console.print(f"? {sample['prompt']}", markup=False)
             console.print(f"  expected: {sample['expected']}", markup=False)
             console.print(f"  answered: {sample['answer']}", markup=False)
-    console.print(
-        f"{directory}: {checkpoint.size_of(manifest) / 2**20:.0f} MiB, version {checkpoint.version_of(manifest)}"
-    )
 
 
 def _length(tokenizer: Any, row: dict[str, Any]) -> int:

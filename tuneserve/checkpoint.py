@@ -10,6 +10,7 @@ This module knows nothing of training, quantization or serving, and needs neithe
 import hashlib
 import json
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -182,7 +183,15 @@ def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def seal(directory: Path, manifest: pb.Checkpoint) -> None:
-    """Fills in the format version, the chat template's hash and the file list, and writes `tuneserve.json`."""
+    """Fills in the format version, the chat template's hash and the file list, and writes `tuneserve.json`.
+
+    Files get the permissions that the user's umask gives: safetensors makes them private, and a server may run as
+    somebody else.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in _files(directory):
+        path.chmod(0o666 & ~umask)
     manifest.format_version = FORMAT_VERSION
     manifest.chat_template_sha256 = _chat_template_sha256(directory)
     del manifest.files[:]

@@ -47,8 +47,9 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
             "base_model": str(samples.sentiment_encoder()),
             "train": str(samples.sentiment()),
             "output": str(output / "sentiment"),
-            "max_train_rows": 3000,
-            "max_test_rows": 1000,
+            "test_size": 0.2,
+            "max_train_rows": 5000,
+            "max_test_rows": 1500,
             "max_length": 64,
             "epochs": 2,
             "batch_size": 32,
@@ -60,7 +61,8 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
             "train": str(samples.questions()),
             "output": str(output / "chat"),
             "test_size": 0.1,
-            "max_train_rows": 400,
+            "max_train_rows": 300,
+            "max_test_rows": 60,
             "max_length": 128,
             "epochs": 1,
             "batch_size": 8,
@@ -103,7 +105,10 @@ def run(output: Path) -> None:
     console.print(_results(reports))
     console.print(_times(times))
     console.print(f"The models are in {output}/. Serve them yourself:")
-    console.print(f"  tuneserve serve --model sentiment={output}/sentiment-w8a8 --model chat={output}/chat-w8a8")
+    console.print(
+        f"  tuneserve serve --model sentiment={output}/sentiment-w8a8 --model chat={output}/chat-w8a8",
+        soft_wrap=True,
+    )
 
 
 def _call(console: Console, models: dict[str, Path]) -> None:
@@ -137,7 +142,7 @@ def _stream(channel: grpc.Channel) -> Iterator[str]:
 
 
 def _results(reports: dict[str, Report]) -> Table:
-    table = Table("model", "step", "quality on held-out rows", "size, MB", "speed, through gRPC")
+    table = Table("model", "step", "held-out rows", "quality", "size, MB", "through gRPC")
     for name, report in reports.items():
         headline = quality.HEADLINES[report.task].name
         rows = (("merged, bf16", report.before, report.size_before), ("w8a8", report.after, report.size_after))
@@ -145,7 +150,8 @@ def _results(reports: dict[str, Report]) -> Table:
             table.add_row(
                 name,
                 step,
-                f"{headline} {measured.metrics[headline]:.4f} ({measured.rows} rows)",
+                str(measured.rows),
+                f"{headline} {measured.metrics[headline]:.4f}",
                 f"{size / 1e6:.1f}",
                 f"{measured.throughput:.0f} {measured.unit}",
             )

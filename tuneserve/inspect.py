@@ -2,11 +2,15 @@
 
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tuneserve import checkpoint, quality
 from tuneserve.v1 import checkpoint_pb2 as pb
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def show(directory: Path, as_json: bool = False, verify: bool = False) -> None:
@@ -24,10 +28,12 @@ def show(directory: Path, as_json: bool = False, verify: bool = False) -> None:
         show_manifest(directory, manifest)
 
 
-def show_manifest(directory: Path, manifest: pb.Checkpoint) -> None:
+def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | None" = None) -> None:
     """Prints a manifest as a few lines, and the metrics of its steps side by side."""
     from rich.console import Console
     from rich.table import Table
+
+    console = console or Console()
 
     facts = {
         "task": checkpoint.TASK_NAMES.get(manifest.task, "unknown"),
@@ -39,7 +45,6 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint) -> None:
         "held-out rows": str(manifest.test_split.rows) if manifest.test_split.rows else "",
         "made by": " -> ".join(step.name for step in manifest.lineage),
     }
-    console = Console()
     console.print(f"[bold]{directory}[/bold]")
     for name, fact in facts.items():
         if fact:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -30,6 +31,18 @@ def test_seal_and_load(sealed):
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_sealed_files_are_as_readable_as_others(sealed):
+    (sealed / "model.safetensors").chmod(0o600)
+    checkpoint.seal(sealed, checkpoint.read_manifest(sealed))
+    assert {path.stat().st_mode & 0o777 for path in sealed.iterdir()} == {0o666 & ~_umask()}
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def test_plain_directories_load_with_a_warning(make_bert, caplog):
