@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.hardware import Hardware
+from tuneserve.server.hardware import Hardware, has_nvidia_gpu
 from tuneserve.server.seam import Alternative, Delta, Encoded, EngineFailed, Logprob, RequestRefused, Sampling
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Must stand before vLLM is imported, which reads them then. Spawned, never forked: gRPC has threads running.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# On CPUs vLLM warns, a dozen times in each process, of what only GPUs have.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if has_nvidia_gpu() else "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import PoolingParams, SamplingParams
@@ -60,6 +61,7 @@ class VllmEngine:
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "enforce_eager": hardware.enforce_eager,
             "trust_remote_code": False,
+            "use_tqdm_on_load": False,
         }
         if hardware.kv_cache_bytes:
             arguments["kv_cache_memory_bytes"] = hardware.kv_cache_bytes

@@ -47,7 +47,7 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec"):
+    for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Warns at import of a kernel that is only needed where bitsandbytes itself runs the model; vLLM does here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -4,12 +4,14 @@ The encoders run in float32, so that answers can be compared closely with transf
 as it would be served.
 """
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -34,8 +36,11 @@ class Real:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The drain stops the server that the other tests use: it goes last."""
-    items.sort(key=lambda item: item.name.startswith("test_sigterm"))
+    """The drain stops the server that the other tests here use: it goes last of them, before other folders' tests."""
+    here = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    ordered = sorted((items[index] for index in here), key=lambda item: item.name == "test_sigterm_drains")
+    for index, item in zip(here, ordered, strict=True):
+        items[index] = item
 
 
 def command(*arguments: object) -> str:
@@ -128,3 +133,18 @@ def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     config.write_text(yaml.safe_dump({"models": models, "drain_seconds": 20}))
     with launched("--config", str(config)) as server, grpc.insecure_channel(server.addresses.grpc) as channel:
         yield Real(server, ClassificationServiceStub(channel), GenerationServiceStub(channel), directories)
+
+
+@pytest.fixture
+def offline() -> Callable[[str, Path, dict[str, Any]], dict[str, Any]]:
+    """Asks plain vLLM, in a process of its own without this server: offline("generate" or "classify", model, job)."""
+
+    def run(kind: str, model: Path, job: dict[str, Any]) -> dict[str, Any]:
+        script = Path(__file__).with_name("offline.py")
+        result = subprocess.run(
+            [sys.executable, script, kind, model], input=json.dumps(job), capture_output=True, text=True, timeout=600
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return run

@@ -39,7 +39,7 @@ def missing() -> list[str]:
     }
     data = {
         AsyncEngineArgs: """model served_model_name runner dtype max_model_len max_num_seqs gpu_memory_utilization
-            enforce_eager trust_remote_code kv_cache_memory_bytes""",
+            enforce_eager trust_remote_code kv_cache_memory_bytes use_tqdm_on_load""",
         CompletionOutput: "index text token_ids logprobs finish_reason stop_reason",
         PoolingOutput: "data",
     }

@@ -1,10 +1,5 @@
 """Generation on the real engine: equal to vLLM offline and to transformers, stopped, sampled and streamed."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import grpc
 import pytest
 import torch
@@ -26,16 +21,6 @@ def greedy(prompt: pb.Prompt, max_tokens: int, **fields) -> pb.GenerateRequest:
     )
 
 
-def offline(kind: str, model: Path, job: dict) -> dict:
-    """What plain vLLM answers, in a process of its own."""
-    script = Path(__file__).with_name("offline.py")
-    result = subprocess.run(
-        [sys.executable, script, kind, model], input=json.dumps(job), capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def test_the_chat_template_renders_as_in_training(real):
     from transformers import AutoTokenizer
 
@@ -48,7 +33,7 @@ def test_the_chat_template_renders_as_in_training(real):
         assert [token.id for token in response.tokens] == expected
 
 
-def test_greedy_text_equals_vllm_offline(real):
+def test_greedy_text_equals_vllm_offline(real, offline):
     answers = [real.generation.Generate(greedy(chat(question), 32)).completions[0] for question in QUESTIONS]
     prompts = [
         [token.id for token in real.generation.Tokenize(pb.TokenizeRequest(model="chat", prompt=chat(question))).tokens]
