@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import disable_created_metrics, start_http_server
 
 from tuneserve import checkpoint
-from tuneserve.errors import UserError
+from tuneserve.errors import StepFailed, UserError
 from tuneserve.server.catalog import ModelService
 from tuneserve.server.classification import ClassificationService
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
@@ -73,8 +73,11 @@ async def start_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.
         with _IMPORTING:
             from tuneserve.server.engine import VllmEngine
 
-        hardware.prepare_process(config.threads)
-        return VllmEngine(name, config, manifest.task, hardware.detect(config, manifest))
+        try:
+            return VllmEngine(name, config, manifest.task, hardware.detect(config, manifest))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StepFailed(f"model {name}: the engine did not start: {reason}", "its own log is above") from error
 
     return await asyncio.to_thread(start)
 
@@ -130,15 +133,11 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         try:
-            loading = asyncio.create_task(self.start())
-            stopping = asyncio.create_task(self._stopping.wait())
-            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                loading.result()
+            # An engine can't be stopped while it starts: a signal during that time is obeyed right after it.
+            await self.start()
+            if not self._stopping.is_set():
                 self._announce(ready_file)
                 await self._watch()
-            else:
-                loading.cancel()
         finally:
             await self.stop()
 

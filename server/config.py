@@ -38,7 +38,6 @@ class ModelConfig:
     max_inputs: int = 1024  # texts of one call
     gpu_memory_utilization: float = 0.9  # share of the GPU's memory, on GPUs
     kv_cache_gib: float | None = None  # memory for the KV cache, on CPUs
-    threads: int | None = None  # OpenMP threads of the engine, on CPUs
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def checked(config: ServerConfig) -> ServerConfig:
         if not _NAME.fullmatch(name):
             raise UserError(f"{where}: a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit")
         _require(model.dtype in DTYPES, f"{where}.dtype", model.dtype, ", ".join(DTYPES))
-        for key in ("max_length", "max_num_seqs", "max_queue", "max_inputs", "threads"):
+        for key in ("max_length", "max_num_seqs", "max_queue", "max_inputs"):
             value = getattr(model, key)
             _require(value is None or value >= 1, f"{where}.{key}", value, "1 or more")
         _require(

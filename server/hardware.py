@@ -42,13 +42,6 @@ def has_nvidia_gpu() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-def prepare_process(threads: int | None) -> None:
-    """Sets the environment that vLLM's CPU worker reads. Explicit settings of the operator win."""
-    if threads is not None:
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
-
-
 def _fast_bfloat16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -142,16 +142,16 @@ def _stream(channel: grpc.Channel) -> Iterator[str]:
 
 
 def _results(reports: dict[str, Report]) -> Table:
-    table = Table("model", "step", "held-out rows", "quality", "size, MB", "through gRPC")
+    table = Table("model", "step", "quality", "rows", "size, MB", "through gRPC")
     for name, report in reports.items():
         headline = quality.HEADLINES[report.task].name
-        rows = (("merged, bf16", report.before, report.size_before), ("w8a8", report.after, report.size_after))
+        rows = (("merged", report.before, report.size_before), ("w8a8", report.after, report.size_after))
         for step, measured, size in rows:
             table.add_row(
                 name,
                 step,
-                str(measured.rows),
                 f"{headline} {measured.metrics[headline]:.4f}",
+                str(measured.rows),
                 f"{size / 1e6:.1f}",
                 f"{measured.throughput:.0f} {measured.unit}",
             )

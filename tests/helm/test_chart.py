@@ -89,7 +89,6 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
         "maxInputs": 16,
         "gpuMemoryUtilization": 0.4,
         "kvCacheGib": 1.5,
-        "threads": 2,
     }
     values = {"models": {"a": model, "1": {"path": "/models/b"}}, "drainSeconds": 7, "grpcPort": 5001}
     config = read_server_config(render(chart, values), tmp_path)
@@ -103,7 +102,6 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
         max_inputs=16,
         gpu_memory_utilization=0.4,
         kv_cache_gib=1.5,
-        threads=2,
     )
     assert config.models["1"] == server_config.ModelConfig(path=tmp_path)
     # The schema knows every setting that the server knows, and no other.
