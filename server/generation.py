@@ -9,6 +9,7 @@ from tuneserve.server import convert
 from tuneserve.server.context import request_id
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.models import Model, Models
+from tuneserve.server.seam import Sampling
 from tuneserve.server.tokenizer import TemplateRefused, Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -25,14 +26,7 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with model.admitted():
-            token_ids = await _token_ids(model, request.prompt)
-            sampling = convert.sampling(
-                request.sampling,
-                len(token_ids),
-                model.engine.max_length,
-                model.engine.vocab_size,
-                stream=False,
-            )
+            token_ids, sampling = await _prepare(model, request, stream=False)
             deltas = [
                 delta
                 async for output in model.engine.generate(request_id(), token_ids, sampling, stream=False)
@@ -53,14 +47,7 @@ class GenerationService(GenerationServiceServicer):
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         made = 0
         with model.admitted():
-            token_ids = await _token_ids(model, request.prompt)
-            sampling = convert.sampling(
-                request.sampling,
-                len(token_ids),
-                model.engine.max_length,
-                model.engine.vocab_size,
-                stream=True,
-            )
+            token_ids, sampling = await _prepare(model, request, stream=True)
             unfinished = sampling.n
             async with aclosing(model.engine.generate(request_id(), token_ids, sampling, stream=True)) as outputs:
                 async for output in outputs:
@@ -94,11 +81,17 @@ class GenerationService(GenerationServiceServicer):
         )
 
 
-async def _token_ids(model: Model, prompt: pb.Prompt) -> list[int]:
-    if prompt.WhichOneof("kind") == "token_ids":
-        return convert.token_ids(prompt.token_ids, model.engine.vocab_size)
-    _, tokens = await _tokens(model, prompt)
-    return list(tokens.encoded.token_ids)
+async def _prepare(
+    model: Model, request: pb.GenerateRequest | pb.GenerateStreamRequest, stream: bool
+) -> tuple[list[int], Sampling]:
+    """Returns what the engine takes: the prompt's token ids, and checked sampling parameters."""
+    if request.prompt.WhichOneof("kind") == "token_ids":
+        token_ids = convert.token_ids(request.prompt.token_ids, model.engine.vocab_size)
+    else:
+        _, tokens = await _tokens(model, request.prompt)
+        token_ids = list(tokens.encoded.token_ids)
+    limits = len(token_ids), model.engine.max_length, model.engine.vocab_size
+    return token_ids, convert.sampling(request.sampling, *limits, stream=stream)
 
 
 async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
