@@ -5,6 +5,7 @@ a hint and exit status 2; a failed check on a result is exit status 1; anything 
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,8 @@ cli.add_command(bench_command)
 
 def main() -> None:
     """The console script."""
+    # gRPC's core writes lines of its own to standard error, beside the one clear line that we print.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     cli()
 
 
