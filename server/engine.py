@@ -29,17 +29,13 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import PoolingParams, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-try:  # 0.26 raises plain ValueError
-    from vllm.exceptions import VLLMValidationError
-except ImportError:
-    VLLMValidationError = ValueError
 
 _REFUSALS = (VLLMValidationError, ValueError)
 # Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.

@@ -11,6 +11,7 @@ from dataclasses import fields
 def missing() -> list[str]:
     from vllm import PoolingParams, SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
     from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
     from vllm.sampling_params import RequestOutputKind
@@ -45,7 +46,7 @@ def missing() -> list[str]:
     }
     found = [
         f"{error.__name__} is no exception"
-        for error in (EngineDeadError, EngineGenerateError)
+        for error in (EngineDeadError, EngineGenerateError, VLLMValidationError)
         if not issubclass(error, Exception)
     ]
     for function, names in parameters.items():
