@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from tuneserve import runtime
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.tokens import Target
@@ -153,11 +153,7 @@ def bf16_is_fast() -> bool:
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return runtime.cpu_has_bf16()
 
 
 def quiet() -> None:

@@ -6,7 +6,6 @@ files alone; no tensor is read and nothing heavy is imported.
 """
 
 import json
-import os
 import platform
 import re
 import struct
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneserve import runtime
 from tuneserve.errors import UserError
 from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Scheme, is_quantized
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -41,9 +41,9 @@ class Platform:
 
 def this_platform() -> Platform:
     """Returns the platform of this machine."""
-    if os.path.exists("/proc/driver/nvidia"):
+    if runtime.has_nvidia_gpu():
         return Platform("cuda", capability=_capability())
-    return Platform("cpu", avx512=platform.machine() == "x86_64" and " avx512f " in _cpu_flags())
+    return Platform("cpu", avx512=platform.machine() == "x86_64" and "avx512f" in runtime.cpu_flags())
 
 
 def check(scheme_name: str, manifest: pb.Checkpoint, directory: Path, platform: Platform) -> tuple[Scheme, int | None]:
@@ -141,11 +141,6 @@ def _check_tiles(scheme: Scheme, layers: dict[str, tuple[int, int]]) -> None:
                 f"its input size of {inputs}; {name} has {shape[0]} and {shape[1]}",
                 "use w8a8, which takes any size",
             )
-
-
-def _cpu_flags() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        return next((f" {line} " for line in file if line.startswith("flags")), "")
 
 
 def _capability() -> float:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tuneserve.runtime import has_nvidia_gpu
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.hardware import Hardware, has_nvidia_gpu
+from tuneserve.server.hardware import Hardware
 from tuneserve.server.seam import Alternative, Delta, Encoded, EngineFailed, Logprob, RequestRefused, Sampling
 from tuneserve.v1 import checkpoint_pb2 as pb
 

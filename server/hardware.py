@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneserve.runtime import cpu_has_bf16, has_nvidia_gpu
 from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -18,7 +19,6 @@ _GIB = 1 << 30
 class Hardware:
     """Engine settings that follow from the machine and the checkpoint."""
 
-    platform: str  # "cpu" or "cuda"
     dtype: str
     kv_cache_bytes: int  # 0 leaves it to vLLM
     enforce_eager: bool  # no CUDA graphs, no compilation: on CPU that costs 80 s at start for a few percent
@@ -27,27 +27,14 @@ class Hardware:
 def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
     """Returns the settings for one model on this machine."""
     if has_nvidia_gpu():
-        return Hardware("cuda", config.dtype, 0, enforce_eager=False)
+        return Hardware(config.dtype, 0, enforce_eager=False)
     dtype = config.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if _fast_bfloat16() or manifest.dtype != "float32" else "float32"
+        dtype = "bfloat16" if cpu_has_bf16() or manifest.dtype != "float32" else "float32"
     # An eighth of what is free, for each model, so that several fit beside their weights. Always given: without it
     # vLLM asks for 0.9 of the machine. Encoders have no KV cache and allocate none of it.
     gib = config.kv_cache_gib or min(2.0, max(0.5, _available_memory() / 8 / _GIB))
-    return Hardware("cpu", dtype, int(gib * _GIB), enforce_eager=True)
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether an NVIDIA driver is loaded."""
-    return Path("/proc/driver/nvidia/version").exists()
-
-
-def _fast_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return Hardware(dtype, int(gib * _GIB), enforce_eager=True)
 
 
 def _available_memory() -> int:

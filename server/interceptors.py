@@ -3,7 +3,6 @@
 Health and reflection pass through untouched: probes would drown the calls in the metrics.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -119,16 +118,13 @@ class _Call:
         metadata = [*status.trailing_metadata, (calls.HEADER, self.request_id)]
         if isinstance(shown, Overloaded):
             metadata.append(("grpc-retry-pushback-ms", str(shown.retry_ms)))
-        self._context.set_trailing_metadata(tuple(metadata))
         await self._context.abort(status.code, status.details, tuple(metadata))
 
 
 def _caller_error(error: Exception) -> Exception:
-    """What the seam and the event loop raise, as the errors callers may see."""
+    """What the seam raises, as the errors callers may see."""
     if isinstance(error, RequestRefused):
         return InvalidInput("sampling", str(error))
     if isinstance(error, EngineFailed):
         return Unavailable("the model's engine failed")
-    if isinstance(error, asyncio.TimeoutError):
-        return Unavailable("the model's engine does not answer")
     return error

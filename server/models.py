@@ -14,7 +14,7 @@ from tuneserve import checkpoint
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.errors import Overloaded, Unavailable, UnknownModel, WrongTask
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.seam import Encoded, Engine, Sampling
+from tuneserve.server.seam import Engine, Sampling
 from tuneserve.server.tokenizer import Tokenizer
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
@@ -88,7 +88,7 @@ class Model:
         elif self.manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
             await self.engine.pool("warm-up", [tokens.encoded], "token_classify")
         else:
-            await self.engine.pool("warm-up", [Encoded(tokens.encoded.token_ids)], "classify")
+            await self.engine.pool("warm-up", [tokens.encoded], "classify")
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
