@@ -34,7 +34,7 @@ bench: $(READY) ## serve the demo's models and measure them
 
 protos: $(READY) ## regenerate the stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
-		protos/tuneserve/v1/*.proto
+		protos/tuneserve/v1/*.proto protos/tuneserve/oip/*.proto
 
 lock: $(UV) ## choose and pin package versions again
 	requirements/lock.sh
@@ -62,4 +62,4 @@ $(UV):
 	@rm -rf $@ && mkdir -p $@/tuneserve
 	@for f in tuneserve/*; do ln -s ../../../$$f $@/tuneserve/; done
 	@for p in benchmarks finetune quantize server; do ln -s ../../../$$p $@/tuneserve/$$p; done
-	@ln -s ../../../protos/tuneserve/v1 $@/tuneserve/v1
+	@for p in v1 oip; do ln -s ../../../protos/tuneserve/$$p $@/tuneserve/$$p; done

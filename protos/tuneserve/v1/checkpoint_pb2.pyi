@@ -17,19 +17,23 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_SEQUENCE_CLASSIFICATION: _ClassVar[Task]
     TASK_TOKEN_CLASSIFICATION: _ClassVar[Task]
     TASK_GENERATION: _ClassVar[Task]
+    TASK_EMBEDDING: _ClassVar[Task]
 
 class ProblemType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PROBLEM_TYPE_UNSPECIFIED: _ClassVar[ProblemType]
     PROBLEM_TYPE_SINGLE_LABEL: _ClassVar[ProblemType]
     PROBLEM_TYPE_MULTI_LABEL: _ClassVar[ProblemType]
+    PROBLEM_TYPE_REGRESSION: _ClassVar[ProblemType]
 TASK_UNSPECIFIED: Task
 TASK_SEQUENCE_CLASSIFICATION: Task
 TASK_TOKEN_CLASSIFICATION: Task
 TASK_GENERATION: Task
+TASK_EMBEDDING: Task
 PROBLEM_TYPE_UNSPECIFIED: ProblemType
 PROBLEM_TYPE_SINGLE_LABEL: ProblemType
 PROBLEM_TYPE_MULTI_LABEL: ProblemType
+PROBLEM_TYPE_REGRESSION: ProblemType
 
 class Checkpoint(_message.Message):
     __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files")

@@ -45,6 +45,16 @@ class ClassificationServiceStub:
                 request_serializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyTokensRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyTokensResponse.FromString,
                 _registered_method=True)
+        self.ClassifyStream = channel.stream_stream(
+                '/tuneserve.v1.ClassificationService/ClassifyStream',
+                request_serializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyStreamRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyStreamResponse.FromString,
+                _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/tuneserve.v1.ClassificationService/Rank',
+                request_serializer=tuneserve_dot_v1_dot_classification__pb2.RankRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_classification__pb2.RankResponse.FromString,
+                _registered_method=True)
 
 
 class ClassificationServiceServicer:
@@ -54,7 +64,8 @@ class ClassificationServiceServicer:
     def Classify(self, request, context):
         """Scores every label for each input, in one call for a whole batch. The answer has one result per input, in
         the inputs' order. A bad input fails the call with INVALID_ARGUMENT and the input's index; UNIMPLEMENTED
-        when the model is not a sequence classifier.
+        when the model classifies no whole texts. A generation model answers for labels that the call brings along
+        (zero-shot, or few-shot with examples).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +73,23 @@ class ClassificationServiceServicer:
 
     def ClassifyTokens(self, request, context):
         """Finds labelled spans in each text. UNIMPLEMENTED when the model is not a token classifier.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyStream(self, request_iterator, context):
+        """Many Classify calls on one stream, for pipelines that push small texts. Answers come as they are ready, in any
+        order, each with the id of its request. A bad request gets an error in its answer, and the stream goes on. The
+        server takes a bounded number at a time: a caller that writes faster is held back by flow control.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rank(self, request, context):
+        """Scores each candidate against one query, as a pair, and returns them best first. For sequence classifiers
+        trained on pairs: cross-encoders with one output, or any classifier by the score of one label.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +107,16 @@ def add_ClassificationServiceServicer_to_server(servicer, server):
                     servicer.ClassifyTokens,
                     request_deserializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyTokensRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyTokensResponse.SerializeToString,
+            ),
+            'ClassifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyStream,
+                    request_deserializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyStreamRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_classification__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=tuneserve_dot_v1_dot_classification__pb2.RankRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_classification__pb2.RankResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +174,60 @@ class ClassificationService:
             '/tuneserve.v1.ClassificationService/ClassifyTokens',
             tuneserve_dot_v1_dot_classification__pb2.ClassifyTokensRequest.SerializeToString,
             tuneserve_dot_v1_dot_classification__pb2.ClassifyTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tuneserve.v1.ClassificationService/ClassifyStream',
+            tuneserve_dot_v1_dot_classification__pb2.ClassifyStreamRequest.SerializeToString,
+            tuneserve_dot_v1_dot_classification__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ClassificationService/Rank',
+            tuneserve_dot_v1_dot_classification__pb2.RankRequest.SerializeToString,
+            tuneserve_dot_v1_dot_classification__pb2.RankResponse.FromString,
             options,
             channel_credentials,
             insecure,

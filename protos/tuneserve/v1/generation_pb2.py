@@ -22,48 +22,57 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from tuneserve.v1 import common_pb2 as tuneserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtuneserve/v1/generation.proto\x12\x0ctuneserve.v1\x1a\x19tuneserve/v1/common.proto\"q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.tuneserve.v1.TokenIdsH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.tuneserve.v1.ChatH\x00\x42\x06\n\x04kind\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"q\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.tuneserve.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xc8\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x0e\n\x01n\x18\n \x01(\rH\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x17\n\nmin_tokens\x18\r \x01(\rH\n\x88\x01\x01\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\rH\x0c\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"v\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.tuneserve.v1.Prompt\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.tuneserve.v1.SamplingParams\"\x9a\x01\n\x10GenerateResponse\x12-\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x18.tuneserve.v1.Completion\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.tuneserve.v1.TokenLogprob\"\xb0\x01\n\nCompletion\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1a.tuneserve.v1.FinishReason\x12\x11\n\tstop_text\x18\x05 \x01(\t\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.tuneserve.v1.TokenLogprob\"g\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x34\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x1e.tuneserve.v1.TokenAlternative\"C\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"|\n\x15GenerateStreamRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.tuneserve.v1.Prompt\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.tuneserve.v1.SamplingParams\"k\n\x16GenerateStreamResponse\x12-\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x18.tuneserve.v1.Completion\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\"F\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.tuneserve.v1.Prompt\"E\n\x10TokenizeResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Token\x12\x0c\n\x04text\x18\x02 \x01(\t\"/\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x88\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1d.tuneserve.v1.GenerateRequest\x1a\x1e.tuneserve.v1.GenerateResponse\x12]\n\x0eGenerateStream\x12#.tuneserve.v1.GenerateStreamRequest\x1a$.tuneserve.v1.GenerateStreamResponse0\x01\x12I\n\x08Tokenize\x12\x1d.tuneserve.v1.TokenizeRequest\x1a\x1e.tuneserve.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtuneserve/v1/generation.proto\x12\x0ctuneserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19tuneserve/v1/common.proto\"q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.tuneserve.v1.TokenIdsH\x00\x12\"\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x12.tuneserve.v1.ChatH\x00\x42\x06\n\x04kind\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xfa\x01\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.tuneserve.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12&\n\x05tools\x18\x03 \x03(\x0b\x32\x17.google.protobuf.Struct\x12*\n\tdocuments\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x12template_arguments\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\x18\n\x16_add_generation_prompt\"}\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12+\n\ntool_calls\x18\x03 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\"\xf9\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x0e\n\x01n\x18\n \x01(\rH\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x17\n\nmin_tokens\x18\r \x01(\rH\n\x88\x01\x01\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\rH\x0c\x88\x01\x01\x12?\n\nlogit_bias\x18\x11 \x03(\x0b\x32+.tuneserve.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x11\x61llowed_token_ids\x18\x12 \x03(\r\x12\x11\n\tbad_words\x18\x13 \x03(\t\x12\x19\n\x11include_stop_text\x18\x14 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x15 \x01(\x08H\r\x88\x01\x01\x12\x39\n\x11structured_output\x18\x16 \x01(\x0b\x32\x1e.tuneserve.v1.StructuredOutput\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokens\"\x83\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12&\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x14.tuneserve.v1.ChoiceH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x42\x0c\n\nconstraint\"\x19\n\x06\x43hoice\x12\x0f\n\x07options\x18\x01 \x03(\t\"\xab\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.tuneserve.v1.Prompt\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.tuneserve.v1.SamplingParams\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_priority\"\x9a\x01\n\x10GenerateResponse\x12-\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x18.tuneserve.v1.Completion\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.tuneserve.v1.TokenLogprob\"\xb0\x01\n\nCompletion\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1a.tuneserve.v1.FinishReason\x12\x11\n\tstop_text\x18\x05 \x01(\t\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.tuneserve.v1.TokenLogprob\"g\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x34\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x1e.tuneserve.v1.TokenAlternative\"C\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xb1\x01\n\x15GenerateStreamRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.tuneserve.v1.Prompt\x12.\n\x08sampling\x18\x03 \x01(\x0b\x32\x1c.tuneserve.v1.SamplingParams\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_priority\"k\n\x16GenerateStreamResponse\x12-\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x18.tuneserve.v1.Completion\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\"F\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.tuneserve.v1.Prompt\"E\n\x10TokenizeResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Token\x12\x0c\n\x04text\x18\x02 \x01(\t\"/\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x88\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1d.tuneserve.v1.GenerateRequest\x1a\x1e.tuneserve.v1.GenerateResponse\x12]\n\x0eGenerateStream\x12#.tuneserve.v1.GenerateStreamRequest\x1a$.tuneserve.v1.GenerateStreamResponse0\x01\x12I\n\x08Tokenize\x12\x1d.tuneserve.v1.TokenizeRequest\x1a\x1e.tuneserve.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tuneserve.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2019
-  _globals['_FINISHREASON']._serialized_end=2114
-  _globals['_PROMPT']._serialized_start=74
-  _globals['_PROMPT']._serialized_end=187
-  _globals['_TOKENIDS']._serialized_start=189
-  _globals['_TOKENIDS']._serialized_end=212
-  _globals['_CHAT']._serialized_start=214
-  _globals['_CHAT']._serialized_end=327
-  _globals['_CHATMESSAGE']._serialized_start=329
-  _globals['_CHATMESSAGE']._serialized_end=373
-  _globals['_SAMPLINGPARAMS']._serialized_start=376
-  _globals['_SAMPLINGPARAMS']._serialized_end=960
-  _globals['_GENERATEREQUEST']._serialized_start=962
-  _globals['_GENERATEREQUEST']._serialized_end=1080
-  _globals['_GENERATERESPONSE']._serialized_start=1083
-  _globals['_GENERATERESPONSE']._serialized_end=1237
-  _globals['_COMPLETION']._serialized_start=1240
-  _globals['_COMPLETION']._serialized_end=1416
-  _globals['_TOKENLOGPROB']._serialized_start=1418
-  _globals['_TOKENLOGPROB']._serialized_end=1521
-  _globals['_TOKENALTERNATIVE']._serialized_start=1523
-  _globals['_TOKENALTERNATIVE']._serialized_end=1590
-  _globals['_GENERATESTREAMREQUEST']._serialized_start=1592
-  _globals['_GENERATESTREAMREQUEST']._serialized_end=1716
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1718
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1825
-  _globals['_TOKENIZEREQUEST']._serialized_start=1827
-  _globals['_TOKENIZEREQUEST']._serialized_end=1897
-  _globals['_TOKENIZERESPONSE']._serialized_start=1899
-  _globals['_TOKENIZERESPONSE']._serialized_end=1968
-  _globals['_TOKEN']._serialized_start=1970
-  _globals['_TOKEN']._serialized_end=2017
-  _globals['_GENERATIONSERVICE']._serialized_start=2117
-  _globals['_GENERATIONSERVICE']._serialized_end=2381
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=2842
+  _globals['_FINISHREASON']._serialized_end=2937
+  _globals['_PROMPT']._serialized_start=104
+  _globals['_PROMPT']._serialized_end=217
+  _globals['_TOKENIDS']._serialized_start=219
+  _globals['_TOKENIDS']._serialized_end=242
+  _globals['_CHAT']._serialized_start=245
+  _globals['_CHAT']._serialized_end=495
+  _globals['_CHATMESSAGE']._serialized_start=497
+  _globals['_CHATMESSAGE']._serialized_end=622
+  _globals['_SAMPLINGPARAMS']._serialized_start=625
+  _globals['_SAMPLINGPARAMS']._serialized_end=1514
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1252
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1300
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=1517
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=1648
+  _globals['_CHOICE']._serialized_start=1650
+  _globals['_CHOICE']._serialized_end=1675
+  _globals['_GENERATEREQUEST']._serialized_start=1678
+  _globals['_GENERATEREQUEST']._serialized_end=1849
+  _globals['_GENERATERESPONSE']._serialized_start=1852
+  _globals['_GENERATERESPONSE']._serialized_end=2006
+  _globals['_COMPLETION']._serialized_start=2009
+  _globals['_COMPLETION']._serialized_end=2185
+  _globals['_TOKENLOGPROB']._serialized_start=2187
+  _globals['_TOKENLOGPROB']._serialized_end=2290
+  _globals['_TOKENALTERNATIVE']._serialized_start=2292
+  _globals['_TOKENALTERNATIVE']._serialized_end=2359
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=2362
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=2539
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=2541
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=2648
+  _globals['_TOKENIZEREQUEST']._serialized_start=2650
+  _globals['_TOKENIZEREQUEST']._serialized_end=2720
+  _globals['_TOKENIZERESPONSE']._serialized_start=2722
+  _globals['_TOKENIZERESPONSE']._serialized_end=2791
+  _globals['_TOKEN']._serialized_start=2793
+  _globals['_TOKEN']._serialized_end=2840
+  _globals['_GENERATIONSERVICE']._serialized_start=2940
+  _globals['_GENERATIONSERVICE']._serialized_end=3204
 # @@protoc_insertion_point(module_scope)

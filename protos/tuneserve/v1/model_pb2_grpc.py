@@ -45,6 +45,31 @@ class ModelServiceStub:
                 request_serializer=tuneserve_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/tuneserve.v1.ModelService/LoadModel',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/tuneserve.v1.ModelService/UnloadModel',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/tuneserve.v1.ModelService/SetAlias',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/tuneserve.v1.ModelService/LoadAdapter',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/tuneserve.v1.ModelService/UnloadAdapter',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -65,6 +90,46 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """The calls below are for administrators: on `admin_listen`, or with a key of role admin; PERMISSION_DENIED
+        otherwise.
+
+        Loads a checkpoint as a version of a model, beside the versions there are, and answers when it was warmed up.
+        The first version of a model gets an alias of the model's name. ALREADY_EXISTS when this very checkpoint is
+        loaded; FAILED_PRECONDITION when memory does not allow one more, before anything is touched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Points a name at one version, or splits its calls over several, at once for all later calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """Loads a LoRA adapter onto a version; calls name it in `adapter`. FAILED_PRECONDITION when the model takes none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Takes an adapter away; running calls finish with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +142,31 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=tuneserve_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadModelRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.SetAliasRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +224,141 @@ class ModelService:
             '/tuneserve.v1.ModelService/GetModel',
             tuneserve_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             tuneserve_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ModelService/LoadModel',
+            tuneserve_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ModelService/UnloadModel',
+            tuneserve_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ModelService/SetAlias',
+            tuneserve_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ModelService/LoadAdapter',
+            tuneserve_dot_v1_dot_model__pb2.LoadAdapterRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ModelService/UnloadAdapter',
+            tuneserve_dot_v1_dot_model__pb2.UnloadAdapterRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

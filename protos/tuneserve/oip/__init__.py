@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: messages and service generated from the .proto file beside this one (`make protos`)."""
