@@ -166,9 +166,26 @@ def serve(models: tuple[str, ...], config: Path | None, ready_file: Path | None,
         replace(chosen, **{key: value for key, value in settings.items() if value is not None})
     )
     _preload()
+    from tuneserve.server import request_log
     from tuneserve.server.app import serve as run
 
+    request_log.to_stderr()
     run(chosen, ready_file)
+
+
+@cli.command()
+def key() -> None:
+    """Make a random API key, and its hash for the server's tenants file.
+
+    The file holds the hash alone, under the tenant's `keys`: the key itself is shown once, here, and kept nowhere.
+    The hash of a key you have already is `sha256:` and what `printf %s KEY | sha256sum` prints; only long random keys
+    are safe in that form.
+    """
+    from tuneserve.server.tenants import hashed, new_key
+
+    made = new_key()
+    click.echo(f"key   {made}")
+    click.echo(f"hash  {hashed(made)}")
 
 
 @cli.command()

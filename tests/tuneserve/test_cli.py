@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-VERBS = ("validate", "finetune", "merge", "quantize", "evaluate", "serve", "bench", "call", "inspect", "demo")
+VERBS = ("validate", "finetune", "merge", "quantize", "evaluate", "serve", "key", "bench", "call", "inspect", "demo")
 
 
 def tuneserve(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -67,6 +67,19 @@ def test_serve_refuses_a_port_in_use(make_bert):
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert f"can't bind {address}" in refused("serve", "--model", f"a={directory}", "--listen", address)
+
+
+def test_a_key_and_its_hash_for_the_tenants_file(tmp_path):
+    from tuneserve.server.tenants import Tenants
+
+    result = tuneserve("key")
+    assert result.returncode == 0
+    made = dict(line.split() for line in result.stdout.splitlines())
+    path = tmp_path / "tenants.yaml"
+    path.write_text(f"tenants:\n  search:\n    keys:\n      - {made['hash']}\n")
+    assert Tenants(path).authenticate({"authorization": f"Bearer {made['key']}"}).name == "search"
+    assert made["key"] not in result.stderr
+    assert tuneserve("key").stdout != result.stdout
 
 
 def test_training_config_mistakes_are_named(tmp_path):
