@@ -1,0 +1,240 @@
+"""Where a text holds personal data of a kind. Numbers are checked as their issuers check them, by python-stdnum and
+phonenumbers (Google's libphonenumber); what has no check digits is told by its shape.
+
+In doubt it finds too much rather than too little. Every pattern takes time in proportion to the text, whatever the
+text is: callers choose it. Knows nothing of masking, and calls nothing over the network. Slow to import, so only
+`redaction.py` does, when a model asks for it.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import phonenumbers
+from stdnum import iban, luhn
+from stdnum.br import cpf
+from stdnum.cn import ric
+from stdnum.de import idnr as de_idnr
+from stdnum.es import dni, nie
+from stdnum.fi import hetu
+from stdnum.fr import nir
+from stdnum.gb import nhs
+from stdnum.in_ import aadhaar, pan
+from stdnum.it import codicefiscale
+from stdnum.kr import rrn
+from stdnum.pl import pesel
+from stdnum.se import personnummer
+from stdnum.us import itin, ssn
+from stdnum.za import idnr as za_idnr
+
+# How sure a match is: check digits fit, or the shape fits, or it may well be something else.
+CHECKED, SHAPED, LIKELY = 3, 2, 1
+
+
+@dataclass(frozen=True)
+class Match:
+    """Characters `start` to `end` of a text."""
+
+    start: int
+    end: int
+    score: int
+
+
+# Letters of scripts that put no spaces between words, where an address ends at the first letter of another script.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af"
+_WORD = rf"[^\W_{_UNSPACED}]"
+_DOMAIN = "|".join(
+    rf"(?:{letter}(?:(?:{letter}|[-_]){{0,61}}{letter})?[.。])+(?:xn--[a-z0-9-]{{2,59}}|(?:(?!\d){letter}){{2,63}})(?!{letter})"
+    for letter in (_WORD, r"[^\W_]")
+)
+_AT = re.compile(rf"[@＠](?:{_DOMAIN})", re.IGNORECASE)
+# What stands before the @, looked for from its end; with all scripts where the letter before it is of those. 64 is
+# the limit of mail itself.
+_LOCAL = [re.compile(rf"(?:{letter}|[.!#$%&'*+/=?^_`{{|}}~-]){{1,64}}\Z") for letter in (_WORD, r"\w")]
+
+
+def _email(text: str) -> Iterator[Match]:
+    for match in _AT.finditer(text):
+        before = max(0, match.start() - 64), match.start()
+        if local := _LOCAL[0].search(text, *before) or _LOCAL[1].search(text, *before):
+            yield Match(local.start(), match.end(), SHAPED)
+
+
+# Countries whose numbers are known without their +code. Each one costs time, and finds more that is none.
+_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "BR")
+_SEVEN_DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
+# What the library takes for a number of some country and people take for a date, or for "invoice 2024-000123".
+_DATE = re.compile(r"(?<!\d)(?:[0-3]?\d\.[01]?\d\.(?:19|20)\d\d(?!\d)|(?:19|20)\d\d-)")
+
+
+def _phone(text: str) -> Iterator[Match]:
+    if not _SEVEN_DIGITS.search(text):
+        return
+    for region in _REGIONS:
+        # The library gives up after so many tries, to save time; this must not.
+        tries = len(text)
+        for match in phonenumbers.PhoneNumberMatcher(text, region, max_tries=tries, min_candidate_length=7):
+            # Some begin with the space before them.
+            start = match.end - len(match.raw_string.lstrip())
+            if text[start] in "+＋":
+                yield Match(start, match.end, SHAPED)
+            elif not _DATE.search(match.raw_string):
+                yield Match(start, match.end, LIKELY)
+
+
+_GROUP = r"[ \u00a0\u202f.–-]"
+# Every start is looked at, so that a number before a card does not hide it: "12 4111 1111 1111 1111".
+_CARD = re.compile(
+    r"(?<![0-9])"
+    rf"(?=([0-9]{{14,19}}|[0-9]{{4}}({_GROUP})[0-9]{{4}}\2[0-9]{{4}}\2[0-9]{{4}}|[0-9]{{4}}({_GROUP})[0-9]{{6}}\3[0-9]{{4,5}})"
+    rf"({_GROUP}[0-9]{{1,3}})?(?![0-9]))"
+)
+_ISSUERS = {
+    14: re.compile("3[0689]"),
+    15: re.compile("3[47]"),
+    **{length: re.compile("[456]|2[2-7]|3[05689]|8[12]|9792") for length in range(16, 20)},
+}
+_DECIMAL_POINT = re.compile(r"(?<![0-9])[0-9]{1,3}[.,]\Z")
+_NOT_DIGITS = re.compile("[^0-9]")
+
+
+def _card(text: str) -> Iterator[Match]:
+    for match in _CARD.finditer(text):
+        if _DECIMAL_POINT.search(text, max(0, match.start() - 5), match.start()):
+            continue
+        for end in {match.end(4), match.end(1)} - {-1}:
+            digits = _NOT_DIGITS.sub("", text[match.start() : end])
+            issuer = _ISSUERS.get(len(digits))
+            if issuer and issuer.match(digits) and luhn.is_valid(digits):
+                yield Match(match.start(), end, CHECKED)
+
+
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \u00a0-]?[A-Za-z0-9]){11,30}")
+
+
+def _iban(text: str) -> Iterator[Match]:
+    position = 0
+    while match := _IBAN.search(text, position):
+        # The words behind the number may look like more of it: the longest part that is a number counts.
+        ends = [end for end in range(match.end(), match.start() + 14, -1) if not text[end : end + 1].isalnum()]
+        end = next((end for end in ends if iban.is_valid(text[match.start() : end].replace("\u00a0", " "))), None)
+        if end is not None:
+            yield Match(match.start(), end, CHECKED)
+        position = end or match.start() + 4
+
+
+_IPV4 = re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?:/[0-9]{1,2})?(?!\w|\.\w)")
+_IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:.]{3,}(?:%\w{1,15})?(?:/[0-9]{1,3})?(?![\w:])")
+
+
+def _ip(text: str) -> Iterator[Match]:
+    for match in _IPV4.finditer(text):
+        if _is_address(match[0]):
+            yield Match(*match.span(), SHAPED)
+    for match in _IPV6.finditer(text):
+        found = match[0] if _is_address(match[0]) else match[0].rstrip(".:")
+        # `a::b` is an address, too, but more likely a name in somebody's program.
+        looks_so = any(character.isdigit() for character in found) or found.count(":") > 2
+        if found.count(":") >= 2 and looks_so and _is_address(found):
+            yield Match(match.start(), match.start() + len(found), SHAPED)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        # Nothing longer is one, and the library would look at all of it.
+        return len(text) < 64 and bool(ipaddress.ip_interface(text))
+    except ValueError:
+        return False
+
+
+_MAC = re.compile(
+    r"(?<![\w:.-])(?:[0-9A-Fa-f]{2}([:-])(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}"
+    r"|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})(?![\w:-])"
+)
+
+
+def _mac(text: str) -> Iterator[Match]:
+    for match in _MAC.finditer(text):
+        yield Match(*match.span(), SHAPED)
+
+
+_URL = re.compile(
+    r"(?<![\w@])(?:(?:https?|ftps?|wss?)://|www[0-9]{0,3}\.)[^\s<>\"«»“”„、。，；）」』]+"
+    # Without either, a host counts only with a common ending: "end.Of" would be one.
+    r"|(?<![\w@.-])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+"
+    r"(?:com|org|net|edu|gov|mil|int|info|biz|io|dev|app|me|co|ai|eu|uk|de|fr)(?![\w-]|\.\w)(?::[0-9]{1,5})?(?:/[^\s<>\"«»]*)?",
+    re.IGNORECASE,
+)
+
+
+def _url(text: str) -> Iterator[Match]:
+    for match in _URL.finditer(text):
+        end = match.end()
+        # The sentence's own punctuation behind it; a closing bracket stays where the opening one is inside.
+        surplus = match[0].count(")") - match[0].count("(")
+        while text[end - 1] in ".,;:!?'*]}" or (text[end - 1] == ")" and surplus > 0):
+            surplus -= text[end - 1] == ")"
+            end -= 1
+        yield Match(match.start(), end, SHAPED)
+
+
+_SSN = re.compile(r"(?<![\w-])[0-9]{3}([- ])[0-9]{2}\1[0-9]{4}(?![\w-])")
+_SSN_BARE = re.compile(r"\b(?:ssn|social\s+security)[^0-9\n]{0,24}([0-9]{9})(?![0-9])", re.IGNORECASE)
+
+
+def _ssn(text: str) -> Iterator[Match]:
+    spans = [match.span() for match in _SSN.finditer(text)] + [match.span(1) for match in _SSN_BARE.finditer(text)]
+    for start, end in spans:
+        digits = _NOT_DIGITS.sub("", text[start:end])
+        if ssn.is_valid(digits) or itin.is_valid(digits):
+            yield Match(start, end, SHAPED)
+
+
+def _is_nino(text: str) -> bool:
+    return text[:2] not in {"BG", "GB", "KN", "NK", "NT", "TN", "ZZ"}
+
+
+# How each country's number is written, and who checks it.
+_NATIONAL: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    (r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", cpf.is_valid),
+    (r"[0-9]{17}[0-9X]", ric.is_valid),
+    (r"[0-9]{2} ?[0-9]{3} ?[0-9]{3} ?[0-9]{3}", de_idnr.is_valid),
+    (r"[0-9]{8}-?[A-Z]", dni.is_valid),
+    (r"[XYZ]-?[0-9]{7}-?[A-Z]", nie.is_valid),
+    (r"[0-9]{6}[-+A-FU-Y][0-9]{3}[0-9A-Y]", hetu.is_valid),
+    (r"[12] ?[0-9]{2} ?[0-9]{2} ?(?:[0-9]{2}|2[AB]) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", nir.is_valid),
+    (r"[0-9]{3}[ -][0-9]{3}[ -][0-9]{4}", nhs.is_valid),
+    (r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?(?:[0-9]{2} ?){3}[A-D]", _is_nino),
+    (r"[2-9][0-9]{3}[ -]?[0-9]{4}[ -]?[0-9]{4}", aadhaar.is_valid),
+    (r"[A-Z]{5}[0-9]{4}[A-Z]", pan.is_valid),
+    (r"[A-Z]{6}[0-9]{2}[A-Z][0-9]{2}[A-Z][0-9]{3}[A-Z]", codicefiscale.is_valid),
+    (r"[0-9]{6}-[1-8][0-9]{6}", rrn.is_valid),
+    (r"[0-9]{11}", pesel.is_valid),
+    (r"(?:[0-9]{2})?[0-9]{6}[-+][0-9]{4}", personnummer.is_valid),
+    (r"[0-9]{13}", za_idnr.is_valid),
+)
+_FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]?[0-9]){3}")
+_NATIONAL_PATTERNS = [(re.compile(rf"(?<![\w-]){shape}(?![\w-])"), check) for shape, check in _NATIONAL]
+
+
+def _national_id(text: str) -> Iterator[Match]:
+    if not _FOUR_DIGITS.search(text):
+        return
+    for pattern, check in _NATIONAL_PATTERNS:
+        for match in pattern.finditer(text):
+            if check(match[0]):
+                yield Match(*match.span(), CHECKED)
+
+
+FINDERS: Mapping[str, Callable[[str], Iterator[Match]]] = {
+    "email": _email,
+    "phone": _phone,
+    "card": _card,
+    "iban": _iban,
+    "ip": _ip,
+    "mac": _mac,
+    "url": _url,
+    "ssn": _ssn,
+    "national_id": _national_id,
+}
