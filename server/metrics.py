@@ -1,14 +1,20 @@
 """Every metric of ours: name, labels, buckets. An object on a registry of its own; nothing global.
 
-Labels stay bounded: model names and labels come from checkpoints, methods from the protos, never from callers.
-vLLM's metrics are the engines' own and are added to the same exposition under vLLM's names.
+Labels stay bounded: model names and labels come from checkpoints, methods from the protos, tenants from the server's
+own file, never from callers. `model` is a model's name, and adds its versions up, but where two must be told apart.
+vLLM's metrics are the engines' own and are added to the same exposition under vLLM's names, with the version.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from tuneserve import checkpoint
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Seconds. From 1 ms, where a classification on a GPU is, to a long generation.
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -34,6 +40,13 @@ class Metrics:
         )
         model = ("model",)
         self.queue_depth = Gauge("tuneserve_queue_depth", "Calls waiting or running.", model, registry=registry)
+        self.queue_wait = Histogram(
+            "tuneserve_queue_wait_seconds",
+            "Time that a request waited for its turn in the engine.",
+            model,
+            buckets=_LATENCY,
+            registry=registry,
+        )
         self.rejections = Counter(
             "tuneserve_admission_rejections", "Calls turned away.", (*model, "reason"), registry=registry
         )
@@ -75,35 +88,111 @@ class Metrics:
             (*model, "task", "version", "quantization"),
             registry=registry,
         )
+        version = ("model", "version")
         self.load_seconds = Gauge(
             "tuneserve_model_load_seconds",
             "Time from loading to the warm-up's answer.",
-            model,
+            version,
             registry=registry,
         )
-        self.engine_up = Gauge("tuneserve_engine_up", "1 while the model's engine answers.", model, registry=registry)
-        self._engines: dict[str, CollectorRegistry] = {}
+        self.engine_up = Gauge(
+            "tuneserve_engine_up", "1 while the version's engine answers.", version, registry=registry
+        )
+        self.restarts = Counter(
+            "tuneserve_engine_restarts", "Attempts to start a failed engine again.", model, registry=registry
+        )
+        self.shadow = Counter(
+            "tuneserve_shadow",
+            "Answers of a shadow, by how they compare with the ones returned.",
+            ("alias", *version, "result"),
+            registry=registry,
+        )
+        self.tenant_calls = Counter(
+            "tuneserve_tenant_calls", "Calls ended, by who called.", ("tenant", "grpc_code"), registry=registry
+        )
+        self.tenant_tokens = Counter(
+            "tuneserve_tenant_tokens",
+            "Tokens read (kind prompt) and written (kind completion), by who called.",
+            ("tenant", "model", "kind"),
+            registry=registry,
+        )
+        self._engines: dict[tuple[str, str], CollectorRegistry] = {}
+        self._described: dict[tuple[str, str], tuple[str, str, str, str]] = {}
         registry.register(_Merged(self._engines))
 
-    def add_engine(self, model: str, registry: CollectorRegistry) -> None:
-        """Shows an engine's own metrics too."""
-        self._engines[model] = registry
+    def page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """The page, for a WSGI server: always in Prometheus's own text format. In OpenMetrics, which Prometheus asks
+        for first, the library writes vllm_ for vllm: (prometheus/client_python#1177).
+        """
+        answer: Iterable[bytes] = make_wsgi_app(self.registry)({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
+        return answer
+
+    def loaded(
+        self, name: str, version: str, manifest: pb.Checkpoint, engine: CollectorRegistry, seconds: float
+    ) -> None:
+        """A version answers, for the first time or again; shows its engine's own metrics too."""
+        described = (name, checkpoint.TASK_NAMES[manifest.task], version, manifest.quantization)
+        self.add_engine(name, version, engine)
+        self.engine_up.labels(name, version).set(1)
+        self.load_seconds.labels(name, version).set(seconds)
+        self.model_info.labels(*described).set(1)
+        self._described[name, version] = described
+
+    def failed(self, name: str, version: str) -> None:
+        """A version's engine is dead: what its gauges said last is not so any more."""
+        self.engine_up.labels(name, version).set(0)
+        self.remove_engine(name, version)
+
+    def count_tenant(self, tenant: str, model: str, code: str, prompt: int, completion: int) -> None:
+        """A call of a tenant's ended."""
+        self.tenant_calls.labels(tenant, code).inc()
+        if model:
+            self.tenant_tokens.labels(tenant, model, "prompt").inc(prompt)
+            self.tenant_tokens.labels(tenant, model, "completion").inc(completion)
+
+    def forget(self, name: str, version: str) -> None:
+        """A version is gone, if it ever was there: what is counted for it alone goes, too."""
+        self.remove_engine(name, version)
+        if described := self._described.pop((name, version), None):
+            self.model_info.remove(*described)
+            self.load_seconds.remove(name, version)
+        with contextlib.suppress(KeyError):
+            self.engine_up.remove(name, version)
+        shadowed = {
+            (sample.labels["alias"], name, version, sample.labels["result"])
+            for metric in self.shadow.collect()
+            for sample in metric.samples
+            if (sample.labels["model"], sample.labels["version"]) == (name, version)
+        }
+        for labels in shadowed:
+            self.shadow.remove(*labels)
+
+    def add_engine(self, name: str, version: str, registry: CollectorRegistry) -> None:
+        """Shows an engine's own metrics."""
+        self._engines[name, version] = registry
+
+    def remove_engine(self, name: str, version: str) -> None:
+        """Shows them no longer."""
+        self._engines.pop((name, version), None)
 
 
 class _Merged(Collector):
-    """Several registries with the same metric names, as one family a name: the exposition allows no name twice."""
+    """Several registries with the same metric names, as one family a name: the exposition allows no name twice, and
+    no sample twice, so each says of which version it is. Two of a model have the same name for vLLM.
+    """
 
-    def __init__(self, registries: Mapping[str, CollectorRegistry]) -> None:
+    def __init__(self, registries: Mapping[tuple[str, str], CollectorRegistry]) -> None:
         self._registries = registries
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for registry in list(self._registries.values()):
+        # A copy, because the exposition runs in a thread of its own.
+        for (_, version), registry in list(self._registries.items()):
             for metric in registry.collect():
-                if metric.name in families:
-                    families[metric.name].samples.extend(metric.samples)
-                else:
-                    families[metric.name] = metric
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                family.samples += [
+                    sample._replace(labels={**sample.labels, "version": version}) for sample in metric.samples
+                ]
         return iter(families.values())
 
     def describe(self) -> Iterator[Metric]:

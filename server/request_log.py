@@ -1,0 +1,58 @@
+"""One JSON line a call, and the same times for its caller.
+
+No prompt, output, key or address: only who called, which model, and what it cost. `content` is there where the
+server's settings ask for it. Lines go out as they are, without a logger's prefix, so that a log collector can parse
+them.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+from tuneserve.server.context import Call
+
+logger = logging.getLogger("tuneserve.requests")
+
+STAGES = ("queue", "tokenize", "engine")
+
+
+def to_stderr() -> None:
+    """Writes the lines to standard error. Without this they go where the process's other log lines go."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+def log(call: Call, code_name: str, seconds: float) -> None:
+    """Writes the line of a call that ended."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "request_id": call.request_id,
+        "method": call.method,
+        "tenant": call.tenant.name,
+        "model": call.model,
+        "version": call.version,
+        "status": code_name,
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.completion_tokens,
+        "ms": _ms(seconds * 1e9),
+        **{f"{stage}_ms": _ms(call.stage_ns.get(stage, 0)) for stage in STAGES},
+    }
+    if call.content is not None:
+        line["content"] = call.content
+    logger.info("%s", json.dumps(line, separators=(",", ":")))
+
+
+def server_timing(call: Call) -> str:
+    """Returns where a call's time went, in milliseconds, as W3C Server-Timing writes it: `queue;dur=1.2, …`."""
+    return ", ".join(f"{stage};dur={_ms(call.stage_ns[stage])}" for stage in STAGES if stage in call.stage_ns)
+
+
+def _ms(nanoseconds: float) -> float:
+    # Microseconds: a stage of a small classifier takes a few hundred of them. The clock may have been set back.
+    return max(0.0, round(nanoseconds / 1e6, 3))
