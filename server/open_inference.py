@@ -1,0 +1,225 @@
+"""The Open Inference Protocol beside our own API: tensors in, one of our own requests, tensors out.
+
+Nothing is decided here: our own services check, admit, count and answer, and this file only names things anew, also in
+the errors. What each kind of model takes and gives is in `FORMS`; for generation it is what Triton's vLLM backend has.
+"""
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from importlib.metadata import version
+from typing import Any
+
+from tuneserve import checkpoint
+from tuneserve.oip import inference_pb2 as pb
+from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
+from tuneserve.server import concurrency, failures, streams
+from tuneserve.server import context as calls
+from tuneserve.server.classification import ClassificationService
+from tuneserve.server.embedding import EmbeddingService
+from tuneserve.server.errors import CallError, InvalidInput, NotFound, to_status
+from tuneserve.server.generation import GenerationService
+from tuneserve.server.open_forms import FORMS, Job
+from tuneserve.server.registry import Models
+from tuneserve.server.seam import EngineFailed
+from tuneserve.server.tensors import Output
+from tuneserve.v1 import checkpoint_pb2, classification_pb2, common_pb2, embedding_pb2, generation_pb2
+
+PLATFORM = "tuneserve_vllm"
+# Prompts of one request, or requests of one stream, that are answered at a time; the others wait unread.
+_AT_ONCE = 64
+
+Answer = tuple[list[Output], common_pb2.Usage]
+
+
+class InferenceService(GRPCInferenceServiceServicer):
+    """The models as tensor functions."""
+
+    def __init__(
+        self,
+        models: Models,
+        classification: ClassificationService,
+        embedding: EmbeddingService,
+        generation: GenerationService,
+    ) -> None:
+        self._models = models
+        self._classification = classification
+        self._embedding = embedding
+        self._generation = generation
+        self._answers = {
+            checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: self._classify,
+            checkpoint_pb2.TASK_TOKEN_CLASSIFICATION: self._classify_tokens,
+            checkpoint_pb2.TASK_EMBEDDING: self._embed,
+            checkpoint_pb2.TASK_GENERATION: self._generate,
+        }
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
+        """See inference.proto."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
+        """See inference.proto."""
+        ready = [model.is_ready for route in self._models.routes.values() for model, _ in route.targets]
+        return pb.ServerReadyResponse(ready=bool(ready) and all(ready))
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
+        """See inference.proto."""
+        try:
+            return pb.ModelReadyResponse(ready=self._models.get(_target(request.name, request.version)).is_ready)
+        except NotFound:
+            # Clients ask until it is true, also for a model that is about to be loaded.
+            return pb.ModelReadyResponse(ready=False)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
+        """See inference.proto."""
+        return pb.ServerMetadataResponse(name="tuneserve", version=version("tuneserve"))
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
+        """See inference.proto."""
+        model = self._models.get(_target(request.name, request.version))
+        form = FORMS[model.manifest.task]
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=[other.version for other in self._models if other.name == model.name],
+            platform=PLATFORM,
+            inputs=[spec.to_proto() for spec in form.inputs],
+            outputs=[spec.to_proto() for spec in form.outputs],
+            properties={
+                "task": checkpoint.TASK_NAMES[model.manifest.task],
+                "labels": json.dumps(model.labels),
+                "max_inputs": str(model.config.max_inputs),
+            },
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
+        """See inference.proto."""
+        job = self._job(request, context)
+        if job.flag("stream"):
+            raise InvalidInput(job.given["stream"].path, "is true; only ModelStreamInfer streams")
+        return await self._infer(job)
+
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        """See inference.proto."""
+
+        def answers(request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+            return self._stream(request, context)
+
+        async with aclosing(streams.merged(request_iterator, answers, _AT_ONCE)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _stream(
+        self, request: pb.ModelInferRequest, context: Any
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        """Answers one request of a stream, whatever goes wrong with it."""
+        with streams.part() as call:
+            try:
+                call.admit()
+                job = self._job(request, context)
+                if not job.flag("stream"):
+                    response = await self._infer(job)
+                    response.parameters["triton_final_response"].bool_param = True
+                    yield pb.ModelStreamInferResponse(infer_response=response)
+                    return
+                async with aclosing(self._generate_stream(job)) as responses:
+                    async for response in responses:
+                        yield pb.ModelStreamInferResponse(infer_response=response)
+            except (CallError, EngineFailed) as error:
+                shown = failures.for_caller(error)
+                response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+                response.parameters["triton_final_response"].bool_param = True
+                yield pb.ModelStreamInferResponse(
+                    error_message=to_status(shown, calls.current().request_id).message, infer_response=response
+                )
+
+    def _job(self, request: pb.ModelInferRequest, context: Any) -> Job:
+        if not request.model_name:
+            raise InvalidInput("model_name", "is empty; a model's name is needed")
+        target = _target(request.model_name, request.model_version)
+        model = self._models.get(target)
+        if "timeout" in request.parameters:
+            # As Triton has it: microseconds, for as long as the call waits.
+            call, seconds = calls.current(), request.parameters["timeout"].int64_param / 1e6
+            call.deadline = min(call.deadline or float("inf"), time.monotonic() + seconds)
+        return Job.of(request, target, model.manifest.task, model.config.max_inputs, context)
+
+    async def _infer(self, job: Job) -> pb.ModelInferResponse:
+        outputs, usage = await self._answers[job.task](job)
+        return job.response(outputs, usage)
+
+    async def _classify(self, job: Job) -> Answer:
+        message = classification_pb2.ClassifyRequest(model=job.target)
+        pairs = job.given.get("text_pair")
+        if pairs and len(pairs.values) != len(job.texts.values):
+            raise InvalidInput(pairs.path, f"has {len(pairs.values)} elements for {len(job.texts.values)} of text")
+        for index, text in enumerate(job.texts.values):
+            message.inputs.add(text=text, text_pair=pairs.values[index] if pairs else None)
+        with job.named((message, ("top_k", "truncation", "raw_scores", "priority"))):
+            response = await self._classification.Classify(message, job.context)
+        rows = [result.labels for result in response.results]
+        count, width = len(rows), len(rows[0])
+        labels = [one.label.encode() for row in rows for one in row]
+        scores = [one.score for row in rows for one in row]
+        return [
+            job.output("label", (count,), labels[::width]),
+            job.output("score", (count,), scores[::width]),
+            job.output("labels", (count, width), labels),
+            job.output("scores", (count, width), scores),
+        ], response.usage
+
+    async def _classify_tokens(self, job: Job) -> Answer:
+        message = classification_pb2.ClassifyTokensRequest(model=job.target, texts=job.texts.values)
+        with job.named((message, ("aggregation", "offset_unit", "truncation", "priority"))):
+            response = await self._classification.ClassifyTokens(message, job.context)
+        lists = [
+            [
+                {"label": one.label, "score": one.score, "start": one.start, "end": one.end, "text": one.text}
+                for one in result.spans
+            ]
+            for result in response.results
+        ]
+        values = [json.dumps(spans, ensure_ascii=False).encode() for spans in lists]
+        return [job.output("spans", (len(values),), values)], response.usage
+
+    async def _embed(self, job: Job) -> Answer:
+        message = embedding_pb2.EmbedRequest(model=job.target, texts=job.texts.values)
+        with job.named((message, ("truncation", "normalize", "dimensions", "priority"))):
+            response = await self._embedding.Embed(message, job.context)
+        values = [value for result in response.results for value in result.values]
+        count = len(response.results)
+        return [job.output("embedding", (count, len(values) // count), values)], response.usage
+
+    async def _generate(self, job: Job) -> Answer:
+        async def one(index: int) -> generation_pb2.GenerateResponse:
+            with job.generation(generation_pb2.GenerateRequest(), index) as message:
+                return await self._generation.Generate(message, job.context)
+
+        responses = await concurrency.together(one, range(len(job.texts.values)), _AT_ONCE)
+        completions = [list(response.completions) for response in responses]
+        usage = common_pb2.Usage(
+            prompt_tokens=sum(response.usage.prompt_tokens for response in responses),
+            completion_tokens=sum(response.usage.completion_tokens for response in responses),
+        )
+        return job.completions(completions, prepend=not job.flag("exclude_input_in_output")), usage
+
+    async def _generate_stream(self, job: Job) -> AsyncGenerator[pb.ModelInferResponse, None]:
+        if len(job.texts.values) != 1:
+            raise InvalidInput(job.texts.path, f"has {len(job.texts.values)} elements; allowed in a stream: 1")
+        if not job.flag("exclude_input_in_output", default=True):
+            raise InvalidInput(job.given["exclude_input_in_output"].path, "is false; streams hold new text only")
+        with job.generation(generation_pb2.GenerateStreamRequest(), 0) as message:
+            empty = [generation_pb2.Completion(index=index) for index in range(max(1, message.sampling.n))]
+            async with aclosing(self._generation.GenerateStream(message, job.context)) as news:  # type: ignore[type-var]
+                async for new in news:
+                    by_index = {one.index: one for one in new.completions}
+                    found = [by_index.get(one.index, one) for one in empty]
+                    response = job.response(job.completions([found], prepend=False), new.usage)
+                    response.parameters["triton_final_response"].bool_param = new.HasField("usage")
+                    yield response
+
+
+def _target(name: str, version_: str) -> str:
+    return f"{name}@{version_}" if version_ else name
