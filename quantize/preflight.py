@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneserve import runtime
+from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
 from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Scheme, is_quantized
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -51,6 +52,8 @@ def check(scheme_name: str, manifest: pb.Checkpoint, directory: Path, platform: 
     scheme = SCHEMES.get(scheme_name)
     if scheme is None:
         raise UserError(f"scheme {scheme_name!r} is unknown", f"allowed: {', '.join(SCHEMES)}")
+    if manifest.task not in TASKS.values():
+        raise UserError(f"{directory}: an encoder of embeddings can't be measured here, so it is not quantized")
     if manifest.quantization:
         raise UserError(
             f"{directory}: already quantized ({manifest.quantization})",

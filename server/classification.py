@@ -1,15 +1,30 @@
 """ClassificationService: convert, engine, convert."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
-from tuneserve.server import convert, spans
-from tuneserve.server.context import request_id
-from tuneserve.server.models import Model, Models
+import numpy as np
+
+from tuneserve.server import concurrency, convert, failures, spans, windows
+from tuneserve.server.context import current
+from tuneserve.server.errors import CallError, InvalidInput, to_status
+from tuneserve.server.explanation import Explanation
+from tuneserve.server.models import Model, Place
+from tuneserve.server.pooling import encoded, note, pooled
+from tuneserve.server.questions import Question
+from tuneserve.server.registry import Models
 from tuneserve.server.tokenizer import Tokens
+from tuneserve.server.zero_shot import ZeroShot
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
+
+logger = logging.getLogger(__name__)
+
+# Requests of one stream that run, or whose answers wait to be read.
+STREAM_AHEAD = 64
 
 
 class ClassificationService(ClassificationServiceServicer):
@@ -20,51 +35,142 @@ class ClassificationService(ClassificationServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See classification.proto."""
-        model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
+        tasks = checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION, checkpoint_pb2.TASK_GENERATION
+        model = self._models.for_task(request.model, *tasks)
         texts = convert.pairs(request, model.config.max_inputs)
-        with model.admitted():
-            tokens = await _encode(model, texts, request.truncation, "inputs[{}].text")
-            logits = await model.engine.pool(request_id(), [one.encoded for one in tokens], "classify")
-        top_k = request.top_k if request.HasField("top_k") else None
-        results = []
-        for row, one in zip(logits, tokens, strict=True):
-            scores = convert.probabilities(row, model.manifest.problem_type)
-            best = int(scores.argmax())
-            _count(model, [(model.labels[best], float(scores[best]))])
-            results.append(convert.classification(row if request.raw_scores else scores, model.labels, top_k, one))
-        return pb.ClassifyResponse(results=results, usage=_usage(model, tokens))
+        question = None
+        if model.manifest.task == checkpoint_pb2.TASK_GENERATION:
+            question = Question.of(request, model.config.max_inputs)
+            shown = convert.shown(request, question.labels, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+        else:
+            convert.check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
+            shown = convert.shown(request, model.labels, convert.problem_of(model.manifest))
+        cutting = convert.cutting(request, model.engine.max_length)
+        with model.admitted(request.priority) as place:
+            await note(model, texts)
+            explanation = await Explanation.of(request, model.tokenizer, model.config)
+            scorer: ZeroShot | Classifier = Classifier(model, place, cutting)
+            if question:
+                scorer = await ZeroShot.of(model, place, question, cutting.truncate)
+            results = await scorer.score(texts, "inputs[{}].text")
+            answers = [convert.classification(result, shown) for result in results]
+            if explanation:
+                await explanation.add_weights(answers, results, shown, scorer.score)
+        for result in results:
+            # The labels of a call are no metric's: there is no end to them.
+            best = convert.best(result, shown)
+            current().note("output", best[0])
+            _count(model, [] if question else [best])
+        return pb.ClassifyResponse(results=answers, usage=scorer.usage)
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:
         """See classification.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_TOKEN_CLASSIFICATION)
         texts = convert.texts(request, model.config.max_inputs)
-        with model.admitted():
-            tokens = await _encode(model, texts, request.truncation, "texts[{}]")
-            logits = await model.engine.pool(request_id(), [one.encoded for one in tokens], "token_classify")
+        cutting = convert.cutting(request, model.engine.max_length)
+        usage = common_pb2.Usage()
+        with model.admitted(request.priority) as place:
+            await note(model, texts)
+            tokens, cuts = await _cut(model, cutting, texts, "texts[{}]")
+            pieces = [piece.encoded for cut in cuts for piece in cut]
+            rows = iter(await pooled(model, place, pieces, "token_classify", usage))
         results = []
-        for text, rows, one in zip(texts, logits, tokens, strict=True):
-            scores = convert.probabilities(rows, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+        for text, one, cut in zip(texts, tokens, cuts, strict=True):
+            logits = windows.stitch(one, cut, [next(rows) for _ in cut])
+            scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
             found = spans.find(scores, one.offsets, one.words, model.labels, convert.AGGREGATIONS[request.aggregation])
             _count(model, [(span.label, span.score) for span in found])
+            current().note("output", *(f"{span.label} {span.start}-{span.end}" for span in found))
             results.append(convert.token_classification(text, found, convert.UNITS[request.offset_unit], one))
-        return pb.ClassifyTokensResponse(results=results, usage=_usage(model, tokens))
+        return pb.ClassifyTokensResponse(results=results, usage=usage)
+
+    async def ClassifyStream(
+        self, request_iterator: AsyncIterable[pb.ClassifyStreamRequest], context: Any
+    ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+        """See classification.proto."""
+        async with aclosing(concurrency.answers(self._one, request_iterator, STREAM_AHEAD)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _one(self, item: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
+        try:
+            current().admit()
+            return pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
+        except Exception as error:
+            shown, call = failures.for_caller(error), current()
+            if not isinstance(shown, CallError):
+                logger.error("request %s: %s failed: %s", call.request_id, call.method, failures.where(error))
+            status = to_status(shown, call.request_id)
+            described = pb.Error(code=status.code, message=status.message, details=status.details)
+            return pb.ClassifyStreamResponse(id=item.id, error=described)
+
+    async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
+        """See classification.proto."""
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
+        convert.check_text("query", request.query)
+        candidates = convert.plain_texts("candidates", request.candidates, model.config.max_inputs)
+        label = convert.rank_label(request, model.labels)
+        truncate = convert.truncation(request.truncation, windows=False)
+        usage = common_pb2.Usage()
+        with model.admitted(request.priority) as place:
+            pairs = [(request.query, candidate) for candidate in candidates]
+            await note(model, [request.query, *candidates])
+            tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
+            rows = np.stack(await pooled(model, place, [one.encoded for one in tokens], "classify", usage))
+        scores = convert.probabilities(rows, convert.problem_of(model.manifest))
+        shown = (rows if request.raw_scores else scores)[:, label]
+        # By what is returned: probabilities may be equal where logits are not.
+        order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]
+        return pb.RankResponse(
+            results=[pb.RankedCandidate(index=int(index), score=float(shown[index])) for index in order], usage=usage
+        )
 
 
-async def _encode(model: Model, texts: Sequence[str | tuple[str, str]], truncation: int, field: str) -> list[Tokens]:
-    truncate = truncation == pb.TRUNCATION_END
-    tokens = await model.tokenizer.encode(texts, truncate=truncate)
-    convert.check_lengths(field, tokens, model.engine.max_length)
-    return tokens
+class Classifier:
+    """One call to a sequence classifier."""
+
+    def __init__(self, model: Model, place: Place, cutting: convert.Cutting) -> None:
+        self.usage = common_pb2.Usage()
+        self._model = model
+        self._place = place
+        self._cutting = cutting
+
+    async def score(
+        self, texts: Sequence[str | tuple[str, str]], field: str, truncate: bool = False
+    ) -> list[convert.Result]:
+        """Returns the raw outputs for each text; long ones are cut as the call says, or anyhow with `truncate`."""
+        cutting = convert.Cutting(truncate=True) if truncate else self._cutting
+        tokens, cuts = await _cut(self._model, cutting, texts, field)
+        pieces = [piece.encoded for cut in cuts for piece in cut]
+        rows = iter(await pooled(self._model, self._place, pieces, "classify", self.usage))
+        return [
+            convert.Result(
+                windows.pool([next(rows) for _ in cut], cutting.pooling), one.length, one.truncated, len(cut)
+            )
+            for one, cut in zip(tokens, cuts, strict=True)
+        ]
+
+
+async def _cut(
+    model: Model, cutting: convert.Cutting, texts: Sequence[str | tuple[str, str]], field: str
+) -> tuple[list[Tokens], list[list[windows.Window]]]:
+    """Returns the tokens of each text, and its windows: one that shows all of it, unless windows were asked for."""
+    limit = model.engine.max_length
+    if cutting.overlap is None:
+        tokens = await encoded(model, texts, field, truncate=cutting.truncate)
+        return tokens, [[windows.Window(one.encoded, 0, one.length)] for one in tokens]
+    tokens = await encoded(model, texts, field, truncate=False, limited=False)
+    total = sum(windows.count(one, limit, cutting.overlap) for one in tokens)
+    if total > model.config.max_inputs:
+        what = f"make {total} windows; allowed: {model.config.max_inputs} in one call"
+        raise InvalidInput(field.partition("[")[0], what)
+    return tokens, [windows.cut(one, limit, cutting.overlap) for one in tokens]
 
 
 def _count(model: Model, predictions: Sequence[tuple[str, float]]) -> None:
     model.metrics.texts.labels(model.name).inc()
     for label, score in predictions:
         model.metrics.predictions.labels(model.name, label).inc()
-        model.metrics.confidence.labels(model.name).observe(score)
-
-
-def _usage(model: Model, tokens: Sequence[Tokens]) -> common_pb2.Usage:
-    total = sum(one.length for one in tokens)
-    model.metrics.tokens_in.labels(model.name).inc(total)
-    return common_pb2.Usage(prompt_tokens=total)
+        # A number that is no probability has no place in the histogram.
+        if 0 <= score <= 1:
+            model.metrics.confidence.labels(model.name).observe(score)

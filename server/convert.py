@@ -1,20 +1,21 @@
-"""Messages to what the engine takes, and back. Every check of a request's fields is here.
+"""Classification's and embedding's messages to what the engine takes, and back. Every check of their fields is here.
 
 Raises errors.InvalidInput with the field's path. Knows the protos and the seam; does no I/O.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from tuneserve.server import spans
+from tuneserve.server import spans, windows
 from tuneserve.server.errors import InvalidInput
-from tuneserve.server.seam import Delta, Logprob, Sampling
 from tuneserve.server.tokenizer import Tokens
-from tuneserve.v1 import checkpoint_pb2, generation_pb2
+from tuneserve.v1 import checkpoint_pb2, embedding_pb2
 from tuneserve.v1 import classification_pb2 as pb
 
 AGGREGATIONS: dict[int, spans.Aggregation] = {
@@ -30,27 +31,52 @@ UNITS: dict[int, spans.Unit] = {
     pb.OFFSET_UNIT_UTF8_BYTE: "utf8",
     pb.OFFSET_UNIT_UTF16: "utf16",
 }
-_FINISH = {
-    None: generation_pb2.FINISH_REASON_UNSPECIFIED,
-    "stop": generation_pb2.FINISH_REASON_STOP,
-    "length": generation_pb2.FINISH_REASON_LENGTH,
+POOLINGS: dict[int, windows.Pooling] = {
+    pb.WINDOW_POOLING_UNSPECIFIED: "mean",
+    pb.WINDOW_POOLING_MEAN: "mean",
+    pb.WINDOW_POOLING_MAX: "max",
 }
-# vLLM's own bounds, checked here so that the error can name the field.
-_MAX_LOGPROBS = 20
-_MAX_N = 128
+_NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION_REJECT or TRUNCATION_END"
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What to do with a text that is too long: nothing, cut its end, or cut it into windows."""
+
+    truncate: bool = False
+    overlap: int | None = None  # tokens that windows share; None for no windows
+    pooling: windows.Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which labels of a result are returned, and how."""
+
+    labels: Sequence[str]
+    problem: checkpoint_pb2.ProblemType
+    top_k: int | None = None
+    raw: bool = False
+    least: Sequence[float] | None = None  # probability, by label
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model made of one text: raw outputs, and the text as it saw it."""
+
+    raw: NDArray[np.float32]  # (labels,)
+    length: int  # tokens
+    truncated: bool = False
+    windows: int = 1
 
 
 def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str, str]]:
     """Returns the checked texts of a Classify call; a tuple where there is a second text."""
-    _check_count("inputs", len(request.inputs), max_inputs)
-    if request.HasField("top_k") and request.top_k < 1:
-        raise InvalidInput("top_k", "is 0; allowed: 1 or more, or unset for all labels")
-    _check_enum("truncation", request.truncation, pb.Truncation.values())
+    check_count("inputs", len(request.inputs), max_inputs)
     texts: list[str | tuple[str, str]] = []
     for index, one in enumerate(request.inputs):
-        _check_text(f"inputs[{index}].text", one.text)
+        check_text(f"inputs[{index}].text", one.text)
         if one.HasField("text_pair"):
-            _check_text(f"inputs[{index}].text_pair", one.text_pair)
+            check_text(f"inputs[{index}].text_pair", one.text_pair)
             texts.append((one.text, one.text_pair))
         else:
             texts.append(one.text)
@@ -59,41 +85,135 @@ def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str,
 
 def texts(request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
     """Returns the checked texts of a ClassifyTokens call."""
-    _check_count("texts", len(request.texts), max_inputs)
-    _check_enum("truncation", request.truncation, pb.Truncation.values())
-    _check_enum("aggregation", request.aggregation, AGGREGATIONS)
-    _check_enum("offset_unit", request.offset_unit, UNITS)
-    for index, text in enumerate(request.texts):
-        _check_text(f"texts[{index}]", text)
-    return list(request.texts)
+    check_enum("aggregation", request.aggregation, AGGREGATIONS)
+    check_enum("offset_unit", request.offset_unit, UNITS)
+    return plain_texts("texts", request.texts, max_inputs)
 
 
-def check_lengths(field: str, tokens: Sequence[Tokens], max_length: int) -> None:
-    """Raises InvalidInput for the first input of more than `max_length` tokens. `field` has a {} for the index."""
+def plain_texts(field: str, given: Sequence[str], max_inputs: int) -> list[str]:
+    """Returns the checked texts of a field."""
+    check_count(field, len(given), max_inputs)
+    for index, text in enumerate(given):
+        check_text(f"{field}[{index}]", text)
+    return list(given)
+
+
+def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int) -> Cutting:
+    """Returns what to do with texts over `max_length` tokens."""
+    truncate = truncation(request.truncation)
+    if request.truncation != pb.TRUNCATION_WINDOWS:
+        if request.HasField("windows"):
+            raise InvalidInput("windows", "is set; only TRUNCATION_WINDOWS makes windows")
+        return Cutting(truncate)
+    if isinstance(request, pb.ClassifyRequest):
+        for index, one in enumerate(request.inputs):
+            if one.HasField("text_pair"):
+                raise InvalidInput(f"inputs[{index}].text_pair", "is not for TRUNCATION_WINDOWS")
+    check_enum("windows.pooling", request.windows.pooling, POOLINGS)
+    overlap = request.windows.overlap if request.windows.HasField("overlap") else max_length // 4
+    if overlap > max_length // 2:
+        raise InvalidInput("windows.overlap", f"is {overlap}; allowed: at most {max_length // 2}, half of the length")
+    return Cutting(overlap=overlap, pooling=POOLINGS[request.windows.pooling])
+
+
+def truncation(value: pb.Truncation, windows: bool = True) -> bool:
+    """Returns whether a text that is too long loses its end."""
+    check_enum("truncation", value, pb.Truncation.values())
+    if value == pb.TRUNCATION_WINDOWS and not windows:
+        raise InvalidInput("truncation", _NO_WINDOWS)
+    return value == pb.TRUNCATION_END
+
+
+def shown(request: pb.ClassifyRequest, labels: Sequence[str], problem: checkpoint_pb2.ProblemType) -> Shown:
+    """Returns how results are shown, for a model or a call of these labels."""
+    check_top_k(request)
+    check_enum("offset_unit", request.offset_unit, UNITS)
+    given = dict(request.thresholds)
+    for name in given:
+        if name not in labels:
+            raise InvalidInput(f"thresholds[{name[:64]}]", f"is no label here; labels: {listed(labels)}")
+    for field, value in {"threshold": request.threshold, **{f"thresholds[{k}]": v for k, v in given.items()}}.items():
+        # `not a <= b` also refuses NaN, which compares false to everything.
+        if not 0 <= value <= 1:
+            raise InvalidInput(field, f"is {value}; allowed: 0 to 1")
+    least = [given.get(label, request.threshold) for label in labels]
+    if problem == checkpoint_pb2.PROBLEM_TYPE_REGRESSION and (any(least) or request.HasField("explain")):
+        raise InvalidInput(
+            "explain" if request.HasField("explain") else "threshold",
+            "is for probabilities; this model gives numbers that are none",
+        )
+    top_k = request.top_k if request.HasField("top_k") else None
+    return Shown(labels, problem, top_k, request.raw_scores, least if any(least) else None)
+
+
+def problem_of(manifest: checkpoint_pb2.Checkpoint) -> checkpoint_pb2.ProblemType:
+    """Returns how a sequence classifier's outputs become scores: a single one is a yes or no, unless it is a number."""
+    if len(manifest.labels) == 1 and manifest.problem_type != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        return checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL
+    return manifest.problem_type
+
+
+def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
+    """Returns the position of the label whose score ranks."""
+    check_top_k(request)
+    if request.HasField("label"):
+        if request.label not in labels:
+            raise InvalidInput("label", f"is no label of the model; its labels: {listed(labels)}")
+        return list(labels).index(request.label)
+    if len(labels) != 1:
+        raise InvalidInput("label", f"is unset, and the model has {len(labels)}: {listed(labels)}")
+    return 0
+
+
+def check_tokens(
+    field: str, tokens: Sequence[Tokens], max_length: int | None, vocab_size: int, remedy: str = "TRUNCATION_END"
+) -> None:
+    """Raises InvalidInput for the first input that the model can't take; for one of more than `max_length` tokens, if
+    there is a limit. `field` has a {} for the index.
+    """
     for index, one in enumerate(tokens):
-        if one.length > max_length:
-            raise InvalidInput(
-                field.format(index),
-                f"has {one.length} tokens, the model takes {max_length}; shorten it or set TRUNCATION_END",
-            )
+        if max_length is not None and one.length > max_length:
+            what = f"has {one.length} tokens, the model takes {max_length}; shorten it or set {remedy}"
+            raise InvalidInput(field.format(index), what)
+        if not one.length:
+            raise InvalidInput(field.format(index), "has nothing in it that the model reads")
+        # An id without an embedding would take the engine down, with everybody's calls.
+        if max(one.encoded.token_ids) >= vocab_size:
+            raise InvalidInput(field.format(index), "has a token that the model does not know")
 
 
 def probabilities(logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType) -> NDArray[np.float32]:
-    """Returns softmax over the last axis, or sigmoid of each for multi-label. Computed in float64."""
-    wide = logits.astype(np.float64)
-    scores = expit(wide) if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL else softmax(wide, axis=-1)
+    """Returns softmax over the last axis, or sigmoid of each for multi-label; numbers as they are for regression.
+    Computed in float64.
+    """
+    scores = logits.astype(np.float64)
+    if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
+        scores = expit(scores)
+    elif problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        scores = softmax(scores, axis=-1)
+    _check_numbers(scores)
     return np.asarray(scores, dtype=np.float32)
 
 
-def classification(
-    scores: NDArray[np.float32], labels: Sequence[str], top_k: int | None, tokens: Tokens
-) -> pb.Classification:
-    """Returns the best `top_k` labels of one input; equal scores stay in the labels' order."""
-    best = np.argsort(-scores, kind="stable")[:top_k]
+def best(result: Result, shown: Shown) -> tuple[str, float]:
+    """Returns the best label and its probability."""
+    scores = probabilities(result.raw, shown.problem)
+    index = int(scores.argmax())
+    return shown.labels[index], float(scores[index])
+
+
+def classification(result: Result, shown: Shown) -> pb.Classification:
+    """Returns the best labels of one input; equal scores stay in the labels' order."""
+    scores = probabilities(result.raw, shown.problem)
+    best = np.argsort(-scores, kind="stable")
+    if shown.least is not None:
+        best = best[scores[best] >= np.asarray(shown.least, dtype=np.float32)[best]]
+    values = result.raw if shown.raw else scores
     return pb.Classification(
-        labels=[pb.LabelScore(label=labels[i], score=float(scores[i])) for i in best],
-        token_count=tokens.length,
-        truncated=tokens.truncated,
+        labels=[pb.LabelScore(label=shown.labels[i], score=float(values[i])) for i in best[: shown.top_k]],
+        token_count=result.length,
+        truncated=result.truncated,
+        windows=result.windows,
     )
 
 
@@ -118,113 +238,56 @@ def token_classification(
     )
 
 
-def messages(chat: generation_pb2.Chat) -> list[dict[str, str]]:
-    """Returns the checked turns of a conversation."""
-    if not chat.messages:
-        raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
-    for index, message in enumerate(chat.messages):
-        if not message.role:
-            raise InvalidInput(f"prompt.chat.messages[{index}].role", "is empty; for example user")
-    return [{"role": message.role, "content": message.content} for message in chat.messages]
+def embedding(
+    vector: NDArray[np.float32], tokens: Tokens, dimensions: int | None, normalize: bool
+) -> embedding_pb2.Embedding:
+    """Returns the first dimensions of a vector, scaled to length 1 unless it is zero."""
+    _check_numbers(vector)
+    if dimensions is not None and not 1 <= dimensions <= len(vector):
+        raise InvalidInput("dimensions", f"is {dimensions}; allowed: 1 to {len(vector)}")
+    kept = vector[:dimensions].astype(np.float64)
+    if normalize and (length := np.linalg.norm(kept)):
+        kept = kept / length
+    return embedding_pb2.Embedding(values=kept, token_count=tokens.length, truncated=tokens.truncated)
 
 
-def token_ids(prompt: generation_pb2.TokenIds, vocab_size: int) -> list[int]:
-    """Returns checked token ids."""
-    if not prompt.ids:
-        raise InvalidInput("prompt.token_ids.ids", "is empty; at least one token is needed")
-    for index, id_ in enumerate(prompt.ids):
-        if id_ >= vocab_size:
-            raise InvalidInput(f"prompt.token_ids.ids[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
-    return list(prompt.ids)
+def listed(labels: Sequence[str]) -> str:
+    """Returns the first labels, for a message: a status has little room."""
+    return ", ".join([label[:64] for label in labels[:20]] + ["..."] * (len(labels) > 20))
 
 
-def sampling(
-    params: generation_pb2.SamplingParams, prompt_length: int, max_length: int, vocab_size: int, stream: bool
-) -> Sampling:
-    """Returns checked sampling parameters for a prompt of `prompt_length` tokens."""
-    room = max_length - prompt_length
-    if room < 1:
-        raise InvalidInput(
-            "prompt",
-            f"has {prompt_length} tokens, the model takes {max_length} with at least one more to make",
-        )
-    fields = {field.name: value for field, value in params.ListFields()}
-    _check_sampling(params, fields, vocab_size)
-    if stream and "prompt_logprobs" in fields:
-        raise InvalidInput("sampling.prompt_logprobs", "is not for streams; use Generate")
-    max_tokens = min(fields.get("max_tokens", room), room)
-    if params.min_tokens > max_tokens:
-        raise InvalidInput("sampling.min_tokens", f"is {params.min_tokens}; allowed: at most {max_tokens} here")
-    return Sampling(**{**fields, "max_tokens": max_tokens})
+def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
+    # A model that overflowed: anything made of it would look like an answer.
+    if not np.isfinite(values).all():
+        raise ArithmeticError("the model's outputs are not numbers")
 
 
-def _check_sampling(params: generation_pb2.SamplingParams, fields: dict[str, object], vocab_size: int) -> None:
-    def check(name: str, ok: bool, allowed: str) -> None:
-        if name in fields and not ok:
-            raise InvalidInput(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}")
-
-    # `not a < b` also refuses NaN, which compares false to everything.
-    check("max_tokens", params.max_tokens >= 1, "1 or more")
-    check("temperature", 0 <= params.temperature < math.inf, "0 or more")
-    check("top_p", 0 < params.top_p <= 1, "over 0, at most 1")
-    check("min_p", 0 <= params.min_p <= 1, "0 to 1")
-    check("presence_penalty", -2 <= params.presence_penalty <= 2, "-2 to 2")
-    check("frequency_penalty", -2 <= params.frequency_penalty <= 2, "-2 to 2")
-    check("repetition_penalty", 0 < params.repetition_penalty < math.inf, "over 0")
-    check("top_k", params.top_k <= vocab_size, f"0 to {vocab_size}")
-    check("seed", params.seed < 1 << 63, "0 to 2^63 - 1")
-    check("n", 1 <= params.n <= _MAX_N, f"1 to {_MAX_N}")
-    check("logprobs", params.logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
-    check("prompt_logprobs", params.prompt_logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
-    for index, stop in enumerate(params.stop):
-        if not stop:
-            raise InvalidInput(f"sampling.stop[{index}]", "is empty; allowed: one character or more")
-    for index, id_ in enumerate(params.stop_token_ids):
-        if id_ >= vocab_size:
-            raise InvalidInput(f"sampling.stop_token_ids[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
-    if params.n > 1 and params.temperature == 0 and "temperature" in fields:
-        raise InvalidInput("sampling.n", f"is {params.n} with temperature 0: all completions would be the same")
+def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:
+    """Raises InvalidInput for a `top_k` of nothing."""
+    if request.HasField("top_k") and request.top_k < 1:
+        raise InvalidInput("top_k", "is 0; allowed: 1 or more, or unset for all")
 
 
-def completion(delta: Delta) -> generation_pb2.Completion:
-    """Returns one completion, or what is new of it."""
-    return generation_pb2.Completion(
-        index=delta.index,
-        text=delta.text,
-        token_ids=delta.token_ids,
-        finish_reason=_FINISH[delta.finish],
-        stop_text=delta.stop_text,
-        logprobs=logprobs(delta.logprobs),
-    )
+def check_unset(request: Message, fields: Sequence[str], description: str) -> None:
+    """Raises InvalidInput for the first of the fields that is set."""
+    for field, _ in request.ListFields():
+        if field.name in fields:
+            raise InvalidInput(field.name, description)
 
 
-def logprobs(entries: Sequence[Logprob]) -> list[generation_pb2.TokenLogprob]:
-    """Returns the log probabilities of a run of tokens."""
-    return [
-        generation_pb2.TokenLogprob(
-            token_id=entry.token_id,
-            logprob=entry.logprob,
-            alternatives=[
-                generation_pb2.TokenAlternative(
-                    token_id=alternative.token_id, logprob=alternative.logprob, text=alternative.text
-                )
-                for alternative in entry.alternatives
-            ],
-        )
-        for entry in entries
-    ]
-
-
-def _check_count(field: str, count: int, limit: int) -> None:
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raises InvalidInput unless there is at least one entry and at most `limit`."""
     if not 1 <= count <= limit:
         raise InvalidInput(field, f"has {count} entries; allowed: 1 to {limit}")
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
+    """Raises InvalidInput for an empty or blank text."""
     if not text.strip():
         raise InvalidInput(field, "is empty or blank; a text is needed")
 
 
-def _check_enum(field: str, value: int, known: object) -> None:
+def check_enum(field: str, value: int, known: object) -> None:
+    """Raises InvalidInput for a value that is not among the known."""
     if value not in known:  # type: ignore[operator]
         raise InvalidInput(field, f"is {value}, which this server does not know")

@@ -4,6 +4,7 @@ Labels are IOB2 (B-X, I-X, O) or bare (X, O). Adjacent pieces of one label are o
 with B-, as in the pipelines of transformers.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,13 +60,16 @@ def find(
 
 def convert(text: str, spans: Sequence[Span], unit: Unit) -> list[Span]:
     """Returns the spans with offsets counted in `unit` in place of code points."""
+    at = positions(text, unit)
+    return [Span(span.label, span.score, at[span.start], at[span.end]) for span in spans]
+
+
+def positions(text: str, unit: Unit) -> Sequence[int]:
+    """Returns, for every code point of the text and for its end, what comes before it, counted in `unit`."""
     if unit == "code_point" or text.isascii():
-        return list(spans)
+        return range(len(text) + 1)
     width = _utf8_width if unit == "utf8" else _utf16_width
-    positions = [0]
-    for character in text:
-        positions.append(positions[-1] + width(ord(character)))
-    return [Span(span.label, span.score, positions[span.start], positions[span.end]) for span in spans]
+    return list(itertools.accumulate((width(ord(character)) for character in text), initial=0))
 
 
 def _merge(tokens: Sequence[Piece], aggregation: Aggregation) -> Piece:

@@ -35,12 +35,17 @@ PICKLE_SUFFIXES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib",
 # `training_args.bin` and the like are not weights, but nothing in a finished checkpoint needs them either.
 CODE_SUFFIXES = {".py", ".so", ".sh"}
 
+# What can be trained and measured here. Encoders of embeddings are served as they come.
 TASKS = {
     "sequence-classification": pb.TASK_SEQUENCE_CLASSIFICATION,
     "token-classification": pb.TASK_TOKEN_CLASSIFICATION,
     "generation": pb.TASK_GENERATION,
 }
-TASK_NAMES = {value: name for name, value in TASKS.items()}
+TASK_NAMES = {**{value: name for name, value in TASKS.items()}, pb.TASK_EMBEDDING: "embedding"}
+_PROBLEM_TYPES = {
+    "multi_label_classification": pb.PROBLEM_TYPE_MULTI_LABEL,
+    "regression": pb.PROBLEM_TYPE_REGRESSION,
+}
 
 
 def load(directory: Path) -> pb.Checkpoint:
@@ -134,11 +139,10 @@ def describe(directory: Path) -> pb.Checkpoint:
         chat_template_sha256=_chat_template_sha256(directory),
         files=list_files(directory),
     )
-    if manifest.task != pb.TASK_GENERATION:
+    if manifest.task in (pb.TASK_SEQUENCE_CLASSIFICATION, pb.TASK_TOKEN_CLASSIFICATION):
         manifest.labels.extend(_labels(config))
     if manifest.task == pb.TASK_SEQUENCE_CLASSIFICATION:
-        multi = config.get("problem_type") == "multi_label_classification"
-        manifest.problem_type = pb.PROBLEM_TYPE_MULTI_LABEL if multi else pb.PROBLEM_TYPE_SINGLE_LABEL
+        manifest.problem_type = _PROBLEM_TYPES.get(str(config.get("problem_type")), pb.PROBLEM_TYPE_SINGLE_LABEL)
     return manifest
 
 
@@ -148,11 +152,16 @@ def task_of(architecture: str, directory: Path) -> pb.Task:
         return pb.TASK_SEQUENCE_CLASSIFICATION
     if architecture.endswith("ForTokenClassification"):
         return pb.TASK_TOKEN_CLASSIFICATION
+    # sentence-transformers' own file: decoders with it are encoders of embeddings, whatever their class.
+    if (directory / "modules.json").exists():
+        return pb.TASK_EMBEDDING
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return pb.TASK_GENERATION
+    if architecture.endswith("Model"):
+        return pb.TASK_EMBEDDING
     raise CheckpointError(
         f"{directory / 'config.json'}: architecture {architecture or '(none)'} has no task here",
-        "allowed: *ForSequenceClassification, *ForTokenClassification, *ForCausalLM, *LMHeadModel",
+        "allowed: *ForSequenceClassification, *ForTokenClassification, *ForCausalLM, *LMHeadModel, *Model",
     )
 
 
@@ -268,7 +277,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
-    id2label = config.get("id2label") or {}
+    # transformers writes no id2label where it is this.
+    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return [id2label[key] for key in sorted(id2label, key=int)]
 
 

@@ -48,6 +48,8 @@ def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
 
 def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
     """Raises UserError naming the first row that does not fit the checkpoint's task or labels."""
+    if manifest.task not in checkpoint.TASKS.values():
+        raise UserError("an encoder of embeddings can't be measured here", "measure a classifier or a generation model")
     if not rows:
         raise UserError("no rows to measure on", "give at least one row")
     for number, row in enumerate(rows, start=1):

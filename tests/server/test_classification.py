@@ -4,12 +4,31 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 
 def request(*texts: str, model: str = "sentiment", **fields) -> pb.ClassifyRequest:
     return pb.ClassifyRequest(model=model, inputs=[pb.ClassifyInput(text=text) for text in texts], **fields)
+
+
+def windowed(*texts: str, explain: pb.Explain | None = None, **fields) -> pb.ClassifyRequest:
+    return request(*texts, truncation=pb.TRUNCATION_WINDOWS, windows=pb.Windows(**fields), explain=explain)
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """Makes a fake engine that reads: its first output is how often `bad` is in a text, the second `good`."""
+
+    def change(engine) -> None:
+        async def pool(ticket, inputs, task):
+            engine.pooled.extend(inputs)
+            return [np.array([list(one.token_ids).count(word) for word in (12, 11)], np.float32) for one in inputs]
+
+        monkeypatch.setattr(engine, "pool", pool)
+
+    return change
 
 
 async def test_one_result_per_input_in_order(served):
@@ -81,6 +100,39 @@ async def test_too_long_is_refused_or_cut(served, refused):
         ),
         (request("good", top_k=0), "top_k"),
         (request("good", truncation=17), "truncation"),
+        (request("good", windows=pb.Windows()), "windows"),
+        (windowed("good", overlap=17), "windows.overlap"),
+        (windowed("good", pooling=9), "windows.pooling"),
+        (windowed("good " * 240), "inputs"),
+        (
+            pb.ClassifyRequest(
+                model="sentiment",
+                inputs=[pb.ClassifyInput(text="a", text_pair="b")],
+                truncation=pb.TRUNCATION_WINDOWS,
+            ),
+            "inputs[0].text_pair",
+        ),
+        (request("good", threshold=1.5), "threshold"),
+        (request("good", threshold=float("nan")), "threshold"),
+        (request("good", thresholds={"pos": -1}), "thresholds[pos]"),
+        (request("good", thresholds={"sadness": 0.5}), "thresholds[sadness]"),
+        (request("good", offset_unit=9), "offset_unit"),
+        (request("good", labels=["a", "b"]), "labels"),
+        (request("good", examples=[pb.ClassifyExample(text="a", label="b")]), "examples"),
+        (request("good", instruction="Which?"), "instruction"),
+        (request("good", explain=pb.Explain(max_words=0)), "explain.max_words"),
+        (request("good", explain=pb.Explain(max_words=129)), "explain.max_words"),
+        (request("good", "good bad", explain=pb.Explain(max_words=1)), "inputs[1].text"),
+        (request("a " * 129, explain=pb.Explain()), "inputs[0].text"),
+        (request("a" * 20000, explain=pb.Explain()), "inputs[0].text"),
+        (request(*["good bad awful a the"] * 6, explain=pb.Explain(max_words=8)), "inputs"),
+        (
+            pb.ClassifyRequest(
+                model="sentiment", inputs=[pb.ClassifyInput(text="a", text_pair="b")], explain=pb.Explain()
+            ),
+            "inputs[0].text_pair",
+        ),
+        (windowed("good", explain=pb.Explain()), "explain"),
     ],
 )
 async def test_bad_fields_are_named(served, refused, bad, field):
@@ -100,10 +152,182 @@ async def test_unknown_model_lists_what_exists(served, refused):
 
 async def test_wrong_task_says_what_the_model_does(served, refused):
     error = await refused(
-        ClassificationServiceStub(served.channel).Classify(request("good", model="chat")),
+        ClassificationServiceStub(served.channel).Classify(request("good", model="ner")),
         grpc.StatusCode.UNIMPLEMENTED,
     )
-    assert "Generate" in error.details()
+    assert "ClassifyTokens" in error.details()
+
+
+async def test_windows_are_pooled(served, reading):
+    reading(served.engines["sentiment"])
+    stub = ClassificationServiceStub(served.channel)
+    text = "good " * 22 + "bad " * 28
+    # 30 words go into a window. The second is moved back to the text's end: words 20 to 49.
+    counts = {"good": [22, 2], "bad": [8, 28]}
+    for pooling, join in ((pb.WINDOW_POOLING_MEAN, np.mean), (pb.WINDOW_POOLING_MAX, max)):
+        call = windowed(text, "good", pooling=pooling)
+        call.raw_scores = True
+        response = await stub.Classify(call)
+        scores = {label.label: label.score for label in response.results[0].labels}
+        assert scores == pytest.approx({"pos": join(counts["good"]), "neg": join(counts["bad"])})
+        assert [(one.token_count, one.windows, one.truncated) for one in response.results] == [
+            (52, 2, False),
+            (3, 1, False),
+        ]
+        assert response.usage.prompt_tokens == 32 + 32 + 3, "what the engine read"
+
+
+async def test_the_callers_overlap_is_kept(served, reading):
+    reading(served.engines["sentiment"])
+    response = await ClassificationServiceStub(served.channel).Classify(windowed("good " * 90, overlap=0))
+    assert response.results[0].windows == 3
+    response = await ClassificationServiceStub(served.channel).Classify(windowed("good " * 90, overlap=16))
+    assert response.results[0].windows == 6
+
+
+async def test_thresholds_are_of_probabilities_and_a_labels_own_goes_first(served):
+    stub = ClassificationServiceStub(served.channel)
+
+    async def labels(**fields) -> list[str]:
+        response = await stub.Classify(request("good", model="topics", **fields))
+        return [label.label for label in response.results[0].labels]
+
+    # a has 0.88, b and c have 0.5.
+    assert await labels(threshold=0.5) == ["a", "b", "c"]
+    assert await labels(threshold=0.51) == ["a"]
+    assert await labels(threshold=0.9) == []
+    assert await labels(thresholds={"b": 0.9}) == ["a", "c"]
+    assert await labels(threshold=0.9, thresholds={"c": 0.2}) == ["c"]
+    assert await labels(threshold=0.6, raw_scores=True) == ["a"], "a logit of 0 is a probability of 0.5"
+    assert await labels(threshold=0.4, top_k=2) == ["a", "b"]
+
+
+async def test_words_are_weighed_by_taking_them_out(served, reading):
+    engine = served.engines["sentiment"]
+    reading(engine)
+    text = "née good film, bad"
+    response = await ClassificationServiceStub(served.channel).Classify(
+        request(text, "!", "bad", explain=pb.Explain(), offset_unit=pb.OFFSET_UNIT_UTF8_BYTE)
+    )
+    one = 1 / (1 + np.exp(-1)) - 0.5  # what one word changes
+    found = [(word.text, word.start, word.end, round(word.weight, 5)) for word in response.results[0].weights]
+    # Its label is neg: equal scores stay in the labels' order. Without `good`, it is more so.
+    assert found == [
+        ("née", 0, 4, 0),
+        ("good", 5, 9, round(-one, 5)),
+        ("film", 10, 14, 0),
+        ("bad", 16, 19, round(one, 5)),
+    ]
+    assert not response.results[1].weights
+    assert [word.text for word in response.results[2].weights] == ["bad"]
+    assert len(engine.pooled) == 3 + 4 + 1
+    assert response.usage.prompt_tokens == sum(len(one.token_ids) for one in engine.pooled)
+
+
+async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, refused, reading):
+    models = {
+        "fits": ModelConfig(make_bert("ForSequenceClassification", ["fits"])),
+        "stars": ModelConfig(make_bert("ForSequenceClassification", ["stars"], problem_type="regression")),
+    }
+    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    async with serve_config(ServerConfig(models=models, **local)) as served:
+        for engine in served.engines.values():
+            reading(engine)
+            engine.pool = one_output(engine.pool)
+        stub = ClassificationServiceStub(served.channel)
+        response = await stub.Classify(request("bad bad", model="fits"))
+        assert response.results[0].labels[0].score == pytest.approx(1 / (1 + np.exp(-2)))
+        response = await stub.Classify(request("bad bad", model="stars"))
+        assert response.results[0].labels[0].score == 2
+        for field in ({"threshold": 0.5}, {"explain": pb.Explain()}):
+            error = await refused(
+                stub.Classify(request("bad", model="stars", **field)), grpc.StatusCode.INVALID_ARGUMENT
+            )
+            assert error.details().startswith(next(iter(field)))
+        ranked = await stub.Rank(pb.RankRequest(model="fits", query="a", candidates=["good", "bad bad", "bad", "good"]))
+        assert [one.index for one in ranked.results] == [1, 2, 0, 3]
+        assert ranked.results[0].score == pytest.approx(1 / (1 + np.exp(-2)))
+        assert ranked.usage.prompt_tokens == 5 + 6 + 5 + 5
+        ranked = await stub.Rank(
+            pb.RankRequest(model="fits", query="a", candidates=["good", "bad bad"], raw_scores=True, top_k=1)
+        )
+        assert [(one.index, one.score) for one in ranked.results] == [(1, 2)]
+
+
+def one_output(pool):
+    async def first(*arguments):
+        return [row[:1] for row in await pool(*arguments)]
+
+    return first
+
+
+async def test_rank_by_a_label_of_pairs(served, reading):
+    engine = served.engines["sentiment"]
+    reading(engine)
+    response = await ClassificationServiceStub(served.channel).Rank(
+        pb.RankRequest(model="sentiment", query="film", candidates=["bad", "good", "movie"], label="pos")
+    )
+    assert [one.index for one in response.results] == [1, 2, 0]
+    assert response.results[1].score == 0.5
+    assert engine.pooled[0].pair_start == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"query": " "}, "query"),
+        ({"candidates": []}, "candidates"),
+        ({"candidates": ["good"] * 9}, "candidates"),
+        ({"candidates": ["good", ""]}, "candidates[1]"),
+        ({"candidates": ["good", "good " * 40]}, "candidates[1]"),
+        ({"label": "joy"}, "label"),
+        ({"label": None}, "label"),
+        ({"top_k": 0}, "top_k"),
+        ({"truncation": pb.TRUNCATION_WINDOWS}, "truncation"),
+        ({"truncation": 9}, "truncation"),
+    ],
+)
+async def test_bad_fields_of_rank_are_named(served, refused, fields, field):
+    call = pb.RankRequest(**{"model": "sentiment", "query": "film", "candidates": ["good"], "label": "pos"} | fields)
+    error = await refused(ClassificationServiceStub(served.channel).Rank(call), grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith(f"{field}: ")
+    assert served.engines["sentiment"].pooled == []
+
+
+async def test_a_bad_call_fails_alone(own_server, refused):
+    stub, engine = ClassificationServiceStub(own_server.channel), own_server.engines["sentiment"]
+    alone = [(await stub.Classify(request(text))).SerializeToString() for text in ("good", "a film")]
+    # A tokenizer may know words that the model has no embedding for; in the engine they would end everybody's calls.
+    engine.vocab_size, engine.delay = 20, 0.05
+    calls = [stub.Classify(request(text)) for text in ("good", "née 🙂", "a film")]
+    error = await refused(calls[1], grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith("inputs[0].text: has a token")
+    assert [(await call).SerializeToString() for call in (calls[0], calls[2])] == alone
+
+
+async def test_outputs_that_are_no_numbers_are_no_answer(served, refused, monkeypatch):
+    async def pool(ticket, inputs, task):
+        return [np.array([np.nan, 1], np.float32)] * len(inputs)
+
+    monkeypatch.setattr(served.engines["sentiment"], "pool", pool)
+    for fields in ({}, {"raw_scores": True}):
+        call = ClassificationServiceStub(served.channel).Classify(request("good", **fields))
+        error = await refused(call, grpc.StatusCode.INTERNAL)
+        assert error.details().startswith("internal error")
+
+
+async def test_tokens_are_counted(own_server, refused):
+    metrics = own_server.app.metrics.registry
+    stub = ClassificationServiceStub(own_server.channel)
+
+    def tokens() -> float | None:
+        return metrics.get_sample_value("tuneserve_prompt_tokens_total", {"model": "sentiment"})
+
+    before = tokens() or 0
+    await stub.Classify(request("good", "good film"))
+    assert tokens() == before + 7
+    await refused(stub.Classify(request("good " * 99)), grpc.StatusCode.INVALID_ARGUMENT)
+    assert tokens() == before + 7
 
 
 @pytest.mark.parametrize(
@@ -135,3 +359,22 @@ async def test_token_classification_refuses_unknown_enums(served, refused):
         bad = pb.ClassifyTokensRequest(model="ner", texts=["Hamburg"], **{field: 99})
         error = await refused(stub.ClassifyTokens(bad), grpc.StatusCode.INVALID_ARGUMENT)
         assert field in error.details()
+
+
+@pytest.mark.parametrize("overlap", [0, 8, 16])
+async def test_spans_of_windows_are_those_of_the_whole_text(served, overlap):
+    # The fake labels each token by its id alone, so that windows must change nothing but what fits.
+    stub, engine = ClassificationServiceStub(served.channel), served.engines["ner"]
+    text = "née merkel in hamburg, tokyo 🙂 was good! " * 12
+    call = pb.ClassifyTokensRequest(model="ner", texts=["in tokyo", text], truncation=pb.TRUNCATION_WINDOWS)
+    call.windows.overlap = overlap
+    found = await stub.ClassifyTokens(call)
+    assert len(engine.pooled) > 4
+    assert all(len(one.token_ids) <= 32 for one in engine.pooled)
+    engine.max_length, before = 512, engine.max_length
+    try:
+        whole = await stub.ClassifyTokens(pb.ClassifyTokensRequest(model="ner", texts=["in tokyo", text]))
+    finally:
+        engine.max_length = before
+    assert found.results == whole.results
+    assert len(found.results[1].spans) > 40

@@ -117,7 +117,31 @@ def test_not_a_checkpoint_at_all(tmp_path, make_bert):
     with pytest.raises(CheckpointError, match=r"config\.json: missing"):
         checkpoint.load(tmp_path)
     with pytest.raises(CheckpointError, match="has no task here"):
-        checkpoint.load(make_bert("Model", []))
+        checkpoint.load(make_bert("ForMaskedLM", []))
+
+
+@pytest.mark.parametrize(
+    ("head", "files", "task"),
+    [
+        ("Model", [], pb.TASK_EMBEDDING),
+        ("LMHeadModel", [], pb.TASK_GENERATION),
+        ("LMHeadModel", ["modules.json"], pb.TASK_EMBEDDING),
+        ("ForSequenceClassification", ["modules.json"], pb.TASK_SEQUENCE_CLASSIFICATION),
+    ],
+)
+def test_what_plain_directories_are_for(make_bert, head, files, task):
+    directory = make_bert(head, ["a", "b"])
+    for file in files:
+        (directory / file).write_text("[]")
+    assert checkpoint.describe(directory).task == task
+
+
+def test_problem_types_and_default_labels_of_plain_directories(make_bert):
+    number = checkpoint.describe(make_bert("ForSequenceClassification", ["stars"], problem_type="regression"))
+    assert (number.problem_type, number.labels) == (pb.PROBLEM_TYPE_REGRESSION, ["stars"])
+    # transformers leaves the two default labels out of config.json.
+    unnamed = checkpoint.describe(make_bert("ForSequenceClassification", []))
+    assert (unnamed.problem_type, unnamed.labels) == (pb.PROBLEM_TYPE_SINGLE_LABEL, ["LABEL_0", "LABEL_1"])
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path):

@@ -1,0 +1,60 @@
+"""Texts through a model that gives numbers: tokenized, checked, pooled and counted. For classifiers and embeddings."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneserve.server import convert
+from tuneserve.server.context import current
+from tuneserve.server.errors import CallError
+from tuneserve.server.models import Model, Place
+from tuneserve.server.seam import Encoded, PoolTask
+from tuneserve.server.tokenizer import Tokens
+from tuneserve.v1 import common_pb2
+
+
+async def note(model: Model, texts: Sequence[str | tuple[str, str]]) -> None:
+    """Keeps a call's texts for its log line, where the server's settings say so; as the model sees them."""
+    if current().content is not None:
+        parts = [part for one in texts for part in ([one] if isinstance(one, str) else one)]
+        current().note("prompt", *(one.text for one in await model.tokenizer.masked(parts)))
+
+
+async def encoded(
+    model: Model, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool, limited: bool = True
+) -> list[Tokens]:
+    """Returns tokens that the model can take; of any length unless `limited`. Raises InvalidInput naming the first text
+    of which it can't; `field` has a {} for the index.
+    """
+    tokens = await model.encode(texts, truncate=truncate)
+    convert.check_tokens(field, tokens, model.engine.max_length if limited else None, model.engine.vocab_size)
+    return tokens
+
+
+async def pooled(
+    model: Model, place: Place, inputs: Sequence[Encoded], task: PoolTask, usage: common_pb2.Usage
+) -> list[NDArray[np.float32]]:
+    """Returns what the model makes of the inputs."""
+    with counted(model, sum(len(one.token_ids) for one in inputs), usage):
+        return await place.pool(inputs, task)
+
+
+@contextmanager
+def counted(model: Model, tokens: int, usage: common_pb2.Usage) -> Iterator[None]:
+    """Counts what the block gives to the engine, also when it fails there; not what was turned away before."""
+    usage.prompt_tokens += tokens
+    try:
+        yield
+    except CallError:
+        raise
+    except BaseException:
+        _count(model, tokens)
+        raise
+    _count(model, tokens)
+
+
+def _count(model: Model, tokens: int) -> None:
+    current().prompt_tokens += tokens
+    model.metrics.tokens_in.labels(model.name).inc(tokens)

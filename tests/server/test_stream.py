@@ -1,0 +1,118 @@
+"""ClassifyStream, over the wire."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from tuneserve.server.classification import STREAM_AHEAD
+from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+
+
+def item(id_: int, text: str = "good", model: str = "topics", **fields) -> pb.ClassifyStreamRequest:
+    request = pb.ClassifyRequest(model=model, inputs=[pb.ClassifyInput(text=text)], **fields)
+    return pb.ClassifyStreamRequest(id=id_, request=request)
+
+
+async def answers(served, items) -> dict[int, pb.ClassifyStreamResponse]:
+    call = ClassificationServiceStub(served.channel).ClassifyStream(iter(items))
+    found = [answer async for answer in call]
+    assert await call.code() == grpc.StatusCode.OK
+    assert len({answer.id for answer in found}) == len(found)
+    return {answer.id: answer for answer in found}
+
+
+async def test_every_item_is_answered_as_classify_would(served):
+    texts = ["good", "good film", "bad , bad"] * 100
+    found = await answers(served, [item(id_, text) for id_, text in enumerate(texts)])
+    assert len(found) == 300
+    for text, answer in zip(texts[:3], [found[0], found[1], found[2]], strict=True):
+        alone = await ClassificationServiceStub(served.channel).Classify(item(0, text).request)
+        assert answer.response == alone
+
+
+async def test_answers_do_not_wait_for_slower_ones(served):
+    served.engines["topics"].delay = 0.3
+    call = ClassificationServiceStub(served.channel).ClassifyStream(
+        iter([item(1), item(2, model="sentiment"), item(3, model="sentiment")])
+    )
+    assert [answer.id async for answer in call][-1] == 1
+
+
+async def test_a_bad_item_fails_alone(served):
+    found = await answers(
+        served,
+        [item(1), item(2, ""), item(3, model="nope"), item(4, model="ner"), pb.ClassifyStreamRequest(id=5), item(6)],
+    )
+    assert [found[id_].WhichOneof("outcome") for id_ in sorted(found)] == ["response", *["error"] * 4, "response"]
+    codes = [code_pb2.INVALID_ARGUMENT, code_pb2.NOT_FOUND, code_pb2.UNIMPLEMENTED, code_pb2.INVALID_ARGUMENT]
+    assert [found[id_].error.code for id_ in (2, 3, 4, 5)] == codes
+    violations = error_details_pb2.BadRequest()
+    assert found[2].error.details[0].Unpack(violations)
+    assert violations.field_violations[0].field == "inputs[0].text"
+
+
+async def test_overload_is_the_items_own(served):
+    served.engines["sentiment"].delay = 0.2
+    # Four calls may be in at a time.
+    found = await answers(served, [item(id_, model="sentiment") for id_ in range(12)])
+    errors = [answer.error for answer in found.values() if answer.HasField("error")]
+    assert len(errors) == 8
+    assert {error.code for error in errors} == {code_pb2.RESOURCE_EXHAUSTED}
+    assert errors[0].details[0].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+
+
+async def test_what_nobody_expected_is_told_by_a_fixed_text(served, caplog):
+    served.engines["topics"].broken = RuntimeError("canary: secret words of the prompt")
+    found = await answers(served, [item(1), item(2, model="sentiment")])
+    assert found[1].error.code == code_pb2.INTERNAL
+    assert found[1].error.message.startswith("internal error")
+    assert "canary" not in str(found)
+    assert found[2].HasField("response")
+    assert "RuntimeError" in caplog.text
+    assert "canary" not in caplog.text
+
+
+async def test_only_so_many_are_taken_at_a_time(served, until):
+    engine = served.engines["topics"]
+    engine.delay = 0.05
+    written = 0
+
+    async def requests():
+        nonlocal written
+        for id_ in range(STREAM_AHEAD * 3):
+            yield item(id_)
+            written += 1
+
+    call = ClassificationServiceStub(served.channel).ClassifyStream(requests())
+    await until(lambda: written > STREAM_AHEAD)
+    [model] = [model for model in served.app.models if model.name == "topics"]
+    most = 0
+    while written < STREAM_AHEAD * 3:
+        most = max(most, model.admission.calls)
+        await asyncio.sleep(0.005)
+    assert most == STREAM_AHEAD
+    assert len([answer async for answer in call]) == STREAM_AHEAD * 3
+
+
+@pytest.mark.parametrize("how", ["cancelled", "too late"])
+async def test_a_stream_that_ends_ends_its_items(served, until, how):
+    engine = served.engines["topics"]
+    engine.delay = 30
+    stub = ClassificationServiceStub(served.channel)
+    call = stub.ClassifyStream(timeout=None if how == "cancelled" else 0.5)
+    for id_ in range(4):
+        await call.write(item(id_))
+    await until(lambda: engine.running == 4)
+    if how == "cancelled":
+        call.cancel()
+    await until(lambda: engine.running == 0)
+    [model] = [model for model in served.app.models if model.name == "topics"]
+    await until(lambda: model.admission.calls == 0)
+    assert await call.code() == (grpc.StatusCode.CANCELLED if how == "cancelled" else grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+async def test_an_empty_stream_ends(served):
+    assert await answers(served, []) == {}
