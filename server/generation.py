@@ -1,15 +1,18 @@
 """GenerationService: convert, engine, convert."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
-from tuneserve.server import convert
-from tuneserve.server.context import request_id
+from tuneserve.server import convert_generation as convert
+from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput
-from tuneserve.server.models import Model, Models
+from tuneserve.server.models import Model
+from tuneserve.server.registry import Models
 from tuneserve.server.seam import Sampling
+from tuneserve.server.structured import structured
 from tuneserve.server.tokenizer import TemplateRefused, Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -25,52 +28,51 @@ class GenerationService(GenerationServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
-        with model.admitted():
+        with model.admitted(request.priority) as place:
             token_ids, sampling = await _prepare(model, request, stream=False)
-            deltas = [
-                delta
-                async for output in model.engine.generate(request_id(), token_ids, sampling, stream=False)
-                for delta in output
-            ]
-        made = sum(len(delta.token_ids) for delta in deltas)
+            with _counted(model, len(token_ids)) as usage:
+                outputs = place.generate(token_ids, sampling, stream=False, adapter=request.adapter)
+                async with aclosing(outputs):
+                    deltas = [delta async for output in outputs for delta in output]
+                usage.completion_tokens = sum(len(delta.token_ids) for delta in deltas)
         return pb.GenerateResponse(
             completions=[convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
             prompt_logprobs=convert.logprobs(deltas[0].prompt_logprobs),
-            usage=_usage(model, len(token_ids), made),
+            usage=usage,
         )
 
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: Any
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See generation.proto."""
-        started = last = time.monotonic()
+        last = time.monotonic()
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
-        made = 0
-        with model.admitted():
+        with model.admitted(request.priority) as place:
             token_ids, sampling = await _prepare(model, request, stream=True)
             unfinished = sampling.n
-            async with aclosing(model.engine.generate(request_id(), token_ids, sampling, stream=True)) as outputs:
-                async for output in outputs:
-                    now = time.monotonic()
-                    new = sum(len(delta.token_ids) for delta in output)
-                    if not made:
-                        model.metrics.first_token.labels(model.name).observe(now - started)
-                    elif new:
-                        model.metrics.token_gap.labels(model.name).observe((now - last) / new)
-                    last, made = now, made + new
-                    unfinished -= sum(delta.finish is not None for delta in output)
-                    response = pb.GenerateStreamResponse(completions=map(convert.completion, output))
-                    if not unfinished:
-                        response.usage.CopyFrom(_usage(model, len(token_ids), made))
-                    yield response
+            with _counted(model, len(token_ids)) as usage:
+                outputs = place.generate(token_ids, sampling, stream=True, adapter=request.adapter)
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
+                        if new and not usage.completion_tokens:
+                            model.metrics.first_token.labels(model.name).observe(now - last)
+                        elif new:
+                            model.metrics.token_gap.labels(model.name).observe((now - last) / new)
+                        if new:
+                            last = now
+                            usage.completion_tokens += new
+                        unfinished -= sum(delta.finish is not None for delta in output)
+                        yield pb.GenerateStreamResponse(
+                            completions=map(convert.completion, output), usage=None if unfinished else usage
+                        )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with model.admitted():
             if request.prompt.WhichOneof("kind") == "token_ids":
-                ids = convert.token_ids(request.prompt.token_ids, model.engine.vocab_size)
-                return pb.TokenizeResponse(tokens=[pb.Token(id=id_) for id_ in ids])
+                return pb.TokenizeResponse(tokens=[pb.Token(id=id_) for id_ in _ready_ids(model, request.prompt)])
             text, tokens = await _tokens(model, request.prompt)
         return pb.TokenizeResponse(
             text=text,
@@ -84,14 +86,23 @@ class GenerationService(GenerationServiceServicer):
 async def _prepare(
     model: Model, request: pb.GenerateRequest | pb.GenerateStreamRequest, stream: bool
 ) -> tuple[list[int], Sampling]:
-    """Returns what the engine takes: the prompt's token ids, and checked sampling parameters."""
+    """Returns what the engine takes: the prompt's token ids, and the sampling parameters. Checks all of it."""
+    if request.adapter:
+        model.adapter(request.adapter)
+    convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
+    form = None
+    if request.sampling.HasField("structured_output"):
+        form = await asyncio.to_thread(structured, request.sampling.structured_output)
     if request.prompt.WhichOneof("kind") == "token_ids":
-        token_ids = convert.token_ids(request.prompt.token_ids, model.engine.vocab_size)
+        token_ids = _ready_ids(model, request.prompt)
     else:
         _, tokens = await _tokens(model, request.prompt)
         token_ids = list(tokens.encoded.token_ids)
-    limits = len(token_ids), model.engine.max_length, model.engine.vocab_size
-    return token_ids, convert.sampling(request.sampling, *limits, stream=stream)
+    return token_ids, convert.sampling(request.sampling, form, len(token_ids), model.engine.max_length)
+
+
+def _ready_ids(model: Model, prompt: pb.Prompt) -> list[int]:
+    return convert.token_ids(prompt.token_ids, model.engine.vocab_size, redacted=bool(model.config.redact))
 
 
 async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
@@ -102,26 +113,44 @@ async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
             raise InvalidInput("prompt.text", "is empty; a text is needed")
         text = prompt.text
     elif kind == "chat":
-        text = await _render(model, prompt.chat)
+        with current().stage("tokenize"):
+            text = await _render(model, prompt.chat)
     else:
         raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
     # A template writes the special tokens itself.
-    [tokens] = await model.tokenizer.encode([text], special_tokens=kind == "text")
+    [tokens] = await model.encode([text], special_tokens=kind == "text")
     return text, tokens
 
 
 async def _render(model: Model, chat: pb.Chat) -> str:
-    messages = convert.messages(chat)
+    # What a template writes for each of them is at least one token.
+    limit = model.engine.max_length
+    messages = convert.messages(chat, limit)
+    tools = convert.structs(chat.tools, "prompt.chat.tools", limit)
+    documents = convert.structs(chat.documents, "prompt.chat.documents", limit)
+    arguments = convert.struct(chat.template_arguments, "prompt.chat.template_arguments")
     if not model.tokenizer.has_chat_template:
         raise InvalidInput("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
+    convert.check_arguments(arguments, model.tokenizer.reserved_arguments)
     open_turn = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
     try:
-        return await model.tokenizer.render(messages, open_turn)
+        return await model.tokenizer.render(messages, open_turn, tools=tools, documents=documents, arguments=arguments)
     except TemplateRefused as error:
-        raise InvalidInput("prompt.chat.messages", f"the chat template refused them: {error}") from error
+        raise InvalidInput("prompt.chat", str(error)) from None
 
 
-def _usage(model: Model, prompt: int, made: int) -> common_pb2.Usage:
-    model.metrics.tokens_in.labels(model.name).inc(prompt)
-    model.metrics.tokens_out.labels(model.name).inc(made)
-    return common_pb2.Usage(prompt_tokens=prompt, completion_tokens=made)
+@contextmanager
+def _counted(model: Model, prompt_tokens: int) -> Iterator[common_pb2.Usage]:
+    """Counts a call's tokens however it ends: prompts that the engine took, and what was made before a cancellation.
+
+    How much a cancelled unary call had made is not known, and counts as nothing.
+    """
+    call, usage = current(), common_pb2.Usage(prompt_tokens=prompt_tokens)
+    try:
+        yield usage
+    finally:
+        if any(stage.name == "engine" for stage in call.stages):
+            call.prompt_tokens += usage.prompt_tokens
+            call.completion_tokens += usage.completion_tokens
+            model.metrics.tokens_in.labels(model.name).inc(usage.prompt_tokens)
+            model.metrics.tokens_out.labels(model.name).inc(usage.completion_tokens)

@@ -1,13 +1,24 @@
+"""Generation over the wire: what reaches the engine, what comes back, and what is refused."""
+
 import asyncio
+import json
 import sys
 
 import grpc
+import numpy as np
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from safetensors.numpy import save_file
 
+from tuneserve.server import request_log
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.seam import Delta, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 TEXT = pb.Prompt(text="the film was")
+IDS = pb.Prompt(token_ids=pb.TokenIds(ids=[5] * 9))
 
 
 def chat(*turns: tuple[str, str], **fields) -> pb.Prompt:
@@ -68,6 +79,39 @@ async def test_prompt_logprobs(served):
     assert [entry.token_id for entry in response.prompt_logprobs] == [6, 7]
 
 
+async def test_every_sampling_field_reaches_the_engine(served):
+    values = {
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.75,
+        "top_k": 9,
+        "min_p": 0.25,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 1.5,
+        "repetition_penalty": 1.25,
+        "seed": 7,
+        "n": 3,
+        "stop": ["END", "\n"],
+        "stop_token_ids": [4],
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "logprobs": 2,
+        "prompt_logprobs": 1,
+        "logit_bias": {5: -100.0, 6: 0.5},
+        "allowed_token_ids": [5, 6, 7],
+        "bad_words": ["bad"],
+        "include_stop_text": True,
+        "skip_special_tokens": False,
+    }
+    form = pb.StructuredOutput(choice=pb.Choice(options=["yes", "no"]))
+    request = pb.GenerateRequest(
+        model="chat", prompt=TEXT, sampling=pb.SamplingParams(**values, structured_output=form)
+    )
+    await GenerationServiceStub(served.channel).Generate(request)
+    expected = Sampling(**values, structured=StructuredOutput("choice", ["yes", "no"]))
+    assert served.engines["chat"].sampled == [expected]
+
+
 NAN = float("nan")
 
 
@@ -95,6 +139,20 @@ NAN = float("nan")
         ("stop", [""]),
         ("stop_token_ids", [300]),
         ("seed", 1 << 63),
+        ("stop", ["x"] * 65),
+        ("stop", ["x" * 1025]),
+        ("logit_bias", {300: 1.0}),
+        ("logit_bias", {5: 100.5}),
+        ("logit_bias", {5: NAN}),
+        ("allowed_token_ids", [5, 300]),
+        ("bad_words", ["good", ""]),
+        ("bad_words", [" "]),
+        ("bad_words", ["x"] * 129),
+        ("structured_output", pb.StructuredOutput()),
+        ("structured_output", pb.StructuredOutput(json_schema="{")),
+        ("structured_output", pb.StructuredOutput(regex="(")),
+        ("structured_output", pb.StructuredOutput(grammar=" ")),
+        ("structured_output", pb.StructuredOutput(choice=pb.Choice())),
     ],
 )
 async def test_bad_sampling_values_are_named(served, refused, field, value):
@@ -117,7 +175,7 @@ async def test_bad_sampling_values_are_named(served, refused, field, value):
         (pb.Prompt(token_ids=pb.TokenIds(ids=[1, 300])), "prompt.token_ids.ids[1]"),
         (chat(), "prompt.chat.messages"),
         (chat(("", "hi")), "prompt.chat.messages[0].role"),
-        (chat(("robot", "hi")), "prompt.chat.messages"),
+        (chat(("robot", "hi")), "prompt.chat"),
         (pb.Prompt(text="the " * 200), "prompt"),
     ],
 )
@@ -139,6 +197,191 @@ async def test_streams_refuse_prompt_logprobs(served, refused):
     assert "sampling.prompt_logprobs" in error.details()
 
 
+CANARY = "CANARY"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling"),
+    [
+        (pb.Prompt(text=CANARY * 20), {}),
+        (chat(("CANARY", "CANARY")), {}),
+        (chat(("user", CANARY * 20)), {}),
+        (TEXT, {"stop": [CANARY, ""]}),
+        (TEXT, {"bad_words": [CANARY, ""]}),
+        (TEXT, {"structured_output": pb.StructuredOutput(json_schema='{"type": "CANARY"}')}),
+        (TEXT, {"structured_output": pb.StructuredOutput(json_schema="{CANARY")}),
+        (TEXT, {"structured_output": pb.StructuredOutput(regex="(CANARY")}),
+        (TEXT, {"structured_output": pb.StructuredOutput(choice=pb.Choice(options=[CANARY, ""]))}),
+    ],
+)
+async def test_a_refusal_repeats_nothing(served, refused, caplog, prompt, sampling):
+    request = pb.GenerateRequest(model="chat", prompt=prompt, sampling=pb.SamplingParams(**sampling))
+    error = await refused(GenerationServiceStub(served.channel).Generate(request), grpc.StatusCode.INVALID_ARGUMENT)
+    assert CANARY not in error.details() + str(error.trailing_metadata()) + caplog.text
+
+
+async def test_a_malformed_constraint_fails_its_own_request_only(served, refused):
+    stub = GenerationServiceStub(served.channel)
+    served.engines["chat"].delay = 0.1
+    good = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=2))
+    bad = pb.GenerateRequest(model="chat", prompt=TEXT)
+    bad.sampling.structured_output.json_schema = '{"type": "nothing"}'
+    neighbour = stub.Generate(good)
+    error = await refused(stub.Generate(bad), grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith("sampling.structured_output.json_schema: is not a JSON Schema: its 'type'")
+    assert (await neighbour).completions[0].text == "abab"
+    assert len(served.engines["chat"].sampled) == 1
+
+
+async def test_unknown_adapters_are_not_found(served, refused):
+    stub = GenerationServiceStub(served.channel)
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, adapter="polite")
+    error = await refused(stub.Generate(request), grpc.StatusCode.NOT_FOUND)
+    assert error.details().startswith("adapter 'polite' is not served here; served: none")
+    info = error_details_pb2.ResourceInfo()
+    assert rpc_status.from_call(error).details[0].Unpack(info)
+    assert (info.resource_type, info.resource_name) == ("adapter", "polite")
+    stream = stub.GenerateStream(pb.GenerateStreamRequest(model="chat", prompt=TEXT, adapter="polite"))
+    await refused(stream.read(), grpc.StatusCode.NOT_FOUND)
+    assert served.engines["chat"].tickets == []
+
+
+def alone(model: ModelConfig) -> ServerConfig:
+    """A server with one chat model."""
+    ports = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
+    return ServerConfig(models={"chat": model}, drain_seconds=5, **ports)
+
+
+async def test_an_adapter_reaches_the_engine_by_its_content(serve_config, make_llama, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    save_file({"a": np.zeros((2, 2), dtype=np.float32)}, tmp_path / "adapter_model.safetensors")
+    async with serve_config(alone(ModelConfig(make_llama(), adapters={"polite": tmp_path}, max_adapters=1))) as served:
+        stub, engine = GenerationServiceStub(served.channel), served.engines["chat"]
+        [known] = engine.adapters
+        engine.tickets.clear()
+        for adapter in ("polite", ""):
+            await stub.Generate(pb.GenerateRequest(model="chat", prompt=TEXT, adapter=adapter))
+            [message async for message in stub.GenerateStream(pb.GenerateStreamRequest(model="chat", prompt=TEXT))]
+        assert [ticket.adapter for ticket in engine.tickets] == [known, "", "", ""]
+        assert known != "polite"
+
+
+async def test_lower_priority_goes_first_where_calls_wait(serve_config, make_llama, until):
+    async with serve_config(alone(ModelConfig(make_llama(), max_num_seqs=1))) as served:
+        stub, engine, [model] = GenerationServiceStub(served.channel), served.engines["chat"], served.app.models
+        answers, may_answer = engine.generate, asyncio.Event()
+
+        async def generate(*arguments):
+            await may_answer.wait()
+            async for output in answers(*arguments):
+                yield output
+
+        engine.generate = generate
+        engine.tickets.clear()
+        calls = []
+        for number, priority in enumerate((0, 9, 5, 5, -3)):
+            sampling = pb.SamplingParams(max_tokens=1 + number)
+            request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=sampling, priority=priority)
+            calls.append(stub.Generate(request))
+            # One at a time, so that the order in which they came is known.
+            await until(lambda number=number: model.admission.running == 1 and len(model.admission._queue) == number)
+        may_answer.set()
+        await asyncio.gather(*calls)
+        # By priority, then in the order of arrival; -3 is no better than what everybody has.
+        assert [sampling.max_tokens for sampling in engine.sampled[-5:]] == [1, 5, 3, 4, 2]
+        assert [ticket.priority for ticket in engine.tickets] == [0, 0, 5, 5, 9]
+
+
+def sample(served, name: str) -> float:
+    """The value of a metric of the chat model."""
+    return served.app.metrics.registry.get_sample_value(name, {"model": "chat"}) or 0.0
+
+
+async def test_a_streams_first_token_comes_at_once(served):
+    served.engines["chat"].delay = 0.3
+    request = pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=50))
+    call = GenerationServiceStub(served.channel).GenerateStream(request)
+    first = await asyncio.wait_for(call.read(), 10)
+    assert list(first.completions[0].token_ids) == [7]
+    call.cancel()
+
+
+async def test_what_the_engine_has_ready_is_one_message(own_server):
+    async def generate(ticket, token_ids, sampling, stream):
+        yield [Delta(0, "a", [5]), Delta(1, "b", [6])]
+        yield [Delta(0, "cde", [7, 8, 9])]
+        yield [Delta(1, "", [], finish="stop", stop_text="END")]
+        yield [Delta(0, "f", [10], finish="length")]
+
+    own_server.engines["chat"].generate = generate
+    request = pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(n=2))
+    call = GenerationServiceStub(own_server.channel).GenerateStream(request)
+    messages = [message async for message in call]
+    assert [[(one.index, one.text) for one in message.completions] for message in messages] == [
+        [(0, "a"), (1, "b")],
+        [(0, "cde")],
+        [(1, "")],
+        [(0, "f")],
+    ]
+    assert [message.HasField("usage") for message in messages] == [False, False, False, True]
+    assert messages[2].completions[0].stop_text == "END"
+    assert messages[2].completions[0].finish_reason == pb.FINISH_REASON_STOP
+    assert messages[3].usage.completion_tokens == 6
+    # One first token, and a gap for each later message that brought tokens.
+    assert sample(own_server, "tuneserve_time_to_first_token_seconds_count") == 1
+    assert sample(own_server, "tuneserve_inter_token_seconds_count") == 2
+    assert sample(own_server, "tuneserve_completion_tokens_total") == 6
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """The calls that ended, as the log and the quotas see them."""
+    calls = []
+    monkeypatch.setattr(request_log, "log", lambda call, *_: calls.append(call))
+    return calls
+
+
+async def test_a_cancelled_stream_counts_what_was_made(own_server, ended, until):
+    own_server.engines["chat"].delay = 0.02
+    request = pb.GenerateStreamRequest(model="chat", prompt=IDS, sampling=pb.SamplingParams(max_tokens=50))
+    call = GenerationServiceStub(own_server.channel).GenerateStream(request)
+    for _ in range(3):
+        await call.read()
+    call.cancel()
+    await until(lambda: ended)
+    assert ended[0].prompt_tokens == 9
+    assert 3 <= ended[0].completion_tokens < 50
+    assert sample(own_server, "tuneserve_prompt_tokens_total") == ended[0].prompt_tokens
+    assert sample(own_server, "tuneserve_completion_tokens_total") == ended[0].completion_tokens
+
+
+async def test_a_cancelled_answer_counts_its_prompt(own_server, ended, until):
+    engine = own_server.engines["chat"]
+    engine.delay = 5
+    request = pb.GenerateRequest(model="chat", prompt=IDS)
+    call = GenerationServiceStub(own_server.channel).Generate(request)
+    await until(lambda: engine.running == 1)
+    call.cancel()
+    await until(lambda: ended)
+    assert (ended[0].prompt_tokens, ended[0].completion_tokens) == (9, 0)
+    assert sample(own_server, "tuneserve_prompt_tokens_total") == 9
+
+
+async def test_what_never_reached_the_engine_is_not_counted(serve_config, make_llama, ended, until, refused):
+    async with serve_config(alone(ModelConfig(make_llama(), max_num_seqs=1, max_wait_seconds=0.2))) as served:
+        stub, engine = GenerationServiceStub(served.channel), served.engines["chat"]
+        engine.delay = 1
+        request = pb.GenerateRequest(model="chat", prompt=IDS)
+        first = stub.Generate(request)
+        await until(lambda: engine.running == 1)
+        await refused(stub.Generate(request), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        await until(lambda: ended)
+        assert ended[0].prompt_tokens == 0
+        await first
+        await until(lambda: len(ended) == 2)
+        assert ended[1].prompt_tokens == 9
+
+
 async def test_cancelling_a_stream_frees_the_slot(served, until):
     engine = served.engines["chat"]
     engine.delay = 0.05
@@ -149,7 +392,7 @@ async def test_cancelling_a_stream_frees_the_slot(served, until):
     assert engine.running == 1
     call.cancel()
     await until(lambda: engine.running == 0)
-    await until(lambda: served.app.models.get("chat")._calls == 0)
+    await until(lambda: all(model.admission.calls == 0 for model in served.app.models))
 
 
 async def test_a_deadline_frees_the_slot(served, refused, until):

@@ -1,0 +1,203 @@
+"""Generation's messages to what the engine takes, and back. Every check of their fields is here, but `structured.py`.
+
+Raises errors.InvalidInput with the field's path, and with numbers, never with a text of the caller's. Knows the
+protos and the seam; does no I/O.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf import struct_pb2
+
+from tuneserve.server.errors import InvalidInput
+from tuneserve.server.seam import Delta, Logprob, Sampling, StructuredOutput
+from tuneserve.v1 import generation_pb2 as pb
+
+_FINISH = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+}
+# vLLM's own bounds, checked here so that the error can name the field.
+_MAX_LOGPROBS = 20
+_MAX_BAD_WORDS = 128
+_MAX_N = 128
+# Every stop string is looked for after every token; every bad word is tokenized.
+_MAX_STOPS = 64
+_MAX_TEXT = 1024
+# A Struct forgets the order of its keys, which is part of what a model was trained on: these first, as tools are
+# usually written, then the others by name. Any fixed order also lets equal tools share the prefix cache.
+_KEYS = ("type", "function", "id", "name", "description", "parameters", "arguments", "properties", "title", "text")
+_RANK = {key: rank for rank, key in enumerate(_KEYS)}
+
+
+def messages(chat: pb.Chat, limit: int) -> list[dict[str, Any]]:
+    """Returns the checked turns of a conversation: at most `limit`, as each makes a token at least."""
+    if not chat.messages:
+        raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
+    _check_count("prompt.chat.messages", chat.messages, limit)
+    return [_message(message, f"prompt.chat.messages[{index}]", limit) for index, message in enumerate(chat.messages)]
+
+
+def _message(message: pb.ChatMessage, where: str, limit: int) -> dict[str, Any]:
+    if not message.role:
+        raise InvalidInput(f"{where}.role", "is empty; for example user")
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    # Templates ask whether these are there, not what they hold.
+    if message.tool_calls:
+        turn["tool_calls"] = structs(message.tool_calls, f"{where}.tool_calls", limit)
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name:
+        turn["name"] = message.name
+    return turn
+
+
+def structs(values: Sequence[struct_pb2.Struct], where: str, limit: int) -> list[dict[str, Any]]:
+    """Returns what a template takes for a list of JSON objects: at most `limit`."""
+    _check_count(where, values, limit)
+    return [struct(value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+
+def struct(value: struct_pb2.Struct, where: str) -> dict[str, Any]:
+    """Returns a JSON object as a template takes it: whole numbers as such, the keys in a fixed order."""
+    return {key: _plain(value.fields[key], where) for key in sorted(value.fields, key=_order)}
+
+
+def _plain(value: struct_pb2.Value, where: str) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        number = value.number_value
+        if not math.isfinite(number):
+            raise InvalidInput(where, f"holds {number}, which is not JSON")
+        return int(number) if number.is_integer() else number
+    if kind == "struct_value":
+        return struct(value.struct_value, where)
+    if kind == "list_value":
+        return [_plain(one, where) for one in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _order(key: str) -> tuple[int, str]:
+    return _RANK.get(key, len(_RANK)), key
+
+
+def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:
+    """Raises InvalidInput for a template argument that would stand in for something of the server's."""
+    taken = sorted(arguments.keys() & set(reserved))
+    if taken:
+        raise InvalidInput("prompt.chat.template_arguments", f"may not hold {', '.join(taken)}")
+
+
+def token_ids(prompt: pb.TokenIds, vocab_size: int, redacted: bool) -> list[int]:
+    """Returns checked token ids."""
+    if redacted:
+        raise InvalidInput("prompt.token_ids", "is not for this model, which masks personal data in texts; use text")
+    if not prompt.ids:
+        raise InvalidInput("prompt.token_ids.ids", "is empty; at least one token is needed")
+    _check_ids("prompt.token_ids.ids", prompt.ids, vocab_size)
+    return list(prompt.ids)
+
+
+def sampling(
+    params: pb.SamplingParams, structured: StructuredOutput | None, prompt_length: int, max_length: int
+) -> Sampling:
+    """Returns what the engine takes, for a prompt of `prompt_length` tokens and params that were checked."""
+    room = max_length - prompt_length
+    if not prompt_length:
+        raise InvalidInput("prompt", "has no tokens; at least one is needed")
+    if room < 1:
+        raise InvalidInput(
+            "prompt",
+            f"has {prompt_length} tokens, the model takes {max_length} with at least one more to make",
+        )
+    fields = {field.name: value for field, value in params.ListFields() if field.name != "structured_output"}
+    max_tokens = min(fields.get("max_tokens", room), room)
+    if params.min_tokens > max_tokens:
+        raise InvalidInput("sampling.min_tokens", f"is {params.min_tokens}; allowed: at most {max_tokens} here")
+    return Sampling(**{**fields, "max_tokens": max_tokens, "structured": structured})
+
+
+def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> None:
+    """Raises InvalidInput for the first field that no prompt could make right."""
+    fields = {field.name: value for field, value in params.ListFields()}
+
+    def check(name: str, ok: bool, allowed: str) -> None:
+        if name in fields and not ok:
+            raise InvalidInput(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}")
+
+    # `not a < b` also refuses NaN, which compares false to everything.
+    check("max_tokens", params.max_tokens >= 1, "1 or more")
+    check("temperature", 0 <= params.temperature < math.inf, "0 or more")
+    check("top_p", 0 < params.top_p <= 1, "over 0, at most 1")
+    check("min_p", 0 <= params.min_p <= 1, "0 to 1")
+    check("presence_penalty", -2 <= params.presence_penalty <= 2, "-2 to 2")
+    check("frequency_penalty", -2 <= params.frequency_penalty <= 2, "-2 to 2")
+    check("repetition_penalty", 0 < params.repetition_penalty < math.inf, "over 0")
+    check("top_k", params.top_k <= vocab_size, f"0 to {vocab_size}")
+    check("seed", params.seed < 1 << 63, "0 to 2^63 - 1")
+    check("n", 1 <= params.n <= _MAX_N, f"1 to {_MAX_N}")
+    check("logprobs", params.logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    check("prompt_logprobs", params.prompt_logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    if stream and "prompt_logprobs" in fields:
+        raise InvalidInput("sampling.prompt_logprobs", "is not for streams; use Generate")
+    if params.n > 1 and params.temperature == 0 and "temperature" in fields:
+        raise InvalidInput("sampling.n", f"is {params.n} with temperature 0: all completions would be the same")
+    _check_texts("sampling.stop", params.stop, _MAX_STOPS)
+    _check_texts("sampling.bad_words", params.bad_words, _MAX_BAD_WORDS)
+    for index, word in enumerate(params.bad_words):
+        if word.isspace():
+            raise InvalidInput(f"sampling.bad_words[{index}]", "is blank")
+    _check_ids("sampling.stop_token_ids", params.stop_token_ids, vocab_size)
+    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, vocab_size)
+    for id_, bias in params.logit_bias.items():
+        if id_ >= vocab_size:
+            raise InvalidInput("sampling.logit_bias", f"has a token {id_}; allowed: 0 to {vocab_size - 1}")
+        if not -100 <= bias <= 100:
+            raise InvalidInput(f"sampling.logit_bias[{id_}]", f"is {bias}; allowed: -100 to 100")
+
+
+def completion(delta: Delta) -> pb.Completion:
+    """Returns one completion, or what is new of it."""
+    return pb.Completion(
+        index=delta.index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        finish_reason=_FINISH[delta.finish],
+        stop_text=delta.stop_text,
+        logprobs=logprobs(delta.logprobs),
+    )
+
+
+def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
+    """Returns the log probabilities of a run of tokens."""
+    return [
+        pb.TokenLogprob(
+            token_id=entry.token_id,
+            logprob=entry.logprob,
+            alternatives=[
+                pb.TokenAlternative(token_id=alternative.token_id, logprob=alternative.logprob, text=alternative.text)
+                for alternative in entry.alternatives
+            ],
+        )
+        for entry in entries
+    ]
+
+
+def _check_count(field: str, values: Sequence[object], limit: int) -> None:
+    if len(values) > limit:
+        raise InvalidInput(field, f"has {len(values)} entries; allowed: {limit}")
+
+
+def _check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
+    for index, id_ in enumerate(ids):
+        if id_ >= vocab_size:
+            raise InvalidInput(f"{field}[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
+
+
+def _check_texts(field: str, texts: Sequence[str], limit: int) -> None:
+    _check_count(field, texts, limit)
+    for index, text in enumerate(texts):
+        if not 1 <= len(text) <= _MAX_TEXT:
+            raise InvalidInput(f"{field}[{index}]", f"has {len(text)} characters; allowed: 1 to {_MAX_TEXT}")
