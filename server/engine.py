@@ -1,4 +1,4 @@
-"""The engine: vLLM's AsyncLLM behind `seam.Engine`. The only file that knows vLLM (0.26 to 0.32).
+"""The engine: vLLM's AsyncLLM behind `seam.Engine`. Only this file and `engine_requests.py` know vLLM (0.26 to 0.32).
 
 It knows token ids and numbers, and nothing of gRPC, texts or labels. Importing it imports torch and vLLM, so the
 application does it late, in a thread.
@@ -6,78 +6,94 @@ application does it late, in a thread.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tuneserve.runtime import has_nvidia_gpu
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.hardware import Hardware
-from tuneserve.server.seam import Alternative, Delta, Encoded, EngineFailed, Logprob, RequestRefused, Sampling
+from tuneserve.server.seam import Delta, Encoded, EngineFailed, PoolTask, RequestRefused, Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Must stand before vLLM is imported, which reads them then. Spawned, never forked: gRPC has threads running.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-# On CPUs vLLM warns, a dozen times in each process, of what only GPUs have.
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if has_nvidia_gpu() else "ERROR")
+# On CPUs vLLM warns, a dozen times in each process, of what only GPUs have. Anywhere, its warnings about a grammar
+# and those of the library that reads it repeat what a caller sent.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import PoolingParams, SamplingParams
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
-from vllm.inputs import tokens_input
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-_REFUSALS = (VLLMValidationError, ValueError)
+from tuneserve.server import engine_options, engine_requests
+
+T = TypeVar("T")
+
 # Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.
 _CONFIGURING = threading.Lock()
+_LIVENESS_SECONDS = 0.1
+# vLLM gives its processes 5 s to end by themselves.
+_CLOSE_SECONDS = 15.0
 
 
 class VllmEngine:
     """One model in its own vLLM engine processes. Construction blocks until the weights are loaded."""
 
-    def __init__(self, name: str, config: ModelConfig, task: pb.Task, hardware: Hardware) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        task: pb.Task,
+        hardware: Hardware,
+        otlp_endpoint: str | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
-        arguments: dict[str, Any] = {
-            "model": str(config.path),
-            "served_model_name": name,
-            "runner": "generate" if task == pb.TASK_GENERATION else "pooling",
-            "dtype": hardware.dtype,
-            "max_model_len": config.max_length,
-            "max_num_seqs": config.max_num_seqs,
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "enforce_eager": hardware.enforce_eager,
-            "trust_remote_code": False,
-            "use_tqdm_on_load": False,
-        }
-        if hardware.kv_cache_bytes:
-            arguments["kv_cache_memory_bytes"] = hardware.kv_cache_bytes
-        args = AsyncEngineArgs(**{key: value for key, value in arguments.items() if value is not None})
+        options = engine_options.arguments(name, config, task, hardware, otlp_endpoint)
+        structured = StructuredOutputsConfig(**options.pop("structured_outputs_config"))
         with _CONFIGURING:
-            vllm_config = args.create_engine_config()
-        self._llm = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
-        self.max_length: int = self._llm.model_config.max_model_len
-        self.vocab_size: int = self._llm.model_config.get_vocab_size()
+            vllm_config = AsyncEngineArgs(**options, structured_outputs_config=structured).create_engine_config()
+        self._engine: AsyncLLM | None = AsyncLLM.from_vllm_config(
+            vllm_config, stat_loggers=[_stat_logger(self.registry)]
+        )
+        self._processes = _processes(self._engine)
+        self.max_length: int = self._engine.model_config.max_model_len
+        self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
+        self.vocab_size: int = self._engine.model_config.get_vocab_size()
+        self._traced = otlp_endpoint is not None
+        self._adapters: dict[str, LoRARequest] = {}
+        self._adapter_ids = itertools.count(1)
+        self._met = False
 
-    async def pool(
-        self, request_id: str, inputs: Sequence[Encoded], task: Literal["classify", "token_classify"]
-    ) -> list[NDArray[np.float32]]:
+    @property
+    def _llm(self) -> AsyncLLM:
+        if self._engine is None:
+            raise EngineFailed("the engine was closed")
+        return self._engine
+
+    async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """See seam.Engine."""
-        ids = [f"{request_id}-{index}" for index in range(len(inputs))]
+        await self._meet()
+        ids = [f"{ticket.request_id}-{index}" for index in range(len(inputs))]
         done = False
         try:
             answers = await asyncio.gather(
-                *(self._pool_one(id_, one, task) for id_, one in zip(ids, inputs, strict=True))
+                *(self._pool_one(ticket, id_, one, task) for id_, one in zip(ids, inputs, strict=True))
             )
             done = True
             return answers
@@ -85,12 +101,14 @@ class VllmEngine:
             if not done:
                 await self._abort(ids)
 
-    async def _pool_one(self, request_id: str, encoded: Encoded, task: str) -> NDArray[np.float32]:
+    async def _pool_one(self, ticket: Ticket, request_id: str, encoded: Encoded, task: PoolTask) -> NDArray[np.float32]:
+        # As the model gives it: logits, or a vector that is not scaled to length one.
         params = PoolingParams(task=task, use_activation=False)
         if encoded.pair_start is not None:
             params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
+        prompt = engine_requests.prompt(encoded.token_ids)
         with _translated():
-            async for output in self._llm.encode(_prompt(encoded.token_ids), params, request_id):
+            async for output in self._llm.encode(prompt, params, request_id, **self._options(ticket)):
                 data = output.outputs.data
         # vLLM ends an aborted pooling request normally, with nothing in it.
         if data.numel() == 0:
@@ -98,110 +116,146 @@ class VllmEngine:
         return np.asarray(data.float().cpu().numpy(), dtype=np.float32)
 
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], sampling: Sampling, stream: bool
+        self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
     ) -> AsyncGenerator[list[Delta], None]:
         """See seam.Engine."""
-        kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+        await self._meet()
+        params = await engine_requests.sampling_params(sampling, stream, self._verify)
+        prompt = engine_requests.prompt(token_ids)
         finished = False
         try:
             with _translated():
-                params = _sampling_params(sampling, kind)
-                stream_of_outputs = self._llm.generate(_prompt(token_ids), params, request_id)
-                async with contextlib.aclosing(stream_of_outputs):
-                    async for output in stream_of_outputs:
+                outputs = self._llm.generate(prompt, params, ticket.request_id, **self._options(ticket))
+                async with contextlib.aclosing(outputs):
+                    async for output in outputs:
                         finished = output.finished
-                        yield [_delta(completion, output, sampling) for completion in output.outputs]
+                        yield [engine_requests.delta(one, output, sampling) for one in output.outputs]
         finally:
             if not finished:
-                await self._abort([request_id])
+                await self._abort([ticket.request_id])
+
+    def _options(self, ticket: Ticket) -> dict[str, Any]:
+        if ticket.adapter and ticket.adapter not in self._adapters:
+            raise RequestRefused("adapter")
+        return {
+            "lora_request": self._adapters[ticket.adapter] if ticket.adapter else None,
+            "priority": ticket.priority,
+            "trace_headers": ticket.trace if self._traced and ticket.trace else None,
+        }
+
+    def _verify(self, params: Any) -> None:
+        """vLLM's own check of sampling parameters, as it makes it when it gets a request."""
+        config, processor = self._llm.vllm_config, self._llm.input_processor
+        # Not params.verify: that of `engine_requests` does nothing.
+        SamplingParams.verify(
+            params,
+            config.model_config,
+            config.speculative_config,
+            config.structured_outputs_config,
+            processor.tokenizer,
+        )
+
+    async def load_adapter(self, name: str, directory: Path) -> None:
+        """See seam.Engine. Raises RequestRefused for one that does not fit the model."""
+        request = LoRARequest(name, next(self._adapter_ids), str(directory))
+        try:
+            await self._while_alive(self._llm.add_lora(request))
+        except EngineFailed:
+            raise
+        # vLLM passes on what the engine's process raised as a bare Exception.
+        except Exception as error:
+            raise RequestRefused("adapter") from error
+        self._adapters[name] = request
+
+    async def unload_adapter(self, name: str) -> None:
+        """See seam.Engine."""
+        request = self._adapters.pop(name)
+        await self._while_alive(self._llm.remove_lora(request.lora_int_id))
 
     async def ping(self) -> None:
         """See seam.Engine. `check_health` only reads a flag; this is a round trip through the engine's loop."""
-        with _translated():
-            await self._llm.is_sleeping()
+        await self._while_alive(self._llm.is_sleeping())
+
+    async def _meet(self) -> None:
+        """vLLM's first request waits for an answer that a dead engine never gives: asks for it here."""
+        if not self._met:
+            await self._while_alive(self._llm.get_supported_tasks())
+            self._met = True
+
+    async def _while_alive(self, answer: Awaitable[T]) -> T:
+        """Waits for an answer of the engine's process. vLLM alone would wait for that of a dead one forever."""
+        task = asyncio.ensure_future(answer)
+        try:
+            while not task.done():
+                await asyncio.wait((task,), timeout=_LIVENESS_SECONDS)
+                if not task.done() and (self._engine is None or self._engine.errored):
+                    raise EngineFailed("the engine is dead")
+            with _translated():
+                return task.result()
+        finally:
+            task.cancel()
+
+    def kill(self) -> None:
+        """See seam.Engine. To be called on the event loop."""
+        self._end_waiting()
+        _kill(self._processes)
 
     async def close(self) -> None:
-        """See seam.Engine."""
-        # It would take the end of the engine's process for a failure, and log it.
-        if self._llm.output_handler is not None:
-            self._llm.output_handler.cancel()
-        await asyncio.to_thread(self._llm.shutdown)
+        """See seam.Engine. May be called again, and after `kill`."""
+        if self._engine is None:
+            return
+        self._end_waiting()
+        engine, self._engine = self._engine, None
+        shutdown = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
+        await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
+        # Also what outlived its parent.
+        _kill(self._processes)
+        await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
         # Its __del__ shuts down again, and fails when that comes as late as the interpreter's end.
-        del self._llm
+        del engine, shutdown
+
+    def _end_waiting(self) -> None:
+        """Whatever waits for the engine raises EngineFailed."""
+        if self._engine is None or self._engine.output_handler is None or self._engine.output_handler.done():
+            return
+        # It would take the end of the engine's processes for a failure, and log it.
+        self._engine.output_handler.cancel()
+        self._engine.output_processor.propagate_error(EngineDeadError())
 
     async def _abort(self, request_ids: list[str]) -> None:
+        if self._engine is None or self._engine.errored:
+            return
         # vLLM aborts on cancellation only where it was cancelled at the right place: always do it by id. Shielded,
         # because we are being cancelled.
         with contextlib.suppress(EngineDeadError):
-            await asyncio.shield(self._llm.abort(request_ids))
-
-
-def _prompt(token_ids: Sequence[int]) -> Any:
-    """A rendered prompt: vLLM takes it as it is, without work of its own on the event loop."""
-    return tokens_input(list(token_ids))
+            await asyncio.shield(self._engine.abort(request_ids))
 
 
 @contextlib.contextmanager
-def _translated() -> Any:
+def _translated() -> Iterator[None]:
     try:
         yield
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineFailed("the engine failed") from error
-    except _REFUSALS as error:
-        raise RequestRefused(str(error)) from error
+    # What is left of vLLM's checks after `_verify`: of the prompt.
+    except VLLMValidationError as error:
+        raise RequestRefused from error
 
 
-def _sampling_params(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=sampling.seed,
-        n=sampling.n,
-        stop=list(sampling.stop),
-        stop_token_ids=list(sampling.stop_token_ids),
-        min_tokens=sampling.min_tokens,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-        prompt_logprobs=sampling.prompt_logprobs,
-        output_kind=kind,
-    )
+def _processes(engine: AsyncLLM) -> list[psutil.Process]:
+    """The engine's processes with their workers, also of data parallel engines. Known by more than their number."""
+    resources = engine.engine_core.resources
+    own = [process.pid for process in resources.engine_manager.processes]
+    if resources.coordinator is not None:
+        own.append(resources.coordinator.proc.pid)
+    parents = [psutil.Process(pid) for pid in own]
+    return parents + [child for parent in parents for child in parent.children(recursive=True)]
 
 
-def _delta(completion: CompletionOutput, output: RequestOutput, sampling: Sampling) -> Delta:
-    token_ids = list(completion.token_ids)
-    finish = completion.finish_reason
-    if finish == "abort":
-        raise EngineFailed("generation was aborted")
-    stop_text = completion.stop_reason if isinstance(completion.stop_reason, str) else ""
-    prompt_logprobs: Sequence[Logprob] = ()
-    if output.prompt_logprobs and output.prompt_token_ids:
-        # The first prompt token has no logprob: nothing comes before it.
-        prompt_logprobs = _logprobs(output.prompt_token_ids[1:], output.prompt_logprobs[1:], sampling.prompt_logprobs)
-    return Delta(
-        index=completion.index,
-        text=completion.text,
-        token_ids=token_ids,
-        logprobs=_logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
-        finish=finish if finish is None or finish == "length" else "stop",
-        stop_text=stop_text,
-        prompt_logprobs=prompt_logprobs,
-    )
-
-
-def _logprobs(token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None) -> list[Logprob]:
-    """One entry a position. vLLM gives a dict by token id: the `likeliest` best ones, and the token that stands."""
-    entries = []
-    for token_id, candidates in zip(token_ids, positions, strict=False):
-        by_rank = sorted(candidates.items(), key=lambda item: item[1].rank or 0)[:likeliest]
-        alternatives = [Alternative(id_, entry.logprob, entry.decoded_token or "") for id_, entry in by_rank]
-        entries.append(Logprob(token_id, candidates[token_id].logprob, alternatives))
-    return entries
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:

@@ -33,11 +33,11 @@ def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
         dtype = "bfloat16" if cpu_has_bf16() or manifest.dtype != "float32" else "float32"
     # An eighth of what is free, for each model, so that several fit beside their weights. Always given: without it
     # vLLM asks for 0.9 of the machine. Encoders have no KV cache and allocate none of it.
-    gib = config.kv_cache_gib or min(2.0, max(0.5, _available_memory() / 8 / _GIB))
+    gib = config.kv_cache_gib or min(2.0, max(0.5, available_memory() / 8 / _GIB))
     return Hardware(dtype, int(gib * _GIB), enforce_eager=True)
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that are free or easily freed, within the container's limit."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():

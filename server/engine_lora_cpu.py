@@ -1,0 +1,82 @@
+"""LoRA on CPUs, loaded into vLLM's worker processes: rows of a batch that ask for no adapter get none.
+
+vLLM's own operators there take the index -1 of such a row for that of the last adapter, so that a request for the
+model itself gets another's adapter when they share a step, and leaves that in the prefix cache (vLLM issue 48421).
+These take each adapter's rows together instead, which also spares a copy of the weights for every row.
+
+Knows what vLLM's operators get and must do, and nothing else. Fails at import where they are not where they were.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
+
+
+class Worker:
+    """What vLLM's `worker_extension_cls` names; importing this file is what matters."""
+
+
+def _by_adapter(indices: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    for index in torch.unique(indices).tolist():
+        if index >= 0:
+            yield index, (indices == index).nonzero().squeeze(1)
+
+
+def _weights(stacked: torch.Tensor, index: int, like: torch.Tensor) -> torch.Tensor:
+    """One adapter's weights (out, in), of (adapters, 1, out, in) or (adapters, out, in)."""
+    weights = stacked[index].to(dtype=like.dtype)
+    return weights.squeeze(0) if weights.dim() == 3 else weights
+
+
+def bgmv_shrink(
+    inputs: torch.Tensor,
+    lora_b_weights: torch.Tensor,
+    output_tensor: torch.Tensor,
+    lora_indices_tensor: torch.Tensor,
+    scaling: float = 1.0,
+) -> None:
+    """Writes `scaling * inputs @ A.T` of each row's adapter; 0 where there is none."""
+    output_tensor[lora_indices_tensor < 0] = 0
+    for index, rows in _by_adapter(lora_indices_tensor):
+        outputs = inputs[rows].to(output_tensor.dtype) @ _weights(lora_b_weights, index, output_tensor).T
+        output_tensor[rows, : outputs.shape[1]] = scaling * outputs
+
+
+def bgmv_expand(
+    inputs: torch.Tensor,
+    lora_b_weights: torch.Tensor,
+    output_tensor: torch.Tensor,
+    lora_indices_tensor: torch.Tensor,
+    add_inputs: bool = True,
+) -> None:
+    """Adds, or writes, `inputs @ B.T` of each row's adapter. Both sides may be padded."""
+    width = min(lora_b_weights.shape[-2], output_tensor.shape[1])
+    bgmv_expand_slice(inputs, lora_b_weights, output_tensor, lora_indices_tensor, 0, width, add_inputs)
+
+
+def bgmv_expand_slice(
+    inputs: torch.Tensor,
+    lora_b_weights: torch.Tensor,
+    output_tensor: torch.Tensor,
+    lora_indices_tensor: torch.Tensor,
+    slice_offset: int,
+    slice_size: int,
+    add_inputs: bool = True,
+) -> None:
+    """The same for some columns of the output."""
+    columns = slice(slice_offset, slice_offset + slice_size)
+    for index, rows in _by_adapter(lora_indices_tensor):
+        outputs = inputs[rows].to(output_tensor.dtype) @ _weights(lora_b_weights, index, output_tensor).T
+        if add_inputs:
+            output_tensor[rows, columns] += outputs[:, :slice_size]
+        else:
+            output_tensor[rows, columns] = outputs[:, :slice_size]
+
+
+for _module in (lora_ops, punica_cpu):
+    for _operator in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
+        if not hasattr(_module, _operator.__name__):
+            raise ImportError(f"vLLM has no {_module.__name__}.{_operator.__name__}")
+        setattr(_module, _operator.__name__, _operator)

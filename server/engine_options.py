@@ -1,0 +1,137 @@
+"""The options of a model's engine, by vLLM's names: what the server decides, and what a model's `engine:` adds.
+
+Known without vLLM: the names there are come from the source of the one that is installed, as importing it takes ten
+seconds. What their values may be is vLLM's to say, when the engine starts.
+"""
+
+import ast
+import difflib
+import functools
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneserve.errors import UserError
+from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.server.config import ModelConfig
+from tuneserve.server.hardware import Hardware
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+# Set by the server itself, with the setting of ours that decides it.
+OURS = {
+    "convert": "the checkpoint's task",
+    "disable_log_stats": "metrics are always on",
+    "dtype": "`dtype`",
+    "enable_log_requests": "`log_content` of the server",
+    "enable_lora": "`max_adapters`",
+    "gpu_memory_utilization": "`gpu_memory_utilization`",
+    "hf_config_path": "`path`",
+    "kv_cache_memory_bytes": "`kv_cache_gib`",
+    "max_lora_rank": "`max_adapter_rank`",
+    "max_loras": "`max_adapters`",
+    "max_model_len": "`max_length`",
+    "max_num_seqs": "`max_num_seqs`",
+    "model": "`path`",
+    "model_weights": "`path`",
+    "otlp_traces_endpoint": "`otlp_endpoint` of the server",
+    "runner": "the checkpoint's task",
+    "served_model_name": "the model's name in `models`",
+    "skip_tokenizer_init": "texts are always made",
+    "tokenizer": "`path`",
+    "trust_remote_code": "code of checkpoints never runs",
+    "worker_cls": "the server",
+    "worker_extension_cls": "the server",
+}
+
+
+# vLLM has kernels for these ranks; others are padded to the next.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# Adapters kept in memory; the least used of more are read from their directories again.
+_CACHED_ADAPTERS = 16
+# vLLM's default of 128 tokens on CPUs is more than most prompts have: none would share a prefix with another.
+_CPU_BLOCK = 32
+# Not vLLM's choice by request: an engine keeps to the library of its first one. Of the two it would choose from, the
+# other takes seconds for a large schema and, as a text gets longer, for each token of a nested pattern.
+_STRUCTURED_BACKEND = "guidance"
+# It reads a byte-level vocabulary wrongly where the tokenizer names both ways to write bytes, as those made of GGUF
+# files do: no space and no letter beyond ASCII would ever match.
+_BYTE_DECODERS = {"ByteFallback", "ByteLevel"}
+_OTHER_BACKEND = "xgrammar"
+
+
+def arguments(
+    name: str, config: ModelConfig, task: pb.Task, hardware: Hardware, otlp_endpoint: str | None = None
+) -> dict[str, Any]:
+    """Returns what vLLM's AsyncEngineArgs take; `structured_outputs_config` is a mapping. What is None is left out."""
+    options: dict[str, Any] = {
+        "model": str(config.path),
+        "served_model_name": name,
+        "runner": "generate" if task == pb.TASK_GENERATION else "pooling",
+        "convert": "embed" if task == pb.TASK_EMBEDDING else None,
+        "dtype": hardware.dtype,
+        "max_model_len": config.max_length,
+        "max_num_seqs": config.max_num_seqs,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "kv_cache_memory_bytes": hardware.kv_cache_bytes or None,
+        "block_size": _CPU_BLOCK if task == pb.TASK_GENERATION and not has_nvidia_gpu() else None,
+        "enforce_eager": hardware.enforce_eager,
+        "scheduling_policy": "priority",
+        "trust_remote_code": False,
+        "use_tqdm_on_load": False,
+        "otlp_traces_endpoint": otlp_endpoint,
+    }
+    if config.max_adapters:
+        options |= {
+            "enable_lora": True,
+            "max_loras": config.max_adapters,
+            "max_cpu_loras": max(config.max_adapters, _CACHED_ADAPTERS),
+            "max_lora_rank": next((rank for rank in _RANKS if rank >= config.max_adapter_rank), _RANKS[-1]),
+        }
+        if not has_nvidia_gpu():
+            options["worker_extension_cls"] = "tuneserve.server.engine_lora_cpu.Worker"
+    options |= config.engine
+    options["structured_outputs_config"] = {
+        "backend": structured_backend(config.path),
+        **options.get("structured_outputs_config", {}),
+    }
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def structured_backend(directory: Path) -> str:
+    """Returns the library for structured outputs that reads a checkpoint's vocabulary rightly."""
+    file = directory / "tokenizer.json"
+    decoder = (json.loads(file.read_text(encoding="utf-8")).get("decoder") if file.is_file() else None) or {}
+    kinds = {one.get("type") for one in decoder.get("decoders", [decoder])}
+    return _OTHER_BACKEND if kinds >= _BYTE_DECODERS else _STRUCTURED_BACKEND
+
+
+def check(options: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an option that vLLM does not have or that the server sets itself."""
+    for key in options:
+        if key in OURS:
+            raise UserError(f"{where}: {key!r} is not for here", f"decided by: {OURS[key]}")
+    known = _known()
+    for key in options if known else ():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "vLLM's `AsyncEngineArgs` has the names"
+            raise UserError(f"{where}: vLLM has no engine option {key!r}", hint)
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """The fields of vLLM's AsyncEngineArgs and what it is made of; none where vLLM is not installed."""
+    spec = importlib.util.find_spec("vllm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        source = Path(folder) / "engine" / "arg_utils.py"
+        if source.is_file():
+            return frozenset(
+                field.target.id
+                for node in ast.parse(source.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
+                for field in node.body
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            )
+    return frozenset()
