@@ -1,8 +1,12 @@
-"""ModelService: what is served."""
+"""ModelService: what is served, and for administrators, changing it."""
 
 from typing import Any
 
-from tuneserve.server.models import Models
+from tuneserve.server.context import current
+from tuneserve.server.errors import InvalidInput, NotAllowed
+from tuneserve.server.models import Model
+from tuneserve.server.operations import Operations
+from tuneserve.server.registry import Models, Route, to_proto
 from tuneserve.v1 import model_pb2 as pb
 from tuneserve.v1.model_pb2_grpc import ModelServiceServicer
 
@@ -10,14 +14,71 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceServicer
 class ModelService(ModelServiceServicer):
     """Names, labels, lineage, metrics and limits. Answers while models load, too."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, operations: Operations) -> None:
         self._models = models
+        self._operations = operations
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """See model.proto."""
-        return pb.ListModelsResponse(models=[model.to_proto() for model in self._models])
+        tenant = current().tenant
+        return pb.ListModelsResponse(
+            models=[model.to_proto() for model in self._models if tenant.may_use(model.name)],
+            aliases=self._models.aliases(),
+        )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See model.proto."""
         model = self._models.get(request.model)
         return pb.GetModelResponse(model=model.to_proto(), checkpoint=model.manifest)
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
+        """See model.proto."""
+        _require_administrator()
+        return pb.LoadModelResponse(model=(await self._operations.load(request)).to_proto())
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
+        """See model.proto."""
+        _require_administrator()
+        await self._operations.unload(self._models.version(request.model, request.version))
+        return pb.UnloadModelResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
+        """See model.proto."""
+        _require_administrator()
+        alias = request.alias
+        if not alias.name or "@" in alias.name:
+            raise InvalidInput("alias.name", "is empty or has an @; a name is needed")
+        route = self._route(alias) if alias.targets else None
+        await self._operations.set_alias(alias.name, route, request.unload_unused)
+        return pb.SetAliasResponse(alias=to_proto(alias.name, route) if route else pb.Alias(name=alias.name))
+
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
+        """See model.proto."""
+        _require_administrator()
+        if not request.adapter:
+            raise InvalidInput("adapter", "is empty; a name is needed")
+        adapter = await self._operations.load_adapter(self._models.get(request.model), request.adapter, request.path)
+        return pb.LoadAdapterResponse(adapter=pb.Adapter(name=adapter.name, version=adapter.version))
+
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
+        """See model.proto."""
+        _require_administrator()
+        await self._models.get(request.model).remove_adapter(request.adapter)
+        return pb.UnloadAdapterResponse()
+
+    def _route(self, alias: pb.Alias) -> Route:
+        targets: list[tuple[Model, int]] = []
+        for index, target in enumerate(alias.targets):
+            if not target.weight:
+                raise InvalidInput(f"alias.targets[{index}].weight", "is 0; allowed: 1 or more")
+            targets.append((self._models.version(target.model, target.version), target.weight))
+        shadow = self._models.version(alias.shadow.model, alias.shadow.version) if alias.HasField("shadow") else None
+        route = Route(targets, shadow)
+        if len({model.manifest.task for model in route.models()}) > 1:
+            raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
+        return route
+
+
+def _require_administrator() -> None:
+    if current().tenant.role != "admin":
+        raise NotAllowed("this call is for administrators: use admin_listen, or a key of role admin")

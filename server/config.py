@@ -8,19 +8,20 @@ models:
   chat: {path: /models/chat, max_length: 2048, max_num_seqs: 64}
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from tuneserve.errors import UserError
+from tuneserve.server import settings
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-T = TypeVar("T")
+FAILURES = ("restart", "exit")
+A_NAME = "a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\s:\[\]]+):(?P<port>\d{1,5})")
@@ -34,10 +35,27 @@ class ModelConfig:
     dtype: str = "auto"
     max_length: int | None = None  # tokens, prompt and completion together; at most the checkpoint's own
     max_num_seqs: int | None = None  # sequences in one engine step
-    max_queue: int = 512  # calls waiting or running
     max_inputs: int = 1024  # texts of one call
+    max_explained_words: int = 128  # words of one text that an explanation takes out
+    max_queue: int = 512  # calls waiting or running
+    max_queue_tokens: int = 1_000_000  # tokens of the calls that wait
+    max_wait_seconds: float = 30.0  # a call that would wait longer is turned away at once
+    redact: tuple[str, ...] = ()  # kinds of personal data masked before the text goes anywhere
+    adapters: Mapping[str, Path] = field(default_factory=dict)  # LoRA adapters loaded at start, by name
+    max_adapters: int = 0  # LoRA adapters in one engine step; 0 takes none
+    max_adapter_rank: int = 16
     gpu_memory_utilization: float = 0.9  # share of the GPU's memory, on GPUs
     kv_cache_gib: float | None = None  # memory for the KV cache, on CPUs
+    engine: Mapping[str, Any] = field(default_factory=dict)  # further options of vLLM's engine, by vLLM's names
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """PEM files of the gRPC port; read again when they change. With `client_ca`, clients need a certificate."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -47,34 +65,29 @@ class ServerConfig:
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
     listen: str = "127.0.0.1:8033"
     metrics_listen: str = "127.0.0.1:9033"
+    health_listen: str | None = None  # a plaintext port with health alone, for probes when `listen` has TLS
+    admin_listen: str | None = None  # a plaintext port where every caller is an administrator
+    tls: TlsConfig | None = None
+    tenants: Path | None = None  # API keys and what each may do; read again when it changes
+    models_root: Path | None = None  # directory that LoadModel and LoadAdapter may load from
     drain_seconds: float = 30.0
+    stall_seconds: float = 60.0  # a stream whose client reads nothing for so long is ended
+    watchdog_seconds: float = 60.0  # an engine that answers no ping for so long counts as hung
+    on_engine_failure: str = "restart"  # or "exit": the process ends with status 1
+    otlp_endpoint: str | None = None  # OpenTelemetry collector, gRPC: http://host:4317
+    log_requests: bool = True  # one JSON line a call
+    log_content: bool = False  # prompts and outputs too; for debugging only
 
 
 def load(path: Path) -> ServerConfig:
-    """Reads a YAML file. Relative model paths are relative to it. Raises UserError naming the key."""
+    """Reads a YAML file. Relative paths are relative to it. Raises UserError naming the key."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {error}") from None
-    settings = _mapping(document, str(path))
-    models = _mapping(settings.pop("models", {}), f"{path}: models")
-    config = _build(ServerConfig, settings, str(path))
-    return checked(
-        replace(
-            config,
-            models={
-                str(name): _build(
-                    ModelConfig,
-                    _mapping(value, f"{path}: models.{name}"),
-                    f"{path}: models.{name}",
-                    path.parent,
-                )
-                for name, value in models.items()
-            },
-        )
-    )
+    return checked(settings.build(ServerConfig, document, str(path), path.parent))
 
 
 def parse_models(specs: Iterable[str]) -> dict[str, ModelConfig]:
@@ -92,34 +105,59 @@ def parse_models(specs: Iterable[str]) -> dict[str, ModelConfig]:
 
 def checked(config: ServerConfig) -> ServerConfig:
     """Returns the config if every value is allowed. Raises UserError naming the key and what is allowed."""
-    if not config.models:
+    if not config.models and not (config.admin_listen or config.tenants):
         raise UserError("models: none given", "pass --model NAME=PATH, or list them in the file's `models`")
-    for key in ("listen", "metrics_listen"):
-        host_and_port(getattr(config, key), key)
-    _require(config.drain_seconds >= 0, "drain_seconds", config.drain_seconds, "0 or more seconds")
+    for key in ("listen", "metrics_listen", "health_listen", "admin_listen"):
+        if (address := getattr(config, key)) is not None:
+            host_and_port(address, key)
+    for key in ("drain_seconds", "stall_seconds", "watchdog_seconds"):
+        _require(getattr(config, key) >= 0, key, getattr(config, key), "0 or more seconds")
+    _require(config.on_engine_failure in FAILURES, "on_engine_failure", config.on_engine_failure, ", ".join(FAILURES))
+    files = {"tenants": config.tenants}
+    if config.tls:
+        files |= {f"tls.{key}": getattr(config.tls, key) for key in ("certificate", "key", "client_ca")}
+    for key, file in files.items():
+        if file is not None and not file.is_file():
+            raise UserError(f"{key}: {file}: no such file")
+    if config.models_root is not None and not config.models_root.is_dir():
+        raise UserError(f"models_root: {config.models_root} is not a directory")
     for name, model in config.models.items():
-        where = f"models.{name}"
-        if not _NAME.fullmatch(name):
-            raise UserError(f"{where}: a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit")
-        _require(model.dtype in DTYPES, f"{where}.dtype", model.dtype, ", ".join(DTYPES))
-        for key in ("max_length", "max_num_seqs", "max_queue", "max_inputs"):
-            value = getattr(model, key)
-            _require(value is None or value >= 1, f"{where}.{key}", value, "1 or more")
-        _require(
-            0 < model.gpu_memory_utilization <= 1,
-            f"{where}.gpu_memory_utilization",
-            model.gpu_memory_utilization,
-            "over 0, at most 1",
-        )
-        _require(
-            model.kv_cache_gib is None or model.kv_cache_gib > 0,
-            f"{where}.kv_cache_gib",
-            model.kv_cache_gib,
-            "over 0",
-        )
-        if not model.path.is_dir():
-            raise UserError(f"{where}.path: {model.path} is not a directory", "give a local checkpoint directory")
+        checked_model(name, model, f"models.{name}")
     return config
+
+
+def checked_model(name: str, model: ModelConfig, where: str) -> ModelConfig:
+    """Returns one model's settings if every value is allowed. Raises UserError naming the key under `where`."""
+    if not is_name(name):
+        raise UserError(f"{where}: {A_NAME}")
+    _require(model.dtype in DTYPES, f"{where}.dtype", model.dtype, ", ".join(DTYPES))
+    for key in (
+        "max_length",
+        "max_num_seqs",
+        "max_inputs",
+        "max_explained_words",
+        "max_queue",
+        "max_queue_tokens",
+        "max_adapter_rank",
+    ):
+        value = getattr(model, key)
+        _require(value is None or value >= 1, f"{where}.{key}", value, "1 or more")
+    for key in ("max_wait_seconds", "kv_cache_gib"):
+        value = getattr(model, key)
+        _require(value is None or value > 0, f"{where}.{key}", value, "over 0")
+    share = model.gpu_memory_utilization
+    _require(0 < share <= 1, f"{where}.gpu_memory_utilization", share, "over 0, at most 1")
+    _require(model.max_adapters >= len(model.adapters), f"{where}.max_adapters", model.max_adapters, "one an adapter")
+    directories = {"path": model.path, **{f"adapters.{key}": path for key, path in model.adapters.items()}}
+    for key, path in directories.items():
+        if not path.is_dir():
+            raise UserError(f"{where}.{key}: {path} is not a directory", "give a local directory")
+    return model
+
+
+def is_name(name: str) -> bool:
+    """Whether a model may be called so."""
+    return bool(_NAME.fullmatch(name))
 
 
 def host_and_port(address: str, key: str) -> tuple[str, int]:
@@ -133,38 +171,3 @@ def host_and_port(address: str, key: str) -> tuple[str, int]:
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:
     if not ok:
         raise UserError(f"{key}: {value!r} is not allowed", f"allowed: {allowed}")
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a mapping of keys to values, found {type(value).__name__}")
-    return dict(value)
-
-
-def _build(kind: type[T], values: dict[str, Any], where: str, base: Path = Path()) -> T:
-    types = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
-    allowed = [name for name in types if name != "models"]
-    for key, value in values.items():
-        if key not in allowed:
-            close = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(allowed)}"
-            raise UserError(f"{where}: unknown key {key!r}", hint)
-        values[key] = _typed(value, types[key], f"{where}: {key}", base)
-    if kind is ModelConfig and "path" not in values:
-        raise UserError(f"{where}: path is missing", "give the checkpoint directory")
-    return kind(**values)
-
-
-def _typed(value: Any, kind: str, where: str, base: Path) -> Any:
-    if value is None and "None" in kind:
-        return None
-    if "Path" in kind and isinstance(value, str):
-        return base / value
-    if "str" in kind and isinstance(value, str):
-        return value
-    if "int" in kind and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if "float" in kind and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    expected = "text" if "Path" in kind or "str" in kind else "a whole number" if "int" in kind else "a number"
-    raise UserError(f"{where}: expected {expected}, found {value!r}")

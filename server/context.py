@@ -1,28 +1,115 @@
-"""The id of the call that is being answered, for whoever writes a log line or talks to the engine."""
+"""The call that is being answered: who asked, what for, and where its time goes.
 
+Whoever writes a log line, a metric or a span, or talks to the engine, finds it here without it being passed along.
+"""
+
+import itertools
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from tuneserve.server.seam import Ticket
+from tuneserve.server.tenants import Tenant
 
 HEADER = "x-request-id"
 
-_current: ContextVar[str] = ContextVar("request_id")
 # What a caller may choose: it is echoed, logged and names the request in the engine.
 _ALLOWED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# A stream may go on for days: so many of its parts are kept one by one, the others only as a sum.
+_MAX_STAGES = 64
 
 
-def request_id() -> str:
-    """Returns the id that is unique to this call."""
+@dataclass(frozen=True)
+class Stage:
+    """A part of a call's time: queue, tokenize or engine. Nanoseconds since the epoch."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass
+class Call:
+    """One call of ours."""
+
+    request_id: str  # as the caller knows it
+    method: str  # "Classify"
+    tenant: Tenant
+    metadata: Mapping[str, str]  # what the caller sent, without binary values
+    deadline: float | None = None  # on time.monotonic's clock
+    is_copy: bool = False  # of a call that somebody else's version answered: shadow traffic
+    model: str = ""
+    version: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    charged_tokens: int = 0
+    # Counts one more request of this call against its caller's quota: for streams of requests.
+    admit: Callable[[], None] = lambda: None
+    stages: list[Stage] = field(default_factory=list)  # the first ones
+    stage_ns: dict[str, int] = field(default_factory=dict)  # how long all of each name took
+    # Prompts and outputs, for the log line; kept only where the server's settings say so.
+    content: dict[str, list[str]] | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+    started_ns: int = field(default_factory=time.time_ns)
+    # Two calls may carry the same id of a caller's, and one call may ask the engine several times.
+    _secret: str = field(default_factory=lambda: secrets.token_hex(4))
+    _count: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures a part of the call. Parts of one name add up."""
+        start = time.time_ns()
+        try:
+            yield
+        finally:
+            end = time.time_ns()
+            self.stage_ns[name] = self.stage_ns.get(name, 0) + end - start
+            if len(self.stages) < _MAX_STAGES:
+                self.stages.append(Stage(name, start, end))
+
+    def note(self, kind: str, *texts: str) -> None:
+        """Keeps prompts or outputs, where the server's settings say so."""
+        if self.content is not None:
+            self.content.setdefault(kind, []).extend(texts)
+
+    def ticket(self, priority: int = 0, adapter: str = "") -> Ticket:
+        """Returns what goes to the engine with one request of this call."""
+        return Ticket(
+            request_id=f"{self.request_id}-{self._secret}-{next(self._count)}",
+            priority=max(priority, self.tenant.priority),
+            adapter=adapter,
+            trace=self.trace,
+        )
+
+    def expired(self) -> bool:
+        """Whether the caller's deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+_current: ContextVar[Call] = ContextVar("call")
+
+
+def current() -> Call:
+    """Returns the call that is being answered."""
     return _current.get()
 
 
-def begin(metadata: Sequence[tuple[str, str | bytes]]) -> str:
-    """Takes the id the caller sent, or makes one, and returns it as the caller knows it.
+def is_copy() -> bool:
+    """Whether this is shadow traffic; False outside of calls."""
+    call = _current.get(None)
+    return call is not None and call.is_copy
 
-    The engine's id has a part of our own behind it: two calls may carry the same id of a caller's.
-    """
-    sent = next((value for key, value in metadata if key == HEADER), "")
-    known = sent if isinstance(sent, str) and _ALLOWED.fullmatch(sent) else secrets.token_hex(8)
-    _current.set(f"{known}-{secrets.token_hex(4)}")
-    return known
+
+def begin(call: Call) -> None:
+    """Makes a call the current one, for this task and those it starts."""
+    _current.set(call)
+
+
+def request_id(metadata: Mapping[str, str]) -> str:
+    """Returns the id that the caller sent, or a new one."""
+    sent = metadata.get(HEADER, "")
+    return sent if _ALLOWED.fullmatch(sent) else secrets.token_hex(8)

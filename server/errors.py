@@ -1,12 +1,17 @@
 """What can go wrong with a call, and the one place where it becomes a gRPC status.
 
     CallError
-    ├── InvalidInput     INVALID_ARGUMENT    BadRequest.FieldViolation with the field's path
-    ├── UnknownModel     NOT_FOUND           ResourceInfo; the message lists what exists
-    ├── WrongTask        UNIMPLEMENTED       the message says what the model can do
-    ├── Overloaded       RESOURCE_EXHAUSTED  RetryInfo and grpc-retry-pushback-ms
-    └── Unavailable      UNAVAILABLE         loading, draining or dead
-    anything else        INTERNAL            fixed text: never the exception's own, a path or a prompt
+    ├── InvalidInput      INVALID_ARGUMENT     BadRequest.FieldViolation with the field's path
+    ├── NotFound          NOT_FOUND            ResourceInfo; the message lists what exists
+    ├── AlreadyLoaded     ALREADY_EXISTS       ResourceInfo
+    ├── WrongState        FAILED_PRECONDITION  the message says what has to change first
+    ├── WrongTask         UNIMPLEMENTED        the message says what the model can do
+    ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
+    ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
+    ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms and ErrorInfo.reason
+    ├── DeadlinePassed    DEADLINE_EXCEEDED    the engine never saw the call
+    └── Unavailable       UNAVAILABLE          loading, draining or dead
+    anything else         INTERNAL             fixed text: never the exception's own, a path or a prompt
 
 Servicers raise these and never name a status code.
 """
@@ -16,6 +21,10 @@ from collections.abc import Sequence
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+# Bytes of a text in a status. Statuses travel as headers, texts twice and escaped, and clients take 8 KiB of them.
+_LONGEST = 800
+_LONGEST_NAME = 200
 
 
 class CallError(Exception):
@@ -39,21 +48,43 @@ class InvalidInput(CallError):
         self.description = description
 
     def details(self) -> Sequence[Message]:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.description)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(self.field, _LONGEST_NAME), description=_cut(self.description, _LONGEST)
+        )
         return (error_details_pb2.BadRequest(field_violations=[violation]),)
 
 
-class UnknownModel(CallError):
-    """No model of that name."""
+class NotFound(CallError):
+    """No model, version, alias or adapter of that name."""
 
     code = code_pb2.NOT_FOUND
 
-    def __init__(self, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"model {name!r} is not served here; served: {', '.join(known)}")
+    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
+        self.kind = kind
+        self.name = _cut(name, _LONGEST_NAME)
+        super().__init__(f"{kind} {self.name!r} is not served here; served: {', '.join(known) or 'none'}")
+
+    def details(self) -> Sequence[Message]:
+        return (error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name),)
+
+
+class AlreadyLoaded(CallError):
+    """This very content is served under this name."""
+
+    code = code_pb2.ALREADY_EXISTS
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is loaded already")
         self.name = name
 
     def details(self) -> Sequence[Message]:
         return (error_details_pb2.ResourceInfo(resource_type="model", resource_name=self.name),)
+
+
+class WrongState(CallError):
+    """The call is right, but not now, or not with these settings."""
+
+    code = code_pb2.FAILED_PRECONDITION
 
 
 class WrongTask(CallError):
@@ -65,19 +96,43 @@ class WrongTask(CallError):
         super().__init__(f"model {name!r} does {task}: it answers {methods}")
 
 
+class Unauthenticated(CallError):
+    """No API key, or one that is not known."""
+
+    code = code_pb2.UNAUTHENTICATED
+
+
+class NotAllowed(CallError):
+    """The API key is known, but not for this."""
+
+    code = code_pb2.PERMISSION_DENIED
+
+
 class Overloaded(CallError):
-    """The model's queue is full."""
+    """Turned away for now. `reason` tells a full queue from a spent quota: QUEUE_FULL, QUEUE_TOKENS, QUEUE_WAIT,
+    REQUEST_QUOTA or TOKEN_QUOTA.
+    """
 
     code = code_pb2.RESOURCE_EXHAUSTED
 
-    def __init__(self, name: str, limit: int, retry_ms: int) -> None:
-        super().__init__(f"model {name!r} has {limit} calls waiting or running, which is its limit")
+    def __init__(self, description: str, reason: str, retry_ms: int) -> None:
+        super().__init__(description)
+        self.reason = reason
         self.retry_ms = retry_ms
 
     def details(self) -> Sequence[Message]:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(self.retry_ms)
-        return (error_details_pb2.RetryInfo(retry_delay=delay),)
+        return (
+            error_details_pb2.RetryInfo(retry_delay=delay),
+            error_details_pb2.ErrorInfo(reason=self.reason, domain="tuneserve"),
+        )
+
+
+class DeadlinePassed(CallError):
+    """The caller's deadline passed while the call waited."""
+
+    code = code_pb2.DEADLINE_EXCEEDED
 
 
 class Unavailable(CallError):
@@ -96,9 +151,15 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
             code_pb2.INTERNAL,
             (),
         )
-    status = status_pb2.Status(code=code, message=f"{message} (request {request_id})")
+    status = status_pb2.Status(code=code, message=f"{_cut(message, _LONGEST)} (request {request_id})")
     for detail in (*details, error_details_pb2.RequestInfo(request_id=request_id)):
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str, limit: int) -> str:
+    """Returns a text that may be the caller's, at most so many bytes of it."""
+    data = text.encode()
+    return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"

@@ -1,34 +1,61 @@
-"""Around every call of ours: its request id, its metrics, and errors turned into statuses.
+"""Around every call of ours: who it is from, its quota, its time, its log line, and errors turned into statuses.
 
-Health and reflection pass through untouched: probes would drown the calls in the metrics.
+Health and reflection pass through untouched: probes would drown the calls in the metrics, and have no key.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
 from grpc_status import rpc_status
 
 from tuneserve.server import context as calls
-from tuneserve.server.errors import CallError, InvalidInput, Overloaded, Unavailable, to_status
+from tuneserve.server import failures, request_log, wire
+from tuneserve.server.errors import CallError, Overloaded, Unavailable, to_status
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.seam import EngineFailed, RequestRefused
+from tuneserve.server.shadow import Shadows
+from tuneserve.server.tenants import ANYBODY, Tenant, Tenants
+from tuneserve.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Method: TypeAlias = Callable[..., Any]
 
-OURS = "/tuneserve."
+OURS = ("/tuneserve.", "/inference.")
 
 
+@dataclass
+class Running:
+    """The calls that run, so that they can be ended when the server must stop."""
+
+    limits: set[asyncio.Timeout] = field(default_factory=set)
+
+    def end_all(self) -> None:
+        """Ends every call with UNAVAILABLE."""
+        for limit in self.limits:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass(frozen=True)
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of our services."""
+    """Wraps the handlers of our services, on one port."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    metrics: Metrics
+    running: Running
+    shadows: Shadows
+    stall_seconds: float
+    everybody: Tenant = ANYBODY  # who calls, where there are no keys
+    tenants: Tenants | None = None
+    tracing: Tracing | None = None
+    log_requests: bool = False
+    log_content: bool = False
 
     async def intercept_service(
         self,
@@ -39,92 +66,136 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith(OURS):
             return handler
-        wire = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, details), **wire)
-        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, details), **wire)
+            method = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            kind = "bidi_stream" if handler.request_streaming else "server_stream"
+            answer = self._stream(method, kind, details)
+        else:
+            answer = self._unary(handler.unary_unary, details)
+        make = {
+            "unary": grpc.unary_unary_rpc_method_handler,
+            "server_stream": grpc.unary_stream_rpc_method_handler,
+            "bidi_stream": grpc.stream_stream_rpc_method_handler,
+        }
+        kind = kind if handler.response_streaming else "unary"
+        return make[kind](
+            answer,
+            request_deserializer=wire.lenient(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
 
-    def _unary(self, method: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails) -> Any:
+    def _unary(self, method: Method, details: grpc.HandlerCallDetails) -> Method:
         async def answer(request: Any, context: Context) -> Any:
-            with self._call("unary", details, context) as call:
-                try:
-                    response = await method(request, context)
-                    call.code = grpc.StatusCode.OK
-                    return response
-                except Exception as error:
-                    await call.fail(error)
+            async with self._call("unary", details, context):
+                response = await method(wire.readable(request), context)
+                self.shadows.mirror(method, request, response)
+                return response
 
         return answer
 
-    def _stream(self, method: Callable[..., AsyncIterator[Any]], details: grpc.HandlerCallDetails) -> Any:
-        async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
-            with self._call("server_stream", details, context) as call:
-                try:
-                    # Closed here, not by the garbage collector: closing is what frees the engine's slot.
-                    async with aclosing(method(request, context)) as messages:  # type: ignore[type-var]
-                        async for message in messages:
-                            yield message
-                    call.code = grpc.StatusCode.OK
-                except Exception as error:
-                    await call.fail(error)
+    def _stream(self, method: Method, kind: str, details: grpc.HandlerCallDetails) -> Method:
+        async def answer(request: Any, context: Context) -> None:
+            # Closed here, not by the garbage collector: closing is what frees the engine's slot.
+            async with (
+                self._call(kind, details, context),
+                aclosing(method(wire.readable(request), context)) as messages,
+            ):
+                async for message in messages:
+                    self._charge(calls.current())
+                    await self._write(message, context)
 
         return answer
 
-    @contextmanager
-    def _call(self, kind: str, details: grpc.HandlerCallDetails, context: Context) -> "Iterator[_Call]":
+    async def _write(self, message: Any, context: Context) -> None:
+        """Sends a message; a client that reads nothing holds it back, and not for longer than `stall_seconds`."""
+        try:
+            async with asyncio.timeout(self.stall_seconds):
+                await context.write(message)
+        except TimeoutError:
+            raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s") from None
+
+    def _charge(self, call: calls.Call) -> None:
+        """Takes the tokens that came since the last time from the tenant's quota: a stream may never end."""
+        tokens = call.prompt_tokens + call.completion_tokens
+        if self.tenants:
+            self.tenants.charge(call.tenant, tokens - call.charged_tokens)
+        call.charged_tokens = tokens
+
+    @asynccontextmanager
+    async def _call(self, kind: str, details: grpc.HandlerCallDetails, context: Context) -> AsyncIterator[None]:
         _, service, method = details.method.split("/", 2)
         labels = (kind, service, method)
-        call = _Call(calls.begin(details.invocation_metadata), details.method, context)
-        context.set_trailing_metadata(((calls.HEADER, call.request_id),))
-        started = time.monotonic()
-        self._metrics.started.labels(*labels).inc()
+        call, started = _begin(details, context, method, self.everybody), time.monotonic()
+        call.content = {} if self.log_content else None
+        self.metrics.started.labels(*labels).inc()
+        code: grpc.StatusCode | None = None
+        if self.tracing:
+            self.tracing.start(call, service)
         try:
-            yield call
+            async with asyncio.timeout(None) as limit:
+                self.running.limits.add(limit)
+                if self.tenants:
+                    call.tenant = self.tenants.authenticate(call.metadata)
+                    call.admit = partial(_admit, self.tenants, call)
+                    # The requests of a stream are counted one by one.
+                    if kind != "bidi_stream":
+                        call.admit()
+                yield
+            code = grpc.StatusCode.OK
+            context.set_trailing_metadata(_trailing(call))
+        except Exception as error:
+            shown = Unavailable("the server shuts down") if limit.expired() else failures.for_caller(error)
+            status = rpc_status.to_status(to_status(shown, call.request_id))
+            code = status.code
+            if isinstance(shown, Overloaded):
+                self.metrics.rejections.labels(call.model, shown.reason.lower()).inc()
+            if not isinstance(shown, CallError):
+                # Its type and place, not its text: that may hold what the caller sent.
+                logger.error("request %s: %s failed: %s", call.request_id, method, failures.where(error))
+            await context.abort(code, status.details, (*status.trailing_metadata, *_trailing(call, shown)))
         finally:
             # Whatever ended it: an answer, an error, a cancellation or a closed generator.
-            self._metrics.handled.labels(*labels, call.final_code().name).inc()
-            self._metrics.handling.labels(*labels).observe(time.monotonic() - started)
+            self.running.limits.discard(limit)
+            ended = code or (grpc.StatusCode.DEADLINE_EXCEEDED if call.expired() else grpc.StatusCode.CANCELLED)
+            seconds = time.monotonic() - started
+            self.metrics.handled.labels(*labels, ended.name).inc()
+            self.metrics.handling.labels(*labels).observe(seconds)
+            self._charge(call)
+            self.metrics.count_tenant(
+                call.tenant.name, call.model, ended.name, call.prompt_tokens, call.completion_tokens
+            )
+            if self.tracing:
+                self.tracing.end(call, ended.name)
+            if self.log_requests:
+                request_log.log(call, ended.name, seconds)
 
 
-class _Call:
-    """One call's outcome."""
-
-    def __init__(self, request_id: str, method: str, context: Context) -> None:
-        self.request_id = request_id
-        self.code: grpc.StatusCode | None = None
-        self._method = method
-        self._context = context
-
-    def final_code(self) -> grpc.StatusCode:
-        """The status that was sent, or what the call's end without one means."""
-        if self.code is not None:
-            return self.code
-        remaining = self._context.time_remaining()
-        expired = remaining is not None and remaining <= 0
-        return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-
-    async def fail(self, error: Exception) -> None:
-        """Ends the call with the status that the error stands for."""
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        shown = _caller_error(error)
-        status = rpc_status.to_status(to_status(shown, self.request_id))
-        self.code = status.code
-        if not isinstance(shown, CallError):
-            logger.error("request %s: %s failed", self.request_id, self._method, exc_info=error)
-        metadata = [*status.trailing_metadata, (calls.HEADER, self.request_id)]
-        if isinstance(shown, Overloaded):
-            metadata.append(("grpc-retry-pushback-ms", str(shown.retry_ms)))
-        await self._context.abort(status.code, status.details, tuple(metadata))
+def _admit(tenants: Tenants, call: calls.Call) -> None:
+    """Counts a request against its caller's quota; a key that was taken away while a stream ran is known no more."""
+    tenants.admit(tenants.authenticate(call.metadata))
 
 
-def _caller_error(error: Exception) -> Exception:
-    """What the seam raises, as the errors callers may see."""
-    if isinstance(error, RequestRefused):
-        return InvalidInput("sampling", str(error))
-    if isinstance(error, EngineFailed):
-        return Unavailable("the model's engine failed")
-    return error
+def _begin(details: grpc.HandlerCallDetails, context: Context, method: str, tenant: Tenant) -> calls.Call:
+    metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
+    remaining = context.time_remaining()
+    call = calls.Call(
+        request_id=calls.request_id(metadata),
+        method=method,
+        tenant=tenant,
+        metadata=metadata,
+        deadline=None if remaining is None else time.monotonic() + remaining,
+    )
+    calls.begin(call)
+    return call
+
+
+def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[str, str], ...]:
+    """The metadata behind an answer: its id, which version gave it, and where its time went."""
+    pairs = [(calls.HEADER, call.request_id)]
+    if call.version:
+        pairs.append(("x-model-version", f"{call.model}@{call.version}"))
+    if call.stages:
+        pairs.append(("server-timing", request_log.server_timing(call)))
+    if isinstance(error, Overloaded):
+        pairs.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
+    return tuple(pairs)

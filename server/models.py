@@ -1,49 +1,70 @@
-"""The models of one server: what each is, whether it answers, and who may come in.
+"""One version of a model: what it is, whether it answers, and the way through it to its engine.
 
-A model is loaded once, answers until the server drains or its engine dies, and takes a bounded number of calls.
+A version is loaded, answers until it is drained or its engine dies, and may be loaded again after that. What it does
+not know: names that point at it (`registry.py`) and who watches its engine (`supervisor.py`).
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tuneserve import checkpoint
+from tuneserve.server.adapters import Adapter
+from tuneserve.server.admission import Admission
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.errors import Overloaded, Unavailable, UnknownModel, WrongTask
+from tuneserve.server.context import current, is_copy
+from tuneserve.server.errors import DeadlinePassed, NotFound, Unavailable, WrongState
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.seam import Engine, Sampling
-from tuneserve.server.tokenizer import Tokenizer
+from tuneserve.server.redaction import Redactor
+from tuneserve.server.seam import Delta, Encoded, Engine, PoolTask, Sampling, Ticket
+from tuneserve.server.tokenizer import Tokenizer, Tokens
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
 
-METHODS = {
-    pb.TASK_SEQUENCE_CLASSIFICATION: "ClassificationService.Classify",
-    pb.TASK_TOKEN_CLASSIFICATION: "ClassificationService.ClassifyTokens",
-    pb.TASK_GENERATION: "GenerationService.Generate, GenerateStream and Tokenize",
-}
-# How long a caller that was turned away should wait: about what a short queue takes to move.
-_RETRY_MS = 250
-
 EngineFactory = Callable[[str, ModelConfig, pb.Checkpoint], Awaitable[Engine]]
+
+_POOL_TASKS: dict[int, PoolTask] = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
+    pb.TASK_TOKEN_CLASSIFICATION: "token_classify",
+    pb.TASK_EMBEDDING: "embed",
+}
+# Sequences given to an encoder's engine per one that it runs in a step, so that the next step is ready when one ends.
+_POOL_AHEAD = 2
+_UNSEEN = Metrics()
 
 
 @dataclass
 class Model:
-    """A served model. `engine` and `tokenizer` are set while it is ready or draining."""
+    """A version of a model. `engine` and `tokenizer` are there once it was loaded."""
 
     name: str
     config: ModelConfig
     manifest: pb.Checkpoint
-    metrics: Metrics
+    _metrics: Metrics
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
+    adapters: dict[str, Adapter] = field(default_factory=dict)
     _engine: Engine | None = None
     _tokenizer: Tokenizer | None = None
-    _calls: int = field(default=0)
+    _admission: Admission | None = None
+
+    @property
+    def version(self) -> str:
+        """12 hex digits, equal for equal content."""
+        return checkpoint.version_of(self.manifest)
+
+    @property
+    def id(self) -> str:
+        """NAME@VERSION."""
+        return f"{self.name}@{self.version}"
 
     @property
     def engine(self) -> Engine:
@@ -58,59 +79,102 @@ class Model:
         return self._tokenizer
 
     @property
+    def admission(self) -> Admission:
+        """The queue of a model that was loaded."""
+        assert self._admission is not None
+        return self._admission
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where the current call is counted: nowhere, when it is a copy of one that was."""
+        return _UNSEEN if is_copy() else self._metrics
+
+    @property
     def labels(self) -> list[str]:
         """Label names by class index."""
         return list(self.manifest.labels)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.state == model_pb2.MODEL_STATE_READY
+
     async def load(self, make_engine: EngineFactory) -> None:
-        """Starts the engine and sends one real request through it."""
+        """Starts the engine and sends one real request through it. Also after the engine died."""
         started = time.monotonic()
-        self._engine = await make_engine(self.name, self.config, self.manifest)
-        self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, self._engine.max_length)
+        self._engine = engine = await make_engine(self.name, self.config, self.manifest)
+        if self._tokenizer is None:
+            redactor = Redactor(self.config.redact) if self.config.redact else None
+            self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)
+        for adapter in self.adapters.values():
+            await engine.load_adapter(adapter.id, adapter.directory)
         await self._warm_up()
+        if self._admission is None:
+            is_pooling = self.manifest.task in _POOL_TASKS
+            self._admission = Admission(
+                self.name,
+                slots=engine.max_num_seqs * (_POOL_AHEAD if is_pooling else 1),
+                max_calls=self.config.max_queue,
+                max_tokens=self.config.max_queue_tokens,
+                max_wait=self.config.max_wait_seconds,
+            )
         self.state = model_pb2.MODEL_STATE_READY
-        self.metrics.add_engine(self.name, self._engine.registry)
-        self.metrics.engine_up.labels(self.name).set(1)
-        self.metrics.load_seconds.labels(self.name).set(time.monotonic() - started)
-        self.metrics.model_info.labels(
-            self.name,
-            checkpoint.TASK_NAMES[self.manifest.task],
-            checkpoint.version_of(self.manifest),
-            self.manifest.quantization,
-        ).set(1)
+        self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
 
     async def _warm_up(self) -> None:
         [tokens] = await self.tokenizer.encode(["A warm-up."], truncate=True)
+        ticket = Ticket("warm-up")
         if self.manifest.task == pb.TASK_GENERATION:
             sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
-            async for _ in self.engine.generate("warm-up", tokens.encoded.token_ids, sampling, stream=False):
+            async for _ in self.engine.generate(ticket, tokens.encoded.token_ids, sampling, stream=False):
                 pass
-        elif self.manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
-            await self.engine.pool("warm-up", [tokens.encoded], "token_classify")
         else:
-            await self.engine.pool("warm-up", [tokens.encoded], "classify")
+            await self.engine.pool(ticket, [tokens.encoded], _POOL_TASKS[self.manifest.task])
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Holds one of the model's places for a call. Raises Overloaded or Unavailable."""
-        if self.state != model_pb2.MODEL_STATE_READY:
+    def check_ready(self) -> None:
+        """Raises Unavailable, saying why, while it does not answer."""
+        if not self.is_ready:
             state = model_pb2.ModelState.Name(self.state).removeprefix("MODEL_STATE_").lower()
             raise Unavailable(f"model {self.name!r} is {state}")
-        if self._calls >= self.config.max_queue:
-            self.metrics.rejections.labels(self.name, "queue_full").inc()
-            raise Overloaded(self.name, self.config.max_queue, _RETRY_MS)
-        self._calls += 1
-        self.metrics.queue_depth.labels(self.name).inc()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            self.metrics.queue_depth.labels(self.name).dec()
 
-    def set_alive(self, alive: bool) -> None:
-        """Goes out of service when the engine does not answer, and comes back when it does again."""
-        self.state = model_pb2.MODEL_STATE_READY if alive else model_pb2.MODEL_STATE_FAILED
-        self.metrics.engine_up.labels(self.name).set(alive)
+    @contextmanager
+    def admitted(self, priority: int = 0) -> Iterator["Place"]:
+        """Holds one of the model's places for a call. Raises Overloaded or Unavailable at once."""
+        self.check_ready()
+        priority = max(priority, current().tenant.priority)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.admission.enter(priority))
+            self.metrics.queue_depth.labels(self.name).inc()
+            stack.callback(self.metrics.queue_depth.labels(self.name).dec)
+            yield Place(self, priority)
+
+    async def encode(
+        self, texts: Sequence[str | tuple[str, str]], *, special_tokens: bool = True, truncate: bool = False
+    ) -> list[Tokens]:
+        """See Tokenizer.encode; measured as a stage of the call."""
+        with current().stage("tokenize"):
+            return await self.tokenizer.encode(texts, special_tokens=special_tokens, truncate=truncate)
+
+    def failed(self) -> None:
+        """Goes out of service: the engine is dead or hangs. What waits for it is told so."""
+        self.state = model_pb2.MODEL_STATE_FAILED
+        self.metrics.failed(self.name, self.version)
+
+    async def end_engine(self) -> None:
+        """Ends a dead or hung engine's processes, so that another can be started."""
+        self.engine.kill()
+        await self.engine.close()
+
+    async def drain(self, seconds: float) -> bool:
+        """Takes no more calls and waits for those inside. Returns whether all of them ended in time."""
+        self.state = model_pb2.MODEL_STATE_DRAINING
+        if self._admission is None:
+            return True
+        try:
+            await asyncio.wait_for(self._admission.empty.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Ends the engine and the tokenizer's thread."""
@@ -119,6 +183,33 @@ class Model:
         if self._tokenizer is not None:
             self._tokenizer.close()
 
+    async def add_adapter(self, adapter: Adapter) -> None:
+        """Loads a LoRA adapter; other content of the same name is replaced for later calls. Raises WrongState."""
+        if not self.config.max_adapters:
+            raise WrongState(f"model {self.name!r} takes no adapters: set max_adapters in its settings")
+        await self.engine.load_adapter(adapter.id, adapter.directory)
+        replaced, self.adapters[adapter.name] = self.adapters.get(adapter.name), adapter
+        if replaced is not None and replaced.id != adapter.id:
+            await self._forget(replaced)
+
+    async def remove_adapter(self, name: str) -> None:
+        """Takes an adapter away once no call uses it. Raises NotFound."""
+        adapter = self.adapter(name)
+        del self.adapters[name]
+        await self._forget(adapter)
+
+    def adapter(self, name: str) -> Adapter:
+        """Returns an adapter by the callers' name. Raises NotFound."""
+        if name not in self.adapters:
+            raise NotFound("adapter", name, sorted(self.adapters))
+        return self.adapters[name]
+
+    async def _forget(self, adapter: Adapter) -> None:
+        await adapter.unused.wait()
+        # Loaded again meanwhile, perhaps under another name.
+        if all(other.id != adapter.id for other in self.adapters.values()):
+            await self.engine.unload_adapter(adapter.id)
+
     def to_proto(self) -> model_pb2.Model:
         """The public description."""
         max_length = self._engine.max_length if self._engine else self.manifest.max_length
@@ -126,33 +217,56 @@ class Model:
             name=self.name,
             task=self.manifest.task,
             state=self.state,
-            version=checkpoint.version_of(self.manifest),
+            version=self.version,
             quantization=self.manifest.quantization,
             labels=self.labels,
             limits=model_pb2.Limits(
-                max_length=max_length, max_inputs=self.config.max_inputs, max_queue=self.config.max_queue
+                max_length=max_length,
+                max_inputs=self.config.max_inputs,
+                max_queue=self.config.max_queue,
+                max_explained_words=self.config.max_explained_words,
             ),
+            adapters=[
+                model_pb2.Adapter(name=adapter.name, version=adapter.version)
+                for _, adapter in sorted(self.adapters.items())
+            ],
         )
 
 
-class Models:
-    """All models of the server, by name."""
+@dataclass(frozen=True)
+class Place:
+    """A call's place in a model: its way to the engine."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
-        self._models = dict(sorted(models.items()))
+    model: Model
+    priority: int
 
-    def __iter__(self) -> Iterator[Model]:
-        return iter(self._models.values())
+    async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
+        """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
+        async with self._turn(len(inputs), sum(len(one.token_ids) for one in inputs)):
+            with current().stage("engine"):
+                return await self.model.engine.pool(current().ticket(self.priority), inputs, task)
 
-    def get(self, name: str) -> Model:
-        """Returns a model. Raises UnknownModel."""
-        if name not in self._models:
-            raise UnknownModel(name, list(self._models))
-        return self._models[name]
+    async def generate(
+        self, token_ids: Sequence[int], sampling: Sampling, stream: bool, adapter: str = ""
+    ) -> AsyncGenerator[list[Delta], None]:
+        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate."""
+        with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
+            async with self._turn(sampling.n, len(token_ids)):
+                with current().stage("engine"):
+                    ticket = current().ticket(self.priority, adapter_id)
+                    outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
+                    async with contextlib.aclosing(outputs):
+                        async for output in outputs:
+                            yield output
 
-    def for_task(self, name: str, task: pb.Task) -> Model:
-        """Returns a model of a task. Raises UnknownModel or WrongTask."""
-        model = self.get(name)
-        if model.manifest.task != task:
-            raise WrongTask(name, checkpoint.TASK_NAMES[model.manifest.task], METHODS[model.manifest.task])
-        return model
+    @asynccontextmanager
+    async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
+        model, call, started = self.model, current(), time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            with call.stage("queue"):
+                await stack.enter_async_context(model.admission.turn(sequences, tokens, self.priority))
+            model.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
+            # While calls wait, the event loop may be late to tell them that their time is up.
+            if call.expired():
+                raise DeadlinePassed("the deadline passed while the call waited for the engine")
+            yield

@@ -1,12 +1,13 @@
-"""The seam between the server and whatever runs the model: five methods and what passes through them.
+"""The seam between the server and whatever runs the model: a few methods and what passes through them.
 
 Above it is gRPC, text and tokenizers; below it are token ids and numbers. `engine.py` has the real one, on vLLM;
 the tests have a small fake, so that everything above runs without a model.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,27 @@ class EngineFailed(Exception):
 
 
 class RequestRefused(Exception):
-    """The engine would not take the request. The message names the sampling field or says what is too long."""
+    """The engine would not take the request. `field` is the sampling field, where the engine named one.
+
+    The engine's own words stay out of the message: they may repeat the prompt.
+    """
+
+    def __init__(self, field: str = "") -> None:
+        super().__init__(field)
+        self.field = field
+
+
+PoolTask: TypeAlias = Literal["classify", "token_classify", "embed"]
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What goes with a request beside its content."""
+
+    request_id: str  # unique among all requests of the engine
+    priority: int = 0  # lower goes first
+    adapter: str = ""  # as given to `load_adapter`; the model itself when empty
+    trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace headers
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,14 @@ class Encoded:
     token_ids: Sequence[int]
     # Position of the first token of the second text, for models that tell the two texts of a pair apart.
     pair_start: int | None = None
+
+
+@dataclass(frozen=True)
+class StructuredOutput:
+    """What the text made must look like. `value` is JSON text, a pattern, a grammar, or the texts to choose from."""
+
+    kind: Literal["json", "regex", "grammar", "choice"]
+    value: str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -50,6 +79,14 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: Sequence[int] = ()
+    bad_words: Sequence[str] = ()
+    include_stop_text: bool = False
+    skip_special_tokens: bool = True
+    structured: StructuredOutput | None = None
+    # Give the logprobs of these tokens, in place of the likeliest ones.
+    logprob_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -87,21 +124,31 @@ class Engine(Protocol):
     """What runs one model. All methods may be called concurrently; cancelling one frees what it held."""
 
     max_length: int  # tokens, prompt and completion together
+    max_num_seqs: int  # requests in one step
     vocab_size: int
     registry: CollectorRegistry  # the engine's own metrics
 
-    async def pool(
-        self, request_id: str, inputs: Sequence[Encoded], task: Literal["classify", "token_classify"]
-    ) -> list[NDArray[np.float32]]:
-        """Returns logits, one array an input: (labels,) for classify, (tokens, labels) for token_classify."""
+    async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
+        """Returns one array an input: logits (labels,) for classify, (tokens, labels) for token_classify; for embed
+        the vector as the model gives it, not scaled.
+        """
 
     def generate(
-        self, request_id: str, token_ids: Sequence[int], sampling: Sampling, stream: bool
+        self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
     ) -> AsyncGenerator[list[Delta], None]:
         """Yields what is new since the last item; one item with everything when `stream` is false."""
 
+    async def load_adapter(self, name: str, directory: Path) -> None:
+        """Makes a LoRA adapter ready under a name that is never used for other content."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter."""
+
     async def ping(self) -> None:
         """Goes through the engine's loop and back. Raises EngineFailed when it is dead; hangs when that hangs."""
+
+    def kill(self) -> None:
+        """Ends the engine's processes at once, stopped or hung ones too. Whatever waits raises EngineFailed."""
 
     async def close(self) -> None:
         """Ends the engine's processes."""

@@ -30,6 +30,8 @@ class Addresses:
 
     grpc: str
     metrics: str
+    admin: str = ""  # empty without `admin_listen`
+    health: str = ""  # empty without `health_listen`
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ def serving(models: Mapping[str, Path], start_seconds: float = START_SECONDS) ->
 
 
 @contextmanager
-def launched(*flags: str, start_seconds: float = START_SECONDS) -> Iterator[Server]:
-    """The same with the flags of `tuneserve serve`, and the process at hand."""
+def launched(
+    *flags: str, start_seconds: float = START_SECONDS, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """The same with the flags of `tuneserve serve`, and the process at hand. `environment` is ours when None."""
     command = [sys.executable, "-m", "tuneserve.cli", "serve", *flags]
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     with tempfile.TemporaryDirectory(prefix="tuneserve-") as scratch:
@@ -67,6 +71,7 @@ def launched(*flags: str, start_seconds: float = START_SECONDS) -> Iterator[Serv
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=environment,
             )
         try:
             yield Server(process, _wait(process, ready, log, start_seconds))

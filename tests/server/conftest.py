@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,7 +13,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Delta, Encoded, Logprob, Sampling
+from tuneserve.server.seam import Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
+from tuneserve.v1 import checkpoint_pb2
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -23,49 +25,64 @@ class FakeEngine:
 
     labels: int
     max_length: int = 32
+    max_num_seqs: int = 4
     vocab_size: int = 300
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     running: int = 0
     delay: float = 0.0  # seconds for each step
     broken: Exception | None = None
+    hangs: bool = False
+    killed: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: bool = False
     pooled: list[Encoded] = field(default_factory=list)
     sampled: list[Sampling] = field(default_factory=list)
+    tickets: list[Ticket] = field(default_factory=list)
+    adapters: dict[str, Path] = field(default_factory=dict)
+    logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)  # by prompt, then by token
 
     def __post_init__(self) -> None:
         Gauge("vllm:num_requests_running", "Running.", registry=self.registry).set_function(lambda: self.running)
 
-    async def pool(self, request_id: str, inputs: Sequence[Encoded], task: str) -> list[np.ndarray]:
+    async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: str) -> list[np.ndarray]:
+        self.tickets.append(ticket)
         self.running += len(inputs)
         try:
             await self._step()
             self.pooled.extend(inputs)
-            if task == "classify":
-                return [np.eye(self.labels, dtype=np.float32)[len(one.token_ids) % self.labels] * 2 for one in inputs]
-            return [
-                np.eye(self.labels, dtype=np.float32)[[id_ % self.labels for id_ in one.token_ids]] * 9
-                for one in inputs
-            ]
+            if task == "token_classify":
+                return [
+                    np.eye(self.labels, dtype=np.float32)[[id_ % self.labels for id_ in one.token_ids]] * 9
+                    for one in inputs
+                ]
+            if task == "embed":
+                return [np.array([3, 4, len(one.token_ids)], dtype=np.float32) for one in inputs]
+            return [np.eye(self.labels, dtype=np.float32)[len(one.token_ids) % self.labels] * 2 for one in inputs]
         finally:
             self.running -= len(inputs)
 
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], sampling: Sampling, stream: bool
+        self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
     ) -> AsyncGenerator[list[Delta], None]:
+        self.tickets.append(ticket)
         self.running += 1
         self.sampled.append(sampling)
         try:
+            if len(sampling.allowed_token_ids) == 1 and sampling.max_tokens == 1:
+                await self._step()
+                [only] = sampling.allowed_token_ids
+                logprob = self.logprobs.get(tuple(token_ids), {}).get(only, -9.0)
+                yield [Delta(0, "", [only], logprobs=[Logprob(only, logprob, [])], finish="length")]
+                return
             if not stream:
                 await self._step()
-                entries = (
-                    [Logprob(id_, -0.5, []) for id_ in token_ids[1:]] if sampling.prompt_logprobs is not None else []
-                )
+                prompt = [Logprob(id_, -0.5, []) for id_ in token_ids[1:]]
                 yield [
                     Delta(
                         i,
                         "ab" * sampling.max_tokens,
                         [7] * sampling.max_tokens,
                         finish="length",
-                        prompt_logprobs=entries,
+                        prompt_logprobs=prompt if sampling.prompt_logprobs is not None else [],
                     )
                     for i in range(sampling.n)
                 ]
@@ -77,30 +94,61 @@ class FakeEngine:
         finally:
             self.running -= 1
 
+    async def load_adapter(self, name: str, directory: Path) -> None:
+        self.adapters[name] = directory
+
+    async def unload_adapter(self, name: str) -> None:
+        del self.adapters[name]
+
     async def ping(self) -> None:
         await self._step()
 
+    def kill(self) -> None:
+        self.killed.set()
+
     async def close(self) -> None:
-        pass
+        self.closed = True
 
     async def _step(self) -> None:
+        if self.hangs:
+            await self.killed.wait()
         await asyncio.sleep(self.delay)
+        if self.killed.is_set():
+            raise EngineFailed("killed")
         if self.broken:
             raise self.broken
 
 
 @dataclass
 class Served:
-    """A running server, a channel to it, and its fake engines by model name."""
+    """A running server, channels to its two ports, and its fake engines by model name: the ones started last."""
 
     app: App
     channel: grpc.aio.Channel
+    admin: grpc.aio.Channel
     engines: dict[str, FakeEngine]
 
 
 @asynccontextmanager
-async def serving(make_bert, make_llama) -> AsyncIterator[Served]:
-    """Four models, one of each kind, on fake engines."""
+async def served_by(config: ServerConfig) -> AsyncIterator[Served]:
+    """A server of any settings on fake engines."""
+    engines: dict[str, FakeEngine] = {}
+
+    async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> FakeEngine:
+        slots = {} if config.max_num_seqs is None else {"max_num_seqs": config.max_num_seqs}
+        engines[name] = FakeEngine(len(manifest.labels), max_length=manifest.max_length, **slots)
+        return engines[name]
+
+    app = App(config, make_engine)
+    await app.start()
+    async with grpc.aio.insecure_channel(app.address) as channel, grpc.aio.insecure_channel(app.admin_address) as admin:
+        yield Served(app, channel, admin, engines)
+    await app.stop()
+
+
+@asynccontextmanager
+async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
+    """Five models, one of each kind, on fake engines."""
     config = ServerConfig(
         models={
             "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]), max_queue=4, max_inputs=8),
@@ -108,22 +156,19 @@ async def serving(make_bert, make_llama) -> AsyncIterator[Served]:
                 make_bert("ForSequenceClassification", ["a", "b", "c"], problem_type="multi_label_classification")
             ),
             "ner": ModelConfig(make_bert("ForTokenClassification", NER_LABELS)),
-            "chat": ModelConfig(make_llama(), max_queue=4),
+            "chat": ModelConfig(make_llama(), max_queue=4, max_adapters=2),
+            "vectors": ModelConfig(make_bert("Model", [])),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        drain_seconds=5,
+        **{
+            "listen": "127.0.0.1:0",
+            "metrics_listen": "127.0.0.1:0",
+            "admin_listen": "127.0.0.1:0",
+            "drain_seconds": 5,
+            **settings,
+        },
     )
-    engines: dict[str, FakeEngine] = {}
-
-    async def make_engine(name, config, manifest):
-        return engines.setdefault(name, FakeEngine(len(manifest.labels), max_length=manifest.max_length))
-
-    app = App(config, make_engine)
-    await app.start()
-    async with grpc.aio.insecure_channel(app.address) as channel:
-        yield Served(app, channel, engines)
-    await app.stop()
+    async with served_by(config) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +184,8 @@ def served(shared_server: Served) -> Served:
         engine.delay, engine.broken = 0.0, None
         engine.pooled.clear()
         engine.sampled.clear()
+        engine.tickets.clear()
+        engine.logprobs.clear()
     return shared_server
 
 
@@ -147,6 +194,12 @@ async def own_server(make_bert, make_llama) -> AsyncIterator[Served]:
     """A server for a test that counts from zero, or breaks it."""
     async with serving(make_bert, make_llama) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def serve_config():
+    """Starts a server of a test's own settings: `async with serve_config(config) as served`."""
+    return served_by
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""Who comes in and who goes next: the bounded queue before one engine.
+
+A call comes in through `enter`, which turns it away at once when the queue is full or the wait would be too long. Each
+of its requests to the engine then waits its `turn`. The engine is given as many sequences as it runs in a step, so
+that what waits, waits here: where its deadline, its priority and its cancellation count.
+
+Knows numbers and time; nothing of models or gRPC.
+"""
+
+import asyncio
+import heapq
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from tuneserve.server.errors import Overloaded
+
+# Seconds over which the engine's speed is averaged.
+_MEMORY = 5.0
+# How long a caller that was turned away should wait at least, in milliseconds.
+_RETRY_MS = 100
+
+
+@dataclass(order=True)
+class _Waiter:
+    """A request in the queue, in the order in which the heap hands them out."""
+
+    priority: int
+    order: int
+    sequences: int = field(compare=False)
+    tokens: int = field(compare=False)
+    granted: "asyncio.Future[None]" = field(compare=False)
+
+
+class Admission:
+    """The queue of one engine."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        slots: int,
+        max_calls: int,
+        max_tokens: int,
+        max_wait: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`slots` sequences run at a time; at most `max_calls` calls are in, `max_tokens` tokens wait, and no call
+        waits for longer than `max_wait` seconds.
+        """
+        self.calls = 0
+        self.running = 0
+        self.waiting_tokens = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._name = name
+        self._slots = slots
+        self._max_calls = max_calls
+        self._max_tokens = max_tokens
+        self._max_wait = max_wait
+        self._clock = clock
+        self._queue: list[_Waiter] = []
+        self._order = 0
+        self._speed = _Speed()
+
+    @contextmanager
+    def enter(self, priority: int = 0) -> Iterator[None]:
+        """Holds a call's place. Raises Overloaded at once when there is none."""
+        if self.calls >= self._max_calls:
+            raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
+        expected = self.expected_wait(priority)
+        if expected > self._max_wait:
+            what = f"a queue of about {expected:.1f} s; the longest wait is {self._max_wait:g} s"
+            raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
+        self.calls += 1
+        self.empty.clear()
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            if not self.calls:
+                self.empty.set()
+
+    @asynccontextmanager
+    async def turn(self, sequences: int, tokens: int, priority: int = 0) -> AsyncIterator[None]:
+        """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long."""
+        await self._wait(sequences, tokens, priority)
+        try:
+            yield
+        finally:
+            self._release(sequences)
+
+    def expected_wait(self, priority: int = 0) -> float:
+        """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
+        ahead = sum(waiter.sequences for waiter in self._queue if waiter.priority <= priority)
+        return ahead / self._speed.per_second if ahead and self._speed.per_second else 0.0
+
+    async def _wait(self, sequences: int, tokens: int, priority: int) -> None:
+        if not self._queue and self.running < self._slots:
+            self.running += sequences
+            return
+        if self._queue and self.waiting_tokens + tokens > self._max_tokens:
+            raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
+        if not self._queue:
+            self._speed.saturated(self._clock())
+        self._order += 1
+        granted = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(priority, self._order, sequences, tokens, granted)
+        heapq.heappush(self._queue, waiter)
+        self.waiting_tokens += tokens
+        try:
+            async with asyncio.timeout(self._max_wait):
+                await granted
+        except BaseException as error:
+            if granted.done() and not granted.cancelled():
+                # Its turn came in the moment in which it gave up.
+                self._release(sequences)
+            else:
+                self._forget(waiter)
+            if isinstance(error, TimeoutError):
+                raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
+            raise
+
+    def _forget(self, waiter: _Waiter) -> None:
+        if waiter in self._queue:
+            self._queue.remove(waiter)
+            heapq.heapify(self._queue)
+            self.waiting_tokens -= waiter.tokens
+
+    def _release(self, sequences: int) -> None:
+        self.running -= sequences
+        if self._queue:
+            self._speed.done(sequences, self._clock())
+        while self._queue and self.running < self._slots:
+            waiter = heapq.heappop(self._queue)
+            self.waiting_tokens -= waiter.tokens
+            # Cancelled: its task has not run yet, or it would not be in the queue any more.
+            if not waiter.granted.cancelled():
+                self.running += waiter.sequences
+                waiter.granted.set_result(None)
+
+    def _overloaded(self, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
+        retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
+        return Overloaded(f"model {self._name!r} has {what}", reason, retry)
+
+
+class _Speed:
+    """Sequences that the engine finishes in a second, over the time in which more were waiting."""
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._seconds = 0.0
+        self._last = 0.0
+
+    @property
+    def per_second(self) -> float:
+        """0 while too little was seen."""
+        return self._count / self._seconds if self._seconds > 0 and self._count >= 1 else 0.0
+
+    def saturated(self, now: float) -> None:
+        """The queue begins."""
+        self._last = now
+
+    def done(self, sequences: int, now: float) -> None:
+        """Sequences ended while others waited."""
+        passed = now - self._last
+        fade = math.exp(-passed / _MEMORY)
+        self._count = self._count * fade + sequences
+        self._seconds = self._seconds * fade + passed
+        self._last = now

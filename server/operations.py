@@ -1,0 +1,174 @@
+"""What an administrator does to a running server: load and unload versions, move aliases, load adapters.
+
+Nothing that answers is touched before what replaces it has answered a warm-up.
+"""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from tuneserve import checkpoint
+from tuneserve.errors import CheckpointError, StepFailed, UserError
+from tuneserve.server import adapters, config, engine_options, memory, redaction, settings
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.errors import AlreadyLoaded, InvalidInput, Unavailable, WrongState
+from tuneserve.server.health import Health
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.models import EngineFactory, Model
+from tuneserve.server.registry import Models, Route
+from tuneserve.server.supervisor import Supervisor
+from tuneserve.v1 import model_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class Operations:
+    """The server's models, as an administrator changes them. One change at a time."""
+
+    def __init__(
+        self,
+        settings_: ServerConfig,
+        models: Models,
+        metrics: Metrics,
+        make_engine: EngineFactory,
+        supervisor: Supervisor,
+        health: Health,
+    ) -> None:
+        self._config = settings_
+        self._models = models
+        self._metrics = metrics
+        self._make_engine = make_engine
+        self._supervisor = supervisor
+        self._health = health
+        self._one_at_a_time = asyncio.Lock()
+        self._adapters: Path | None = None  # directory of the copies, made for the first one
+
+    def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
+        """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
+        config.checked_model(name, model, where)
+        redaction.check(model.redact, f"{where}.redact")
+        engine_options.check(model.engine, f"{where}.engine")
+        prepared = Model(name, model, checkpoint.load(model.path), self._metrics)
+        for adapter, path in model.adapters.items():
+            prepared.adapters[adapter] = self._take(adapter, path, prepared)
+        return prepared
+
+    async def start(self, model: Model) -> None:
+        """Loads a model that was prepared, and watches it."""
+        await model.load(self._make_engine)
+        self._supervisor.watch(model)
+
+    async def load(self, request: pb.LoadModelRequest) -> Model:
+        """Loads a version beside those there are. See ModelService.LoadModel."""
+        async with self._one_at_a_time:
+            if not config.is_name(request.model):
+                raise InvalidInput("model", f"is not a name: {config.A_NAME}")
+            path = self._below_root(request.path)
+            try:
+                model = await asyncio.to_thread(self.prepare, request.model, self._settings(request, path), "settings")
+            except CheckpointError as error:
+                raise InvalidInput("path", self._public(error)) from error
+            except UserError as error:
+                raise InvalidInput("settings", self._public(error)) from error
+            if self._models.has(model):
+                raise AlreadyLoaded(model.id)
+            await asyncio.to_thread(memory.check, model.config, model.manifest)
+            try:
+                await self.start(model)
+            except StepFailed as error:
+                raise Unavailable(f"the engine of {model.id} did not start; the server's log says why") from error
+            self._models.add(model)
+            await self._health.publish()
+            logger.info("model %s: loaded", model.id)
+            return model
+
+    async def unload(self, model: Model) -> None:
+        """Drains a version and ends it. See ModelService.UnloadModel."""
+        async with self._one_at_a_time:
+            if self._models.is_used(model):
+                raise WrongState(f"an alias points at {model.id}; move it first")
+            await self._unload(model)
+
+    async def set_alias(self, alias: str, route: Route | None, unload_unused: bool) -> None:
+        """Moves an alias. See ModelService.SetAlias."""
+        async with self._one_at_a_time:
+            before = self._models.routes.get(alias)
+            self._models.set_route(alias, route)
+            await self._health.publish()
+            logger.info("alias %s: moved", alias)
+            if unload_unused and before:
+                unused = [model for model in before.models() if not self._models.is_used(model)]
+                await asyncio.gather(*(self._unload(model) for model in unused))
+
+    async def load_adapter(self, model: Model, name: str, path: str) -> adapters.Adapter:
+        """Loads a LoRA adapter. See ModelService.LoadAdapter."""
+        try:
+            adapter = await asyncio.to_thread(self._take, name, self._below_root(path), model)
+        except UserError as error:
+            raise InvalidInput("path", self._public(error)) from error
+        await model.add_adapter(adapter)
+        return adapter
+
+    def close(self) -> None:
+        """Removes the copies of adapters."""
+        if self._adapters:
+            shutil.rmtree(self._adapters, ignore_errors=True)
+
+    async def _unload(self, model: Model) -> None:
+        if not await model.drain(self._config.drain_seconds):
+            logger.warning("model %s: calls still running after %g s", model.id, self._config.drain_seconds)
+        await self._supervisor.forget(model)
+        self._models.remove(model)
+        await model.close()
+        self._metrics.forget(model.name, model.version)
+        logger.info("model %s: unloaded", model.id)
+
+    def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
+        """The settings of the model's latest version, changed by the request's."""
+        given = _whole(json_format.MessageToDict(request.settings))
+        if own := {"path", "adapters"} & given.keys():
+            raise UserError(f"settings: {min(own)} can't be set here")
+        changed = settings.build(ModelConfig, {**given, "path": "."}, "settings")
+        latest = self._models.latest(request.model)
+        base = replace(latest.config, adapters={}) if latest else ModelConfig(path)
+        return replace(base, path=path, **{key: getattr(changed, key) for key in given})
+
+    def _below_root(self, path: str) -> Path:
+        root = self._config.models_root
+        if root is None:
+            raise WrongState("the server has no models_root to load from")
+        wanted = (root / path).resolve()
+        if not path or not wanted.is_relative_to(root.resolve()) or not wanted.is_dir():
+            raise InvalidInput("path", "is not a directory below the server's models_root")
+        return wanted
+
+    def _take(self, name: str, path: Path, model: Model) -> adapters.Adapter:
+        if self._adapters is None:
+            self._adapters = Path(tempfile.mkdtemp(prefix="tuneserve-adapters-"))
+        return adapters.take(name, path, self._adapters, model.config.max_adapter_rank)
+
+    def _public(self, error: UserError) -> str:
+        """An error's text without the server's own paths."""
+        text, root = str(error), self._config.models_root
+        for shown in (root, root.resolve()) if root else ():
+            text = text.replace(f"{shown}/", "")
+        return text
+
+
+def _whole(values: dict[str, Any]) -> dict[str, Any]:
+    """A Struct has only doubles: whole ones become integers again."""
+
+    def fix(value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, dict):
+            return {key: fix(one) for key, one in value.items()}
+        return [fix(one) for one in value] if isinstance(value, list) else value
+
+    return {key: fix(value) for key, value in values.items()}

@@ -1,0 +1,80 @@
+"""The gRPC ports: which services each of them has."""
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+from grpc_reflection.v1alpha import reflection
+
+from tuneserve.errors import UserError
+from tuneserve.oip import inference_pb2, inference_pb2_grpc
+from tuneserve.server.catalog import ModelService
+from tuneserve.server.classification import ClassificationService
+from tuneserve.server.config import host_and_port
+from tuneserve.server.embedding import EmbeddingService
+from tuneserve.server.generation import GenerationService
+from tuneserve.server.health import MODEL_SERVICE, SERVICES, Health
+from tuneserve.server.interceptors import CallInterceptor
+from tuneserve.server.open_inference import InferenceService
+from tuneserve.server.operations import Operations
+from tuneserve.server.registry import Models
+from tuneserve.v1 import classification_pb2_grpc, embedding_pb2_grpc, generation_pb2_grpc, model_pb2_grpc
+
+_INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_OPTIONS = (
+    # Otherwise a second server would share the port without a word.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 32 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+)
+
+
+def public(interceptor: CallInterceptor, models: Models, operations: Operations, health: Health) -> grpc.aio.Server:
+    """Returns the callers' port: everything."""
+    server = _with_models(interceptor, models, operations, health)
+    classification = ClassificationService(models)
+    embedding = EmbeddingService(models)
+    generation = GenerationService(models)
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+    inference = InferenceService(models, classification, embedding, generation)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
+    _reflect(server, *SERVICES.values(), MODEL_SERVICE, _INFERENCE_SERVICE, HEALTH_SERVICE)
+    return server
+
+
+def admin(interceptor: CallInterceptor, models: Models, operations: Operations, health: Health) -> grpc.aio.Server:
+    """Returns the administrators' port: models and health."""
+    server = _with_models(interceptor, models, operations, health)
+    _reflect(server, MODEL_SERVICE, HEALTH_SERVICE)
+    return server
+
+
+def health_only(health: Health) -> grpc.aio.Server:
+    """Returns the probes' port."""
+    server = grpc.aio.server(options=_OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    return server
+
+
+def bind(server: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
+    """Returns where the server listens, as host:port. Raises UserError naming the setting."""
+    host, _ = host_and_port(address, key)
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError:
+        raise UserError(f"{key}: can't bind {address}", "another program has the port: choose another") from None
+    return f"{host}:{port}"
+
+
+def _with_models(
+    interceptor: CallInterceptor, models: Models, operations: Operations, health: Health
+) -> grpc.aio.Server:
+    server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models, operations), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    return server
+
+
+def _reflect(server: grpc.aio.Server, *services: str) -> None:
+    reflection.enable_server_reflection((*sorted(set(services)), reflection.SERVICE_NAME), server)

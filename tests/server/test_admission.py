@@ -1,0 +1,170 @@
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from tuneserve.server.admission import Admission
+from tuneserve.server.errors import Overloaded
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(clock: Clock | None = None, **limits) -> Admission:
+    settings = {"slots": 2, "max_calls": 10, "max_tokens": 100, "max_wait": 30.0, **limits}
+    return Admission("m", clock=clock or Clock(), **settings)
+
+
+async def holding(admission: Admission, *, done: asyncio.Event, log: list[str], name: str, **turn) -> None:
+    async with admission.turn(**{"sequences": 1, "tokens": 1, **turn}):
+        log.append(name)
+        await done.wait()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_as_many_run_as_there_are_slots():
+    admission, done, log = make(), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=done, log=log, name=str(i))) for i in range(4)]
+    await settle()
+    assert log == ["0", "1"]
+    assert admission.running == 2
+    done.set()
+    await asyncio.gather(*tasks)
+    assert log == ["0", "1", "2", "3"]
+    assert (admission.running, admission.waiting_tokens) == (0, 0)
+
+
+async def test_the_lower_priority_number_goes_first_and_equals_in_order():
+    admission, first, rest, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=first, log=log, name="running"))]
+    await settle()
+    rest.set()
+    for name, priority in (("late a", 5), ("late b", 5), ("early", -1), ("middle", 0)):
+        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, priority=priority)))
+    await settle()
+    first.set()
+    await asyncio.gather(*tasks)
+    assert log == ["running", "early", "middle", "late a", "late b"]
+
+
+async def test_a_call_larger_than_the_engine_goes_alone():
+    admission, done, log = make(slots=2), asyncio.Event(), []
+    large = asyncio.create_task(holding(admission, done=done, log=log, name="large", sequences=50))
+    await settle()
+    small = asyncio.create_task(holding(admission, done=done, log=log, name="small"))
+    await settle()
+    assert log == ["large"]
+    done.set()
+    await asyncio.gather(large, small)
+    assert admission.running == 0
+
+
+async def test_cancelled_while_waiting_leaves_nothing_behind():
+    admission, done, log = make(slots=1), asyncio.Event(), []
+    running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
+    await settle()
+    waiting = [asyncio.create_task(holding(admission, done=done, log=log, name="x", tokens=7)) for _ in range(3)]
+    await settle()
+    assert admission.waiting_tokens == 21
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert admission.waiting_tokens == 0
+    done.set()
+    await running
+    assert log == ["running"]
+    assert admission.running == 0
+
+
+async def test_cancelled_in_the_moment_of_its_turn_gives_it_on():
+    admission, first, done, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
+    running = asyncio.create_task(holding(admission, done=first, log=log, name="running"))
+    await settle()
+    unlucky = asyncio.create_task(holding(admission, done=done, log=log, name="unlucky"))
+    other = asyncio.create_task(holding(admission, done=done, log=log, name="other"))
+    await settle()
+    first.set()
+    await asyncio.sleep(0)  # `running` ends and grants; `unlucky` has not run yet
+    unlucky.cancel()
+    done.set()
+    await asyncio.wait((running, unlucky, other))
+    assert unlucky.cancelled()
+    assert log == ["running", "other"]
+    assert (admission.running, admission.waiting_tokens) == (0, 0)
+
+
+def test_a_full_queue_turns_away_at_once():
+    admission = make(max_calls=2)
+    with ExitStack() as stack:
+        stack.enter_context(admission.enter())
+        stack.enter_context(admission.enter())
+        assert not admission.empty.is_set()
+        with pytest.raises(Overloaded) as caught, admission.enter():
+            pass
+        assert caught.value.reason == "QUEUE_FULL"
+    assert admission.empty.is_set()
+    with admission.enter():
+        pass
+
+
+async def test_too_many_tokens_turn_away_but_one_call_may_always_wait():
+    admission, done, log = make(slots=1, max_tokens=10), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=done, log=log, name="running"))]
+    await settle()
+    tasks.append(asyncio.create_task(holding(admission, done=done, log=log, name="long", tokens=50)))
+    await settle()
+    with pytest.raises(Overloaded) as caught:
+        async with admission.turn(1, 1):
+            pass
+    assert caught.value.reason == "QUEUE_TOKENS"
+    done.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_wait_that_would_be_too_long_is_refused_with_a_true_retry_time():
+    clock = Clock()
+    admission, log = make(clock, slots=1, max_wait=2.0), []
+    events = [asyncio.Event() for _ in range(12)]
+    tasks = [asyncio.create_task(holding(admission, done=event, log=log, name="x")) for event in events]
+    await settle()
+    assert admission.expected_wait() == 0, "nothing known yet"
+    for event in events[:4]:  # four in two seconds
+        clock.now += 0.5
+        event.set()
+        await settle()
+    assert admission.expected_wait() == pytest.approx(7 / 2)
+    with pytest.raises(Overloaded) as caught, admission.enter():
+        pass
+    assert caught.value.reason == "QUEUE_WAIT"
+    assert caught.value.retry_ms == 1500
+    assert admission.expected_wait(priority=-1) == 0, "nobody waits before it"
+    with admission.enter(priority=-1):
+        pass
+    for event in events:
+        event.set()
+    await asyncio.gather(*tasks)
+    with admission.enter():
+        pass
+
+
+async def test_nobody_waits_for_longer_than_allowed():
+    admission, done, log = make(slots=1, max_wait=0.05), asyncio.Event(), []
+    running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
+    await settle()
+    with pytest.raises(Overloaded) as caught:
+        async with admission.turn(1, 1):
+            pass
+    assert caught.value.reason == "QUEUE_WAIT"
+    assert admission.waiting_tokens == 0
+    done.set()
+    await running

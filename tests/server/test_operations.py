@@ -1,0 +1,327 @@
+"""Versions, aliases and adapters of a running server, over the wire."""
+
+import asyncio
+import json
+from collections import Counter
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import struct_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from safetensors.numpy import save_file
+
+from tuneserve.server import memory
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.errors import WrongState
+from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
+
+
+def make_adapter(directory, *, rank: int = 4, scale: float = 1.0, kind: str = "LORA"):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "r": rank}))
+    save_file({"a": np.full((2, 2), scale, dtype=np.float32)}, directory / "adapter_model.safetensors")
+    return directory
+
+
+@pytest.fixture
+async def server(serve_config, make_bert, make_llama, tmp_path):
+    """A sentiment model and a chat model, and a folder `new` below models_root: other weights for the first."""
+    first = make_bert("ForSequenceClassification", ["neg", "pos"])
+    second = make_bert("ForSequenceClassification", ["neg", "pos", "mixed"])
+    root = tmp_path / "root"
+    root.mkdir()
+    second.rename(root / "new")
+    make_adapter(root / "polite")
+    config = ServerConfig(
+        models={
+            "sentiment": ModelConfig(first, max_queue=99),
+            "chat": ModelConfig(make_llama(), max_adapters=2, max_adapter_rank=8),
+        },
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+        models_root=root,
+        drain_seconds=5,
+    )
+    async with serve_config(config) as served:
+        yield served
+
+
+@pytest.fixture
+def admin(server):
+    return ModelServiceStub(server.admin)
+
+
+@pytest.fixture
+def classify(server):
+    stub = ClassificationServiceStub(server.channel)
+
+    async def run(model: str = "sentiment") -> tuple[str, int]:
+        """Returns which version answered, and how many labels it has."""
+        call = stub.Classify(classification_pb2.ClassifyRequest(model=model, inputs=GOOD.inputs))
+        answer = await call
+        return dict(await call.trailing_metadata())["x-model-version"], len(answer.results[0].labels)
+
+    return run
+
+
+async def load_new(admin, **settings) -> model_pb2.Model:
+    values = struct_pb2.Struct()
+    values.update(settings)
+    request = model_pb2.LoadModelRequest(model="sentiment", path="new", settings=values)
+    return (await admin.LoadModel(request)).model
+
+
+def target(model: model_pb2.Model, weight: int = 1) -> model_pb2.AliasTarget:
+    return model_pb2.AliasTarget(model=model.name, version=model.version, weight=weight)
+
+
+async def old_version(admin) -> model_pb2.Model:
+    return (await admin.GetModel(model_pb2.GetModelRequest(model="sentiment"))).model
+
+
+async def test_a_version_is_loaded_beside_the_old_and_takes_over(admin, classify, server, refused):
+    old = await old_version(admin)
+    new = await load_new(admin, max_inputs=7)
+    assert new.state == model_pb2.MODEL_STATE_READY
+    assert new.limits.max_inputs == 7
+    assert new.limits.max_queue == 99, "as the version before it"
+    assert await classify() == (f"sentiment@{old.version}", 2), "the alias did not move by itself"
+    assert await classify(f"sentiment@{new.version}") == (f"sentiment@{new.version}", 3)
+    alias = model_pb2.Alias(name="sentiment", targets=[target(new)])
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias, unload_unused=True))
+    assert await classify() == (f"sentiment@{new.version}", 3)
+    listed = await admin.ListModels(model_pb2.ListModelsRequest())
+    assert [model.version for model in listed.models if model.name == "sentiment"] == [new.version]
+    error = await refused(classify(f"sentiment@{old.version}"), grpc.StatusCode.NOT_FOUND)
+    assert new.version in error.details()
+
+
+async def test_no_call_fails_while_the_alias_moves(admin, classify, server):
+    old, new = await old_version(admin), await load_new(admin)
+    seen: Counter[str] = Counter()
+    moved = asyncio.Event()
+
+    async def call() -> None:
+        while not moved.is_set():
+            seen[(await classify())[0]] += 1
+
+    callers = [asyncio.create_task(call()) for _ in range(4)]
+    for _ in range(10):
+        for version in (new, old):
+            alias = model_pb2.Alias(name="sentiment", targets=[target(version)])
+            await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    alias = model_pb2.Alias(name="sentiment", targets=[target(new)])
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias, unload_unused=True))
+    moved.set()
+    await asyncio.gather(*callers)
+    assert set(seen) == {f"sentiment@{old.version}", f"sentiment@{new.version}"}
+
+
+async def test_the_old_version_finishes_what_it_has(admin, classify, server, until):
+    old_engine = server.engines["sentiment"]
+    new = await load_new(admin)
+    old_engine.delay = 0.3
+    running = asyncio.create_task(classify())
+    await until(lambda: old_engine.running)
+    alias = model_pb2.Alias(name="sentiment", targets=[target(new)])
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias, unload_unused=True))
+    assert old_engine.closed
+    assert (await running)[1] == 2
+
+
+async def test_traffic_is_split_by_weight(admin, classify):
+    old, new = await old_version(admin), await load_new(admin)
+    alias = model_pb2.Alias(name="sentiment", targets=[target(old, 3), target(new, 1)])
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    seen = Counter([(await classify())[0] for _ in range(400)])
+    share = seen[f"sentiment@{new.version}"] / 400
+    # Five standard deviations of a fair draw: 0.25 +- 0.108.
+    assert 0.14 < share < 0.36
+
+
+async def test_a_shadow_is_compared_and_counted_and_never_seen(admin, classify, server, until):
+    old, new = await old_version(admin), await load_new(admin)
+    alias = model_pb2.Alias(name="sentiment", targets=[target(old)], shadow=target(new))
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    assert await classify() == (f"sentiment@{old.version}", 2)
+    shadow = ("sentiment", new.version)
+    counted = server.app.metrics.shadow.labels
+
+    # "good" has 3 tokens: class 3 % 2 of two labels, 3 % 3 of three.
+    await until(lambda: counted("sentiment", *shadow, "different")._value.get() == 1)
+    server.engines["sentiment"].broken = RuntimeError("broken shadow")
+    assert await classify() == (f"sentiment@{old.version}", 2)
+    await until(lambda: counted("sentiment", *shadow, "error")._value.get() == 1)
+    assert server.app.metrics.texts.labels("sentiment")._value.get() == 2, "only what callers sent"
+
+
+async def test_what_an_alias_needs_is_not_unloaded(admin, refused):
+    old = await old_version(admin)
+    request = model_pb2.UnloadModelRequest(model="sentiment", version=old.version)
+    error = await refused(admin.UnloadModel(request), grpc.StatusCode.FAILED_PRECONDITION)
+    assert "alias" in error.details()
+    new = await load_new(admin)
+    await admin.UnloadModel(model_pb2.UnloadModelRequest(model="sentiment", version=new.version))
+    await refused(admin.UnloadModel(request), grpc.StatusCode.FAILED_PRECONDITION)
+
+
+async def test_aliases_are_removed_and_checked(admin, refused, classify):
+    old = await old_version(admin)
+    alias = model_pb2.Alias(name="mood", targets=[target(old)])
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    assert (await classify("mood"))[1] == 2
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=model_pb2.Alias(name="mood")))
+    await refused(classify("mood"), grpc.StatusCode.NOT_FOUND)
+    for bad, code in (
+        (model_pb2.Alias(name=""), grpc.StatusCode.INVALID_ARGUMENT),
+        (model_pb2.Alias(name="a@b"), grpc.StatusCode.INVALID_ARGUMENT),
+        (model_pb2.Alias(name="a", targets=[target(old, 0)]), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            model_pb2.Alias(name="a", targets=[model_pb2.AliasTarget(model="nope", version="x", weight=1)]),
+            grpc.StatusCode.NOT_FOUND,
+        ),
+    ):
+        await refused(admin.SetAlias(model_pb2.SetAliasRequest(alias=bad)), code)
+    chat = (await admin.GetModel(model_pb2.GetModelRequest(model="chat"))).model
+    mixed = model_pb2.Alias(name="a", targets=[target(old), target(chat)])
+    await refused(admin.SetAlias(model_pb2.SetAliasRequest(alias=mixed)), grpc.StatusCode.INVALID_ARGUMENT)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (model_pb2.LoadModelRequest(model="sentiment", path=""), "path"),
+        (model_pb2.LoadModelRequest(model="sentiment", path="../elsewhere"), "path"),
+        (model_pb2.LoadModelRequest(model="sentiment", path="/etc"), "path"),
+        (model_pb2.LoadModelRequest(model="sentiment", path="polite"), "path"),
+        (model_pb2.LoadModelRequest(model="bad name", path="new"), "model"),
+    ],
+)
+async def test_bad_loads_name_the_field_and_no_path(admin, refused, request_, field, tmp_path):
+    error = await refused(admin.LoadModel(request_), grpc.StatusCode.INVALID_ARGUMENT)
+    detail = error_details_pb2.BadRequest()
+    rpc_status.from_call(error).details[0].Unpack(detail)
+    assert detail.field_violations[0].field == field
+    assert str(tmp_path) not in error.details()
+
+
+async def test_settings_are_checked_like_the_files(admin, refused):
+    for settings, word in (({"max_lenght": 5}, "max_lenght"), ({"max_queue": 0}, "max_queue"), ({"path": "x"}, "path")):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await load_new(admin, **settings)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert word in caught.value.details()
+
+
+async def test_the_same_content_is_not_loaded_twice(admin, refused):
+    await load_new(admin)
+    request = model_pb2.LoadModelRequest(model="sentiment", path="new")
+    await refused(admin.LoadModel(request), grpc.StatusCode.ALREADY_EXISTS)
+
+
+async def test_no_memory_is_said_before_anything_is_touched(admin, classify, server, monkeypatch):
+    def full(config, manifest):
+        raise WrongState("the model needs about 9.0 GiB and 1.0 GiB are free")
+
+    monkeypatch.setattr(memory, "check", full)
+    engine = server.engines["sentiment"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await load_new(admin)
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "GiB are free" in caught.value.details()
+    assert server.engines["sentiment"] is engine, "no engine was started"
+    assert (await classify())[1] == 2
+
+
+def test_memory_is_compared_with_what_the_checkpoint_needs(make_llama, monkeypatch):
+    from tuneserve import checkpoint
+
+    directory = make_llama()
+    config, manifest = ModelConfig(directory, kv_cache_gib=2.0), checkpoint.load(directory)
+    monkeypatch.setattr(memory, "available_memory", lambda: 16 << 30)
+    memory.check(config, manifest)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 << 30)
+    with pytest.raises(WrongState, match=r"needs about 3\.\d GiB and 2\.0 GiB are free"):
+        memory.check(config, manifest)
+
+
+async def test_adapters_come_and_go(admin, server, refused, tmp_path):
+    chat = GenerationServiceStub(server.channel)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"), adapter="polite")
+    await refused(chat.Generate(request), grpc.StatusCode.NOT_FOUND)
+    load = model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
+    first = (await admin.LoadAdapter(load)).adapter
+    engine = server.engines["chat"]
+    # Read from a copy that later changes do not reach.
+    [(name, directory)] = engine.adapters.items()
+    assert directory.is_relative_to(tmp_path) is False
+    await chat.Generate(request)
+    assert engine.tickets[-1].adapter == name == f"adapter-{first.version}"
+    listed = (await admin.GetModel(model_pb2.GetModelRequest(model="chat"))).model
+    assert [(one.name, one.version) for one in listed.adapters] == [("polite", first.version)]
+
+    make_adapter(tmp_path / "root" / "polite", scale=2.0)
+    second = (await admin.LoadAdapter(load)).adapter
+    assert second.version != first.version
+    assert list(engine.adapters) == [f"adapter-{second.version}"], "the one it replaces is gone"
+
+    await admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
+    assert not engine.adapters
+    await refused(chat.Generate(request), grpc.StatusCode.NOT_FOUND)
+
+
+async def test_an_adapter_in_use_is_kept_until_its_calls_end(admin, server, until):
+    chat, engine = GenerationServiceStub(server.channel), server.engines["chat"]
+    await admin.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
+    engine.delay = 0.05
+    request = generation_pb2.GenerateStreamRequest(
+        model="chat",
+        prompt=generation_pb2.Prompt(text="the"),
+        sampling=generation_pb2.SamplingParams(max_tokens=6),
+        adapter="polite",
+    )
+    messages = aiter(chat.GenerateStream(request))
+    await anext(messages)
+    unloading = asyncio.ensure_future(
+        admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
+    )
+    await until(lambda: not server.app.models.latest("chat").adapters)
+    assert engine.adapters
+    assert len([message async for message in messages]) == 5
+    await unloading
+    assert not engine.adapters
+
+
+async def test_adapters_that_are_none_are_refused(admin, refused, tmp_path):
+    root = tmp_path / "root"
+    make_adapter(root / "wide", rank=64)
+    make_adapter(root / "ia3", kind="IA3")
+    (root / "empty").mkdir()
+    for path, word in (("wide", "rank 64"), ("ia3", "IA3"), ("empty", "adapter_config.json"), ("../x", "models_root")):
+        load = model_pb2.LoadAdapterRequest(model="chat", adapter="a", path=path)
+        error = await refused(admin.LoadAdapter(load), grpc.StatusCode.INVALID_ARGUMENT)
+        assert word in error.details()
+        assert str(root) not in error.details()
+    load = model_pb2.LoadAdapterRequest(model="sentiment", adapter="a", path="polite")
+    error = await refused(admin.LoadAdapter(load), grpc.StatusCode.FAILED_PRECONDITION)
+    assert "max_adapters" in error.details()
+
+
+async def test_administration_needs_an_administrator(server, refused):
+    stub = ModelServiceStub(server.channel)
+    for call in (
+        stub.LoadModel(model_pb2.LoadModelRequest(model="sentiment", path="new")),
+        stub.UnloadModel(model_pb2.UnloadModelRequest(model="sentiment")),
+        stub.SetAlias(model_pb2.SetAliasRequest()),
+        stub.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat")),
+        stub.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat")),
+    ):
+        await refused(call, grpc.StatusCode.PERMISSION_DENIED)

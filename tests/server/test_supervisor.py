@@ -1,0 +1,117 @@
+"""Crashed and hung engines: no call hangs, health says so, other models go on, the engine comes back."""
+
+import asyncio
+import dataclasses
+import itertools
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tuneserve.errors import StepFailed
+from tuneserve.server import supervisor
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.seam import EngineFailed
+from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
+CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"))
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def config(make_bert, make_llama, monkeypatch):
+    monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.05, 0.2))
+    return ServerConfig(
+        models={
+            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(make_llama()),
+        },
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+        watchdog_seconds=0.3,
+    )
+
+
+async def health(server, service: str = "") -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return (await health_pb2_grpc.HealthStub(server.channel).Check(request)).status
+
+
+async def test_a_crashed_engine_is_replaced(config, serve_config, refused, until):
+    async with serve_config(config) as server:
+        stub, model = ClassificationServiceStub(server.channel), server.app.models.latest("sentiment")
+        dead = server.engines["sentiment"]
+        dead.delay, dead.hangs = 0.0, False
+        dead.broken = EngineFailed("gone")
+        await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
+        await until(lambda: not model.is_ready)
+        assert await health(server, "tuneserve.v1.ClassificationService") == NOT_SERVING
+        assert await health(server, "models/sentiment") == NOT_SERVING
+        assert await health(server, "tuneserve.v1.GenerationService") == SERVING
+        error = await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
+        assert "failed" in error.details()
+        assert (await GenerationServiceStub(server.channel).Generate(CHAT)).completions, "other models go on"
+        await until(lambda: model.is_ready)
+        assert server.engines["sentiment"] is not dead
+        assert dead.killed.is_set(), "what was left of it was ended"
+        assert dead.closed
+        assert (await stub.Classify(GOOD)).results
+        assert await health(server) == SERVING
+        assert server.app.metrics.restarts.labels("sentiment")._value.get() == 1
+
+
+async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_config, until):
+    async with serve_config(config) as server:
+        stub, model = ClassificationServiceStub(server.channel), server.app.models.latest("sentiment")
+        hung = server.engines["sentiment"]
+        hung.hangs = True
+        # Without a deadline of its own: only the watchdog can end it.
+        call = asyncio.ensure_future(_await(stub.Classify(GOOD)))
+        await until(lambda: hung.running)
+        await until(lambda: not model.is_ready)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call, 5)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        await until(lambda: model.is_ready)
+        assert (await stub.Classify(GOOD)).results
+
+
+async def test_attempts_go_on_with_more_time_between_them(config, serve_config, until, monkeypatch):
+    async with serve_config(config) as server:
+        model = server.app.models.latest("sentiment")
+        attempts: list[float] = []
+        load = type(model).load
+
+        async def failing(self, make_engine):
+            attempts.append(asyncio.get_running_loop().time())
+            if len(attempts) < 4:
+                raise StepFailed("no memory")
+            await load(self, make_engine)
+
+        monkeypatch.setattr(type(model), "load", failing)
+        server.engines["sentiment"].broken = EngineFailed("gone")
+        await until(lambda: len(attempts) == 4 and model.is_ready)
+        first, second, third = (b - a for a, b in itertools.pairwise(attempts))
+        # Doubled each time, up to the longest. Only ever later than that, on a busy machine.
+        assert first >= 0.1
+        assert second >= 0.2
+        assert third >= 0.2
+
+
+async def test_the_process_ends_where_that_was_asked_for(config, serve_config, until):
+    async with serve_config(dataclasses.replace(config, on_engine_failure="exit")) as server:
+        serving = asyncio.create_task(server.app._serve())
+        server.engines["sentiment"].broken = EngineFailed("gone")
+        with pytest.raises(StepFailed, match="an engine failed"):
+            await asyncio.wait_for(serving, 5)
+        assert server.app.models.latest("sentiment").state == model_pb2.MODEL_STATE_FAILED
+
+
+async def _await(call):
+    return await call
