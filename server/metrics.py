@@ -134,6 +134,8 @@ class Metrics:
         described = (name, checkpoint.TASK_NAMES[manifest.task], version, manifest.quantization)
         self.add_engine(name, version, engine)
         self.engine_up.labels(name, version).set(1)
+        # From 0, so that a rate sees the first one, too.
+        self.restarts.labels(name)
         self.load_seconds.labels(name, version).set(seconds)
         self.model_info.labels(*described).set(1)
         self._described[name, version] = described

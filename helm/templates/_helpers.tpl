@@ -49,12 +49,55 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- $_ := set $models $name $settings }}
 {{- end }}
-{{- dict
+{{- $config := dict
   "listen" (printf "0.0.0.0:%d" (int .Values.grpcPort))
   "metrics_listen" (printf "0.0.0.0:%d" (int .Values.metricsPort))
   "drain_seconds" .Values.drainSeconds
-  "models" $models
-  | toYaml }}
+  "stall_seconds" .Values.stallSeconds
+  "watchdog_seconds" .Values.watchdogSeconds
+  "on_engine_failure" .Values.onEngineFailure
+  "log_requests" .Values.logRequests
+  "log_content" .Values.logContent
+  "models" $models }}
+{{- if .Values.tlsSecret }}
+{{- $tls := dict "certificate" "/etc/tuneserve-tls/tls.crt" "key" "/etc/tuneserve-tls/tls.key" }}
+{{- if .Values.clientCaSecret }}
+{{- $_ := set $tls "client_ca" "/etc/tuneserve-client-ca/ca.crt" }}
+{{- end }}
+{{- $_ := set $config "tls" $tls }}
+{{- $_ := set $config "health_listen" (printf "0.0.0.0:%d" (int .Values.healthPort)) }}
+{{- end }}
+{{- if .Values.tenantsSecret }}
+{{- $_ := set $config "tenants" "/etc/tuneserve-tenants/tenants.yaml" }}
+{{- end }}
+{{- if .Values.adminEnabled }}
+{{- $_ := set $config "admin_listen" (printf "127.0.0.1:%d" (int .Values.adminPort)) }}
+{{- end }}
+{{- with .Values.modelsRoot }}
+{{- $_ := set $config "models_root" . }}
+{{- end }}
+{{- with .Values.otlpEndpoint }}
+{{- $_ := set $config "otlp_endpoint" . }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{/* Secrets by the name of their volume; each is a directory /etc/tuneserve-NAME. */}}
+{{- define "tuneserve.secrets" -}}
+{{- with .Values.tlsSecret }}
+tls: {{ . | quote }}
+{{- end }}
+{{- with .Values.clientCaSecret }}
+client-ca: {{ . | quote }}
+{{- end }}
+{{- with .Values.tenantsSecret }}
+tenants: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Where probes ask: not on a port that speaks TLS. */}}
+{{- define "tuneserve.probedPort" -}}
+{{- ternary .Values.healthPort .Values.grpcPort (not (empty .Values.tlsSecret)) }}
 {{- end }}
 
 {{/* What the schema can't say, because it looks at more than one value or at what has no default. */}}
@@ -65,8 +108,24 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.modelsClaim .Values.modelsVolume }}
 {{- fail "modelsClaim and modelsVolume: give one of them, not both" }}
 {{- end }}
-{{- if eq (int .Values.grpcPort) (int .Values.metricsPort) }}
-{{- fail "grpcPort and metricsPort: give two different ports" }}
+{{- $ports := list (int .Values.grpcPort) (int .Values.metricsPort) }}
+{{- if .Values.tlsSecret }}
+{{- $ports = append $ports (int .Values.healthPort) }}
+{{- end }}
+{{- if .Values.adminEnabled }}
+{{- $ports = append $ports (int .Values.adminPort) }}
+{{- end }}
+{{- if ne (len $ports) (len (uniq $ports)) }}
+{{- fail "grpcPort, metricsPort, healthPort and adminPort: give different ports" }}
+{{- end }}
+{{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
+{{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
+{{- end }}
+{{- range $name, $model := .Values.models }}
+{{- $adapters := len (default dict $model.adapters) }}
+{{- if lt (int $model.maxAdapters) $adapters }}
+{{- fail (printf "models.%s.maxAdapters: must be at least %d, one for each of its adapters" $name $adapters) }}
+{{- end }}
 {{- end }}
 {{- if and .Values.autoscalingEnabled (gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas)) }}
 {{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}

@@ -1,16 +1,18 @@
 """The chart through the real Helm engine, in process; what it renders is checked against Kubernetes' own schemas.
 
-The ServiceMonitor belongs to the Prometheus Operator, whose schema Kubernetes does not have: only its fields that we
-set are checked.
+The ServiceMonitor and the PrometheusRule belong to the Prometheus Operator, whose schema Kubernetes does not have: only
+their fields that we set are checked.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -19,11 +21,16 @@ from hypothesis_jsonschema import from_schema
 
 import tuneserve
 from tuneserve.server import config as server_config
+from tuneserve.server import redaction
+from tuneserve.server.health import MODEL_SERVICE
+from tuneserve.server.metrics import Metrics
 
 CHART = Path(__file__).parents[2] / "helm"
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
 VERSIONS = ["1.25", kubernetes_validate.latest_version()]
 MINIMAL = {"models": {"sentiment": {"path": "/models/sentiment"}}}
+JOB = "rel-tuneserve-metrics"
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 Manifests = dict[str, dict[str, Any]]
 
@@ -41,7 +48,7 @@ def render(chart: helm_python.Chart, values: dict[str, Any], name: str = "rel") 
     for path, text in rendered.items():
         if path.endswith(".yaml") and (manifest := yaml.safe_load(text)):
             manifests[Path(path).stem] = manifest
-            if manifest["kind"] != "ServiceMonitor":
+            if manifest["kind"] not in ("ServiceMonitor", "PrometheusRule"):
                 for version in VERSIONS:
                     kubernetes_validate.validate(manifest, version, strict=True)
     return manifests
@@ -54,11 +61,23 @@ def container(manifests: Manifests) -> dict[str, Any]:
 def read_server_config(manifests: Manifests, directory: Path) -> server_config.ServerConfig:
     """Loads the ConfigMap's file as the server does, with the paths of the pod moved below `directory`."""
     document = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])
+    file = directory / "server.yaml"
     for model in document["models"].values():
         model["path"] = str(directory)
-    file = directory / "server.yaml"
+        model["adapters"] = dict.fromkeys(model.get("adapters", {}), str(directory))
+    for key in document.get("tls", {}):
+        document["tls"][key] = str(file)
+    document |= {key: str(path) for key, path in (("tenants", file), ("models_root", directory)) if key in document}
     file.write_text(yaml.safe_dump(document))
     return server_config.load(file)
+
+
+def snake_case(key: str) -> str:
+    return re.sub("([A-Z])", r"_\1", key).lower()
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
 @pytest.mark.parametrize("values", [None, *VARIANTS], ids=lambda path: path.stem if path else "defaults")
@@ -85,10 +104,18 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
         "dtype": "bfloat16",
         "maxLength": 2048,
         "maxNumSeqs": 64,
-        "maxQueue": 1000000,
         "maxInputs": 16,
+        "maxExplainedWords": 32,
+        "maxQueue": 1000000,
+        "maxQueueTokens": 50000,
+        "maxWaitSeconds": 2.5,
+        "redact": ["email", "iban"],
+        "adapters": {"Legal.v1": "/models/legal"},
+        "maxAdapters": 2,
+        "maxAdapterRank": 64,
         "gpuMemoryUtilization": 0.4,
         "kvCacheGib": 1.5,
+        "engine": {"tensor_parallel_size": 2, "speculative_config": {"method": "ngram", "prompt_lookup_max": 4}},
     }
     values = {"models": {"a": model, "1": {"path": "/models/b"}}, "drainSeconds": 7, "grpcPort": 5001}
     config = read_server_config(render(chart, values), tmp_path)
@@ -98,15 +125,96 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
         dtype="bfloat16",
         max_length=2048,
         max_num_seqs=64,
-        max_queue=1000000,
         max_inputs=16,
+        max_explained_words=32,
+        max_queue=1000000,
+        max_queue_tokens=50000,
+        max_wait_seconds=2.5,
+        redact=("email", "iban"),
+        adapters={"Legal.v1": tmp_path},
+        max_adapters=2,
+        max_adapter_rank=64,
         gpu_memory_utilization=0.4,
         kv_cache_gib=1.5,
+        engine=model["engine"],
     )
     assert config.models["1"] == server_config.ModelConfig(path=tmp_path)
     # The schema knows every setting that the server knows, and no other.
-    known = {re.sub("([A-Z])", r"_\1", key).lower() for key in chart.schema["definitions"]["model"]["properties"]}
-    assert known == set(server_config.ModelConfig.__dataclass_fields__)
+    known = chart.schema["definitions"]["model"]["properties"]
+    assert set(map(snake_case, known)) == names(server_config.ModelConfig) == set(map(snake_case, model))
+    assert known["redact"]["items"]["enum"] == list(redaction.KINDS)
+
+
+def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Chart, tmp_path: Path) -> None:
+    values = MINIMAL | {
+        "tlsSecret": "web",
+        "clientCaSecret": "clients",
+        "tenantsSecret": "keys",
+        "adminEnabled": True,
+        "modelsRoot": "/models",
+        "drainSeconds": 7,
+        "stallSeconds": 8,
+        "watchdogSeconds": 9.5,
+        "onEngineFailure": "exit",
+        "otlpEndpoint": "http://collector.observability:4317",
+        "logRequests": False,
+        "logContent": True,
+    }
+    manifests = render(chart, values)
+    document = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])
+    assert set(document) == names(server_config.ServerConfig)
+    assert set(document["tls"]) == names(server_config.TlsConfig)
+    config = read_server_config(manifests, tmp_path)
+    assert (config.drain_seconds, config.stall_seconds, config.watchdog_seconds) == (7, 8, 9.5)
+    assert (config.on_engine_failure, config.log_requests, config.log_content) == ("exit", False, True)
+    assert (config.health_listen, config.admin_listen) == ("0.0.0.0:8034", "127.0.0.1:8035")
+    assert config.otlp_endpoint == "http://collector.observability:4317"
+
+
+def test_the_chart_has_the_servers_own_defaults(chart: helm_python.Chart, tmp_path: Path) -> None:
+    here = {"listen": "0.0.0.0:8033", "metrics_listen": "0.0.0.0:9033"}
+    models = {"sentiment": server_config.ModelConfig(path=tmp_path)}
+    assert read_server_config(render(chart, MINIMAL), tmp_path) == server_config.ServerConfig(models, **here)
+
+
+def test_secrets_are_mounted_where_the_server_looks(chart: helm_python.Chart) -> None:
+    manifests = render(chart, MINIMAL | {"tlsSecret": "web", "clientCaSecret": "clients", "tenantsSecret": "keys"})
+    document = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])
+    mounts = {mount["mountPath"]: mount for mount in container(manifests)["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in manifests["deployment"]["spec"]["template"]["spec"]["volumes"]}
+
+    def behind(path: str) -> tuple[str, str]:
+        directory, _, file = path.rpartition("/")
+        mount = mounts[directory]
+        # With subPath the files would never change.
+        assert mount["readOnly"]
+        assert "subPath" not in mount
+        secret = volumes[mount["name"]]["secret"]
+        # For the owner and fsGroup, and nobody else.
+        assert secret["defaultMode"] == 0o440
+        return secret["secretName"], file
+
+    assert behind(document["tls"]["certificate"]) == ("web", "tls.crt")
+    assert behind(document["tls"]["key"]) == ("web", "tls.key")
+    assert behind(document["tls"]["client_ca"]) == ("clients", "ca.crt")
+    assert behind(document["tenants"]) == ("keys", "tenants.yaml")
+
+
+def test_administrators_come_through_the_pods_loopback_alone(chart: helm_python.Chart) -> None:
+    manifests = render(chart, MINIMAL | {"adminEnabled": True, "adminPort": 9000})
+    document = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])
+    assert document["admin_listen"] == "127.0.0.1:9000"
+    assert 9000 not in {port["containerPort"] for port in container(manifests)["ports"]}
+    assert "admin_listen" not in yaml.safe_load(render(chart, MINIMAL)["configmap"]["data"]["server.yaml"])
+
+
+def test_probes_ask_a_port_that_has_no_tls(chart: helm_python.Chart, tmp_path: Path) -> None:
+    manifests = render(chart, MINIMAL | {"tlsSecret": "web", "healthPort": 8134})
+    server = container(manifests)
+    assert read_server_config(manifests, tmp_path).health_listen == "0.0.0.0:8134"
+    assert {server[probe]["grpc"]["port"] for probe in PROBES} == {8134}
+    # A load balancer's port has callers' services only.
+    assert [port["port"] for port in manifests["service"]["spec"]["ports"]] == [8033]
 
 
 def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
@@ -117,11 +225,12 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert server["securityContext"]["readOnlyRootFilesystem"] is True
     assert {mount["mountPath"] for mount in server["volumeMounts"] if not mount.get("readOnly")} == {"/tmp", "/dev/shm"}
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert server[probe]["grpc"]["port"] == 8033
-    # Nothing restarts the pod while it loads, nor while it drains.
+    assert {server[probe]["grpc"]["port"] for probe in PROBES} == {8033}
+    # Nothing restarts the pod while it loads, nor while it drains, nor while it starts a dead engine again.
     assert server["startupProbe"]["failureThreshold"] * server["startupProbe"]["periodSeconds"] >= 602
-    assert pod["terminationGracePeriodSeconds"] == 75
+    leaves, ends = int(server["lifecycle"]["preStop"]["exec"]["command"][1]), 20
+    assert pod["terminationGracePeriodSeconds"] >= leaves + 60 + ends
+    assert [server[probe]["grpc"].get("service") for probe in PROBES] == [None, None, MODEL_SERVICE]
     assert server["command"] == ["tuneserve", "serve", "--config", "/etc/tuneserve/server.yaml"]
 
 
@@ -204,17 +313,56 @@ def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart)
     manifests = render(chart, MINIMAL | off)
     assert manifests.keys() == always
     assert manifests["deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
-    on = {"autoscalingEnabled": True, "networkPolicyEnabled": True, "serviceMonitorEnabled": True}
+    on = {
+        "autoscalingEnabled": True,
+        "networkPolicyEnabled": True,
+        "prometheusRuleEnabled": True,
+        "serviceMonitorEnabled": True,
+    }
     manifests = render(chart, MINIMAL | on)
     assert manifests.keys() == always | {
         "horizontalpodautoscaler",
         "networkpolicy",
         "poddisruptionbudget",
+        "prometheusrule",
         "serviceaccount",
         "servicemonitor",
     }
     # The autoscaler owns the number of replicas.
     assert "replicas" not in manifests["deployment"]["spec"]
+
+
+def test_alerts_ask_for_metrics_that_the_server_has(chart: helm_python.Chart) -> None:
+    manifests = render(chart, MINIMAL | {"prometheusRuleEnabled": True, "prometheusRuleQueueWaitSeconds": 0.25})
+    suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
+    known = {metric.name + suffix for metric in Metrics().registry.collect() for suffix in suffixes[metric.type]}
+    [group] = manifests["prometheusrule"]["spec"]["groups"]
+    asked = set()
+    for rule in group["rules"]:
+        expression = promql_parser.parse(rule["expr"]).prettify()
+        asked.update(re.findall(r"(?:tuneserve|grpc)_\w+", expression.replace(JOB, "")))
+        # Another release's metrics are not its business.
+        assert expression.count('namespace="ml"') == expression.count(f'job="{JOB}"') == 1
+        assert rule["annotations"].keys() == {"summary", "description"}
+    assert asked <= known
+    assert {name.removeprefix("tuneserve_") for name in asked} == {
+        "engine_up",
+        "engine_restarts_total",
+        "admission_rejections_total",
+        "queue_wait_seconds_bucket",
+    }
+    assert group["rules"][-1]["expr"].endswith("> 0.25")
+    # The job that the Prometheus Operator gives to what it scrapes is the Service's name.
+    assert manifests["service-metrics"]["metadata"]["name"] == JOB
+
+
+def test_traces_leave_a_fenced_pod(chart: helm_python.Chart) -> None:
+    def egress(values: dict[str, Any]) -> list[Any] | None:
+        return render(chart, MINIMAL | {"networkPolicyEnabled": True} | values)["networkpolicy"]["spec"].get("egress")
+
+    assert egress({}) is None
+    [rule] = egress({"otlpEndpoint": "http://collector:4317"}) or []
+    assert [port["port"] for port in rule["ports"]] == [4317, 53, 53]
 
 
 def test_recreate_has_no_rolling_update(chart: helm_python.Chart) -> None:
@@ -254,6 +402,13 @@ def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_pytho
         ({"runAsUser": 0}, "/runAsUser"),
         ({"grpcPort": 80}, "/grpcPort"),
         ({"serviceType": "ExternalName"}, "/serviceType"),
+        ({"models": {"a": {"path": "/a", "redact": ["mail"]}}}, "/models/a/redact/0"),
+        ({"models": {"a": {"path": "/a", "adapters": {"b": "b"}}}}, "/models/a/adapters/b"),
+        ({"models": {"a": {"path": "/a", "engine": {"blockSize": 32}}}}, "blockSize"),
+        ({"onEngineFailure": "ignore"}, "/onEngineFailure"),
+        ({"watchdogSeconds": 0}, "/watchdogSeconds"),
+        ({"otlpEndpoint": "collector:4317"}, "/otlpEndpoint"),
+        ({"tlsSecret": "A_B"}, "/tlsSecret"),
         ({"resources": {"limits": {"memory": "8 GB"}}}, "/resources/limits/memory"),
         ({"nameOverride": "Upper"}, "/nameOverride"),
         ({"shmSize": "lots"}, "/shmSize"),
@@ -269,7 +424,11 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
     [
         ({"models": {}}, "models: name at least one"),
         ({"modelsClaim": "a", "modelsVolume": {"emptyDir": {}}}, "modelsClaim and modelsVolume: give one"),
-        ({"grpcPort": 9033}, "grpcPort and metricsPort"),
+        ({"grpcPort": 9033}, "give different ports"),
+        ({"tlsSecret": "web", "healthPort": 8033}, "give different ports"),
+        ({"adminEnabled": True, "adminPort": 9033}, "give different ports"),
+        ({"clientCaSecret": "clients"}, "clientCaSecret: needs tlsSecret"),
+        ({"models": {"a": {"path": "/a", "adapters": {"b": "/b"}}}}, "models.a.maxAdapters: must be at least 1"),
         ({"autoscalingEnabled": True, "autoscalingMinReplicas": 9}, "autoscalingMinReplicas: must not"),
     ],
 )
@@ -303,6 +462,7 @@ CPU = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50
 SAMPLES: dict[str, list[Any]] = {
     "affinity": [{}, {"podAffinity": {}}],
     "autoscalingMetrics": [[{"type": "Resource", "resource": CPU}]],
+    "engine": [{}, {"max_num_batched_tokens": 4096, "enable_prefix_caching": False, "compilation_config": {"mode": 0}}],
     "global": [{}],
     "labelSelector": [SELECTOR],
     "modelsVolume": [{}, {"emptyDir": {}}, {"hostPath": {"path": "/srv/models"}}],
@@ -354,7 +514,9 @@ def test_values_the_schema_allows_render_or_are_refused_with_a_reason(
     try:
         manifests = render(chart, values)
     except helm_python.HelmRenderError as error:
-        if re.search(r"models: name|modelsClaim and|grpcPort and|autoscalingMinReplicas:", str(error)):
+        if re.search(
+            r"models: name|modelsClaim and|different ports|autoscalingMin|maxAdapters: |needs tls", str(error)
+        ):
             return
         raise
     assert read_server_config(manifests, tmp_path).models.keys() == values["models"].keys()

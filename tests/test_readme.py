@@ -1,0 +1,35 @@
+"""What the README says of the server's settings is what the server has: every one of them, with its default."""
+
+import re
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneserve.server.config import ModelConfig, ServerConfig, TlsConfig
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def settings_block() -> str:
+    [block] = re.findall(r"^    listen: .*\n(?:    .*\n)+", README.read_text(encoding="utf-8"), re.MULTILINE)
+    return block
+
+
+def default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def test_every_setting_is_there_with_its_default() -> None:
+    block = settings_block()
+    server = yaml.safe_load(block)
+    [model] = server["models"].values()
+    for kind, values in ((ServerConfig, server), (TlsConfig, server["tls"]), (ModelConfig, model)):
+        assert values.keys() == {field.name for field in fields(kind)}
+        for field in fields(kind):
+            if field.name in ("models", "path") or default(field) is MISSING:
+                continue
+            # Where an example stands in place of the default, the comment says so.
+            [comment] = re.findall(rf"^ +{field.name}:.*# (.*)$", block, re.MULTILINE)
+            assert comment.startswith("[") == (values[field.name] != default(field)), field.name
