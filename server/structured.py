@@ -16,11 +16,12 @@ from tuneserve.server.seam import StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
 
 _FIELD = "sampling.structured_output"
-# The automaton of a schema that is all alternatives grows with the square of its size: seconds at this one.
+# Of the libraries that an engine may be told to use, one makes an automaton of a schema that is all alternatives in
+# time that grows with the square of its size.
 _MAX_SIZE = 32 << 10
 _MAX_OPTIONS = 1024
 _MAX_NESTING = 32
-# The engine's parser writes out repetitions in a schema's patterns, in time that grows with their square.
+# And it writes out the repetitions of a schema's patterns.
 _MAX_REPEATS = 2000
 _REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -13,7 +15,11 @@ HINTS = {
     "NOT_FOUND": "tuneserve call models lists what is served",
     "RESOURCE_EXHAUSTED": "the server has all it can take: try again, later or with less",
     "DEADLINE_EXCEEDED": "wait longer with --timeout",
+    "UNAUTHENTICATED": "set TUNESERVE_KEY, or pass --key",
+    "PERMISSION_DENIED": "another key may be allowed to: --key, or TUNESERVE_KEY",
 }
+# The same call would never bring another answer.
+_REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
 
 
 class CallFailed(click.ClickException):
@@ -36,35 +42,60 @@ class CallRefused(CallFailed):
     exit_code = 2
 
 
-@contextmanager
-def connected(target: str, timeout: float) -> "Iterator[grpc.Channel]":
-    """Yields a channel to `target`, host:port. A gRPC error inside the block becomes CallFailed or CallRefused.
+@dataclass(frozen=True)
+class Server:
+    """Where a server is, and how it is spoken to."""
 
-    `timeout`, in seconds, is what the calls were given: it is only named in the message.
-    """
+    target: str  # host:port
+    timeout: float  # seconds for a whole call
+    key: str = ""  # API key; none when empty
+    tls: bool = False
+    ca: Path | None = None  # PEM; what the machine trusts when None
+    certificate: Path | None = None  # PEM, for a server that wants one of its clients
+    certificate_key: Path | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What goes with every call."""
+        return {
+            "timeout": self.timeout,
+            "metadata": [("authorization", f"Bearer {self.key}")] if self.key else [],
+        }
+
+
+@contextmanager
+def connected(server: Server) -> "Iterator[grpc.Channel]":
+    """Yields a channel. A gRPC error inside the block becomes CallFailed or CallRefused."""
     import grpc
 
     options = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
-    with grpc.insecure_channel(target, options=options) as channel:
+    if server.tls:
+        files = (server.ca, server.certificate_key, server.certificate)
+        credentials = grpc.ssl_channel_credentials(*(file.read_bytes() if file else None for file in files))
+        opened = grpc.secure_channel(server.target, credentials, options=options)
+    else:
+        opened = grpc.insecure_channel(server.target, options=options)
+    with opened as channel:
         try:
             yield channel
         except grpc.RpcError as error:
-            raise _failure(error, target, timeout) from None
+            raise _failure(error, server) from None
 
 
-def _failure(error: Any, target: str, timeout: float) -> CallFailed:
+def _failure(error: Any, server: Server) -> CallFailed:
     code, message = error.code().name, error.details() or "no reason given"
     # Our server marks whatever it answers with a request id: without one, nobody was there to answer.
     answered = any(key == "x-request-id" for key, _ in error.trailing_metadata() or ())
     if code == "UNAVAILABLE" and not answered:
+        other = "without --tls" if server.tls else "with --tls"
         return CallFailed(
-            f"no server answers at {target}: {message}",
-            "start one: tuneserve serve --model NAME=PATH; another address: --target HOST:PORT",
+            f"no server answers at {server.target}: {message}",
+            f"start one: tuneserve serve --model NAME=PATH; another address: --target HOST:PORT; or try {other}",
         )
     if code == "DEADLINE_EXCEEDED" and not answered:
-        message = f"no answer from {target} within {timeout:g} s"
+        message = f"no answer from {server.target} within {server.timeout:g} s"
     found = (text for text in _violations(error) if text not in message)
-    kind = CallRefused if code in ("INVALID_ARGUMENT", "NOT_FOUND") else CallFailed
+    kind = CallRefused if code in _REFUSALS else CallFailed
     return kind(f"{'; '.join([message, *found])} ({code})", HINTS.get(code, ""))
 
 

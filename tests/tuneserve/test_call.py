@@ -1,13 +1,21 @@
 """The shell client over a real wire, against a server that answers without a model."""
 
+import datetime
+import ipaddress
 import json
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -17,6 +25,8 @@ from tuneserve.v1 import (
     checkpoint_pb2,
     classification_pb2,
     classification_pb2_grpc,
+    embedding_pb2,
+    embedding_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
     model_pb2,
@@ -27,22 +37,20 @@ from tuneserve.v1 import (
 class Server(
     model_pb2_grpc.ModelServiceServicer,
     classification_pb2_grpc.ClassificationServiceServicer,
+    embedding_pb2_grpc.EmbeddingServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
 ):
     """Remembers the last request. A model's name decides what happens to its calls."""
 
-    request: (
-        classification_pb2.ClassifyRequest
-        | classification_pb2.ClassifyTokensRequest
-        | generation_pb2.GenerateStreamRequest
-    )
+    request: Any
+    metadata: dict[str, str | bytes]
 
     def __init__(self) -> None:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
     def _take(self, request, context) -> None:
-        self.request = request
+        self.request, self.metadata = request, dict(context.invocation_metadata())
         context.set_trailing_metadata((("x-request-id", "abc"),))
         if request.model == "hangs":
             self.may_go_on.wait(30)
@@ -52,6 +60,8 @@ class Server(
             context.abort(grpc.StatusCode.UNAVAILABLE, "model loading is not ready")
         if request.model == "busy":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full: 512 calls")
+        if request.model == "locked":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "an API key is needed")
         if request.model == "picky":
             violations = [
                 error_details_pb2.BadRequest.FieldViolation(field="inputs[0].text", description="must not be empty"),
@@ -78,9 +88,44 @@ class Server(
                 version="0123456789ab",
                 quantization="w8a8",
                 labels=["neg", "pos"],
+                adapters=[model_pb2.Adapter(name="polite", version="5555"), model_pb2.Adapter(name="terse")],
             ),
         ]
-        return model_pb2.ListModelsResponse(models=models)
+        split = [("chat", "ba9876543210", 1), ("sentiment", "0123456789ab", 7)]
+        aliases = [
+            model_pb2.Alias(
+                name="sentiment",
+                targets=[model_pb2.AliasTarget(model="sentiment", version="0123456789ab", weight=1)],
+                shadow=model_pb2.AliasTarget(model="chat", version="ba9876543210"),
+            ),
+            model_pb2.Alias(
+                name="split",
+                targets=[model_pb2.AliasTarget(model=m, version=version, weight=w) for m, version, w in split],
+            ),
+        ]
+        return model_pb2.ListModelsResponse(models=models, aliases=aliases)
+
+    def LoadModel(self, request, context):
+        self._take(request, context)
+        return model_pb2.LoadModelResponse(
+            model=model_pb2.Model(name=request.model, version="77", task=checkpoint_pb2.TASK_EMBEDDING)
+        )
+
+    def UnloadModel(self, request, context):
+        self._take(request, context)
+        return model_pb2.UnloadModelResponse()
+
+    def SetAlias(self, request, context):
+        self.request = request
+        return model_pb2.SetAliasResponse(alias=request.alias)
+
+    def LoadAdapter(self, request, context):
+        self._take(request, context)
+        return model_pb2.LoadAdapterResponse(adapter=model_pb2.Adapter(name=request.adapter, version="88"))
+
+    def UnloadAdapter(self, request, context):
+        self._take(request, context)
+        return model_pb2.UnloadAdapterResponse()
 
     def Classify(self, request, context):
         self._take(request, context)
@@ -88,10 +133,28 @@ class Server(
             classification_pb2.LabelScore(label="pos", score=0.75),
             classification_pb2.LabelScore(label="[red]neg", score=0.25),
         ]
+        weights = [
+            classification_pb2.WordWeight(text="A", start=0, end=1, weight=-0.125),
+            classification_pb2.WordWeight(text="[bold]film", start=2, end=12, weight=0.5),
+        ]
         result = classification_pb2.Classification(
-            labels=labels[: request.top_k or 2], truncated=request.truncation == classification_pb2.TRUNCATION_END
+            labels=labels[: request.top_k or 2],
+            truncated=request.truncation == classification_pb2.TRUNCATION_END,
+            weights=weights if request.HasField("explain") else [],
         )
         return classification_pb2.ClassifyResponse(results=[result] * len(request.inputs))
+
+    def Rank(self, request, context):
+        self._take(request, context)
+        order = list(reversed(range(len(request.candidates))))
+        return classification_pb2.RankResponse(
+            results=[classification_pb2.RankedCandidate(index=i, score=i / 4) for i in order[: request.top_k or None]]
+        )
+
+    def Embed(self, request, context):
+        self._take(request, context)
+        vector = embedding_pb2.Embedding(values=[0.5, -0.5, 0.25, 0, 0.125], token_count=7)
+        return embedding_pb2.EmbedResponse(results=[vector] * len(request.texts))
 
     def ClassifyTokens(self, request, context):
         self._take(request, context)
@@ -121,6 +184,7 @@ def served() -> Iterator[tuple[Server, str]]:
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -151,10 +215,11 @@ def cells(result: Result) -> list[list[str]]:
 
 
 def test_models(target: str) -> None:
-    assert cells(call(target, "models")) == [
-        ["chat", "generation", "loading", "ba9876543210", "not", "quantized", "-"],
-        ["sentiment", "sequence-classification", "ready", "0123456789ab", "w8a8", "neg,", "pos"],
+    assert [" ".join(row) for row in cells(call(target, "models"))] == [
+        "chat ba9876543210 sentiment shadow, split 12.5% generation loading not quantized - -",
+        "sentiment 0123456789ab sentiment, split 87.5% sequence-classification ready w8a8 polite, terse neg, pos",
     ]
+    assert call(target, "admin", "models").stdout == call(target, "models").stdout
     listed = json.loads(call(target, "models", "--json").stdout)
     assert listed["models"][1]["labels"] == ["neg", "pos"]
 
@@ -178,6 +243,54 @@ def test_classify_options(server: Server, target: str) -> None:
     assert cells(result) == [["A", "(cut)", "pos", "0.7500"]]
     assert server.request.inputs[0].text_pair == "B"
     assert server.request.top_k == 1
+
+
+def test_classify_by_labels_of_the_callers_own(server: Server, target: str) -> None:
+    examples = ("--example", "praise=Lovely!", "--example", "complaint=2 + 2 = 5?")
+    options = ("--labels", "praise, complaint", *examples, "--instruction", "What is it?")
+    assert call(target, "classify", "--model", "chat", *options, "It broke.").exit_code == 0
+    assert list(server.request.labels) == ["praise", "complaint"]
+    assert [(example.label, example.text) for example in server.request.examples] == [
+        ("praise", "Lovely!"),
+        ("complaint", "2 + 2 = 5?"),
+    ]
+    assert server.request.instruction == "What is it?"
+    assert not server.request.HasField("explain")
+    for wrong in ("praise", "=Lovely!", "praise="):
+        result = call(target, "classify", "--model", "chat", "--labels", "a,b", "--example", wrong, "x")
+        assert (result.exit_code, f"--example {wrong}: expected LABEL=TEXT" in result.stderr) == (2, True)
+
+
+def test_classify_explains(server: Server, target: str) -> None:
+    result = call(target, "classify", "--model", "sentiment", "--top-k", "1", "--explain", "A [bold]film")
+    assert server.request.HasField("explain")
+    labels, weights = result.stdout.split("\n\n")
+    assert "pos" in labels
+    assert [line.split() for line in weights.splitlines()[1:]] == [
+        ["A", "[bold]film", "A", "-0.1250"],
+        ["[bold]film", "+0.5000"],
+    ]
+
+
+def test_rank(server: Server, target: str) -> None:
+    options = ("--model", "nli", "--top-k", "2", "--label", "pos", "--truncate")
+    result = call(target, "rank", *options, "why", "one", "two [x]", "three")
+    assert cells(result) == [["0.5000", "three"], ["0.2500", "two", "[x]"]]
+    assert (server.request.query, list(server.request.candidates)) == ("why", ["one", "two [x]", "three"])
+    assert (server.request.top_k, server.request.label) == (2, "pos")
+    assert server.request.truncation == classification_pb2.TRUNCATION_END
+    assert len(cells(call(target, "rank", "--model", "nli", "why", stdin="a\n\nb\n"))) == 2
+    assert not server.request.HasField("label")
+
+
+def test_embed(server: Server, target: str) -> None:
+    result = call(target, "embed", "--model", "vectors", "--raw", "--dimensions", "5", "A text")
+    assert cells(result) == [["A", "text", "7", "5", "0.5000", "-0.5000", "0.2500", "0.0000"]]
+    assert (server.request.normalize, server.request.dimensions) == (False, 5)
+    listed = json.loads(call(target, "embed", "--model", "vectors", "--json", "A text").stdout)
+    assert listed["results"][0]["values"] == [0.5, -0.5, 0.25, 0.0, 0.125]
+    assert server.request.normalize
+    assert not server.request.HasField("dimensions")
 
 
 def test_pairs_must_match_the_texts(target: str) -> None:
@@ -225,6 +338,127 @@ def test_chat(server: Server, target: str) -> None:
     assert messages == [("system", "Be brief."), ("user", "Why?")]
     assert server.request.sampling.temperature == 0
     assert server.request.sampling.HasField("temperature")
+
+
+def test_chat_with_an_adapter_and_a_form(server: Server, target: str, tmp_path) -> None:
+    def form(*options: str) -> generation_pb2.StructuredOutput:
+        result = call(target, "chat", "--model", "chat", "--adapter", "polite", *options, "Why?")
+        assert result.exit_code == 0, result.stderr
+        return server.request.sampling.structured_output
+
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    assert form("--json-schema", str(tmp_path / "schema.json")).json_schema == '{"type": "object"}'
+    assert server.request.adapter == "polite"
+    assert form("--json-schema", '{"type": "array"}').json_schema == '{"type": "array"}'
+    assert form("--regex", "a+").regex == "a+"
+    assert list(form("--choice", "yes", "--choice", "no, thanks").choice.options) == ["yes", "no, thanks"]
+    form()
+    assert not server.request.sampling.HasField("structured_output")
+    for wrong in (("--regex", "a", "--choice", "b"), ("--json-schema", str(tmp_path / "none.json"))):
+        result = call(target, "chat", "--model", "chat", *wrong, "Why?")
+        assert result.exit_code == 2
+        assert "--json-schema" in result.stderr
+
+
+def test_admin_load(server: Server, target: str) -> None:
+    settings = ("--set", "max_length=512", "--set", "engine={enable_prefix_caching: true}", "--set", "dtype=auto")
+    row = cells(call(target, "admin", "load", "vectors", "new/vectors", *settings))
+    assert row == [["vectors", "77", "-", "embedding", "unspecified", "not", "quantized", "-", "-"]]
+    assert (server.request.model, server.request.path) == ("vectors", "new/vectors")
+    given = dict(server.request.settings)
+    assert (given["max_length"], given["dtype"], dict(given["engine"])) == (
+        512,
+        "auto",
+        {"enable_prefix_caching": True},
+    )
+    call(target, "admin", "load", "vectors", "new/vectors")
+    assert not server.request.HasField("settings")
+    assert call(target, "admin", "load", "vectors", "x", "--set", "max_length").exit_code == 2
+    assert call(target, "admin", "load", "vectors", "x", "--set", "engine={").exit_code == 2
+
+
+def test_admin_unload_and_adapters(server: Server, target: str) -> None:
+    assert call(target, "admin", "unload", "chat@77").stdout == "chat@77 is gone\n"
+    assert (server.request.model, server.request.version) == ("chat", "77")
+    assert call(target, "admin", "unload", "chat").exit_code == 2
+    assert call(target, "admin", "load-adapter", "chat", "polite", "a/b").stdout == "polite is loaded, version 88\n"
+    assert (server.request.model, server.request.adapter, server.request.path) == ("chat", "polite", "a/b")
+    assert call(target, "admin", "unload-adapter", "chat", "polite").stdout == "polite is gone\n"
+    assert (server.request.model, server.request.adapter) == ("chat", "polite")
+
+
+def test_admin_alias(server: Server, target: str) -> None:
+    def alias(*arguments: str) -> tuple[str, model_pb2.SetAliasRequest]:
+        result = call(target, "admin", "alias", *arguments)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout, server.request
+
+    printed, request = alias("prod", "chat@1=90", "chat@2=10", "--shadow", "chat@3", "--unload-unused")
+    assert printed == "prod -> chat@1 90%, chat@2 10%, shadow chat@3\n"
+    assert [(one.version, one.weight) for one in request.alias.targets] == [("1", 90), ("2", 10)]
+    assert (request.alias.shadow.version, request.alias.shadow.weight, request.unload_unused) == ("3", 0, True)
+    printed, request = alias("prod", "chat@2")
+    assert (printed, request.alias.targets[0].weight) == ("prod -> chat@2\n", 1)
+    assert not request.alias.HasField("shadow")
+    printed, request = alias("prod", "--remove")
+    assert (printed, len(request.alias.targets)) == ("prod is removed\n", 0)
+    wrongs = ([], ["chat"], ["chat@1=0"], ["chat@1=x"], ["chat@1", "--remove"], ["chat@1", "--shadow", "chat@2=5"])
+    for wrong in wrongs:
+        assert call(target, "admin", "alias", "prod", *wrong).exit_code == 2
+
+
+def test_a_key_goes_with_every_call_and_not_into_any_output(server: Server, target: str) -> None:
+    assert "authorization" not in (call(target, "classify", "--model", "a", "x") and server.metadata)
+    for arguments in (("classify", "x"), ("chat", "x"), ("rank", "x", "y"), ("admin", "load", "a", "b")):
+        model = () if arguments[0] == "admin" else ("--model", "a")
+        call(target, *arguments, *model, "--key", "SECRET")
+        assert server.metadata["authorization"] == "Bearer SECRET"
+    for arguments in (["--model", "locked", "x", "--key", "SECRET"], ["--model", "a", "x", "--key", "SECRÉT"]):
+        result = call(target, "classify", *arguments)
+        assert result.exit_code == 2
+        assert "SECR" not in result.stdout + result.stderr
+    result = call(target, "classify", "--model", "locked", "x")
+    assert result.stderr.endswith("hint:  set TUNESERVE_KEY, or pass --key\n")
+
+
+def test_tls(tmp_path: Path) -> None:
+    key, certificate = certified(tmp_path)
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], certificate.read_bytes(), True
+    )
+    servicer, server = Server(), grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        ca, own = ("--ca", str(certificate)), ("--cert", str(certificate), "--cert-key", str(key))
+        target = f"127.0.0.1:{port}"
+        assert call(target, "models", *ca, *own).exit_code == 0
+        # Without TLS, without trust, and without a certificate of one's own, which this server wants.
+        for options in ((), ("--tls", *own), ca):
+            result = call(target, "models", "--timeout", "5", *options)
+            assert (result.exit_code, f"no server answers at {target}" in result.stderr) == (1, True)
+        assert "--cert and --cert-key belong together" in call(target, "models", *ca, *own[:2]).stderr
+    finally:
+        server.stop(None).wait()
+
+
+def certified(folder: Path) -> tuple[Path, Path]:
+    """A key, and a certificate for this machine that it signed itself."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(True, None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "key.pem", folder / "cert.pem"
 
 
 def test_chat_says_when_it_was_cut_off(target: str) -> None:

@@ -1,0 +1,139 @@
+"""What the commands of `tuneserve call` share: the options that say which server, and how answers are printed."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tuneserve.client import Server
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_File = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+model_option = click.option("--model", required=True, metavar="NAME", help="The model's name at the server.")
+truncate_option = click.option("--truncate", is_flag=True, help="Cut a text that is too long. Default: refuse it.")
+
+
+def client_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., Any]]:
+    """Adds what every command takes to reach the server; the command gets it as `server` and `as_json`."""
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print the server's messages as JSON."),
+        click.option("--cert-key", "certificate_key", type=_File, help="Its private key."),
+        click.option("--cert", "certificate", type=_File, help="Your certificate, where the server wants one. PEM."),
+        click.option(
+            "--ca",
+            type=_File,
+            envvar="TUNESERVE_CA",
+            show_envvar=True,
+            help="Use TLS, and trust this authority. PEM.",
+        ),
+        click.option("--tls", is_flag=True, help="Use TLS, and trust the authorities that this machine trusts."),
+        click.option(
+            "--key",
+            default="",
+            envvar="TUNESERVE_KEY",
+            show_envvar=True,
+            help="Your API key. Better in the variable: flags are seen by everybody on the machine.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0.001),
+            default=timeout,
+            show_default=True,
+            help="Seconds for the whole call.",
+        ),
+        click.option(
+            "--target",
+            default="localhost:8033",
+            show_default=True,
+            envvar="TUNESERVE_TARGET",
+            show_envvar=True,
+            metavar="HOST:PORT",
+            help="The server.",
+        ),
+    )
+
+    def decorate(command: Function) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(
+            *arguments: Any,
+            target: str,
+            timeout: float,
+            key: str,
+            tls: bool,
+            ca: Path | None,
+            certificate: Path | None,
+            certificate_key: Path | None,
+            **values: Any,
+        ) -> Any:
+            if not key.isascii() or not key.isprintable():
+                raise click.UsageError("--key: a key has letters, digits and signs of ASCII only")
+            if bool(certificate) != bool(certificate_key):
+                raise click.UsageError("--cert and --cert-key belong together: give both")
+            tls = tls or ca is not None or certificate is not None
+            server = Server(target, timeout, key, tls, ca, certificate, certificate_key)
+            return command(*arguments, server=server, **values)
+
+        return functools.reduce(lambda function, option: option(function), options, run)
+
+    return decorate
+
+
+def lines_of_stdin() -> list[str]:
+    """Returns the lines of standard input that hold something."""
+    return [line for line in stdin_text("TEXT").splitlines() if line.strip()]
+
+
+def stdin_text(argument: str) -> str:
+    """Returns standard input. Raises UsageError, naming `argument`, at a terminal or when there is nothing in it."""
+    if sys.stdin.isatty():
+        raise click.UsageError(f"no {argument} given, and standard input is a terminal")
+    if not (text := sys.stdin.read().strip()):
+        raise click.UsageError(f"no {argument} given, and standard input is empty")
+    return text
+
+
+def print_json(message: "Message", indent: int | None = 2) -> None:
+    """Prints a message with the field names of the .proto files, fields that are zero included."""
+    from google.protobuf import json_format
+
+    click.echo(
+        json_format.MessageToJson(
+            message,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            ensure_ascii=False,
+            indent=indent,
+        )
+    )
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows as wide as the terminal, or as they need where there is none. No cell is read as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1_000_000).print(table)
+
+
+def truncation(truncate: bool) -> str:
+    """What --truncate means to the server."""
+    return "TRUNCATION_END" if truncate else "TRUNCATION_REJECT"
+
+
+def shown(text: str, truncated: bool) -> str:
+    """A text as a table shows it."""
+    return f"{text} (cut)" if truncated else text
