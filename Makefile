@@ -9,7 +9,7 @@ PACKAGES := tuneserve benchmarks finetune quantize server
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check bench protos lock clean
+.PHONY: help setup demo test check bench soak fuzz protos lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,9 +28,15 @@ check: $(READY) .cache/types ## ruff, strict types, buf lint
 	MYPYPATH=.cache/types $(BIN)/mypy --cache-dir .cache/mypy $(addprefix -p ,tuneserve)
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
 
-bench: $(READY) ## serve the demo's models and measure them
-	@test -d demo/chat-w8a8 || { echo "make bench measures the demo's models: run make demo first"; exit 2; }
-	$(BIN)/python -m tuneserve.benchmarks.suite demo/sentiment demo/sentiment-w8a8 demo/chat demo/chat-w8a8
+soak: $(READY) ## ten minutes of mixed load on the real engines, and a thousand cancelled calls
+	TUNESERVE_SOAK_SECONDS=600 TUNESERVE_CANCELS=1000 $(BIN)/pytest -s tests/engine/test_soak.py tests/server/promises
+
+fuzz: $(READY) ## ten thousand messages and garbage at every call of the API
+	TUNESERVE_FUZZ_EXAMPLES=10000 $(BIN)/pytest tests/server/promises/test_fuzz.py tests/server/promises/test_garbage.py
+
+bench: $(READY) ## our server beside plain vLLM and `vllm serve`, on the demo's models; REPORT=1 writes a file
+	@test -d demo/chat && test -d demo/sentiment || { echo "make bench measures the demo's models: run make demo first"; exit 2; }
+	$(BIN)/python -m tuneserve.benchmarks.cost demo/sentiment demo/chat $(if $(REPORT),--report)
 
 protos: $(READY) ## regenerate the stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \

@@ -19,6 +19,9 @@ from tuneserve.server.errors import Overloaded
 
 # Seconds over which the engine's speed is averaged.
 _MEMORY = 5.0
+# Share of the longest wait that a call may expect and still come in. What it expects is a guess: with nothing to spare,
+# half of those that come in last would wait in vain.
+_SURE = 0.8
 # How long a caller that was turned away should wait at least, in milliseconds.
 _RETRY_MS = 100
 
@@ -32,6 +35,13 @@ class _Waiter:
     sequences: int = field(compare=False)
     tokens: int = field(compare=False)
     granted: "asyncio.Future[None]" = field(compare=False)
+
+
+@dataclass(eq=False)
+class Entry:
+    """A call that is in. Until its first turn it counts among those that wait: its texts are being tokenized."""
+
+    priority: int
 
 
 class Admission:
@@ -62,30 +72,38 @@ class Admission:
         self._max_wait = max_wait
         self._clock = clock
         self._queue: list[_Waiter] = []
+        self._coming: set[Entry] = set()
         self._order = 0
         self._speed = _Speed()
 
     @contextmanager
-    def enter(self, priority: int = 0) -> Iterator[None]:
+    def enter(self, priority: int = 0) -> Iterator[Entry]:
         """Holds a call's place. Raises Overloaded at once when there is none."""
         if self.calls >= self._max_calls:
             raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
         expected = self.expected_wait(priority)
-        if expected > self._max_wait:
-            what = f"a queue of about {expected:.1f} s; the longest wait is {self._max_wait:g} s"
+        if expected > _SURE * self._max_wait:
+            what = f"a queue of about {expected:.1f} s, at a longest wait of {self._max_wait:g} s"
             raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
+        entry = Entry(priority)
+        self._coming.add(entry)
         self.calls += 1
         self.empty.clear()
         try:
-            yield
+            yield entry
         finally:
+            self._coming.discard(entry)
             self.calls -= 1
             if not self.calls:
                 self.empty.set()
 
     @asynccontextmanager
-    async def turn(self, sequences: int, tokens: int, priority: int = 0) -> AsyncIterator[None]:
+    async def turn(
+        self, sequences: int, tokens: int, priority: int = 0, entry: Entry | None = None
+    ) -> AsyncIterator[None]:
         """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long."""
+        if entry:
+            self._coming.discard(entry)
         await self._wait(sequences, tokens, priority)
         try:
             yield
@@ -95,6 +113,9 @@ class Admission:
     def expected_wait(self, priority: int = 0) -> float:
         """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
         ahead = sum(waiter.sequences for waiter in self._queue if waiter.priority <= priority)
+        # Those that come will wait only if there is no room for them.
+        coming = sum(entry.priority <= priority for entry in self._coming)
+        ahead += max(0, coming - max(0, self._slots - self.running))
         return ahead / self._speed.per_second if ahead and self._speed.per_second else 0.0
 
     async def _wait(self, sequences: int, tokens: int, priority: int) -> None:
@@ -160,13 +181,19 @@ class _Speed:
         return self._count / self._seconds if self._seconds > 0 and self._count >= 1 else 0.0
 
     def saturated(self, now: float) -> None:
-        """The queue begins."""
+        """The queue begins. What was seen before the last one ended counts less, the longer that is ago."""
+        self._fade(now - self._last)
         self._last = now
 
     def done(self, sequences: int, now: float) -> None:
         """Sequences ended while others waited."""
         passed = now - self._last
-        fade = math.exp(-passed / _MEMORY)
-        self._count = self._count * fade + sequences
-        self._seconds = self._seconds * fade + passed
+        self._fade(passed)
+        self._count += sequences
+        self._seconds += passed
         self._last = now
+
+    def _fade(self, seconds: float) -> None:
+        fade = math.exp(-seconds / _MEMORY)
+        self._count *= fade
+        self._seconds *= fade

@@ -19,7 +19,7 @@ from prometheus_client import disable_created_metrics, start_http_server
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import ports, tls
+from tuneserve.server import failures, ports, tls
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
 from tuneserve.server.health import Health
 from tuneserve.server.interceptors import CallInterceptor, Running
@@ -74,6 +74,7 @@ class App:
 
     def __init__(self, config: ServerConfig, make_engine: EngineFactory | None = None) -> None:
         """Checks every setting and checkpoint and binds all ports. Raises UserError before anything loads."""
+        failures.redact_libraries()
         self.config = config
         self.metrics = Metrics()
         self.models = Models()

@@ -110,8 +110,9 @@ def checked(config: ServerConfig) -> ServerConfig:
     for key in ("listen", "metrics_listen", "health_listen", "admin_listen"):
         if (address := getattr(config, key)) is not None:
             host_and_port(address, key)
-    for key in ("drain_seconds", "stall_seconds", "watchdog_seconds"):
-        _require(getattr(config, key) >= 0, key, getattr(config, key), "0 or more seconds")
+    _require(config.drain_seconds >= 0, "drain_seconds", config.drain_seconds, "0 or more seconds")
+    for key in ("stall_seconds", "watchdog_seconds"):
+        _require(getattr(config, key) >= 1, key, getattr(config, key), "1 or more seconds")
     _require(config.on_engine_failure in FAILURES, "on_engine_failure", config.on_engine_failure, ", ".join(FAILURES))
     files = {"tenants": config.tenants}
     if config.tls:

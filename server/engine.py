@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.hardware import Hardware
 from tuneserve.server.seam import Delta, Encoded, EngineFailed, PoolTask, RequestRefused, Sampling, Ticket
+from tuneserve.server.vocabulary import readable
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Must stand before vLLM is imported, which reads them then. Spawned, never forked: gRPC has threads running.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-# On CPUs vLLM warns, a dozen times in each process, of what only GPUs have. Anywhere, its warnings about a grammar
-# and those of the library that reads it repeat what a caller sent.
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Errors only: on CPUs vLLM warns, a dozen times in each process, of what only GPUs have. And none of those that repeat
+# what a caller sent: a grammar, stop strings, tokens. Who sets a level for vLLM sees all of it.
+if "VLLM_LOGGING_LEVEL" not in os.environ:
+    os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
@@ -48,6 +51,7 @@ T = TypeVar("T")
 # Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.
 _CONFIGURING = threading.Lock()
 _LIVENESS_SECONDS = 0.1
+_POLL_SECONDS = 0.02
 # vLLM gives its processes 5 s to end by themselves.
 _CLOSE_SECONDS = 15.0
 
@@ -66,11 +70,13 @@ class VllmEngine:
         self.registry = CollectorRegistry()
         options = engine_options.arguments(name, config, task, hardware, otlp_endpoint)
         structured = StructuredOutputsConfig(**options.pop("structured_outputs_config"))
-        with _CONFIGURING:
-            vllm_config = AsyncEngineArgs(**options, structured_outputs_config=structured).create_engine_config()
-        self._engine: AsyncLLM | None = AsyncLLM.from_vllm_config(
-            vllm_config, stat_loggers=[_stat_logger(self.registry)]
-        )
+        with readable(config.path) as tokenizer:
+            options |= {"tokenizer": str(tokenizer), "structured_outputs_config": structured}
+            with _CONFIGURING:
+                vllm_config = AsyncEngineArgs(**options).create_engine_config()
+            self._engine: AsyncLLM | None = AsyncLLM.from_vllm_config(
+                vllm_config, stat_loggers=[_stat_logger(self.registry)]
+            )
         self._processes = _processes(self._engine)
         self.max_length: int = self._engine.model_config.max_model_len
         self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
@@ -208,8 +214,9 @@ class VllmEngine:
         engine, self._engine = self._engine, None
         shutdown = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
-        # Also what outlived its parent.
+        # Also what outlived its parent. Its memory is free, for another engine, only once it is gone.
         _kill(self._processes)
+        await asyncio.to_thread(_wait_for_end, self._processes)
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
         # Its __del__ shuts down again, and fails when that comes as late as the interpreter's end.
         del engine, shutdown
@@ -256,6 +263,20 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _wait_for_end(processes: Sequence[psutil.Process]) -> None:
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    while any(map(_runs, processes)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        # Not wait(): whoever started it wants its exit status.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:

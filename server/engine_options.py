@@ -8,7 +8,6 @@ import ast
 import difflib
 import functools
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,10 +54,6 @@ _CPU_BLOCK = 32
 # Not vLLM's choice by request: an engine keeps to the library of its first one. Of the two it would choose from, the
 # other takes seconds for a large schema and, as a text gets longer, for each token of a nested pattern.
 _STRUCTURED_BACKEND = "guidance"
-# It reads a byte-level vocabulary wrongly where the tokenizer names both ways to write bytes, as those made of GGUF
-# files do: no space and no letter beyond ASCII would ever match.
-_BYTE_DECODERS = {"ByteFallback", "ByteLevel"}
-_OTHER_BACKEND = "xgrammar"
 
 
 def arguments(
@@ -93,18 +88,10 @@ def arguments(
             options["worker_extension_cls"] = "tuneserve.server.engine_lora_cpu.Worker"
     options |= config.engine
     options["structured_outputs_config"] = {
-        "backend": structured_backend(config.path),
+        "backend": _STRUCTURED_BACKEND,
         **options.get("structured_outputs_config", {}),
     }
     return {key: value for key, value in options.items() if value is not None}
-
-
-def structured_backend(directory: Path) -> str:
-    """Returns the library for structured outputs that reads a checkpoint's vocabulary rightly."""
-    file = directory / "tokenizer.json"
-    decoder = (json.loads(file.read_text(encoding="utf-8")).get("decoder") if file.is_file() else None) or {}
-    kinds = {one.get("type") for one in decoder.get("decoders", [decoder])}
-    return _OTHER_BACKEND if kinds >= _BYTE_DECODERS else _STRUCTURED_BACKEND
 
 
 def check(options: Mapping[str, Any], where: str) -> None:

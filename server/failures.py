@@ -1,5 +1,8 @@
 """Exceptions as callers and as the log may know them. Neither gets an exception's own text: it may repeat a prompt."""
 
+import logging
+import re
+
 from tuneserve.server.errors import InvalidInput, Unavailable
 from tuneserve.server.seam import EngineFailed, RequestRefused
 
@@ -26,3 +29,29 @@ def where(error: BaseException) -> str:
         parts.append(f"{type(seen).__name__} at {' > '.join(places[-6:])}")
         seen = seen.__cause__
     return "; from ".join(parts)
+
+
+# What a message was or would be filled with.
+_FILLED = re.compile(r"\[.*\]|%[sdr]")
+
+
+class _Redacted(logging.Filter):
+    """Leaves of a record what happened, and not with what."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        first = _FILLED.sub("…", str(record.msg).split("\n", 1)[0])
+        error = record.exc_info[1] if record.exc_info else None
+        record.msg = f"{first}: {where(error)}" if error else first
+        record.args, record.exc_info, record.exc_text = (), None, None
+        return True
+
+
+_REDACTED = _Redacted()
+
+
+def redact_libraries() -> None:
+    """Keeps callers' headers and exceptions' texts out of what gRPC and asyncio log: a key that is no text, for one,
+    and an exception that nobody caught, for the other.
+    """
+    for name in ("grpc._cython.cygrpc", "asyncio"):
+        logging.getLogger(name).addFilter(_REDACTED)

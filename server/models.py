@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tuneserve import checkpoint
 from tuneserve.server.adapters import Adapter
-from tuneserve.server.admission import Admission
+from tuneserve.server.admission import Admission, Entry
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.context import current, is_copy
 from tuneserve.server.errors import DeadlinePassed, NotFound, Unavailable, WrongState
@@ -143,10 +143,10 @@ class Model:
         self.check_ready()
         priority = max(priority, current().tenant.priority)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.admission.enter(priority))
+            entry = stack.enter_context(self.admission.enter(priority))
             self.metrics.queue_depth.labels(self.name).inc()
             stack.callback(self.metrics.queue_depth.labels(self.name).dec)
-            yield Place(self, priority)
+            yield Place(self, priority, entry)
 
     async def encode(
         self, texts: Sequence[str | tuple[str, str]], *, special_tokens: bool = True, truncate: bool = False
@@ -239,6 +239,7 @@ class Place:
 
     model: Model
     priority: int
+    entry: Entry
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
@@ -264,7 +265,7 @@ class Place:
         model, call, started = self.model, current(), time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             with call.stage("queue"):
-                await stack.enter_async_context(model.admission.turn(sequences, tokens, self.priority))
+                await stack.enter_async_context(model.admission.turn(sequences, tokens, self.priority, self.entry))
             model.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
             # While calls wait, the event loop may be late to tell them that their time is up.
             if call.expired():

@@ -54,7 +54,7 @@ class Operations:
         config.checked_model(name, model, where)
         redaction.check(model.redact, f"{where}.redact")
         engine_options.check(model.engine, f"{where}.engine")
-        prepared = Model(name, model, checkpoint.load(model.path), self._metrics)
+        prepared = Model(name, model, checkpoint.load(model.path, f"model {name}"), self._metrics)
         for adapter, path in model.adapters.items():
             prepared.adapters[adapter] = self._take(adapter, path, prepared)
         return prepared
@@ -73,9 +73,9 @@ class Operations:
             try:
                 model = await asyncio.to_thread(self.prepare, request.model, self._settings(request, path), "settings")
             except CheckpointError as error:
-                raise InvalidInput("path", self._public(error)) from error
+                raise InvalidInput("path", _public(error, path)) from error
             except UserError as error:
-                raise InvalidInput("settings", self._public(error)) from error
+                raise InvalidInput("settings", _public(error, path)) from error
             if self._models.has(model):
                 raise AlreadyLoaded(model.id)
             await asyncio.to_thread(memory.check, model.config, model.manifest)
@@ -108,10 +108,11 @@ class Operations:
 
     async def load_adapter(self, model: Model, name: str, path: str) -> adapters.Adapter:
         """Loads a LoRA adapter. See ModelService.LoadAdapter."""
+        directory = self._below_root(path)
         try:
-            adapter = await asyncio.to_thread(self._take, name, self._below_root(path), model)
+            adapter = await asyncio.to_thread(self._take, name, directory, model)
         except UserError as error:
-            raise InvalidInput("path", self._public(error)) from error
+            raise InvalidInput("path", _public(error, directory)) from error
         await model.add_adapter(adapter)
         return adapter
 
@@ -143,8 +144,12 @@ class Operations:
         root = self._config.models_root
         if root is None:
             raise WrongState("the server has no models_root to load from")
-        wanted = (root / path).resolve()
-        if not path or not wanted.is_relative_to(root.resolve()) or not wanted.is_dir():
+        try:
+            wanted = (root / path).resolve()
+            is_below = bool(path) and wanted.is_relative_to(root.resolve()) and wanted.is_dir()
+        except (OSError, ValueError):
+            is_below = False  # too long, or with a NUL in it
+        if not is_below:
             raise InvalidInput("path", "is not a directory below the server's models_root")
         return wanted
 
@@ -153,12 +158,13 @@ class Operations:
             self._adapters = Path(tempfile.mkdtemp(prefix="tuneserve-adapters-"))
         return adapters.take(name, path, self._adapters, model.config.max_adapter_rank)
 
-    def _public(self, error: UserError) -> str:
-        """An error's text without the server's own paths."""
-        text, root = str(error), self._config.models_root
-        for shown in (root, root.resolve()) if root else ():
-            text = text.replace(f"{shown}/", "")
-        return text
+
+def _public(error: UserError, path: Path) -> str:
+    """An error's text without the path of what was to be loaded."""
+    text = str(error)
+    for shown in (str(path), path.name):
+        text = text.replace(f"{shown}/", "").removeprefix(f"{shown}: ")
+    return text
 
 
 def _whole(values: dict[str, Any]) -> dict[str, Any]:

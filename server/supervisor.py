@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from tuneserve.server import failures
 from tuneserve.server.models import EngineFactory, Model
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class Supervisor:
                 await model.load(self._make_engine)
             except Exception as error:
                 wait = min(2 * wait, longest)
-                logger.error("model %s: did not start again, next attempt in %g s: %s", model.id, wait, error)
+                what = failures.where(error)
+                logger.error("model %s: did not start again, next attempt in %g s: %s", model.id, wait, what)
             else:
                 logger.info("model %s: its engine was started again", model.id)
                 return

@@ -63,7 +63,7 @@ def test_the_server_runs_without_torch():
 
 
 def test_benchmarks_speak_to_a_server_by_grpc_only():
-    allowed = {"benchmarks", "checkpoint", "client", "errors", "serving", "v1"}
+    allowed = {"benchmarks", "checkpoint", "client", "errors", "runtime", "serving", "v1"}
     for path in files("benchmarks"):
         ours = {name.split(".")[1] for name in imports(path) if name.startswith("tuneserve.")}
         assert ours <= allowed, f"{path.name} imports {ours - allowed}"

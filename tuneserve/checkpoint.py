@@ -48,17 +48,17 @@ _PROBLEM_TYPES = {
 }
 
 
-def load(directory: Path) -> pb.Checkpoint:
+def load(directory: Path, called: str = "") -> pb.Checkpoint:
     """Returns the manifest of a directory that is whole, unchanged and safe to load.
 
     A plain Hugging Face directory, without `tuneserve.json`, is described from its config.json, with a warning:
-    its content can't be checked against anything.
+    its content can't be checked against anything. `called` is what the warning calls it; its path when empty.
 
     Raises CheckpointError, naming the file.
     """
     refuse_unsafe(directory)
     if not (directory / MANIFEST).exists():
-        logger.warning("%s has no %s: served as it is, content not verified", directory, MANIFEST)
+        logger.warning("%s has no %s: served as it is, content not verified", called or directory, MANIFEST)
         return describe(directory)
     manifest = read_manifest(directory)
     verify_files(directory, manifest)

@@ -20,7 +20,9 @@ import yaml
 from tuneserve import samples
 from tuneserve.serving import Server, launched
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 TOPICS = ["acting", "music", "plot"]
 
@@ -30,15 +32,25 @@ class Real:
     """The running server, stubs to it, and the directories of its models."""
 
     server: Server
+    channel: grpc.Channel
     classification: ClassificationServiceStub
+    embedding: EmbeddingServiceStub
     generation: GenerationServiceStub
+    models: ModelServiceStub  # on the administrators' port
     directories: dict[str, Path]
+    root: Path  # what an administrator may load from; `adapter` and `other` are LoRA adapters for the chat model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The drain stops the server that the other tests here use: it goes last of them, before other folders' tests."""
+    """The drain stops the server that the other tests here use: it goes last of them, before other folders' tests.
+
+    Lost engines come right before it: what is loaded after them has no cache and no counts of earlier tests.
+    """
     here = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
-    ordered = sorted((items[index] for index in here), key=lambda item: item.name == "test_sigterm_drains")
+    ordered = sorted(
+        (items[index] for index in here),
+        key=lambda item: (item.name == "test_sigterm_drains", item.path.name == "test_crash.py"),
+    )
     for index, item in zip(here, ordered, strict=True):
         items[index] = item
 
@@ -101,6 +113,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ),
         "topics": _multi_label(folder / "topics"),
         "chat": samples.chat_model(),
+        "vectors": samples.embedding_model(),
     }
 
 
@@ -122,17 +135,61 @@ AutoTokenizer.from_pretrained(source).save_pretrained(target)
     return directory
 
 
+def _adapter(directory: Path, seed: int) -> Path:
+    """A LoRA adapter with weights large enough to be seen."""
+    code = f"""
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+torch.manual_seed({seed})
+model = AutoModelForCausalLM.from_pretrained({str(samples.chat_model())!r}, dtype=torch.float32)
+lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+model = get_peft_model(model, lora)
+for name, parameter in model.named_parameters():
+    if "lora_B" in name:
+        torch.nn.init.normal_(parameter, std=0.05)
+model.save_pretrained({str(directory)!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, capture_output=True)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     """The server. Started once."""
-    models = {
+    models: dict[str, dict[str, object]] = {
         name: {"path": str(path), "dtype": "auto" if name == "chat" else "float32"}
         for name, path in directories.items()
     }
-    config = tmp_path_factory.mktemp("config") / "server.yaml"
-    config.write_text(yaml.safe_dump({"models": models, "drain_seconds": 20}))
-    with launched("--config", str(config)) as server, grpc.insecure_channel(server.addresses.grpc) as channel:
-        yield Real(server, ClassificationServiceStub(channel), GenerationServiceStub(channel), directories)
+    models["chat"]["max_adapters"] = 2
+    folder = tmp_path_factory.mktemp("config")
+    root = folder / "root"
+    for seed, name in enumerate(("adapter", "other")):
+        _adapter(root / name, seed)
+    settings = {
+        "models": models,
+        "admin_listen": "127.0.0.1:0",
+        "models_root": str(root),
+        "drain_seconds": 20,
+        "watchdog_seconds": 15,
+    }
+    config = folder / "server.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    with (
+        launched("--config", str(config)) as server,
+        grpc.insecure_channel(server.addresses.grpc) as channel,
+        grpc.insecure_channel(server.addresses.admin) as admin,
+    ):
+        yield Real(
+            server,
+            channel,
+            ClassificationServiceStub(channel),
+            EmbeddingServiceStub(channel),
+            GenerationServiceStub(channel),
+            ModelServiceStub(admin),
+            directories,
+            root,
+        )
 
 
 @pytest.fixture

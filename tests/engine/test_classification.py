@@ -1,5 +1,6 @@
 """The server's answers equal those of plain transformers on the same checkpoint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,137 @@ def test_spans_equal_transformers(real, aggregation):
             assert span.text == text[span.start : span.end]
         total += len(found)
     assert total > 10, "a tagger that finds nothing proves nothing"
+
+
+def windows(ids: list[int], room: int, overlap: int) -> list[tuple[int, int]]:
+    """Where windows of `room` tokens begin and end, the last one at the text's end."""
+    starts = [0]
+    while starts[-1] + room < len(ids):
+        starts.append(min(starts[-1] + room - overlap, len(ids) - room))
+    return [(start, start + room) for start in starts]
+
+
+def windowed_logits(directory: Path, text: str, overlap: int, kind: str) -> tuple[list[tuple[int, int]], list[Any]]:
+    """The windows of a text, and what plain transformers makes of each: with special tokens of its own."""
+    import transformers
+
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    places = windows(ids, 510, overlap)
+    assert len(places) > 2
+    rows = []
+    with torch.no_grad():
+        for start, end in places:
+            inputs = [tokenizer.cls_token_id, *ids[start:end], tokenizer.sep_token_id]
+            rows.append(model(torch.tensor([inputs])).logits[0])
+    return places, rows
+
+
+def test_windows_equal_transformers_pooled(real):
+    reviews = rows.read(real.directories["sentiment"] / "eval/test.jsonl")
+    text = " ".join(row["text"] for row in reviews[:60])
+    _, found = windowed_logits(real.directories["sentiment"], text, 100, "SequenceClassification")
+    logits = torch.stack(found)
+    for pooling, expected in ((pb.WINDOW_POOLING_MEAN, logits.mean(0)), (pb.WINDOW_POOLING_MAX, logits.amax(0))):
+        response = real.classification.Classify(
+            pb.ClassifyRequest(
+                model="sentiment",
+                inputs=[pb.ClassifyInput(text=text)],
+                truncation=pb.TRUNCATION_WINDOWS,
+                windows=pb.Windows(overlap=100, pooling=pooling),
+                raw_scores=True,
+            )
+        )
+        assert torch.allclose(scores(response, ["negative", "positive"])[0], expected, atol=1e-2)
+        assert response.results[0].windows == len(logits)
+
+
+def test_spans_of_windows_come_from_the_best_window(real):
+    from transformers import AutoTokenizer
+
+    tweets = rows.read(real.directories["ner"] / "eval/test.jsonl")
+    text = " ".join(" ".join(row["tokens"]) for row in tweets[:70])
+    places, logits = windowed_logits(real.directories["ner"], text, 128, "TokenClassification")
+    offsets = AutoTokenizer.from_pretrained(real.directories["ner"])(
+        text, add_special_tokens=False, return_offsets_mapping=True
+    )["offset_mapping"]
+    config = json.loads((real.directories["ner"] / "config.json").read_text())
+    tagged = set()
+    for token, offset in enumerate(offsets):
+        inside = [
+            (
+                min(
+                    token - start if start else 10**6,
+                    end - 1 - token if end < len(offsets) else 10**6,
+                ),
+                -index,
+            )
+            for index, (start, end) in enumerate(places)
+            if start <= token < end
+        ]
+        index = -max(inside)[1]
+        best = int(logits[index][1 + token - places[index][0]].argmax())
+        if config["id2label"][str(best)] != "O":
+            tagged.update(range(*offset))
+    [result] = real.classification.ClassifyTokens(
+        pb.ClassifyTokensRequest(
+            model="ner", texts=[text], truncation=pb.TRUNCATION_WINDOWS, windows=pb.Windows(overlap=128)
+        )
+    ).results
+    assert len(result.spans) > 10
+    inside_spans = {at for span in result.spans for at in range(span.start, span.end) if not text[at].isspace()}
+    assert {at for at in tagged if not text[at].isspace()} <= inside_spans
+    assert len(inside_spans - tagged) < len(tagged) / 10, "what lies between two tokens of one span"
+    for span in result.spans:
+        assert span.text == text[span.start : span.end]
+
+
+def test_weights_of_words_equal_transformers(real):
+    texts = {
+        "a truly awful film": ["truly awful film", "a awful film", "a truly film", "a truly awful "],
+        "wonderful": [""],
+    }
+    inputs = [pb.ClassifyInput(text=text) for text in texts]
+    response = real.classification.Classify(pb.ClassifyRequest(model="sentiment", inputs=inputs, explain=pb.Explain()))
+    for (text, variants), result in zip(texts.items(), response.results, strict=True):
+        whole, *without = logits(real.directories["sentiment"], [(one,) for one in [text, *variants]]).softmax(-1)
+        best = int(whole.argmax())
+        expected = [float(whole[best] - row[best]) for row in without]
+        assert [word.weight for word in result.weights] == pytest.approx(expected, abs=2e-3)
+        assert max(map(abs, expected)) > 0.05, "words that all weigh nothing prove nothing"
+        assert [word.text for word in result.weights] == text.split()
+
+
+def test_rank_equals_transformers(real):
+    query = "who wrote the music?"
+    candidates = ["The score is by a young composer.", "It rained.", "The plot is thin.", "Songs by the lead actor."]
+    response = real.classification.Rank(
+        pb.RankRequest(model="topics", query=query, candidates=candidates, label="music")
+    )
+    expected = logits(real.directories["topics"], [(query, one) for one in candidates]).sigmoid()[:, 1]
+    assert [one.index for one in response.results] == expected.argsort(descending=True).tolist()
+    found = torch.tensor([one.score for one in response.results])
+    assert torch.allclose(found, expected.sort(descending=True).values, atol=1e-3)
+
+
+def test_a_stream_answers_as_single_calls_do(real):
+    texts = [row["text"] for row in rows.read(real.directories["sentiment"] / "eval/test.jsonl")[:100]] * 3
+
+    def requests():
+        for id_, text in enumerate(texts):
+            one = pb.ClassifyRequest(model="sentiment", inputs=[pb.ClassifyInput(text=text if id_ != 7 else "")])
+            yield pb.ClassifyStreamRequest(id=id_, request=one)
+
+    found = {answer.id: answer for answer in real.classification.ClassifyStream(requests())}
+    assert sorted(found) == list(range(300))
+    assert [id_ for id_, answer in found.items() if answer.HasField("error")] == [7]
+    batch = real.classification.Classify(
+        pb.ClassifyRequest(model="sentiment", inputs=[pb.ClassifyInput(text=text) for text in texts[:7]])
+    )
+    for one, answer in zip(batch.results, [found[id_] for id_ in range(7)], strict=True):
+        scores_ = {label.label: label.score for label in answer.response.results[0].labels}
+        assert scores_ == pytest.approx({label.label: label.score for label in one.labels}, abs=1e-3)
 
 
 def test_a_bad_text_fails_alone(real):

@@ -1,6 +1,13 @@
 """Generation on the real engine: equal to vLLM offline and to transformers, stopped, sampled and streamed."""
 
+import json
+import os
+import re
+import threading
+from pathlib import Path
+
 import grpc
+import jsonschema
 import pytest
 import torch
 
@@ -112,3 +119,95 @@ def test_max_tokens_is_reached_exactly(real):
     completion = real.generation.Generate(greedy(chat("Tell me a story."), 5, ignore_eos=True)).completions[0]
     assert len(completion.token_ids) == 5
     assert completion.finish_reason == pb.FINISH_REASON_LENGTH
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Z][a-z]{1,9}$"},
+        "age": {"type": "integer", "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+GRAMMAR = 'root ::= answer "!"\nanswer ::= "yes" | "no"'
+# None is caught before the engine: the last, that no token is left, only when it runs.
+BROKEN = {
+    "grammar": {"structured_output": pb.StructuredOutput(grammar="root ::= missing CANARY (")},
+    "schema": {"structured_output": pb.StructuredOutput(json_schema='{"$ref": "#/$defs/CANARY"}')},
+    "regex": {"structured_output": pb.StructuredOutput(regex="(?<=CANARY)b")},
+    "no token": {"structured_output": pb.StructuredOutput(regex="[0-9]{5}CANARY"), "allowed_token_ids": [70]},
+}
+
+
+def formed(question: str, max_tokens: int = 60, **form) -> pb.GenerateRequest:
+    return greedy(chat(question), max_tokens, structured_output=pb.StructuredOutput(**form))
+
+
+def test_answers_have_the_form_asked_for(real):
+    def answer(**form) -> str:
+        completion = real.generation.Generate(formed("Tell me about yourself.", **form)).completions[0]
+        assert completion.finish_reason == pb.FINISH_REASON_STOP
+        return completion.text
+
+    jsonschema.validate(json.loads(answer(json_schema=json.dumps(PERSON))), PERSON)
+    assert re.fullmatch(DATE, answer(regex=DATE))
+    assert answer(choice=pb.Choice(options=["東京", 'a "quoted" word'])) in ("東京", 'a "quoted" word')
+    assert answer(grammar=GRAMMAR) in ("yes!", "no!")
+
+
+def test_a_form_holds_for_every_completion_and_in_streams(real):
+    sampling = pb.SamplingParams(max_tokens=60, n=3, seed=1, structured_output=pb.StructuredOutput(regex=DATE))
+    texts = dict.fromkeys(range(3), "")
+    stream = real.generation.GenerateStream(
+        pb.GenerateStreamRequest(model="chat", prompt=chat("When?"), sampling=sampling)
+    )
+    for message in stream:
+        for completion in message.completions:
+            texts[completion.index] += completion.text
+    assert all(re.fullmatch(DATE, text) for text in texts.values()), texts
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_malformed_form_fails_that_request_only(real, broken):
+    alone = real.generation.Generate(greedy(chat("Tell me a story."), 40)).completions[0].text
+    log = Path(os.readlink(f"/proc/{real.server.process.pid}/fd/1"))
+    before = log.stat().st_size
+    neighbours: list[str] = []
+
+    def neighbour() -> None:
+        neighbours.append(real.generation.Generate(greedy(chat("Tell me a story."), 40)).completions[0].text)
+
+    threads = [threading.Thread(target=neighbour) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        with pytest.raises(grpc.RpcError) as caught:
+            real.generation.Generate(greedy(chat("Hello."), 8, **broken))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, caught.value.details()
+        assert caught.value.details().startswith("sampling.structured_output")
+        assert "CANARY" not in caught.value.details()
+    for thread in threads:
+        thread.join()
+    assert neighbours == [alone, alone]
+    assert "CANARY" not in log.read_bytes()[before:].decode(errors="replace")
+
+
+def test_tokens_are_biased_forbidden_and_allowed(real):
+    def text(**fields) -> pb.Completion:
+        return real.generation.Generate(greedy(chat(QUESTIONS[0]), 8, **fields)).completions[0]
+
+    plain = text()
+    paris = plain.token_ids[
+        real.generation.Generate(greedy(chat(QUESTIONS[0]), 8, stop=["Paris"])).usage.completion_tokens - 1
+    ]
+    assert "Paris" in plain.text
+    assert paris not in text(logit_bias={paris: -100}).token_ids
+    assert "Paris" not in text(bad_words=["Paris"]).text
+    assert set(text(allowed_token_ids=[paris]).token_ids) == {paris}
+    assert text(stop_token_ids=[paris]).token_ids[-1] == paris
+    assert text(stop=["Paris"], include_stop_text=True).text.endswith("Paris")
+    ended = real.generation.Generate(greedy(chat(QUESTIONS[0]), 40, skip_special_tokens=False)).completions[0]
+    assert ended.text.startswith(plain.text)
+    assert ended.finish_reason == pb.FINISH_REASON_STOP

@@ -8,6 +8,7 @@ import urllib.request
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve.v1 import classification_pb2
@@ -65,7 +66,7 @@ def test_a_cancelled_batch_frees_the_engine(real):
     call.cancel()
     wait_until(lambda: unfinished(real, "sentiment") == 0)
     answered = [sample.value for sample in metrics(real)["tuneserve_queue_depth"]]
-    assert answered == [0] * 4
+    assert answered == [0] * 5
 
 
 def test_a_deadline_frees_the_engine(real):
@@ -88,7 +89,7 @@ def test_a_killed_client_frees_the_engine(real):
 
 def test_every_models_metrics_are_on_one_page(real):
     families = metrics(real)
-    models = {"chat", "ner", "sentiment", "topics"}
+    models = {"chat", "ner", "sentiment", "topics", "vectors"}
     assert {sample.labels["model_name"] for sample in families["vllm:num_requests_running"]} == models
     assert {sample.labels["model"] for sample in families["tuneserve_engine_up"]} == models
     labels = {
@@ -98,25 +99,39 @@ def test_every_models_metrics_are_on_one_page(real):
 
 
 def test_sigterm_drains(real):
-    """Last of all: running streams end by themselves, new calls are turned away, the exit status is 0."""
-    request = pb.GenerateStreamRequest(
-        model="chat", prompt=STORY, sampling=pb.SamplingParams(max_tokens=60, ignore_eos=True)
-    )
-    calls = [real.generation.GenerateStream(request) for _ in range(8)]
+    """Last of all, with 50 live streams: health flips first, new calls are turned away, every stream finishes or is
+    told UNAVAILABLE within the budget, the exit status is 0.
+    """
+    requests = [
+        pb.GenerateStreamRequest(
+            model="chat", prompt=STORY, sampling=pb.SamplingParams(max_tokens=length, ignore_eos=True)
+        )
+        # Half of them can't finish in time, on any machine.
+        for length in [40] * 25 + [1500] * 25
+    ]
+    calls = [real.generation.GenerateStream(request) for request in requests]
     for call in calls:
         next(call)
-    ends: list[int] = []
+    ends: list[int | grpc.StatusCode] = []
+    health = health_pb2_grpc.HealthStub(real.channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(health).status == health_pb2.HealthCheckResponse.SERVING
 
     def read(call) -> None:
         last = None
-        for message in call:
-            last = message
-        ends.append(last.usage.completion_tokens)
+        try:
+            for message in call:
+                last = message
+        except grpc.RpcError as error:
+            ends.append(error.code())
+        else:
+            ends.append(last.usage.completion_tokens)
 
     readers = [threading.Thread(target=read, args=(call,)) for call in calls]
     for reader in readers:
         reader.start()
     real.server.process.terminate()
+    assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert len(ends) < 50, "while streams still ran"
 
     def call_until_refused() -> None:
         for _ in range(100):
@@ -128,5 +143,8 @@ def test_sigterm_drains(real):
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     for reader in readers:
         reader.join(60)
-    assert ends == [60] * 8
+    assert len(ends) == 50
+    assert set(ends) <= {40, 1500, grpc.StatusCode.UNAVAILABLE}
+    assert 40 in ends
+    assert grpc.StatusCode.UNAVAILABLE in ends
     assert real.server.process.wait(60) == 0

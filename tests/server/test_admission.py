@@ -168,3 +168,51 @@ async def test_nobody_waits_for_longer_than_allowed():
     assert admission.waiting_tokens == 0
     done.set()
     await running
+
+
+async def test_calls_that_are_still_tokenized_count_as_waiting():
+    clock = Clock()
+    admission, log = make(clock, slots=1, max_calls=99, max_wait=2.0), []
+    events = [asyncio.Event() for _ in range(6)]
+    tasks = [asyncio.create_task(holding(admission, done=event, log=log, name="x")) for event in events]
+    await settle()
+    for event in events[:4]:  # two a second
+        clock.now += 0.5
+        event.set()
+        await settle()
+    with ExitStack() as stack:
+        entries = [stack.enter_context(admission.enter()) for _ in range(3)]
+        assert admission.expected_wait() == pytest.approx(4 / 2), "one waits, three will"
+        with pytest.raises(Overloaded) as caught, admission.enter():
+            pass
+        assert caught.value.reason == "QUEUE_WAIT"
+        for event in events:
+            event.set()
+        await asyncio.gather(*tasks)
+        async with admission.turn(1, 1, entry=entries[0]):
+            two = admission.expected_wait()
+        assert 0 < admission.expected_wait() == pytest.approx(two / 2), "one of the two that come finds room"
+    assert admission.expected_wait() == 0
+
+
+async def test_what_was_seen_long_ago_is_forgotten():
+    clock = Clock()
+    admission = make(clock, slots=1)
+
+    async def busy(seconds: float) -> float:
+        """Two calls after each other, one of them waiting; returns what the last of a third's wait would be."""
+        events, log = [asyncio.Event() for _ in range(3)], []
+        tasks = [asyncio.create_task(holding(admission, done=event, log=log, name="x")) for event in events]
+        await settle()
+        clock.now += seconds
+        events[0].set()
+        await settle()
+        expected = admission.expected_wait()
+        for event in events:
+            event.set()
+        await asyncio.gather(*tasks)
+        return expected
+
+    assert await busy(8.0) == pytest.approx(8.0)
+    clock.now += 600
+    assert await busy(0.5) == pytest.approx(0.5, rel=0.01)

@@ -4,6 +4,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tuneserve.server import request_log
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -252,6 +253,36 @@ async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, re
             pb.RankRequest(model="fits", query="a", candidates=["good", "bad bad"], raw_scores=True, top_k=1)
         )
         assert [(one.index, one.score) for one in ranked.results] == [(1, 2)]
+
+
+async def test_masked_words_never_come_apart(serve_config, make_bert):
+    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    config = ServerConfig(models={"masked": ModelConfig(directory, redact=("email",))}, **local)
+    async with serve_config(config) as served:
+        served.engines["masked"].pooled.clear()  # the warm-up
+        response = await ClassificationServiceStub(served.channel).Classify(
+            request("good bad.film@example.com was", model="masked", explain=pb.Explain())
+        )
+        pooled = [one.token_ids for one in served.engines["masked"].pooled]
+        weights = response.results[0].weights
+        assert [(word.text, word.start) for word in weights] == [("good", 0), ("bad.film@example.com", 5), ("was", 26)]
+        # `bad` and `film`, which a text without `example` would show.
+        assert not [ids for ids in pooled if 12 in ids or 7 in ids]
+        assert len(pooled) == 4
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_texts_are_kept_for_the_log_only_when_wanted_and_masked(serve_config, make_bert, monkeypatch, wanted):
+    calls = []
+    monkeypatch.setattr(request_log, "log", lambda call, *_: calls.append(call))
+    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    models = {"masked": ModelConfig(directory, redact=("email",))}
+    async with serve_config(ServerConfig(models=models, log_content=wanted, **local)) as served:
+        await ClassificationServiceStub(served.channel).Classify(request("good a@example.com", model="masked"))
+        content = calls[-1].content
+    assert content == ({"prompt": ["good [EMAIL]"], "output": ["neg"]} if wanted else None)
 
 
 def one_output(pool):

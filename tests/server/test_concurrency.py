@@ -73,7 +73,8 @@ async def test_answers_come_as_they_are_ready_and_all_of_them():
         await asyncio.sleep(0.05 if number == 0 else 0)
         return number
 
-    found = [one async for one in concurrency.answers(slow_first, counted(9, []), 4)]
+    async with asyncio.timeout(10):
+        found = [one async for one in concurrency.answers(slow_first, counted(9, []), 4)]
     assert sorted(found) == list(range(9))
     assert found[0] != 0
 

@@ -1,6 +1,5 @@
 """The `engine:` mapping of a model, checked against the vLLM that is installed, without importing it."""
 
-import json
 import subprocess
 import sys
 
@@ -58,18 +57,3 @@ def test_vllm_is_not_imported():
         "sys.exit(bool({'vllm', 'torch'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("decoders", "backend"),
-    [
-        (["ByteLevel"], "guidance"),
-        (["Replace", "ByteFallback", "Fuse", "Strip"], "guidance"),
-        (["ByteFallback", "Fuse", "Replace", "ByteLevel"], "xgrammar"),
-    ],
-)
-def test_the_library_that_reads_the_vocabulary_is_chosen(tmp_path, decoders, backend):
-    kinds = [{"type": kind} for kind in decoders]
-    decoder = kinds[0] if len(kinds) == 1 else {"type": "Sequence", "decoders": kinds}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"decoder": decoder}))
-    assert engine_options.structured_backend(tmp_path) == backend

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -38,7 +40,7 @@ def test_every_token_is_shown_and_no_window_is_too_long(body, overlap, special):
     assert all(len(one.encoded.token_ids) <= 8 for one in found)
     assert {id_ for one in found for id_ in one.encoded.token_ids} == set(text.encoded.token_ids)
     assert windows.count(text, 8, overlap) == len(found)
-    for one, following in zip(found, found[1:], strict=False):
+    for one, following in itertools.pairwise(found):
         assert one.start < following.start <= one.end - min(overlap, 5)
 
 
