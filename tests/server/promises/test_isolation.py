@@ -1,0 +1,118 @@
+"""Poison: a bad request fails alone. The answers of its neighbours are, byte for byte, those of a run without it."""
+
+import asyncio
+import random
+
+import grpc
+import pytest
+
+from tuneserve.server.seam import RequestRefused
+from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+TEXTS = ["the film was good", "angela merkel née in hamburg", "東京 !", "bad", "a movie , was awful . " * 2]
+POISON = 13  # a token id that ends the request that brings it
+
+
+@pytest.fixture
+def poisoned(served):
+    """Engines that refuse, or break, when they meet one token. Room for every call of these tests."""
+    chat, sentiment = served.engines["chat"], served.engines["sentiment"]
+    generate, pool = chat.generate, sentiment.pool
+
+    async def bad_generate(ticket, token_ids, sampling, stream):
+        async for output in generate(ticket, token_ids, sampling, stream):
+            if POISON in token_ids:
+                raise RequestRefused("temperature")
+            yield output
+
+    async def bad_pool(ticket, inputs, task):
+        if any(len(one.token_ids) > 20 for one in inputs):
+            raise RuntimeError("poison")
+        return await pool(ticket, inputs, task)
+
+    chat.generate, sentiment.pool = bad_generate, bad_pool
+    yield served
+    chat.generate, sentiment.pool = generate, pool
+
+
+def classify(text: str) -> classification_pb2.ClassifyRequest:
+    return classification_pb2.ClassifyRequest(
+        model="sentiment",
+        inputs=[classification_pb2.ClassifyInput(text=text), classification_pb2.ClassifyInput(text="a")],
+    )
+
+
+def generate(ids: list[int], stream: bool):
+    kind = generation_pb2.GenerateStreamRequest if stream else generation_pb2.GenerateRequest
+    prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids))
+    sampling = generation_pb2.SamplingParams(max_tokens=5, n=2, prompt_logprobs=None if stream else 0)
+    return kind(model="chat", prompt=prompt, sampling=sampling)
+
+
+async def outcome(call) -> bytes | str:
+    """The bytes of an answer, or the code of a refusal."""
+    try:
+        if isinstance(call, grpc.aio.UnaryUnaryCall):
+            return (await call).SerializeToString(deterministic=True)
+        return b"".join([one.SerializeToString(deterministic=True) async for one in call])
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+
+
+async def run(served, requests: list) -> list[bytes | str]:
+    """Sends all at once, four at a time so that no queue is full."""
+    classification, generation = ClassificationServiceStub(served.channel), GenerationServiceStub(served.channel)
+    room = asyncio.Semaphore(4)
+    methods = {
+        classification_pb2.ClassifyRequest: classification.Classify,
+        generation_pb2.GenerateRequest: generation.Generate,
+        generation_pb2.GenerateStreamRequest: generation.GenerateStream,
+    }
+
+    async def one(request) -> bytes | str:
+        async with room:
+            return await outcome(methods[type(request)](request))
+
+    return list(await asyncio.gather(*(one(request) for request in requests)))
+
+
+async def test_neighbours_of_bad_calls_answer_as_if_alone(poisoned):
+    rng = random.Random(7)
+    good = [classify(text) for text in TEXTS * 4]
+    good += [generate([5, 6, number], stream) for number in range(20, 30) for stream in (False, True)]
+    bad = [classify("good " * 25), classify(""), classify("good " * 90)] * 5
+    bad += [generate([5, POISON], stream) for stream in (False, True)] * 5
+    bad += [generate([5, 9999], stream) for stream in (False, True)] * 5
+    clean = await run(poisoned, good)
+    assert all(isinstance(one, bytes) and one for one in clean)
+    mixed = [*enumerate(good), *((None, one) for one in bad)]
+    rng.shuffle(mixed)
+    answers = await run(poisoned, [request for _, request in mixed])
+    for (number, _), answer in zip(mixed, answers, strict=True):
+        if number is None:
+            assert answer in ("INVALID_ARGUMENT", "INTERNAL")
+        else:
+            assert answer == clean[number]
+
+
+async def test_neighbours_on_one_stream_answer_as_if_alone(poisoned):
+    stub = ClassificationServiceStub(poisoned.channel)
+
+    async def stream(texts: list[str]) -> dict[int, classification_pb2.ClassifyStreamResponse]:
+        requests = [
+            classification_pb2.ClassifyStreamRequest(id=number, request=classify(text))
+            for number, text in enumerate(texts)
+        ]
+        return {one.id: one async for one in stub.ClassifyStream(iter(requests))}
+
+    texts = [TEXTS[0], "", TEXTS[1], "good " * 25, TEXTS[3]]
+    answers = await stream(texts)
+    assert len(answers) == len(texts)
+    for number, text in enumerate(texts):
+        if text in TEXTS:
+            alone = (await stream([text]))[0]
+            assert answers[number].response.SerializeToString() == alone.response.SerializeToString() != b""
+        else:
+            assert answers[number].error.code in (grpc.StatusCode.INVALID_ARGUMENT.value[0], 13)
