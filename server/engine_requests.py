@@ -54,14 +54,13 @@ async def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[Sa
             stop_token_ids=list(sampling.stop_token_ids),
             min_tokens=sampling.min_tokens,
             ignore_eos=sampling.ignore_eos,
-            logprobs=None if sampling.logprob_token_ids else sampling.logprobs,
+            logprobs=sampling.logprobs,
             prompt_logprobs=sampling.prompt_logprobs,
             logit_bias=dict(sampling.logit_bias) or None,
             allowed_token_ids=list(sampling.allowed_token_ids) or None,
             bad_words=list(sampling.bad_words),
             include_stop_str_in_output=sampling.include_stop_text,
             skip_special_tokens=sampling.skip_special_tokens,
-            logprob_token_ids=list(sampling.logprob_token_ids) or None,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         )
         verify(params)
@@ -142,25 +141,18 @@ def delta(completion: CompletionOutput, output: RequestOutput, sampling: Samplin
         index=completion.index,
         text=completion.text,
         token_ids=token_ids,
-        logprobs=_logprobs(token_ids, completion.logprobs or (), sampling.logprobs, sampling.logprob_token_ids),
+        logprobs=_logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
         finish=finish if finish is None or finish == "length" else "stop",
         stop_text=stop_text,
         prompt_logprobs=prompt_logprobs,
     )
 
 
-def _logprobs(
-    token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None, asked: Sequence[int] = ()
-) -> list[Logprob]:
-    """One entry a position, with the `likeliest` tokens, or the `asked` ones in that order.
-
-    vLLM gives a dict by token id, of those and the one that stands.
-    """
+def _logprobs(token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None) -> list[Logprob]:
+    """One entry a position. vLLM gives a dict by token id: the `likeliest` best ones, and the token that stands."""
     entries = []
     for token_id, candidates in zip(token_ids, positions, strict=False):
-        by_rank = [(id_, candidates[id_]) for id_ in asked] or sorted(
-            candidates.items(), key=lambda item: item[1].rank or 0
-        )[:likeliest]
+        by_rank = sorted(candidates.items(), key=lambda item: item[1].rank or 0)[:likeliest]
         alternatives = [Alternative(id_, entry.logprob, entry.decoded_token or "") for id_, entry in by_rank]
         entries.append(Logprob(token_id, candidates[token_id].logprob, alternatives))
     return entries

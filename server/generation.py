@@ -10,6 +10,7 @@ from tuneserve.server import convert_generation as convert
 from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.models import Model
+from tuneserve.server.pooling import note
 from tuneserve.server.registry import Models
 from tuneserve.server.seam import Sampling
 from tuneserve.server.structured import structured
@@ -34,6 +35,7 @@ class GenerationService(GenerationServiceServicer):
                 outputs = place.generate(token_ids, sampling, stream=False, adapter=request.adapter)
                 async with aclosing(outputs):
                     deltas = [delta async for output in outputs for delta in output]
+                current().note("output", *(delta.text for delta in deltas))
                 usage.completion_tokens = sum(len(delta.token_ids) for delta in deltas)
         return pb.GenerateResponse(
             completions=[convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
@@ -62,6 +64,7 @@ class GenerationService(GenerationServiceServicer):
                         if new:
                             last = now
                             usage.completion_tokens += new
+                        current().note("output", *(delta.text for delta in output))
                         unfinished -= sum(delta.finish is not None for delta in output)
                         yield pb.GenerateStreamResponse(
                             completions=map(convert.completion, output), usage=None if unfinished else usage
@@ -119,6 +122,7 @@ async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
         raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
     # A template writes the special tokens itself.
     [tokens] = await model.encode([text], special_tokens=kind == "text")
+    await note(model, [text])
     return text, tokens
 
 

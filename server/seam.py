@@ -85,8 +85,6 @@ class Sampling:
     include_stop_text: bool = False
     skip_special_tokens: bool = True
     structured: StructuredOutput | None = None
-    # Give the logprobs of these tokens, in place of the likeliest ones.
-    logprob_token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,94 @@
-"""Run as a script: whether the installed vLLM has what `server/engine.py` uses. Prints what is missing, then exits 1.
+"""Run as a script: whether the installed vLLM has what `server/engine*.py` use. Prints what is missing, then exits 1.
 
 Asks for names and parameters only, so it also says for a version that is not in use yet what would have to change.
 """
 
 import inspect
+import re
 import sys
 from dataclasses import fields
 
 
 def missing() -> list[str]:
     from vllm import PoolingParams, SamplingParams
+    from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, StructuredOutputsConfig, VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.coordinator import DPCoordinator
+    from vllm.v1.engine.core_client import BackgroundResources, MPClient
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+    from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.engine.utils import CoreEngineProcManager
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+    request = ["request_id", "lora_request", "trace_headers", "priority"]
     parameters = {
-        AsyncLLM.generate: ["prompt", "sampling_params", "request_id"],
-        AsyncLLM.encode: ["prompt", "pooling_params", "request_id"],
+        AsyncLLM.generate: ["prompt", "sampling_params", *request],
+        AsyncLLM.encode: ["prompt", "pooling_params", *request],
         AsyncLLM.abort: ["request_id"],
+        AsyncLLM.add_lora: ["lora_request"],
         AsyncLLM.from_vllm_config: ["vllm_config", "stat_loggers"],
+        AsyncLLM.get_supported_tasks: [],
         AsyncLLM.is_sleeping: [],
+        AsyncLLM.remove_lora: ["lora_id"],
         AsyncLLM.shutdown: [],
         AsyncEngineArgs.create_engine_config: [],
+        ModelConfig.get_vocab_size: [],
+        OutputProcessor.propagate_error: ["e"],
         RequestOutput.__init__: ["outputs", "finished", "prompt_token_ids", "prompt_logprobs"],
         PoolingRequestOutput.__init__: ["outputs", "finished"],
+        SamplingParams.verify: ["model_config", "speculative_config", "structured_outputs_config", "tokenizer"],
+        VLLMValidationError.__init__: ["parameter"],
         tokens_input: ["prompt_token_ids"],
     }
+    operators = {
+        "bgmv_shrink": ["inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor", "scaling"],
+        "bgmv_expand": ["inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor", "add_inputs"],
+        "bgmv_expand_slice": [
+            *("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor"),
+            *("slice_offset", "slice_size", "add_inputs"),
+        ],
+    }
+    for module in (lora_ops, punica_cpu):
+        parameters |= {getattr(module, name): names for name, names in operators.items()}
     attributes = {
+        AsyncLLM: "errored",
         SamplingParams: """max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty
-            repetition_penalty seed n stop stop_token_ids min_tokens ignore_eos logprobs prompt_logprobs output_kind""",
+            repetition_penalty seed n stop stop_token_ids min_tokens ignore_eos logprobs prompt_logprobs output_kind
+            logit_bias allowed_token_ids bad_words include_stop_str_in_output skip_special_tokens
+            structured_outputs""",
         PoolingParams: "task use_activation extra_kwargs",
+        LoRARequest: "lora_name lora_int_id lora_path",
         RequestOutputKind: "DELTA FINAL_ONLY",
         PrometheusStatLogger: "_gauge_cls _counter_cls _histogram_cls",
     }
     data = {
-        AsyncEngineArgs: """model served_model_name runner dtype max_model_len max_num_seqs gpu_memory_utilization
-            enforce_eager trust_remote_code kv_cache_memory_bytes use_tqdm_on_load""",
+        AsyncEngineArgs: """model served_model_name runner convert dtype tokenizer max_model_len max_num_seqs
+            gpu_memory_utilization kv_cache_memory_bytes block_size enforce_eager scheduling_policy trust_remote_code
+            use_tqdm_on_load otlp_traces_endpoint enable_lora max_loras max_cpu_loras max_lora_rank
+            worker_extension_cls structured_outputs_config""",
+        BackgroundResources: "engine_manager coordinator",
+        CacheConfig: "block_size",
         CompletionOutput: "index text token_ids logprobs finish_reason stop_reason",
         PoolingOutput: "data",
+        SchedulerConfig: "max_num_seqs policy",
+        StructuredOutputsConfig: "backend",
+        StructuredOutputsParams: "json regex choice grammar json_object",
+        VllmConfig: "model_config scheduler_config speculative_config structured_outputs_config",
+    }
+    # What is only set when an object is made: looked for in the source.
+    assigned = {
+        AsyncLLM: "engine_core input_processor model_config output_handler output_processor vllm_config",
+        CoreEngineProcManager: "processes",
+        DPCoordinator: "proc",
+        MPClient: "resources",
     }
     found = [
         f"{error.__name__} is no exception"
@@ -57,6 +103,11 @@ def missing() -> list[str]:
     for kind, names in data.items():
         known_fields = {field.name for field in fields(kind)}
         found += [f"{kind.__name__}.{name}" for name in names.split() if name not in known_fields]
+    for kind, names in assigned.items():
+        source = inspect.getsource(kind)
+        found += [
+            f"{kind.__name__}.{name}" for name in names.split() if not re.search(rf"self\.{name}\b[^=\n]*=", source)
+        ]
     return found
 
 

@@ -427,3 +427,31 @@ async def test_a_killed_client_frees_the_slot(served, until):
     client.kill()
     await until(lambda: engine.running == 0)
     await client.communicate()
+
+
+async def test_content_is_logged_only_where_that_was_asked_for(serve_config, make_llama, caplog):
+    """The prompt as the model sees it, and what it made; without `log_content` neither is in any line."""
+    caplog.set_level("INFO", logger="tuneserve.requests")
+    for asked in (False, True):
+        config = ServerConfig(
+            models={"chat": ModelConfig(make_llama())},
+            listen="127.0.0.1:0",
+            metrics_listen="127.0.0.1:0",
+            admin_listen="127.0.0.1:0",
+            log_content=asked,
+        )
+        caplog.clear()
+        async with serve_config(config) as server:
+            stub, prompt = GenerationServiceStub(server.channel), pb.Prompt(text="the film")
+            sampling = pb.SamplingParams(max_tokens=2)
+            await stub.Generate(pb.GenerateRequest(model="chat", prompt=prompt, sampling=sampling))
+            request = pb.GenerateStreamRequest(model="chat", prompt=prompt, sampling=sampling)
+            async for _ in stub.GenerateStream(request):
+                pass
+        lines = [json.loads(record.message) for record in caplog.records if record.name == "tuneserve.requests"]
+        unary, stream = [line for line in lines if line["method"].startswith("Generate")]
+        if asked:
+            assert unary["content"] == {"prompt": ["the film"], "output": ["abab"]}
+            assert stream["content"] == {"prompt": ["the film"], "output": ["ab", "ab"]}
+        else:
+            assert "the film" not in json.dumps(lines)

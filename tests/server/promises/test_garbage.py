@@ -17,8 +17,8 @@ import pytest
 
 from tuneserve.v1 import classification_pb2
 
-SHORT = 450
-ROUNDS = max(3, int(os.environ.get("TUNESERVE_FUZZ_EXAMPLES", SHORT)) // 150)
+SHORT = 1300
+ROUNDS = max(3, int(os.environ.get("TUNESERVE_FUZZ_EXAMPLES", SHORT)) // 400)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
