@@ -9,14 +9,12 @@ import contextlib
 import itertools
 import os
 import threading
-import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -40,18 +38,18 @@ from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-from tuneserve.server import engine_options, engine_requests
+from tuneserve.server import engine_options, engine_processes, engine_requests
 
 T = TypeVar("T")
 
 # Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.
 _CONFIGURING = threading.Lock()
 _LIVENESS_SECONDS = 0.1
-_POLL_SECONDS = 0.02
 # vLLM gives its processes 5 s to end by themselves.
 _CLOSE_SECONDS = 15.0
 
@@ -77,7 +75,7 @@ class VllmEngine:
             self._engine: AsyncLLM | None = AsyncLLM.from_vllm_config(
                 vllm_config, stat_loggers=[_stat_logger(self.registry)]
             )
-        self._processes = _processes(self._engine)
+        self._processes = engine_processes.started_by(self._engine)
         self.max_length: int = self._engine.model_config.max_model_len
         self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
         self.vocab_size: int = self._engine.model_config.get_vocab_size()
@@ -130,12 +128,11 @@ class VllmEngine:
         prompt = engine_requests.prompt(token_ids)
         finished = False
         try:
-            with _translated():
-                outputs = self._llm.generate(prompt, params, ticket.request_id, **self._options(ticket))
-                async with contextlib.aclosing(outputs):
-                    async for output in outputs:
-                        finished = output.finished
-                        yield [engine_requests.delta(one, output, sampling) for one in output.outputs]
+            outputs = self._llm.generate(prompt, params, ticket.request_id, **self._options(ticket))
+            async with contextlib.aclosing(_all(outputs)) as translated:
+                async for output in translated:
+                    finished = output.finished
+                    yield [engine_requests.delta(one, output, sampling) for one in output.outputs]
         finally:
             if not finished:
                 await self._abort([ticket.request_id])
@@ -204,7 +201,7 @@ class VllmEngine:
     def kill(self) -> None:
         """See seam.Engine. To be called on the event loop."""
         self._end_waiting()
-        _kill(self._processes)
+        engine_processes.kill(self._processes)
 
     async def close(self) -> None:
         """See seam.Engine. May be called again, and after `kill`."""
@@ -215,8 +212,8 @@ class VllmEngine:
         shutdown = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
         # Also what outlived its parent. Its memory is free, for another engine, only once it is gone.
-        _kill(self._processes)
-        await asyncio.to_thread(_wait_for_end, self._processes)
+        engine_processes.kill(self._processes)
+        await asyncio.to_thread(engine_processes.wait_for_end, self._processes, _CLOSE_SECONDS)
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
         # Its __del__ shuts down again, and fails when that comes as late as the interpreter's end.
         del engine, shutdown
@@ -240,43 +237,21 @@ class VllmEngine:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
+    """For vLLM's code alone: a ValueError of ours is a mistake of ours."""
     try:
         yield
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineFailed("the engine failed") from error
-    # What is left of vLLM's checks after `_verify`: of the prompt.
-    except VLLMValidationError as error:
+    # What is left of vLLM's checks after `_verify`: of the prompt. Before 0.27 it raises the bare type.
+    except (VLLMValidationError, ValueError) as error:
         raise RequestRefused from error
 
 
-def _processes(engine: AsyncLLM) -> list[psutil.Process]:
-    """The engine's processes with their workers, also of data parallel engines. Known by more than their number."""
-    resources = engine.engine_core.resources
-    own = [process.pid for process in resources.engine_manager.processes]
-    if resources.coordinator is not None:
-        own.append(resources.coordinator.proc.pid)
-    parents = [psutil.Process(pid) for pid in own]
-    return parents + [child for parent in parents for child in parent.children(recursive=True)]
-
-
-def _kill(processes: Sequence[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _wait_for_end(processes: Sequence[psutil.Process]) -> None:
-    deadline = time.monotonic() + _CLOSE_SECONDS
-    while any(map(_runs, processes)) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        # Not wait(): whoever started it wants its exit status.
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+async def _all(outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
+    with _translated():
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                yield output
 
 
 def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:

@@ -181,7 +181,8 @@ async def test_generation_stream(served: tuple[Server, str]) -> None:
 async def test_generation_unary_without_a_chat_template(served: tuple[Server, str]) -> None:
     server, target = served
     result = await measure(settings(target, "plain", stream=False))
-    assert result.figures["output_tokens_per_s"] == pytest.approx(6 * result.calls / 0.4, abs=0.01)
+    # The last answer of a connection can come just before the window's end and be counted just after it.
+    assert result.figures["output_tokens_per_s"] * 0.4 == pytest.approx(6 * result.calls, abs=6 * 4)
     assert "ttft_ms_p50" not in result.figures
     assert result.figures["e2e_ms_p50"] >= 5
     assert server.requests[0].prompt.text

@@ -171,7 +171,7 @@ def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         "admin_listen": "127.0.0.1:0",
         "models_root": str(root),
         "drain_seconds": 20,
-        "watchdog_seconds": 15,
+        "watchdog_seconds": 30,
     }
     config = folder / "server.yaml"
     config.write_text(yaml.safe_dump(settings))

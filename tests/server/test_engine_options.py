@@ -1,4 +1,4 @@
-"""The `engine:` mapping of a model, checked against the vLLM that is installed, without importing it."""
+"""The options of a model's engine, and its `engine:` mapping checked against the vLLM that is installed."""
 
 import subprocess
 import sys
@@ -7,6 +7,9 @@ import pytest
 
 from tuneserve.errors import UserError
 from tuneserve.server import engine_options
+from tuneserve.server.config import ModelConfig
+from tuneserve.server.hardware import Hardware
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 PASSED_ON = """
     block_size data_parallel_size enable_prefix_caching enforce_eager max_num_batched_tokens pipeline_parallel_size
@@ -57,3 +60,47 @@ def test_vllm_is_not_imported():
         "sys.exit(bool({'vllm', 'torch'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """The engine's options for a model on a CPU."""
+    monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: False)
+
+    def make(task=pb.TASK_GENERATION, **settings):
+        hardware = Hardware("bfloat16", 1 << 30, enforce_eager=True)
+        return engine_options.arguments("chat", ModelConfig(tmp_path, **settings), task, hardware)
+
+    return make
+
+
+def test_every_option_is_one_of_vllms(vllm, arguments):
+    assert arguments(max_adapters=2).keys() <= engine_options._known()
+    assert arguments(pb.TASK_EMBEDDING).keys() <= engine_options._known()
+
+
+def test_the_models_own_options_go_last(arguments):
+    assert arguments()["scheduling_policy"] == "priority"
+    assert arguments(engine={"scheduling_policy": "fcfs"})["scheduling_policy"] == "fcfs"
+    own = arguments(engine={"structured_outputs_config": {"disable_any_whitespace": True}})
+    assert own["structured_outputs_config"] == {"backend": "guidance", "disable_any_whitespace": True}
+
+
+def test_encoders_have_a_runner_of_their_own(arguments):
+    assert arguments(pb.TASK_SEQUENCE_CLASSIFICATION)["runner"] == "pooling"
+    embedding = arguments(pb.TASK_EMBEDDING)
+    assert (embedding["runner"], embedding["convert"]) == ("pooling", "embed")
+    assert "block_size" not in embedding
+
+
+def test_adapters_are_padded_to_a_rank_there_is(arguments):
+    assert "enable_lora" not in arguments()
+    assert arguments(max_adapters=2, max_adapter_rank=17)["max_lora_rank"] == 32
+    many = arguments(max_adapters=20)
+    assert (many["max_loras"], many["max_cpu_loras"], many["max_lora_rank"]) == (20, 20, 16)
+
+
+def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
+    assert arguments(max_adapters=1)["worker_extension_cls"].endswith("engine_lora_cpu.Worker")
+    monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: True)
+    assert not {"worker_extension_cls", "block_size"} & arguments(max_adapters=1).keys()

@@ -1,0 +1,265 @@
+"""`make bench`: what our server costs, beside vLLM without a server and beside `vllm serve`, as ratios.
+
+    python -m tuneserve.benchmarks.cost demo/sentiment demo/chat
+
+Regime. Jobs are fixed amounts of work, the same for all systems: 32 prompts of 128 random tokens with 64 tokens to
+make; texts to classify in batches of 64 on 4 connections, or one by one on 64. All systems of a comparison are up at
+the same time and one is under load; rounds run every scenario once, a ratio is of two scenarios of one round, and
+what is reported is its median and ends. The first round warms up. Client and server share the machine; each client is
+a process of its own.
+
+Three comparisons: with the same engine settings and process layout for all; with the same settings and `vllm serve`
+laid out as its makers do; with everything at its default. Time to the first answer is from the process's start, with
+nothing else running. The overload is an open loop, see open_loop.py.
+
+Prints tables; the last line of stdout is one JSON object. Ends with status 1 when a promise is not kept.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from tuneserve.benchmarks import cost_report, interleave, job, systems, worker
+from tuneserve.benchmarks.claims import Claim, ratios
+from tuneserve.benchmarks.cost_report import Report
+from tuneserve.benchmarks.interleave import Scenario
+from tuneserve.benchmarks.job import Job
+from tuneserve.benchmarks.overload import overload
+from tuneserve.benchmarks.systems import Engine, System
+from tuneserve.errors import StepFailed
+from tuneserve.runtime import has_nvidia_gpu, preload
+
+GENERATION = [
+    Claim("streamed, to LLM.generate", "ours, streamed", "LLM.generate", at_least=0.95),
+    Claim("unary, to LLM.generate", "ours, unary", "LLM.generate", at_least=0.95),
+    Claim("streamed, to vllm serve laid out alike", "ours, streamed", "vllm serve like ours, streamed", at_least=1.0),
+    Claim("streamed, to vllm serve", "ours, streamed", "vllm serve, streamed", at_least=1.0),
+    Claim("w8a8, to bf16, streamed", "ours w8a8, streamed", "ours, streamed"),
+]
+CLASSIFICATION = [
+    Claim("batches, to LLM.encode", "ours, batches", "LLM.encode", at_least=0.95),
+    Claim("batches, to vllm serve laid out alike", "ours, batches", "vllm serve like ours, batches"),
+    Claim("single texts, to vllm serve laid out alike", "ours, single texts", "vllm serve like ours, single texts"),
+    Claim("single texts, to vllm serve", "ours, single texts", "vllm serve, single texts", at_least=1.25),
+    Claim("w8a8, to bf16, batches", "ours w8a8, batches", "ours, batches"),
+]
+DEFAULTS = [
+    Claim("defaults: streamed, to vllm serve", "ours, streamed", "vllm serve, streamed"),
+    Claim("defaults: batches, to vllm serve", "ours, batches", "vllm serve, batches"),
+    Claim("defaults: single texts, to vllm serve", "ours, single texts", "vllm serve, single texts"),
+]
+STARTS = [Claim("start to first answer, to vllm serve", "ours", "vllm serve", at_most=0.7)]
+# A caller of a server under overload would rather be told at once.
+OVERLOAD_WAIT_SECONDS = 2.0
+QUANTIZED = "w8a8"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are, and who measures."""
+
+    classifier: Path
+    chat: Path
+    scratch: Path
+    grpc: worker.Worker
+    http: worker.Worker
+    rounds: int
+    starts: int
+
+    def engine(self, pooling: bool) -> Engine:
+        """The settings that all systems get, where they get the same."""
+        on_cpu = not has_nvidia_gpu()
+        return Engine(
+            max_model_len=None if pooling else 1024,
+            max_num_batched_tokens=2048 if on_cpu else 8192,
+            block_size=32 if on_cpu and not pooling else None,
+            enforce_eager=on_cpu,
+        )
+
+    def path(self, pooling: bool) -> Path:
+        """The model."""
+        return self.classifier if pooling else self.chat
+
+    def ours(self, pooling: bool, engine: Engine | None, quantized: bool = False, **settings: float) -> "Start":
+        """Our server with the model, and with its quantized form beside when that is there."""
+        path = self.path(pooling)
+        models = {"model": path}
+        if quantized and (other := path.with_name(f"{path.name}-{QUANTIZED}")).is_dir():
+            models[QUANTIZED] = other
+        return partial(systems.ours, models, self.grpc, self.scratch, engine, **settings)
+
+    def vllm_serve(self, pooling: bool, engine: Engine | None, like_ours: bool = False) -> "Start":
+        """`vllm serve` with the model."""
+        path = self.path(pooling)
+        return partial(systems.vllm_serve, path, self.http, self.scratch, engine, pooling=pooling, like_ours=like_ours)
+
+    def generate(self, seed: int, stream: bool = False) -> Job:
+        """32 prompts at once."""
+        vocabulary = json.loads((self.chat / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        prompts = job.prompts(32, 128, vocabulary, seed)
+        return Job(prompts=prompts, max_tokens=64, connections=32, stream=stream)
+
+    @staticmethod
+    def classify(seed: int, batch: int = 1) -> Job:
+        """1,024 texts, 64 at a time or one by one."""
+        return Job(texts=job.texts(1024, seed), batch=batch, connections=4 if batch > 1 else 64)
+
+    def first(self, pooling: bool) -> Job:
+        """The least that is an answer."""
+        return Job(texts=job.texts(1, 0)) if pooling else Job(prompts=job.prompts(1, 8, 1000, 0), max_tokens=1)
+
+
+Start = Callable[[], AbstractContextManager[System]]
+
+
+def same_settings(bench: Bench, report: Report, pooling: bool) -> None:
+    """All systems beside each other."""
+    engine = bench.engine(pooling)
+    with ExitStack() as stack:
+        show(f"starting four systems for {'classification' if pooling else 'generation'}")
+        limit = stack.enter_context(systems.in_process(bench.path(pooling), bench.scratch, engine, pooling=pooling))
+        alike = stack.enter_context(bench.vllm_serve(pooling, engine, like_ours=True)())
+        peer = stack.enter_context(bench.vllm_serve(pooling, engine)())
+        own = stack.enter_context(bench.ours(pooling, engine, quantized=True)())
+        if pooling:
+            scenarios = [
+                Scenario("LLM.encode", limit, partial(bench.classify, batch=64)),
+                *_classification("ours", own, bench),
+                *_classification("vllm serve like ours", alike, bench),
+                *_classification("vllm serve", peer, bench),
+            ]
+        else:
+            scenarios = [
+                Scenario("LLM.generate", limit, bench.generate),
+                Scenario("ours, unary", own, bench.generate),
+                Scenario("ours, streamed", own, partial(bench.generate, stream=True)),
+                Scenario("vllm serve like ours, streamed", alike, partial(bench.generate, stream=True)),
+                Scenario("vllm serve, streamed", peer, partial(bench.generate, stream=True)),
+            ]
+        if bench.path(pooling).with_name(f"{bench.path(pooling).name}-{QUANTIZED}").is_dir():
+            ask = partial(bench.classify, batch=64) if pooling else partial(bench.generate, stream=True)
+            name = f"ours {QUANTIZED}, {'batches' if pooling else 'streamed'}"
+            scenarios.append(Scenario(name, own, ask, QUANTIZED))
+        samples = interleave.measure(scenarios, bench.rounds, show)
+    name = "classification" if pooling else "generation"
+    report.add(name, samples, CLASSIFICATION if pooling else GENERATION)
+
+
+def defaults(bench: Bench, report: Report, pooling: bool) -> None:
+    """Ours and `vllm serve` as they come."""
+    name = f"defaults, {'classification' if pooling else 'generation'}"
+    show(f"starting two systems for {name}")
+    with ExitStack() as stack:
+        # First: by default it wants nine tenths of the memory, and only looks whether they are free when it starts.
+        with _timed(report, f"{name}: vllm serve", bench.first(pooling)) as timed:
+            peer = timed(stack.enter_context(bench.vllm_serve(pooling, None)()))
+        with _timed(report, f"{name}: ours", bench.first(pooling)) as timed:
+            own = timed(stack.enter_context(bench.ours(pooling, None)()))
+        if pooling:
+            scenarios = [*_classification("ours", own, bench), *_classification("vllm serve", peer, bench)]
+        else:
+            ask = partial(bench.generate, stream=True)
+            scenarios = [Scenario("ours, streamed", own, ask), Scenario("vllm serve, streamed", peer, ask)]
+        report.add(name, interleave.measure(scenarios, bench.rounds, show), DEFAULTS)
+
+
+def _classification(name: str, system: System, bench: Bench) -> list[Scenario]:
+    return [
+        Scenario(f"{name}, batches", system, partial(bench.classify, batch=64)),
+        Scenario(f"{name}, single texts", system, bench.classify),
+    ]
+
+
+def starts(bench: Bench, report: Report) -> None:
+    """One after the other, in turns; the generation model, with the same engine settings."""
+    engine = bench.engine(pooling=False)
+    systems_ = {"ours": bench.ours(False, engine), "vllm serve": bench.vllm_serve(False, engine)}
+    for number in range(bench.starts):
+        for name, start in systems_.items():
+            show(f"start {number + 1} of {bench.starts}: {name}")
+            with _timed(report, name, bench.first(pooling=False)) as timed, start() as system:
+                timed(system)
+    report.ratios += ratios(STARTS, report.starts)
+
+
+@contextmanager
+def _timed(report: Report, name: str, first: Job) -> Iterator[Callable[[System], System]]:
+    """Measures from here to the first answer."""
+    begin = time.perf_counter()
+
+    def answered(system: System) -> System:
+        system.do(first)
+        report.starts.setdefault(name, []).append(time.perf_counter() - begin)
+        return system
+
+    yield answered
+
+
+def overloaded(bench: Bench, report: Report) -> None:
+    """Our server alone."""
+    show("overload: ten times what the server can answer")
+    start = bench.ours(True, bench.engine(pooling=True), max_wait_seconds=OVERLOAD_WAIT_SECONDS)
+    with start() as system:
+        report.overload = asyncio.run(overload(system.target, system.model, system.session))
+
+
+def show(line: str) -> None:
+    """Progress, for people."""
+    click.echo(line, err=True)
+
+
+@click.command()
+@click.argument("classifier", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("chat", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each comparison.")
+@click.option("--starts", "start_count", type=click.IntRange(0), default=3, show_default=True, help="Starts measured.")
+@click.option("--defaults/--no-defaults", "with_defaults", default=True, help="Compare defaults with defaults, too.")
+@click.option("--overload/--no-overload", "with_overload", default=True, help="Ten times the load, too.")
+@click.option("--report", is_flag=True, help="Also write benchmarks/results/DATE-cpu.md (or -gpu).")
+def main(
+    classifier: Path, chat: Path, rounds: int, start_count: int, with_defaults: bool, with_overload: bool, report: bool
+) -> None:
+    """Measure CLASSIFIER and CHAT, two checkpoints, on our server and its peers. Takes about twenty minutes."""
+    preload()
+    result = Report(rounds)
+    with tempfile.TemporaryDirectory(prefix="tuneserve-bench-") as folder, ExitStack() as stack:
+        scratch = Path(folder)
+        grpc, http = (
+            stack.enter_context(worker.started(module, [], scratch / f"{module}.log", os.environ))
+            for module in ("grpc_client", "http_client")
+        )
+        bench = Bench(classifier, chat, scratch, grpc, http, rounds, start_count)
+        steps: list[tuple[str, Callable[[], None]]] = [("start to first answer", partial(starts, bench, result))]
+        for pooling, task in ((False, "generation"), (True, "classification")):
+            steps.append((task, partial(same_settings, bench, result, pooling)))
+            if with_defaults:
+                steps.append((f"defaults, {task}", partial(defaults, bench, result, pooling)))
+        if with_overload:
+            steps.append(("overload", partial(overloaded, bench, result)))
+        for name, step in steps:
+            try:
+                step()
+            except StepFailed as error:
+                # What was measured so far took long: it is not thrown away for what can't be measured.
+                show(f"{name}: {error}\n{error.hint}")
+                result.missing.append(f"{name}: {error}")
+    cost_report.show(result)
+    if report:
+        show(f"written: {cost_report.write(result)}")
+    click.echo(json.dumps(result.to_json(), separators=(",", ":")))
+    if result.missing or any(ratio.kept is False for ratio in result.ratios):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

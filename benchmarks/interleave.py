@@ -1,0 +1,102 @@
+"""Rounds in which every scenario runs once: what disturbs the machine disturbs all of them alike.
+
+One system is under load at a time. Before each job everybody has come to rest: an engine of vLLM's goes on looking
+for work, at the cost of a whole core, for a second after its last job. Every round begins with another scenario.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from tuneserve.benchmarks import processes
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.benchmarks.systems import System
+from tuneserve.errors import StepFailed
+
+# Idle engines look after themselves now and then.
+_REST_SHARE = 0.1  # of one core, all systems together
+_REST_SECONDS = 0.3
+_REST_PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way to have jobs done: by which system, and how they are sent to it. The seed makes the job."""
+
+    name: str
+    system: System
+    job: Callable[[int], Job]
+    model: str | None = None  # the system's first one, when None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One job by one scenario. CPU times are milliseconds for each text or output token."""
+
+    rate: float  # texts, or output tokens, a second
+    front_ms: float  # the process that was started
+    engine_ms: float  # those it started
+    client_ms: float  # who measured; none where that is the system itself
+    first_token_ms: float | None
+    others_cores: float  # what all other programs of the machine used meanwhile
+
+
+def measure(scenarios: Sequence[Scenario], rounds: int, show: Callable[[str], None]) -> dict[str, list[Sample]]:
+    """Runs all scenarios `rounds` times, after a first round that does not count.
+
+    Raises StepFailed when two scenarios of one round did not do the same work.
+    """
+    systems = list({scenario.system.session: scenario.system for scenario in scenarios}.values())
+    samples: dict[str, list[Sample]] = {scenario.name: [] for scenario in scenarios}
+    seed = 0
+    for number in range(rounds + 1):
+        done: dict[str, Outcome] = {}
+        first = number % len(scenarios)
+        for scenario in [*scenarios[first:], *scenarios[:first]]:
+            seed += 1
+            _rest(systems)
+            outcome, sample = _one(scenario, systems, seed)
+            done[scenario.name] = outcome
+            if number:
+                samples[scenario.name].append(sample)
+                show(f"round {number}: {scenario.name}: {sample.rate:.1f}/s")
+        counts = {name: outcome.counts for name, outcome in done.items()}
+        if len(set(counts.values())) > 1:
+            raise StepFailed(f"not the same work (texts, tokens in, tokens out): {counts}")
+    return samples
+
+
+def _one(scenario: Scenario, systems: Sequence[System], seed: int) -> tuple[Outcome, Sample]:
+    system = scenario.system
+    sessions = {one.session for one in systems} | {one.worker.process.pid for one in systems}
+    own, before = processes.usage(system.session), {session: processes.usage(session) for session in sessions}
+    machine, mine, started = processes.machine_cpu(), time.process_time(), time.perf_counter()
+    outcome = system.do(scenario.job(seed), scenario.model)
+    seconds = time.perf_counter() - started
+    own = processes.usage(system.session).since(own)
+    ours = sum(processes.usage(session).since(before[session]).cpu for session in sessions)
+    others = processes.machine_cpu() - machine - ours - (time.process_time() - mine)
+    per_unit = 1000 / (outcome.output_tokens or outcome.texts)
+    alone = system.worker.process.pid == system.session
+    return outcome, Sample(
+        rate=outcome.rate,
+        front_ms=own.leader * per_unit,
+        engine_ms=own.others * per_unit,
+        client_ms=0.0 if alone else outcome.client_cpu * per_unit,
+        first_token_ms=median(outcome.first_tokens) * 1000 if outcome.first_tokens else None,
+        others_cores=max(0.0, others / seconds),
+    )
+
+
+def _rest(systems: Sequence[System]) -> None:
+    """Waits until no system works any more. Raises StepFailed for one that never rests."""
+    deadline = time.monotonic() + _REST_PATIENCE
+    while time.monotonic() < deadline:
+        before = {system.session: processes.usage(system.session).cpu for system in systems}
+        time.sleep(_REST_SECONDS)
+        used = {session: processes.usage(session).cpu - cpu for session, cpu in before.items()}
+        if sum(used.values()) <= _REST_SHARE * _REST_SECONDS + 2 / os.sysconf("SC_CLK_TCK"):
+            return
+    raise StepFailed(f"a system that nobody asks anything does not rest: {used}")

@@ -1,0 +1,69 @@
+"""A job: a fixed amount of work that every system of a comparison gets alike, and what came of it.
+
+Prompts are random token ids, so that no system's prefix cache can answer and each prompt has its exact length; texts
+are the built-in sentences in random order. The seed makes a job, so that two runs measure the same.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tuneserve.benchmarks.texts import SENTENCES
+
+
+@dataclass(frozen=True)
+class Job:
+    """Texts to classify, or prompts of token ids to continue greedily by exactly `max_tokens` tokens."""
+
+    texts: Sequence[str] = ()
+    prompts: Sequence[Sequence[int]] = ()
+    max_tokens: int = 0
+    # How it is sent; a system in the measuring process takes everything at once.
+    connections: int = 1  # with one call at a time each
+    batch: int = 1  # texts of one call
+    stream: bool = False
+    target: str = ""  # host:port
+    model: str = ""
+
+    def pieces(self) -> list[Sequence[str] | Sequence[int]]:
+        """Returns what each call carries."""
+        if self.prompts:
+            return list(self.prompts)
+        return [self.texts[start : start + self.batch] for start in range(0, len(self.texts), self.batch)]
+
+
+@dataclass
+class Outcome:
+    """What one system made of a job. Two systems that did the same work have equal `counts`."""
+
+    seconds: float = 0.0
+    texts: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    first_tokens: list[float] = field(default_factory=list)  # seconds from each call's start; streams only
+    client_cpu: float = 0.0  # seconds of the measuring process
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Texts, tokens in, tokens out."""
+        return self.texts, self.prompt_tokens, self.output_tokens
+
+    @property
+    def rate(self) -> float:
+        """Texts, or output tokens, a second."""
+        return (self.output_tokens or self.texts) / self.seconds
+
+
+def prompts(count: int, length: int, vocab_size: int, seed: int) -> list[list[int]]:
+    """Returns prompts of `length` random tokens. The lowest ids are special in most vocabularies, and left out."""
+    rng = random.Random(seed)
+    return [[rng.randrange(min(100, vocab_size // 2), vocab_size) for _ in range(length)] for _ in range(count)]
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Returns sentences; every run of 16 holds each of the built-in ones, so that equal counts are equal work."""
+    rng = random.Random(seed)
+    found: list[str] = []
+    while len(found) < count:
+        found += rng.sample(SENTENCES, len(SENTENCES))
+    return found[:count]

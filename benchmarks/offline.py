@@ -1,0 +1,44 @@
+"""Worker: vLLM without any server, which gets a whole job in one call: the limit that a server can come near.
+
+Run only as a process of its own: `python -m tuneserve.benchmarks.offline SETTINGS`, the arguments of vLLM's `LLM` as
+JSON. The only file here that imports vLLM.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.benchmarks.worker import work
+
+
+def prepare() -> Callable[[Job], Outcome]:
+    """Loads the model."""
+    from vllm import LLM, SamplingParams
+
+    llm: Any = LLM(**json.loads(sys.argv[1]))
+
+    def do(job: Job) -> Outcome:
+        cpu, started = time.process_time(), time.perf_counter()
+        if job.texts:
+            outputs = llm.encode(list(job.texts), pooling_task="classify", use_tqdm=False)
+        else:
+            params = SamplingParams(max_tokens=job.max_tokens, temperature=0, ignore_eos=True)
+            given = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts]
+            outputs = llm.generate(given, params, use_tqdm=False)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        return Outcome(
+            seconds=seconds,
+            texts=len(outputs) if job.texts else 0,
+            prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
+            output_tokens=0 if job.texts else sum(len(output.outputs[0].token_ids) for output in outputs),
+            client_cpu=cpu,
+        )
+
+    return do
+
+
+if __name__ == "__main__":
+    work(prepare)

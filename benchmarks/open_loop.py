@@ -1,0 +1,201 @@
+"""Calls that come at their own times, however the server fares: what happens when more come than it can answer.
+
+The regime. Arrivals are a Poisson process of a given rate and seed, each call a task of its own that waits for no
+other. Times are measured from the moment a call was sent; how late it was sent, because this program was busy, is
+`lag`: where that is large, the figures say more about the client than about the server. A call that was answered counts
+as goodput, one that the server turned away (RESOURCE_EXHAUSTED) as a reject, the rest by its status. `closed_loop`
+measures the capacity that the rate can be a multiple of.
+
+Knows nothing of models or tasks: `call` makes one call.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from typing import Any
+
+import grpc
+
+from tuneserve.benchmarks.tally import milliseconds
+
+# Makes one call, whose running number it gets. Returns how long the server says that it waited (see `queue_seconds`),
+# None when it does not say. Raises AioRpcError for any other end than an answer.
+Call = Callable[[int], Awaitable[float | None]]
+
+# Calls that still run so long after the last arrival are cancelled, and counted as UNFINISHED.
+PATIENCE_SECONDS = 120.0
+UNFINISHED = "UNFINISHED"
+_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. Figures are named with their units; one is None when nothing was there to measure."""
+
+    rate: float  # arrivals a second
+    seconds: float  # of arrivals
+    seed: int
+    sent: int
+    answered: int
+    errors: dict[str, int]  # by status, rejects included
+    pushed_back: int  # rejects that said when to come again
+    goodput: float  # answers a second, in the second half of the time: the first fills the queue
+    figures: dict[str, float | None]  # reject, answered, wait and lag, in milliseconds
+    recovery_seconds: float | None  # from the last arrival to an answer in the usual time; None where not asked for
+
+    def to_json(self) -> dict[str, object]:
+        """Returns one flat object."""
+        return {key: value for key, value in asdict(self).items() if key != "figures"} | self.figures
+
+    @property
+    def rejected(self) -> int:
+        """Calls that the server turned away."""
+        return self.errors.get(grpc.StatusCode.RESOURCE_EXHAUSTED.name, 0)
+
+
+@dataclass
+class _Seen:
+    ends: list[float] = field(default_factory=list)
+    answers: list[float] = field(default_factory=list)
+    rejects: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    pushed_back: int = 0
+
+    async def call(self, call: Call, number: int, due: float) -> None:
+        """Makes one call that was due at a time."""
+        sent = time.perf_counter()
+        self.lags.append(sent - due)
+        try:
+            waited = await call(number)
+        except grpc.aio.AioRpcError as error:
+            self.errors[error.code().name] += 1
+            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self.rejects.append(time.perf_counter() - sent)
+                self.pushed_back += any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
+            return
+        except asyncio.CancelledError:
+            self.errors[UNFINISHED] += 1
+            raise
+        now = time.perf_counter()
+        self.ends.append(now)
+        self.answers.append(now - sent)
+        if waited is not None:
+            self.waits.append(waited)
+
+
+async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_seconds: float | None = None) -> Result:
+    """Sends calls for `seconds` at `rate` a second, and waits for the last one's end.
+
+    With `usual_seconds`, what a call takes when the server has nothing else to do, it then also measures how long
+    the server needs to answer that fast again: one more call after the other is made until one is answered within
+    twice that time.
+    """
+    times, seen, numbers = random.Random(seed), _Seen(), count()
+    due = begin = time.perf_counter()
+    calls: list[asyncio.Task[None]] = []
+    while (due := due + times.expovariate(rate)) < begin + seconds:
+        # Also when late: without it nobody else's turn would come.
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        calls.append(asyncio.create_task(seen.call(call, next(numbers), due)))
+    await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
+    end = time.perf_counter()
+    recovery = await _recovery(call, usual_seconds, numbers) if usual_seconds is not None else None
+    await _finish(calls)
+    middle = begin + seconds / 2
+    return Result(
+        rate=rate,
+        seconds=seconds,
+        seed=seed,
+        sent=len(calls),
+        answered=len(seen.answers),
+        errors=dict(seen.errors),
+        pushed_back=seen.pushed_back,
+        goodput=sum(middle <= when < end for when in seen.ends) / (end - middle),
+        figures=_figures(seen),
+        recovery_seconds=recovery,
+    )
+
+
+async def closed_loop(call: Call, connections: int, seconds: float, warmup: float = 0.0) -> float:
+    """Returns the answers a second that so many callers draw, each calling again when it was answered.
+
+    One that was refused pauses first.
+    """
+    begin = time.perf_counter() + warmup
+    end, numbers, answered = begin + seconds, count(), 0
+
+    async def repeat() -> None:
+        nonlocal answered
+        while time.perf_counter() < end:
+            try:
+                await call(next(numbers))
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            answered += begin <= time.perf_counter() < end
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(connections):
+            group.create_task(repeat())
+    return answered / seconds
+
+
+async def usual(call: Call, times: int = 5) -> float:
+    """Returns the longest of a few calls made one after the other, in seconds."""
+    longest = 0.0
+    for number in range(times):
+        started = time.perf_counter()
+        await call(number)
+        longest = max(longest, time.perf_counter() - started)
+    return longest
+
+
+def queue_seconds(metadata: Sequence[tuple[str, Any]] | None) -> float | None:
+    """Reads the time in the queue from the `server-timing` that ends an answer: "queue;dur=1.5, engine;dur=20"."""
+    waits = [
+        float(entry.strip().removeprefix("queue;dur="))
+        for key, value in metadata or ()
+        if key == "server-timing"
+        for entry in str(value).split(",")
+        if entry.strip().startswith("queue;dur=")
+    ]
+    return sum(waits) / 1000 if waits else None
+
+
+async def _recovery(call: Call, usual_seconds: float, numbers: "count[int]") -> float | None:
+    begin = time.perf_counter()
+    while (now := time.perf_counter()) < begin + PATIENCE_SECONDS:
+        try:
+            await call(next(numbers))
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(_PAUSE_SECONDS)
+            continue
+        if time.perf_counter() - now <= 2 * usual_seconds:
+            return now - begin
+    return None
+
+
+async def _finish(calls: list[asyncio.Task[None]]) -> None:
+    if not calls:
+        return
+    done, late = await asyncio.wait(calls, timeout=PATIENCE_SECONDS)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in done:
+        task.result()  # A bug of the caller's, which must not pass for a lost call.
+
+
+def _figures(seen: _Seen) -> dict[str, float | None]:
+    return (
+        milliseconds("reject", seen.rejects, [50, 99])
+        | milliseconds("answered", seen.answers, [50, 99])
+        | milliseconds("wait", seen.waits, [50, 99])
+        | milliseconds("lag", seen.lags, [50, 99])
+    )

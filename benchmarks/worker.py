@@ -1,0 +1,119 @@
+"""A process that does jobs: the measuring client, or vLLM without a server. Jobs and outcomes are lines of JSON.
+
+The process that compares stays out of the measurement: it sends a job to one worker at a time and sleeps.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.errors import StepFailed
+
+Connection = TypeVar("Connection")
+# One piece of a job over one connection; adds what came back to the outcome.
+Send = Callable[[Connection, Job, Sequence[str] | Sequence[int], Outcome], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A running worker."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    def do(self, job: Job) -> Outcome:
+        """Has a job done. Raises StepFailed, with the end of the worker's log, when it can't be."""
+        assert self.process.stdin is not None
+        try:
+            print(json.dumps(asdict(job)), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self.failure() from None
+        return Outcome(**self.read())
+
+    def read(self) -> dict[str, Any]:
+        """Waits for the worker's next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self.failure()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def failure(self) -> StepFailed:
+        """What is raised for a worker that ended."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return StepFailed(f"{self.log.stem}: ended without an answer", "\n".join(lines[-15:]))
+
+
+@contextmanager
+def started(module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[Worker]:
+    """Runs a module of this package as a worker while the block runs; yields when it is ready for jobs."""
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"tuneserve.benchmarks.{module}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            env=env,
+        )
+    worker = Worker(process, log)
+    try:
+        worker.read()
+        yield worker
+    finally:
+        process.communicate()  # The end of its input ends it.
+
+
+def work(prepare: Callable[[], Callable[[Job], Outcome]]) -> None:
+    """The worker's side: prepares, and answers jobs from standard input until that ends."""
+    # Libraries print what they like; only answers may reach the one who waits for them.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    do = prepare()
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(asdict(do(Job(**json.loads(line))))), file=answers, flush=True)
+
+
+async def drive(
+    job: Job, connected: Callable[[Job], AbstractAsyncContextManager[Sequence[Connection]]], send: Send[Connection]
+) -> Outcome:
+    """Sends a job's pieces over all connections, each taking the next piece when its last one was answered.
+
+    The clock runs from the first send to the last answer; connections are open before.
+    """
+    outcome = Outcome()
+    pieces = iter(job.pieces())
+
+    async def use(connection: Connection) -> None:
+        for piece in pieces:
+            await send(connection, job, piece, outcome)
+
+    async with connected(job) as connections:
+        cpu, started_at = time.process_time(), time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for connection in connections:
+                group.create_task(use(connection))
+        outcome.seconds = time.perf_counter() - started_at
+        outcome.client_cpu = time.process_time() - cpu
+    return outcome
+
+
+async def watch(messages: AsyncIterator[int], outcome: Outcome) -> None:
+    """Reads a stream to its end, and notes when the first message with something in it came."""
+    started_at, first = time.perf_counter(), True
+    async for content in messages:
+        if content and first:
+            outcome.first_tokens.append(time.perf_counter() - started_at)
+            first = False

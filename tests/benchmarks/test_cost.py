@@ -1,0 +1,193 @@
+"""The whole comparison with systems that only pretend: what is run, shown, written and promised."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tuneserve.benchmarks import cost, cost_report, systems
+from tuneserve.benchmarks.interleave import Sample, Scenario
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.benchmarks.open_loop import Result as Measured
+from tuneserve.benchmarks.overload import Overload
+from tuneserve.errors import StepFailed
+
+
+class Pretender:
+    """A system of a given speed; remembers what it was asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.target, self.model, self.session = "127.0.0.1:1", "model", 1
+        self.jobs: list[Job] = []
+
+    def do(self, job: Job, model: str | None = None) -> Outcome:
+        self.jobs.append(job)
+        return Outcome(seconds=1, texts=len(job.texts))
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[str]:
+    for name in ("sentiment", "sentiment-w8a8", "chat"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"vocab_size": 500}')
+    return [str(tmp_path / "sentiment"), str(tmp_path / "chat")]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, object]]:
+    """Replaces every system; returns the list of those that were started, with their settings."""
+    found: list[tuple[str, object]] = []
+
+    def replace(name: str) -> None:
+        @contextmanager
+        def start(*given: object, **settings: object) -> Iterator[Pretender]:
+            found.append((name, (*given, settings)))
+            yield Pretender(name)
+
+        monkeypatch.setattr(systems, name, start)
+
+    for name in ("ours", "vllm_serve", "in_process"):
+        replace(name)
+    monkeypatch.setattr(cost, "preload", lambda: None)
+    monkeypatch.setattr(cost_report, "RESULTS", tmp_path / "results")
+    return found
+
+
+# Speeds by scenario; twice as fast is twice the rate in every round.
+SPEEDS = {"LLM.generate": 100.0, "LLM.encode": 100.0, "vllm serve, single texts": 50.0}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Replaces the rounds; returns the scenarios by the system that they asked."""
+    seen: dict[str, list[str]] = {}
+
+    def measure(scenarios: list[Scenario], rounds: int, show: object) -> dict[str, list[Sample]]:
+        samples = {}
+        for scenario in scenarios:
+            seen.setdefault(scenario.system.name, []).append(scenario.name)  # type: ignore[attr-defined]
+            job = scenario.job(1)
+            assert len(job.prompts) * 32 + len(job.texts) == 1024
+            rate = SPEEDS.get(scenario.name, 98.0)
+            samples[scenario.name] = [Sample(rate, 1.5, 2.5, 0.25, 12.0 if job.stream else None, 0.02)] * rounds
+        return samples
+
+    monkeypatch.setattr("tuneserve.benchmarks.interleave.measure", measure)
+
+    async def overload(target: str, model: str, session: int) -> Overload:
+        figures = {"reject_ms_p99": 4.0}
+        result = Measured(100, 20, 1, 2000, 150, {"RESOURCE_EXHAUSTED": 1850}, 1850, 9.5, figures, 0.8)
+        return Overload(10, 10.0, 60.0, result, 3)
+
+    monkeypatch.setattr(cost, "overload", overload)
+    return seen
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cost.main, arguments, catch_exceptions=False)
+
+
+def test_everything(
+    checkpoints: list[str],
+    started: list[tuple[str, object]],
+    measured: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "STARTS", [])  # They take no time here, so their ratio would be chance.
+    result = run(*checkpoints, "--rounds", "2", "--starts", "2", "--report")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    kept = {one["name"]: one["kept"] for one in found["ratios"]}
+    assert {name for name, value in kept.items() if value} == {
+        "streamed, to LLM.generate",
+        "unary, to LLM.generate",
+        "streamed, to vllm serve laid out alike",
+        "streamed, to vllm serve",
+        "batches, to LLM.encode",
+        "single texts, to vllm serve",
+    }
+    assert not [name for name, value in kept.items() if value is False]
+    assert found["ratios"][0]["ratio"] == [0.98, 0.98, 0.98]
+    assert {name: len(seconds) for name, seconds in found["starts_seconds"].items()} == {
+        "ours": 2,
+        "vllm serve": 2,
+        "defaults, generation: ours": 1,
+        "defaults, generation: vllm serve": 1,
+        "defaults, classification: ours": 1,
+        "defaults, classification: vllm serve": 1,
+    }
+    assert found["overload"]["goodput_of_peak"] == 0.95
+    assert found["missing"] == []
+    assert len(started) == 4 + 4 + 4 + 2 + 2 + 1
+    # The quantized form is measured where it is there.
+    assert "ours w8a8, batches" in measured["ours"]
+    assert "ours w8a8, streamed" not in measured["ours"]
+    [written] = (tmp_path / "results").iterdir()
+    text = written.read_text()
+    assert "| streamed, to LLM.generate | 0.98 (0.98 to 0.98) | ≥ 0.95 | kept |" in text
+    assert "| ours, streamed | 98.0 (98.0 to 98.0) | 12 | 1.50 | 2.50 | 0.25 |" in text
+    assert str(tmp_path) not in text + result.stdout
+
+
+def test_same_settings_for_all_and_none_for_the_defaults(
+    checkpoints: list[str], started: list[tuple[str, object]], measured: dict[str, list[str]]
+) -> None:
+    run(*checkpoints, "--starts", "0", "--no-overload")
+    engines = [[one for one in given if isinstance(one, systems.Engine)] for _, given in started]  # type: ignore[attr-defined]
+    generation, classification = engines[0][0], engines[6][0]
+    assert engines == [[generation]] * 4 + [[]] * 2 + [[classification]] * 4 + [[]] * 2
+    assert classification.block_size is None
+    layouts = [given[-1].get("like_ours") for name, given in started if name == "vllm_serve"]  # type: ignore[index]
+    assert layouts == [True, False, False] * 2
+
+
+def test_a_broken_promise_is_a_failure(
+    checkpoints: list[str],
+    started: list[tuple[str, object]],
+    measured: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SPEEDS, "ours, batches", 90.0)
+    result = run(*checkpoints, "--starts", "0", "--no-defaults", "--no-overload")
+    assert result.exit_code == 1
+    broken = [one["name"] for one in json.loads(result.stdout.splitlines()[-1])["ratios"] if one["kept"] is False]
+    assert broken == ["batches, to LLM.encode"]
+    assert "NOT KEPT" in result.stdout
+
+
+def test_what_fails_takes_nothing_else_with_it(
+    checkpoints: list[str],
+    started: list[tuple[str, object]],
+    measured: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*given: object, **settings: object) -> object:
+        raise StepFailed("vllm serve ended with status 1", "its last words")
+
+    monkeypatch.setattr(systems, "vllm_serve", failing)
+    result = run(*checkpoints, "--starts", "1")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert [line.split(":")[0] for line in found["missing"]] == [
+        "start to first answer",
+        "generation",
+        "defaults, generation",
+        "classification",
+        "defaults, classification",
+    ]
+    assert found["overload"]
+    assert "its last words" in result.stderr
+    assert "Not measured: generation: vllm serve ended with status 1" in result.stdout
+
+
+def test_a_disturbed_run_says_so() -> None:
+    report = cost_report.Report(1)
+    assert cost_report._notes(report) == []
+    report.add("x", {"a": [Sample(1, 1, 1, 1, None, others) for others in (0.0, 0.5, 0.6)]}, [])
+    assert "0.50 cores" in cost_report._notes(report)[0]
+    assert "believe" in cost_report._notes(report)[1]

@@ -1,0 +1,172 @@
+"""The open loop against a server that turns away what it can't take, in the same event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from tuneserve.benchmarks import open_loop as module
+from tuneserve.benchmarks.open_loop import UNFINISHED, Call, closed_loop, open_loop, queue_seconds, usual
+from tuneserve.benchmarks.overload import classify, connected, overload
+from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import classification_pb2_grpc
+
+SERVICE_SECONDS = 0.02
+
+
+class Server(classification_pb2_grpc.ClassificationServiceServicer):
+    """Answers one call at a time, and lets two more wait."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.turn = asyncio.Lock()
+        self.batches: list[int] = []
+
+    async def Classify(self, request: pb.ClassifyRequest, context) -> pb.ClassifyResponse:
+        if self.inside == 3:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("grpc-retry-pushback-ms", "100"),))
+        self.batches.append(len(request.inputs))
+        self.inside += 1
+        try:
+            async with self.turn:
+                await asyncio.sleep(SERVICE_SECONDS)
+        finally:
+            self.inside -= 1
+        context.set_trailing_metadata((("server-timing", "queue;dur=12.5, engine;dur=20"),))
+        return pb.ClassifyResponse(results=[pb.Classification()] * len(request.inputs))
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Server, str]]:
+    servicer = Server()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_more_than_the_server_takes(served: tuple[Server, str]) -> None:
+    servicer, target = served
+    async with connected(target, 4) as channels:
+        call = classify(channels, "m", 2)
+        result = await open_loop(call, rate=300, seconds=1.0, seed=7, usual_seconds=0.5)
+    assert set(servicer.batches) == {2}
+    assert result.sent == result.answered + result.rejected
+    assert result.rejected == result.pushed_back == result.errors["RESOURCE_EXHAUSTED"] > 100
+    # One call at a time, each of 20 ms or more.
+    assert 0 < result.goodput <= 1 / SERVICE_SECONDS * 1.1
+    assert result.figures["wait_ms_p99"] == 12.5
+    assert result.figures["answered_ms_p50"] >= 1000 * SERVICE_SECONDS
+    assert 0 < result.figures["reject_ms_p50"] <= result.figures["reject_ms_p99"]
+    assert result.recovery_seconds is not None
+    assert servicer.inside == 0
+    flat = result.to_json()
+    assert flat["sent"] == result.sent
+    assert flat["lag_ms_p99"] == result.figures["lag_ms_p99"] >= 0
+
+
+async def test_arrivals_are_a_poisson_process_of_the_seed() -> None:
+    async def sent(seed: int) -> tuple[int, list[int]]:
+        numbers: list[int] = []
+
+        async def call(number: int) -> float | None:
+            numbers.append(number)
+            return None
+
+        result = await open_loop(call, rate=400, seconds=0.5, seed=seed)
+        assert result.errors == {}
+        assert result.figures["wait_ms_p50"] is None
+        assert result.recovery_seconds is None
+        return result.sent, numbers
+
+    first, numbers = await sent(1)
+    assert numbers == list(range(first))
+    assert (await sent(1))[0] == first
+    assert len({(await sent(seed))[0] for seed in range(2, 8)}) > 1
+    # Five standard deviations around 200.
+    assert 130 < first < 270
+
+
+async def test_no_call_waits_for_another() -> None:
+    together = asyncio.Event()
+    inside = 0
+
+    async def call(number: int) -> float | None:
+        nonlocal inside
+        inside += 1
+        if inside == 20:
+            together.set()
+        await together.wait()
+        return None
+
+    result = await open_loop(call, rate=200, seconds=0.5, seed=3)
+    assert result.answered == result.sent >= 20
+
+
+async def test_a_call_that_never_ends_is_counted_and_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.1)
+
+    async def call(number: int) -> float | None:
+        await asyncio.sleep(3600)
+        return None
+
+    result = await open_loop(call, rate=100, seconds=0.1, seed=1)
+    assert result.errors == {UNFINISHED: result.sent}
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_bug_in_the_call_is_raised() -> None:
+    async def call(number: int) -> float | None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await open_loop(call, rate=100, seconds=0.1, seed=1)
+
+
+def refusing(times: int) -> Call:
+    async def call(number: int) -> float | None:
+        nonlocal times
+        if (times := times - 1) >= 0:
+            metadata = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata)
+        return None
+
+    return call
+
+
+async def test_recovery_ends_with_an_answer_in_the_usual_time() -> None:
+    result = await open_loop(refusing(3), rate=1e-9, seconds=0.0, seed=1, usual_seconds=1.0)
+    assert result.sent == 0
+    # Three refused probes, with a pause after each.
+    assert result.recovery_seconds >= 3 * module._PAUSE_SECONDS
+
+
+async def test_closed_loop_counts_answers_only() -> None:
+    async def call(number: int) -> float | None:
+        await asyncio.sleep(0.01)
+        return None
+
+    rate = await closed_loop(call, connections=5, seconds=0.3, warmup=0.1)
+    assert 5 < rate <= 500
+    assert await usual(call) >= 0.01
+    assert await closed_loop(refusing(10**9), connections=5, seconds=0.2) == 0
+
+
+def test_the_queue_s_share_of_server_timing() -> None:
+    assert queue_seconds((("x", "queue;dur=1"), ("server-timing", "queue;dur=1.5, tokenize;dur=2, queue;dur=2"))) == (
+        pytest.approx(0.0035)
+    )
+    assert queue_seconds((("server-timing", "engine;dur=3"),)) is None
+    assert queue_seconds(None) is None
+
+
+async def test_overload_measures_the_peak_first(served: tuple[Server, str]) -> None:
+    _, target = served
+    measured = await overload(target, "m", 0, batch=2, times=5, seconds=0.6)
+    assert measured.result.rate == pytest.approx(5 * measured.peak)
+    assert 0 < measured.peak <= 1 / SERVICE_SECONDS * 1.1
+    assert measured.result.rejected > 0
+    assert measured.to_json()["goodput_of_peak"] == pytest.approx(measured.result.goodput / measured.peak, abs=1e-3)

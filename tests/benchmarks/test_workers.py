@@ -1,0 +1,193 @@
+"""The measuring clients as processes of their own, against servers in this process that count what they get."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+
+import grpc
+import pytest
+from aiohttp import web
+
+from tuneserve.benchmarks import job, worker
+from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.errors import StepFailed
+from tuneserve.v1 import classification_pb2, classification_pb2_grpc, common_pb2, generation_pb2, generation_pb2_grpc
+
+
+class Seen:
+    """What a server was asked: texts of each call, prompts, and from how many connections."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.prompts: list[list[int]] = []
+        self.peers: set[str] = set()
+        self.streamed = 0
+
+
+class Grpc(classification_pb2_grpc.ClassificationServiceServicer, generation_pb2_grpc.GenerationServiceServicer):
+    """Answers with 3 tokens a text; each prompt with all that was asked for, a stream in messages of two."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+
+    async def Classify(self, request, context):
+        self.seen.peers.add(context.peer())
+        self.seen.batches.append([one.text for one in request.inputs])
+        await asyncio.sleep(0.005)
+        return classification_pb2.ClassifyResponse(
+            results=[classification_pb2.Classification()] * len(request.inputs),
+            usage=common_pb2.Usage(prompt_tokens=3 * len(request.inputs)),
+        )
+
+    async def Generate(self, request, context):
+        self.seen.prompts.append(list(request.prompt.token_ids.ids))
+        assert request.sampling.ignore_eos
+        completion = generation_pb2.Completion(token_ids=[1] * request.sampling.max_tokens)
+        usage = common_pb2.Usage(prompt_tokens=len(self.seen.prompts[-1]))
+        return generation_pb2.GenerateResponse(completions=[completion], usage=usage)
+
+    async def GenerateStream(self, request, context):
+        self.seen.streamed += 1
+        self.seen.prompts.append(prompt := list(request.prompt.token_ids.ids))
+        for left in range(request.sampling.max_tokens, 0, -2):
+            completion = generation_pb2.Completion(token_ids=[1] * min(2, left))
+            usage = common_pb2.Usage(prompt_tokens=len(prompt)) if left <= 2 else None
+            yield generation_pb2.GenerateStreamResponse(completions=[completion], usage=usage)
+
+
+class Http:
+    """The same in the way of `vllm serve`."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def classify(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.seen.peers.add(str(request.transport.get_extra_info("peername")))
+        self.seen.batches.append(body["input"])
+        await asyncio.sleep(0.005)
+        size = len(body["input"])
+        return web.json_response({"data": [{}] * size, "usage": {"prompt_tokens": 3 * size}})
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.prompts.append(body["prompt"])
+        assert body["ignore_eos"]
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
+        if not body.get("stream"):
+            return web.json_response({"choices": [{}], "usage": usage})
+        self.seen.streamed += 1
+        assert body["stream_options"] == {"include_usage": True}
+        response = web.StreamResponse()
+        await response.prepare(request)
+        messages = [{"choices": [{"text": "a"}]}] * 2 + [{"choices": [], "usage": usage}]
+        for line in [*map(json.dumps, messages), "[DONE]"]:
+            await response.write(f"data: {line}\n\n".encode())
+        return response
+
+
+@pytest.fixture(params=["grpc_client", "http_client"])
+async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Seen, worker.Worker, str]]:
+    seen = Seen()
+    with worker.started(request.param, [], tmp_path / "log", os.environ) as client:
+        if request.param == "grpc_client":
+            server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            classification_pb2_grpc.add_ClassificationServiceServicer_to_server(Grpc(seen), server)
+            generation_pb2_grpc.add_GenerationServiceServicer_to_server(Grpc(seen), server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            yield seen, client, f"127.0.0.1:{port}"
+            await server.stop(None)
+        else:
+            http, app = Http(seen), web.Application()
+            app.add_routes([web.get("/health", http.health), web.post("/classify", http.classify)])
+            app.add_routes([web.post("/v1/completions", http.complete)])
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await (site := web.TCPSite(runner, "127.0.0.1", 0)).start()
+            yield seen, client, f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+            await runner.cleanup()
+
+
+async def do(client: worker.Worker, job: Job) -> Outcome:
+    return await asyncio.to_thread(client.do, job)
+
+
+async def test_texts(served: tuple[Seen, worker.Worker, str]) -> None:
+    seen, client, target = served
+    texts = job.texts(40, seed=1)
+    outcome = await do(client, Job(texts=texts, connections=5, batch=3, target=target, model="m"))
+    assert outcome.counts == (40, 120, 0)
+    assert sorted(map(len, seen.batches)) == [1, *[3] * 13]
+    assert sorted(text for batch in seen.batches for text in batch) == sorted(texts)
+    assert len(seen.peers) == 5
+    assert outcome.rate == 40 / outcome.seconds
+    assert outcome.client_cpu > 0
+    assert outcome.first_tokens == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_prompts(served: tuple[Seen, worker.Worker, str], stream: bool) -> None:
+    seen, client, target = served
+    prompts = job.prompts(6, 10, vocab_size=500, seed=1)
+    work = Job(prompts=prompts, max_tokens=5, connections=3, stream=stream, target=target, model="m")
+    outcome = await do(client, work)
+    assert outcome.counts == (0, 60, 30)
+    assert sorted(seen.prompts) == sorted(prompts)
+    assert seen.streamed == (6 if stream else 0)
+    assert len(outcome.first_tokens) == (6 if stream else 0)
+    assert outcome.rate == 30 / outcome.seconds
+
+
+async def test_several_jobs_one_after_the_other(served: tuple[Seen, worker.Worker, str]) -> None:
+    _, client, target = served
+    for count in (1, 2):
+        assert (await do(client, Job(texts=job.texts(count, 1), target=target))).texts == count
+
+
+async def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    with worker.started("grpc_client", [], tmp_path / "client.log", os.environ) as client:
+        with pytest.raises(StepFailed, match="client: ended without an answer") as caught:
+            client.do(Job(texts=["a"], batch=0))
+        assert "ValueError" in caught.value.hint
+        # And once more, when nobody reads its input any more.
+        with pytest.raises(StepFailed, match="client: ended without an answer"):
+            client.do(Job(texts=["a"]))
+
+
+def test_only_answers_reach_the_one_who_asks() -> None:
+    program = textwrap.dedent("""
+        import os
+        from tuneserve.benchmarks.job import Outcome
+        from tuneserve.benchmarks.worker import work
+        def prepare():
+            print("a banner", flush=True); os.system("echo from a child")
+            def do(job):
+                print("chatter", flush=True)
+                return Outcome(seconds=1, texts=len(job.texts))
+            return do
+        work(prepare)
+    """)
+    work = json.dumps(asdict(Job(texts=["a", "b"])))
+    ended = subprocess.run([sys.executable, "-c", program], input=work, capture_output=True, text=True, timeout=60)
+    ready, answer = ended.stdout.splitlines()
+    assert json.loads(ready) == {"ready": True}
+    assert Outcome(**json.loads(answer)).texts == 2
+    assert ended.stderr.splitlines() == ["a banner", "from a child", "chatter"]
+
+
+def test_jobs_are_made_of_their_seed() -> None:
+    assert job.prompts(3, 8, 1000, seed=1) == job.prompts(3, 8, 1000, seed=1) != job.prompts(3, 8, 1000, seed=2)
+    ids = [id_ for prompt in job.prompts(50, 50, 200, seed=1) for id_ in prompt]
+    assert (min(ids) >= 100, max(ids) < 200) == (True, True)
+    assert sorted(job.texts(64, 1)) == sorted(job.texts(64, 2))
+    assert job.texts(64, 1) != job.texts(64, 2)

@@ -1,0 +1,70 @@
+"""An engine's processes are found, killed when stopped, and waited for. Small real processes stand for vLLM's."""
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from tuneserve.server import engine_processes
+
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print("started", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def process():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"started\n"
+        yield started
+        for child in psutil.Process(started.pid).children() if started.poll() is None else ():
+            child.kill()
+        started.kill()
+
+
+def engine_of(process, coordinator=None):
+    manager = SimpleNamespace(processes=[process])
+    return SimpleNamespace(
+        engine_core=SimpleNamespace(resources=SimpleNamespace(engine_manager=manager, coordinator=coordinator))
+    )
+
+
+def test_workers_and_the_coordinator_are_found(process):
+    coordinator = SimpleNamespace(proc=SimpleNamespace(pid=psutil.Process().pid))
+    found = engine_processes.started_by(engine_of(process, coordinator))
+    assert [one.pid for one in found[:2]] == [process.pid, psutil.Process().pid]
+    assert psutil.Process(process.pid).children()[0] in found
+
+
+def test_a_stopped_engine_and_its_orphaned_worker_are_killed(process):
+    parent, worker = engine_processes.started_by(engine_of(process))
+    for one in (parent, worker):
+        one.suspend()
+    parent.kill()
+    process.wait(30)
+    assert engine_processes.runs(worker)
+    engine_processes.kill([parent, worker])
+    engine_processes.wait_for_end([parent, worker], 30)
+    assert not engine_processes.runs(worker)
+
+
+def test_the_exit_status_is_left_to_who_started_it(process):
+    found = engine_processes.started_by(engine_of(process))
+    engine_processes.kill(found)
+    engine_processes.wait_for_end(found, 30)
+    assert process.wait(30) == -9
+
+
+def test_waiting_has_a_bound(process):
+    found = engine_processes.started_by(engine_of(process))
+    started = time.monotonic()
+    engine_processes.wait_for_end(found, 0.2)
+    assert time.monotonic() - started >= 0.2
+    assert all(map(engine_processes.runs, found))
