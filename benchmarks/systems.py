@@ -24,13 +24,12 @@ import yaml
 from tuneserve.benchmarks import worker
 from tuneserve.benchmarks.job import Job, Outcome
 from tuneserve.errors import StepFailed
+from tuneserve.runtime import engine_environment
 from tuneserve.serving import START_SECONDS, STOP_SECONDS, launched
 
 # What a process inherits from one that restarted itself with the libraries that vLLM is fast with.
 _PRELOADED = ("LD_PRELOAD", "TUNESERVE_PRELOADED")
 _POLL_SECONDS = 0.1
-# What vLLM reads for it, "0": engine and model in one process.
-_LAYOUT = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
 
 @dataclass(frozen=True)
@@ -149,14 +148,13 @@ def in_process(path: Path, scratch: Path, engine: Engine, *, pooling: bool) -> I
 def peer_environment(scratch: Path, like_ours: bool) -> dict[str, str]:
     """Returns the environment of vLLM's own programs: this process's, so preloaded as it is.
 
-    On CPUs vLLM runs a model in a process of its own beside the engine's, and each of the two looks for messages of
-    the other in a loop that takes a whole core. `like_ours` has both in one process, as in our server.
+    `like_ours` lays out the engine's processes and threads as our server does, see `engine_environment`.
 
     The command line of vLLM asks for the version of a distribution `vllm`, which the one built for CPUs has under
     another name: it gets that much on its path, and nobody else does.
     """
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {_LAYOUT: "0"} if like_ours else {}
+    environment |= engine_environment() if like_ours else {}
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:

@@ -18,10 +18,22 @@ class Worker:
     """What vLLM's `worker_extension_cls` names; importing this file is what matters."""
 
 
-def _by_adapter(indices: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+def _by_adapter(indices: torch.Tensor, count: int) -> Iterator[tuple[int, torch.Tensor]]:
+    indices = _of_rows(indices, count)
     for index in torch.unique(indices).tolist():
         if index >= 0:
             yield index, (indices == index).nonzero().squeeze(1)
+
+
+def _of_rows(indices: torch.Tensor, count: int) -> torch.Tensor:
+    """The adapter of each of `count` rows.
+
+    For the log probabilities of a prompt vLLM gives the prompt's rows with the indices of the step's requests: whose
+    prompt it is can be told only when all of them have the same adapter, and is none otherwise.
+    """
+    if len(indices) >= count:
+        return indices[:count]
+    return indices[:1].expand(count) if len(torch.unique(indices)) == 1 else indices.new_full((count,), -1)
 
 
 def _weights(stacked: torch.Tensor, index: int, like: torch.Tensor) -> torch.Tensor:
@@ -38,8 +50,8 @@ def bgmv_shrink(
     scaling: float = 1.0,
 ) -> None:
     """Writes `scaling * inputs @ A.T` of each row's adapter; 0 where there is none."""
-    output_tensor[lora_indices_tensor < 0] = 0
-    for index, rows in _by_adapter(lora_indices_tensor):
+    output_tensor[_of_rows(lora_indices_tensor, len(output_tensor)) < 0] = 0
+    for index, rows in _by_adapter(lora_indices_tensor, len(inputs)):
         outputs = inputs[rows].to(output_tensor.dtype) @ _weights(lora_b_weights, index, output_tensor).T
         output_tensor[rows, : outputs.shape[1]] = scaling * outputs
 
@@ -67,7 +79,7 @@ def bgmv_expand_slice(
 ) -> None:
     """The same for some columns of the output."""
     columns = slice(slice_offset, slice_offset + slice_size)
-    for index, rows in _by_adapter(lora_indices_tensor):
+    for index, rows in _by_adapter(lora_indices_tensor, len(inputs)):
         outputs = inputs[rows].to(output_tensor.dtype) @ _weights(lora_b_weights, index, output_tensor).T
         if add_inputs:
             output_tensor[rows, columns] += outputs[:, :slice_size]

