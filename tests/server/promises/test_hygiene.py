@@ -236,18 +236,10 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
     )
     for texts in ([CANARY], [LONG], ["", CANARY]):
         yield classify.ClassifyTokens, [classification_pb2.ClassifyTokensRequest(model="ner", texts=texts)]
-        yield (
-            classify.Rank,
-            [
-                classification_pb2.RankRequest(model="sentiment", query=CANARY, candidates=texts, label=label)
-                for label in ("pos", CANARY)
-            ][:1],
-        )
         yield EmbeddingServiceStub(served.channel).Embed, [embedding_pb2.EmbedRequest(model="vectors", texts=texts)]
-    yield (
-        classify.Rank,
-        [classification_pb2.RankRequest(model="sentiment", query=CANARY, candidates=["a"], label=CANARY)],
-    )
+        for label in ("pos", CANARY):
+            rank = classification_pb2.RankRequest(model="sentiment", query=CANARY, candidates=texts, label=label)
+            yield classify.Rank, [rank]
     for one in generations():
         yield generate.Generate, [generation_pb2.GenerateRequest(**one)]
         yield generate.GenerateStream, [generation_pb2.GenerateStreamRequest(**one)]
