@@ -28,7 +28,7 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 # Errors only: on CPUs vLLM warns, a dozen times in each process, of what only GPUs have. And none of those that repeat
 # what a caller sent: a grammar, stop strings, tokens. Who sets a level for vLLM sees all of it.
-if "VLLM_LOGGING_LEVEL" not in os.environ:
+if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -91,7 +91,9 @@ def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
     schema = json.loads(structured.value)
     if not isinstance(schema, dict):
         raise ValueError("not an object")
-    if sum(_counts(schema)) > _MAX_ITEMS:
+    counts = list(_counts(schema))
+    # Not one below 0, nor one that is no number, to make up for another.
+    if not all(count >= 0 for count in counts) or sum(counts) > _MAX_ITEMS:
         raise ValueError("too many items")
     # As text of our own: of a key given twice, one.
     return StructuredOutputsParams(json=json.dumps(schema)) if schema else StructuredOutputsParams(json_object=True)

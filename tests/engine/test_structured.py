@@ -18,6 +18,9 @@ HARD = {
     "a billion items": pb.StructuredOutput(json_schema='{"type": "array", "maxItems": 1000000000}'),
     "items as a float": pb.StructuredOutput(json_schema='{"type": "array", "minItems": 1e300}'),
     "a key in disguise": pb.StructuredOutput(json_schema='{"type": "array", "max\\u0049tems": 1000000000}'),
+    "items made up for": pb.StructuredOutput(
+        json_schema='{"type": "array", "maxItems": 1000000000, "items": {"minItems": -1000000000}}'
+    ),
     "a schema in a grammar": pb.StructuredOutput(grammar='start: %json {"type": "array", "maxItems": 1000000000}'),
     "a schema of itself": pb.StructuredOutput(json_schema='{"$ref": "#"}'),
     "endless arrays": pb.StructuredOutput(json_schema='{"type": "array", "items": {"$ref": "#"}, "minItems": 1}'),
@@ -55,6 +58,9 @@ def test_a_hard_form_neither_hangs_nor_kills(real, form):
     assert len(after.result().completions[0].token_ids) == 2
 
 
-@pytest.mark.parametrize("form", ["a billion items", "items as a float", "a key in disguise", "a schema in a grammar"])
+GREEDY = ["a billion items", "items as a float", "a key in disguise", "items made up for", "a schema in a grammar"]
+
+
+@pytest.mark.parametrize("form", GREEDY)
 def test_forms_that_would_take_all_memory_are_refused(real, form):
     assert generate(real, max_tokens=2, structured_output=HARD[form]).code() == grpc.StatusCode.INVALID_ARGUMENT

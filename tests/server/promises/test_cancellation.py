@@ -180,10 +180,11 @@ async def test_cancelled_calls_keep_no_memory(server, unharmed):
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_deadline_that_passes_in_the_queue_never_reaches_the_engine(server, method):
     model, engine = model_of(server, method)
-    engine.delay = 0.4
+    # Long enough for all of them to be in the queue at the same time, on a busy machine too.
+    engine.delay = 2.0
     holders = [begin(server.channel, method) for _ in range(model.admission._slots)]
     await within(5, lambda: engine.running == len(holders))
-    late = [begin(server.channel, method, timeout=0.2) for _ in range(AT_ONCE)]
+    late = [begin(server.channel, method, timeout=1.5) for _ in range(AT_ONCE)]
     await within(5, lambda: len(model.admission._queue) == AT_ONCE)
     assert [await call.code() for call in late] == [grpc.StatusCode.DEADLINE_EXCEEDED] * AT_ONCE
     for holder in holders:
