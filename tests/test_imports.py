@@ -1,10 +1,13 @@
 """The import rules of the house, by reading every import statement."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
@@ -102,3 +105,15 @@ def test_the_server_is_layered():
         # The application starts the engine, late; nothing else may.
         if name != "app":
             assert "engine" not in found, f"{name}.py imports the engine"
+
+
+def test_every_requirement_is_pinned():
+    """What `make setup` installs comes from the lock files alone: one that was not made again lacks it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for build in ("cpu", "gpu"):
+        lines = (ROOT / "requirements" / f"{build}.txt").read_text().splitlines()
+        pinned = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+        wanted = [*project["dependencies"], *extras[build], *extras["train"], *extras["quantize"], *extras["dev"]]
+        lacking = {name for one in wanted if (name := canonicalize_name(Requirement(one).name)) not in pinned}
+        assert not lacking, f"requirements/{build}.txt lacks {lacking}: make lock"
