@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tuneserve import runtime
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.hardware import Hardware
 from tuneserve.server.seam import Delta, Encoded, EngineFailed, PoolTask, RequestRefused, Sampling, Ticket
@@ -32,6 +33,7 @@ if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.update(runtime.engine_environment() | os.environ)
 
 from vllm import PoolingParams, SamplingParams
 from vllm.config import StructuredOutputsConfig
@@ -93,7 +95,7 @@ class VllmEngine:
     async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """See seam.Engine."""
         await self._meet()
-        ids = [f"{ticket.request_id}-{index}" for index in range(len(inputs))]
+        ids = [f"{ticket.request_id}#{index}" for index in range(len(inputs))]
         done = False
         try:
             answers = await asyncio.gather(

@@ -51,9 +51,23 @@ def engine_environment() -> dict[str, str]:
 
     On CPUs it would run the model in a process beside the engine's, on all cores but one: that one goes to the two
     processes' looking for each other's messages, in loops. In one process, the model has all cores. And a thread of
-    OpenMP that has nothing to do would keep its core for 200 ms from those who have.
+    OpenMP that has nothing to do would keep its core for 200 ms from those who have. A container's limit is no core
+    less to OpenMP: it would be stopped again and again for having computed on all of them.
     """
-    return {} if has_nvidia_gpu() else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "KMP_BLOCKTIME": "1"}
+    if has_nvidia_gpu():
+        return {}
+    limit = cpu_limit()
+    threads = {"OMP_NUM_THREADS": str(limit)} if limit else {}
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "KMP_BLOCKTIME": "1", **threads}
+
+
+def cpu_limit(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Returns how many cores' time the container may use, at least 1; 0 without a limit."""
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return 0 if quota == "max" else max(1, int(quota) // int(period))
 
 
 def preload() -> None:
