@@ -55,10 +55,11 @@ class Admission:
         max_calls: int,
         max_tokens: int,
         max_wait: float,
+        rejected: Callable[[str], object] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`slots` sequences run at a time; at most `max_calls` calls are in, `max_tokens` tokens wait, and no call
-        waits for longer than `max_wait` seconds.
+        waits for longer than `max_wait` seconds. `rejected` is told the reason of each that was turned away.
         """
         self.calls = 0
         self.running = 0
@@ -70,6 +71,7 @@ class Admission:
         self._max_calls = max_calls
         self._max_tokens = max_tokens
         self._max_wait = max_wait
+        self._rejected = rejected
         self._clock = clock
         self._queue: list[_Waiter] = []
         self._coming: set[Entry] = set()
@@ -163,6 +165,7 @@ class Admission:
                 waiter.granted.set_result(None)
 
     def _overloaded(self, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
+        self._rejected(reason)
         retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
         return Overloaded(f"model {self._name!r} has {what}", reason, retry)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneserve.server import concurrency, convert, failures, spans, windows
+from tuneserve.server import convert, failures, spans, streams, windows
 from tuneserve.server.context import current
 from tuneserve.server.errors import CallError, InvalidInput, to_status
 from tuneserve.server.explanation import Explanation
@@ -53,12 +53,13 @@ class ClassificationService(ClassificationServiceServicer):
             if question:
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
-            answers = [convert.classification(result, shown) for result in results]
+            scores = convert.all_scores(results, shown)
+            answers = [convert.classification(*one, shown) for one in zip(results, scores, strict=True)]
             if explanation:
-                await explanation.add_weights(answers, results, shown, scorer.score)
-        for result in results:
+                await explanation.add_weights(answers, scores, shown, scorer.score)
+        for row in scores:
             # The labels of a call are no metric's: there is no end to them.
-            best = convert.best(result, shown)
+            best = convert.best(row, shown)
             current().note("output", best[0])
             _count(model, [] if question else [best])
         return pb.ClassifyResponse(results=answers, usage=scorer.usage)
@@ -88,21 +89,23 @@ class ClassificationService(ClassificationServiceServicer):
         self, request_iterator: AsyncIterable[pb.ClassifyStreamRequest], context: Any
     ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         """See classification.proto."""
-        async with aclosing(concurrency.answers(self._one, request_iterator, STREAM_AHEAD)) as answers:
+        async with aclosing(streams.merged(request_iterator, self._one, STREAM_AHEAD)) as answers:
             async for answer in answers:
                 yield answer
 
-    async def _one(self, item: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
-        try:
-            current().admit()
-            return pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
-        except Exception as error:
-            shown, call = failures.for_caller(error), current()
-            if not isinstance(shown, CallError):
-                logger.error("request %s: %s failed: %s", call.request_id, call.method, failures.where(error))
-            status = to_status(shown, call.request_id)
-            described = pb.Error(code=status.code, message=status.message, details=status.details)
-            return pb.ClassifyStreamResponse(id=item.id, error=described)
+    async def _one(self, item: pb.ClassifyStreamRequest) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+        with streams.part() as call:
+            try:
+                call.admit()
+                answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
+            except Exception as error:
+                shown = failures.for_caller(error)
+                if not isinstance(shown, CallError):
+                    logger.error("request %s: %s failed: %s", call.request_id, call.method, failures.where(error))
+                status = to_status(shown, call.request_id)
+                described = pb.Error(code=status.code, message=status.message, details=status.details)
+                answer = pb.ClassifyStreamResponse(id=item.id, error=described)
+        yield answer
 
     async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         """See classification.proto."""

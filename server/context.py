@@ -21,6 +21,10 @@ HEADER = "x-request-id"
 _ALLOWED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # A stream may go on for days: so many of its parts are kept one by one, the others only as a sum.
 _MAX_STAGES = 64
+# Ids of ours: which process, and how many it made. The system's random numbers cost more than all else here.
+_PROCESS = secrets.token_hex(4)
+_calls = itertools.count(1)
+_tickets = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,6 @@ class Call:
     content: dict[str, list[str]] | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)
-    # Two calls may carry the same id of a caller's, and one call may ask the engine several times.
-    _secret: str = field(default_factory=lambda: secrets.token_hex(4))
-    _count: "itertools.count[int]" = field(default_factory=itertools.count)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -79,7 +80,8 @@ class Call:
     def ticket(self, priority: int = 0, adapter: str = "") -> Ticket:
         """Returns what goes to the engine with one request of this call."""
         return Ticket(
-            request_id=f"{self.request_id}-{self._secret}-{next(self._count)}",
+            # Two calls may carry the same id of a caller's, and one call may ask the engine several times.
+            request_id=f"{self.request_id}#{next(_tickets)}",
             priority=max(priority, self.tenant.priority),
             adapter=adapter,
             trace=self.trace,
@@ -112,4 +114,4 @@ def begin(call: Call) -> None:
 def request_id(metadata: Mapping[str, str]) -> str:
     """Returns the id that the caller sent, or a new one."""
     sent = metadata.get(HEADER, "")
-    return sent if _ALLOWED.fullmatch(sent) else secrets.token_hex(8)
+    return sent if _ALLOWED.fullmatch(sent) else f"{_PROCESS}{next(_calls):08x}"

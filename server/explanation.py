@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tuneserve.server import convert, spans
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.errors import InvalidInput
@@ -84,7 +87,7 @@ class Explanation:
     async def add_weights(
         self,
         answers: Sequence[pb.Classification],
-        results: Sequence[convert.Result],
+        scores: NDArray[np.float32],
         shown: convert.Shown,
         score: Score,
     ) -> None:
@@ -94,16 +97,15 @@ class Explanation:
         ]
         if not variants:
             return
-        scored = iter(await score(variants, "explain", True))
-        for answer, result, text, found in zip(answers, results, self.texts, self.words, strict=True):
-            whole = convert.probabilities(result.raw, shown.problem)
+        scored = iter(convert.all_scores(await score(variants, "explain", True), shown))
+        for answer, whole, text, found in zip(answers, scores, self.texts, self.words, strict=True):
             best, at = int(whole.argmax()), spans.positions(text, self.unit)
             for word, variant in zip(found, islice(scored, len(found)), strict=True):
                 answer.weights.add(
                     start=at[word.start],
                     end=at[word.end],
                     text=text[word.start : word.end],
-                    weight=float(whole[best] - convert.probabilities(variant.raw, shown.problem)[best]),
+                    weight=float(whole[best] - variant[best]),
                 )
 
 

@@ -56,6 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     tracing: Tracing | None = None
     log_requests: bool = False
     log_content: bool = False
+    _wrapped: dict[str, Any] = field(default_factory=dict)  # handlers by method
 
     async def intercept_service(
         self,
@@ -63,15 +64,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
+        if details.method in self._wrapped:
+            return self._wrapped[details.method]
         handler = await continuation(details)
         if handler is None or not details.method.startswith(OURS):
             return handler
+        wrapped = self._wrapped[details.method] = self._wrap(handler, details.method)
+        return wrapped
+
+    def _wrap(self, handler: Any, name: str) -> Any:
         if handler.response_streaming:
             method = handler.stream_stream if handler.request_streaming else handler.unary_stream
             kind = "bidi_stream" if handler.request_streaming else "server_stream"
-            answer = self._stream(method, kind, details)
+            answer = self._stream(method, kind, name)
         else:
-            answer = self._unary(handler.unary_unary, details)
+            answer = self._unary(handler.unary_unary, name)
         make = {
             "unary": grpc.unary_unary_rpc_method_handler,
             "server_stream": grpc.unary_stream_rpc_method_handler,
@@ -84,20 +91,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
-    def _unary(self, method: Method, details: grpc.HandlerCallDetails) -> Method:
+    def _unary(self, method: Method, name: str) -> Method:
         async def answer(request: Any, context: Context) -> Any:
-            async with self._call("unary", details, context):
+            async with self._call("unary", name, context):
                 response = await method(wire.readable(request), context)
                 self.shadows.mirror(method, request, response)
                 return response
 
         return answer
 
-    def _stream(self, method: Method, kind: str, details: grpc.HandlerCallDetails) -> Method:
+    def _stream(self, method: Method, kind: str, name: str) -> Method:
         async def answer(request: Any, context: Context) -> None:
             # Closed here, not by the garbage collector: closing is what frees the engine's slot.
             async with (
-                self._call(kind, details, context),
+                self._call(kind, name, context),
                 aclosing(method(wire.readable(request), context)) as messages,
             ):
                 async for message in messages:
@@ -114,6 +121,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except TimeoutError:
             raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s") from None
 
+    def _admit(self, tenants: Tenants, call: calls.Call) -> None:
+        """Counts a request against its caller's quota; one whose key was taken away is known no more."""
+        try:
+            tenants.admit(tenants.authenticate(call.metadata))
+        except Overloaded as error:
+            self.metrics.rejections.labels("", error.reason.lower()).inc()
+            raise
+
     def _charge(self, call: calls.Call) -> None:
         """Takes the tokens that came since the last time from the tenant's quota: a stream may never end."""
         tokens = call.prompt_tokens + call.completion_tokens
@@ -122,10 +137,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call.charged_tokens = tokens
 
     @asynccontextmanager
-    async def _call(self, kind: str, details: grpc.HandlerCallDetails, context: Context) -> AsyncIterator[None]:
-        _, service, method = details.method.split("/", 2)
+    async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[None]:
+        _, service, method = name.split("/", 2)
         labels = (kind, service, method)
-        call, started = _begin(details, context, method, self.everybody), time.monotonic()
+        call, started = _begin(context, method, self.everybody), time.monotonic()
         call.content = {} if self.log_content else None
         self.metrics.started.labels(*labels).inc()
         code: grpc.StatusCode | None = None
@@ -136,7 +151,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self.running.limits.add(limit)
                 if self.tenants:
                     call.tenant = self.tenants.authenticate(call.metadata)
-                    call.admit = partial(_admit, self.tenants, call)
+                    call.admit = partial(self._admit, self.tenants, call)
                     # The requests of a stream are counted one by one.
                     if kind != "bidi_stream":
                         call.admit()
@@ -147,8 +162,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             shown = Unavailable("the server shuts down") if limit.expired() else failures.for_caller(error)
             status = rpc_status.to_status(to_status(shown, call.request_id))
             code = status.code
-            if isinstance(shown, Overloaded):
-                self.metrics.rejections.labels(call.model, shown.reason.lower()).inc()
             if not isinstance(shown, CallError):
                 # Its type and place, not its text: that may hold what the caller sent.
                 logger.error("request %s: %s failed: %s", call.request_id, method, failures.where(error))
@@ -170,13 +183,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 request_log.log(call, ended.name, seconds)
 
 
-def _admit(tenants: Tenants, call: calls.Call) -> None:
-    """Counts a request against its caller's quota; a key that was taken away while a stream ran is known no more."""
-    tenants.admit(tenants.authenticate(call.metadata))
-
-
-def _begin(details: grpc.HandlerCallDetails, context: Context, method: str, tenant: Tenant) -> calls.Call:
-    metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
+def _begin(context: Context, method: str, tenant: Tenant) -> calls.Call:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     remaining = context.time_remaining()
     call = calls.Call(
         request_id=calls.request_id(metadata),

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ class Model:
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
 
-    @property
+    @cached_property
     def version(self) -> str:
         """12 hex digits, equal for equal content."""
         return checkpoint.version_of(self.manifest)
@@ -117,6 +118,7 @@ class Model:
                 max_calls=self.config.max_queue,
                 max_tokens=self.config.max_queue_tokens,
                 max_wait=self.config.max_wait_seconds,
+                rejected=lambda reason: self.metrics.rejections.labels(self.name, reason.lower()).inc(),
             )
         self.state = model_pb2.MODEL_STATE_READY
         self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
@@ -142,10 +144,8 @@ class Model:
         """Holds one of the model's places for a call. Raises Overloaded or Unavailable at once."""
         self.check_ready()
         priority = max(priority, current().tenant.priority)
-        with contextlib.ExitStack() as stack:
-            entry = stack.enter_context(self.admission.enter(priority))
-            self.metrics.queue_depth.labels(self.name).inc()
-            stack.callback(self.metrics.queue_depth.labels(self.name).dec)
+        depth = self.metrics.queue_depth.labels(self.name)
+        with self.admission.enter(priority) as entry, depth.track_inprogress():
             yield Place(self, priority, entry)
 
     async def encode(

@@ -6,7 +6,7 @@ answer, or reads slower, is held back by flow control. Knows nothing of what the
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ Response = TypeVar("Response")
 
 
 async def merged(
-    requests: AsyncIterator[Request], answers: Callable[[Request], AsyncGenerator[Response, None]], most: int
+    requests: AsyncIterable[Request], answers: Callable[[Request], AsyncGenerator[Response, None]], most: int
 ) -> AsyncGenerator[Response, None]:
     """Yields what `answers` makes of each request, as it comes. Each of at most `most` requests has its own task."""
     ready: asyncio.Queue[Response | Exception | None] = asyncio.Queue(1)

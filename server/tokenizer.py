@@ -20,6 +20,8 @@ from tuneserve.server.redaction import Masked, Redactor
 from tuneserve.server.seam import Encoded
 
 _IMPORTING = threading.Lock()
+# Characters that are tokenized in less time than the way to another thread and back takes.
+_SHORT = 512
 
 
 class TemplateRefused(Exception):
@@ -75,6 +77,8 @@ class Tokenizer:
         self, texts: Sequence[str | tuple[str, str]], *, special_tokens: bool = True, truncate: bool = False
     ) -> list[Tokens]:
         """Tokenizes texts and text pairs, in their order."""
+        if self._redactor is None and sum(map(_length, texts)) <= _SHORT:
+            return self._encode(texts, special_tokens, truncate)
         run = asyncio.get_running_loop().run_in_executor
         return await run(self._thread, self._encode, texts, special_tokens, truncate)
 
@@ -176,6 +180,10 @@ class Tokenizer:
         if isinstance(error, TemplateError) and reason and reason in source:
             return f"the chat template refused it: {reason}"
         return "the chat template can't render it: see which roles, tools, documents and arguments it takes"
+
+
+def _length(text: str | tuple[str, str]) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
 def _text(parts: Sequence[Masked]) -> str | tuple[str, str]:

@@ -53,6 +53,8 @@ def cut(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
 
 def pool(rows: Sequence[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float32]:
     """Returns one row for a text from one row a window."""
+    if len(rows) == 1:
+        return rows[0]
     joined = np.max(rows, axis=0) if pooling == "max" else np.mean(rows, axis=0)
     return np.asarray(joined, dtype=np.float32)
 

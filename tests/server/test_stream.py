@@ -54,7 +54,9 @@ async def test_a_bad_item_fails_alone(served):
     assert violations.field_violations[0].field == "inputs[0].text"
 
 
-async def test_overload_is_the_items_own(served):
+async def test_overload_is_the_items_own_and_counted(served):
+    rejections = served.app.metrics.rejections.labels("sentiment", "queue_full")._value
+    before = rejections.get()
     served.engines["sentiment"].delay = 0.2
     # Four calls may be in at a time.
     found = await answers(served, [item(id_, model="sentiment") for id_ in range(12)])
@@ -62,6 +64,7 @@ async def test_overload_is_the_items_own(served):
     assert len(errors) == 8
     assert {error.code for error in errors} == {code_pb2.RESOURCE_EXHAUSTED}
     assert errors[0].details[0].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+    assert rejections.get() == before + 8
 
 
 async def test_what_nobody_expected_is_told_by_a_fixed_text(served, caplog):
