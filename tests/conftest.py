@@ -1,10 +1,19 @@
-"""Checkpoints that are small but whole: real tokenizers and configs, so that only the weights are missing."""
+"""Checkpoints that are small but whole: real tokenizers and configs, so that only the weights are missing. And a
+collector of spans.
+"""
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
@@ -16,6 +25,51 @@ CHAT_TEMPLATE = (
 )
 
 MakeCheckpoint = Callable[..., Path]
+
+
+@dataclass
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans that it is sent over OTLP. Answers once `answers` is set."""
+
+    received: list[trace_pb2.ResourceSpans] = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
+    answers: threading.Event = field(default_factory=threading.Event)
+    address: str = ""
+    context: grpc.ServicerContext | None = None
+
+    def Export(self, request, context):
+        self.context = context
+        self.asked.set()
+        self.answers.wait(30)
+        self.received.extend(request.resource_spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def all_spans(self) -> list[trace_pb2.Span]:
+        return [span for resource in self.received for scope in resource.scope_spans for span in scope.spans]
+
+    def spans(self) -> dict[str, trace_pb2.Span]:
+        found = self.all_spans()
+        assert len({span.name for span in found}) == len(found)
+        return {span.name: span for span in found}
+
+
+@pytest.fixture(scope="session")
+def collecting() -> Callable[[], AbstractContextManager[Collector]]:
+    """Starts a collector: `with collecting() as collector`."""
+
+    @contextmanager
+    def run() -> Iterator[Collector]:
+        collector = Collector()
+        collector.answers.set()
+        server = grpc.server(ThreadPoolExecutor(2))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+        collector.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        yield collector
+        collector.answers.set()
+        server.stop(None).wait()
+
+    return run
 
 
 def _write(

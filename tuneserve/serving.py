@@ -40,6 +40,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     addresses: Addresses
+    log: Path  # what it prints; gone when it is stopped
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def launched(
                 env=environment,
             )
         try:
-            yield Server(process, _wait(process, ready, log, start_seconds))
+            yield Server(process, _wait(process, ready, log, start_seconds), log)
         except Exception:
             logger.error("end of the server's log:\n%s", _tail(log))
             raise

@@ -113,9 +113,10 @@ async def test_a_call_that_never_ends_is_counted_and_cancelled(monkeypatch: pyte
         await asyncio.sleep(3600)
         return None
 
+    before = asyncio.all_tasks()
     result = await open_loop(call, rate=100, seconds=0.1, seed=1)
     assert result.errors == {UNFINISHED: result.sent}
-    assert len(asyncio.all_tasks()) == 1
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_bug_in_the_call_is_raised() -> None:

@@ -67,7 +67,7 @@ def test_our_server_gets_the_settings_and_no_preloaded_library(tmp_path: Path, m
             seen.update(flags=flags, environment=environment)
 
         def __enter__(self) -> Server:
-            return Server(process, Addresses("127.0.0.1:1", "127.0.0.1:2"))
+            return Server(process, Addresses("127.0.0.1:1", "127.0.0.1:2"), Path("server.log"))
 
         def __exit__(self, *_: object) -> None:
             seen["ended"] = True

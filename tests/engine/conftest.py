@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Real:
     generation: GenerationServiceStub
     models: ModelServiceStub  # on the administrators' port
     directories: dict[str, Path]
+    collector: Any  # of the server's spans, and of its engines'
     root: Path  # what an administrator may load from; `adapter` and `other` are LoRA adapters for the chat model
 
 
@@ -147,7 +149,7 @@ lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_
 model = get_peft_model(model, lora)
 for name, parameter in model.named_parameters():
     if "lora_B" in name:
-        torch.nn.init.normal_(parameter, std=0.05)
+        torch.nn.init.normal_(parameter, std=0.3)
 model.save_pretrained({str(directory)!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, capture_output=True)
@@ -155,7 +157,9 @@ model.save_pretrained({str(directory)!r})
 
 
 @pytest.fixture(scope="session")
-def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+def real(
+    directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, collecting: Callable[[], Any]
+) -> Iterator[Real]:
     """The server. Started once."""
     models: dict[str, dict[str, object]] = {
         name: {"path": str(path), "dtype": "auto" if name == "chat" else "float32"}
@@ -174,12 +178,12 @@ def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         "watchdog_seconds": 30,
     }
     config = folder / "server.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    with (
-        launched("--config", str(config)) as server,
-        grpc.insecure_channel(server.addresses.grpc) as channel,
-        grpc.insecure_channel(server.addresses.admin) as admin,
-    ):
+    with ExitStack() as stack:
+        collector = stack.enter_context(collecting())
+        config.write_text(yaml.safe_dump(settings | {"otlp_endpoint": f"http://{collector.address}"}))
+        server = stack.enter_context(launched("--config", str(config)))
+        channel = stack.enter_context(grpc.insecure_channel(server.addresses.grpc))
+        admin = stack.enter_context(grpc.insecure_channel(server.addresses.admin))
         yield Real(
             server,
             channel,
@@ -188,6 +192,7 @@ def real(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
             GenerationServiceStub(channel),
             ModelServiceStub(admin),
             directories,
+            collector,
             root,
         )
 

@@ -18,6 +18,8 @@ PROMPT = "Once upon a time there was a small town by the sea, and in it lived an
 # The engine computes in bfloat16; the adapters move the log probabilities by whole units.
 CLOSE = 0.3
 APART = 1.0
+# Who asks in one batch, by the callers' name of the adapter and its directory.
+ASKED = [("style", "adapter"), ("", ""), ("tone", "other"), ("", "")] * 2
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,16 @@ def ids(real) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def expected(real, ids) -> dict[str, torch.Tensor]:
-    """Log probabilities of the token after the prompt, by the directory of the adapter; "" for the model itself."""
+def variants(ids) -> list[list[int]]:
+    """The prompt with another token in front, twice for each that asks in one batch: nothing of them is cached."""
+    return [[1000 + index, *ids] for index in range(2 * len(ASKED))]
+
+
+@pytest.fixture(scope="module")
+def exact(real, ids, variants) -> dict[str, list[torch.Tensor]]:
+    """Log probabilities of the token after the prompt and after each variant, by the directory of the adapter; "" for
+    the model itself.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -38,8 +48,16 @@ def expected(real, ids) -> dict[str, torch.Tensor]:
         if name:
             model = PeftModel.from_pretrained(model, real.root / name)
         with torch.no_grad():
-            found[name] = model.eval()(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            model.eval()
+            logits = [model(torch.tensor([prompt])).logits[0, -1] for prompt in (ids, *variants)]
+        found[name] = [one.log_softmax(-1) for one in logits]
     return found
+
+
+@pytest.fixture(scope="module")
+def expected(exact) -> dict[str, torch.Tensor]:
+    """The same after the prompt alone."""
+    return {name: first for name, (first, *_) in exact.items()}
 
 
 @pytest.fixture
@@ -87,19 +105,15 @@ def test_answers_are_those_of_peft(real, ids, expected, load):
     assert distance(before, expected[""]) < CLOSE
 
 
-def test_one_batch_holds_them_all(real, ids, expected, load):
+def test_one_batch_holds_them_all(real, exact, variants, load):
     load("style", "adapter")
     load("tone", "other")
-    asked = [("style", "adapter"), ("", ""), ("tone", "other"), ("", "")] * 6
-    # Each prompt is another, so that all are computed; only the last token's logits are compared.
-    prompts = [[1000 + index, *ids] for index in range(len(asked))]
-    alone = [next_token(real, prompt, adapter) for prompt, (adapter, _) in zip(prompts, asked, strict=True)]
-    fresh = [[2000 + index, *ids] for index in range(len(asked))]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        together = list(pool.map(lambda job: next_token(real, job[0], job[1][0]), zip(fresh, asked, strict=True)))
-    for found, (adapter, name) in zip(alone + together, asked * 2, strict=True):
-        # One token in front changes little, and nothing by as much as an adapter does.
-        assert distance(found, expected[name]) < APART, adapter
+    jobs = list(zip(variants, [adapter for adapter, _ in ASKED] * 2, strict=True))
+    alone = [next_token(real, *job) for job in jobs[: len(ASKED)]]
+    with ThreadPoolExecutor(len(ASKED)) as pool:
+        together = list(pool.map(lambda job: next_token(real, *job), jobs[len(ASKED) :]))
+    for index, (found, (adapter, name)) in enumerate(zip(alone + together, ASKED * 2, strict=True)):
+        assert distance(found, exact[name][1 + index]) < CLOSE, adapter
 
 
 def test_other_content_under_a_name_replaces_it(real, ids, expected, load):

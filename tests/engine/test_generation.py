@@ -1,10 +1,8 @@
 """Generation on the real engine: equal to vLLM offline and to transformers, stopped, sampled and streamed."""
 
 import json
-import os
 import re
 import threading
-from pathlib import Path
 
 import grpc
 import jsonschema
@@ -172,8 +170,7 @@ def test_a_form_holds_for_every_completion_and_in_streams(real):
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_a_malformed_form_fails_that_request_only(real, broken):
     alone = real.generation.Generate(greedy(chat("Tell me a story."), 40)).completions[0].text
-    log = Path(os.readlink(f"/proc/{real.server.process.pid}/fd/1"))
-    before = log.stat().st_size
+    before = real.server.log.stat().st_size
     neighbours: list[str] = []
 
     def neighbour() -> None:
@@ -191,7 +188,7 @@ def test_a_malformed_form_fails_that_request_only(real, broken):
     for thread in threads:
         thread.join()
     assert neighbours == [alone, alone]
-    assert "CANARY" not in log.read_bytes()[before:].decode(errors="replace")
+    assert "CANARY" not in real.server.log.read_bytes()[before:].decode(errors="replace")
 
 
 def test_tokens_are_biased_forbidden_and_allowed(real):

@@ -1,6 +1,7 @@
-"""Mixed load with random cancels and deadlines on the real engines: nothing grows, and every count is right.
+"""Mixed load with random cancels and deadlines on the real engines: nothing grows, and every count is right. And calls
+that are all cancelled.
 
-Short by default; `make soak` runs it for ten minutes.
+Short by default; `make soak` runs it for ten minutes, and cancels a thousand.
 """
 
 import collections
@@ -21,6 +22,7 @@ from tuneserve.v1 import classification_pb2, generation_pb2
 pytestmark = pytest.mark.engine
 
 SECONDS = float(os.environ.get("TUNESERVE_SOAK_SECONDS", "20"))
+CANCELS = int(os.environ.get("TUNESERVE_CANCELS", "60"))
 CLIENTS = 8
 TEXT = "Angela Merkel was born in Hamburg, and the film about it was a joy from its beginning to its end. "
 # What a call that we cancel, or give too little time, may end with.
@@ -153,3 +155,50 @@ def test_soak(real):
     assert end.rss_mib < warm.rss_mib * 1.1 + 100
     assert end.fds <= warm.fds + CLIENTS
     assert end.threads <= warm.threads + 4
+
+
+def doomed(real, chance: random.Random) -> list:
+    """Calls in each phase of their lives: streaming, in prefill or waiting for it, in the engine, and in our queue."""
+    story = generation_pb2.SamplingParams(max_tokens=1500, ignore_eos=True)
+    request = generation_pb2.GenerateStreamRequest(
+        model="chat", prompt=generation_pb2.Prompt(text=TEXT), sampling=story
+    )
+    streaming = real.generation.GenerateStream(request)
+    next(streaming)
+    prompt = generation_pb2.Prompt(text=f"{chance.random()} {TEXT * 10}")
+    prefill = real.generation.GenerateStream(
+        generation_pb2.GenerateStreamRequest(model="chat", prompt=prompt, sampling=story)
+    )
+    whole = real.generation.Generate.future(generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=story))
+    # The first fills the engine, the others wait for it.
+    inputs = [classification_pb2.ClassifyInput(text=f"{number} {TEXT}") for number in range(512)]
+    batch = classification_pb2.ClassifyRequest(
+        model="sentiment", inputs=inputs, truncation=classification_pb2.TRUNCATION_END
+    )
+    return [streaming, prefill, whole, *(real.classification.Classify.future(batch) for _ in range(3))]
+
+
+def test_cancelled_calls_leave_nothing(real):
+    chance, waits = random.Random(5), []
+    warm = size(real)
+    for number in range(rounds := max(1, CANCELS // 6)):
+        calls = doomed(real, chance)
+        time.sleep(chance.uniform(0, 0.2))
+        chance.shuffle(calls)
+        for call in calls:
+            call.cancel()
+        began = time.monotonic()
+        # A step that has begun is not broken off, and on a CPU it may take a second.
+        while unfinished(real):
+            assert time.monotonic() < began + 10, "an engine still works for calls that were cancelled"
+            time.sleep(0.02)
+        waits.append(time.monotonic() - began)
+        if number == rounds // 3:
+            warm = size(real)
+    end = size(real)
+    waits.sort()
+    print(f"{6 * rounds} calls cancelled; free after {waits[len(waits) // 2]:.2f} s, at most {waits[-1]:.2f} s")
+    print(f"{warm} -> {end}")
+    assert end.fds <= warm.fds + 8
+    assert end.threads <= warm.threads + 8
+    assert end.rss_mib < warm.rss_mib + 64

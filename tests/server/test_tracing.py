@@ -4,15 +4,9 @@ import json
 import logging
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
-import grpc
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from tuneserve.server.config import ModelConfig, ServerConfig
@@ -25,40 +19,10 @@ SERVICE = "tuneserve.v1.ClassificationService"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-@dataclass
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps what it is sent. Answers once `answers` is set."""
-
-    received: list[trace_pb2.ResourceSpans] = field(default_factory=list)
-    asked: threading.Event = field(default_factory=threading.Event)
-    answers: threading.Event = field(default_factory=threading.Event)
-    address: str = ""
-    context: grpc.ServicerContext | None = None
-
-    def Export(self, request, context):
-        self.context = context
-        self.asked.set()
-        self.answers.wait(30)
-        self.received.extend(request.resource_spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def spans(self) -> dict[str, trace_pb2.Span]:
-        found = [span for resource in self.received for scope in resource.scope_spans for span in scope.spans]
-        assert len({span.name for span in found}) == len(found)
-        return {span.name: span for span in found}
-
-
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    collector.answers.set()
-    server = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    collector.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    yield collector
-    collector.answers.set()
-    server.stop(None).wait()
+def collector(collecting):
+    with collecting() as collector:
+        yield collector
 
 
 def call(traceparent: str = "", **metadata: str) -> Call:
@@ -71,7 +35,7 @@ def attributes(span: trace_pb2.Span) -> dict[str, object]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
 
 
-def traced(collector: Collector, one: Call, code: str = "OK") -> dict[str, trace_pb2.Span]:
+def traced(collector, one: Call, code: str = "OK") -> dict[str, trace_pb2.Span]:
     """Sends a call's spans and returns what arrived."""
     tracing = Tracing(f"http://{collector.address}")
     tracing.start(one, SERVICE)
