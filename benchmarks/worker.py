@@ -37,7 +37,10 @@ class Worker:
             print(json.dumps(asdict(job)), file=self.process.stdin, flush=True)
         except BrokenPipeError:
             raise self.failure() from None
-        return Outcome(**self.read())
+        answer = self.read()
+        if failed := answer.get("failed"):
+            raise StepFailed(f"{self.log.stem}: {failed}", "the system that it asked may have ended")
+        return Outcome(**answer)
 
     def read(self) -> dict[str, Any]:
         """Waits for the worker's next line."""
@@ -83,7 +86,15 @@ def work(prepare: Callable[[], Callable[[Job], Outcome]]) -> None:
     do = prepare()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        print(json.dumps(asdict(do(Job(**json.loads(line))))), file=answers, flush=True)
+        try:
+            answer = asdict(do(Job(**json.loads(line))))
+        except Exception as error:
+            # One system's end is not that of this worker, which asks the others, too.
+            cause: BaseException = error
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            answer = {"failed": f"{type(cause).__name__}: {cause}"}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 async def drive(

@@ -19,9 +19,9 @@ from tuneserve.server.errors import Overloaded
 
 # Seconds over which the engine's speed is averaged.
 _MEMORY = 5.0
-# Share of the longest wait that a call may expect and still come in. What it expects is a guess: with nothing to spare,
-# half of those that come in last would wait in vain.
-_SURE = 0.8
+# Share of the longest wait that a call may expect and still come in. What it expects is a guess, of an engine that gets
+# slower while many are turned away beside it: with too little to spare, those that come in last wait in vain.
+_SURE = 0.6
 # How long a caller that was turned away should wait at least, in milliseconds.
 _RETRY_MS = 100
 

@@ -5,6 +5,7 @@ probes see the loading. SIGTERM and SIGINT flip health first, refuse new calls, 
 """
 
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
@@ -136,6 +137,9 @@ class App:
         self._reloading = asyncio.create_task(self._reload())
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         await asyncio.gather(*(self._load(model) for model in self.models))
+        # What was imported stays: without this the garbage collector goes through all of it again, while calls wait.
+        await asyncio.to_thread(gc.collect)
+        gc.freeze()
         await self._health.publish()
 
     async def _load(self, model: Model) -> None:

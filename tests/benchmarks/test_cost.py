@@ -106,7 +106,6 @@ def test_everything(
     assert {name for name, value in kept.items() if value} == {
         "streamed, to LLM.generate",
         "unary, to LLM.generate",
-        "streamed, to vllm serve laid out alike",
         "streamed, to vllm serve",
         "batches, to LLM.encode",
         "single texts, to vllm serve",

@@ -154,14 +154,19 @@ async def test_several_jobs_one_after_the_other(served: tuple[Seen, worker.Worke
         assert (await do(client, Job(texts=job.texts(count, 1), target=target))).texts == count
 
 
-async def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+async def test_a_job_that_fails_says_why_and_the_next_is_done(served, tmp_path: Path) -> None:
+    _, client, target = served
+    with pytest.raises(StepFailed, match="ValueError"):
+        client.do(Job(texts=["a"], batch=0))
+    assert (await do(client, Job(texts=["a"], target=target))).texts == 1
+
+
+async def test_a_worker_that_ended_is_told_of(tmp_path: Path) -> None:
     with worker.started("grpc_client", [], tmp_path / "client.log", os.environ) as client:
-        with pytest.raises(StepFailed, match="client: ended without an answer") as caught:
-            client.do(Job(texts=["a"], batch=0))
-        assert "ValueError" in caught.value.hint
-        # And once more, when nobody reads its input any more.
-        with pytest.raises(StepFailed, match="client: ended without an answer"):
-            client.do(Job(texts=["a"]))
+        client.process.kill()
+        for _ in range(2):
+            with pytest.raises(StepFailed, match="client: ended without an answer"):
+                client.do(Job(texts=["a"]))
 
 
 def test_only_answers_reach_the_one_who_asks() -> None:

@@ -172,7 +172,7 @@ async def test_nobody_waits_for_longer_than_allowed():
 
 async def test_calls_that_are_still_tokenized_count_as_waiting():
     clock = Clock()
-    admission, log = make(clock, slots=1, max_calls=99, max_wait=2.0), []
+    admission, log = make(clock, slots=1, max_calls=99, max_wait=3.0), []
     events = [asyncio.Event() for _ in range(6)]
     tasks = [asyncio.create_task(holding(admission, done=event, log=log, name="x")) for event in events]
     await settle()
