@@ -43,6 +43,7 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from tuneserve.server import engine_options, engine_processes, engine_requests
@@ -98,28 +99,26 @@ class VllmEngine:
         ids = [f"{ticket.request_id}#{index}" for index in range(len(inputs))]
         done = False
         try:
-            answers = await asyncio.gather(
-                *(self._pool_one(ticket, id_, one, task) for id_, one in zip(ids, inputs, strict=True))
-            )
+            with _translated():
+                # Not by `encode`, which would want a task for each of what may be hundreds.
+                answers = [await self._add(ticket, id_, one, task) for id_, one in zip(ids, inputs, strict=True)]
+                outputs = [(await answer.get()).outputs.data for answer in answers]
+            # vLLM ends an aborted pooling request normally, with nothing in it.
+            if not all(data.numel() for data in outputs):
+                raise EngineFailed("pooling request was aborted")
             done = True
-            return answers
+            return [np.asarray(data.float().cpu().numpy(), dtype=np.float32) for data in outputs]
         finally:
             if not done:
                 await self._abort(ids)
 
-    async def _pool_one(self, ticket: Ticket, request_id: str, encoded: Encoded, task: PoolTask) -> NDArray[np.float32]:
+    async def _add(self, ticket: Ticket, request_id: str, encoded: Encoded, task: PoolTask) -> RequestOutputCollector:
         # As the model gives it: logits, or a vector that is not scaled to length one.
         params = PoolingParams(task=task, use_activation=False)
         if encoded.pair_start is not None:
             params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
         prompt = engine_requests.prompt(encoded.token_ids)
-        with _translated():
-            async for output in self._llm.encode(prompt, params, request_id, **self._options(ticket)):
-                data = output.outputs.data
-        # vLLM ends an aborted pooling request normally, with nothing in it.
-        if data.numel() == 0:
-            raise EngineFailed("pooling request was aborted")
-        return np.asarray(data.float().cpu().numpy(), dtype=np.float32)
+        return await self._llm.add_request(request_id, prompt, params, **self._options(ticket))
 
     async def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool

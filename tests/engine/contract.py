@@ -24,14 +24,14 @@ def missing() -> list[str]:
     from vllm.v1.engine.coordinator import DPCoordinator
     from vllm.v1.engine.core_client import BackgroundResources, MPClient
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-    from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
     from vllm.v1.engine.utils import CoreEngineProcManager
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     request = ["request_id", "lora_request", "trace_headers", "priority"]
     parameters = {
         AsyncLLM.generate: ["prompt", "sampling_params", *request],
-        AsyncLLM.encode: ["prompt", "pooling_params", *request],
+        AsyncLLM.add_request: ["prompt", "params", *request],
         AsyncLLM.abort: ["request_id"],
         AsyncLLM.add_lora: ["lora_request"],
         AsyncLLM.from_vllm_config: ["vllm_config", "stat_loggers"],
@@ -42,6 +42,7 @@ def missing() -> list[str]:
         AsyncEngineArgs.create_engine_config: [],
         ModelConfig.get_vocab_size: [],
         OutputProcessor.propagate_error: ["e"],
+        RequestOutputCollector.get: [],
         RequestOutput.__init__: ["outputs", "finished", "prompt_token_ids", "prompt_logprobs"],
         PoolingRequestOutput.__init__: ["outputs", "finished"],
         SamplingParams.verify: ["model_config", "speculative_config", "structured_outputs_config", "tokenizer"],
