@@ -131,7 +131,9 @@ def shown(request: pb.ClassifyRequest, labels: Sequence[str], problem: checkpoin
     given = dict(request.thresholds)
     for name in given:
         if name not in labels:
-            raise InvalidInput(f"thresholds[{name[:64]}]", f"is no label here; labels: {listed(labels)}")
+            # The caller's own labels are not repeated.
+            known = "is not among the labels" if request.labels else f"is no label here; labels: {listed(labels)}"
+            raise InvalidInput(f"thresholds[{name[:64]}]", known)
     for field, value in {"threshold": request.threshold, **{f"thresholds[{k}]": v for k, v in given.items()}}.items():
         # `not a <= b` also refuses NaN, which compares false to everything.
         if not 0 <= value <= 1:
