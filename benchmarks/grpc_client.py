@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import grpc
 
@@ -16,15 +16,20 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 
 @asynccontextmanager
-async def connected(job: Job) -> AsyncIterator[Sequence[grpc.aio.Channel]]:
+async def open_channels(target: str, connections: int) -> AsyncIterator[list[grpc.aio.Channel]]:
     """Yields open channels."""
     async with AsyncExitStack() as stack:
         channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(job.target, options=OPTIONS))
-            for _ in range(job.connections)
+            await stack.enter_async_context(grpc.aio.insecure_channel(target, options=OPTIONS))
+            for _ in range(connections)
         ]
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         yield channels
+
+
+def connected(job: Job) -> AbstractAsyncContextManager[list[grpc.aio.Channel]]:
+    """The channels of a job."""
+    return open_channels(job.target, job.connections)
 
 
 async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:

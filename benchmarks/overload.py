@@ -5,16 +5,14 @@ same server. The client runs in this process and the server in its own. Batches 
 refusals take their time from an engine on the same cores: ten times as many batches of 16 cost it a third.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from tuneserve.benchmarks import processes
+from tuneserve.benchmarks.grpc_client import open_channels
 from tuneserve.benchmarks.job import texts
-from tuneserve.benchmarks.load import OPTIONS
 from tuneserve.benchmarks.open_loop import Call, Result, closed_loop, open_loop, queue_seconds, usual
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -34,15 +32,14 @@ class Overload:
 
     def to_json(self) -> dict[str, object]:
         """One flat object."""
-        own = {"times": self.times, "peak_per_s": round(self.peak, 2), "usual_ms": round(self.usual_ms, 1)}
-        return (
-            own
-            | {"goodput_of_peak": round(self.result.goodput / self.peak, 3)}
-            | {
-                "grown_mib": self.grown_mib,
-                **self.result.to_json(),
-            }
-        )
+        return {
+            "times": self.times,
+            "peak_per_s": round(self.peak, 2),
+            "usual_ms": round(self.usual_ms, 1),
+            "goodput_of_peak": round(self.result.goodput / self.peak, 3),
+            "grown_mib": self.grown_mib,
+            **self.result.to_json(),
+        }
 
 
 def classify(channels: Sequence[grpc.aio.Channel], model: str, batch: int) -> Call:
@@ -60,23 +57,11 @@ def classify(channels: Sequence[grpc.aio.Channel], model: str, batch: int) -> Ca
     return call
 
 
-@asynccontextmanager
-async def connected(target: str, connections: int) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Yields open channels."""
-    async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(target, options=OPTIONS))
-            for _ in range(connections)
-        ]
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        yield channels
-
-
 async def overload(
     target: str, model: str, session: int, *, batch: int = 64, times: float = 10.0, seconds: float = 20.0
 ) -> Overload:
     """Measures a running server, whose processes are `session`."""
-    async with connected(target, CONNECTIONS) as channels:
+    async with open_channels(target, CONNECTIONS) as channels:
         call = classify(channels, model, batch)
         await closed_loop(call, 4, 1.0)
         usual_seconds = await usual(call)

@@ -7,8 +7,9 @@ import grpc
 import pytest
 
 from tuneserve.benchmarks import open_loop as module
+from tuneserve.benchmarks.grpc_client import open_channels
 from tuneserve.benchmarks.open_loop import UNFINISHED, Call, closed_loop, open_loop, queue_seconds, usual
-from tuneserve.benchmarks.overload import classify, connected, overload
+from tuneserve.benchmarks.overload import classify, overload
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import classification_pb2_grpc
 
@@ -50,7 +51,7 @@ async def served() -> AsyncIterator[tuple[Server, str]]:
 
 async def test_more_than_the_server_takes(served: tuple[Server, str]) -> None:
     servicer, target = served
-    async with connected(target, 4) as channels:
+    async with open_channels(target, 4) as channels:
         call = classify(channels, "m", 2)
         result = await open_loop(call, rate=300, seconds=1.0, seed=7, usual_seconds=0.5)
     assert set(servicer.batches) == {2}
