@@ -22,8 +22,9 @@ from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.server import failures, ports, tls
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
+from tuneserve.server.draining import Running
 from tuneserve.server.health import Health
-from tuneserve.server.interceptors import CallInterceptor, Running
+from tuneserve.server.interceptors import CallInterceptor
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import EngineFactory, Model
 from tuneserve.server.operations import Operations
@@ -205,11 +206,13 @@ class App:
         seconds = self.config.drain_seconds
         logger.info("draining: running calls have %g s", seconds)
         await self._health.drain()
-        ending = asyncio.get_running_loop().call_later(max(0.0, seconds - _GOODBYE_SECONDS), self._running.end_all)
-        await asyncio.gather(
-            *(model.drain(seconds) for model in self.models), *(s.stop(seconds) for s in self._servers)
-        )
-        ending.cancel()
+        calls = asyncio.create_task(self._running.drain(max(0.0, seconds - _GOODBYE_SECONDS)))
+        await asyncio.gather(*(model.drain(seconds) for model in self.models), asyncio.wait((calls,), timeout=seconds))
+        calls.cancel()
+        await self._running.hold()
+        closing = asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers))
+        asyncio.get_running_loop().call_soon(self._running.release)
+        await closing
         if self._reloading:
             self._reloading.cancel()
         await self._shadows.stop()

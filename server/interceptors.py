@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from tuneserve.server import context as calls
 from tuneserve.server import failures, request_log, wire
+from tuneserve.server.draining import SHUTS_DOWN, Running
 from tuneserve.server.errors import CallError, Overloaded, Unavailable, to_status
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.shadow import Shadows
@@ -29,18 +30,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method: TypeAlias = Callable[..., Any]
 
 OURS = ("/tuneserve.", "/inference.")
-
-
-@dataclass
-class Running:
-    """The calls that run, so that they can be ended when the server must stop."""
-
-    limits: set[asyncio.Timeout] = field(default_factory=set)
-
-    def end_all(self) -> None:
-        """Ends every call with UNAVAILABLE."""
-        for limit in self.limits:
-            limit.reschedule(asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True)
@@ -73,19 +62,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Any, name: str) -> Any:
-        if handler.response_streaming:
-            method = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            kind = "bidi_stream" if handler.request_streaming else "server_stream"
-            answer = self._stream(method, kind, name)
+        if handler.unary_unary:
+            answer, make = self._unary(handler.unary_unary, name), grpc.unary_unary_rpc_method_handler
+        elif handler.unary_stream:
+            answer = self._stream(handler.unary_stream, "server_stream", name)
+            make = grpc.unary_stream_rpc_method_handler
         else:
-            answer = self._unary(handler.unary_unary, name)
-        make = {
-            "unary": grpc.unary_unary_rpc_method_handler,
-            "server_stream": grpc.unary_stream_rpc_method_handler,
-            "bidi_stream": grpc.stream_stream_rpc_method_handler,
-        }
-        kind = kind if handler.response_streaming else "unary"
-        return make[kind](
+            answer = self._stream(handler.stream_stream, "bidi_stream", name)
+            make = grpc.stream_stream_rpc_method_handler
+        return make(
             answer,
             request_deserializer=wire.lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
@@ -148,7 +133,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self.tracing.start(call, service)
         try:
             async with asyncio.timeout(None) as limit:
-                self.running.limits.add(limit)
+                await self.running.begin(limit)
                 if self.tenants:
                     call.tenant = self.tenants.authenticate(call.metadata)
                     call.admit = partial(self._admit, self.tenants, call)
@@ -159,7 +144,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK
             context.set_trailing_metadata(_trailing(call))
         except Exception as error:
-            shown = Unavailable("the server shuts down") if limit.expired() else failures.for_caller(error)
+            shown = Unavailable(SHUTS_DOWN) if limit.expired() else failures.for_caller(error)
             status = rpc_status.to_status(to_status(shown, call.request_id))
             code = status.code
             if not isinstance(shown, CallError):
@@ -168,7 +153,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await context.abort(code, status.details, (*status.trailing_metadata, *_trailing(call, shown)))
         finally:
             # Whatever ended it: an answer, an error, a cancellation or a closed generator.
-            self.running.limits.discard(limit)
+            self.running.end(limit)
             ended = code or (grpc.StatusCode.DEADLINE_EXCEEDED if call.expired() else grpc.StatusCode.CANCELLED)
             seconds = time.monotonic() - started
             self.metrics.handled.labels(*labels, ended.name).inc()

@@ -109,3 +109,28 @@ async def test_fifty_streams_end_in_time(server, until):
     assert engine.closed
     silent.set()
     await watching
+
+
+async def test_no_caller_is_told_that_it_cancelled(server, until):
+    """CANCELLED is what gRPC answers to calls that arrive as it stops; only UNAVAILABLE is tried again."""
+    server.engines["sentiment"].delay = 0.02
+    stub, ends = ClassificationServiceStub(server.channel), Counter()
+
+    async def knock() -> None:
+        while not server.engines["sentiment"].closed:
+            try:
+                await stub.Classify(CLASSIFY)
+                ends["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                ends[error.code().name] += 1
+
+    knocking = [asyncio.create_task(knock()) for _ in range(64)]
+    running = stream(server, 20)
+    await running.read()
+    await until(lambda: ends["OK"] > 100)
+    stopping = asyncio.create_task(server.app.stop())
+    assert await asyncio.wait_for(read(running), BUDGET) == ("OK", True)
+    await asyncio.wait_for(stopping, BUDGET)
+    await asyncio.wait_for(asyncio.gather(*knocking), BUDGET)
+    assert ends["UNAVAILABLE"]
+    assert set(ends) == {"OK", "UNAVAILABLE"}, ends
