@@ -162,7 +162,7 @@ async def test_nobody_waits_for_longer_than_allowed():
     running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
     await settle()
     with pytest.raises(Overloaded) as caught:
-        async with admission.turn(1, 1):
+        async with asyncio.timeout(10), admission.turn(1, 1):
             pass
     assert caught.value.reason == "QUEUE_WAIT"
     assert admission.waiting_tokens == 0

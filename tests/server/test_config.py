@@ -39,6 +39,8 @@ def test_a_whole_file(load, tmp_path):
         ("models: {a: {path: m, max_quue: 1}}", "models.a: unknown key 'max_quue'"),
         ("models: {a: {}}", "models.a: path is missing"),
         ("models: {a: {path: nope}}", "models.a.path: .*nope is not a directory"),
+        ("models: {a: {path: m}}\ntenants: nope.yaml", "tenants: .*nope.yaml: no such file"),
+        ("models: {a: {path: m}}\ntls: {certificate: c.pem, key: k.pem}", "tls.certificate: .*c.pem: no such file"),
         ("models: {a: {path: m, max_queue: many}}", "models.a: max_queue: expected a whole number, found 'many'"),
         ("models: {a: {path: m, max_queue: true}}", "models.a: max_queue: expected a whole number"),
         ("models: {a: {path: m, max_queue: 0}}", "models.a.max_queue: 0 is not allowed"),
