@@ -205,3 +205,29 @@ def test_cancelled_calls_leave_nothing(real):
     assert end.threads <= warm.threads + 8
     # Not of the engines: every new prompt touches pages of the KV cache that were given but not used before.
     assert end.front_mib < warm.front_mib + 32
+
+
+def prompt_tokens(real, model: str) -> float:
+    """Tokens that a model's engine has worked on."""
+    samples = families(real)["vllm:prompt_tokens"]
+    return sum(one.value for one in samples if one.labels["model_name"] == model and one.name.endswith("_total"))
+
+
+def test_a_cancelled_batch_is_not_worked_off(real):
+    """The batch is in the engine as a whole: what it has not begun with when the call ends, it never does."""
+    inputs = [classification_pb2.ClassifyInput(text=f"{number} {TEXT * 10}") for number in range(128)]
+    request = classification_pb2.ClassifyRequest(model="sentiment", inputs=inputs)
+    request.truncation = classification_pb2.TRUNCATION_END
+    before = prompt_tokens(real, "sentiment")
+    whole = real.classification.Classify(request).usage.prompt_tokens
+    assert prompt_tokens(real, "sentiment") - before == whole
+    call = real.classification.Classify.future(request)
+    deadline = time.monotonic() + 30
+    while prompt_tokens(real, "sentiment") == before + whole:
+        assert time.monotonic() < deadline, "the engine did not begin"
+        time.sleep(0.01)
+    call.cancel()
+    while unfinished(real):
+        assert time.monotonic() < deadline, "the engine still works for a call that was cancelled"
+        time.sleep(0.02)
+    assert prompt_tokens(real, "sentiment") - before - whole < 0.5 * whole
