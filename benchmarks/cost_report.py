@@ -1,6 +1,7 @@
 """What `make bench` measured: kept together, and shown as tables, to people in a terminal and in a file."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 from collections.abc import Sequence
@@ -107,7 +108,8 @@ def show(report: Report) -> None:
 def write(report: Report) -> Path:
     """Writes the tables to benchmarks/results/ and returns the file."""
     facts, today = machine(), date.today().isoformat()
-    path = RESULTS / f"{today}-{facts['kind']}.md"
+    names = (f"{today}-{facts['kind']}{more}.md" for more in ("", *(f"-{number}" for number in itertools.count(2))))
+    path = next(path for name in names if not (path := RESULTS / name).exists())
     lines = [f"# {today}, {facts['kind'].upper()}", ""]
     lines += [f"Machine: {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
     lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/cost.py`. Median (lowest to highest)."]
