@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint, quality, significance
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows, measure
 from tuneserve.measurement import Measurement
@@ -18,6 +18,7 @@ from tuneserve.quantize import preflight, weights
 from tuneserve.quantize.schemes import SCHEMES
 from tuneserve.rows import Row
 from tuneserve.rows import sha256 as sha256_rows
+from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,16 @@ class Report:
         pairs = list(zip(self.before.predictions, self.after.predictions, strict=True))
         return sum(old != new for old, new in pairs) / len(pairs) if pairs else None
 
+    def difference(self) -> Difference | None:
+        """The headline metric's difference, with its interval, from what each row says; None where no row was kept."""
+        if not (self.before.row_sums and self.after.row_sums):
+            return None
+        headline = quality.headline(self.task, self.before.metrics).name
+        return significance.compare(headline, self.before.row_sums, self.after.row_sums)
+
     def table(self) -> str:
         """Returns the report as a few lines for people."""
-        headline = quality.HEADLINES[self.task].name
+        headline = quality.headline(self.task, self.before.metrics).name
         old, new = self.before, self.after
         rows = [
             ("", "before", self.scheme, ""),
@@ -63,23 +71,30 @@ class Report:
             (old.unit, f"{old.throughput:.0f}", f"{new.throughput:.0f}",
              f"x {new.throughput / old.throughput:.2f}"),
         ]  # fmt: skip
+        if found := self.difference():
+            rows.append(("  95 % of samples", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
         if self.flips is not None:
             rows.append(("predictions changed", "", f"{self.flips:.2%}", f"of {new.rows} rows"))
         return "\n".join(f"{name:<20}{a:>10}{b:>10}   {note}".rstrip() for name, a, b, note in rows)
 
     def metrics(self) -> dict[str, float]:
         """Returns what the lineage keeps: the new metrics by name, and the old headline and cost as `*_before`."""
-        headline = quality.HEADLINES[self.task].name
+        headline = quality.headline(self.task, self.before.metrics).name
         speed = self.after.unit.replace("/s", "_per_second")
         return self.after.metrics | {
             f"{headline}_before": self.before.metrics[headline],
             "drop": self.drop,
+            **self._interval(),
             "size_bytes": self.size_after,
             "size_bytes_before": self.size_before,
             speed: self.after.throughput,
             f"{speed}_before": self.before.throughput,
             **({} if self.flips is None else {"predictions_changed": self.flips}),
         }
+
+    def _interval(self) -> dict[str, float]:
+        found = self.difference()
+        return {"difference_low": found.low, "difference_high": found.high, "p_value": found.p_value} if found else {}
 
     def _lost(self) -> str:
         share = f"{abs(self.drop):.2%}" if self.task == pb.TASK_GENERATION else f"{abs(self.drop) * 100:.2f} points"
@@ -152,10 +167,10 @@ def _result(
 
 def _gate(report: Report, max_drop: float | None) -> None:
     if max_drop is not None and not report.drop <= max_drop:  # NaN, from broken weights, is no pass
+        headline = quality.headline(report.task, report.before.metrics).name
         raise StepFailed(
-            f"{report.scheme} loses too much: {quality.HEADLINES[report.task].name} "
-            f"{report.before.metrics[quality.HEADLINES[report.task].name]:.4f} before, "
-            f"{report.after.metrics[quality.HEADLINES[report.task].name]:.4f} after, "
+            f"{report.scheme} loses too much: {headline} {report.before.metrics[headline]:.4f} before, "
+            f"{report.after.metrics[headline]:.4f} after, "
             f"a drop of {report.drop:.4f} where {max_drop} is allowed; nothing was kept",
             "choose a scheme with more bits, or allow more with --max-drop",
         )

@@ -70,7 +70,8 @@ def validate(config: Path) -> None:
 @cli.command()
 @click.argument("config", type=FilePath)
 @overwrite_option
-def finetune(config: Path, overwrite: bool) -> None:
+@click.option("--resume", is_flag=True, help="Go on with a run that was cut short, from its last saved state.")
+def finetune(config: Path, overwrite: bool, resume: bool) -> None:
     """Train a model as the YAML file CONFIG says; the result is a merged checkpoint.
 
     Trains, measures on held-out rows that training never saw, merges the adapter in float32, compares the merged
@@ -80,7 +81,7 @@ def finetune(config: Path, overwrite: bool) -> None:
     from tuneserve.finetune.config import load
     from tuneserve.finetune.pipeline import finetune as run
 
-    run(load(config), overwrite=overwrite)
+    run(load(config), overwrite=overwrite, resume=resume)
 
 
 @cli.command()
@@ -130,6 +131,39 @@ def evaluate(checkpoint: Path, data: Path | None, as_json: bool) -> None:
     from tuneserve.evaluate import measure, show
 
     show(measure(checkpoint, rows.read(data) if data else None), as_json=as_json)
+
+
+@cli.command()
+@click.argument("checkpoint", type=CheckpointPath)
+@click.option(
+    "--data", type=FilePath, help="Rows to ask about (JSON Lines). Default: held-out rows, or a few sentences."
+)
+def verify(checkpoint: Path, data: Path | None) -> None:
+    """Check that CHECKPOINT, served, answers as it does in transformers: labels, scores and token ids.
+
+    Also for checkpoints that were not made here.
+    """
+    from tuneserve import rows
+    from tuneserve.verify import verify as run
+
+    run(checkpoint, rows.read(data) if data else None)
+
+
+@cli.command()
+@click.argument("first", type=CheckpointPath)
+@click.argument("second", type=CheckpointPath)
+@click.option("--data", type=FilePath, help="Rows to compare on (JSON Lines). Default: the held-out rows of FIRST.")
+def compare(first: Path, second: Path, data: Path | None) -> None:
+    """Tell whether SECOND is worse than FIRST, or better, by more than chance: both answer the same rows.
+
+    Measures through the server and vLLM, and tests the difference of the headline metric (accuracy, entity F1,
+    perplexity or correlation) with a paired bootstrap over the rows.
+    """
+    from tuneserve import rows
+    from tuneserve.evaluate import compare as run
+    from tuneserve.evaluate import show_comparison
+
+    show_comparison(*run(first, second, rows.read(data) if data else None))
 
 
 @cli.command()

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, quality, significance
 from tuneserve.errors import UserError
 from tuneserve.measurement import MODEL, Measurement, measure_at
 from tuneserve.rows import Row, read, sha256
 from tuneserve.serving import serving
+from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
+
+# Fields of a measurement with a value for each row.
+_BY_ROW = ("predictions", "row_sums")
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,31 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
     logger.info("starting the server")
     with serving({MODEL: directory}) as addresses:
         return measure_at(addresses.grpc, manifest, rows)
+
+
+def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tuple[quality.Headline, Difference]:
+    """Measures two checkpoints on the same rows, by default the held-out ones of the first; compares their headlines.
+
+    Returns the metric and how it differs. Raises UserError when they can't be compared.
+    """
+    manifests = checkpoint.load(first), checkpoint.load(second)
+    for field in ("task", "labels", "problem_type"):
+        if getattr(manifests[0], field) != getattr(manifests[1], field):
+            raise UserError(f"{first} and {second} have another {field}", "compare checkpoints made for the same thing")
+    rows = held_out_rows(first, manifests[0]) if rows is None else rows
+    old, new = measure(first, rows), measure(second, rows)
+    headline = quality.headline(manifests[0].task, old.metrics)
+    return headline, significance.compare(headline.name, old.row_sums, new.row_sums)
+
+
+def show_comparison(headline: quality.Headline, found: Difference) -> None:
+    """Prints what `compare` found."""
+    change = found.second - found.first
+    print(f"{headline.name:<20}{found.first:>10.4f}{found.second:>10.4f}")
+    print(f"difference          {change:>+20.4f}   95 % of samples: {found.low:+.4f} to {found.high:+.4f}")
+    print(f"p                   {found.p_value:>20.4f}   paired bootstrap, {significance.SAMPLES} samples of the rows")
+    verdict = "better" if (change > 0) == headline.higher_is_better else "worse"
+    print(f"the second is {verdict}" if found.is_significant else "no difference that these rows could show")
 
 
 def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
@@ -60,7 +89,7 @@ def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
 def show(measurement: Measurement, as_json: bool = False) -> None:
     """Prints a measurement as a table, or as one line of JSON without the predictions."""
     if as_json:
-        print(json.dumps({key: value for key, value in asdict(measurement).items() if key != "predictions"}))
+        print(json.dumps({key: value for key, value in asdict(measurement).items() if key not in _BY_ROW}))
         return
     for name, value in measurement.metrics.items():
         print(f"{name:<32}{value:>12.4f}" if not name.endswith("/support") else f"{name:<32}{value:>12.0f}")
@@ -88,6 +117,8 @@ def _problem(manifest: pb.Checkpoint, row: Row) -> str:
         name = "labels" if manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL else "label"
         if name not in row:
             return f"`{name}` is missing"
+        if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION:
+            return "" if isinstance(row["label"], int | float) else "`label` must be a number"
         chosen = row["labels"] if name == "labels" else [row["label"]]
     unknown = [label for label in chosen if label not in manifest.labels]
     return f"label {unknown[0]!r} is unknown; allowed: {', '.join(manifest.labels)}" if unknown else ""

@@ -53,7 +53,7 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
     if not steps:
         return
     names = list(dict.fromkeys(chain.from_iterable(sorted(step.metrics) for step in steps)))
-    headline = quality.HEADLINES[manifest.task].name
+    headline = quality.headline(manifest.task, steps[-1].metrics).name
     names.sort(key=lambda name: (name != headline, "/" in name))
     table = Table("metric", *(step.name for step in steps))
     for name in names:

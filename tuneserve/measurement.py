@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import grpc
+from google.protobuf import json_format
 from tqdm import tqdm
 
 from tuneserve import quality
@@ -53,6 +54,8 @@ class Measurement:
     unit: Literal["texts/s", "tokens/s"]
     # The predicted label, labels or tags of each row, for comparing two checkpoints. Empty for generation.
     predictions: list[Any] = field(default_factory=list, repr=False)
+    # What the headline metric is made of, row by row: for `significance`.
+    row_sums: quality.RowSums = field(default_factory=list, repr=False)
 
 
 def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -129,13 +132,21 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
 
     answers, seconds = _timed_batches(channel, classify, rows)
     predictions: list[Any]
-    if manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
+    if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION:
+        # None to compare label by label: a number that changed a little is no other answer.
+        predictions = []
+        numbers = [row["label"] for row in rows], [answer[0][1] for answer in answers]
+        metrics, sums = quality.regression(*numbers), quality.number_rows(*numbers)
+    elif manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
         predictions = [sorted(label for label, score in answer if score >= 0.5) for answer in answers]
-        metrics = quality.multi_label([row["labels"] for row in rows], predictions, manifest.labels)
+        expected = [sorted(row["labels"]) for row in rows]
+        metrics = quality.multi_label(expected, predictions, manifest.labels)
+        sums = quality.right_rows(expected, predictions)
     else:
         predictions = [answer[0][0] for answer in answers]
         metrics = quality.sequence_classification([row["label"] for row in rows], predictions, manifest.labels)
-    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions)
+        sums = quality.right_rows([row["label"] for row in rows], predictions)
+    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums)
 
 
 def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -153,8 +164,9 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
         return [spans_to_tags(row["tokens"], result.spans) for row, result in zip(batch, results, strict=True)]
 
     predictions, seconds = _timed_batches(channel, tag, rows)
-    metrics = quality.token_classification([row["tags"] for row in rows], predictions)
-    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions)
+    expected = [row["tags"] for row in rows]
+    metrics, sums = quality.token_classification(expected, predictions), quality.entity_rows(expected, predictions)
+    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums)
 
 
 def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -195,7 +207,8 @@ def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Se
     begin = time.perf_counter()
     answers = _spread(lambda ids: generate(ids, max_tokens=new, ignore_eos=True), ready, PROMPTS)
     made = sum(answer.usage.completion_tokens for answer in answers)
-    return Measurement(metrics, len(rows), seconds, made / (time.perf_counter() - begin), "tokens/s")
+    throughput, sums = made / (time.perf_counter() - begin), [[total, float(count)] for total, count in scores]
+    return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums)
 
 
 def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt]:
@@ -203,10 +216,10 @@ def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt]:
     if "prompt" in row:
         text = row["prompt"]
         return generation_pb2.Prompt(text=text), generation_pb2.Prompt(text=text + row["completion"])
-    messages = [generation_pb2.ChatMessage(role=m["role"], content=m["content"]) for m in row["messages"]]
-    question = generation_pb2.Chat(messages=messages[:-1], add_generation_prompt=True)
-    answered = generation_pb2.Chat(messages=messages, add_generation_prompt=False)
-    return generation_pb2.Prompt(chat=question), generation_pb2.Prompt(chat=answered)
+    chat = json_format.ParseDict({key: row[key] for key in ("messages", "tools") if key in row}, generation_pb2.Chat())
+    question = generation_pb2.Chat(messages=chat.messages[:-1], tools=chat.tools, add_generation_prompt=True)
+    chat.add_generation_prompt = False
+    return generation_pb2.Prompt(chat=question), generation_pb2.Prompt(chat=chat)
 
 
 def _timed_batches(

@@ -6,7 +6,7 @@ scikit-learn and seqeval do the arithmetic. Nothing here knows where predictions
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -20,6 +20,7 @@ class Headline:
     higher_is_better: bool
 
 
+_CORRELATION = Headline("pearson", higher_is_better=True)
 HEADLINES = {
     pb.TASK_SEQUENCE_CLASSIFICATION: Headline("accuracy", higher_is_better=True),
     pb.TASK_TOKEN_CLASSIFICATION: Headline("entity_f1", higher_is_better=True),
@@ -27,15 +28,20 @@ HEADLINES = {
 }
 
 
+def headline(task: pb.Task, metrics: Mapping[str, float]) -> Headline:
+    """Returns which of a model's metrics a quality gate compares."""
+    return _CORRELATION if _CORRELATION.name in metrics else HEADLINES[task]
+
+
 def drop(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> float:
     """Returns how much worse `after` is, as a share: 0.01 is one point of accuracy or F1, or 1 % of perplexity.
 
     Negative when it is better.
     """
-    headline = HEADLINES[task]
-    if headline.higher_is_better:
-        return before[headline.name] - after[headline.name]
-    return after[headline.name] / before[headline.name] - 1
+    chosen = headline(task, before)
+    if chosen.higher_is_better:
+        return before[chosen.name] - after[chosen.name]
+    return after[chosen.name] / before[chosen.name] - 1
 
 
 def sequence_classification(
@@ -70,6 +76,24 @@ def multi_label(
     return metrics | _per_label(report, labels)
 
 
+def regression(expected: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation, and the mean absolute and root mean square error, for numbers.
+
+    A correlation with what is always the same number is 0.
+    """
+    import numpy as np
+    from scipy import stats
+
+    gold, guess = np.asarray(expected, float), np.asarray(predicted, float)
+    varied = len(gold) > 1 and bool(np.ptp(gold) > 0 and np.ptp(guess) > 0)
+    return {
+        "pearson": float(stats.pearsonr(gold, guess).statistic) if varied else 0.0,
+        "spearman": float(stats.spearmanr(gold, guess).statistic) if varied else 0.0,
+        "mean_absolute_error": float(np.abs(gold - guess).mean()),
+        "root_mean_square_error": float(np.sqrt(((gold - guess) ** 2).mean())),
+    }
+
+
 def token_classification(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """Entity precision, recall and F1 (seqeval, IOB2, exact spans), and the share of words tagged right.
 
@@ -96,6 +120,29 @@ def generation(log_likelihood: float, tokens: int) -> dict[str, float]:
     """Mean negative log-likelihood of the answers' tokens (`loss`, nats) and its exponential (`perplexity`)."""
     loss = -log_likelihood / max(1, tokens)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+RowSums = list[list[float]]
+
+
+def right_rows(expected: Sequence[object], predicted: Sequence[object]) -> RowSums:
+    """What `significance` needs for accuracy: of each row, whether it is right, and that it is one."""
+    return [[float(gold == guess), 1.0] for gold, guess in zip(expected, predicted, strict=True)]
+
+
+def entity_rows(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> RowSums:
+    """The same for entity_f1: entities that are right, that were predicted, and that there are."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    pairs = [
+        (set(get_entities(gold)), set(get_entities(guess))) for gold, guess in zip(expected, predicted, strict=True)
+    ]
+    return [[float(len(gold & guess)), float(len(guess)), float(len(gold))] for gold, guess in pairs]
+
+
+def number_rows(expected: Sequence[float], predicted: Sequence[float]) -> RowSums:
+    """The same for pearson: one, both numbers, their squares and their product."""
+    return [[1.0, x, y, x * x, y * y, x * y] for x, y in zip(expected, predicted, strict=True)]
 
 
 def _per_label(report: dict[str, dict[str, float]], labels: Sequence[str]) -> dict[str, float]:

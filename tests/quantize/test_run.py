@@ -63,6 +63,17 @@ def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_the_report_says_how_sure_it_is(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    sums = [[1.0, 1.0]] * 90 + [[0.0, 1.0]] * 10
+    worse = replace(GOOD, metrics={"accuracy": 0.85}, row_sums=[[1.0, 1.0]] * 85 + [[0.0, 1.0]] * 15)
+    measures(replace(GOOD, row_sums=sums), worse)
+    report = quantize(bert, tmp_path / "out", "w8a8", max_drop=None)
+    metrics = checkpoint.load(tmp_path / "out").lineage[-1].metrics
+    assert metrics["difference_low"] < -0.05 < metrics["difference_high"] <= 0
+    assert 0 < metrics["p_value"] < 0.05
+    assert "95 % of samples" in report.table()
+
+
 def test_too_much_loss_keeps_nothing(bert: Path, tmp_path: Path, measures: Measures) -> None:
     measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
     with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after"):

@@ -6,7 +6,21 @@ import sys
 
 import pytest
 
-VERBS = ("validate", "finetune", "merge", "quantize", "evaluate", "serve", "key", "bench", "call", "inspect", "demo")
+VERBS = (
+    "validate",
+    "finetune",
+    "merge",
+    "quantize",
+    "evaluate",
+    "compare",
+    "verify",
+    "serve",
+    "key",
+    "bench",
+    "call",
+    "inspect",
+    "demo",
+)
 
 
 def tuneserve(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,54 @@
+"""`verify`: served and plain transformers answer alike; and a model whose weights are others is noticed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tuneserve import checkpoint, verify
+from tuneserve.evaluate import held_out_rows
+
+pytestmark = pytest.mark.engine
+
+
+def rows_of(directory: Path, manifest) -> list:
+    if manifest.test_split.path:
+        return held_out_rows(directory, manifest)[:24]
+    return verify._sentences(manifest)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "topics", "ner", "chat"])
+def test_served_as_transformers_answers(real, name):
+    directory = real.directories[name]
+    manifest = checkpoint.load(directory)
+    found = verify.verify_at(real.server.addresses.grpc, name, directory, manifest, rows_of(directory, manifest))
+    print(name, found)
+    assert found.is_good
+
+
+def test_a_conversation_has_the_token_ids_of_training(real):
+    directory = real.directories["chat"]
+    manifest = checkpoint.load(directory)
+    row = {
+        "messages": [
+            {"role": "system", "content": "You are brief."},
+            {"role": "user", "content": "Why is the sky blue?"},
+            {"role": "assistant", "content": "It scatters blue light."},
+        ]
+    }
+    found = verify.verify_at(real.server.addresses.grpc, "chat", directory, manifest, [row])
+    assert found.different == 0
+
+
+@pytest.mark.parametrize("name", ["sentiment", "ner"])
+def test_other_weights_are_noticed(real, name, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    directory = Path(shutil.copytree(real.directories[name], tmp_path / "other"))
+    weights = load_file(directory / "model.safetensors")
+    weights["classifier.weight"] = weights["classifier.weight"].roll(1, 0)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    manifest = checkpoint.load(real.directories[name])
+    rows = rows_of(real.directories[name], manifest)
+    found = verify.verify_at(real.server.addresses.grpc, name, directory, manifest, rows)
+    assert not found.is_good

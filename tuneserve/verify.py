@@ -1,0 +1,227 @@
+"""Whether a checkpoint, served, answers as transformers does: the same inputs through both.
+
+    classification        the best label of each text, and every score
+    token classification  the tag of each word, and the scores of its entities
+    generation            the token ids of each prompt, and the log probability of each token of its answer
+
+transformers computes in float32, the engine in the checkpoint's own type. So labels may differ where two of them are
+nearly equal, and nowhere else.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tuneserve import checkpoint, measurement
+from tuneserve.errors import StepFailed
+from tuneserve.evaluate import check_rows, held_out_rows
+from tuneserve.json_order import ordered
+from tuneserve.rows import Row
+from tuneserve.serving import serving
+from tuneserve.v1 import checkpoint_pb2 as pb
+from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+logger = logging.getLogger(__name__)
+
+ROWS = 64
+# Of probabilities; of a regression's numbers, as a share of their spread; of log probabilities, in nats.
+TOLERANCE = 0.05
+_BATCH = 16
+# For checkpoints that keep no rows: what they answer does not matter here.
+_TEXTS = (
+    "The film was good, and the acting was better.",
+    "Angela Merkel was born in Hamburg in 1954.",
+    "ok",
+    "A story about nothing at all, told twice: once too often.",
+    "Ünïcödé, 東京 and 🙂 are text, too.",
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far two ways to ask one model are apart."""
+
+    inputs: int
+    different: int  # inputs with another label, other tags or other token ids, and no near tie to explain it
+    largest: float  # difference of two scores; see TOLERANCE
+    typical: float  # the mean difference
+
+    @property
+    def is_good(self) -> bool:
+        """Whether rounding explains all of it."""
+        return not self.different and self.typical <= TOLERANCE / 5 and self.largest <= 5 * TOLERANCE
+
+
+def verify(directory: Path, rows: Sequence[Row] | None = None) -> Verdict:
+    """Serves a checkpoint and compares its answers with those of transformers; prints what was found.
+
+    `rows`: canonical ones, by default the first held-out ones, or a few sentences where there are none. Raises
+    StepFailed when the two differ by more than rounding.
+    """
+    manifest = checkpoint.load(directory)
+    if rows is None:
+        rows = held_out_rows(directory, manifest)[:ROWS] if manifest.test_split.path else _sentences(manifest)
+    check_rows(manifest, rows)
+    logger.info("starting the server")
+    with serving({measurement.MODEL: directory}) as addresses:
+        verdict = verify_at(addresses.grpc, measurement.MODEL, directory, manifest, rows)
+    print(f"{verdict.inputs} inputs: {verdict.different} answered otherwise than by transformers")
+    print(f"scores differ by {verdict.typical:.4f} in the mean, by {verdict.largest:.4f} at most")
+    if not verdict.is_good:
+        raise StepFailed(
+            f"{directory}: served, it does not answer as it does in transformers",
+            "was it trained with another library's version, or does it need code of its own?",
+        )
+    return verdict
+
+
+def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Verdict:
+    """Compares the model `name` of the server at `address` with transformers on the directory that it was made of."""
+    by_task = {
+        pb.TASK_SEQUENCE_CLASSIFICATION: _texts,
+        pb.TASK_TOKEN_CLASSIFICATION: _words,
+        pb.TASK_GENERATION: _answers,
+    }
+    try:
+        with grpc.insecure_channel(address) as channel:
+            found = list(by_task[manifest.task](channel, name, directory, manifest, rows))
+    except grpc.RpcError as error:
+        raise StepFailed(f"the server answered {error.code().name}: {error.details()}") from error
+    differences = [difference for _, several in found for difference in several]
+    return Verdict(
+        len(found),
+        sum(not same for same, _ in found),
+        max(differences, default=0.0),
+        sum(differences) / max(1, len(differences)),
+    )
+
+
+# Of each input: whether the answers are the same, and how far each score is from its other.
+_Found = Iterator[tuple[bool, list[float]]]
+
+
+def _texts(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
+    import torch
+
+    model, tokenizer = _load(directory, "AutoModelForSequenceClassification")
+    for batch in measurement.batches(rows, _BATCH):
+        inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
+        request = classification_pb2.ClassifyRequest(
+            model=name, inputs=inputs, raw_scores=True, truncation=classification_pb2.TRUNCATION_END
+        )
+        results = ClassificationServiceStub(channel).Classify(request, timeout=measurement.CALL_SECONDS).results
+        for row, result in zip(batch, results, strict=True):
+            encoded = tokenizer(row["text"], row.get("text_pair"), truncation=True, return_tensors="pt")
+            with torch.inference_mode():
+                logits = model(**encoded).logits[0].float()
+            by_label = {entry.label: entry.score for entry in result.labels}
+            served = torch.tensor([by_label[label] for label in manifest.labels])
+            yield _compared(_probabilities(logits, manifest), _probabilities(served, manifest), manifest)
+
+
+def _compared(ours: Any, served: Any, manifest: pb.Checkpoint) -> tuple[bool, list[float]]:
+    if manifest.problem_type == pb.PROBLEM_TYPE_SINGLE_LABEL:
+        # Which it is does not matter where the two best are nearly equal.
+        same = float(ours.max() - ours[served.argmax()]) <= TOLERANCE
+    elif manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
+        same = not bool((((ours - 0.5).abs() > TOLERANCE) & ((ours > 0.5) != (served > 0.5))).any())
+    else:
+        same = True
+    return same, (ours - served).abs().tolist()
+
+
+def _probabilities(logits: Any, manifest: pb.Checkpoint) -> Any:
+    if manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
+        return logits.sigmoid()
+    return logits if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION else logits.softmax(-1)
+
+
+def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
+    from transformers import pipeline
+
+    model, tokenizer = _load(directory, "AutoModelForTokenClassification")
+    tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
+    for row in rows:
+        text = " ".join(row["tokens"])
+        request = classification_pb2.ClassifyTokensRequest(
+            model=name,
+            texts=[text],
+            aggregation=classification_pb2.AGGREGATION_SIMPLE,
+            truncation=classification_pb2.TRUNCATION_END,
+        )
+        answer = ClassificationServiceStub(channel).ClassifyTokens(request, timeout=measurement.CALL_SECONDS)
+        served = {(span.label, span.start, span.end): span.score for span in answer.results[0].spans}
+        ours = {(one["entity_group"], one["start"], one["end"]): float(one["score"]) for one in tagger(text)}
+        # An entity that only one of them finds is no matter of rounding when it was sure of it.
+        lonely = [(served | ours)[key] for key in served.keys() ^ ours.keys()]
+        same = all(score < 0.5 + TOLERANCE for score in lonely)
+        yield same, [abs(served[key] - ours[key]) for key in served.keys() & ours.keys()]
+
+
+def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
+    import torch
+
+    model, tokenizer = _load(directory, "AutoModelForCausalLM")
+    service = GenerationServiceStub(channel)
+    for row in rows:
+        prompt, whole = measurement.prompts(row)
+        same = True
+        for part, ours in zip((prompt, whole), _ids(tokenizer, row), strict=True):
+            answer = service.Tokenize(
+                generation_pb2.TokenizeRequest(model=name, prompt=part), timeout=measurement.CALL_SECONDS
+            )
+            same &= [token.id for token in answer.tokens] == ours
+        ids = ours[: max(2, manifest.max_length - 1)]
+        request = generation_pb2.GenerateRequest(
+            model=name,
+            prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)),
+            sampling=generation_pb2.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0),
+        )
+        served = service.Generate(request, timeout=measurement.CALL_SECONDS).prompt_logprobs
+        with torch.inference_mode():
+            logprobs = model(input_ids=torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+        expected = logprobs.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+        yield same, (expected - torch.tensor([one.logprob for one in served])).abs().tolist()
+
+
+def _ids(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Returns the ids of a row's prompt and of all of it, as training has them."""
+    if "prompt" in row:
+        texts = row["prompt"], row["prompt"] + row["completion"]
+        return tuple(tokenizer(text)["input_ids"] for text in texts)
+    rendered = [
+        tokenizer.apply_chat_template(
+            ordered(messages),
+            tools=ordered(row.get("tools")),
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=opens,
+        )
+        for messages, opens in ((row["messages"][:-1], True), (row["messages"], False))
+    ]
+    return list(rendered[0]), list(rendered[1])
+
+
+def _load(directory: Path, auto: str) -> tuple[Any, Any]:
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = getattr(transformers, auto).from_pretrained(directory, dtype=torch.float32)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(directory)
+
+
+def _sentences(manifest: pb.Checkpoint) -> list[Row]:
+    if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
+        return [{"tokens": text.split(), "tags": ["O"] * len(text.split())} for text in _TEXTS]
+    if manifest.task == pb.TASK_GENERATION:
+        return [{"prompt": text, "completion": " It was."} for text in _TEXTS]
+    label: Any = 0.0 if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION else manifest.labels[0]
+    return [{"text": text, "label": label, "labels": [label]} for text in _TEXTS]
