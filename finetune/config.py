@@ -1,6 +1,7 @@
 """The settings of one training run: a YAML file, every key checked before anything is loaded."""
 
 import difflib
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,16 @@ from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
 from tuneserve.finetune.formats import SUFFIXES
 
-COLUMNS = ("text", "text_pair", "label", "labels", "tokens", "tags", "messages", "prompt", "completion")
+# By how they train: the learning rate unless told.
+METHODS = {"lora": 5e-4, "dora": 5e-4, "rslora": 2e-4, "adalora": 2e-3, "ia3": 5e-3, "qlora": 5e-4, "full": 5e-5}
+# What makes another loss than the plain one.
+OBJECTIVE = ("class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "fgm_epsilon")
+# fmt: off
+COLUMNS = (
+    "text", "text_pair", "label", "labels", "head", "tail", "tokens", "tags", "messages", "tools", "prompt",
+    "completion",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -26,28 +36,48 @@ class FinetuneConfig:
 
     test: str | None = None
     test_size: float | None = None  # share of `train` held out when there is no `test`; 0.1 unless told
+    validation_size: float | None = None  # share of `train` that tells which epoch was best; its weights are kept
     format: str | None = None  # of both files, where the suffix does not tell
     columns: Mapping[str, str] | None = None  # our name: the file's
+    prompt_template: str | None = None  # generation: the prompt, with {columns} of the row in it
     labels: tuple[str, ...] | None = None  # fixes the order; sorted otherwise. Entity types for tokens
     problem_type: str = "single-label"
     max_train_rows: int | None = None
     max_test_rows: int | None = None
     keep_test_split: bool = True  # in the checkpoint, so that quantize measures on the same rows
 
-    method: str = "lora"
+    method: str = "lora"  # one of METHODS
+    last_layers: int | None = None  # full: only so many of the last layers learn, and the head; 0 for the head alone
     max_length: int = 512  # tokens; longer rows are cut
     epochs: float = 3.0
+    early_stopping: int | None = None  # end after so many epochs in which the validation loss did not get better
     batch_size: int = 16
     gradient_accumulation: int = 1
-    learning_rate: float | None = None  # 5e-4 for lora, 5e-5 for full unless told
+    gradient_checkpointing: bool | None = None  # less memory for a third more time; unless told, generation on GPUs
+    learning_rate: float | None = None  # that of METHODS unless told
+    schedule: str = "linear"  # how the learning rate falls after the warm-up
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
+    save_steps: int | None = None  # how often the state is saved that --resume goes on from; each epoch unless told
+    seed: int = 42
+    precision: str = "auto"  # bf16 where the hardware has it
+
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0  # costs half the speed on CPUs
     lora_targets: tuple[str, ...] | None = None  # module names; every linear layer but the head unless told
-    seed: int = 42
-    precision: str = "auto"  # bf16 where the hardware has it
+
+    neftune_alpha: float | None = None  # noise on the embeddings, 5 to 15 (Jain et al. 2023)
+    # For classifiers, of texts and of tokens: see objectives.py.
+    class_weights: str | Mapping[str, float] | None = None  # balanced, or a number for some of the labels
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    rdrop_alpha: float = 0.0
+    fgm_epsilon: float = 0.0
+    # Changed copies of each training row, and how many of their words are missing or have changed places.
+    augment_copies: int = 0
+    word_dropout: float = 0.1
+    word_swap: float = 0.0
 
     def public(self) -> dict[str, Any]:
         """Returns the settings for the lineage: local paths by their last name only."""
@@ -94,6 +124,22 @@ def _is_columns(value: Any) -> bool:
     return isinstance(value, dict) and all(key in COLUMNS and _is_text(name) for key, name in value.items())
 
 
+def _is_template(value: Any) -> bool:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+    except (TypeError, ValueError):
+        return False
+    return bool(names) and all(name.isidentifier() for name in names)
+
+
+def _is_weights(value: Any) -> bool:
+    return value == "balanced" or (
+        isinstance(value, dict)
+        and bool(value)
+        and all(_is_text(key) and _is_number(weight) and 0 < weight <= 1000 for key, weight in value.items())
+    )
+
+
 _TEXT: Check = (_is_text, "text")
 _TEXTS: Check = (_is_texts, "a list of different texts (quote words such as yes, no and numbers)")
 _FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
@@ -107,19 +153,35 @@ CHECKS: dict[str, Check] = {
     "test_size": _number(0, 0.9, above=True),
     "format": _choice(*sorted(set(SUFFIXES.values()))),
     "columns": (_is_columns, f"a mapping of {', '.join(COLUMNS)} to your columns"),
+    "prompt_template": (_is_template, "text with {columns} of your rows in it"),
     "labels": _TEXTS,
-    "problem_type": _choice("single-label", "multi-label"),
+    "problem_type": _choice("single-label", "multi-label", "regression"),
     "max_train_rows": _whole(1),
     "max_test_rows": _whole(1),
     "keep_test_split": _FLAG,
-    "method": _choice("lora", "full"),
+    "method": _choice(*METHODS),
+    "last_layers": _whole(0),
+    "validation_size": _number(0, 0.9, above=True),
     "max_length": _whole(8),
     "epochs": _number(0, 1000, above=True),
+    "early_stopping": _whole(1),
     "batch_size": _whole(1),
     "gradient_accumulation": _whole(1),
+    "gradient_checkpointing": _FLAG,
     "learning_rate": _number(0, 1, above=True),
+    "schedule": _choice("linear", "cosine", "constant"),
     "weight_decay": _number(0, 1),
     "warmup_ratio": _number(0, 1),
+    "save_steps": _whole(1),
+    "neftune_alpha": _number(0, 100),
+    "class_weights": (_is_weights, "balanced, or a mapping of labels to numbers above 0"),
+    "label_smoothing": _number(0, 0.9),
+    "focal_gamma": _number(0, 10),
+    "rdrop_alpha": _number(0, 100),
+    "fgm_epsilon": _number(0, 10),
+    "augment_copies": _whole(0),
+    "word_dropout": _number(0, 0.9),
+    "word_swap": _number(0, 1),
     "lora_rank": _whole(1),
     "lora_alpha": _whole(1),
     "lora_dropout": _number(0, 0.9),
@@ -167,22 +229,48 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
             raise UserError(f"{name}: {key} is {value!r}", f"allowed: {allowed}")
         given[key] = tuple(value) if isinstance(value, list) else value
     config = FinetuneConfig(**given | {"output": _local(directory, given["output"])})
-    _check_together(config, name)
+    _check_together(config, given, name)
     return replace(
         config,
         base_model=_path_or_id(directory, config.base_model),
         train=_path_or_id(directory, config.train),
         test=config.test and _path_or_id(directory, config.test),
         test_size=config.test_size or (None if config.test else 0.1),
-        learning_rate=config.learning_rate or (5e-4 if config.method == "lora" else 5e-5),
+        learning_rate=config.learning_rate or METHODS[config.method],
     )
 
 
-def _check_together(config: FinetuneConfig, name: str) -> None:
+def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str) -> None:
     if config.test and config.test_size:
         raise UserError(f"{name}: both test and test_size are given", "give one of them")
-    if config.problem_type == "multi-label" and config.task != "sequence-classification":
-        raise UserError(f"{name}: problem_type is multi-label", "only sequence-classification has problem_type")
+    if config.problem_type != "single-label" and config.task != "sequence-classification":
+        raise UserError(
+            f"{name}: problem_type is {config.problem_type}", "only sequence-classification has problem_type"
+        )
+    if config.prompt_template and config.task != "generation":
+        raise UserError(f"{name}: prompt_template is given", "only generation has prompts")
+    for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha"):
+        if given.get(key) and config.problem_type == "regression":
+            raise UserError(f"{name}: {key} is given", "a regression has numbers, not classes")
+    for key in given:
+        if key.startswith("lora_") and config.method in ("full", "ia3"):
+            raise UserError(f"{name}: {key} is given", f"method {config.method} has no such setting: leave it out")
+    if config.last_layers is not None and config.method != "full":
+        raise UserError(f"{name}: last_layers is given", "it is for method: full; adapters are in every layer")
+    if config.early_stopping and not config.validation_size:
+        raise UserError(f"{name}: early_stopping is given, and no validation_size", "for example validation_size: 0.1")
+    if config.validation_size and config.save_steps:
+        raise UserError(f"{name}: both validation_size and save_steps are given", "with the first, epochs are saved")
+    for key in OBJECTIVE:
+        if given.get(key) and config.task == "generation":
+            raise UserError(f"{name}: {key} is given", "it is for classifiers; neftune_alpha is for every task")
+        if given.get(key) and config.method == "adalora":
+            raise UserError(f"{name}: {key} is given", "adalora has a loss of its own: choose another method")
+    if config.method == "adalora" and (config.validation_size or config.save_steps):
+        key = "validation_size" if config.validation_size else "save_steps"
+        raise UserError(f"{name}: {key} is given", "the ranks of adalora can't be saved and loaded within a run")
+    if config.augment_copies and config.task == "generation":
+        raise UserError(f"{name}: augment_copies is given", "answers are not to be changed: it is for classifiers")
     if config.labels and config.task == "generation":
         raise UserError(f"{name}: labels are given", "generation has no labels")
 

@@ -26,7 +26,9 @@ def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf
             for row, output in zip(rows, outputs, strict=True)
         ]
         return quality.token_classification([row["tags"] for row in rows], tags)
-    if target.multi_label:
+    if target.problem_type == "regression":
+        return quality.regression([row["label"] for row in rows], [float(output[0, 0]) for output in outputs])
+    if target.problem_type == "multi-label":
         chosen = [
             [label for label, score in zip(target.labels, output[0].tolist(), strict=True) if score > 0]
             for output in outputs

@@ -10,6 +10,7 @@ Two comparisons, both on the same inputs, computed in fp32:
 """
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,11 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
     settings = peft.PeftConfig.from_pretrained(adapter)
     tokenizer = models.load_tokenizer(str(adapter))
     target = target_of(manifest)
-    base, _ = models.load_model(target, settings.base_model_name_or_path, tokenizer.pad_token_id)
-    tuned = peft.PeftModel.from_pretrained(base, adapter)
+    base = _base(manifest, target, settings.base_model_name_or_path, tokenizer.pad_token_id)
+    with warnings.catch_warnings():
+        # PEFT warns of AdaLoRA's ranks, which it then finds all the same; whether it did is compared below.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        tuned = peft.PeftModel.from_pretrained(base, adapter)
     try:
         merged = tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -117,15 +121,26 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def _base(manifest: pb.Checkpoint, target: Target, base_model: str, pad_token_id: int | None) -> Any:
+    """Returns what the adapter was trained on: with QLoRA, the base model as its 4 bits have it, not as it was."""
+    nf4 = _settings(manifest)["method"] == "qlora"
+    base, _ = models.load_model(target, base_model, pad_token_id, nf4=nf4)
+    return base.dequantize() if nf4 else base
+
+
+def _settings(manifest: pb.Checkpoint) -> dict[str, Any]:
+    """Returns the settings of the last training."""
+    trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
+    return json_format.MessageToDict(trained.config)
+
+
 def target_of(manifest: pb.Checkpoint) -> Target:
     """Returns what the model of a manifest answers, with the length that it was trained at."""
-    trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
-    settings = json_format.MessageToDict(trained.config)
     return Target(
         task=checkpoint.TASK_NAMES[manifest.task],
         labels=tuple(manifest.labels),
-        multi_label=manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL,
-        max_length=int(settings["max_length"]),
+        problem_type=_settings(manifest)["problem_type"],
+        max_length=int(_settings(manifest)["max_length"]),
     )
 
 

@@ -1,13 +1,12 @@
-"""Base models with the head of a task, tokenizers, adapters; and the classes that vLLM can serve afterwards."""
+"""Base models with the head of a task, and tokenizers; and the classes that vLLM can serve afterwards."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from tuneserve import runtime
 from tuneserve.errors import UserError
-from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.tokens import Target
+from tuneserve.layers import block_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +74,18 @@ def load_tokenizer(base_model: str) -> Any:
     return tokenizer
 
 
-def load_model(target: Target, base_model: str, pad_token_id: int | None = None) -> tuple[Any, list[str]]:
-    """Returns the model in fp32 and the names of the modules that its checkpoint lacks: the new head."""
+def load_model(
+    target: Target, base_model: str, pad_token_id: int | None = None, *, nf4: bool = False
+) -> tuple[Any, list[str]]:
+    """Returns the model in fp32 and the names of the modules that its checkpoint lacks: the new head.
+
+    With `nf4` the linear layers of its blocks are held in 4 bits, and computed with in fp32.
+    """
     import torch
 
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    if nf4:
+        options["quantization_config"] = _nf4(target.task, base_model)
     if target.labels:
         options["num_labels"] = len(target.labels)
         options["id2label"] = dict(enumerate(target.labels))
@@ -87,12 +93,33 @@ def load_model(target: Target, base_model: str, pad_token_id: int | None = None)
         # A base with another number of labels gets a new head too.
         options["ignore_mismatched_sizes"] = True
     if target.task == "sequence-classification":
-        options["problem_type"] = f"{'multi' if target.multi_label else 'single'}_label_classification"
+        kind = target.problem_type.replace("-", "_")
+        options["problem_type"] = kind if kind == "regression" else f"{kind}_classification"
     model, info = auto_class(target.task).from_pretrained(base_model, **options)
+    for module in model.modules() if nf4 else ():
+        # On some CPUs bitsandbytes would compute otherwise in evaluation than in training, and less exactly.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = pad_token_id
     new = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     return model, _whole_modules(model, new)
+
+
+def _nf4(task: str, base_model: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    with torch.device("meta"):
+        model = auto_class(task).from_config(_read(base_model, "AutoConfig"))
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=[name for name in linear if block_of(name) is None],
+    )
 
 
 def _whole_modules(model: Any, keys: set[str]) -> list[str]:
@@ -104,31 +131,6 @@ def _whole_modules(model: Any, keys: set[str]) -> list[str]:
         if name and parameters and not inside and parameters <= keys:
             chosen.append(name)
     return chosen
-
-
-def add_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig) -> Any:
-    """Returns the model with LoRA on its linear layers; modules that are new are trained and saved whole."""
-    import peft
-
-    linear = {name for name, module in model.named_modules() if module.__class__.__name__ in ("Linear", "Conv1D")}
-    for wanted in config.lora_targets or ():
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
-            names = sorted({name.rpartition(".")[2] for name in linear})
-            raise UserError(f"lora_targets: no linear layer {wanted}", "this model has " + ", ".join(names))
-    types = {
-        "token-classification": peft.TaskType.TOKEN_CLS,
-        "sequence-classification": peft.TaskType.SEQ_CLS,
-        "generation": peft.TaskType.CAUSAL_LM,
-    }
-    settings = peft.LoraConfig(
-        task_type=types[config.task],
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets) if config.lora_targets else "all-linear",
-        modules_to_save=list(new_modules) or None,
-    )
-    return peft.get_peft_model(model, settings)
 
 
 def max_length(base_model: str, tokenizer: Any) -> int:

@@ -1,14 +1,17 @@
 """The program: settings in, checkpoint out."""
 
+import json
 import logging
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import data, models, report
+from tuneserve.finetune import augmentation, data, models, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.tokens import Target, encode
@@ -20,15 +23,16 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
 
 
-def finetune(config: FinetuneConfig, overwrite: bool = False) -> Path:
+def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = False) -> Path:
     """Trains, measures, merges and verifies; returns `config.output`, the finished checkpoint.
 
-    With LoRA the adapter is kept beside it, in `OUTPUT-adapter`, even when the merge fails its check (StepFailed):
-    training may have taken long, and `merge` can be run again. Raises UserError for bad data or settings, before
-    anything is trained.
+    An adapter is kept beside it, in `OUTPUT-adapter`, even when the merge fails its check (StepFailed):
+    training may have taken long, and `merge` can be run again. `resume` goes on with a run that was cut short, to the
+    same result, from the state in `OUTPUT-training`. Raises UserError for bad data or settings, before anything is
+    trained.
     """
-    adapter = adapter_directory(config)
-    for path in [config.output] + [adapter] * (config.method == "lora"):
+    adapter, state = adapter_directory(config), config.output.with_name(config.output.name + "-training")
+    for path in [config.output] + [adapter] * (config.method != "full" and not resume):
         if path.exists() and not overwrite:
             raise UserError(f"{path}: already exists", "choose another output, or pass --overwrite")
     models.quiet()
@@ -37,16 +41,19 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Path:
     bf16 = models.use_bf16(config.precision)
     tokenizer = models.load_tokenizer(config.base_model)
     target = target_of(config, split, tokenizer)
-    encoded = encode(tokenizer, target, split.train)
-    logger.info("training on %d rows, %d held out", len(split.train), len(split.test))
+    train = augmentation.augmented(split.train, config)
+    encoded = encode(tokenizer, target, train)
+    logger.info("training on %d rows, %d held out", len(train), len(split.test))
 
     from tuneserve.finetune import merging
 
     entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
-    entry.data_sha256 = rows.sha256(split.train)
-    model = _train(config, target, tokenizer, encoded, bf16, entry)
+    entry.data_sha256 = rows.sha256(train)
+    with _run_state(state, config, entry.data_sha256, overwrite, resume):
+        validation = encode(tokenizer, target, split.validation)
+        model = _train(config, target, tokenizer, encoded, validation, bf16, state, entry)
     manifest = _manifest(config, split)
     kept = split.test if config.keep_test_split else []
     reference = merging.probe_logits(model, tokenizer, target, kept)
@@ -57,12 +64,13 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Path:
         entry.metrics.update(_evaluate(model, tokenizer, target, split.test, bf16))
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)
-        with checkpoint.writing(adapter, overwrite) as directory:
+        with checkpoint.writing(adapter, overwrite or resume) as directory:
             _save_adapter(directory, model, tokenizer, manifest, reference, kept)
         # Gives back the memory before the base model is loaded again.
         del model
         with checkpoint.writing(config.output, overwrite) as directory:
             manifest = merging.merge_into(directory, adapter, manifest, split.test)
+    shutil.rmtree(state, ignore_errors=True)
     report.show_checkpoint(config.output, manifest)
     return config.output
 
@@ -80,26 +88,68 @@ def target_of(config: FinetuneConfig, split: Data, tokenizer: Any) -> Target:
     return Target(
         task=config.task,
         labels=tuple(split.labels),
-        multi_label=config.problem_type == "multi-label",
+        problem_type=config.problem_type,
         max_length=min(config.max_length, longest),
     )
 
 
+@contextmanager
+def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool, resume: bool) -> Iterator[None]:
+    """Makes the directory that a run's state is saved in, or finds it; a run that saved none leaves none.
+
+    Raises UserError when an earlier run was cut short here, unless it is to go on with the same settings.
+    """
+    from tuneserve.finetune.training import last_state
+
+    settings = json.loads(json.dumps(config.public() | {"data_sha256": data_sha256}))
+    noted = state / "run.json"
+    if last_state(state) and resume:
+        before = json.loads(noted.read_text(encoding="utf-8"))
+        changed = [key for key in sorted(before | settings) if before.get(key) != settings.get(key)]
+        if changed:
+            raise UserError(
+                f"{state}: that run was begun with another {changed[0]}",
+                "give the settings that it was begun with, or begin anew with --overwrite",
+            )
+    elif last_state(state) and not overwrite:
+        raise UserError(f"{state}: a run was cut short here", "--resume goes on with it, --overwrite begins anew")
+    else:
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir(parents=True)
+        noted.write_text(json.dumps(settings), encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if last_state(state) is None:
+            shutil.rmtree(state, ignore_errors=True)
+        raise
+
+
 def _train(
-    config: FinetuneConfig, target: Target, tokenizer: Any, encoded: Sequence[Row], bf16: bool, entry: pb.Step
+    config: FinetuneConfig,
+    target: Target,
+    tokenizer: Any,
+    encoded: Sequence[Row],
+    validation: Sequence[Row],
+    bf16: bool,
+    state: Path,
+    entry: pb.Step,
 ) -> Any:
     """Returns the trained model, in fp32, and notes loss and time in `entry`."""
     from transformers import set_seed
 
-    from tuneserve.finetune import training
+    from tuneserve.finetune import methods, training
 
     # Before the model: the new head and LoRA's matrices start random.
     set_seed(config.seed)
-    model, new_modules = models.load_model(target, config.base_model, tokenizer.pad_token_id)
-    if config.method == "lora":
-        model = models.add_adapter(model, new_modules, config)
+    model, new_modules = models.load_model(
+        target, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
+    )
+    model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
-    entry.metrics["train_loss"] = training.train(model, tokenizer, encoded, config, bf16)
+    outcome = training.train(model, tokenizer, encoded, validation, target, config, bf16, state)
+    entry.metrics["train_loss"] = outcome.loss
+    entry.metrics["train_steps"] = outcome.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return model
@@ -115,8 +165,7 @@ def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
     """Returns what is known before training: the task, the labels, the base model's history, the held-out rows."""
     manifest = pb.Checkpoint(task=checkpoint.TASKS[config.task], labels=split.labels)
     if config.task == "sequence-classification":
-        multi = config.problem_type == "multi-label"
-        manifest.problem_type = pb.PROBLEM_TYPE_MULTI_LABEL if multi else pb.PROBLEM_TYPE_SINGLE_LABEL
+        manifest.problem_type = checkpoint.PROBLEM_TYPES[config.problem_type]
     manifest.label_distribution.update(split.label_distribution())
     manifest.test_split.path = checkpoint.TEST_SPLIT if config.keep_test_split else ""
     manifest.test_split.sha256 = rows.sha256(split.test)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneserve.errors import UserError
+from tuneserve.json_order import ordered
 from tuneserve.rows import Row
 
 IGNORED = -100
@@ -19,7 +20,7 @@ class Target:
 
     task: str
     labels: tuple[str, ...]  # the position is the class index; empty for generation
-    multi_label: bool
+    problem_type: str  # of sequence classification: single-label, multi-label or regression
     max_length: int  # tokens
 
 
@@ -37,7 +38,9 @@ def _sequences(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_l
     encoded = []
     for row in rows:
         item = dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=max_length))
-        if "labels" in row:
+        if isinstance(row.get("label"), float):
+            item["labels"] = row["label"]
+        elif "labels" in row:
             # Floats: the loss is binary cross-entropy of each label by itself.
             item["labels"] = [float(label in row["labels"]) for label in labels]
         else:
@@ -86,8 +89,8 @@ def answer(tokenizer: Any, row: Row) -> tuple[list[int], int]:
         return [*prompt, *completion, tokenizer.eos_token_id], len(prompt)
     if not tokenizer.chat_template:
         raise UserError("base_model has no chat template", "use rows of prompt and completion, or a chat model")
-    prompt = _render(tokenizer, row["messages"][:-1], add_generation_prompt=True)
-    whole = _render(tokenizer, row["messages"], add_generation_prompt=False)
+    prompt = _render(tokenizer, row, row["messages"][:-1], add_generation_prompt=True)
+    whole = _render(tokenizer, row, row["messages"], add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise UserError(
             "the chat template renders a prompt differently once an answer follows it",
@@ -99,8 +102,12 @@ def answer(tokenizer: Any, row: Row) -> tuple[list[int], int]:
     return whole, len(prompt)
 
 
-def _render(tokenizer: Any, messages: Sequence[Row], *, add_generation_prompt: bool) -> list[int]:
+def _render(tokenizer: Any, row: Row, messages: Sequence[Row], *, add_generation_prompt: bool) -> list[int]:
     ids = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=False, add_generation_prompt=add_generation_prompt
+        ordered(list(messages)),
+        tools=ordered(row.get("tools")),
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=add_generation_prompt,
     )
     return list(ids)

@@ -1,73 +1,172 @@
 """Training itself: transformers' Trainer for the classifiers, TRL's SFTTrainer for generation."""
 
-import tempfile
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.errors import StepFailed
+from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
+from tuneserve.finetune.objectives import ClassifierTrainer, Objective, class_weights
+from tuneserve.finetune.tokens import Target
 from tuneserve.rows import Row
 
 
-def train(model: Any, tokenizer: Any, encoded: Sequence[Row], config: FinetuneConfig, bf16: bool) -> float:
-    """Trains `model` in place on rows from `tokens.encode` and returns the mean training loss.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
 
-    The weights stay in fp32; with `bf16` the forward and backward passes run in bf16 autocast.
+    loss: float  # mean over the training
+    steps: int
+    history: list[dict[str, float]]  # by step: loss, learning rate, gradient norm; by epoch: eval_loss
+
+
+def steps(rows: int, config: FinetuneConfig) -> int:
+    """Returns how many steps the optimizer makes over so many rows."""
+    batches = math.ceil(rows / config.batch_size)
+    return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
+
+
+def last_state(directory: Path) -> Path | None:
+    """Returns the newest state in a run's directory that was saved whole; what was being saved in a kill is not."""
+    states = directory.glob("checkpoint-*/trainer_state.json")
+    whole = [path.parent for path in states if _is_json(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[Row],
+    validation: Sequence[Row],
+    target: Target,
+    config: FinetuneConfig,
+    bf16: bool,
+    directory: Path,
+) -> Outcome:
+    """Trains `model` in place on rows from `tokens.encode`, and goes on from the last state in `directory`.
+
+    The weights stay in fp32; with `bf16` the forward and backward passes run in bf16 autocast. With validation rows
+    the weights are those of the best epoch in the end. Raises StepFailed when the loss is no number any more, or the
+    memory is not enough.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        common: dict[str, Any] = {
-            "output_dir": scratch,
-            "save_strategy": "no",
-            "num_train_epochs": config.epochs,
-            "per_device_train_batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation,
-            "learning_rate": config.learning_rate,
-            "weight_decay": config.weight_decay,
-            # A float below 1 is a share of all steps.
-            "warmup_steps": config.warmup_ratio,
-            "train_sampling_strategy": "group_by_length",
-            "bf16": bf16,
-            "use_cpu": not torch.cuda.is_available(),
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "seed": config.seed,
-            "report_to": [],
-            "logging_steps": 1,
-            "disable_tqdm": True,
-        }
-        if config.task == "generation":
-            trainer = _sft(model, tokenizer, encoded, common)
-        else:
-            collators = {
-                "sequence-classification": DataCollatorWithPadding,
-                "token-classification": DataCollatorForTokenClassification,
-            }
-            trainer = Trainer(
-                model=model,
-                args=TrainingArguments(**common),
-                train_dataset=list(encoded),
-                data_collator=collators[config.task](tokenizer),
-            )
-        # It prints a dict on stdout for every logged step.
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_Progress())
-        loss = float(trainer.train().training_loss)
-        # accelerate put bf16 autocast around `forward`; take it off, so that what follows is in fp32.
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        return loss
+    trainer = _trainer(model, tokenizer, encoded, validation, target, config, bf16, directory)
+    # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more.
+    order = _ByLength([len(row["input_ids"]) for row in encoded], config.batch_size, config.seed)
+    trainer._get_train_sampler = lambda *_: order
+    # It prints a dict on stdout for every logged step.
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress())
+    if config.method == "adalora":
+        trainer.add_callback(_Ranks())
+    if config.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
+    try:
+        trained = trainer.train(resume_from_checkpoint=(state := last_state(directory)) and str(state))
+    except torch.OutOfMemoryError as error:
+        raise StepFailed(
+            f"the memory is not enough: {str(error).splitlines()[0]}",
+            "halve batch_size and double gradient_accumulation, or set gradient_checkpointing: true",
+        ) from None
+    # accelerate put bf16 autocast around `forward`; take it off, so that what follows is in fp32.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    return Outcome(float(trained.training_loss), int(trainer.state.global_step), list(trainer.state.log_history))
 
 
-def _sft(model: Any, tokenizer: Any, encoded: Sequence[Row], common: dict[str, Any]) -> Any:
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[Row],
+    validation: Sequence[Row],
+    target: Target,
+    config: FinetuneConfig,
+    bf16: bool,
+    directory: Path,
+) -> Any:
+    on_gpu = torch.cuda.is_available()
+    checkpointing = config.gradient_checkpointing
+    common: dict[str, Any] = {
+        "output_dir": str(directory),
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "gradient_checkpointing": on_gpu and config.task == "generation" if checkpointing is None else checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
+        "weight_decay": config.weight_decay,
+        # A float below 1 is a share of all steps.
+        "warmup_steps": config.warmup_ratio,
+        "neftune_noise_alpha": config.neftune_alpha,
+        "bf16": bf16,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "seed": config.seed,
+        "report_to": [],
+        "logging_steps": 1,
+        # A loss that is no number is to be seen.
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        **_saving(config),
+    }
+    if config.task == "generation":
+        return _sft(model, tokenizer, encoded, validation, common)
+    collators = {
+        "sequence-classification": DataCollatorWithPadding,
+        "token-classification": DataCollatorForTokenClassification,
+    }
+    options = {
+        "model": model,
+        "args": TrainingArguments(**common),
+        "train_dataset": list(encoded),
+        "eval_dataset": list(validation) or None,
+        "data_collator": collators[config.task](tokenizer),
+    }
+    if not any(getattr(config, key) for key in OBJECTIVE):
+        trainer = Trainer(**options)
+        # Trainer believes that these models divide their loss by what is in all batches of a step. They don't: the
+        # steps would be as many times too large as batches are accumulated.
+        trainer.model_accepts_loss_kwargs = False
+        return trainer
+    weights = class_weights(encoded, target.labels, config)
+    return ClassifierTrainer(
+        objective=Objective(weights, config.label_smoothing, config.focal_gamma),
+        rdrop_alpha=config.rdrop_alpha,
+        fgm_epsilon=config.fgm_epsilon,
+        **options,
+    )
+
+
+def _saving(config: FinetuneConfig) -> dict[str, Any]:
+    """How often the run's state is saved: where there is one epoch only, there is nothing to go on from."""
+    if config.validation_size:
+        best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+        return best | {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
+    if config.save_steps:
+        return {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 1}
+    saves = config.epochs > 1 and config.method != "adalora"
+    return {"save_strategy": "epoch" if saves else "no", "save_total_limit": 1}
+
+
+def _sft(model: Any, tokenizer: Any, encoded: Sequence[Row], validation: Sequence[Row], common: dict[str, Any]) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     settings = SFTConfig(
@@ -75,12 +174,48 @@ def _sft(model: Any, tokenizer: Any, encoded: Sequence[Row], common: dict[str, A
         # Rows come tokenized, cut and with their own labels: the loss counts the answers only.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        # Saves memory for a third more time: worth it on a GPU only.
-        gradient_checkpointing=torch.cuda.is_available(),
     )
-    return SFTTrainer(
-        model=model, args=settings, train_dataset=Dataset.from_list(list(encoded)), processing_class=tokenizer
+    trainer = SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list(list(encoded)),
+        eval_dataset=Dataset.from_list(list(validation)) if validation else None,
+        processing_class=tokenizer,
     )
+    # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class _ByLength(Sampler):  # type: ignore[misc]
+    """Rows of about the same length together, in an order that follows from the seed and the epoch alone."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chance = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=chance))
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -94,7 +229,19 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
+            if not math.isfinite(float(logs["loss"])):
+                raise StepFailed(
+                    f"the loss is {logs['loss']} at step {state.global_step}",
+                    "a lower learning_rate or a longer warm-up; with precision fp32 it also tells whether bf16 did it",
+                )
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+class _Ranks(TrainerCallback):  # type: ignore[misc]
+    """Lets AdaLoRA move its ranks to where they matter, while the gradients of the step are still there."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step)

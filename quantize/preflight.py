@@ -17,7 +17,8 @@ from typing import Any, Literal
 from tuneserve import runtime
 from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
-from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Scheme, is_quantized
+from tuneserve.layers import block_of
+from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Scheme
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # vLLM's bitsandbytes loader needs a class that declares its packed layers; of the encoders only this one does.
@@ -91,7 +92,7 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
             (length,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(length))
         for name, tensor in header.items():
-            if is_quantized(name) and name.endswith(".weight") and len(tensor["shape"]) == 2:
+            if block_of(name) is not None and name.endswith(".weight") and len(tensor["shape"]) == 2:
                 shapes[name.removesuffix(".weight")] = tuple(tensor["shape"])
     return shapes
 

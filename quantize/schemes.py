@@ -1,6 +1,5 @@
 """The quantization schemes by name, as `--scheme` takes them."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,11 +25,3 @@ SCHEMES = {scheme.name: scheme for scheme in _ALL}
 
 # Weights that share one scale, largest first: fewer scales to store, and the sizes that vLLM's kernels know.
 GROUP_SIZES = (128, 64, 32)
-
-# A layer inside one of the model's repeated blocks. What is outside of them is embedding, pooler or head.
-_BLOCK = re.compile(r"(^|\.)(layers?|h|blocks?)\.\d+\.")
-
-
-def is_quantized(module_name: str) -> bool:
-    """Whether a linear layer of this name is one that the schemes quantize."""
-    return _BLOCK.search(module_name) is not None

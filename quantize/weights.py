@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneserve.quantize.schemes import Scheme, is_quantized
+from tuneserve.layers import block_of
+from tuneserve.quantize.schemes import Scheme
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # What did the work, for the lineage.
@@ -81,7 +82,7 @@ def _heads(source: Path, task: pb.Task) -> list[str]:
     with torch.device("meta"):
         model = _auto_class(task).from_config(AutoConfig.from_pretrained(source))
     linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return [name for name in linear if not is_quantized(name)]
+    return [name for name in linear if block_of(name) is None]
 
 
 def _auto_class(task: pb.Task) -> Any:

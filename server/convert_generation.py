@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
+from tuneserve.json_order import key_order
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.seam import Delta, Logprob, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
@@ -26,10 +27,6 @@ _MAX_N = 128
 # Every stop string is looked for after every token; every bad word is tokenized.
 _MAX_STOPS = 64
 _MAX_TEXT = 1024
-# A Struct forgets the order of its keys, which is part of what a model was trained on: these first, as tools are
-# usually written, then the others by name. Any fixed order also lets equal tools share the prefix cache.
-_KEYS = ("type", "function", "id", "name", "description", "parameters", "arguments", "properties", "title", "text")
-_RANK = {key: rank for rank, key in enumerate(_KEYS)}
 
 
 def messages(chat: pb.Chat, limit: int) -> list[dict[str, Any]]:
@@ -62,7 +59,7 @@ def structs(values: Sequence[struct_pb2.Struct], where: str, limit: int) -> list
 
 def struct(value: struct_pb2.Struct, where: str) -> dict[str, Any]:
     """Returns a JSON object as a template takes it: whole numbers as such, the keys in a fixed order."""
-    return {key: _plain(value.fields[key], where) for key in sorted(value.fields, key=_order)}
+    return {key: _plain(value.fields[key], where) for key in sorted(value.fields, key=key_order)}
 
 
 def _plain(value: struct_pb2.Value, where: str) -> Any:
@@ -77,10 +74,6 @@ def _plain(value: struct_pb2.Value, where: str) -> Any:
     if kind == "list_value":
         return [_plain(one, where) for one in value.list_value.values]
     return None if kind in (None, "null_value") else getattr(value, kind)
-
-
-def _order(key: str) -> tuple[int, str]:
-    return _RANK.get(key, len(_RANK)), key
 
 
 def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:

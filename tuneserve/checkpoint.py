@@ -42,6 +42,12 @@ TASKS = {
     "generation": pb.TASK_GENERATION,
 }
 TASK_NAMES = {**{value: name for name, value in TASKS.items()}, pb.TASK_EMBEDDING: "embedding"}
+PROBLEM_TYPES = {
+    "single-label": pb.PROBLEM_TYPE_SINGLE_LABEL,
+    "multi-label": pb.PROBLEM_TYPE_MULTI_LABEL,
+    "regression": pb.PROBLEM_TYPE_REGRESSION,
+}
+# As config.json has them.
 _PROBLEM_TYPES = {
     "multi_label_classification": pb.PROBLEM_TYPE_MULTI_LABEL,
     "regression": pb.PROBLEM_TYPE_REGRESSION,

@@ -2,8 +2,10 @@
 
     sequence-classification  {"text": str, "text_pair": str (optional), "label": str}
                              {"text": str, "labels": [str, ...]}             multi-label
+                             {"text": str, "label": float}                   regression
     token-classification     {"tokens": [str, ...], "tags": [str, ...]}      tags in IOB2: O, B-X, I-X
     generation               {"messages": [{"role": str, "content": str}, ...]}   the last one is the answer
+                             {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"prompt": str, "completion": str}
 
 Reading people's own files, in whatever format, is finetune's; this only writes and reads back its result.

@@ -107,12 +107,12 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Path]:
-    """run(directory, overwrite=False, **settings) is the whole program, in fp32 and small."""
+    """run(directory, overwrite=False, resume=False, **settings) is the whole program, in fp32 and small."""
     from tuneserve.finetune import config, pipeline
 
-    def finetune(directory: Path, overwrite: bool = False, **values: Any) -> Path:
+    def finetune(directory: Path, overwrite: bool = False, resume: bool = False, **values: Any) -> Path:
         values = {"output": "out", "precision": "fp32", "max_length": 64, **values}
-        return pipeline.finetune(config.parse(values, directory), overwrite)
+        return pipeline.finetune(config.parse(values, directory), overwrite, resume)
 
     return finetune
 
@@ -126,9 +126,9 @@ def trained(run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, 
         base_model=str(encoder),
         train=str(reviews),
         test_size=0.2,
-        epochs=20,
+        epochs=40,
         batch_size=8,
-        learning_rate=5e-3,
+        learning_rate=2e-3,
         max_length=500,
     )
 

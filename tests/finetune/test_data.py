@@ -7,7 +7,7 @@ import pytest
 
 from tuneserve import rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import config, data
+from tuneserve.finetune import canonical, config, data
 
 
 def settings(path: Path, task: str = "sequence-classification", **more: Any) -> config.FinetuneConfig:
@@ -159,7 +159,7 @@ def test_chats_and_completions(tmp_path: Path) -> None:
     [
         ({"messages": [{"role": "user", "content": "hi"}]}, "messages does not end with an assistant's answer"),
         ({"messages": [{"role": "assistant", "content": "hi"}]}, "messages does not end with an assistant's answer"),
-        ({"messages": [{"role": "tool", "content": "hi"}]}, "message 1: role is 'tool'"),
+        ({"messages": [{"role": "critic", "content": "hi"}]}, "message 1: role is 'critic'"),
         ({"messages": [{"role": "user", "content": None}]}, "content of message 1 is not text but NoneType"),
         ({"messages": "hi"}, "messages is not a list"),
         ({"prompt": "q"}, "no completion"),
@@ -179,5 +179,117 @@ def test_too_little_data(tmp_path: Path) -> None:
         data.load(settings(jsonl(tmp_path / "d.jsonl")))
     with pytest.raises(UserError, match="only 1 in the training data"):
         data.load(settings(jsonl(tmp_path / "d.jsonl", *[{"text": "x", "label": "a"}] * 20)))
-    with pytest.raises(UserError, match="1 rows to train on and 0 to test on"):
+    with pytest.raises(UserError, match="1 rows to train on, 0 to test on"):
         data.load(settings(jsonl(tmp_path / "d.jsonl", {"text": "x", "label": "a"}), labels=["a", "b"]))
+
+
+CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"instruction": "Add.", "input": "2 + 2", "output": "4"}, {"content": "Add.\n\n2 + 2"}),
+        ({"instruction": "2 + 2?", "input": "", "output": "4"}, {}),
+        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, {}),
+        ({"messages": CHAT, "tools": [TOOL]}, {"tools": [TOOL]}),
+    ],
+)
+def test_formats_of_conversations(tmp_path: Path, raw: dict[str, Any], expected: dict[str, Any]) -> None:
+    path = jsonl(tmp_path / "d.jsonl", raw, *({"prompt": f"{n}", "completion": "x"} for n in range(9)))
+    found = data.load(settings(path, "generation"))
+    [row] = [row for row in found.train + found.test if "messages" in row]
+    assert row["messages"][0]["content"] == expected.get("content", "2 + 2?")
+    assert row["messages"][1] == CHAT[1]
+    assert row.get("tools") == expected.get("tools")
+
+
+def test_system_and_tool_turns(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    messages = [
+        {"role": "system", "content": "You add."},
+        CHAT[0],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4", "name": "add"},
+        CHAT[1],
+    ]
+    turns = [{"from": "system", "value": "You add."}, {"from": "human", "value": "2 + 2?"}]
+    path = jsonl(
+        tmp_path / "d.jsonl",
+        {"messages": messages, "tools": [TOOL]},
+        {"conversations": [*turns, {"from": "observation", "value": "4"}, {"from": "gpt", "value": "4"}]},
+        {"conversations": [{"from": "robot", "value": "4"}]},
+        {"messages": [*CHAT[:1], {"role": "critic", "content": "4"}]},
+        {"messages": CHAT, "tools": ["add"]},
+    )
+    with pytest.raises(UserError) as caught:
+        data.load(settings(path, "generation"))
+    assert str(caught.value).split("\n  ")[1:] == [
+        "d.jsonl:3: conversations: turn 1: from is 'robot', not one of human, user, gpt, assistant, system, tool, "
+        "observation",
+        "d.jsonl:4: message 2: role is 'critic', not system, user, assistant or tool",
+        "d.jsonl:5: tools is not a list of JSON objects",
+    ]
+
+
+def test_a_prompt_out_of_columns(tmp_path: Path) -> None:
+    values = [{"en": f"word {n}", "completion": f"Wort {n}"} for n in range(10)]
+    path = jsonl(tmp_path / "d.jsonl", *values)
+    found = data.load(settings(path, "generation", prompt_template="Translate to German: {en}\n"))
+    assert {row["prompt"] for row in found.train + found.test} == {
+        f"Translate to German: word {n}\n" for n in range(10)
+    }
+    with pytest.raises(UserError, match="no fr; found"):
+        data.load(settings(path, "generation", prompt_template="{fr}"))
+
+
+def test_relations_are_marked_in_their_text(tmp_path: Path) -> None:
+    text = "Anna was born in Berlin."
+    rows_ = [
+        {"text": text, "head": [0, 4], "tail": [17, 23], "label": "born in"},
+        {"text": text, "head": [17, 23], "tail": [0, 4], "label": "birthplace of"},
+    ]
+    path = jsonl(tmp_path / "d.jsonl", *rows_ * 4)
+    test = jsonl(tmp_path / "t.jsonl", rows_[0])
+    found = data.load(settings(path, test=test.name))
+    assert found.test == [{"text": "@ Anna @ was born in # Berlin #.", "label": "born in"}]
+    assert found.train[0] == {"text": "# Anna # was born in @ Berlin @.", "label": "birthplace of"}
+    for head, tail, message in (
+        ([0, 4], [2, 9], "overlap"),
+        ([0, 99], [17, 23], "head is not"),
+        (None, [0, 4], "head"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.load(settings(jsonl(path, {"text": text, "head": head, "tail": tail, "label": "x"})))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ["I-PER", "O", "I-LOC", "I-LOC", "B-LOC"],
+        ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC"],
+        ["S-PER", "O", "B-LOC", "E-LOC", "S-LOC"],
+    ],
+)
+def test_every_scheme_of_tags_becomes_iob2(tags: list[str]) -> None:
+    assert canonical.iob2(tags) == ["B-PER", "O", "B-LOC", "I-LOC", "B-LOC"]
+
+
+def test_numbers_to_learn(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *({"text": f"text {n}", "label": str(n / 10)} for n in range(20)))
+    found = data.load(settings(path, problem_type="regression", test_size=0.2))
+    assert found.labels == ["score"]
+    # Spread over the whole range, as the training rows are.
+    assert max(row["label"] for row in found.test) > 1 > min(row["label"] for row in found.test)
+    with pytest.raises(UserError, match="label is 'many', not a number"):
+        data.load(settings(jsonl(path, {"text": "x", "label": "many"}), problem_type="regression"))
+
+
+def test_validation_rows_are_of_the_training_rows_alone(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(200), *labelled(20))
+    found = data.load(settings(path, test_size=0.2, validation_size=0.25))
+    inputs = [{data.input_key(row) for row in part} for part in (found.train, found.validation, found.test)]
+    assert sum(map(len, inputs)) == len(set.union(*inputs))
+    assert len(found.validation) == pytest.approx(0.25 * (len(found.train) + len(found.validation)), abs=8)
+    assert Counter(row["label"] for row in found.validation)["rare"] >= 2

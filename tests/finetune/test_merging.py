@@ -43,7 +43,7 @@ def test_a_changed_base_model(adapter: Path, encoder: Path, tmp_path: Path) -> N
     base = Path(shutil.copytree(encoder, tmp_path / "base"))
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["encoder.layer.0.attention.self.query.weight"] *= 1.05
+        tensors["encoder.layer.0.attention.self.value.weight"] *= 1.5
 
     change(base / "model.safetensors", edit)
     settings = json.loads((adapter / "adapter_config.json").read_text())

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tuneserve.errors import UserError
-from tuneserve.finetune import config, models
+from tuneserve.finetune import models
 from tuneserve.finetune.tokens import Target
 
-SEQUENCE = Target("sequence-classification", ("a", "b", "c"), False, 32)
+SEQUENCE = Target("sequence-classification", ("a", "b", "c"), "single-label", 32)
 
 
 def test_every_servable_class_is_in_the_installed_vllm() -> None:
@@ -63,37 +63,3 @@ def test_new_modules_are_found_from_what_the_checkpoint_lacks(encoder: Path) -> 
     assert new == ["classifier"]
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.config.problem_type == "single_label_classification"
-    adapted = models.add_adapter(model, new, _config())
-    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert {name for name in trained if "lora_" not in name} == {
-        f"base_model.model.classifier.modules_to_save.default.{kind}" for kind in ("weight", "bias")
-    }
-    assert any("intermediate.dense.lora_A" in name for name in trained)
-
-
-@pytest.mark.parametrize("kind", ["roberta", "modernbert", "llama"])
-def test_heads_of_several_modules_are_saved_whole(tmp_path: Path, kind: str) -> None:
-    import transformers
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    settings = transformers.AutoConfig.for_model(kind, vocab_size=64, pad_token_id=1, **sizes)
-    transformers.AutoModel.from_config(settings, dtype="float32").save_pretrained(tmp_path)
-    model, new = models.load_model(SEQUENCE, str(tmp_path))
-    expected = {"roberta": ["classifier"], "modernbert": ["head", "classifier"], "llama": ["score"]}
-    assert new == expected[kind]
-    adapted = models.add_adapter(model, new, _config())
-    inside = [
-        name for name, _ in adapted.named_parameters() if "lora_" in name and re.search("classifier|head|score", name)
-    ]
-    assert inside == []
-
-
-def test_unknown_lora_targets_are_named(encoder: Path) -> None:
-    model, new = models.load_model(SEQUENCE, str(encoder))
-    with pytest.raises(UserError, match="lora_targets: no linear layer q_proj"):
-        models.add_adapter(model, new, _config(lora_targets=["q_proj"]))
-
-
-def _config(**more: object) -> config.FinetuneConfig:
-    values = {"task": "sequence-classification", "base_model": "m", "train": "d.csv", "output": "o", **more}
-    return config.parse(values, Path("/"))

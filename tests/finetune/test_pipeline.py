@@ -75,7 +75,7 @@ def test_training_again_gives_the_same_weights(
         test_size=0.2,
         epochs=settings["epochs"],
         batch_size=8,
-        learning_rate=5e-3,
+        learning_rate=2e-3,
     )
     name = "model.safetensors"
     assert checkpoint.sha256_file(again / name) == checkpoint.sha256_file(trained / name)
@@ -127,6 +127,32 @@ def test_full_tuning_of_several_labels_on_pairs(run: Run, tmp_path: Path, encode
     assert not (tmp_path / "out-adapter").exists()
 
 
+def test_numbers(run: Run, tmp_path: Path, encoder: Path) -> None:
+    values: list[dict[str, Any]] = [
+        {"text": " ".join(["film"] * (n // 12 + 1) + ["good"] * (n % 4) + ["bad"] * (3 - n % 4)), "label": n % 4 / 2}
+        for n in range(48)
+    ]
+    rows.write(tmp_path / "numbers.jsonl", values)
+    output = run(
+        tmp_path,
+        task="sequence-classification",
+        problem_type="regression",
+        method="full",
+        base_model=str(encoder),
+        train="numbers.jsonl",
+        test_size=0.25,
+        epochs=40,
+        batch_size=8,
+        learning_rate=2e-3,
+    )
+    manifest = checkpoint.load(output)
+    assert manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION
+    assert list(manifest.labels) == ["score"]
+    assert not manifest.label_distribution
+    assert manifest.lineage[-1].metrics["pearson"] >= 0.9
+    assert json.loads((output / "config.json").read_text())["problem_type"] == "regression"
+
+
 def test_entities(run: Run, tmp_path: Path, encoder: Path) -> None:
     names = [("anna", "B-PER"), ("john", "B-PER"), ("berlin", "B-LOC"), ("paris", "B-LOC")]
     sentences = [[("the", "O")] * (n // 4 + 1) + [names[n % 4], ("lives", "O")] for n in range(60)]
@@ -137,8 +163,8 @@ def test_entities(run: Run, tmp_path: Path, encoder: Path) -> None:
         task="token-classification",
         base_model=str(encoder),
         train="names.conll",
-        epochs=20,
-        learning_rate=1e-2,
+        epochs=30,
+        learning_rate=5e-3,
         keep_test_split=False,
     )
     manifest = checkpoint.load(output)

@@ -21,7 +21,7 @@ def encoder_tokenizer(encoder: Path) -> Any:
 
 
 def test_the_loss_counts_the_answer_and_its_end_only(chat_tokenizer: Any) -> None:
-    row = tokens.encode(chat_tokenizer, Target("generation", (), False, 100), [CHAT])[0]
+    row = tokens.encode(chat_tokenizer, Target("generation", (), "single-label", 100), [CHAT])[0]
     counted = [token for token in row["labels"] if token != IGNORED]
     assert chat_tokenizer.decode(counted) == "yo<|im_end|>"
     assert chat_tokenizer.decode(row["input_ids"]).startswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
@@ -45,7 +45,7 @@ def test_a_template_that_changes_the_prompt_is_refused(chat: Path) -> None:
 
 
 def test_every_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
-    target = Target("token-classification", ("O", "B-PER", "I-PER"), False, 32)
+    target = Target("token-classification", ("O", "B-PER", "I-PER"), "single-label", 32)
     row = {"tokens": ["Anna", "xyz", "\u200b", "lives"], "tags": ["O", "B-PER", "O", "O"]}
     item = tokens.encode(encoder_tokenizer, target, [row])[0]
     pieces = encoder_tokenizer.convert_ids_to_tokens(item["input_ids"])
@@ -55,11 +55,11 @@ def test_every_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
 
 
 def test_classes_by_index_and_by_share(encoder_tokenizer: Any) -> None:
-    single = Target("sequence-classification", ("x", "y"), False, 8)
+    single = Target("sequence-classification", ("x", "y"), "single-label", 8)
     items = tokens.encode(encoder_tokenizer, single, [{"text": "good " * 20, "label": "y"}])
     assert items[0]["labels"] == 1
     assert len(items[0]["input_ids"]) == 8
-    multi = Target("sequence-classification", ("x", "y", "z"), True, 8)
+    multi = Target("sequence-classification", ("x", "y", "z"), "multi-label", 8)
     items = tokens.encode(encoder_tokenizer, multi, [{"text": "a", "text_pair": "b", "labels": ["x", "z"]}])
     assert items[0]["labels"] == [1.0, 0.0, 1.0]
     assert items[0]["token_type_ids"] == [0, 0, 0, 1, 1]

@@ -1,0 +1,14 @@
+"""Names of a transformer's modules: which of its repeated blocks one is in."""
+
+import re
+
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+
+
+def block_of(name: str) -> int | None:
+    """Returns the number of the block that a module or a weight of this name is in, from 0.
+
+    None outside of them: embeddings, poolers and heads.
+    """
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else None
