@@ -36,6 +36,12 @@ class Data:
         names = dict.fromkeys(_entity_type(label) for label in self.labels if label != "O")
         return {name: counts[name] / total for name in names} if total else {}
 
+    def repeated(self) -> tuple[int, int]:
+        """Returns how many training rows have the input of an earlier one, and how many of these another answer."""
+        first: dict[str, Row] = {}
+        again = [(row, first[key]) for row in self.train if first.setdefault(key := input_key(row), row) is not row]
+        return len(again), sum(row != before for row, before in again)
+
 
 def load(config: FinetuneConfig) -> Data:
     """Reads, checks and splits. The same files and settings always give the same rows in the same order.

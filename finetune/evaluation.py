@@ -34,8 +34,12 @@ def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf
             for output in outputs
         ]
         return quality.multi_label([row["labels"] for row in rows], chosen, target.labels)
-    predicted = [target.labels[int(output[0].argmax())] for output in outputs]
-    return quality.sequence_classification([row["label"] for row in rows], predicted, target.labels)
+    best = [output[0].softmax(-1).max(-1) for output in outputs]
+    predicted = [target.labels[int(one.indices)] for one in best]
+    expected = [row["label"] for row in rows]
+    right = [gold == guess for gold, guess in zip(expected, predicted, strict=True)]
+    error = quality.calibration_error([float(one.values) for one in best], right)
+    return quality.sequence_classification(expected, predicted, target.labels) | {"calibration_error": error}
 
 
 def logits(

@@ -13,12 +13,16 @@ from tuneserve.finetune import config as config_module
 from tuneserve.finetune import data, models
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+# So many times as many rows of one label as of another are called out.
+_IMBALANCE = 5
+
 
 def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     """Checks a YAML file, its data and its base model without training, prints what was found and returns it.
 
-    The keys: train, test, duplicates (rows); labels (share by name); lengths (tokens: median, 95 %, longest, and
-    the share of rows past max_length). Raises UserError as finetune would.
+    The keys: train, test, validation (rows); duplicates (rows left out of training because they are held out);
+    repeated (rows with another's input), contradictory (those of them with another answer); labels (share by name);
+    lengths (tokens: median, 95 %, longest, and the share of rows past max_length). Raises UserError as finetune would.
     """
     console = console or Console()
     config = config_module.load(path)
@@ -35,17 +39,27 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         f"{len(split.train)} rows to train on, {len(split.test)} held out, "
         f"{split.duplicates} left out because they are held out too"
     )
+    if split.validation:
+        console.print(f"{len(split.validation)} more rows tell which epoch is best")
+    repeated, contradictory = split.repeated()
+    if repeated:
+        console.print(f"{repeated} rows repeat the input of another, {contradictory} of them with another answer")
     if shares:
         table = Table("label", "share of training data")
         for label, share in shares.items():
             table.add_row(label, f"{share:6.1%}")
         console.print(table)
+        if max(shares.values()) > _IMBALANCE * min(shares.values()):
+            console.print("some labels are rare: `class_weights: balanced` makes each count as much")
     console.print(_histogram(lengths, longest))
     console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are cut")
     return {
         "train": len(split.train),
         "test": len(split.test),
+        "validation": len(split.validation),
         "duplicates": split.duplicates,
+        "repeated": repeated,
+        "contradictory": contradictory,
         "labels": shares,
         "lengths": {
             "median": lengths[len(lengths) // 2],

@@ -97,6 +97,21 @@ def merge(adapter: Path, output: Path, overwrite: bool) -> None:
 
 
 @cli.command()
+@click.argument("runs", type=CheckpointPath, nargs=-1, required=True)
+@click.argument("output", type=CheckpointPath)
+@overwrite_option
+def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Average the weights of several RUNS into one checkpoint at OUTPUT, and measure it on their held-out rows.
+
+    For runs of one base model and one `test` file that differ in seed or settings.
+    """
+    _preload()
+    from tuneserve.finetune.soup import soup as run
+
+    run(runs, output, overwrite=overwrite)
+
+
+@cli.command()
 @click.argument("checkpoint", type=CheckpointPath)
 @click.argument("output", type=CheckpointPath)
 @click.option("--scheme", required=True, help="w8a8, w4a16, nf4 or int8.")

@@ -21,6 +21,7 @@ class Headline:
 
 
 _CORRELATION = Headline("pearson", higher_is_better=True)
+_BINS = 10
 HEADLINES = {
     pb.TASK_SEQUENCE_CLASSIFICATION: Headline("accuracy", higher_is_better=True),
     pb.TASK_TOKEN_CLASSIFICATION: Headline("entity_f1", higher_is_better=True),
@@ -56,6 +57,19 @@ def sequence_classification(
         "macro_f1": float(report["macro avg"]["f1-score"]),
     }
     return metrics | _per_label(report, labels)
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error: how far the probability of the chosen labels is from how often they are right.
+
+    Mean over ten bins of confidence, by their rows (Guo et al. 2017); 0 for a model that is as good as it believes.
+    """
+    import numpy as np
+
+    sure, hits = np.asarray(confidence, float), np.asarray(right, float)
+    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, hits - sure, _BINS)
+    return float(np.abs(gaps).sum() / max(1, len(sure)))
 
 
 def multi_label(

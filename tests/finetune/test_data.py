@@ -293,3 +293,13 @@ def test_validation_rows_are_of_the_training_rows_alone(tmp_path: Path) -> None:
     assert sum(map(len, inputs)) == len(set.union(*inputs))
     assert len(found.validation) == pytest.approx(0.25 * (len(found.train) + len(found.validation)), abs=8)
     assert Counter(row["label"] for row in found.validation)["rare"] >= 2
+
+
+def test_rows_that_repeat_and_contradict_each_other_are_counted(tmp_path: Path) -> None:
+    values = [{"text": "same", "label": "a"}] * 3 + [{"text": "same", "label": "b"}, {"text": "other", "label": "b"}]
+    test = jsonl(tmp_path / "t.jsonl", {"text": "held out", "label": "a"})
+    found = data.load(settings(jsonl(tmp_path / "d.jsonl", *values), test=test.name))
+    repeated, contradictory = found.repeated()
+    assert repeated == 3
+    # Which of them comes first is the shuffle's choice.
+    assert contradictory in (1, 3)

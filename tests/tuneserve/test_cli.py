@@ -10,6 +10,7 @@ VERBS = (
     "validate",
     "finetune",
     "merge",
+    "soup",
     "quantize",
     "evaluate",
     "compare",
