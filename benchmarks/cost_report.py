@@ -108,8 +108,11 @@ def show(report: Report) -> None:
 def write(report: Report) -> Path:
     """Writes the tables to benchmarks/results/ and returns the file."""
     facts, today = machine(), date.today().isoformat()
-    names = (f"{today}-{facts['kind']}{more}.md" for more in ("", *(f"-{number}" for number in itertools.count(2))))
-    path = next(path for name in names if not (path := RESULTS / name).exists())
+    path = RESULTS / f"{today}-{facts['kind']}.md"
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        path = path.with_name(f"{today}-{facts['kind']}-{number}.md")
     lines = [f"# {today}, {facts['kind'].upper()}", ""]
     lines += [f"Machine: {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
     lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/cost.py`. Median (lowest to highest)."]

@@ -143,11 +143,11 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
         metrics = quality.multi_label(expected, predictions, manifest.labels)
         sums = quality.right_rows(expected, predictions)
     else:
-        predictions, expected = [answer[0][0] for answer in answers], [row["label"] for row in rows]
-        metrics = quality.sequence_classification(expected, predictions, manifest.labels)
-        right = [gold == guess for gold, guess in zip(expected, predictions, strict=True)]
-        metrics["calibration_error"] = quality.calibration_error([answer[0][1] for answer in answers], right)
-        sums = quality.right_rows(expected, predictions)
+        predictions, labels = [answer[0][0] for answer in answers], [row["label"] for row in rows]
+        metrics = quality.sequence_classification(labels, predictions, manifest.labels)
+        sums = quality.right_rows(labels, predictions)
+        confidence = [answer[0][1] for answer in answers]
+        metrics["calibration_error"] = quality.calibration_error(confidence, [right > 0 for right, _ in sums])
     return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums)
 
 
