@@ -30,8 +30,12 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 logger = logging.getLogger(__name__)
 
 ROWS = 64
-# Of probabilities; of a regression's numbers, as a share of their spread; of log probabilities, in nats.
+# Of a probability: two labels as near as this are a tie.
 TOLERANCE = 0.05
+# What rounding explains, in the mean and at most: of probabilities, and of log probabilities in nats. Seen: 0.05 nats
+# in the mean for a small model in bf16, 0.2 when one of its layers was halved.
+_PROBABILITIES = (0.01, 0.25)
+_LIMITS = {pb.TASK_GENERATION: (0.1, 1.0)}
 _BATCH = 16
 # For checkpoints that keep no rows: what they answer does not matter here.
 _TEXTS = (
@@ -49,13 +53,14 @@ class Verdict:
 
     inputs: int
     different: int  # inputs with another label, other tags or other token ids, and no near tie to explain it
-    largest: float  # difference of two scores; see TOLERANCE
+    largest: float  # difference of two scores: probabilities, a regression's numbers, log probabilities in nats
     typical: float  # the mean difference
+    limits: tuple[float, float]  # of the typical and of the largest
 
     @property
     def is_good(self) -> bool:
         """Whether rounding explains all of it."""
-        return not self.different and self.typical <= TOLERANCE / 5 and self.largest <= 5 * TOLERANCE
+        return not self.different and self.typical <= self.limits[0] and self.largest <= self.limits[1]
 
 
 def verify(directory: Path, rows: Sequence[Row] | None = None) -> Verdict:
@@ -66,7 +71,7 @@ def verify(directory: Path, rows: Sequence[Row] | None = None) -> Verdict:
     """
     manifest = checkpoint.load(directory)
     if rows is None:
-        rows = held_out_rows(directory, manifest)[:ROWS] if manifest.test_split.path else _sentences(manifest)
+        rows = held_out_rows(directory, manifest)[:ROWS] if manifest.test_split.path else sentences(manifest)
     check_rows(manifest, rows)
     logger.info("starting the server")
     with serving({measurement.MODEL: directory}) as addresses:
@@ -99,6 +104,7 @@ def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint,
         sum(not same for same, _ in found),
         max(differences, default=0.0),
         sum(differences) / max(1, len(differences)),
+        _LIMITS.get(manifest.task, _PROBABILITIES),
     )
 
 
@@ -132,7 +138,8 @@ def _compared(ours: Any, served: Any, manifest: pb.Checkpoint) -> tuple[bool, li
     elif manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
         same = not bool((((ours - 0.5).abs() > TOLERANCE) & ((ours > 0.5) != (served > 0.5))).any())
     else:
-        same = True
+        # Numbers of any size: a large one is rounded more.
+        return True, ((ours - served).abs() / ours.abs().clamp_min(1)).tolist()
     return same, (ours - served).abs().tolist()
 
 
@@ -218,7 +225,8 @@ def _load(directory: Path, auto: str) -> tuple[Any, Any]:
     return model.eval(), transformers.AutoTokenizer.from_pretrained(directory)
 
 
-def _sentences(manifest: pb.Checkpoint) -> list[Row]:
+def sentences(manifest: pb.Checkpoint) -> list[Row]:
+    """Returns rows for a checkpoint that keeps none: their answers are asked for, not judged."""
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
         return [{"tokens": text.split(), "tags": ["O"] * len(text.split())} for text in _TEXTS]
     if manifest.task == pb.TASK_GENERATION:

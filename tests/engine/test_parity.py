@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engine
 def rows_of(directory: Path, manifest) -> list:
     if manifest.test_split.path:
         return held_out_rows(directory, manifest)[:24]
-    return verify._sentences(manifest)
+    return verify.sentences(manifest)
 
 
 @pytest.mark.parametrize("name", ["sentiment", "topics", "ner", "chat"])
@@ -38,6 +38,21 @@ def test_a_conversation_has_the_token_ids_of_training(real):
     }
     found = verify.verify_at(real.server.addresses.grpc, "chat", directory, manifest, [row])
     assert found.different == 0
+
+
+def test_another_chat_model_is_noticed(real, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    directory = Path(shutil.copytree(real.directories["chat"], tmp_path / "other"))
+    weights = load_file(directory / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.3.mlp.down_proj.weight"))
+    weights[name] = weights[name] * 0.5
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    manifest = checkpoint.load(real.directories["chat"])
+    rows = verify.sentences(manifest)
+    found = verify.verify_at(real.server.addresses.grpc, "chat", directory, manifest, rows)
+    print(found)
+    assert not found.is_good
 
 
 @pytest.mark.parametrize("name", ["sentiment", "ner"])
