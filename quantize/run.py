@@ -72,7 +72,8 @@ class Report:
              f"x {new.throughput / old.throughput:.2f}"),
         ]  # fmt: skip
         if found := self.difference():
-            rows.append(("  95 % of samples", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
+            change = f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"
+            rows.insert(2, ("  95 % of samples", "", "", change))
         if self.flips is not None:
             rows.append(("predictions changed", "", f"{self.flips:.2%}", f"of {new.rows} rows"))
         return "\n".join(f"{name:<20}{a:>10}{b:>10}   {note}".rstrip() for name, a, b, note in rows)
