@@ -4,11 +4,10 @@ Nothing here needs torch or a tokenizer.
 """
 
 import math
-import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.config import FinetuneConfig, template_columns
 from tuneserve.rows import Row
 
 
@@ -147,14 +146,16 @@ def _generation_row(raw: Row, config: FinetuneConfig) -> Row:
         # Alpaca: what is given besides the instruction is often an empty text.
         asked = [_text(raw, "instruction"), *([_text(raw, "input")] if raw.get("input") else [])]
         turns = [{"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": raw["output"]}]
-        system = [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
-        return _chat(raw, [*system, *turns])
+        return _chat(raw, [*_system(raw), *turns])
     return {"prompt": _text(raw, "prompt"), "completion": _text(raw, "completion")}
 
 
+def _system(raw: Row) -> list[Any]:
+    return [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
+
+
 def _filled(template: str, raw: Row) -> str:
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    return template.format(**{name: _text(raw, name) for name in names})
+    return template.format(**{name: _text(raw, name) for name in template_columns(template)})
 
 
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
@@ -165,13 +166,12 @@ def _from_sharegpt(raw: Row) -> list[Any]:
     turns = raw["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise BadRow("conversations is not a list of {from, value}")
-    system = [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
     for number, turn in enumerate(turns, start=1):
         if turn.get("from") not in _SHAREGPT:
             raise BadRow(
                 f"conversations: turn {number}: from is {turn.get('from')!r}, not one of {', '.join(_SHAREGPT)}"
             )
-    return system + [{"role": _SHAREGPT[turn["from"]], "content": turn.get("value")} for turn in turns]
+    return _system(raw) + [{"role": _SHAREGPT[turn["from"]], "content": turn.get("value")} for turn in turns]
 
 
 # Of a message, besides its role and content: what templates for tools read.

@@ -124,9 +124,14 @@ def _is_columns(value: Any) -> bool:
     return isinstance(value, dict) and all(key in COLUMNS and _is_text(name) for key, name in value.items())
 
 
+def template_columns(template: str) -> list[str]:
+    """Returns the {columns} of a `prompt_template`."""
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+
 def _is_template(value: Any) -> bool:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+        names = template_columns(value)
     except (TypeError, ValueError):
         return False
     return bool(names) and all(name.isidentifier() for name in names)

@@ -42,8 +42,8 @@ def _freeze_all_but(model: Any, last_layers: int) -> None:
 def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig, steps: int) -> Any:
     import peft
 
+    linear = _linear(model)
     for wanted in config.lora_targets or ():
-        linear = _linear(model)
         if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
             names = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(f"lora_targets: no linear layer {wanted}", "this model has " + ", ".join(names))

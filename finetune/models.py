@@ -6,7 +6,7 @@ from typing import Any
 from tuneserve import runtime
 from tuneserve.errors import UserError
 from tuneserve.finetune.tokens import Target
-from tuneserve.layers import block_of
+from tuneserve.layers import heads
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,13 @@ def _nf4(task: str, base_model: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     with torch.device("meta"):
-        model = auto_class(task).from_config(_read(base_model, "AutoConfig"))
-    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+        kept = heads(auto_class(task).from_config(_read(base_model, "AutoConfig")))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=[name for name in linear if block_of(name) is None],
+        llm_int8_skip_modules=kept,
     )
 
 

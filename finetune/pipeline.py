@@ -147,9 +147,11 @@ def _train(
     )
     model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
-    outcome = training.train(model, tokenizer, encoded, validation, target, config, bf16, state)
-    entry.metrics["train_loss"] = outcome.loss
-    entry.metrics["train_steps"] = outcome.steps
+    loss, steps = training.train(
+        training.Run(model, tokenizer, encoded, validation, target, config, bf16, directory=state)
+    )
+    entry.metrics["train_loss"] = loss
+    entry.metrics["train_steps"] = steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return model

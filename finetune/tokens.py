@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneserve import chat
 from tuneserve.errors import UserError
-from tuneserve.json_order import ordered
 from tuneserve.rows import Row
 
 IGNORED = -100
@@ -89,8 +89,8 @@ def answer(tokenizer: Any, row: Row) -> tuple[list[int], int]:
         return [*prompt, *completion, tokenizer.eos_token_id], len(prompt)
     if not tokenizer.chat_template:
         raise UserError("base_model has no chat template", "use rows of prompt and completion, or a chat model")
-    prompt = _render(tokenizer, row, row["messages"][:-1], add_generation_prompt=True)
-    whole = _render(tokenizer, row, row["messages"], add_generation_prompt=False)
+    prompt = chat.token_ids(tokenizer, row, row["messages"][:-1], add_generation_prompt=True)
+    whole = chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise UserError(
             "the chat template renders a prompt differently once an answer follows it",
@@ -100,14 +100,3 @@ def answer(tokenizer: Any, row: Row) -> tuple[list[int], int]:
     while len(whole) > len(prompt) + 1 and tokenizer.eos_token_id in whole[len(prompt) : -1]:
         whole.pop()
     return whole, len(prompt)
-
-
-def _render(tokenizer: Any, row: Row, messages: Sequence[Row], *, add_generation_prompt: bool) -> list[int]:
-    ids = tokenizer.apply_chat_template(
-        ordered(list(messages)),
-        tools=ordered(row.get("tools")),
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=add_generation_prompt,
-    )
-    return list(ids)

@@ -30,12 +30,17 @@ from tuneserve.rows import Row
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run came to."""
+class Run:
+    """One training: what learns, from what, and how."""
 
-    loss: float  # mean over the training
-    steps: int
-    history: list[dict[str, float]]  # by step: loss, learning rate, gradient norm; by epoch: eval_loss
+    model: Any
+    tokenizer: Any
+    encoded: Sequence[Row]  # from `tokens.encode`
+    validation: Sequence[Row]  # the same; empty for none
+    target: Target
+    config: FinetuneConfig
+    bf16: bool
+    directory: Path  # of its saved state
 
 
 def steps(rows: int, config: FinetuneConfig) -> int:
@@ -51,25 +56,16 @@ def last_state(directory: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def train(
-    model: Any,
-    tokenizer: Any,
-    encoded: Sequence[Row],
-    validation: Sequence[Row],
-    target: Target,
-    config: FinetuneConfig,
-    bf16: bool,
-    directory: Path,
-) -> Outcome:
-    """Trains `model` in place on rows from `tokens.encode`, and goes on from the last state in `directory`.
+def train(run: Run) -> tuple[float, int]:
+    """Trains `run.model` in place and returns (mean training loss, steps). Goes on from the last saved state.
 
     The weights stay in fp32; with `bf16` the forward and backward passes run in bf16 autocast. With validation rows
     the weights are those of the best epoch in the end. Raises StepFailed when the loss is no number any more, or the
     memory is not enough.
     """
-    trainer = _trainer(model, tokenizer, encoded, validation, target, config, bf16, directory)
+    config, trainer = run.config, _trainer(run)
     # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more.
-    order = _ByLength([len(row["input_ids"]) for row in encoded], config.batch_size, config.seed)
+    order = _ByLength([len(row["input_ids"]) for row in run.encoded], config.batch_size, config.seed)
     trainer._get_train_sampler = lambda *_: order
     # It prints a dict on stdout for every logged step.
     trainer.remove_callback(PrinterCallback)
@@ -79,31 +75,23 @@ def train(
     if config.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
     try:
-        trained = trainer.train(resume_from_checkpoint=(state := last_state(directory)) and str(state))
+        trained = trainer.train(resume_from_checkpoint=(state := last_state(run.directory)) and str(state))
     except torch.OutOfMemoryError as error:
         raise StepFailed(
             f"the memory is not enough: {str(error).splitlines()[0]}",
             "halve batch_size and double gradient_accumulation, or set gradient_checkpointing: true",
         ) from None
     # accelerate put bf16 autocast around `forward`; take it off, so that what follows is in fp32.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-    return Outcome(float(trained.training_loss), int(trainer.state.global_step), list(trainer.state.log_history))
+    trainer.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    return float(trained.training_loss), int(trainer.state.global_step)
 
 
-def _trainer(
-    model: Any,
-    tokenizer: Any,
-    encoded: Sequence[Row],
-    validation: Sequence[Row],
-    target: Target,
-    config: FinetuneConfig,
-    bf16: bool,
-    directory: Path,
-) -> Any:
+def _trainer(run: Run) -> Any:
+    config = run.config
     on_gpu = torch.cuda.is_available()
     checkpointing = config.gradient_checkpointing
     common: dict[str, Any] = {
-        "output_dir": str(directory),
+        "output_dir": str(run.directory),
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
         "per_device_eval_batch_size": config.batch_size,
@@ -116,7 +104,7 @@ def _trainer(
         # A float below 1 is a share of all steps.
         "warmup_steps": config.warmup_ratio,
         "neftune_noise_alpha": config.neftune_alpha,
-        "bf16": bf16,
+        "bf16": run.bf16,
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "seed": config.seed,
@@ -128,17 +116,17 @@ def _trainer(
         **_saving(config),
     }
     if config.task == "generation":
-        return _sft(model, tokenizer, encoded, validation, common)
+        return _sft(run, common)
     collators = {
         "sequence-classification": DataCollatorWithPadding,
         "token-classification": DataCollatorForTokenClassification,
     }
     options = {
-        "model": model,
+        "model": run.model,
         "args": TrainingArguments(**common),
-        "train_dataset": list(encoded),
-        "eval_dataset": list(validation) or None,
-        "data_collator": collators[config.task](tokenizer),
+        "train_dataset": list(run.encoded),
+        "eval_dataset": list(run.validation) or None,
+        "data_collator": collators[config.task](run.tokenizer),
     }
     if not any(getattr(config, key) for key in OBJECTIVE):
         trainer = Trainer(**options)
@@ -146,7 +134,7 @@ def _trainer(
         # steps would be as many times too large as batches are accumulated.
         trainer.model_accepts_loss_kwargs = False
         return trainer
-    weights = class_weights(encoded, target.labels, config)
+    weights = class_weights(run.encoded, run.target.labels, config)
     return ClassifierTrainer(
         objective=Objective(weights, config.label_smoothing, config.focal_gamma),
         rdrop_alpha=config.rdrop_alpha,
@@ -166,7 +154,7 @@ def _saving(config: FinetuneConfig) -> dict[str, Any]:
     return {"save_strategy": "epoch" if saves else "no", "save_total_limit": 1}
 
 
-def _sft(model: Any, tokenizer: Any, encoded: Sequence[Row], validation: Sequence[Row], common: dict[str, Any]) -> Any:
+def _sft(run: Run, common: dict[str, Any]) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     settings = SFTConfig(
@@ -176,14 +164,14 @@ def _sft(model: Any, tokenizer: Any, encoded: Sequence[Row], validation: Sequenc
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = SFTTrainer(
-        model=model,
+        model=run.model,
         args=settings,
-        train_dataset=Dataset.from_list(list(encoded)),
-        eval_dataset=Dataset.from_list(list(validation)) if validation else None,
-        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(list(run.encoded)),
+        eval_dataset=Dataset.from_list(list(run.validation)) if run.validation else None,
+        processing_class=run.tokenizer,
     )
     # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
-    for parameter in model.parameters():
+    for parameter in run.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer

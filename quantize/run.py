@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tuneserve import checkpoint, quality, significance
@@ -52,16 +53,21 @@ class Report:
         pairs = list(zip(self.before.predictions, self.after.predictions, strict=True))
         return sum(old != new for old, new in pairs) / len(pairs) if pairs else None
 
+    @property
+    def headline(self) -> str:
+        """The metric that is compared."""
+        return quality.headline(self.task, self.before.metrics).name
+
+    @cached_property
     def difference(self) -> Difference | None:
         """The headline metric's difference, with its interval, from what each row says; None where no row was kept."""
         if not (self.before.row_sums and self.after.row_sums):
             return None
-        headline = quality.headline(self.task, self.before.metrics).name
-        return significance.compare(headline, self.before.row_sums, self.after.row_sums)
+        return significance.compare(self.headline, self.before.row_sums, self.after.row_sums)
 
     def table(self) -> str:
         """Returns the report as a few lines for people."""
-        headline = quality.headline(self.task, self.before.metrics).name
+        headline = self.headline
         old, new = self.before, self.after
         rows = [
             ("", "before", self.scheme, ""),
@@ -71,7 +77,7 @@ class Report:
             (old.unit, f"{old.throughput:.0f}", f"{new.throughput:.0f}",
              f"x {new.throughput / old.throughput:.2f}"),
         ]  # fmt: skip
-        if found := self.difference():
+        if found := self.difference:
             change = f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"
             rows.insert(2, ("  95 % of samples", "", "", change))
         if self.flips is not None:
@@ -80,10 +86,9 @@ class Report:
 
     def metrics(self) -> dict[str, float]:
         """Returns what the lineage keeps: the new metrics by name, and the old headline and cost as `*_before`."""
-        headline = quality.headline(self.task, self.before.metrics).name
         speed = self.after.unit.replace("/s", "_per_second")
         return self.after.metrics | {
-            f"{headline}_before": self.before.metrics[headline],
+            f"{self.headline}_before": self.before.metrics[self.headline],
             "drop": self.drop,
             **self._interval(),
             "size_bytes": self.size_after,
@@ -94,7 +99,7 @@ class Report:
         }
 
     def _interval(self) -> dict[str, float]:
-        found = self.difference()
+        found = self.difference
         return {"difference_low": found.low, "difference_high": found.high, "p_value": found.p_value} if found else {}
 
     def _lost(self) -> str:
@@ -168,7 +173,7 @@ def _result(
 
 def _gate(report: Report, max_drop: float | None) -> None:
     if max_drop is not None and not report.drop <= max_drop:  # NaN, from broken weights, is no pass
-        headline = quality.headline(report.task, report.before.metrics).name
+        headline = report.headline
         raise StepFailed(
             f"{report.scheme} loses too much: {headline} {report.before.metrics[headline]:.4f} before, "
             f"{report.after.metrics[headline]:.4f} after, "

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneserve.layers import block_of
+from tuneserve.layers import heads
 from tuneserve.quantize.schemes import Scheme
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -31,22 +31,22 @@ def write(source: Path, target: Path, manifest: pb.Checkpoint, scheme: Scheme, g
     `group_size`: input weights that share a scale, for w4a16 only.
     """
     with _quiet():
-        auto, heads = _auto_class(manifest.task), _heads(source, manifest.task)
+        auto, kept = _auto_class(manifest.task), _heads(source, manifest.task)
         if scheme.method == "compressed-tensors":
-            model = _compress(auto.from_pretrained(source, dtype="auto"), scheme, heads, group_size)
+            model = _compress(auto.from_pretrained(source, dtype="auto"), scheme, kept, group_size)
         else:
-            config = _bitsandbytes(scheme, heads, manifest.dtype)
+            config = _bitsandbytes(scheme, kept, manifest.dtype)
             model = auto.from_pretrained(source, dtype="auto", quantization_config=config)
         model.save_pretrained(target)
 
 
-def _compress(model: Any, scheme: Scheme, heads: list[str], group_size: int | None) -> Any:
+def _compress(model: Any, scheme: Scheme, kept: list[str], group_size: int | None) -> Any:
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     # The target is the class, not names: vLLM fuses query, key and value into one layer of another name.
     if scheme.name == "w8a8":
-        recipe = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=heads)
+        recipe = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=kept)
     else:
         weights = {
             "num_bits": scheme.bits,
@@ -56,21 +56,21 @@ def _compress(model: Any, scheme: Scheme, heads: list[str], group_size: int | No
             "group_size": group_size,
         }
         groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-        recipe = QuantizationModifier(config_groups=groups, ignore=heads)
+        recipe = QuantizationModifier(config_groups=groups, ignore=kept)
     return oneshot(model=model, recipe=recipe)
 
 
-def _bitsandbytes(scheme: Scheme, heads: list[str], dtype: str) -> Any:
+def _bitsandbytes(scheme: Scheme, kept: list[str], dtype: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
     if scheme.name == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=getattr(torch, dtype),
-        llm_int8_skip_modules=heads,
+        llm_int8_skip_modules=kept,
     )
 
 
@@ -80,9 +80,7 @@ def _heads(source: Path, task: pb.Task) -> list[str]:
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        model = _auto_class(task).from_config(AutoConfig.from_pretrained(source))
-    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return [name for name in linear if block_of(name) is None]
+        return heads(_auto_class(task).from_config(AutoConfig.from_pretrained(source)))
 
 
 def _auto_class(task: pb.Task) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
-from tuneserve.json_order import key_order
+from tuneserve.chat import key_order
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.seam import Delta, Logprob, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb

@@ -15,7 +15,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve import quality, samples
+from tuneserve import samples
 from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
 from tuneserve.quantize.run import Report, quantize
@@ -144,7 +144,7 @@ def _stream(channel: grpc.Channel) -> Iterator[str]:
 def _results(reports: dict[str, Report]) -> Table:
     table = Table("model", "step", "quality", "rows", "size, MB", "through gRPC")
     for name, report in reports.items():
-        headline = quality.HEADLINES[report.task].name
+        headline = report.headline
         rows = (("merged", report.before, report.size_before), ("w8a8", report.after, report.size_after))
         for step, measured, size in rows:
             table.add_row(

@@ -1,6 +1,7 @@
 """Names of a transformer's modules: which of its repeated blocks one is in."""
 
 import re
+from typing import Any
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -12,3 +13,11 @@ def block_of(name: str) -> int | None:
     """
     found = _BLOCK.search(name)
     return int(found[1]) if found else None
+
+
+def heads(model: Any) -> list[str]:
+    """Returns the names of the linear layers outside of the blocks, which no scheme of few bits touches."""
+    import torch
+
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return [name for name in linear if block_of(name) is None]

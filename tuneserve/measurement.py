@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -65,9 +66,16 @@ def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Me
         pb.TASK_TOKEN_CLASSIFICATION: _measure_tagging,
         pb.TASK_GENERATION: _measure_generation,
     }
+    with calling(address) as channel:
+        return by_task[manifest.task](channel, manifest, rows)
+
+
+@contextmanager
+def calling(address: str) -> Iterator[grpc.Channel]:
+    """Yields a channel to a server of ours. Raises StepFailed for whatever it refuses."""
     try:
         with grpc.insecure_channel(address) as channel:
-            return by_task[manifest.task](channel, manifest, rows)
+            yield channel
     except grpc.RpcError as error:
         raise StepFailed(f"the server answered {error.code().name}: {error.details()}") from error
 

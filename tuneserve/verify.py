@@ -16,10 +16,9 @@ from typing import Any
 
 import grpc
 
-from tuneserve import checkpoint, measurement
+from tuneserve import chat, checkpoint, measurement
 from tuneserve.errors import StepFailed
 from tuneserve.evaluate import check_rows, held_out_rows
-from tuneserve.json_order import ordered
 from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -93,11 +92,8 @@ def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint,
         pb.TASK_TOKEN_CLASSIFICATION: _words,
         pb.TASK_GENERATION: _answers,
     }
-    try:
-        with grpc.insecure_channel(address) as channel:
-            found = list(by_task[manifest.task](channel, name, directory, manifest, rows))
-    except grpc.RpcError as error:
-        raise StepFailed(f"the server answered {error.code().name}: {error.details()}") from error
+    with measurement.calling(address) as channel:
+        found = list(by_task[manifest.task](channel, name, directory, manifest, rows))
     differences = [difference for _, several in found for difference in several]
     return Verdict(
         len(found),
@@ -202,17 +198,10 @@ def _ids(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     if "prompt" in row:
         texts = row["prompt"], row["prompt"] + row["completion"]
         return tuple(tokenizer(text)["input_ids"] for text in texts)
-    rendered = [
-        tokenizer.apply_chat_template(
-            ordered(messages),
-            tools=ordered(row.get("tools")),
-            tokenize=True,
-            return_dict=False,
-            add_generation_prompt=opens,
-        )
-        for messages, opens in ((row["messages"][:-1], True), (row["messages"], False))
-    ]
-    return list(rendered[0]), list(rendered[1])
+    return (
+        chat.token_ids(tokenizer, row, row["messages"][:-1], add_generation_prompt=True),
+        chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False),
+    )
 
 
 def _load(directory: Path, auto: str) -> tuple[Any, Any]:

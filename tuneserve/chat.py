@@ -1,0 +1,40 @@
+"""Conversations as a chat template gets them, the same in training and in serving.
+
+gRPC's Struct forgets the order of its keys, and a template writes the keys of tools and their calls as they come: what
+was trained in another order than what is served would be other tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# As tools are usually written; the others follow by name.
+_KEYS = ("type", "function", "id", "name", "description", "parameters", "arguments", "properties", "title", "text")
+_RANK = {key: rank for rank, key in enumerate(_KEYS)}
+
+
+def key_order(key: str) -> tuple[int, str]:
+    """Returns what to sort keys by."""
+    return _RANK.get(key, len(_RANK)), key
+
+
+def ordered(value: Any) -> Any:
+    """Returns a JSON value with the keys of every object in order, as the server gives it to a template."""
+    if isinstance(value, dict):
+        return {key: ordered(value[key]) for key in sorted(value, key=key_order)}
+    if isinstance(value, list):
+        return [ordered(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def token_ids(
+    tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *, add_generation_prompt: bool
+) -> list[int]:
+    """Returns the ids of some of a canonical row's messages, rendered with its tools by the checkpoint's template."""
+    ids = tokenizer.apply_chat_template(
+        ordered(list(messages)),
+        tools=ordered(row.get("tools")),
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=add_generation_prompt,
+    )
+    return list(ids)
