@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from tuneserve import quality
-from tuneserve.finetune.tokens import IGNORED, Target, answer, encode
+from tuneserve.finetune.tokens import IGNORED, Target, answer, encode, words
 from tuneserve.rows import Row
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
@@ -128,9 +128,8 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 
 def _tags_of_words(tokenizer: Any, target: Target, row: Row, predicted: Sequence[int]) -> list[str]:
     """Returns one tag a word, that of its first token; O for words that were cut off or have no token."""
-    item = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=target.max_length)
-    words = [word for word in item.word_ids() if word is not None]
+    _, places = words(tokenizer, row["tokens"], target.max_length)
     tags: dict[int, str] = {}
-    for word, label in zip(words, predicted, strict=True):
+    for word, label in zip([place for place in places if place is not None], predicted, strict=True):
         tags.setdefault(word, target.labels[label])
     return [tags.get(word, "O") for word in range(len(row["tokens"]))]

@@ -85,10 +85,10 @@ def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console |
 
 
 def _length(tokenizer: Any, row: dict[str, Any]) -> int:
-    from tuneserve.finetune.tokens import answer
+    from tuneserve.finetune.tokens import answer, words
 
     if "tokens" in row:
-        return len(tokenizer(row["tokens"], is_split_into_words=True)["input_ids"])
+        return len(words(tokenizer, row["tokens"])[1])
     if "text" in row:
         return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
     return len(answer(tokenizer, row)[0])

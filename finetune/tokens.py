@@ -3,8 +3,10 @@
 IGNORED marks positions that no loss and no metric counts.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from tuneserve import chat
@@ -57,17 +59,34 @@ def _words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_lengt
     index = {label: position for position, label in enumerate(labels)}
     encoded = []
     for row in rows:
-        item = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=max_length)
+        item, places = words(tokenizer, row["tokens"], max_length)
         before: int | None = None
         targets = []
-        for word in item.word_ids():
+        for word in places:
             tag = row["tags"][word] if word is not None else None
             if tag is not None and word == before and tag.startswith("B-"):
                 tag = "I-" + tag[2:]
             targets.append(IGNORED if tag is None else index[tag])
             before = word
-        encoded.append(dict(item) | {"labels": targets})
+        encoded.append(item | {"labels": targets})
     return encoded
+
+
+def words(tokenizer: Any, tokens: Sequence[str], max_length: int | None = None) -> tuple[Row, list[int | None]]:
+    """Returns words as token ids, joined by spaces as the server sees them, and which word each token is of.
+
+    Tokenized one by one, most tokenizers of bytes would give them the ids of words without a space before them. A token
+    of no word (special ones, a space alone) has None.
+    """
+    text = " ".join(tokens)
+    item = dict(tokenizer(text, truncation=max_length is not None, max_length=max_length, return_offsets_mapping=True))
+    starts = list(accumulate((len(token) + 1 for token in tokens), initial=0))
+    places = []
+    for start, end in item.pop("offset_mapping"):
+        piece = text[start:end]
+        first = start + len(piece) - len(piece.lstrip())
+        places.append(bisect(starts, first) - 1 if piece.strip() else None)
+    return item, places
 
 
 def _answer(tokenizer: Any, row: Row, max_length: int) -> Row:

@@ -54,6 +54,17 @@ def test_every_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
     assert item["labels"] == [IGNORED, 0, 1, 2, 2, 0, IGNORED]
 
 
+def test_words_have_the_ids_that_they_have_when_served(chat_tokenizer: Any) -> None:
+    """A tokenizer of bytes: the space before a word belongs to it."""
+    target = Target("token-classification", ("O", "B-PER", "I-PER"), "single-label", 32)
+    row = {"tokens": ["", "Al", "B\u00f6", "is"], "tags": ["O", "B-PER", "I-PER", "O"]}
+    item = tokens.encode(chat_tokenizer, target, [row])[0]
+    assert item["input_ids"] == chat_tokenizer(" Al B\u00f6 is")["input_ids"]
+    pieces = chat_tokenizer.convert_ids_to_tokens(item["input_ids"])
+    assert pieces == ["\u0120", "A", "l", "\u0120", "B", "\u00c3", "\u00b6", "\u0120", "i", "s"]
+    assert item["labels"] == [IGNORED, 1, 2, IGNORED, 2, 2, 2, IGNORED, 0, 0]
+
+
 def test_classes_by_index_and_by_share(encoder_tokenizer: Any) -> None:
     single = Target("sequence-classification", ("x", "y"), "single-label", 8)
     items = tokens.encode(encoder_tokenizer, single, [{"text": "good " * 20, "label": "y"}])
