@@ -20,10 +20,15 @@ _DECODERS = (
     "Nemotron", "OPT", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "StableLm",
     "Zamba2",
 )
+# Of these, what transformers has a token classifier for whose head is the one that vLLM knows.
+_TAGGERS = (
+    "Apertus", "DeepseekV3", "Exaone4", "Gemma", "Gemma2", "Glm4", "GptOss", "Llama", "Mistral", "Mixtral", "Nemotron",
+    "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "StableLm",
+)
 # fmt: on
 SERVABLE = {
     "token-classification": [
-        f"{name}ForTokenClassification" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert")
+        f"{name}ForTokenClassification" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", *_TAGGERS)
     ],
     "sequence-classification": [
         f"{name}ForSequenceClassification"

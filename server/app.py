@@ -61,7 +61,7 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
 
             try:
                 settings = hardware.detect(config, manifest)
-                return VllmEngine(name, config, manifest.task, settings, otlp_endpoint)
+                return VllmEngine(name, config, manifest, settings, otlp_endpoint)
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise StepFailed(f"model {name}: the engine did not start: {reason}", "its own log is above") from error

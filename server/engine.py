@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.update(runtime.engine_environment() | os.environ)
 
 from vllm import PoolingParams, SamplingParams
-from vllm.config import StructuredOutputsConfig
+from vllm.config import PoolerConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
@@ -64,15 +64,17 @@ class VllmEngine:
         self,
         name: str,
         config: ModelConfig,
-        task: pb.Task,
+        manifest: pb.Checkpoint,
         hardware: Hardware,
         otlp_endpoint: str | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        options = engine_options.arguments(name, config, task, hardware, otlp_endpoint)
-        structured = StructuredOutputsConfig(**options.pop("structured_outputs_config"))
+        options = engine_options.arguments(name, config, manifest, hardware, otlp_endpoint)
+        for key, kind in (("structured_outputs_config", StructuredOutputsConfig), ("pooler_config", PoolerConfig)):
+            if isinstance(options.get(key), Mapping):
+                options[key] = kind(**options[key])
         with readable(config.path) as tokenizer:
-            options |= {"tokenizer": str(tokenizer), "structured_outputs_config": structured}
+            options["tokenizer"] = str(tokenizer)
             with _CONFIGURING:
                 vllm_config = AsyncEngineArgs(**options).create_engine_config()
             self._engine: AsyncLLM | None = AsyncLLM.from_vllm_config(

@@ -49,6 +49,8 @@ OURS = {
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Adapters kept in memory; the least used of more are read from their directories again.
 _CACHED_ADAPTERS = 16
+# Architectures that vLLM has a token classifier for: encoders.
+_TOKEN_CLASSIFIERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
 # vLLM's default of 128 tokens on CPUs is more than most prompts have: none would share a prefix with another.
 _CPU_BLOCK = 32
 # Not vLLM's choice by request: an engine keeps to the library of its first one. Of the two it would choose from, the
@@ -57,9 +59,10 @@ _STRUCTURED_BACKEND = "guidance"
 
 
 def arguments(
-    name: str, config: ModelConfig, task: pb.Task, hardware: Hardware, otlp_endpoint: str | None = None
+    name: str, config: ModelConfig, manifest: pb.Checkpoint, hardware: Hardware, otlp_endpoint: str | None = None
 ) -> dict[str, Any]:
-    """Returns what vLLM's AsyncEngineArgs take; `structured_outputs_config` is a mapping. What is None is left out."""
+    """Returns what vLLM's AsyncEngineArgs take; configurations within it are mappings. What is None is left out."""
+    task = manifest.task
     options: dict[str, Any] = {
         "model": str(config.path),
         "served_model_name": name,
@@ -86,6 +89,10 @@ def arguments(
         }
         if not has_nvidia_gpu():
             options["worker_extension_cls"] = "tuneserve.server.engine_lora_cpu.Worker"
+    if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
+        # vLLM has no class for tokens of this model; that for whole texts judges each token too, when it is told to.
+        whole = manifest.architecture.replace("ForTokenClassification", "ForSequenceClassification")
+        options |= {"hf_overrides": {"architectures": [whole]}, "pooler_config": {"task": "token_classify"}}
     options |= config.engine
     options["structured_outputs_config"] = {
         "backend": _STRUCTURED_BACKEND,

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 def missing() -> list[str]:
     from vllm import PoolingParams, SamplingParams
-    from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, StructuredOutputsConfig, VllmConfig
+    from vllm.config import CacheConfig, ModelConfig, PoolerConfig, SchedulerConfig, StructuredOutputsConfig, VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
@@ -74,10 +74,11 @@ def missing() -> list[str]:
         AsyncEngineArgs: """model served_model_name runner convert dtype tokenizer max_model_len max_num_seqs
             gpu_memory_utilization kv_cache_memory_bytes block_size enforce_eager scheduling_policy trust_remote_code
             use_tqdm_on_load otlp_traces_endpoint enable_lora max_loras max_cpu_loras max_lora_rank
-            worker_extension_cls structured_outputs_config""",
+            worker_extension_cls structured_outputs_config hf_overrides pooler_config""",
         BackgroundResources: "engine_manager coordinator",
         CacheConfig: "block_size",
         CompletionOutput: "index text token_ids logprobs finish_reason stop_reason",
+        PoolerConfig: "task",
         PoolingOutput: "data",
         SchedulerConfig: "max_num_seqs policy",
         StructuredOutputsConfig: "backend",

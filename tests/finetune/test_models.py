@@ -22,7 +22,16 @@ def test_every_servable_class_is_in_the_installed_vllm() -> None:
     for names in models.SERVABLE.values():
         for name in names:
             # Decoders classify through vLLM's conversion of their language model.
-            assert name in known or name.replace("SequenceClassification", "CausalLM") in known, name
+            assert name in known or re.sub("(Sequence|Token)Classification", "CausalLM", name) in known, name
+
+
+def test_decoders_that_judge_tokens_have_the_head_that_vllm_knows() -> None:
+    """`score`, one linear layer: it has no class of its own for them."""
+    import transformers
+
+    for name in models.SERVABLE["token-classification"]:
+        made_of = {kind.__name__ for kind in getattr(transformers, name).__mro__}
+        assert "GenericForTokenClassification" in made_of or re.search("Bert|Roberta", name), name
 
 
 @pytest.mark.parametrize(
@@ -30,7 +39,7 @@ def test_every_servable_class_is_in_the_installed_vllm() -> None:
     [
         ("token-classification", "distilbert", "DistilBertForTokenClassification"),
         ("token-classification", "electra", "ElectraForTokenClassification"),
-        ("token-classification", "llama", "LlamaForTokenClassification"),
+        ("token-classification", "gpt2", "GPT2ForTokenClassification"),
         ("sequence-classification", "electra", "ElectraForSequenceClassification"),
         ("generation", "bert", "BertLMHeadModel"),
         ("generation", "t5", "a t5 model"),
@@ -46,6 +55,7 @@ def test_what_vllm_can_not_serve_is_refused(tmp_path: Path, task: str, model_typ
 def test_what_vllm_serves_is_accepted(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     models.check_servable("sequence-classification", str(tmp_path))
+    models.check_servable("token-classification", str(tmp_path))
 
 
 def test_a_missing_or_quantized_base_model(tmp_path: Path) -> None:

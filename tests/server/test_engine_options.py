@@ -67,9 +67,10 @@ def arguments(tmp_path, monkeypatch):
     """The engine's options for a model on a CPU."""
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: False)
 
-    def make(task=pb.TASK_GENERATION, **settings):
+    def make(task=pb.TASK_GENERATION, architecture="", **settings):
         hardware = Hardware("bfloat16", 1 << 30, enforce_eager=True)
-        return engine_options.arguments("chat", ModelConfig(tmp_path, **settings), task, hardware)
+        manifest = pb.Checkpoint(task=task, architecture=architecture)
+        return engine_options.arguments("chat", ModelConfig(tmp_path, **settings), manifest, hardware)
 
     return make
 
@@ -91,6 +92,13 @@ def test_encoders_have_a_runner_of_their_own(arguments):
     embedding = arguments(pb.TASK_EMBEDDING)
     assert (embedding["runner"], embedding["convert"]) == ("pooling", "embed")
     assert "block_size" not in embedding
+
+
+def test_decoders_judge_tokens_with_what_judges_texts(arguments):
+    decoder = arguments(pb.TASK_TOKEN_CLASSIFICATION, "Qwen3ForTokenClassification")
+    assert decoder["hf_overrides"] == {"architectures": ["Qwen3ForSequenceClassification"]}
+    assert decoder["pooler_config"] == {"task": "token_classify"}
+    assert "hf_overrides" not in arguments(pb.TASK_TOKEN_CLASSIFICATION, "BertForTokenClassification")
 
 
 def test_adapters_are_padded_to_a_rank_there_is(arguments):
