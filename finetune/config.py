@@ -30,9 +30,13 @@ class FinetuneConfig:
     """What to train, on what, and how. Build it with `load` or `parse`, which check it."""
 
     task: str
-    base_model: str  # a Hugging Face directory or hub id
+    base_model: str  # a Hugging Face directory or hub id; what `continue_from` says where that is given
     train: str  # a file, or a data set id on the hub: owner/name[/config][:split]
     output: Path
+
+    continue_from: str | None = None  # in place of base_model: a checkpoint made here, whose labels are kept
+    replay: str | None = None  # rows of the data that it was trained on, mixed with the new: less is forgotten
+    replay_share: float = 0.2  # of the training rows that are such old ones
 
     test: str | None = None
     test_size: float | None = None  # share of `train` held out when there is no `test`; 0.1 unless told
@@ -82,7 +86,7 @@ class FinetuneConfig:
     def public(self) -> dict[str, Any]:
         """Returns the settings for the lineage: local paths by their last name only."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
-        for key in ("base_model", "train", "test", "output"):
+        for key in ("base_model", "continue_from", "train", "replay", "test", "output"):
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
         return values
@@ -154,6 +158,9 @@ CHECKS: dict[str, Check] = {
     "base_model": _TEXT,
     "train": _TEXT,
     "output": _TEXT,
+    "continue_from": _TEXT,
+    "replay": _TEXT,
+    "replay_share": _number(0, 0.9, above=True),
     "test": _TEXT,
     "test_size": _number(0, 0.9, above=True),
     "format": _choice(*sorted(set(SUFFIXES.values()))),
@@ -224,6 +231,10 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
                 f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(CHECKS),
             )
     given = {key: value for key, value in values.items() if value is not None}
+    if "continue_from" in given:
+        if "base_model" in given:
+            raise UserError(f"{name}: both base_model and continue_from are given", "give one of them")
+        given["base_model"] = given["continue_from"]
     for key in ("task", "base_model", "train", "output"):
         if key not in given:
             raise UserError(f"{name}: {key} is missing", f"{key}: {CHECKS[key][1]}")
@@ -235,10 +246,13 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
         given[key] = tuple(value) if isinstance(value, list) else value
     config = FinetuneConfig(**given | {"output": _local(directory, given["output"])})
     _check_together(config, given, name)
+    old = config.continue_from and str(_local(directory, config.continue_from))
     return replace(
         config,
-        base_model=_path_or_id(directory, config.base_model),
+        base_model=old or _path_or_id(directory, config.base_model),
+        continue_from=old,
         train=_path_or_id(directory, config.train),
+        replay=config.replay and _path_or_id(directory, config.replay),
         test=config.test and _path_or_id(directory, config.test),
         test_size=config.test_size or (None if config.test else 0.1),
         learning_rate=config.learning_rate or METHODS[config.method],
@@ -248,6 +262,10 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
 def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str) -> None:
     if config.test and config.test_size:
         raise UserError(f"{name}: both test and test_size are given", "give one of them")
+    if config.replay and not config.continue_from:
+        raise UserError(f"{name}: replay is given, and no continue_from", "name the checkpoint that these rows trained")
+    if "replay_share" in given and not config.replay:
+        raise UserError(f"{name}: replay_share is given, and no replay", "name a file with rows of the old data")
     if config.problem_type != "single-label" and config.task != "sequence-classification":
         raise UserError(
             f"{name}: problem_type is {config.problem_type}", "only sequence-classification has problem_type"

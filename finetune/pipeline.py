@@ -6,12 +6,13 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import augmentation, data, models, report
+from tuneserve.finetune import augmentation, continual, data, models, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.tokens import Target, encode
@@ -51,9 +52,11 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
     entry.data_sha256 = rows.sha256(train)
+    if config.replay:
+        entry.metrics["replayed_rows"] = split.replayed
     with _run_state(state, config, entry.data_sha256, overwrite, resume):
         validation = encode(tokenizer, target, split.validation)
-        model = _train(config, target, tokenizer, encoded, validation, bf16, state, entry)
+        model = _train(config, split.old, target, tokenizer, encoded, validation, bf16, state, entry)
     manifest = _manifest(config, split)
     kept = split.test if config.keep_test_split else []
     reference = merging.probe_logits(model, tokenizer, target, kept)
@@ -72,6 +75,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
             manifest = merging.merge_into(directory, adapter, manifest, split.test)
     shutil.rmtree(state, ignore_errors=True)
     report.show_checkpoint(config.output, manifest)
+    continual.show(manifest.task, entry.metrics)
     return config.output
 
 
@@ -127,6 +131,7 @@ def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite:
 
 def _train(
     config: FinetuneConfig,
+    old: continual.Old,
     target: Target,
     tokenizer: Any,
     encoded: Sequence[Row],
@@ -142,9 +147,12 @@ def _train(
 
     # Before the model: the new head and LoRA's matrices start random.
     set_seed(config.seed)
+    known = replace(target, labels=old.labels or target.labels)
     model, new_modules = models.load_model(
-        target, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
+        known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
     )
+    before = continual.measure(model, tokenizer, known, old, bf16)
+    new_modules += continual.extend_head(model, target.labels)
     model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
     loss, steps = training.train(
@@ -154,6 +162,8 @@ def _train(
     entry.metrics["train_steps"] = steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    after = continual.measure(model, tokenizer, target, old, bf16)
+    entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model
 
 
