@@ -71,6 +71,10 @@ class FinetuneConfig:
     lora_dropout: float = 0.0  # costs half the speed on CPUs
     lora_targets: tuple[str, ...] | None = None  # module names; every linear layer but the head unless told
 
+    teacher: str | None = None  # a model trained for the same labels, whose answers are learned too: distillation.py
+    distillation_weight: float = 0.5  # of its answers in the loss, against that of the labels
+    distillation_temperature: float = 2.0
+
     neftune_alpha: float | None = None  # noise on the embeddings, 5 to 15 (Jain et al. 2023)
     # For classifiers, of texts and of tokens: see objectives.py.
     class_weights: str | Mapping[str, float] | None = None  # balanced, or a number for some of the labels
@@ -86,7 +90,7 @@ class FinetuneConfig:
     def public(self) -> dict[str, Any]:
         """Returns the settings for the lineage: local paths by their last name only."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
-        for key in ("base_model", "continue_from", "train", "replay", "test", "output"):
+        for key in ("base_model", "continue_from", "train", "replay", "test", "output", "teacher"):
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
         return values
@@ -185,6 +189,9 @@ CHECKS: dict[str, Check] = {
     "weight_decay": _number(0, 1),
     "warmup_ratio": _number(0, 1),
     "save_steps": _whole(1),
+    "teacher": _TEXT,
+    "distillation_weight": _number(0, 1, above=True),
+    "distillation_temperature": _number(0, 100, above=True),
     "neftune_alpha": _number(0, 100),
     "class_weights": (_is_weights, "balanced, or a mapping of labels to numbers above 0"),
     "label_smoothing": _number(0, 0.9),
@@ -254,6 +261,7 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
         train=_path_or_id(directory, config.train),
         replay=config.replay and _path_or_id(directory, config.replay),
         test=config.test and _path_or_id(directory, config.test),
+        teacher=config.teacher and _path_or_id(directory, config.teacher),
         test_size=config.test_size or (None if config.test else 0.1),
         learning_rate=config.learning_rate or METHODS[config.method],
     )
@@ -272,7 +280,7 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
         )
     if config.prompt_template and config.task != "generation":
         raise UserError(f"{name}: prompt_template is given", "only generation has prompts")
-    for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha"):
+    for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "teacher"):
         if given.get(key) and config.problem_type == "regression":
             raise UserError(f"{name}: {key} is given", "a regression has numbers, not classes")
     for key in given:
@@ -284,6 +292,11 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
         raise UserError(f"{name}: early_stopping is given, and no validation_size", "for example validation_size: 0.1")
     if config.validation_size and config.save_steps:
         raise UserError(f"{name}: both validation_size and save_steps are given", "with the first, epochs are saved")
+    for key in given:
+        if key.startswith("distillation_") and not config.teacher:
+            raise UserError(f"{name}: {key} is given, and no teacher", "name the model that teaches")
+    if config.teacher and config.method == "adalora":
+        raise UserError(f"{name}: teacher is given", "adalora has a loss of its own: choose another method")
     for key in OBJECTIVE:
         if given.get(key) and config.task == "generation":
             raise UserError(f"{name}: {key} is given", "it is for classifiers; neftune_alpha is for every task")

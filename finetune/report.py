@@ -30,7 +30,12 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     split = data.load(config)
     models.check_servable(config.task, config.base_model)
     tokenizer = models.load_tokenizer(config.base_model)
-    longest = min(config.max_length, models.max_length(config.base_model, tokenizer))
+    # Late: both import this one, or torch.
+    from tuneserve.finetune import distillation, pipeline
+
+    target = pipeline.target_of(config, split, tokenizer)
+    distillation.check(config, target, tokenizer)
+    longest = target.max_length
     lengths = sorted(_length(tokenizer, row) for row in chain(split.train, split.test))
     shares = split.label_distribution()
     cut = sum(length > longest for length in lengths)
