@@ -7,6 +7,7 @@
     tokens        canonical rows as token ids with the targets of the loss
     models        base models with a task's head, adapters, and what vLLM can serve
     distillation  learning from a teacher's answers
+    depth         base models with fewer blocks
     training      Trainer and SFTTrainer
     evaluation    held-out quality, through tuneserve.quality
     merging       adapter into base in fp32, saved in bf16, compared before it is kept

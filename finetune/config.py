@@ -52,6 +52,7 @@ class FinetuneConfig:
 
     method: str = "lora"  # one of METHODS
     last_layers: int | None = None  # full: only so many of the last layers learn, and the head; 0 for the head alone
+    keep_layers: int | None = None  # full: only so many of the base model's layers stay, evenly spread: depth.py
     max_length: int = 512  # tokens; longer rows are cut
     epochs: float = 3.0
     early_stopping: int | None = None  # end after so many epochs in which the validation loss did not get better
@@ -177,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "keep_test_split": _FLAG,
     "method": _choice(*METHODS),
     "last_layers": _whole(0),
+    "keep_layers": _whole(1),
     "validation_size": _number(0, 0.9, above=True),
     "max_length": _whole(8),
     "epochs": _number(0, 1000, above=True),
@@ -288,6 +290,8 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
             raise UserError(f"{name}: {key} is given", f"method {config.method} has no such setting: leave it out")
     if config.last_layers is not None and config.method != "full":
         raise UserError(f"{name}: last_layers is given", "it is for method: full; adapters are in every layer")
+    if config.keep_layers and config.method != "full":
+        raise UserError(f"{name}: keep_layers is given", "it is for method: full; an adapter belongs to a whole model")
     if config.early_stopping and not config.validation_size:
         raise UserError(f"{name}: early_stopping is given, and no validation_size", "for example validation_size: 0.1")
     if config.validation_size and config.save_steps:

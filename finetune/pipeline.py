@@ -141,7 +141,7 @@ def _train(
     """Returns the trained model, in fp32, and notes loss and time in `entry`."""
     from transformers import set_seed
 
-    from tuneserve.finetune import distillation, methods, training
+    from tuneserve.finetune import depth, distillation, methods, training
 
     old, encoded, teacher = split.old, encode(tokenizer, target, train), None
     if config.teacher:
@@ -160,6 +160,8 @@ def _train(
     )
     before = continual.measure(model, tokenizer, known, old, bf16)
     new_modules += continual.extend_head(model, target.labels)
+    if config.keep_layers:
+        entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
     model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
     validation = encode(tokenizer, target, split.validation)

@@ -99,6 +99,7 @@ def test_every_key_is_checked() -> None:
         ({"distillation_weight": 0.5}, "distillation_weight is given, and no teacher"),
         ({"teacher": "big", "problem_type": "regression"}, "teacher is given"),
         ({"teacher": "big", "method": "adalora"}, "teacher is given"),
+        ({"keep_layers": 3}, "keep_layers is given"),
         ({"class_weights": "rare"}, "class_weights is 'rare'"),
         ({"class_weights": {"a": 0}}, "class_weights is"),
     ],
