@@ -3,8 +3,11 @@
     config        one YAML file, checked key by key
     formats       jsonl, csv, parquet, CoNLL and hub data sets as raw rows that know their line
     data          raw rows checked into the canonical form, split into train and test
+    continual     going on from a finished checkpoint, and what is forgotten by it
     tokens        canonical rows as token ids with the targets of the loss
     models        base models with a task's head, adapters, and what vLLM can serve
+    distillation  learning from a teacher's answers
+    depth         base models with fewer blocks
     training      Trainer and SFTTrainer
     evaluation    held-out quality, through tuneserve.quality
     merging       adapter into base in fp32, saved in bf16, compared before it is kept

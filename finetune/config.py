@@ -30,9 +30,13 @@ class FinetuneConfig:
     """What to train, on what, and how. Build it with `load` or `parse`, which check it."""
 
     task: str
-    base_model: str  # a Hugging Face directory or hub id
+    base_model: str  # a Hugging Face directory or hub id; what `continue_from` says where that is given
     train: str  # a file, or a data set id on the hub: owner/name[/config][:split]
     output: Path
+
+    continue_from: str | None = None  # in place of base_model: a checkpoint made here, whose labels are kept
+    replay: str | None = None  # rows of the data that it was trained on, mixed with the new: less is forgotten
+    replay_share: float = 0.2  # of the training rows that are such old ones
 
     test: str | None = None
     test_size: float | None = None  # share of `train` held out when there is no `test`; 0.1 unless told
@@ -48,6 +52,7 @@ class FinetuneConfig:
 
     method: str = "lora"  # one of METHODS
     last_layers: int | None = None  # full: only so many of the last layers learn, and the head; 0 for the head alone
+    keep_layers: int | None = None  # full: only so many of the base model's layers stay, evenly spread: depth.py
     max_length: int = 512  # tokens; longer rows are cut
     epochs: float = 3.0
     early_stopping: int | None = None  # end after so many epochs in which the validation loss did not get better
@@ -67,6 +72,10 @@ class FinetuneConfig:
     lora_dropout: float = 0.0  # costs half the speed on CPUs
     lora_targets: tuple[str, ...] | None = None  # module names; every linear layer but the head unless told
 
+    teacher: str | None = None  # a model trained for the same labels, whose answers are learned too: distillation.py
+    distillation_weight: float = 0.5  # of its answers in the loss, against that of the labels
+    distillation_temperature: float = 2.0
+
     neftune_alpha: float | None = None  # noise on the embeddings, 5 to 15 (Jain et al. 2023)
     # For classifiers, of texts and of tokens: see objectives.py.
     class_weights: str | Mapping[str, float] | None = None  # balanced, or a number for some of the labels
@@ -82,7 +91,7 @@ class FinetuneConfig:
     def public(self) -> dict[str, Any]:
         """Returns the settings for the lineage: local paths by their last name only."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
-        for key in ("base_model", "train", "test", "output"):
+        for key in ("base_model", "continue_from", "train", "replay", "test", "output", "teacher"):
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
         return values
@@ -154,6 +163,9 @@ CHECKS: dict[str, Check] = {
     "base_model": _TEXT,
     "train": _TEXT,
     "output": _TEXT,
+    "continue_from": _TEXT,
+    "replay": _TEXT,
+    "replay_share": _number(0, 0.9, above=True),
     "test": _TEXT,
     "test_size": _number(0, 0.9, above=True),
     "format": _choice(*sorted(set(SUFFIXES.values()))),
@@ -166,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "keep_test_split": _FLAG,
     "method": _choice(*METHODS),
     "last_layers": _whole(0),
+    "keep_layers": _whole(1),
     "validation_size": _number(0, 0.9, above=True),
     "max_length": _whole(8),
     "epochs": _number(0, 1000, above=True),
@@ -178,6 +191,9 @@ CHECKS: dict[str, Check] = {
     "weight_decay": _number(0, 1),
     "warmup_ratio": _number(0, 1),
     "save_steps": _whole(1),
+    "teacher": _TEXT,
+    "distillation_weight": _number(0, 1, above=True),
+    "distillation_temperature": _number(0, 100, above=True),
     "neftune_alpha": _number(0, 100),
     "class_weights": (_is_weights, "balanced, or a mapping of labels to numbers above 0"),
     "label_smoothing": _number(0, 0.9),
@@ -224,6 +240,10 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
                 f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(CHECKS),
             )
     given = {key: value for key, value in values.items() if value is not None}
+    if "continue_from" in given:
+        if "base_model" in given:
+            raise UserError(f"{name}: both base_model and continue_from are given", "give one of them")
+        given["base_model"] = given["continue_from"]
     for key in ("task", "base_model", "train", "output"):
         if key not in given:
             raise UserError(f"{name}: {key} is missing", f"{key}: {CHECKS[key][1]}")
@@ -235,11 +255,15 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
         given[key] = tuple(value) if isinstance(value, list) else value
     config = FinetuneConfig(**given | {"output": _local(directory, given["output"])})
     _check_together(config, given, name)
+    old = config.continue_from and str(_local(directory, config.continue_from))
     return replace(
         config,
-        base_model=_path_or_id(directory, config.base_model),
+        base_model=old or _path_or_id(directory, config.base_model),
+        continue_from=old,
         train=_path_or_id(directory, config.train),
+        replay=config.replay and _path_or_id(directory, config.replay),
         test=config.test and _path_or_id(directory, config.test),
+        teacher=config.teacher and _path_or_id(directory, config.teacher),
         test_size=config.test_size or (None if config.test else 0.1),
         learning_rate=config.learning_rate or METHODS[config.method],
     )
@@ -248,13 +272,17 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
 def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str) -> None:
     if config.test and config.test_size:
         raise UserError(f"{name}: both test and test_size are given", "give one of them")
+    if config.replay and not config.continue_from:
+        raise UserError(f"{name}: replay is given, and no continue_from", "name the checkpoint that these rows trained")
+    if "replay_share" in given and not config.replay:
+        raise UserError(f"{name}: replay_share is given, and no replay", "name a file with rows of the old data")
     if config.problem_type != "single-label" and config.task != "sequence-classification":
         raise UserError(
             f"{name}: problem_type is {config.problem_type}", "only sequence-classification has problem_type"
         )
     if config.prompt_template and config.task != "generation":
         raise UserError(f"{name}: prompt_template is given", "only generation has prompts")
-    for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha"):
+    for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "teacher"):
         if given.get(key) and config.problem_type == "regression":
             raise UserError(f"{name}: {key} is given", "a regression has numbers, not classes")
     for key in given:
@@ -262,10 +290,17 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
             raise UserError(f"{name}: {key} is given", f"method {config.method} has no such setting: leave it out")
     if config.last_layers is not None and config.method != "full":
         raise UserError(f"{name}: last_layers is given", "it is for method: full; adapters are in every layer")
+    if config.keep_layers and config.method != "full":
+        raise UserError(f"{name}: keep_layers is given", "it is for method: full; an adapter belongs to a whole model")
     if config.early_stopping and not config.validation_size:
         raise UserError(f"{name}: early_stopping is given, and no validation_size", "for example validation_size: 0.1")
     if config.validation_size and config.save_steps:
         raise UserError(f"{name}: both validation_size and save_steps are given", "with the first, epochs are saved")
+    for key in given:
+        if key.startswith("distillation_") and not config.teacher:
+            raise UserError(f"{name}: {key} is given, and no teacher", "name the model that teaches")
+    if config.teacher and config.method == "adalora":
+        raise UserError(f"{name}: teacher is given", "adalora has a loss of its own: choose another method")
     for key in OBJECTIVE:
         if given.get(key) and config.task == "generation":
             raise UserError(f"{name}: {key} is given", "it is for classifiers; neftune_alpha is for every task")

@@ -3,17 +3,21 @@
 Nothing here needs torch or a tokenizer.
 """
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from tuneserve import rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import canonical, formats
+from tuneserve.finetune import canonical, continual, formats
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.continual import Old
 from tuneserve.rows import Row
+
+logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 20
 NUMBER = "score"  # what the one output of a regression is called
@@ -27,7 +31,9 @@ class Data:
     test: list[Row]
     validation: list[Row]  # of the training rows: tells which epoch was best; empty unless asked for
     labels: list[str]  # the position is the class index; empty for generation
-    duplicates: int  # training rows dropped because their input is in the test rows
+    duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
+    old: Old = field(default_factory=Old)  # what training goes on from
+    replayed: int = 0  # training rows that are old ones
 
     def label_distribution(self) -> dict[str, float]:
         """Returns the share of each label in the training rows: of texts, or of entities for tokens."""
@@ -48,13 +54,15 @@ def load(config: FinetuneConfig) -> Data:
 
     Raises UserError with the number of bad rows and the first of them as `file:line: reason`.
     """
+    old = continual.load(config)
     problems: list[str] = []
     train = _canonical(config, config.train, problems)
     test = _canonical(config, config.test, problems) if config.test else []
+    replay = _canonical(config, config.replay, problems) if config.replay else []
     # Without one good row there are no labels to speak of.
-    labels = _labels(config, [row for _, row in train]) if train else []
+    labels = _labels(config, [row for _, row in train], old.labels) if train else []
     if labels:
-        problems += _unknown_labels(chain(train, test), set(labels))
+        problems += _unknown_labels(chain(train, test, replay), set(labels))
     if problems:
         more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise UserError(
@@ -63,7 +71,7 @@ def load(config: FinetuneConfig) -> Data:
             + more,
             "correct or remove these rows",
         )
-    return _split(config, [row for _, row in train], [row for _, row in test], labels)
+    return _split(config, [row for _, row in train], [row for _, row in test], [row for _, row in replay], labels, old)
 
 
 def _canonical(config: FinetuneConfig, source: str, problems: list[str]) -> list[tuple[str, Row]]:
@@ -92,14 +100,20 @@ def _canonical(config: FinetuneConfig, source: str, problems: list[str]) -> list
     return good
 
 
-def _labels(config: FinetuneConfig, train: Iterable[Row]) -> list[str]:
-    """Returns the class names in their order: as given, or sorted. For tokens, O and then B- and I- of each type."""
+def _labels(config: FinetuneConfig, train: Iterable[Row], old: Sequence[str]) -> list[str]:
+    """Returns the class names in their order: as given, or the old ones and then the new ones, sorted.
+
+    For tokens, O and then B- and I- of each type.
+    """
     if config.task == "generation":
         return []
     if config.problem_type == "regression":
         return [NUMBER]
     found = sorted(set(chain.from_iterable(map(_counted_labels, train))))
-    names = list(config.labels) if config.labels else found
+    known = dict.fromkeys(_entity_type(label) for label in old if label != "O")
+    names = list(config.labels) if config.labels else list(dict.fromkeys([*known, *found]))
+    if lacking := [name for name in known if name not in names]:
+        raise UserError(f"labels: {lacking[0]} is missing", "the checkpoint that training goes on from knows it")
     if config.task == "token-classification":
         if wrong := [name for name in names if name == "O" or name.startswith(("B-", "I-"))]:
             raise UserError(f"labels: {wrong[0]} is a tag", "give entity types, without O, B- and I-")
@@ -131,7 +145,9 @@ def _unknown_labels(placed: Iterable[tuple[str, Row]], labels: set[str]) -> Iter
                 break
 
 
-def _split(config: FinetuneConfig, train: list[Row], test: list[Row], labels: list[str]) -> Data:
+def _split(
+    config: FinetuneConfig, train: list[Row], test: list[Row], replay: list[Row], labels: list[str], old: Old
+) -> Data:
     order = random.Random(config.seed)
     order.shuffle(train)
     if config.test:
@@ -140,9 +156,14 @@ def _split(config: FinetuneConfig, train: list[Row], test: list[Row], labels: li
         assert config.test_size is not None
         train, test = stratified(train, config.test_size)
     test = test[: config.max_test_rows]
-    kept = _without(train, test)
+    held_out = [*test, *old.test]
+    kept = _without(train, held_out)
     duplicates = len(train) - len(kept)
     kept = kept[: config.max_train_rows]
+    order.shuffle(replay)
+    # Where new and old rows ask the same, the new ones know better.
+    replay = _share(_without(replay, [*held_out, *kept]), config.replay_share, len(kept))
+    kept += replay
     validation: list[Row] = []
     if config.validation_size:
         kept, validation = stratified(kept, config.validation_size)
@@ -152,7 +173,18 @@ def _split(config: FinetuneConfig, train: list[Row], test: list[Row], labels: li
             ", 0 to validate with" if config.validation_size else ""
         )
         raise UserError(counts, "each needs some: give more data")
-    return Data(kept, test, validation, labels, duplicates)
+    replayed = len(kept) - len(_without(kept, replay))
+    return Data(kept, test, validation, labels, duplicates, old, replayed)
+
+
+def _share(replay: list[Row], share: float, new: int) -> list[Row]:
+    """Returns as many of the old rows as make up their share beside so many new ones, each label in proportion."""
+    wanted = round(new * share / (1 - share))
+    if wanted < len(replay):
+        return stratified(replay, wanted / len(replay))[1]
+    if replay:
+        logger.info("replay: all %d old rows, of the %d that replay_share is", len(replay), wanted)
+    return replay
 
 
 def _without(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:

@@ -52,7 +52,7 @@ def auto_class(task: str) -> Any:
 
 def check_servable(task: str, base_model: str) -> None:
     """Raises UserError when the base model can't be read, has no head for the task, or vLLM can't serve it."""
-    config = _read(base_model, "AutoConfig")
+    config = read(base_model, "AutoConfig")
     if "quantization_config" in config.to_dict():
         raise UserError(
             f"base_model: {base_model} is quantized", "train and merge on the original weights, then quantize"
@@ -71,9 +71,9 @@ def check_servable(task: str, base_model: str) -> None:
         )
 
 
-def load_tokenizer(base_model: str) -> Any:
-    """Returns the base model's tokenizer, with a padding token."""
-    tokenizer = _read(base_model, "AutoTokenizer")
+def load_tokenizer(base_model: str, key: str = "base_model") -> Any:
+    """Returns a model's tokenizer, with a padding token. `key` is the setting that names the model."""
+    tokenizer = read(base_model, "AutoTokenizer", key)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -116,7 +116,7 @@ def _nf4(task: str, base_model: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     with torch.device("meta"):
-        kept = heads(auto_class(task).from_config(_read(base_model, "AutoConfig")))
+        kept = heads(auto_class(task).from_config(read(base_model, "AutoConfig")))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -139,7 +139,7 @@ def _whole_modules(model: Any, keys: set[str]) -> list[str]:
 
 def max_length(base_model: str, tokenizer: Any) -> int:
     """Returns the most tokens that the base model reads."""
-    config = _read(base_model, "AutoConfig").get_text_config()
+    config = read(base_model, "AutoConfig").get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return int(min(positions, tokenizer.model_max_length))
 
@@ -172,13 +172,14 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def _read(base_model: str, auto: str) -> Any:
+def read(base_model: str, auto: str, key: str = "base_model") -> Any:
+    """Returns what one of transformers' auto classes reads. Raises UserError naming the setting `key`."""
     import transformers
 
     try:
         return getattr(transformers, auto).from_pretrained(base_model)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"base_model: {base_model} could not be loaded: {str(error).strip().splitlines()[0]}",
+            f"{key}: {base_model} could not be loaded: {str(error).strip().splitlines()[0]}",
             "give a Hugging Face directory, or a hub id that this machine can reach",
         ) from None

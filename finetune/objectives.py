@@ -5,6 +5,7 @@ label smoothing    the target is a little less than sure
 focal loss         what the model is sure of already counts less (Lin et al. 2017)
 R-Drop             two passes with other dropout should agree (Liang et al. 2021)
 FGM                and so should embeddings moved a step in the worst direction (Miyato et al. 2017)
+distillation       and the answers of a teacher be learned beside the labels (Hinton et al. 2015)
 """
 
 from collections import Counter
@@ -71,13 +72,12 @@ def class_weights(encoded: Sequence[Row], labels: Sequence[str], config: Finetun
 class ClassifierTrainer(Trainer):  # type: ignore[misc]
     """Trainer with an objective of ours."""
 
-    def __init__(self, *, objective: Objective, rdrop_alpha: float, fgm_epsilon: float, **options: Any) -> None:
+    def __init__(self, *, objective: Objective, config: FinetuneConfig, **options: Any) -> None:
         super().__init__(**options)
         # Our loss is a mean over its batch: Trainer divides it by the number of batches that make a step.
         self.model_accepts_loss_kwargs = False
         self._objective = objective
-        self._rdrop_alpha = rdrop_alpha
-        self._fgm_epsilon = fgm_epsilon
+        self._config = config
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -85,17 +85,23 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
         """See Trainer."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
+        # Only the training rows have answers of a teacher.
+        teacher = inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
         loss = self._objective(outputs.logits, labels)
-        if self._rdrop_alpha and model.training:
+        if self._config.rdrop_alpha and model.training:
             again = model(**inputs).logits
             loss = (loss + self._objective(again, labels)) / 2
-            loss = loss + self._rdrop_alpha * divergence(outputs.logits, again, labels)
+            loss = loss + self._config.rdrop_alpha * divergence(outputs.logits, again, labels)
+        if teacher is not None:
+            weight = self._config.distillation_weight
+            taught = distillation(outputs.logits, teacher, labels, self._config.distillation_temperature)
+            loss = (1 - weight) * loss + weight * taught
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """See Trainer."""
-        if not self._fgm_epsilon:
+        if not self._config.fgm_epsilon:
             return super().training_step(model, inputs, num_items_in_batch)
         seen: list[Tensor] = []
 
@@ -111,7 +117,7 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
             loss = super().training_step(model, inputs, num_items_in_batch)
         gradient = seen[0].grad
         assert gradient is not None
-        step = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None] * self._fgm_epsilon
+        step = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None] * self._config.fgm_epsilon
         with embeddings.register_forward_hook(lambda _module, _inputs, output: output + step):
             super().training_step(model, inputs, num_items_in_batch)
         return loss
@@ -119,14 +125,26 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
 
 def divergence(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean symmetric Kullback-Leibler divergence of two passes, over what `labels` counts."""
-    first, second = first.float(), second.float()
+    one, other = _log_chances(first, labels), _log_chances(second, labels)
+    return ((one.exp() - other.exp()) * (one - other)).sum(-1).mean() / 2
+
+
+def distillation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Returns T² · KL(teacher ‖ student), both softened by T, as the mean over what `labels` counts.
+
+    `teacher` has the logits of what is counted only: [counted, classes].
+    """
+    learned = _log_chances(student / temperature, labels)
+    right = _log_chances(teacher / temperature, labels if labels.is_floating_point() else labels[labels != IGNORED])
+    return temperature**2 * functional.kl_div(learned, right, reduction="none", log_target=True).sum(-1).mean()
+
+
+def _log_chances(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log probabilities of what is counted: over the classes, or of each of several labels over yes and no."""
+    logits = logits.float()
     if labels.is_floating_point():
-        # Each label is a distribution of its own, over yes and no.
-        first, second = torch.stack((first, -first), -1), torch.stack((second, -second), -1)
-        first, second = functional.logsigmoid(first), functional.logsigmoid(second)
-    else:
-        first, second = _counted(first, labels)[0].log_softmax(-1), _counted(second, labels)[0].log_softmax(-1)
-    return ((first.exp() - second.exp()) * (first - second)).sum(-1).mean() / 2
+        return functional.logsigmoid(torch.stack((logits, -logits), -1))
+    return _counted(logits, labels)[0].log_softmax(-1)
 
 
 def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

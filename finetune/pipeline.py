@@ -6,12 +6,13 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import augmentation, data, models, report
+from tuneserve.finetune import augmentation, continual, data, models, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.tokens import Target, encode
@@ -41,19 +42,20 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     bf16 = models.use_bf16(config.precision)
     tokenizer = models.load_tokenizer(config.base_model)
     target = target_of(config, split, tokenizer)
+
+    from tuneserve.finetune import distillation, merging
+
+    distillation.check(config, target, tokenizer)
     train = augmentation.augmented(split.train, config)
-    encoded = encode(tokenizer, target, train)
     logger.info("training on %d rows, %d held out", len(train), len(split.test))
-
-    from tuneserve.finetune import merging
-
     entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
     entry.data_sha256 = rows.sha256(train)
+    if config.replay:
+        entry.metrics["replayed_rows"] = split.replayed
     with _run_state(state, config, entry.data_sha256, overwrite, resume):
-        validation = encode(tokenizer, target, split.validation)
-        model = _train(config, target, tokenizer, encoded, validation, bf16, state, entry)
+        model = _train(config, split, train, target, tokenizer, bf16, state, entry)
     manifest = _manifest(config, split)
     kept = split.test if config.keep_test_split else []
     reference = merging.probe_logits(model, tokenizer, target, kept)
@@ -72,6 +74,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
             manifest = merging.merge_into(directory, adapter, manifest, split.test)
     shutil.rmtree(state, ignore_errors=True)
     report.show_checkpoint(config.output, manifest)
+    continual.show(manifest.task, entry.metrics)
     return config.output
 
 
@@ -127,10 +130,10 @@ def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite:
 
 def _train(
     config: FinetuneConfig,
+    split: Data,
+    train: Sequence[Row],
     target: Target,
     tokenizer: Any,
-    encoded: Sequence[Row],
-    validation: Sequence[Row],
     bf16: bool,
     state: Path,
     entry: pb.Step,
@@ -138,22 +141,39 @@ def _train(
     """Returns the trained model, in fp32, and notes loss and time in `entry`."""
     from transformers import set_seed
 
-    from tuneserve.finetune import methods, training
+    from tuneserve.finetune import depth, distillation, methods, training
 
+    old, encoded, teacher = split.old, encode(tokenizer, target, train), None
+    if config.teacher:
+        teacher = distillation.load(config, target, tokenizer, bf16)
+        entry.metrics.update(teacher.quality(split.test))
+        if target.labels:
+            answers = teacher.answers(train, target.labels)
+            encoded = [row | {"teacher_logits": logits} for row, logits in zip(encoded, answers, strict=True)]
+            # Gives back its memory.
+            teacher = None
     # Before the model: the new head and LoRA's matrices start random.
     set_seed(config.seed)
+    known = replace(target, labels=old.labels or target.labels)
     model, new_modules = models.load_model(
-        target, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
+        known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
     )
+    before = continual.measure(model, tokenizer, known, old, bf16)
+    new_modules += continual.extend_head(model, target.labels)
+    if config.keep_layers:
+        entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
     model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
+    validation = encode(tokenizer, target, split.validation)
     loss, steps = training.train(
-        training.Run(model, tokenizer, encoded, validation, target, config, bf16, directory=state)
+        training.Run(model, tokenizer, encoded, validation, target, config, bf16, directory=state, teacher=teacher)
     )
     entry.metrics["train_loss"] = loss
     entry.metrics["train_steps"] = steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    after = continual.measure(model, tokenizer, target, old, bf16)
+    entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model
 
 

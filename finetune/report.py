@@ -30,7 +30,12 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     split = data.load(config)
     models.check_servable(config.task, config.base_model)
     tokenizer = models.load_tokenizer(config.base_model)
-    longest = min(config.max_length, models.max_length(config.base_model, tokenizer))
+    # Late: both import this one, or torch.
+    from tuneserve.finetune import distillation, pipeline
+
+    target = pipeline.target_of(config, split, tokenizer)
+    distillation.check(config, target, tokenizer)
+    longest = target.max_length
     lengths = sorted(_length(tokenizer, row) for row in chain(split.train, split.test))
     shares = split.label_distribution()
     cut = sum(length > longest for length in lengths)
@@ -41,6 +46,8 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     )
     if split.validation:
         console.print(f"{len(split.validation)} more rows tell which epoch is best")
+    if config.continue_from:
+        console.print(f"{split.replayed} of the rows to train on are old ones, {len(split.old.test)} more are held out")
     repeated, contradictory = split.repeated()
     if repeated:
         console.print(f"{repeated} rows repeat the input of another, {contradictory} of them with another answer")

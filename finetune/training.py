@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from tuneserve.errors import StepFailed
 from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
+from tuneserve.finetune.distillation import Teacher, WithAnswers
 from tuneserve.finetune.objectives import ClassifierTrainer, Objective, class_weights
 from tuneserve.finetune.tokens import Target
 from tuneserve.rows import Row
@@ -41,6 +42,7 @@ class Run:
     config: FinetuneConfig
     bf16: bool
     directory: Path  # of its saved state
+    teacher: Teacher | None = None  # of generation: answers each batch
 
 
 def steps(rows: int, config: FinetuneConfig) -> int:
@@ -123,12 +125,13 @@ def _trainer(run: Run) -> Any:
     }
     options = {
         "model": run.model,
-        "args": TrainingArguments(**common),
+        # The teacher's answers are in the rows, and no argument of the model.
+        "args": TrainingArguments(**common, remove_unused_columns=not config.teacher),
         "train_dataset": list(run.encoded),
         "eval_dataset": list(run.validation) or None,
-        "data_collator": collators[config.task](run.tokenizer),
+        "data_collator": WithAnswers(collators[config.task](run.tokenizer)),
     }
-    if not any(getattr(config, key) for key in OBJECTIVE):
+    if not any(getattr(config, key) for key in (*OBJECTIVE, "teacher")):
         trainer = Trainer(**options)
         # Trainer believes that these models divide their loss by what is in all batches of a step. They don't: the
         # steps would be as many times too large as batches are accumulated.
@@ -137,8 +140,7 @@ def _trainer(run: Run) -> Any:
     weights = class_weights(run.encoded, run.target.labels, config)
     return ClassifierTrainer(
         objective=Objective(weights, config.label_smoothing, config.focal_gamma),
-        rdrop_alpha=config.rdrop_alpha,
-        fgm_epsilon=config.fgm_epsilon,
+        config=config,
         **options,
     )
 
@@ -163,13 +165,19 @@ def _sft(run: Run, common: dict[str, Any]) -> Any:
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = SFTTrainer(
-        model=run.model,
-        args=settings,
-        train_dataset=Dataset.from_list(list(run.encoded)),
-        eval_dataset=Dataset.from_list(list(run.validation)) if run.validation else None,
-        processing_class=run.tokenizer,
-    )
+    options: dict[str, Any] = {
+        "model": run.model,
+        "args": settings,
+        "train_dataset": Dataset.from_list(list(run.encoded)),
+        "eval_dataset": Dataset.from_list(list(run.validation)) if run.validation else None,
+        "processing_class": run.tokenizer,
+    }
+    if run.teacher:
+        from tuneserve.finetune.distillation_generation import DistillingTrainer
+
+        trainer = DistillingTrainer(teacher=run.teacher, config=run.config, **options)
+    else:
+        trainer = SFTTrainer(**options)
     # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
     for parameter in run.model.parameters():
         if parameter.requires_grad:

@@ -30,6 +30,13 @@ def test_a_local_model_directory_wins_over_a_hub_id(tmp_path: Path) -> None:
     assert parse(tmp_path).base_model == str(tmp_path / "org" / "model")
 
 
+def test_a_checkpoint_to_go_on_from_stands_for_the_base_model(tmp_path: Path) -> None:
+    found = parse(tmp_path, base_model=None, continue_from="old", replay="old.jsonl")
+    assert found.base_model == found.continue_from == str(tmp_path / "old")
+    assert found.public()["continue_from"] == "old"
+    assert found.public()["replay"] == "old.jsonl"
+
+
 def test_defaults_are_resolved(tmp_path: Path) -> None:
     assert parse(tmp_path).test_size == 0.1
     assert parse(tmp_path).learning_rate == 5e-4
@@ -86,6 +93,13 @@ def test_every_key_is_checked() -> None:
         ({"method": "adalora", "validation_size": 0.1}, "validation_size is given"),
         ({"task": "generation", "class_weights": "balanced"}, "class_weights is given"),
         ({"task": "generation", "augment_copies": 1}, "augment_copies is given"),
+        ({"continue_from": "old"}, "both base_model and continue_from"),
+        ({"replay": "old.jsonl"}, "replay is given, and no continue_from"),
+        ({"replay_share": 0.5}, "replay_share is given, and no replay"),
+        ({"distillation_weight": 0.5}, "distillation_weight is given, and no teacher"),
+        ({"teacher": "big", "problem_type": "regression"}, "teacher is given"),
+        ({"teacher": "big", "method": "adalora"}, "teacher is given"),
+        ({"keep_layers": 3}, "keep_layers is given"),
         ({"class_weights": "rare"}, "class_weights is 'rare'"),
         ({"class_weights": {"a": 0}}, "class_weights is"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tuneserve.finetune import config
-from tuneserve.finetune.objectives import Objective, class_weights, divergence
+from tuneserve.finetune.objectives import Objective, class_weights, distillation, divergence
 from tuneserve.finetune.tokens import IGNORED
 
 LOGITS = [[2.0, -1.0, 0.5], [0.0, 1.0, -2.0]]
@@ -67,6 +67,23 @@ def test_two_passes_that_agree_do_not_diverge() -> None:
     assert float(divergence(first, second, labels)) == pytest.approx(both)
     several = torch.tensor([[1.0, 0.0, 1.0]] * 2)
     assert float(divergence(first, second, several)) == pytest.approx(float(divergence(second, first, several)))
+
+
+def test_what_a_teacher_says_is_learned_softened() -> None:
+    student, teacher, labels = torch.tensor(LOGITS), torch.tensor(LOGITS[::-1]), torch.tensor([2, 1])
+    assert float(distillation(student, student, labels, 2.0)) == 0
+    left, right = ([chances([value / 2 for value in row]) for row in logits] for logits in (LOGITS, LOGITS[::-1]))
+    pairs = [zip(p, q, strict=True) for p, q in zip(left, right, strict=True)]
+    expected = 4 * sum(q * math.log(q / p) for pair in pairs for p, q in pair) / 2
+    assert float(distillation(student, teacher, labels, 2.0)) == pytest.approx(expected)
+    # Of tokens, the teacher has answers where they count only.
+    found = distillation(student[None], teacher[1:], torch.tensor([[IGNORED, 1]]), 2.0)
+    assert float(found) == pytest.approx(float(distillation(student[1:], teacher[1:], labels[1:], 2.0)))
+    # Of several labels, each is a question of its own.
+    chance = [[1 / (1 + math.exp(-value)) for value in row] for row in (LOGITS[0], LOGITS[1])]
+    expected = sum(q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) for p, q in zip(*chance, strict=True))
+    found = distillation(student[:1], teacher[:1], torch.tensor([[1.0, 0.0, 1.0]]), 1.0)
+    assert float(found) == pytest.approx(expected / 3)
 
 
 def test_balanced_weights() -> None:
