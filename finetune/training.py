@@ -124,7 +124,8 @@ def _trainer(run: Run) -> Any:
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "seed": config.seed,
-        "report_to": [],
+        "report_to": list(config.report_to or ()),
+        "run_name": config.output.name,
         "logging_steps": 1,
         # A loss that is no number is to be seen.
         "logging_nan_inf_filter": False,
