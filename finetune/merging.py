@@ -20,7 +20,7 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import card, checkpoint, rows
 from tuneserve.errors import StepFailed
 from tuneserve.finetune import evaluation, models
 from tuneserve.finetune.evaluation import Answers
@@ -119,6 +119,7 @@ def export(
     manifest.label_distribution.update(source.label_distribution)
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
+    card.write(directory, manifest)
     checkpoint.seal(directory, manifest)
     return Exported(manifest, answers)
 

@@ -159,6 +159,7 @@ def _train(
     model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
     trained = training.train(training.Run(model, tokenizer, encoded, validation, target, config, bf16, directory=state))
+    entry.metrics["train_rows"] = len(encoded)
     entry.metrics["train_loss"] = trained.loss
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
