@@ -12,6 +12,7 @@
     evaluation    held-out quality, through tuneserve.quality
     merging       adapter into base in fp32, saved in bf16, compared before it is kept
     report        `validate`, and tables for people
+    run_report    what OUTPUT-report holds; run_sections: what its page shows; figures: how that is drawn
     pipeline      `finetune`: all of it in order
 
 Knows nothing of quantization and serving; the checkpoint directory is all that they share.

@@ -1,6 +1,7 @@
 """The settings of one training run: a YAML file, every key checked before anything is loaded."""
 
 import difflib
+import importlib.util
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +16,7 @@ from tuneserve.finetune.formats import SUFFIXES
 
 # By how they train: the learning rate unless told.
 METHODS = {"lora": 5e-4, "dora": 5e-4, "rslora": 2e-4, "adalora": 2e-3, "ia3": 5e-3, "qlora": 5e-4, "full": 5e-5}
+TRACKERS = ("wandb", "mlflow")
 # What makes another loss than the plain one.
 OBJECTIVE = ("class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "fgm_epsilon")
 # fmt: off
@@ -64,6 +66,7 @@ class FinetuneConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     save_steps: int | None = None  # how often the state is saved that --resume goes on from; each epoch unless told
+    report_to: tuple[str, ...] | None = None  # besides OUTPUT-report: wandb, mlflow, by transformers' integrations
     seed: int = 42
     precision: str = "auto"  # bf16 where the hardware has it
 
@@ -127,6 +130,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and len(set(value)) == len(value)
+
+
+def _is_trackers(value: Any) -> bool:
+    return _is_texts(value) and set(value) <= set(TRACKERS)
 
 
 def _is_columns(value: Any) -> bool:
@@ -194,6 +201,7 @@ CHECKS: dict[str, Check] = {
     "teacher": _TEXT,
     "distillation_weight": _number(0, 1, above=True),
     "distillation_temperature": _number(0, 100, above=True),
+    "report_to": (_is_trackers, "a list of " + ", ".join(TRACKERS)),
     "neftune_alpha": _number(0, 100),
     "class_weights": (_is_weights, "balanced, or a mapping of labels to numbers above 0"),
     "label_smoothing": _number(0, 0.9),
@@ -309,6 +317,10 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
     if config.method == "adalora" and (config.validation_size or config.save_steps):
         key = "validation_size" if config.validation_size else "save_steps"
         raise UserError(f"{name}: {key} is given", "the ranks of adalora can't be saved and loaded within a run")
+    for package in config.report_to or ():
+        # A folder that is called so, as wandb leaves one, has no origin.
+        if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:
+            raise UserError(f"{name}: report_to has {package}, which is not installed", f"pip install {package}")
     if config.augment_copies and config.task == "generation":
         raise UserError(f"{name}: augment_copies is given", "answers are not to be changed: it is for classifiers")
     if config.labels and config.task == "generation":

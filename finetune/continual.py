@@ -90,7 +90,7 @@ def measure(model: Any, tokenizer: Any, target: Target, old: Old, bf16: bool) ->
     from tuneserve.finetune import evaluation
 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluation.evaluate(model, tokenizer, target, old.test, bf16)
+    return evaluation.evaluate(model, tokenizer, target, old.test, bf16).metrics
 
 
 def forgetting(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

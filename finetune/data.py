@@ -35,9 +35,9 @@ class Data:
     old: Old = field(default_factory=Old)  # what training goes on from
     replayed: int = 0  # training rows that are old ones
 
-    def label_distribution(self) -> dict[str, float]:
-        """Returns the share of each label in the training rows: of texts, or of entities for tokens."""
-        counts = Counter(chain.from_iterable(map(_counted_labels, self.train)))
+    def label_distribution(self, of: Sequence[Row] | None = None) -> dict[str, float]:
+        """Returns the share of each label in rows (the training rows): of texts, or of entities for tokens."""
+        counts = Counter(chain.from_iterable(map(_counted_labels, self.train if of is None else of)))
         total = sum(counts.values())
         names = dict.fromkeys(_entity_type(label) for label in self.labels if label != "O")
         return {name: counts[name] / total for name in names} if total else {}

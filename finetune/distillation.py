@@ -35,7 +35,7 @@ class Teacher:
         """Returns its headline metric on the test rows, as `teacher/NAME`; nothing without rows."""
         if not test:
             return {}
-        metrics = evaluation.evaluate(self.model, self.tokenizer, self.target, test, self.bf16)
+        metrics = evaluation.evaluate(self.model, self.tokenizer, self.target, test, self.bf16).metrics
         name = quality.headline(checkpoint.TASKS[self.target.task], metrics).name
         return {f"teacher/{name}": metrics[name]}
 

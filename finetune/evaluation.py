@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional
 from tqdm import tqdm
 
 from tuneserve import quality
@@ -14,32 +16,62 @@ from tuneserve.rows import Row
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
 
 
-def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> dict[str, float]:
-    """Returns the metrics of the target's task on canonical rows."""
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered, row by row, and how good that is as a whole."""
+
+    metrics: dict[str, float]
+    losses: list[float]  # the mean over a row's labels, words or tokens; for numbers the absolute error
+    predicted: list[Any] = field(default_factory=list)  # as rows have their answers; empty for generation
+    scores: list[list[float]] = field(default_factory=list)  # of texts, by label: probabilities; or the number
+
+
+def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
+    """Returns the model's answers to canonical rows, with the metrics of the target's task."""
     encoded = encode(tokenizer, target, rows)
     if target.task == "generation":
         return _generation(model, tokenizer, encoded, bf16)
     outputs = logits(model, tokenizer, target, encoded, bf16)
     if target.task == "token-classification":
-        tags = [
-            _tags_of_words(tokenizer, target, row, output.argmax(-1).tolist())
-            for row, output in zip(rows, outputs, strict=True)
-        ]
-        return quality.token_classification([row["tags"] for row in rows], tags)
+        return _words(tokenizer, target, rows, encoded, outputs)
+    return texts(target, rows, torch.cat(outputs))
+
+
+def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers:
+    """Returns what the logits [rows, classes] of a sequence classifier answer."""
     if target.problem_type == "regression":
-        return quality.regression([row["label"] for row in rows], [float(output[0, 0]) for output in outputs])
+        numbers, expected = outputs[:, 0].tolist(), [row["label"] for row in rows]
+        errors = [abs(gold - guess) for gold, guess in zip(expected, numbers, strict=True)]
+        return Answers(quality.regression(expected, numbers), errors, numbers, outputs.tolist())
     if target.problem_type == "multi-label":
-        chosen = [
-            [label for label, score in zip(target.labels, output[0].tolist(), strict=True) if score > 0]
-            for output in outputs
-        ]
-        return quality.multi_label([row["labels"] for row in rows], chosen, target.labels)
-    best = [output[0].softmax(-1).max(-1) for output in outputs]
-    predicted = [target.labels[int(one.indices)] for one in best]
+        present = torch.tensor([[float(label in row["labels"]) for label in target.labels] for row in rows])
+        sets = [[target.labels[int(place)] for place in line.nonzero()] for line in outputs > 0]
+        losses = functional.binary_cross_entropy_with_logits(outputs, present, reduction="none").mean(-1)
+        metrics = quality.multi_label([row["labels"] for row in rows], sets, target.labels)
+        return Answers(metrics, losses.tolist(), sets, outputs.sigmoid().tolist())
     expected = [row["label"] for row in rows]
+    losses = functional.cross_entropy(
+        outputs, torch.tensor([target.labels.index(label) for label in expected]), reduction="none"
+    )
+    scores = outputs.softmax(-1)
+    best = scores.max(-1)
+    predicted = [target.labels[place] for place in best.indices.tolist()]
     right = [gold == guess for gold, guess in zip(expected, predicted, strict=True)]
-    error = quality.calibration_error([float(one.values) for one in best], right)
-    return quality.sequence_classification(expected, predicted, target.labels) | {"calibration_error": error}
+    metrics = quality.sequence_classification(expected, predicted, target.labels)
+    metrics["calibration_error"] = quality.calibration_error(best.values.tolist(), right)
+    return Answers(metrics, losses.tolist(), predicted, scores.tolist())
+
+
+def _words(
+    tokenizer: Any, target: Target, rows: Sequence[Row], encoded: Sequence[Row], outputs: Sequence[torch.Tensor]
+) -> Answers:
+    tags, losses = [], []
+    for row, one, output in zip(rows, encoded, outputs, strict=True):
+        tags.append(_tags_of_words(tokenizer, target, row, output.argmax(-1).tolist()))
+        expected = torch.tensor([label for label in one["labels"] if label != IGNORED])
+        total = float(functional.cross_entropy(output, expected, reduction="sum"))
+        losses.append(total / max(1, len(expected)))
+    return Answers(quality.token_classification([row["tags"] for row in rows], tags), losses, tags)
 
 
 def logits(
@@ -88,16 +120,18 @@ def sample_answers(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_toke
     return samples
 
 
-def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) -> dict[str, float]:
-    total, tokens = 0.0, 0
+def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) -> Answers:
+    total, tokens, losses = 0.0, 0, [0.0] * len(encoded)
     for indices, output in _forward(model, tokenizer, encoded, bf16):
         for place, index in enumerate(indices):
             targets = torch.tensor(encoded[index]["labels"], device=output.device)[1:]
             counted = targets != IGNORED
             scores = output[place, : len(targets)][counted].float().log_softmax(-1)
-            total += float(scores.gather(1, targets[counted][:, None]).sum())
-            tokens += int(counted.sum())
-    return quality.generation(total, tokens)
+            likelihood, count = float(scores.gather(1, targets[counted][:, None]).sum()), int(counted.sum())
+            losses[index] = -likelihood / max(1, count)
+            total += likelihood
+            tokens += count
+    return Answers(quality.generation(total, tokens), losses)
 
 
 def _forward(

@@ -12,6 +12,7 @@ Two comparisons, both on the same inputs, computed in fp32:
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import card, checkpoint, rows
 from tuneserve.errors import StepFailed
 from tuneserve.finetune import evaluation, models
+from tuneserve.finetune.evaluation import Answers
 from tuneserve.finetune.tokens import IGNORED, Target, encode
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -38,6 +40,14 @@ BF16_AGREEMENT = 0.95
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A finished checkpoint."""
+
+    manifest: pb.Checkpoint
+    answers: Answers  # to the test rows
+
+
 def merge(adapter: Path, output: Path, overwrite: bool = False) -> Path:
     """Merges the adapter directory that finetune wrote and returns `output`, a checkpoint.
 
@@ -51,8 +61,8 @@ def merge(adapter: Path, output: Path, overwrite: bool = False) -> Path:
     return output
 
 
-def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Sequence[Row]) -> pb.Checkpoint:
-    """Fills `directory` with the finished checkpoint and returns its manifest."""
+def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Sequence[Row]) -> Exported:
+    """Fills `directory` with the finished checkpoint."""
     import peft
 
     settings = peft.PeftConfig.from_pretrained(adapter)
@@ -84,7 +94,7 @@ def export(
     entry: pb.Step,
     reference: Sequence[torch.Tensor],
     test: Sequence[Row],
-) -> pb.Checkpoint:
+) -> Exported:
     """Saves an fp32 model in bf16, compares what was saved, measures it on the test rows, and seals the directory.
 
     `entry` is the lineage step to finish; `source` says what is known so far.
@@ -96,10 +106,11 @@ def export(
     error, agreement = compare_bf16(reference, probe_logits(saved, tokenizer, target, probes))
     entry.metrics["bf16_logits_relative_difference"] = error
     entry.metrics["bf16_same_best_class"] = agreement
+    answers = Answers({}, [])
     if test:
-        bf16 = models.bf16_is_fast()
-        entry.metrics.update(evaluation.evaluate(saved, tokenizer, target, test, bf16))
-        if target.task == "generation":
+        answers = evaluation.evaluate(saved, tokenizer, target, test, models.bf16_is_fast())
+        entry.metrics.update(answers.metrics)
+        if target.task == "generation" and source.test_split.path:
             rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, test[:5]))
     entry.finished_at.GetCurrentTime()
     if source.test_split.path:
@@ -108,8 +119,9 @@ def export(
     manifest.label_distribution.update(source.label_distribution)
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
+    card.write(directory, manifest)
     checkpoint.seal(directory, manifest)
-    return manifest
+    return Exported(manifest, answers)
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:

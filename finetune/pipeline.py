@@ -27,13 +27,14 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
 def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = False) -> Path:
     """Trains, measures, merges and verifies; returns `config.output`, the finished checkpoint.
 
-    An adapter is kept beside it, in `OUTPUT-adapter`, even when the merge fails its check (StepFailed):
-    training may have taken long, and `merge` can be run again. `resume` goes on with a run that was cut short, to the
-    same result, from the state in `OUTPUT-training`. Raises UserError for bad data or settings, before anything is
-    trained.
+    The run's report is written beside it, in `OUTPUT-report`. An adapter is kept in `OUTPUT-adapter`, even when the
+    merge fails its check (StepFailed): training may have taken long, and `merge` can be run again. `resume` goes on
+    with a run that was cut short, to the same result, from the state in `OUTPUT-training`. Raises UserError for bad
+    data or settings, before anything is trained.
     """
-    adapter, state = adapter_directory(config), config.output.with_name(config.output.name + "-training")
-    for path in [config.output] + [adapter] * (config.method != "full" and not resume):
+    adapter, state, about = adapter_directory(config), _beside(config, "training"), _beside(config, "report")
+    beside = [about] + [adapter] * (config.method != "full")
+    for path in [config.output] + beside * (not resume):
         if path.exists() and not overwrite:
             raise UserError(f"{path}: already exists", "choose another output, or pass --overwrite")
     models.quiet()
@@ -43,10 +44,11 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     tokenizer = models.load_tokenizer(config.base_model)
     target = target_of(config, split, tokenizer)
 
-    from tuneserve.finetune import distillation, merging
+    from tuneserve.finetune import distillation, evaluation, merging, run_report, run_sections, training
 
     distillation.check(config, target, tokenizer)
     train = augmentation.augmented(split.train, config)
+    encoded = encode(tokenizer, target, train)
     logger.info("training on %d rows, %d held out", len(train), len(split.test))
     entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
     entry.config["max_length"] = target.max_length
@@ -55,15 +57,15 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     if config.replay:
         entry.metrics["replayed_rows"] = split.replayed
     with _run_state(state, config, entry.data_sha256, overwrite, resume):
-        model = _train(config, split, train, target, tokenizer, bf16, state, entry)
+        model, history = _train(config, split, train, target, tokenizer, encoded, bf16, state, entry)
     manifest = _manifest(config, split)
     kept = split.test if config.keep_test_split else []
     reference = merging.probe_logits(model, tokenizer, target, kept)
     if config.method == "full":
         with checkpoint.writing(config.output, overwrite) as directory:
-            manifest = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
+            result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
     else:
-        entry.metrics.update(_evaluate(model, tokenizer, target, split.test, bf16))
+        entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16).metrics)
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)
         with checkpoint.writing(adapter, overwrite or resume) as directory:
@@ -71,16 +73,26 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         # Gives back the memory before the base model is loaded again.
         del model
         with checkpoint.writing(config.output, overwrite) as directory:
-            manifest = merging.merge_into(directory, adapter, manifest, split.test)
+            result = merging.merge_into(directory, adapter, manifest, split.test)
+    lengths = [len(row["input_ids"]) for row in encoded]
+    samples = config.output / merging.SAMPLES
+    run = run_sections.Finished(
+        config, split, lengths, history, result.manifest, result.answers, rows.read(samples) if samples.exists() else []
+    )
+    run_report.write(about, run, state / training.TENSORBOARD, overwrite or resume)
     shutil.rmtree(state, ignore_errors=True)
-    report.show_checkpoint(config.output, manifest)
-    continual.show(manifest.task, entry.metrics)
+    report.show_checkpoint(config.output, result.manifest)
+    continual.show(result.manifest.task, entry.metrics)
     return config.output
 
 
 def adapter_directory(config: FinetuneConfig) -> Path:
     """Returns where the adapter goes: OUTPUT-adapter."""
-    return config.output.with_name(config.output.name + "-adapter")
+    return _beside(config, "adapter")
+
+
+def _beside(config: FinetuneConfig, what: str) -> Path:
+    return config.output.with_name(f"{config.output.name}-{what}")
 
 
 def target_of(config: FinetuneConfig, split: Data, tokenizer: Any) -> Target:
@@ -134,16 +146,17 @@ def _train(
     train: Sequence[Row],
     target: Target,
     tokenizer: Any,
+    encoded: Sequence[Row],
     bf16: bool,
     state: Path,
     entry: pb.Step,
-) -> Any:
-    """Returns the trained model, in fp32, and notes loss and time in `entry`."""
+) -> tuple[Any, list[dict[str, float]]]:
+    """Returns the trained model, in fp32, and what was logged; notes loss and time in `entry`."""
     from transformers import set_seed
 
     from tuneserve.finetune import depth, distillation, methods, training
 
-    old, encoded, teacher = split.old, encode(tokenizer, target, train), None
+    old, teacher = split.old, None
     if config.teacher:
         teacher = distillation.load(config, target, tokenizer, bf16)
         entry.metrics.update(teacher.quality(split.test))
@@ -165,22 +178,17 @@ def _train(
     model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
     started = time.monotonic()
     validation = encode(tokenizer, target, split.validation)
-    loss, steps = training.train(
+    trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, directory=state, teacher=teacher)
     )
-    entry.metrics["train_loss"] = loss
-    entry.metrics["train_steps"] = steps
+    entry.metrics["train_rows"] = len(encoded)
+    entry.metrics["train_loss"] = trained.loss
+    entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     after = continual.measure(model, tokenizer, target, old, bf16)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
-    return model
-
-
-def _evaluate(model: Any, tokenizer: Any, target: Target, test: Sequence[Row], bf16: bool) -> dict[str, float]:
-    from tuneserve.finetune import evaluation
-
-    return evaluation.evaluate(model, tokenizer, target, test, bf16)
+    return model, trained.history
 
 
 def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:

@@ -44,7 +44,7 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
     entry = checkpoint.step("soup", first.name, {"runs": [run.name for run in runs]}, PACKAGES)
     reference = merging.probe_logits(model, tokenizer, target, test)
     with checkpoint.writing(output, overwrite) as directory:
-        result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, test)
+        result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, test).manifest
     report.show_checkpoint(output, result)
     _show(runs, manifests, result)
     return output

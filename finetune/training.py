@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from tuneserve.errors import StepFailed
@@ -28,6 +30,8 @@ from tuneserve.finetune.distillation import Teacher, WithAnswers
 from tuneserve.finetune.objectives import ClassifierTrainer, Objective, class_weights
 from tuneserve.finetune.tokens import Target
 from tuneserve.rows import Row
+
+TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Run:
     teacher: Teacher | None = None  # of generation: answers each batch
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How a training went."""
+
+    loss: float  # the mean of all steps
+    steps: int
+    history: list[dict[str, float]]  # what was logged at each step and epoch, by transformers' names
+
+
 def steps(rows: int, config: FinetuneConfig) -> int:
     """Returns how many steps the optimizer makes over so many rows."""
     batches = math.ceil(rows / config.batch_size)
@@ -58,8 +71,8 @@ def last_state(directory: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def train(run: Run) -> tuple[float, int]:
-    """Trains `run.model` in place and returns (mean training loss, steps). Goes on from the last saved state.
+def train(run: Run) -> Trained:
+    """Trains `run.model` in place. Goes on from the last saved state.
 
     The weights stay in fp32; with `bf16` the forward and backward passes run in bf16 autocast. With validation rows
     the weights are those of the best epoch in the end. Raises StepFailed when the loss is no number any more, or the
@@ -76,8 +89,11 @@ def train(run: Run) -> tuple[float, int]:
         trainer.add_callback(_Ranks())
     if config.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
+    state = last_state(run.directory)
     try:
-        trained = trainer.train(resume_from_checkpoint=(state := last_state(run.directory)) and str(state))
+        with closing(_writer(run.directory, state)) as writer:
+            trainer.add_callback(TensorBoardCallback(writer))
+            trained = trainer.train(resume_from_checkpoint=state and str(state))
     except torch.OutOfMemoryError as error:
         raise StepFailed(
             f"the memory is not enough: {str(error).splitlines()[0]}",
@@ -85,7 +101,7 @@ def train(run: Run) -> tuple[float, int]:
         ) from None
     # accelerate put bf16 autocast around `forward`; take it off, so that what follows is in fp32.
     trainer.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-    return float(trained.training_loss), int(trainer.state.global_step)
+    return Trained(float(trained.training_loss), int(trainer.state.global_step), trainer.state.log_history)
 
 
 def _trainer(run: Run) -> Any:
@@ -110,7 +126,8 @@ def _trainer(run: Run) -> Any:
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "seed": config.seed,
-        "report_to": [],
+        "report_to": list(config.report_to or ()),
+        "run_name": config.output.name,
         "logging_steps": 1,
         # A loss that is no number is to be seen.
         "logging_nan_inf_filter": False,
@@ -143,6 +160,14 @@ def _trainer(run: Run) -> Any:
         config=config,
         **options,
     )
+
+
+def _writer(directory: Path, state: Path | None) -> Any:
+    """Returns what writes TensorBoard's files; a run that goes on takes back what it had logged after its state."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    done = int(state.name.rpartition("-")[2]) + 1 if state else None
+    return SummaryWriter(str(directory / TENSORBOARD), purge_step=done)
 
 
 def _saving(config: FinetuneConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuneserve import checkpoint, quality, significance
+from tuneserve import card, checkpoint, quality, significance
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows, measure
 from tuneserve.measurement import Measurement
@@ -147,6 +147,7 @@ def quantize(
         print(report.table())
         _gate(report, max_drop)
         result.lineage[-1].metrics.update(report.metrics())
+        card.write(target, result)
         checkpoint.seal(target, result)
     print(f"\n{output}")
     return report

@@ -76,6 +76,9 @@ def finetune(config: Path, overwrite: bool, resume: bool) -> None:
 
     Trains, measures on held-out rows that training never saw, merges the adapter in float32, compares the merged
     model with the adapter on real inputs, and writes the checkpoint: whole, or not at all.
+
+    Beside it, OUTPUT-report has report.html (curves, confusion, calibration, each class, the worst mistakes), the same
+    numbers in metrics.json, and TensorBoard's files. To watch a run: tensorboard --logdir OUTPUT-training
     """
     _preload()
     from tuneserve.finetune.config import load

@@ -1,3 +1,4 @@
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_every_key_is_checked() -> None:
         ({"teacher": "big", "problem_type": "regression"}, "teacher is given"),
         ({"teacher": "big", "method": "adalora"}, "teacher is given"),
         ({"keep_layers": 3}, "keep_layers is given"),
+        ({"report_to": ["tensorboard"]}, "report_to is"),
+        ({"report_to": "wandb"}, "report_to is 'wandb'"),
         ({"class_weights": "rare"}, "class_weights is 'rare'"),
         ({"class_weights": {"a": 0}}, "class_weights is"),
     ],
@@ -108,6 +111,18 @@ def test_bad_settings_are_named(tmp_path: Path, values: dict[str, Any], message:
     with pytest.raises(UserError, match=message) as caught:
         parse(tmp_path, **values)
     assert caught.value.hint
+
+
+def test_a_tracker_has_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # What wandb itself leaves in the working directory.
+    (tmp_path / "wandb").mkdir()
+    with pytest.raises(UserError, match="report_to has wandb, which is not installed") as caught:
+        parse(tmp_path, report_to=["wandb"])
+    assert caught.value.hint == "pip install wandb"
+    (tmp_path / "wandb" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert parse(tmp_path, report_to=["wandb"]).report_to == ("wandb",)
 
 
 def test_a_misspelt_key_gets_the_closest_one(tmp_path: Path) -> None:

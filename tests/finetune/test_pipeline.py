@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve import checkpoint, rows
+from tuneserve import card, checkpoint, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import merging, models
 from tuneserve.finetune.report import validate
@@ -39,6 +39,8 @@ def test_the_checkpoint_is_whole_and_learned(trained: Path) -> None:
     # The settings ask for 500 tokens, the model reads 64.
     assert manifest.lineage[1].config["max_length"] == 64
     assert str(trained.parent) not in (trained / checkpoint.MANIFEST).read_text()
+    assert (trained / card.CARD).read_text() == card.text(manifest)
+    assert "on 48 rows, and measured on 12 others" in card.text(manifest)
 
 
 def test_the_tokenizer_is_saved_without_the_cut_of_training(trained: Path) -> None:

@@ -61,6 +61,21 @@ def metrics(output: Path) -> dict[str, float]:
     return dict([step for step in checkpoint.load(output).lineage if step.name == "finetune"][-1].metrics)
 
 
+def losses(output: Path) -> list[float]:
+    """Those of each step, in the run's report."""
+    history = json.loads((output.with_name("out-report") / "metrics.json").read_text())["history"]
+    return [one["loss"] for one in history if "loss" in one]
+
+
+def logged(output: Path) -> list[float]:
+    """The same, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output.with_name("out-report") / "tensorboard"))
+    events.Reload()
+    return [one.value for one in events.Scalars("train/loss")]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -152,6 +167,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tune: Run, tmp_path: Path, enc
         tune("killed", resume=True, **settings, learning_rate=1e-3)
     resumed = tune("killed", resume=True, **settings)
     assert weights(resumed) == weights(whole)
+    # The report is of the whole run, too, with what the killed one had logged.
+    assert losses(resumed) == losses(whole)
+    assert logged(resumed) == pytest.approx(losses(whole))
     assert not state.exists()
 
 

@@ -2,13 +2,14 @@
 test_end_to_end.py."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint
+from tuneserve import card, checkpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.measurement import Measurement
@@ -61,6 +62,21 @@ def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path,
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (bert / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_the_card_says_that_it_is_quantized(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    source = Path(shutil.copytree(bert, tmp_path / "source"))
+    manifest = checkpoint.load(source)
+    manifest.lineage.append(checkpoint.step("finetune", "tiny", {"output": "mine", "method": "full"}, ()))
+    card.write(source, manifest)
+    checkpoint.seal(source, manifest)
+    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}))
+    quantize(source, tmp_path / "out", "w8a8")
+    text = (tmp_path / "out" / card.CARD).read_text()
+    assert "quantized: `w8a8`" in text
+    assert "| accuracy | 0.8950 |" in text
+    assert "quantized" not in (source / card.CARD).read_text()
+    checkpoint.load(tmp_path / "out")
 
 
 def test_the_report_says_how_sure_it_is(bert: Path, tmp_path: Path, measures: Measures) -> None:
@@ -139,8 +155,6 @@ def test_a_refused_scheme_does_no_work(bert: Path, tmp_path: Path, measures: Mea
 
 
 def test_a_changed_checkpoint_is_refused(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    import shutil
-
     copy = shutil.copytree(bert, tmp_path / "copy")
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1

@@ -1,0 +1,205 @@
+"""The model card: README.md of a checkpoint that was trained here, as people and the Hugging Face hub read it.
+
+All of it comes from the manifest, and nothing that differs between two equal runs, so equal checkpoints have equal
+cards. A licence and a language are not known here, and left out.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from tuneserve import quality
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+CARD = "README.md"
+
+_PIPELINES = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: "text-classification",
+    pb.TASK_TOKEN_CLASSIFICATION: "token-classification",
+    pb.TASK_GENERATION: "text-generation",
+}
+_KINDS = {
+    pb.PROBLEM_TYPE_SINGLE_LABEL: "a classifier: one of its labels for each text",
+    pb.PROBLEM_TYPE_MULTI_LABEL: "a classifier: any number of its labels for each text",
+    pb.PROBLEM_TYPE_REGRESSION: "a model that gives each text a number",
+}
+_CALLS = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
+    pb.TASK_TOKEN_CLASSIFICATION: "tokens",
+    pb.TASK_GENERATION: "chat",
+}
+# Our metrics that the hub has a name for.
+_METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "f1",
+    "entity_precision": "precision",
+    "entity_recall": "recall",
+    "entity_f1": "f1",
+    "token_accuracy": "accuracy",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "mean_absolute_error": "mae",
+    "perplexity": "perplexity",
+}
+
+
+def write(directory: Path, manifest: pb.Checkpoint) -> None:
+    """Writes the card of a checkpoint that was trained here; other people's cards stay as they are."""
+    if any(step.name == "finetune" for step in manifest.lineage):
+        (directory / CARD).write_text(text(manifest), encoding="utf-8")
+
+
+def text(manifest: pb.Checkpoint) -> str:
+    """Returns the card: YAML for the hub, then Markdown."""
+    trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
+    settings = json_format.MessageToDict(trained.config)
+    name, base = Path(settings["output"]).name, manifest.lineage[0].source
+    parts = [
+        f"---\n{_front_matter(manifest, name, base, settings)}\n---",
+        f"# {_plain(name)}",
+        _about(manifest, trained, base, settings),
+        *_labels(manifest),
+        *_quality(manifest),
+        _use(manifest),
+        _limits(manifest),
+        "## Made with",
+        _table(("setting", "value"), [(key, settings[key]) for key in sorted(settings) if key != "output"]),
+        _table(("package", "version"), sorted(trained.packages.items())),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(manifest: pb.Checkpoint, name: str, base: str, settings: dict[str, Any]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = _PIPELINES[manifest.task]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type="held-out",
+            dataset_name="held-out rows",
+            metric_type=_METRICS[key],
+            metric_name=key,
+            metric_value=round(value, 4),
+        )
+        for key, value in manifest.lineage[-1].metrics.items()
+        if key in _METRICS
+    ]
+    results.sort(key=lambda result: list(_METRICS).index(str(result.metric_name)))
+    return str(
+        ModelCardData(
+            base_model=base,
+            base_model_relation="quantized" if manifest.quantization else "finetune",
+            library_name="transformers",
+            pipeline_tag=task,
+            tags=["tuneserve", settings["method"], *filter(None, [manifest.quantization])],
+            model_name=name,
+            eval_results=results or None,
+        )
+    )
+
+
+def _about(manifest: pb.Checkpoint, trained: pb.Step, base: str, settings: dict[str, Any]) -> str:
+    kinds = {
+        pb.TASK_TOKEN_CLASSIFICATION: "a model that finds entities in texts",
+        pb.TASK_GENERATION: "a text generator",
+    }
+    kind = kinds.get(manifest.task) or _KINDS[manifest.problem_type]
+    rows, steps = trained.metrics["train_rows"], " -> ".join(step.name for step in manifest.lineage)
+    lines = [
+        f"This is {kind}. It was fine-tuned from `{_code(base)}` with the method `{settings['method']}` on "
+        f"{rows:,.0f} rows, and measured on {manifest.test_split.rows:,} others that it never saw. "
+        f"It reads {manifest.max_length:,} tokens at most. Its steps: {steps}."
+    ]
+    if manifest.quantization:
+        lines.append(
+            f"**Its weights are quantized: `{_code(manifest.quantization)}`.** "
+            f"They take {manifest.lineage[-1].metrics['size_bytes'] / 1e6:,.1f} MB."
+        )
+    hashes = [("training", trained.data_sha256), ("held-out", manifest.test_split.sha256)]
+    lines.append("\n".join(f"- SHA-256 of the {which} rows: `{digest}`" for which, digest in hashes if digest))
+    return "\n\n".join(lines)
+
+
+def _labels(manifest: pb.Checkpoint) -> Iterable[str]:
+    if manifest.label_distribution:
+        shares = sorted(manifest.label_distribution.items(), key=lambda one: (-one[1], one[0]))
+        yield "## Labels"
+        yield _table(("label", "share of the training rows"), [(name, f"{share:.1%}") for name, share in shares])
+
+
+def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
+    metrics = manifest.lineage[-1].metrics
+    whole = [(key, metrics[key]) for key in (*_METRICS, "calibration_error") if key in metrics]
+    if not whole:
+        return
+    yield "## Quality"
+    yield f"On the {manifest.test_split.rows:,} held-out rows, which it never saw."
+    yield _table(("metric", "value"), [(key, f"{value:.4f}") for key, value in whole])
+    columns = ("precision", "recall", "f1", "support")
+    end = "/support"
+    names = sorted(key.removesuffix(end) for key in metrics if key.endswith(end))
+    if names:
+        rows = [
+            (name, *(f"{metrics[f'{name}/{column}']:.{0 if column == 'support' else 3}f}" for column in columns))
+            for name in names
+        ]
+        yield _table(("label", *columns), rows)
+    headline = quality.headline(manifest.task, metrics).name
+    if f"{headline}_before" in metrics:
+        yield f"Before it was quantized, its {headline} on these rows was {metrics[f'{headline}_before']:.4f}."
+
+
+def _use(manifest: pb.Checkpoint) -> str:
+    example = '"The film was good."'
+    served = ["tuneserve serve --model mine=PATH"]
+    # There is no call for generating from a plain prompt.
+    if manifest.task != pb.TASK_GENERATION or manifest.chat_template_sha256:
+        served.append(f"tuneserve call {_CALLS[manifest.task]} --model mine {example}")
+    loaded = [
+        "from transformers import pipeline",
+        "",
+        f'print(pipeline("{_PIPELINES[manifest.task]}", model="PATH")({example}))',
+    ]
+    lines = ["Served over gRPC on vLLM:", "", "```sh", *served, "```", ""]
+    lines += ["In transformers:", "", "```python", *loaded, "```"]
+    return "\n".join(["## Use", "", *lines])
+
+
+def _limits(manifest: pb.Checkpoint) -> str:
+    lines = [
+        f"Longer inputs than {manifest.max_length:,} tokens are refused or cut.",
+        "Its quality on texts of another kind than its rows was not measured: measure it there before relying on it.",
+        "What its base model and its rows get wrong or leave out, it does too.",
+    ]
+    if manifest.task == pb.TASK_GENERATION:
+        lines.append("It writes what is likely, which is not always true.")
+    elif manifest.problem_type != pb.PROBLEM_TYPE_REGRESSION:
+        lines.append("It knows no labels but its own, and answers with them whatever the text is.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(_plain(_shown(cell)) for cell in line) + " |" for line in lines)
+
+
+def _shown(value: object) -> str:
+    # Numbers of a Struct are all floats.
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _plain(text: str) -> str:
+    """Returns other people's text so that Markdown shows it, in one line."""
+    for sign in "\\`*_[]<>|#":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def _code(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
