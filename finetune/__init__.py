@@ -7,6 +7,7 @@
     models        base models with a task's head, adapters, and what vLLM can serve
     training      Trainer and SFTTrainer
     evaluation    held-out quality, through tuneserve.quality
+    calibration   training rows that the checkpoint keeps for quantizing
     merging       adapter into base in fp32, saved in bf16, compared before it is kept
     report        `validate`, and tables for people
     pipeline      `finetune`: all of it in order

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import StepFailed
-from tuneserve.finetune import evaluation, models
+from tuneserve.finetune import calibration, evaluation, models
 from tuneserve.finetune.tokens import IGNORED, Target, encode
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -72,6 +72,7 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
     probes = test if manifest.test_split.path else []
     difference = compare_fp32(reference, probe_logits(merged, tokenizer, target, probes))
     entry.metrics["merged_logits_max_difference"] = difference
+    calibration.copy(adapter, directory, manifest)
     return export(directory, merged, tokenizer, target, manifest, entry, reference, test)
 
 
@@ -108,6 +109,8 @@ def export(
     manifest.label_distribution.update(source.label_distribution)
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
+    if source.HasField("calibration_split"):
+        manifest.calibration_split.CopyFrom(source.calibration_split)
     checkpoint.seal(directory, manifest)
     return manifest
 
