@@ -10,6 +10,7 @@
     depth         base models with fewer blocks
     training      Trainer and SFTTrainer
     evaluation    held-out quality, through tuneserve.quality
+    calibration   training rows that the checkpoint keeps for quantizing
     merging       adapter into base in fp32, saved in bf16, compared before it is kept
     report        `validate`, and tables for people
     run_report    what OUTPUT-report holds; run_sections: what its page shows; figures: how that is drawn

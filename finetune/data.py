@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from tuneserve import rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import canonical, continual, formats
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.continual import Old
-from tuneserve.rows import Row
+from tuneserve.rows import Row, input_key
 
 logger = logging.getLogger(__name__)
 
@@ -209,10 +208,3 @@ def stratified(shuffled: Sequence[Row], share: float) -> tuple[list[Row], list[R
 def _stratum(row: Row) -> tuple[float, list[str]]:
     label = row.get("label")
     return (label if isinstance(label, float) else 0.0), sorted(set(_counted_labels(row)))
-
-
-def input_key(row: Row) -> str:
-    """Returns what the model sees of a row, without the answer: equal keys in train and test would be a leak."""
-    if "messages" in row:
-        return rows.dumps({"messages": row["messages"][:-1]})
-    return rows.dumps({key: row[key] for key in ("text", "text_pair", "tokens", "prompt") if key in row})

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve import card, checkpoint, rows
 from tuneserve.errors import StepFailed
-from tuneserve.finetune import evaluation, models
+from tuneserve.finetune import calibration, evaluation, models
 from tuneserve.finetune.evaluation import Answers
 from tuneserve.finetune.tokens import IGNORED, Target, encode
 from tuneserve.rows import Row
@@ -82,6 +82,7 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
     probes = test if manifest.test_split.path else []
     difference = compare_fp32(reference, probe_logits(merged, tokenizer, target, probes))
     entry.metrics["merged_logits_max_difference"] = difference
+    calibration.copy(adapter, directory, manifest)
     return export(directory, merged, tokenizer, target, manifest, entry, reference, test)
 
 
@@ -119,6 +120,8 @@ def export(
     manifest.label_distribution.update(source.label_distribution)
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
+    if source.HasField("calibration_split"):
+        manifest.calibration_split.CopyFrom(source.calibration_split)
     card.write(directory, manifest)
     checkpoint.seal(directory, manifest)
     return Exported(manifest, answers)

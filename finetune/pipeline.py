@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import augmentation, continual, data, models, report
+from tuneserve.finetune import augmentation, calibration, continual, data, models, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.tokens import Target, encode
@@ -63,12 +63,16 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     reference = merging.probe_logits(model, tokenizer, target, kept)
     if config.method == "full":
         with checkpoint.writing(config.output, overwrite) as directory:
+            if config.keep_test_split:
+                calibration.keep(directory, manifest, split.train)
             result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
     else:
         entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16).metrics)
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)
         with checkpoint.writing(adapter, overwrite or resume) as directory:
+            if config.keep_test_split:
+                calibration.keep(directory, manifest, split.train)
             _save_adapter(directory, model, tokenizer, manifest, reference, kept)
         # Gives back the memory before the base model is loaded again.
         del model

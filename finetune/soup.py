@@ -30,7 +30,7 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
 
     import torch
 
-    from tuneserve.finetune import merging, models, report
+    from tuneserve.finetune import calibration, merging, models, report
 
     models.quiet()
     target, tokenizer = merging.target_of(manifest), models.load_tokenizer(str(first))
@@ -44,6 +44,7 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
     entry = checkpoint.step("soup", first.name, {"runs": [run.name for run in runs]}, PACKAGES)
     reference = merging.probe_logits(model, tokenizer, target, test)
     with checkpoint.writing(output, overwrite) as directory:
+        calibration.copy(first, directory, manifest)
         result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, test).manifest
     report.show_checkpoint(output, result)
     _show(runs, manifests, result)

@@ -10,6 +10,7 @@ import platform
 import re
 import struct
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from tuneserve import runtime
 from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
 from tuneserve.layers import block_of
-from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Scheme
+from tuneserve.quantize import methods
+from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Recipe, Scheme
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # vLLM's bitsandbytes loader needs a class that declares its packed layers; of the encoders only this one does.
@@ -28,6 +30,15 @@ _ENCODERS = re.compile(r"(Bert|Roberta|Electra|Deberta|MPNet|XLNet|Funnel|Camemb
 _CONV1D = re.compile(r"GPT2|OpenAIGPT")
 # The CPU kernels for 4-bit weights work on tiles: output and input size of a layer must be multiples of these.
 _CPU_TILES = {"w4a16": (32, 32), "nf4": (32, 64)}
+# vLLM's CPU attention reads a cache of 8-bit floats only of heads whose size is a multiple of this.
+_CPU_CACHE_HEAD = 32
+# The lowest compute capability that computes with 8-bit floats; below, they would only save memory.
+_FP8_CAPABILITY = 8.9
+# On CPUs only int8 is faster than bf16: the others save memory (benchmarks/results).
+_BY_SPEED = {
+    "cpu": ("w8a8", "w4a16", "int8", "nf4"),
+    "cuda": ("fp8", "w8a8", "w4a16", "w8a16", "nf4", "int8"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,37 @@ def this_platform() -> Platform:
     return Platform("cpu", avx512=platform.machine() == "x86_64" and "avx512f" in runtime.cpu_flags())
 
 
-def check(scheme_name: str, manifest: pb.Checkpoint, directory: Path, platform: Platform) -> tuple[Scheme, int | None]:
-    """Returns the scheme and, for w4a16, its group size. Raises UserError for what can't be served, saying why."""
+def check(
+    scheme_name: str,
+    manifest: pb.Checkpoint,
+    directory: Path,
+    platform: Platform,
+    method: str = "rtn",
+    fp8_cache: bool = False,
+) -> Recipe:
+    """Returns what will be done to the checkpoint. Raises UserError for what can't be served, saying why."""
     scheme = SCHEMES.get(scheme_name)
     if scheme is None:
-        raise UserError(f"scheme {scheme_name!r} is unknown", f"allowed: {', '.join(SCHEMES)}")
+        raise UserError(f"scheme {scheme_name!r} is unknown", f"allowed: {', '.join(SCHEMES)}, auto")
+    check_checkpoint(manifest, directory)
+    config = _config(directory)
+    reason = _platform_reason(scheme, manifest, platform) or _architecture_reason(scheme, manifest, config)
+    if reason:
+        raise UserError(f"{scheme.name} can't be served: {reason}", _alternatives(scheme, manifest, platform))
+    if method not in scheme.methods:
+        raise UserError(f"{scheme.name} has no method {method!r}", f"allowed: {', '.join(scheme.methods)}")
+    if reason := methods.unfit(method, config.get("model_type", "")):
+        raise UserError(f"{method} is not for {manifest.architecture}: {reason}", "choose another --method")
+    if fp8_cache and (reason := _cache_reason(scheme, manifest, config, platform)):
+        raise UserError(f"--kv-cache fp8 can't be served: {reason}", "leave it out")
+    layers = linear_shapes(directory)
+    if platform.device == "cpu":
+        _check_tiles(scheme, layers)
+    return Recipe(scheme, method, group_size(layers) if scheme.name == "w4a16" else None, fp8_cache)
+
+
+def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
+    """Raises UserError for a checkpoint that no scheme quantizes."""
     if manifest.task not in TASKS.values():
         raise UserError(f"{directory}: an encoder of embeddings can't be measured here, so it is not quantized")
     if manifest.quantization:
@@ -60,16 +97,27 @@ def check(scheme_name: str, manifest: pb.Checkpoint, directory: Path, platform: 
             f"{directory}: already quantized ({manifest.quantization})",
             "quantize the checkpoint that finetune or merge wrote, in its original precision",
         )
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    reason = _platform_reason(scheme, manifest, platform) or _architecture_reason(scheme, manifest, config)
-    if reason:
-        raise UserError(f"{scheme.name} can't be served: {reason}", _alternatives(scheme, manifest, platform))
-    layers = linear_shapes(directory)
-    if not layers:
+    if not linear_shapes(directory):
         raise UserError(f"{directory}: no linear layers in numbered blocks, so nothing to quantize")
-    if platform.device == "cpu":
-        _check_tiles(scheme, layers)
-    return scheme, group_size(layers) if scheme.name == "w4a16" else None
+
+
+def served(manifest: pb.Checkpoint, directory: Path, platform: Platform, fp8_cache: bool = False) -> list[Recipe]:
+    """Returns what can be served here, the scheme first that should be the fastest on this platform."""
+    found = []
+    for scheme in _BY_SPEED[platform.device]:
+        with suppress(UserError):
+            found.append(check(scheme, manifest, directory, platform, fp8_cache=fp8_cache))
+    return found
+
+
+def model_type(directory: Path) -> str:
+    """Returns the kind of model, as config.json names it."""
+    return str(_config(directory).get("model_type", ""))
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def group_size(layers: dict[str, tuple[int, int]]) -> int:
@@ -98,17 +146,44 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def _platform_reason(scheme: Scheme, manifest: pb.Checkpoint, platform: Platform) -> str:
-    if platform.device == "cpu" and scheme.name == "w4a16":
-        if not platform.avx512:
+    name, capability = scheme.name, platform.capability
+    if platform.device == "cpu":
+        if name == "fp8":
+            return "processors have no arithmetic for 8-bit floats: it would be many times slower than bf16"
+        if name == "w8a16":
+            return "vLLM's CPU kernels for weights alone know 4 bits, not 8"
+        if name == "w4a16" and not platform.avx512:
             return "vLLM's 4-bit CPU kernels need a processor with AVX512"
-        if manifest.dtype not in ("bfloat16", "float16"):
+        if name == "w4a16" and manifest.dtype not in ("bfloat16", "float16"):
             return f"vLLM's 4-bit CPU kernels need bfloat16 or float16 weights beside them, not {manifest.dtype}"
-    if platform.device == "cuda" and scheme.method == "compressed-tensors" and platform.capability:
-        if platform.capability < 7.5:
-            return f"it needs a GPU of compute capability 7.5 or newer, this one has {platform.capability}"
-        if scheme.name == "w8a8" and platform.capability >= 10:
-            return f"vLLM has no int8 kernels for GPUs of compute capability {platform.capability}"
+    elif scheme.format == "compressed-tensors" and capability:
+        if capability < 7.5:
+            return f"it needs a GPU of compute capability 7.5 or newer, this one has {capability}"
+        if name == "fp8" and capability < _FP8_CAPABILITY:
+            return (
+                f"8-bit floats need a GPU of compute capability {_FP8_CAPABILITY} or newer, this one has {capability}"
+            )
+        if name == "w8a8" and capability >= 10:
+            return f"vLLM has no int8 kernels for GPUs of compute capability {capability}"
     return ""
+
+
+def _cache_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any], platform: Platform) -> str:
+    if manifest.task != pb.TASK_GENERATION:
+        return "a classifier keeps no cache of keys and values"
+    if scheme.format != "compressed-tensors":
+        return f"{scheme.name} has no place for the scales of the cache"
+    if config.get("model_type") not in methods.LLAMA_LIKE:
+        return f"its scales are known to be found only of {', '.join(methods.LLAMA_LIKE)}"
+    if platform.device == "cuda":
+        below = 0 < platform.capability < _FP8_CAPABILITY
+        return f"it needs a GPU of compute capability {_FP8_CAPABILITY} or newer" if below else ""
+    if not platform.avx512:
+        return "on CPUs it needs AVX512"
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return (
+        f"on CPUs a head's size must be a multiple of {_CPU_CACHE_HEAD}, not {head}" if head % _CPU_CACHE_HEAD else ""
+    )
 
 
 def _architecture_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any]) -> str:
@@ -117,7 +192,7 @@ def _architecture_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[s
         return f"the layers of {architecture} are Conv1D, not linear, and would stay as they are"
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         return f"{architecture} is a mixture of experts, whose routers and experts need schemes of their own"
-    if scheme.method == "bitsandbytes":
+    if scheme.format == "bitsandbytes":
         if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
             return f"vLLM's bitsandbytes loader does not know token classifiers ({architecture})"
         if _ENCODERS.search(architecture) and architecture not in _BITSANDBYTES_ENCODERS:

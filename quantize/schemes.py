@@ -1,4 +1,4 @@
-"""The quantization schemes by name, as `--scheme` takes them."""
+"""The quantization schemes by name, as `--scheme` takes them, and what is decided before one is applied."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,18 +10,60 @@ class Scheme:
 
     name: str
     # What makes it, and what vLLM finds in config.json as `quant_method`.
-    method: Literal["compressed-tensors", "bitsandbytes"]
+    format: Literal["compressed-tensors", "bitsandbytes"]
     bits: int
+    # How the weights can be rounded (methods.py); the first needs no data.
+    methods: tuple[str, ...]
     summary: str
 
 
 _ALL = (
-    Scheme("w8a8", "compressed-tensors", 8, "int8 weights and activations: half the size, faster on CPU and GPU"),
-    Scheme("w4a16", "compressed-tensors", 4, "int4 weights in groups: a quarter of the size, fast on GPU only"),
-    Scheme("nf4", "bitsandbytes", 4, "4-bit normal float: a quarter of the size, decoders and RoBERTa"),
-    Scheme("int8", "bitsandbytes", 8, "LLM.int8: half the size, outliers kept in 16 bits, decoders and RoBERTa"),
+    Scheme(
+        "w8a8",
+        "compressed-tensors",
+        8,
+        ("rtn", "smoothquant", "gptq", "smoothquant-gptq"),
+        "int8 weights and activations: half the size, faster on CPU and GPU",
+    ),
+    Scheme("fp8", "compressed-tensors", 8, ("rtn",), "8-bit floats: half the size, fastest on new GPUs"),
+    Scheme("w8a16", "compressed-tensors", 8, ("rtn", "gptq"), "int8 weights alone: half the size, on GPUs"),
+    Scheme(
+        "w4a16",
+        "compressed-tensors",
+        4,
+        ("rtn", "gptq", "awq"),
+        "int4 weights in groups: a quarter of the size, fast on GPU only",
+    ),
+    Scheme("nf4", "bitsandbytes", 4, ("rtn",), "4-bit normal float: a quarter of the size, decoders and RoBERTa"),
+    Scheme("int8", "bitsandbytes", 8, ("rtn",), "LLM.int8: half the size, outliers kept in 16 bits"),
 )
 SCHEMES = {scheme.name: scheme for scheme in _ALL}
 
 # Weights that share one scale, largest first: fewer scales to store, and the sizes that vLLM's kernels know.
 GROUP_SIZES = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What will be done to a checkpoint."""
+
+    scheme: Scheme
+    method: str = "rtn"
+    # Input weights that share a scale; None for one scale an output.
+    group_size: int | None = None
+    # The cache of keys and values in 8-bit floats, with scales from the calibration rows.
+    fp8_cache: bool = False
+    # Numbers of the blocks that stay as they are.
+    kept: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words for people."""
+        kept = f"without block{'s' * (len(self.kept) > 1)} {', '.join(map(str, self.kept))}" if self.kept else ""
+        cache = "with an fp8 cache" if self.fp8_cache else ""
+        return " ".join(filter(None, (self.scheme.name, self.method, cache, kept)))
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether it is made by looking at what goes through the model."""
+        return self.method != "rtn" or self.fp8_cache

@@ -2,7 +2,7 @@
 
 Only linear layers inside the model's numbered blocks are quantized. Everything outside of them stays: embeddings,
 poolers, `lm_head` and every classification head, where a small error moves predictions and little size is won.
-Both ways need no data. Nothing here knows whether the result is any good.
+Nothing here knows whether the result is any good.
 """
 
 import contextlib
@@ -10,12 +10,15 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from tuneserve.layers import heads
-from tuneserve.quantize.schemes import Scheme
+from tuneserve.layers import block_of, heads
+from tuneserve.quantize import calibration, methods
+from tuneserve.quantize.schemes import Recipe, Scheme
+from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # What did the work, for the lineage.
@@ -25,39 +28,49 @@ PACKAGES = {
 }
 
 
-def write(source: Path, target: Path, manifest: pb.Checkpoint, scheme: Scheme, group_size: int | None) -> None:
+def write(source: Path, target: Path, manifest: pb.Checkpoint, recipe: Recipe, rows: Sequence[Row] = ()) -> None:
     """Writes config.json and quantized safetensors of `source` into the directory `target`.
 
-    `group_size`: input weights that share a scale, for w4a16 only.
+    `rows`: what a recipe that needs some is calibrated with.
     """
-    with _quiet():
-        auto, kept = _auto_class(manifest.task), _heads(source, manifest.task)
-        if scheme.method == "compressed-tensors":
-            model = _compress(auto.from_pretrained(source, dtype="auto"), scheme, kept, group_size)
+    with quiet():
+        auto, kept = auto_class(manifest.task), _kept(source, manifest.task, recipe.kept)
+        if recipe.scheme.format == "compressed-tensors":
+            model = _compress(auto.from_pretrained(source, dtype="auto"), source, manifest, recipe, kept, rows)
         else:
-            config = _bitsandbytes(scheme, kept, manifest.dtype)
+            config = _bitsandbytes(recipe.scheme, kept, manifest.dtype)
             model = auto.from_pretrained(source, dtype="auto", quantization_config=config)
         model.save_pretrained(target)
 
 
-def _compress(model: Any, scheme: Scheme, kept: list[str], group_size: int | None) -> Any:
+def _compress(
+    model: Any, source: Path, manifest: pb.Checkpoint, recipe: Recipe, kept: list[str], rows: Sequence[Row]
+) -> Any:
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    # The target is the class, not names: vLLM fuses query, key and value into one layer of another name.
-    if scheme.name == "w8a8":
-        recipe = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=kept)
-    else:
-        weights = {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "group",
-            "group_size": group_size,
-        }
-        groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-        recipe = QuantizationModifier(config_groups=groups, ignore=kept)
-    return oneshot(model=model, recipe=recipe)
+    steps = methods.modifiers(recipe, kept, model.config.model_type)
+    if not recipe.needs_rows:
+        return oneshot(model=model, recipe=steps)
+    from torch.utils.data import DataLoader
+    from transformers import AutoTokenizer
+
+    encoded = calibration.encode(AutoTokenizer.from_pretrained(source), manifest, rows)
+    batches = DataLoader(list(calibration.tensors(encoded)), batch_size=None)
+    with _unpinned():
+        return oneshot(model=model, recipe=steps, dataset=batches, pipeline="sequential")
+
+
+@contextlib.contextmanager
+def _unpinned() -> Iterator[None]:
+    """Lets AWQ run without a GPU: it pins what it copies to one, which fails where there is none."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.cuda.is_available():
+        yield
+        return
+    with mock.patch.object(IntermediatesCache, "pin_memory", return_value=None):
+        yield
 
 
 def _bitsandbytes(scheme: Scheme, kept: list[str], dtype: str) -> Any:
@@ -74,16 +87,19 @@ def _bitsandbytes(scheme: Scheme, kept: list[str], dtype: str) -> Any:
     )
 
 
-def _heads(source: Path, task: pb.Task) -> list[str]:
-    """Returns the names of the linear layers that stay as they are."""
+def _kept(source: Path, task: pb.Task, blocks: Sequence[int]) -> list[str]:
+    """Returns the names of the linear layers that stay as they are: the heads, and all of some blocks."""
     import torch
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        return heads(_auto_class(task).from_config(AutoConfig.from_pretrained(source)))
+        model = auto_class(task).from_config(AutoConfig.from_pretrained(source))
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return [*heads(model), *(name for name in linear if block_of(name) in blocks)]
 
 
-def _auto_class(task: pb.Task) -> Any:
+def auto_class(task: pb.Task) -> Any:
+    """Returns the class of transformers that loads a task's models."""
     import transformers
 
     return {
@@ -94,9 +110,10 @@ def _auto_class(task: pb.Task) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the bars, notes and warnings of the libraries; errors still come as exceptions."""
-    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
+    # Not LOG_DISABLED: with it, GPTQ logs at a level that nobody defined.
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "tuneserve.json"
 TEST_SPLIT = "eval/test.jsonl"
+CALIBRATION_SPLIT = "eval/calibration.jsonl"
 FORMAT_VERSION = "1"
 
 # Formats that can run code when they are loaded. `.pt` and `.pth` hold pickles too.

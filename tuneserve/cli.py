@@ -117,7 +117,7 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 @cli.command()
 @click.argument("checkpoint", type=CheckpointPath)
 @click.argument("output", type=CheckpointPath)
-@click.option("--scheme", required=True, help="w8a8, w4a16, nf4 or int8.")
+@click.option("--scheme", required=True, help="w8a8, w8a16, w4a16, fp8, nf4, int8, or auto: the fastest that holds.")
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
@@ -125,18 +125,46 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     show_default=True,
     help="Keep nothing if quality drops by more than this share (0.01: a point of accuracy, 1 % more perplexity).",
 )
+@click.option("--method", help="The only way to round that is tried: rtn, smoothquant, gptq, smoothquant-gptq or awq.")
+@click.option(
+    "--calibration",
+    type=FilePath,
+    help="Training rows to calibrate with (JSON Lines). Default: those that finetune kept in the checkpoint.",
+)
+@click.option("--kv-cache", type=click.Choice(["fp8"]), help="Also store keys and values of a generation model so.")
 @click.option("--data", type=FilePath, help="Rows to measure on (JSON Lines). Default: the checkpoint's held-out rows.")
 @overwrite_option
-def quantize(checkpoint: Path, output: Path, scheme: str, max_drop: float, data: Path | None, overwrite: bool) -> None:
+def quantize(
+    checkpoint: Path,
+    output: Path,
+    scheme: str,
+    max_drop: float,
+    method: str | None,
+    calibration: Path | None,
+    kv_cache: str | None,
+    data: Path | None,
+    overwrite: bool,
+) -> None:
     """Write CHECKPOINT with 8-bit or 4-bit weights to OUTPUT, with the quality measured before and after.
 
-    Both are measured through the server and vLLM, on the same held-out rows.
+    Both are measured through the server and vLLM, on the same held-out rows. Where too much is lost, the scheme's other
+    methods are tried, and then the blocks that lose most are left as they are, up to half of them.
     """
     _preload()
     from tuneserve import rows
     from tuneserve.quantize.run import quantize as run
 
-    run(checkpoint, output, scheme, max_drop=max_drop, data=rows.read(data) if data else None, overwrite=overwrite)
+    run(
+        checkpoint,
+        output,
+        scheme,
+        max_drop=max_drop,
+        data=rows.read(data) if data else None,
+        overwrite=overwrite,
+        method=method,
+        calibration_file=calibration,
+        fp8_cache=kv_cache == "fp8",
+    )
 
 
 @cli.command()

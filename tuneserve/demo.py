@@ -18,7 +18,7 @@ from rich.table import Table
 from tuneserve import samples
 from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
-from tuneserve.quantize.run import Report, quantize
+from tuneserve.quantize import Report, quantize
 from tuneserve.serving import serving
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

@@ -6,14 +6,14 @@ The rows are those that finetune kept inside the checkpoint and never trained on
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tuneserve import checkpoint, quality, significance
 from tuneserve.errors import UserError
 from tuneserve.measurement import MODEL, Measurement, measure_at
 from tuneserve.rows import Row, read, sha256
-from tuneserve.serving import serving
+from tuneserve.serving import launched, resident_bytes
 from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -32,8 +32,9 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
     rows = held_out_rows(directory, manifest) if rows is None else rows
     check_rows(manifest, rows)
     logger.info("starting the server")
-    with serving({MODEL: directory}) as addresses:
-        return measure_at(addresses.grpc, manifest, rows)
+    with launched("--model", f"{MODEL}={directory.resolve()}") as server:
+        measured = measure_at(server.addresses.grpc, manifest, rows)
+        return replace(measured, memory_bytes=resident_bytes(server.process.pid))
 
 
 def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tuple[quality.Headline, Difference]:
@@ -94,6 +95,10 @@ def show(measurement: Measurement, as_json: bool = False) -> None:
     for name, value in measurement.metrics.items():
         print(f"{name:<32}{value:>12.4f}" if not name.endswith("/support") else f"{name:<32}{value:>12.0f}")
     print(f"{measurement.unit:<32}{measurement.throughput:>12.1f}")
+    if single := measurement.latency:
+        print(f"{'latency of one, ms':<32}{single.p50_ms:>12.1f}   95 % within {single.p95_ms:.1f}")
+    if measurement.memory_bytes:
+        print(f"{'memory of the server, MB':<32}{measurement.memory_bytes / 1e6:>12.0f}")
     print(f"{measurement.rows} rows in {measurement.seconds:.1f} s")
 
 

@@ -2,8 +2,11 @@
 
     sequence classification   every row once, in batches: accuracy and texts a second
     token classification      the same, with the spans put back onto the words: entity F1
-    generation                every answer scored token by token: perplexity; then, apart from that, greedy
-                              generation for concurrent prompts: output tokens a second
+    generation                every answer scored token by token: perplexity; then greedy answers, compared with those
+                              expected: token F1; then, apart from that, greedy generation for concurrent prompts:
+                              output tokens a second
+
+After that, some single calls one at a time: their latency.
 
 Knows nothing of engines or of how the server was started.
 """
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from tuneserve import quality
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.latency import Latency, latency
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
@@ -39,6 +43,10 @@ BATCH = 64
 CALLS = 4
 # Generation: concurrent prompts, and new tokens of each.
 PROMPTS, NEW_TOKENS = 32, 64
+# Texts classified one at a time; prompts answered one at a time, and new tokens of each.
+SINGLE_TEXTS, SINGLE_PROMPTS, SINGLE_TOKENS = 50, 20, 16
+# Rows whose answers are compared with those expected: most of what a measurement costs.
+ANSWERED = 200
 # No single call takes as long; a hung engine fails the measurement in place of hanging it.
 CALL_SECONDS = 600.0
 
@@ -57,6 +65,10 @@ class Measurement:
     predictions: list[Any] = field(default_factory=list, repr=False)
     # What the headline metric is made of, row by row: for `significance`.
     row_sums: quality.RowSums = field(default_factory=list, repr=False)
+    # Of one text, or of SINGLE_TOKENS tokens of an answer.
+    latency: Latency | None = None
+    # Resident memory of the server with its engine, the KV cache included; None where nobody looked.
+    memory_bytes: int | None = None
 
 
 def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -139,6 +151,7 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
         return [[(entry.label, entry.score) for entry in result.labels] for result in results]
 
     answers, seconds = _timed_batches(channel, classify, rows)
+    single = latency(lambda row: classify([row]), rows[:SINGLE_TEXTS])
     predictions: list[Any]
     if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION:
         # None to compare label by label: a number that changed a little is no other answer.
@@ -156,7 +169,7 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
         sums = quality.right_rows(labels, predictions)
         confidence = [answer[0][1] for answer in answers]
         metrics["calibration_error"] = quality.calibration_error(confidence, [right > 0 for right, _ in sums])
-    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums)
+    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
 
 
 def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -174,9 +187,10 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
         return [spans_to_tags(row["tokens"], result.spans) for row, result in zip(batch, results, strict=True)]
 
     predictions, seconds = _timed_batches(channel, tag, rows)
+    single = latency(lambda row: tag([row]), rows[:SINGLE_TEXTS])
     expected = [row["tags"] for row in rows]
     metrics, sums = quality.token_classification(expected, predictions), quality.entity_rows(expected, predictions)
-    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums)
+    return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
 
 
 def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -212,13 +226,19 @@ def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Se
     metrics = quality.generation(sum(total for total, _ in scores), tokens)
 
     new = min(NEW_TOKENS, limit // 2)
-    questions = itertools.islice(itertools.cycle(rows), PROMPTS)
-    ready = [tokenize(prompts(row)[0])[-(limit - new) :] for row in questions]
+    ready = [tokenize(prompts(row)[0])[-(limit - new) :] for row in rows[: max(ANSWERED, PROMPTS)]]
+    given = _spread(lambda ids: generate(ids, max_tokens=new).completions, ready[:ANSWERED], PROMPTS)
+    texts = [completions[0].text if completions else "" for completions in given]
+    metrics |= quality.answers([quality.expected_answer(row) for row in rows[:ANSWERED]], texts)
+
+    ready = list(itertools.islice(itertools.cycle(ready), PROMPTS))
     begin = time.perf_counter()
     answers = _spread(lambda ids: generate(ids, max_tokens=new, ignore_eos=True), ready, PROMPTS)
     made = sum(answer.usage.completion_tokens for answer in answers)
     throughput, sums = made / (time.perf_counter() - begin), [[total, float(count)] for total, count in scores]
-    return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums)
+    few = min(new, SINGLE_TOKENS)
+    single = latency(lambda ids: generate(ids, max_tokens=few, ignore_eos=True), ready[:SINGLE_PROMPTS])
+    return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums, latency=single)
 
 
 def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt]:

@@ -5,10 +5,13 @@ scikit-learn and seqeval do the arithmetic. Nothing here knows where predictions
 """
 
 import math
+import string
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 
@@ -134,6 +137,34 @@ def generation(log_likelihood: float, tokens: int) -> dict[str, float]:
     """Mean negative log-likelihood of the answers' tokens (`loss`, nats) and its exponential (`perplexity`)."""
     loss = -log_likelihood / max(1, tokens)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def answers(expected: Sequence[str], given: Sequence[str]) -> dict[str, float]:
+    """How answers agree with those expected, as SQuAD counts it (Rajpurkar et al. 2016): the mean F1 of their words,
+    and the share that is the same; without case, punctuation and English articles.
+
+    Where no words are expected (a call of a tool), nothing is compared.
+    """
+    pairs = [(_words(gold), _words(guess)) for gold, guess in zip(expected, given, strict=True) if _words(gold)]
+    count = max(1, len(pairs))
+    return {
+        "token_f1": sum(_word_f1(gold, guess) for gold, guess in pairs) / count,
+        "exact_match": sum(gold == guess for gold, guess in pairs) / count,
+    }
+
+
+def expected_answer(row: Row) -> str:
+    """Returns the text that a row of generation expects; empty where it expects a call of a tool."""
+    return str(row["completion"] if "completion" in row else row["messages"][-1].get("content") or "")
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    return [word for word in plain.split() if word not in ("a", "an", "the")]
+
+
+def _word_f1(gold: list[str], guess: list[str]) -> float:
+    return 2 * sum((Counter(gold) & Counter(guess)).values()) / (len(gold) + len(guess))
 
 
 RowSums = list[list[float]]

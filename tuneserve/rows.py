@@ -27,6 +27,13 @@ def dumps(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False, sort_keys=True)
 
 
+def input_key(row: Row) -> str:
+    """Returns what the model sees of a row, without the answer: equal keys in train and test would be a leak."""
+    if "messages" in row:
+        return dumps({"messages": row["messages"][:-1]})
+    return dumps({key: row[key] for key in ("text", "text_pair", "tokens", "prompt") if key in row})
+
+
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Writes rows as JSON Lines, making the parent directory."""
     path.parent.mkdir(parents=True, exist_ok=True)

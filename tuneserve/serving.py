@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tuneserve.errors import StepFailed
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,12 @@ def launched(
             raise
         finally:
             _stop(process)
+
+
+def resident_bytes(pid: int) -> int:
+    """Returns the memory that a process and its children hold."""
+    process = psutil.Process(pid)
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: float) -> Addresses:

@@ -8,6 +8,7 @@ import pytest
 from tuneserve import rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import canonical, config, data
+from tuneserve.rows import input_key
 
 
 def settings(path: Path, task: str = "sequence-classification", **more: Any) -> config.FinetuneConfig:
@@ -289,7 +290,7 @@ def test_numbers_to_learn(tmp_path: Path) -> None:
 def test_validation_rows_are_of_the_training_rows_alone(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", *labelled(200), *labelled(20))
     found = data.load(settings(path, test_size=0.2, validation_size=0.25))
-    inputs = [{data.input_key(row) for row in part} for part in (found.train, found.validation, found.test)]
+    inputs = [{input_key(row) for row in part} for part in (found.train, found.validation, found.test)]
     assert sum(map(len, inputs)) == len(set.union(*inputs))
     assert len(found.validation) == pytest.approx(0.25 * (len(found.train) + len(found.validation)), abs=8)
     assert Counter(row["label"] for row in found.validation)["rare"] >= 2

@@ -125,6 +125,8 @@ def test_full_tuning_of_several_labels_on_pairs(run: Run, tmp_path: Path, encode
     assert [step.name for step in manifest.lineage] == ["base", "finetune"]
     assert manifest.lineage[1].metrics["accuracy"] >= 0.8
     assert manifest.test_split.path == ""
+    assert not manifest.HasField("calibration_split")
+    assert not (output / checkpoint.CALIBRATION_SPLIT).exists()
     assert not (output / "eval").exists()
     assert not (tmp_path / "out-adapter").exists()
 

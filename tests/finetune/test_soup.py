@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune.soup import soup
 
@@ -45,6 +45,7 @@ def test_the_mean_of_two_runs(runs: list[Path], tmp_path: Path, capsys: pytest.C
     manifest = checkpoint.load(output)
     assert manifest.lineage[-1].name == "soup"
     assert manifest.lineage[-1].metrics["accuracy"] >= 0.8
+    assert rows.read(output / manifest.calibration_split.path) == rows.read(runs[0] / checkpoint.CALIBRATION_SPLIT)
     assert "soup                    accuracy" in capsys.readouterr().out
     first, second, mean = (load_file(path / "model.safetensors") for path in (*runs, output))
     for name in first:

@@ -11,15 +11,23 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 LABELS = ["negative", "positive"]
 ROWS = [{"text": f"sentence number {i}", "label": LABELS[i % 2]} for i in range(6)]
 CHAT_ROWS = [{"prompt": f"question {i}", "completion": f" answer {i}"} for i in range(4)]
+# What training saw.
+PAIRS = [(i, j) for i in range(8) for j in range(4)]
+SEEN_ROWS = [{"text": f"number {i} sentence answer {j} question", "label": LABELS[j % 2]} for i, j in PAIRS]
+SEEN_CHAT_ROWS = [{"prompt": f"number {i} question {j}", "completion": f" answer {i} sentence {j}"} for i, j in PAIRS]
 
 
-def seal(directory: Path, test_rows: list[dict[str, Any]]) -> pb.Checkpoint:
-    """Keeps `test_rows` in a saved model's directory and makes it a checkpoint."""
-    rows.write(directory / checkpoint.TEST_SPLIT, test_rows)
+def seal(directory: Path, test_rows: list[dict[str, Any]], seen_rows: list[dict[str, Any]]) -> pb.Checkpoint:
+    """Keeps rows in a saved model's directory and makes it a checkpoint."""
+    for path, kept in ((checkpoint.TEST_SPLIT, test_rows), (checkpoint.CALIBRATION_SPLIT, seen_rows)):
+        rows.write(directory / path, kept)
     manifest = checkpoint.describe(directory)
     manifest.test_split.path = checkpoint.TEST_SPLIT
     manifest.test_split.sha256 = rows.sha256(test_rows)
     manifest.test_split.rows = len(test_rows)
+    manifest.calibration_split.path = checkpoint.CALIBRATION_SPLIT
+    manifest.calibration_split.sha256 = rows.sha256(seen_rows)
+    manifest.calibration_split.rows = len(seen_rows)
     manifest.lineage.append(checkpoint.step("merge", "tiny", {}, ()))
     checkpoint.seal(directory, manifest)
     return manifest
@@ -61,7 +69,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertForSequenceClassification(config).to(torch.bfloat16).save_pretrained(directory)
     save_tokenizer(directory)
-    seal(directory, ROWS)
+    seal(directory, ROWS, SEEN_ROWS)
     return directory
 
 
@@ -85,5 +93,5 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     save_tokenizer(directory)
-    seal(directory, CHAT_ROWS)
+    seal(directory, CHAT_ROWS, SEEN_CHAT_ROWS)
     return directory

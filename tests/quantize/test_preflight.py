@@ -5,7 +5,7 @@ import pytest
 
 from tuneserve import checkpoint
 from tuneserve.errors import UserError
-from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, this_platform
+from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, served, this_platform
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 CPU = Platform("cpu", avx512=True)
@@ -56,6 +56,9 @@ def wide(tmp_path: Path) -> Path:
         ("w8a8", DECODER, Platform("cuda", capability=7.0), "7.5 or newer"),
         ("w4a16", DECODER, Platform("cuda", capability=6.1), "7.5 or newer"),
         ("w8a8", DECODER, Platform("cuda", capability=10.0), "no int8 kernels"),
+        ("w8a16", DECODER, CPU, "know 4 bits, not 8"),
+        ("fp8", DECODER, CPU, "many times slower"),
+        ("fp8", DECODER, Platform("cuda", capability=8.6), "8.9 or newer"),
         ("nf4", BERT, CPU, "not BertForSequenceClassification"),
         ("int8", BERT, HOPPER, "not BertForSequenceClassification"),
         ("nf4", ROBERTA_NER, CPU, "does not know token classifiers"),
@@ -74,14 +77,68 @@ def test_what_can_not_be_served_is_refused(
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a16", "nf4", "int8"])
 @pytest.mark.parametrize("platform", [CPU, HOPPER])
 def test_a_decoder_takes_every_scheme(wide: Path, scheme: str, platform: Platform) -> None:
-    chosen, groups = check(scheme, DECODER, wide, platform)
-    assert chosen.name == scheme
-    assert groups == (128 if scheme == "w4a16" else None)
+    recipe = check(scheme, DECODER, wide, platform)
+    assert recipe.scheme.name == scheme
+    assert recipe.group_size == (128 if scheme == "w4a16" else None)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "w8a16"])
+def test_what_only_gpus_take(wide: Path, scheme: str) -> None:
+    assert check(scheme, DECODER, wide, HOPPER).scheme.name == scheme
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method", "model_type", "reason"),
+    [
+        ("w8a8", "awq", "llama", "w8a8 has no method 'awq'"),
+        ("nf4", "gptq", "llama", "nf4 has no method 'gptq'"),
+        ("w8a8", "smoothquant", "bert", "smoothquant scales what norms give"),
+        ("w4a16", "awq", "roberta", "awq scales what norms give"),
+    ],
+)
+def test_methods_that_do_not_fit(tmp_path: Path, scheme: str, method: str, model_type: str, reason: str) -> None:
+    directory = headers_only(tmp_path / "m", {"model.layers.0.mlp.up_proj": [256, 128]}, model_type=model_type)
+    with pytest.raises(UserError, match=reason):
+        check(scheme, DECODER, directory, CPU, method)
+    assert check("w4a16", DECODER, directory, CPU, "gptq").method == "gptq"
+
+
+HEADS = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "manifest", "platform", "config", "reason"),
+    [
+        ("w8a8", BERT, CPU, HEADS, "a classifier keeps no cache"),
+        ("nf4", DECODER, CPU, HEADS, "no place for the scales"),
+        ("w8a8", DECODER, CPU, HEADS | {"model_type": "gpt_neox"}, "known to be found only of"),
+        ("w8a8", DECODER, OLD_CPU, HEADS, "AVX512"),
+        ("w8a8", DECODER, CPU, HEADS | {"head_dim": 80}, "a multiple of 32, not 80"),
+        ("w8a8", DECODER, Platform("cuda", capability=8.0), HEADS, "8.9 or newer"),
+    ],
+)
+def test_a_small_cache_that_can_not_be_served(
+    tmp_path: Path, scheme: str, manifest: pb.Checkpoint, platform: Platform, config: dict[str, object], reason: str
+) -> None:
+    directory = headers_only(tmp_path / "m", {"model.layers.0.mlp.up_proj": [256, 128]}, **config)
+    with pytest.raises(UserError, match=reason):
+        check(scheme, manifest, directory, platform, fp8_cache=True)
+    assert check("w8a8", DECODER, headers_only(directory, {"model.layers.0.a": [64, 64]}, **HEADS), CPU, fp8_cache=True)
+
+
+def test_what_is_served_begins_with_the_fastest(wide: Path) -> None:
+    def names(manifest: pb.Checkpoint, platform: Platform) -> list[str]:
+        return [recipe.scheme.name for recipe in served(manifest, wide, platform)]
+
+    assert names(DECODER, CPU) == ["w8a8", "w4a16", "int8", "nf4"]
+    assert names(BERT, OLD_CPU) == ["w8a8"]
+    assert names(DECODER, HOPPER) == ["fp8", "w8a8", "w4a16", "w8a16", "nf4", "int8"]
+    assert names(DECODER, Platform("cuda", capability=8.0))[0] == "w8a8"
 
 
 def test_roberta_classifiers_take_bitsandbytes(wide: Path) -> None:
     roberta = changed(BERT, architecture="RobertaForSequenceClassification")
-    assert check("nf4", roberta, wide, CPU)[0].name == "nf4"
+    assert check("nf4", roberta, wide, CPU).scheme.name == "nf4"
 
 
 def test_the_hint_names_what_would_do(wide: Path) -> None:

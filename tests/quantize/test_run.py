@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tuneserve import card, checkpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows
+from tuneserve.latency import Latency
 from tuneserve.measurement import Measurement
 from tuneserve.quantize import quantize, run
 from tuneserve.rows import Row
@@ -22,7 +24,7 @@ Measures = Callable[..., list[tuple[Path, Sequence[Row]]]]
 
 @pytest.fixture
 def measures(monkeypatch: pytest.MonkeyPatch) -> Measures:
-    """Makes `measure` answer with the given measurements in turn; returns the list of its calls."""
+    """Makes `measure` answer with the given measurements in turn, then the last again; returns what it was asked."""
 
     def answer_with(*measurements: Measurement) -> list[tuple[Path, Sequence[Row]]]:
         calls: list[tuple[Path, Sequence[Row]]] = []
@@ -31,7 +33,7 @@ def measures(monkeypatch: pytest.MonkeyPatch) -> Measures:
         def measure(directory: Path, rows: Sequence[Row]) -> Measurement:
             checkpoint.load(directory)
             calls.append((directory, rows))
-            return next(answers)
+            return next(answers, measurements[-1])
 
         monkeypatch.setattr(run, "measure", measure)
         return calls
@@ -81,20 +83,85 @@ def test_the_card_says_that_it_is_quantized(bert: Path, tmp_path: Path, measures
 
 def test_the_report_says_how_sure_it_is(bert: Path, tmp_path: Path, measures: Measures) -> None:
     sums = [[1.0, 1.0]] * 90 + [[0.0, 1.0]] * 10
-    worse = replace(GOOD, metrics={"accuracy": 0.85}, row_sums=[[1.0, 1.0]] * 85 + [[0.0, 1.0]] * 15)
-    measures(replace(GOOD, row_sums=sums), worse)
+    costs: dict[str, Any] = {"latency": Latency(2.0, 4.0), "memory_bytes": 2_000_000_000}
+    worse = replace(GOOD, **costs, metrics={"accuracy": 0.85}, row_sums=[[1.0, 1.0]] * 85 + [[0.0, 1.0]] * 15)
+    measures(replace(GOOD, **costs, row_sums=sums), worse)
     report = quantize(bert, tmp_path / "out", "w8a8", max_drop=None)
     metrics = checkpoint.load(tmp_path / "out").lineage[-1].metrics
+    assert metrics["latency_p95_ms_before"] == 4.0
+    assert metrics["memory_bytes"] == 2e9
     assert metrics["difference_low"] < -0.05 < metrics["difference_high"] <= 0
     assert 0 < metrics["p_value"] < 0.05
     assert "95 % of samples" in report.table()
+    assert "p95 of one, ms" in report.table()
+    assert "memory, MB" in report.table()
 
 
-def test_too_much_loss_keeps_nothing(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
+def test_too_much_loss_keeps_nothing(
+    bert: Path, tmp_path: Path, measures: Measures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
     with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after"):
         quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01)
     assert list(tmp_path.iterdir()) == []
+    # Before, with both methods that fit, and with one of the two blocks left as it is.
+    assert len(calls) == 4
+    printed = capsys.readouterr().out
+    assert "w8a8 gptq" in printed
+    assert "w8a8 rtn without block " in printed
+    assert printed.count("loses too much") == 3
+
+
+def test_what_is_left_as_it_is_saves_the_rest(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    bad = replace(GOOD, metrics={"accuracy": 0.8})
+    measures(GOOD, bad, GOOD)
+    report = quantize(bert, tmp_path / "out", "w8a8", method="rtn")
+    manifest = checkpoint.load(tmp_path / "out")
+    step = manifest.lineage[-1]
+    assert list(step.config["kept_blocks"]) == list(report.recipe.kept)
+    assert len(report.recipe.kept) == 1
+    assert step.data_sha256 == manifest.calibration_split.sha256
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    ignored = [name for name in config["quantization_config"]["ignore"] if f".layer.{report.recipe.kept[0]}." in name]
+    assert len(ignored) == 6
+
+
+def test_auto_keeps_the_fastest(
+    bert: Path, tmp_path: Path, measures: Measures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measures(GOOD, replace(GOOD, throughput=150.0), replace(GOOD, throughput=120.0))
+    report = quantize(bert, tmp_path / "out", "auto")
+    assert report.recipe.scheme.name == "w8a8"
+    assert checkpoint.load(tmp_path / "out").quantization == "w8a8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert not list((tmp_path / "out").glob(".*"))
+    printed = capsys.readouterr().out
+    assert "slower than the one kept" in printed
+    assert "as it was" in printed
+
+
+def test_auto_keeps_nothing_that_is_slower(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, replace(GOOD, throughput=90.0))
+    with pytest.raises(StepFailed, match="nothing that can be served here is faster"):
+        quantize(bert, tmp_path / "out", "auto")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_needs_rows_is_refused_without_them(bert: Path, llama: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures()
+    for source in (bert, llama):
+        copy = Path(shutil.copytree(source, tmp_path / source.name))
+        manifest = checkpoint.read_manifest(copy)
+        manifest.ClearField("calibration_split")
+        checkpoint.seal(copy, manifest)
+    with pytest.raises(UserError, match="--method gptq needs rows to calibrate with") as caught:
+        quantize(tmp_path / "sentiment", tmp_path / "out", "w8a8", method="gptq")
+    assert "--calibration FILE" in caught.value.hint
+    with pytest.raises(UserError, match="--kv-cache fp8 needs rows"):
+        quantize(tmp_path / "chat", tmp_path / "out", "w8a8", fp8_cache=True)
+    with pytest.raises(UserError, match="--method with --scheme auto"):
+        quantize(bert, tmp_path / "out", "auto", method="rtn")
+    assert calls == []
 
 
 def test_too_much_loss_leaves_the_earlier_output(bert: Path, tmp_path: Path, measures: Measures) -> None:
@@ -103,14 +170,14 @@ def test_too_much_loss_leaves_the_earlier_output(bert: Path, tmp_path: Path, mea
     before = checkpoint.version_of(checkpoint.load(tmp_path / "out"))
     measures(GOOD, replace(GOOD, metrics={"accuracy": 0.1}))
     with pytest.raises(StepFailed):
-        quantize(bert, tmp_path / "out", "w4a16", overwrite=True)
+        quantize(bert, tmp_path / "out", "w4a16", overwrite=True, method="rtn")
     assert checkpoint.version_of(checkpoint.load(tmp_path / "out")) == before
 
 
 def test_a_broken_result_is_too_much_loss(bert: Path, tmp_path: Path, measures: Measures) -> None:
     measures(GOOD, replace(GOOD, metrics={"accuracy": float("nan")}))
     with pytest.raises(StepFailed):
-        quantize(bert, tmp_path / "out", "w8a8")
+        quantize(bert, tmp_path / "out", "w8a8", method="rtn")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,21 +1,22 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, rows
 from tuneserve.quantize import weights
 from tuneserve.quantize.preflight import group_size, linear_shapes
-from tuneserve.quantize.schemes import SCHEMES
+from tuneserve.quantize.schemes import SCHEMES, Recipe
 
 
-def quantized(source: Path, target: Path, scheme: str) -> dict[str, torch.Tensor]:
+def quantized(source: Path, target: Path, scheme: str, method: str = "rtn", **more: Any) -> dict[str, torch.Tensor]:
     """Quantizes and returns the written tensors."""
     target.mkdir()
-    groups = group_size(linear_shapes(source)) if scheme == "w4a16" else None
-    weights.write(source, target, checkpoint.load(source), SCHEMES[scheme], groups)
+    recipe = Recipe(SCHEMES[scheme], method, group_size(linear_shapes(source)) if scheme == "w4a16" else None, **more)
+    weights.write(source, target, checkpoint.load(source), recipe, rows.read(source / checkpoint.CALIBRATION_SPLIT))
     checkpoint.refuse_unsafe(target)
     return load_file(target / "model.safetensors")
 
@@ -41,6 +42,51 @@ def test_w4a16_uses_the_group_size_that_fits(llama: Path, tmp_path: Path) -> Non
     tensors = quantized(llama, tmp_path / "out", "w4a16")
     scales = tensors["model.layers.0.self_attn.q_proj.weight_scale"]
     assert scales.shape == (64, 64 // 64)
+
+
+def error(source: Path, target: Path) -> float:
+    """How far the logits are from the original's, on tokens that nobody calibrated with."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if source.name == "sentiment" else AutoModelForCausalLM
+    ids = torch.tensor([[2, *(4 + (7 * row + place) % 14 for place in range(10)), 3] for row in range(8)])
+    with torch.no_grad():
+        expected, found = (auto.from_pretrained(path, dtype="auto")(ids).logits.float() for path in (source, target))
+    return float((expected - found).square().mean())
+
+
+@pytest.mark.parametrize(("model", "scheme", "method"), [
+    ("bert", "w4a16", "gptq"),
+    ("llama", "w4a16", "gptq"),
+    ("llama", "w4a16", "awq"),
+    ("llama", "w8a8", "smoothquant-gptq"),
+])  # fmt: skip
+def test_rows_make_it_better(
+    request: pytest.FixtureRequest, tmp_path: Path, model: str, scheme: str, method: str
+) -> None:
+    source = request.getfixturevalue(model)
+    quantized(source, tmp_path / "nearest", scheme)
+    quantized(source, tmp_path / "calibrated", scheme, method)
+    assert error(source, tmp_path / "calibrated") < error(source, tmp_path / "nearest")
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "nf4"])
+def test_blocks_that_are_kept(llama: Path, tmp_path: Path, scheme: str) -> None:
+    tensors = quantized(llama, tmp_path / "out", scheme, kept=(1,))
+    original = load_file(llama / "model.safetensors")
+    name = "model.layers.{}.mlp.up_proj.weight"
+    assert torch.equal(tensors[name.format(1)], original[name.format(1)])
+    assert not tensors[name.format(0)].dtype.is_floating_point
+
+
+def test_a_small_cache_has_scales_of_its_rows(llama: Path, tmp_path: Path) -> None:
+    tensors = quantized(llama, tmp_path / "out", "w8a8", fp8_cache=True)
+    scheme = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    assert (scheme["type"], scheme["num_bits"], scheme["dynamic"]) == ("float", 8, False)
+    for name in ("k_scale", "v_scale"):
+        scales = [tensors[f"model.layers.{block}.self_attn.{name}"] for block in range(2)]
+        assert all(0 < float(scale) < 1 for scale in scales)
+        assert float(scales[0]) != float(scales[1])
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))

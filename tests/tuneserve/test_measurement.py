@@ -84,6 +84,8 @@ class Fake(
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt is too long")
         response = gen.GenerateResponse()
         response.usage.completion_tokens = sampling.max_tokens
+        if not sampling.ignore_eos:
+            response.completions.add(text="The sky, is BLUE!")
         if sampling.HasField("prompt_logprobs"):
             response.prompt_logprobs.extend(gen.TokenLogprob(token_id=i, logprob=-i / 100) for i in ids[1:])
         return response
@@ -122,14 +124,16 @@ async def test_classification(fake: Fake, address: str) -> None:
     assert result.predictions == ["good"] * 150 + ["bad"] * 50
     assert result.unit == "texts/s"
     assert result.throughput == pytest.approx(200 / result.seconds)
-    # One batch to warm up, then all of them.
-    assert sorted(fake.batches) == [8, 64, 64, 64, 64]
+    # One batch to warm up, then all of them; and one text at a time, the first of them twice.
+    assert sorted(fake.batches) == [1] * 51 + [8, 64, 64, 64, 64]
+    assert result.latency
+    assert 0 < result.latency.p50_ms <= result.latency.p95_ms
 
 
 async def test_batches_fit_the_server(fake: Fake, address: str) -> None:
     fake.limits.max_inputs = 3
     await measured(address, CLASSIFIER, [{"text": f"rain {i}", "label": "bad"} for i in range(7)])
-    assert sorted(fake.batches) == [1, 3, 3, 3]
+    assert sorted(fake.batches) == [1] * 9 + [3, 3, 3]
 
 
 async def test_text_pairs(address: str) -> None:
@@ -178,10 +182,19 @@ async def test_generation_of_chats(address: str) -> None:
 
 async def test_generation_speed_is_its_own_measurement(fake: Fake, address: str) -> None:
     await measured(address, GENERATOR, [{"prompt": "ab", "completion": "cd"}, {"prompt": "x", "completion": "y"}])
-    speed = [request for request in fake.generated if request.sampling.ignore_eos]
+    fixed = [request for request in fake.generated if request.sampling.ignore_eos]
+    speed = [request for request in fixed if request.sampling.max_tokens == 32]  # half of the model's 64
     assert len(speed) == 32
-    assert {request.sampling.max_tokens for request in speed} == {32}  # half of the model's 64
+    # One at a time: of the two prompts in turn, and the first once more.
+    assert [request.sampling.max_tokens for request in fixed[32:]] == [16] * 21
     assert all(request.sampling.HasField("temperature") and request.sampling.temperature == 0 for request in speed)
+
+
+async def test_answers_are_compared_with_those_expected(address: str) -> None:
+    test_rows = [{"prompt": "a", "completion": "a sky is blue"}, {"prompt": "b", "completion": "it is grey"}]
+    result = await measured(address, GENERATOR, test_rows)
+    assert result.metrics["exact_match"] == 0.5
+    assert result.metrics["token_f1"] == pytest.approx((1 + 1 / 3) / 2)
 
 
 async def test_long_rows_are_cut_to_the_model(fake: Fake, address: str) -> None:

@@ -19,3 +19,11 @@ def test_a_correlation_with_a_constant_is_none() -> None:
     assert found["spearman"] == pytest.approx(1)
     assert found["mean_absolute_error"] == pytest.approx(2)
     assert found["root_mean_square_error"] == pytest.approx((14 / 3) ** 0.5)
+
+
+def test_answers_agree_by_their_words() -> None:
+    found = quality.answers(["Paris", "the Blue, blue sky", ""], ["In Paris.", "Blue sky", "call()"])
+    # Of what expects no words nothing is compared.
+    assert found == {"token_f1": pytest.approx((2 / 3 + 4 / 5) / 2), "exact_match": 0.0}
+    assert quality.answers(["A cat!"], ["cat"]) == {"token_f1": 1.0, "exact_match": 1.0}
+    assert quality.answers(["cat"], [""]) == {"token_f1": 0.0, "exact_match": 0.0}

@@ -1,0 +1,25 @@
+"""Some of the training rows, kept inside the checkpoint: quantizing calibrates with them, never with held-out ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuneserve import checkpoint, rows
+from tuneserve.rows import Row
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+ROWS = 512
+
+
+def keep(directory: Path, manifest: pb.Checkpoint, train: Sequence[Row]) -> None:
+    """Writes the first training rows, which are in the seed's order, and names them in the manifest."""
+    chosen = train[:ROWS]
+    rows.write(directory / checkpoint.CALIBRATION_SPLIT, chosen)
+    manifest.calibration_split.path = checkpoint.CALIBRATION_SPLIT
+    manifest.calibration_split.sha256 = rows.sha256(chosen)
+    manifest.calibration_split.rows = len(chosen)
+
+
+def copy(source: Path, directory: Path, manifest: pb.Checkpoint) -> None:
+    """Copies the rows that the manifest of `source` names, if it names any."""
+    if path := manifest.calibration_split.path:
+        rows.write(directory / path, rows.read(source / path))

@@ -1,0 +1,78 @@
+"""How the weights are rounded, as modifiers of llm-compressor.
+
+    rtn          each to the nearest; no data
+    smoothquant  outliers of the activations moved into the weights before (Xiao et al. 2023)
+    gptq         one column after the other, each making up for the errors of those before (Frantar et al. 2023)
+    awq          the weights that large activations meet scaled up before (Lin et al. 2024)
+
+smoothquant and awq scale what a norm gives and unscale it in the layers that read it. That changes nothing else only
+where these layers alone read the norm. In BERT and RoBERTa the residual stream does, too.
+"""
+
+from typing import Any
+
+from tuneserve.quantize.schemes import Recipe, Scheme
+
+# `model_type` in config.json, of those whose norms feed nothing but the next layers, under names that are known here.
+LLAMA_LIKE = ("granite", "llama", "mistral", "qwen2", "qwen3")
+# The first block's attention has no norm of its own.
+_MODERNBERT = {
+    r"re:.*layers\.[1-9]\d*\.attn_norm$": [r"re:.*layers\.[1-9]\d*\.attn\.Wqkv$"],
+    r"re:.*layers\.\d+\.mlp_norm$": [r"re:.*layers\.\d+\.mlp\.Wi$"],
+}
+_LLAMA = {
+    "re:.*input_layernorm$": ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"],
+    "re:.*post_attention_layernorm$": ["re:.*gate_proj$", "re:.*up_proj$"],
+}
+# Also linear in what comes before: AWQ scales these pairs as well.
+_LLAMA_LINEAR = {"re:.*v_proj$": ["re:.*o_proj$"], "re:.*up_proj$": ["re:.*down_proj$"]}
+SCALED = (*LLAMA_LIKE, "modernbert")
+
+
+def unfit(method: str, model_type: str) -> str:
+    """Returns why a method can't be applied to a kind of model, or nothing."""
+    if method in ("rtn", "gptq") or model_type in SCALED:
+        return ""
+    return f"{method.partition('-')[0]} scales what norms give, and here it is known only of {', '.join(SCALED)}"
+
+
+def usable(scheme: Scheme, model_type: str, has_rows: bool) -> list[str]:
+    """Returns the methods of a scheme that can be applied, in the order to try them."""
+    return [one for one in scheme.methods if (one == "rtn" or has_rows) and not unfit(one, model_type)]
+
+
+def modifiers(recipe: Recipe, ignore: list[str], model_type: str) -> list[Any]:
+    """Returns the steps of llm-compressor that make a recipe. `ignore`: linear layers that stay as they are."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    common = {"ignore": ignore, "kv_cache_scheme": cache if recipe.fp8_cache else None, **_numbers(recipe)}
+    rounding = GPTQModifier if recipe.method.endswith("gptq") else QuantizationModifier
+    return [*_scaling(recipe.method, model_type), rounding(**common)]
+
+
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    """What the numbers are, whatever the method. The target is the class, not names: vLLM fuses query, key and value
+    into one layer of another name.
+    """
+    presets = {"w8a8": "W8A8", "fp8": "FP8_DYNAMIC"}
+    if preset := presets.get(recipe.scheme.name):
+        return {"targets": ["Linear"], "scheme": preset}
+    groups = {"strategy": "group", "group_size": recipe.group_size} if recipe.group_size else {"strategy": "channel"}
+    weights = {"num_bits": recipe.scheme.bits, "type": "int", "symmetric": True, **groups}
+    return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+
+
+def _scaling(method: str, model_type: str) -> list[Any]:
+    norms = _MODERNBERT if model_type == "modernbert" else _LLAMA
+    if method.startswith("smoothquant"):
+        from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+        return [SmoothQuantModifier(mappings=[[layers, norm] for norm, layers in norms.items()])]
+    if method == "awq":
+        from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
+
+        pairs = norms | (_LLAMA_LINEAR if norms is _LLAMA else {})
+        return [AWQModifier(mappings=[AWQMapping(one, layers) for one, layers in pairs.items()])]
+    return []

@@ -1,0 +1,131 @@
+"""What quantizing changed, for people and for the lineage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tuneserve import quality, significance
+from tuneserve.measurement import Measurement
+from tuneserve.quantize.schemes import Recipe
+from tuneserve.significance import Difference
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Report:
+    """One checkpoint before and after."""
+
+    task: pb.Task
+    recipe: Recipe
+    before: Measurement
+    after: Measurement
+    # Bytes of the weight files.
+    size_before: int
+    size_after: int
+
+    @property
+    def drop(self) -> float:
+        """How much quality was lost, as `quality.drop` counts it; negative when it got better."""
+        return quality.drop(self.task, self.before.metrics, self.after.metrics)
+
+    @property
+    def flips(self) -> float | None:
+        """Share of the rows whose predicted label or tags changed, right or wrong; None for generation."""
+        pairs = list(zip(self.before.predictions, self.after.predictions, strict=True))
+        return sum(old != new for old, new in pairs) / len(pairs) if pairs else None
+
+    @property
+    def headline(self) -> str:
+        """The metric that is compared."""
+        return quality.headline(self.task, self.before.metrics).name
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """The headline metric's difference, with its interval, from what each row says; None where no row was kept."""
+        if not (self.before.row_sums and self.after.row_sums):
+            return None
+        return significance.compare(self.headline, self.before.row_sums, self.after.row_sums)
+
+    def table(self) -> str:
+        """Returns the report as a few lines for people."""
+        old, new = self.before, self.after
+        rows = [
+            ("", "before", self.recipe.scheme.name, self.recipe.label),
+            (self.headline, *(f"{one.metrics[self.headline]:.4f}" for one in (old, new)), self._lost()),
+        ]
+        if found := self.difference:
+            rows.append(("  95 % of samples", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
+        if self.flips is not None:
+            rows.append(("predictions changed", "", f"{self.flips:.2%}", f"of {new.rows} rows"))
+        if "token_f1" in old.metrics and "token_f1" in new.metrics:
+            rows.append(
+                ("token_f1", *(f"{one.metrics['token_f1']:.4f}" for one in (old, new)), "of the answers' words")
+            )
+        rows.append(_times("size, MB", self.size_before / 1e6, self.size_after / 1e6))
+        if old.memory_bytes and new.memory_bytes:
+            rows.append(_times("memory, MB", old.memory_bytes / 1e6, new.memory_bytes / 1e6))
+        rows.append(_times(old.unit, old.throughput, new.throughput))
+        if old.latency and new.latency:
+            rows.append(_times("p50 of one, ms", old.latency.p50_ms, new.latency.p50_ms))
+            rows.append(_times("p95 of one, ms", old.latency.p95_ms, new.latency.p95_ms))
+        return "\n".join(f"{name:<20}{a:>10}{b:>10}   {note}".rstrip() for name, a, b, note in rows)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what the lineage keeps: the new metrics by name, and the old headline and cost as `*_before`."""
+        return self.after.metrics | {
+            f"{self.headline}_before": self.before.metrics[self.headline],
+            "drop": self.drop,
+            **self._interval(),
+            "size_bytes": self.size_after,
+            "size_bytes_before": self.size_before,
+            **_costs(self.after),
+            **{f"{name}_before": cost for name, cost in _costs(self.before).items()},
+            **({} if self.flips is None else {"predictions_changed": self.flips}),
+        }
+
+    def _interval(self) -> dict[str, float]:
+        found = self.difference
+        return {"difference_low": found.low, "difference_high": found.high, "p_value": found.p_value} if found else {}
+
+    def _lost(self) -> str:
+        share = f"{abs(self.drop):.2%}" if self.task == pb.TASK_GENERATION else f"{abs(self.drop) * 100:.2f} points"
+        return f"{share} {'worse' if self.drop > 0 else 'better'}" if self.drop else "same"
+
+
+def comparison(reports: Sequence[Report], verdicts: Sequence[str]) -> str:
+    """Returns what was tried as a table, one line each, below the original."""
+    first = reports[0]
+    lines = [
+        ("scheme", first.headline, "change, 95 % of samples", "MB", first.before.unit, "p50, p95 ms", ""),
+        ("as it was", *_columns(first, first.before, first.size_before), ""),
+    ]
+    for report, verdict in zip(reports, verdicts, strict=True):
+        lines.append((report.recipe.label, *_columns(report, report.after, report.size_after), verdict))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
+
+
+def _columns(report: Report, measured: Measurement, size: int) -> tuple[str, ...]:
+    change = report.difference if measured is report.after else None
+    single = measured.latency
+    return (
+        f"{measured.metrics[report.headline]:.4f}",
+        f"{change.low:+.4f} to {change.high:+.4f}" if change else "",
+        f"{size / 1e6:.1f}",
+        f"{measured.throughput:.0f}",
+        f"{single.p50_ms:.1f}, {single.p95_ms:.1f}" if single else "",
+    )
+
+
+def _times(name: str, old: float, new: float) -> tuple[str, str, str, str]:
+    digits = 0 if old >= 1000 or "/s" in name else 1
+    return name, f"{old:.{digits}f}", f"{new:.{digits}f}", f"x {new / old:.2f}"
+
+
+def _costs(measured: Measurement) -> dict[str, float]:
+    costs = {measured.unit.replace("/s", "_per_second"): measured.throughput}
+    if measured.latency:
+        costs |= {"latency_p50_ms": measured.latency.p50_ms, "latency_p95_ms": measured.latency.p95_ms}
+    if measured.memory_bytes:
+        costs["memory_bytes"] = measured.memory_bytes
+    return costs

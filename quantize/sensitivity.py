@@ -1,0 +1,86 @@
+"""Which blocks of a model quantizing hurts most: each one alone is put into the original model, and the outputs
+compared on calibration rows. The worst are then kept in 16 bits, twice as many each time.
+
+The unit is a whole block, attention and MLP: vLLM fuses layers of one part into one, which has one scheme, and methods
+that scale move numbers from a norm into the layers that read it.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuneserve.layers import block_of
+from tuneserve.quantize import calibration
+from tuneserve.quantize.weights import auto_class, quiet
+from tuneserve.rows import Row
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+# Calibration rows that are looked at: the order of the blocks settles long before the last of them.
+ROWS = 64
+# Of each, the last tokens: the answers. All of them, over a large vocabulary, would not fit into memory.
+POSITIONS = 32
+
+
+def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> dict[int, float]:
+    """Returns by the number of each block how far it alone, quantized, moves the outputs; the worst first.
+
+    In nats, the Kullback-Leibler divergence from the original's probabilities, the mean over all tokens or texts; for
+    outputs that are no probabilities over labels, their mean squared difference.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    logger.info("looking for the blocks that lose most, on %d calibration rows", len(rows[:ROWS]))
+    with quiet(), torch.inference_mode():
+        auto = auto_class(manifest.task)
+        whole, small = (auto.from_pretrained(path, dtype="auto").eval() for path in (original, quantized))
+        encoded = calibration.encode(AutoTokenizer.from_pretrained(original), manifest, rows[:ROWS])
+        batches = list(calibration.tensors(encoded))
+
+        def outputs() -> list[Any]:
+            logits = (whole(**batch).logits for batch in batches)
+            return [(one[:, -POSITIONS:] if one.ndim == 3 else one).float().flatten(0, -2) for one in logits]
+
+        # A whole pass: the first one unpacks the weights.
+        small(**batches[0])
+        expected, found = outputs(), {}
+        for name, number in _blocks(whole).items():
+            with _replaced(whole, name, small.get_submodule(name)):
+                apart = [_divergence(*pair, manifest) for pair in zip(expected, outputs(), strict=True)]
+            found[number] = float(torch.cat(apart).mean())
+    return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
+
+
+def growing(worst: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yields the blocks to keep as they are: the worst one, two, four, and so on, at most half of them."""
+    most = len(worst) // 2
+    for count in sorted({min(2**power, most) for power in range(most.bit_length() + 1)} - {0}):
+        yield tuple(sorted(worst[:count]))
+
+
+def _blocks(model: Any) -> dict[str, int]:
+    """Returns the number of each block by its module's name."""
+    names = (name for name, _ in model.named_modules())
+    return {name: number for name in names if (number := block_of(f"{name}.")) is not None and block_of(name) is None}
+
+
+@contextmanager
+def _replaced(model: Any, name: str, block: Any) -> Iterator[None]:
+    mine = model.get_submodule(name)
+    model.set_submodule(name, block)
+    try:
+        yield
+    finally:
+        model.set_submodule(name, mine)
+
+
+def _divergence(expected: Any, given: Any, manifest: pb.Checkpoint) -> Any:
+    if manifest.problem_type in (pb.PROBLEM_TYPE_MULTI_LABEL, pb.PROBLEM_TYPE_REGRESSION):
+        return (expected - given).square().mean(-1)
+    # In 64 bits: of outputs that are nearly the same, 32 leave nothing but noise.
+    before, after = expected.double().log_softmax(-1), given.double().log_softmax(-1)
+    return (before.exp() * (before - after)).sum(-1)
