@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import (
@@ -135,7 +134,10 @@ def _trainer(run: Run) -> Any:
         **_saving(config),
     }
     if config.task == "generation":
-        return _sft(run, common)
+        # Here, because TRL takes seconds to import.
+        from tuneserve.finetune import sft
+
+        return sft.trainer(run, common)
     collators = {
         "sequence-classification": DataCollatorWithPadding,
         "token-classification": DataCollatorForTokenClassification,
@@ -179,35 +181,6 @@ def _saving(config: FinetuneConfig) -> dict[str, Any]:
         return {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 1}
     saves = config.epochs > 1 and config.method != "adalora"
     return {"save_strategy": "epoch" if saves else "no", "save_total_limit": 1}
-
-
-def _sft(run: Run, common: dict[str, Any]) -> Any:
-    from trl import SFTConfig, SFTTrainer
-
-    settings = SFTConfig(
-        **common,
-        # Rows come tokenized, cut and with their own labels: the loss counts the answers only.
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-    options: dict[str, Any] = {
-        "model": run.model,
-        "args": settings,
-        "train_dataset": Dataset.from_list(list(run.encoded)),
-        "eval_dataset": Dataset.from_list(list(run.validation)) if run.validation else None,
-        "processing_class": run.tokenizer,
-    }
-    if run.teacher:
-        from tuneserve.finetune.distillation_generation import DistillingTrainer
-
-        trainer = DistillingTrainer(teacher=run.teacher, config=run.config, **options)
-    else:
-        trainer = SFTTrainer(**options)
-    # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
-    for parameter in run.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return trainer
 
 
 def _is_json(path: Path) -> bool:
