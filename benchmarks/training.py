@@ -48,14 +48,14 @@ class Sample:
 
 def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
     """Returns the two trainings, with their data split into files in `scratch`."""
-    first = {
+    first: dict[str, Any] = {
         "task": "sequence-classification",
         "base_model": str(samples.sentiment_encoder()),
         "max_length": 64,
         "batch_size": 32,
         "learning_rate": 1e-3,
     }
-    second = {
+    second: dict[str, Any] = {
         "task": "generation",
         "base_model": str(samples.chat_model()),
         "max_length": 128,
