@@ -68,7 +68,7 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
         found, held_out = rows.read(data), TEST_ROWS[task]
         # Neighbours are of one film or one topic.
         spread = [found[index * 7919 % len(found)] for index in range(count + held_out)]
-        files = {name: str(scratch / f"{task}-{name}.jsonl") for name in ("train", "test")}
+        files: dict[str, Any] = {name: str(scratch / f"{task}-{name}.jsonl") for name in ("train", "test")}
         rows.write(Path(files["train"]), spread[held_out:])
         rows.write(Path(files["test"]), spread[:held_out])
         output = str(scratch / task)
