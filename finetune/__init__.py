@@ -9,6 +9,7 @@
     distillation  learning from a teacher's answers
     depth         base models with fewer blocks
     training      Trainer and SFTTrainer
+    temperature   probabilities as sure as they are right
     evaluation    held-out quality, through tuneserve.quality
     calibration   training rows that the checkpoint keeps for quantizing
     merging       adapter into base in fp32, saved in bf16, compared before it is kept

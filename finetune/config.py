@@ -66,6 +66,7 @@ class FinetuneConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     save_steps: int | None = None  # how often the state is saved that --resume goes on from; each epoch unless told
+    temperature_scaling: bool = False  # texts: probabilities made as sure as they are right, on the validation rows
     report_to: tuple[str, ...] | None = None  # besides OUTPUT-report: wandb, mlflow, by transformers' integrations
     seed: int = 42
     precision: str = "auto"  # bf16 where the hardware has it
@@ -201,6 +202,7 @@ CHECKS: dict[str, Check] = {
     "teacher": _TEXT,
     "distillation_weight": _number(0, 1, above=True),
     "distillation_temperature": _number(0, 100, above=True),
+    "temperature_scaling": _FLAG,
     "report_to": (_is_trackers, "a list of " + ", ".join(TRACKERS)),
     "neftune_alpha": _number(0, 100),
     "class_weights": (_is_weights, "balanced, or a mapping of labels to numbers above 0"),
@@ -317,6 +319,12 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
     if config.method == "adalora" and (config.validation_size or config.save_steps):
         key = "validation_size" if config.validation_size else "save_steps"
         raise UserError(f"{name}: {key} is given", "the ranks of adalora can't be saved and loaded within a run")
+    if config.temperature_scaling and (config.task != "sequence-classification" or config.problem_type == "regression"):
+        raise UserError(f"{name}: temperature_scaling is given", "it is for probabilities of whole texts' labels")
+    if config.temperature_scaling and not config.validation_size:
+        raise UserError(
+            f"{name}: temperature_scaling is given, and no validation_size", "for example validation_size: 0.1"
+        )
     for package in config.report_to or ():
         # A folder that is called so, as wandb leaves one, has no origin.
         if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:

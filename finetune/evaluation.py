@@ -43,23 +43,36 @@ def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers
         numbers, expected = outputs[:, 0].tolist(), [row["label"] for row in rows]
         errors = [abs(gold - guess) for gold, guess in zip(expected, numbers, strict=True)]
         return Answers(quality.regression(expected, numbers), errors, numbers, outputs.tolist())
+    logits = outputs / target.temperature
     if target.problem_type == "multi-label":
         present = torch.tensor([[float(label in row["labels"]) for label in target.labels] for row in rows])
         sets = [[target.labels[int(place)] for place in line.nonzero()] for line in outputs > 0]
-        losses = functional.binary_cross_entropy_with_logits(outputs, present, reduction="none").mean(-1)
+        losses = functional.binary_cross_entropy_with_logits(logits, present, reduction="none").mean(-1)
         metrics = quality.multi_label([row["labels"] for row in rows], sets, target.labels)
-        return Answers(metrics, losses.tolist(), sets, outputs.sigmoid().tolist())
+        metrics |= _calibration(target, outputs, present)
+        return Answers(metrics, losses.tolist(), sets, logits.sigmoid().tolist())
     expected = [row["label"] for row in rows]
-    losses = functional.cross_entropy(
-        outputs, torch.tensor([target.labels.index(label) for label in expected]), reduction="none"
-    )
-    scores = outputs.softmax(-1)
-    best = scores.max(-1)
-    predicted = [target.labels[place] for place in best.indices.tolist()]
-    right = [gold == guess for gold, guess in zip(expected, predicted, strict=True)]
+    right = torch.tensor([target.labels.index(label) for label in expected])
+    predicted = [target.labels[place] for place in outputs.argmax(-1).tolist()]
     metrics = quality.sequence_classification(expected, predicted, target.labels)
-    metrics["calibration_error"] = quality.calibration_error(best.values.tolist(), right)
-    return Answers(metrics, losses.tolist(), predicted, scores.tolist())
+    metrics |= _calibration(target, outputs, right)
+    losses = functional.cross_entropy(logits, right, reduction="none")
+    return Answers(metrics, losses.tolist(), predicted, logits.softmax(-1).tolist())
+
+
+def _calibration(target: Target, outputs: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
+    """Returns the calibration error of the probabilities, and what it would be without the target's temperature."""
+    metrics = {"calibration_error": _gap(target, outputs / target.temperature, right)}
+    if target.temperature != 1:
+        metrics["unscaled_calibration_error"] = _gap(target, outputs, right)
+    return metrics
+
+
+def _gap(target: Target, logits: torch.Tensor, right: torch.Tensor) -> float:
+    if target.problem_type == "multi-label":
+        return quality.calibration_error(logits.sigmoid().flatten().tolist(), right.flatten().tolist())
+    best = logits.softmax(-1).max(-1)
+    return quality.calibration_error(best.values.tolist(), (best.indices == right).tolist())
 
 
 def _words(

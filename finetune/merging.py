@@ -118,6 +118,8 @@ def export(
         rows.write(directory / source.test_split.path, test)
     manifest = checkpoint.describe(directory)
     manifest.label_distribution.update(source.label_distribution)
+    if source.HasField("temperature"):
+        manifest.temperature = source.temperature
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
     if source.HasField("calibration_split"):
@@ -156,6 +158,7 @@ def target_of(manifest: pb.Checkpoint) -> Target:
         labels=tuple(manifest.labels),
         problem_type=_settings(manifest)["problem_type"],
         max_length=int(_settings(manifest)["max_length"]),
+        temperature=checkpoint.temperature_of(manifest),
     )
 
 

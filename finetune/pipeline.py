@@ -44,7 +44,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     tokenizer = models.load_tokenizer(config.base_model)
     target = target_of(config, split, tokenizer)
 
-    from tuneserve.finetune import distillation, evaluation, merging, run_report, run_sections, training
+    from tuneserve.finetune import distillation, evaluation, merging, run_report, run_sections, temperature, training
 
     distillation.check(config, target, tokenizer)
     train = augmentation.augmented(split.train, config)
@@ -59,6 +59,11 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     with _run_state(state, config, entry.data_sha256, overwrite, resume):
         model, history = _train(config, split, train, target, tokenizer, encoded, bf16, state, entry)
     manifest = _manifest(config, split)
+    if config.temperature_scaling:
+        validation = encode(tokenizer, target, split.validation)
+        outputs = evaluation.logits(model, tokenizer, target, validation, bf16)
+        manifest.temperature = temperature.fit(target, validation, outputs)
+        target = replace(target, temperature=manifest.temperature)
     kept = split.test if config.keep_test_split else []
     reference = merging.probe_logits(model, tokenizer, target, kept)
     if config.method == "full":

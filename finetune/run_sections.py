@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import json_format
+from numpy.typing import ArrayLike
 from seqeval.metrics.sequence_labeling import get_entities
 
 from tuneserve.finetune import figures
@@ -108,17 +109,29 @@ def _quality(run: Finished) -> Iterator[Section]:
     elif run.config.problem_type == "regression":
         expected = [row["label"] for row in test]
         yield Section("Numbers and errors", figures=[figures.scatter(expected, answers.predicted)])
-    elif run.has_one_label:
+    elif run.config.problem_type == "multi-label":
+        present = [[label in row["labels"] for label in run.split.labels] for row in test]
+        yield _reliability(run, np.ravel(answers.scores), np.ravel(present))
+    else:
         expected = [row["label"] for row in test]
         labels = [name for name, _ in _support(run)]
         yield _confusion(Counter(zip(expected, answers.predicted, strict=True)), labels, "Held-out rows.")
         right = [gold == guess for gold, guess in zip(expected, answers.predicted, strict=True)]
-        error = answers.metrics["calibration_error"]
-        note = (
-            f"Expected calibration error {error:.3f}: so far is the probability of an answer from how often it is "
-            "right, in the mean. Bars below the line are of answers that were too sure."
+        yield _reliability(run, run.confidence, right)
+
+
+def _reliability(run: Finished, sure: ArrayLike, right: ArrayLike) -> Section:
+    metrics = run.answers.metrics
+    note = (
+        f"Expected calibration error {metrics['calibration_error']:.3f}: so far is the probability of an answer from "
+        "how often it is right, in the mean. Bars below the line are of answers that were too sure."
+    )
+    if "unscaled_calibration_error" in metrics:
+        note += (
+            f" Without the temperature {run.manifest.temperature:.3f}, fitted on the validation rows, the error would "
+            f"be {metrics['unscaled_calibration_error']:.3f}."
         )
-        yield Section("Reliability", note, [figures.reliability(run.confidence, right)])
+    return Section("Reliability", note, [figures.reliability(sure, right)])
 
 
 def _confusion(pairs: Counter[tuple[str, str]], labels: Sequence[str], note: str) -> Section:

@@ -26,6 +26,10 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
     manifests = [checkpoint.load(run) for run in runs]
     _check(runs, manifests)
     first, manifest = runs[0], manifests[0]
+    if any(one.HasField("temperature") for one in manifests):
+        # Each was fitted to its own model, on validation rows that are not kept.
+        logger.warning("the soup has no temperature: those of the runs do not fit it")
+        manifest.ClearField("temperature")
     test = held_out_rows(first, manifest) if manifest.test_split.path else []
 
     import torch

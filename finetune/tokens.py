@@ -24,6 +24,7 @@ class Target:
     labels: tuple[str, ...]  # the position is the class index; empty for generation
     problem_type: str  # of sequence classification: single-label, multi-label or regression
     max_length: int  # tokens
+    temperature: float = 1.0  # what logits are divided by before they become probabilities
 
 
 def encode(tokenizer: Any, target: Target, rows: Sequence[Row]) -> list[Row]:

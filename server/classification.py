@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tuneserve import checkpoint
 from tuneserve.server import convert, failures, spans, streams, windows
 from tuneserve.server.context import current
 from tuneserve.server.errors import CallError, InvalidInput, to_status
@@ -44,7 +45,8 @@ class ClassificationService(ClassificationServiceServicer):
             shown = convert.shown(request, question.labels, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
         else:
             convert.check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
-            shown = convert.shown(request, model.labels, convert.problem_of(model.manifest))
+            problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
+            shown = convert.shown(request, model.labels, problem, temperature)
         cutting = convert.cutting(request, model.engine.max_length)
         with model.admitted(request.priority) as place:
             await note(model, texts)
@@ -120,7 +122,8 @@ class ClassificationService(ClassificationServiceServicer):
             await note(model, [request.query, *candidates])
             tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
             rows = np.stack(await pooled(model, place, [one.encoded for one in tokens], "classify", usage))
-        scores = convert.probabilities(rows, convert.problem_of(model.manifest))
+        problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
+        scores = convert.probabilities(rows, problem, temperature)
         shown = (rows if request.raw_scores else scores)[:, label]
         # By what is returned: probabilities may be equal where logits are not.
         order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]

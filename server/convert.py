@@ -57,6 +57,7 @@ class Shown:
     top_k: int | None = None
     raw: bool = False
     least: Sequence[float] | None = None  # probability, by label
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,12 @@ def truncation(value: pb.Truncation, windows: bool = True) -> bool:
     return value == pb.TRUNCATION_END
 
 
-def shown(request: pb.ClassifyRequest, labels: Sequence[str], problem: checkpoint_pb2.ProblemType) -> Shown:
+def shown(
+    request: pb.ClassifyRequest,
+    labels: Sequence[str],
+    problem: checkpoint_pb2.ProblemType,
+    temperature: float = 1.0,
+) -> Shown:
     """Returns how results are shown, for a model or a call of these labels."""
     check_top_k(request)
     check_enum("offset_unit", request.offset_unit, UNITS)
@@ -145,7 +151,7 @@ def shown(request: pb.ClassifyRequest, labels: Sequence[str], problem: checkpoin
             "is for probabilities; this model gives numbers that are none",
         )
     top_k = request.top_k if request.HasField("top_k") else None
-    return Shown(labels, problem, top_k, request.raw_scores, least if any(least) else None)
+    return Shown(labels, problem, top_k, request.raw_scores, least if any(least) else None, temperature)
 
 
 def problem_of(manifest: checkpoint_pb2.Checkpoint) -> checkpoint_pb2.ProblemType:
@@ -184,12 +190,16 @@ def check_tokens(
             raise InvalidInput(field.format(index), "has a token that the model does not know")
 
 
-def probabilities(logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType) -> NDArray[np.float32]:
-    """Returns softmax over the last axis, or sigmoid of each for multi-label; numbers as they are for regression.
-    Computed in float64.
+def probabilities(
+    logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType, temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Returns softmax over the last axis of the logits divided by the temperature, or sigmoid of each for multi-label;
+    numbers as they are for regression. Computed in float64.
     """
     _check_numbers(logits)
     scores = logits.astype(np.float64)
+    if problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        scores /= temperature
     if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
         scores = expit(scores)
     elif problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
@@ -201,7 +211,7 @@ def probabilities(logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemTy
 
 def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
     """Returns (results, labels), see `probabilities`: all at once, because once costs as much as sixty times."""
-    return probabilities(np.stack([result.raw for result in results]), shown.problem)
+    return probabilities(np.stack([result.raw for result in results]), shown.problem, shown.temperature)
 
 
 def best(scores: NDArray[np.float32], shown: Shown) -> tuple[str, float]:

@@ -133,7 +133,9 @@ def _labels(manifest: pb.Checkpoint) -> Iterable[str]:
 
 def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
     metrics = manifest.lineage[-1].metrics
-    whole = [(key, metrics[key]) for key in (*_METRICS, "calibration_error") if key in metrics]
+    whole = [
+        (key, metrics[key]) for key in (*_METRICS, "calibration_error", "unscaled_calibration_error") if key in metrics
+    ]
     if not whole:
         return
     yield "## Quality"
@@ -148,6 +150,11 @@ def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
             for name in names
         ]
         yield _table(("label", *columns), rows)
+    if manifest.HasField("temperature"):
+        yield (
+            f"Its logits are to be divided by {manifest.temperature:.4g} before softmax or sigmoid: then the "
+            "probabilities are as sure as they are right. tuneserve does so; transformers does not by itself."
+        )
     headline = quality.headline(manifest.task, metrics).name
     if f"{headline}_before" in metrics:
         yield f"Before it was quantized, its {headline} on these rows was {metrics[f'{headline}_before']:.4f}."

@@ -10,6 +10,7 @@ This module knows nothing of training, quantization or serving, and needs neithe
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -87,6 +88,8 @@ def read_manifest(directory: Path) -> pb.Checkpoint:
         raise CheckpointError(
             f"{path}: format_version is {manifest.format_version!r}, this version reads {FORMAT_VERSION!r}"
         )
+    if not 0 < temperature_of(manifest) < math.inf:
+        raise CheckpointError(f"{path}: temperature is {manifest.temperature}, not a number above 0")
     return manifest
 
 
@@ -231,6 +234,11 @@ def step(name: str, source: str, config: Mapping[str, Any], distributions: tuple
             continue
     entry.finished_at.GetCurrentTime()
     return entry
+
+
+def temperature_of(manifest: pb.Checkpoint) -> float:
+    """Returns what a sequence classifier's outputs are divided by before they become probabilities."""
+    return manifest.temperature if manifest.HasField("temperature") else 1.0
 
 
 def version_of(manifest: pb.Checkpoint) -> str:

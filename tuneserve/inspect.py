@@ -40,6 +40,7 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
         "architecture": manifest.architecture,
         "labels": ", ".join(manifest.labels),
         "weights": f"{checkpoint.size_of(manifest) / 1e6:.1f} MB, {manifest.quantization or manifest.dtype}",
+        "temperature": f"{manifest.temperature:.3f}" if manifest.HasField("temperature") else "",
         "longest input": f"{manifest.max_length} tokens",
         "version": checkpoint.version_of(manifest),
         "held-out rows": str(manifest.test_split.rows) if manifest.test_split.rows else "",

@@ -162,6 +162,10 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
         predictions = [sorted(label for label, score in answer if score >= 0.5) for answer in answers]
         expected = [sorted(row["labels"]) for row in rows]
         metrics = quality.multi_label(expected, predictions, manifest.labels)
+        scores = [
+            (score, label in row["labels"]) for row, one in zip(rows, answers, strict=True) for label, score in one
+        ]
+        metrics["calibration_error"] = quality.calibration_error(*zip(*scores, strict=True))
         sums = quality.right_rows(expected, predictions)
     else:
         predictions, labels = [answer[0][0] for answer in answers], [row["label"] for row in rows]

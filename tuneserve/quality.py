@@ -62,8 +62,9 @@ def sequence_classification(
     return metrics | _per_label(report, labels)
 
 
-def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
-    """Expected calibration error: how far the probability of the chosen labels is from how often they are right.
+def calibration_error(confidence: Sequence[float], right: Sequence[float]) -> float:
+    """Expected calibration error: how far the probability of the chosen labels is from how often they are right; where
+    a text has several labels, that of each label from how often it is there.
 
     Mean over ten bins of confidence, by their rows (Guo et al. 2017); 0 for a model that is as good as it believes.
     """

@@ -4,6 +4,7 @@
     token classification  the tag of each word, and the scores of its entities
     generation            the token ids of each prompt, and the log probability of each token of its answer
 
+What a classifier's checkpoint has as temperature is left out of both: raw outputs are compared, as probabilities.
 transformers computes in float32, the engine in the checkpoint's own type. So labels may differ where two of them are
 nearly equal, and nowhere else.
 """

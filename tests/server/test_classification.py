@@ -4,6 +4,9 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tuneserve import checkpoint
+from tuneserve.oip import inference_pb2
+from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server import request_log
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
@@ -255,6 +258,45 @@ async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, re
         assert [(one.index, one.score) for one in ranked.results] == [(1, 2)]
 
 
+async def test_a_temperature_divides_what_becomes_a_probability(serve_config, make_bert, reading):
+    models = {
+        "one": ModelConfig(tempered(make_bert("ForSequenceClassification", ["neg", "pos"]))),
+        "several": ModelConfig(
+            tempered(make_bert("ForSequenceClassification", ["a", "b"], problem_type="multi_label_classification"))
+        ),
+    }
+    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    async with serve_config(ServerConfig(models=models, **local)) as served:
+        for engine in served.engines.values():
+            reading(engine)
+        stub = ClassificationServiceStub(served.channel)
+        [whole] = (await stub.Classify(request("bad bad", model="one", explain=pb.Explain()))).results
+        sure, surer = 1 / (1 + np.exp(-2 / 4)), 1 / (1 + np.exp(-2))
+        assert whole.labels[0].score == pytest.approx(sure)
+        assert whole.weights[0].weight == pytest.approx(sure - 1 / (1 + np.exp(-1 / 4)))
+        [raw] = (await stub.Classify(request("bad bad", model="one", raw_scores=True))).results
+        assert [label.score for label in raw.labels] == [2, 0]
+        # What a threshold is held against is the probability that is shown.
+        [left] = (await stub.Classify(request("bad bad", model="one", threshold=(sure + surer) / 2))).results
+        assert not left.labels
+        [several] = (await stub.Classify(request("bad bad", model="several"))).results
+        assert [label.score for label in several.labels] == pytest.approx([sure, 0.5])
+        streamed = stub.ClassifyStream(iter([pb.ClassifyStreamRequest(request=request("bad bad", model="one"))]))
+        assert (await anext(aiter(streamed))).response.results[0].labels[0].score == pytest.approx(sure)
+        ranked = await stub.Rank(pb.RankRequest(model="one", query="a", candidates=["bad bad"], label="neg"))
+        assert ranked.results[0].score == pytest.approx(sure)
+        tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(b"bad bad")
+        answer = await GRPCInferenceServiceStub(served.channel).ModelInfer(
+            inference_pb2.ModelInferRequest(
+                model_name="one",
+                inputs=[tensor],
+                outputs=[inference_pb2.ModelInferRequest.InferRequestedOutputTensor(name="score")],
+            )
+        )
+        assert answer.outputs[0].contents.fp32_contents == pytest.approx([sure])
+
+
 async def test_masked_words_never_come_apart(serve_config, make_bert):
     directory = make_bert("ForSequenceClassification", ["neg", "pos"])
     local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
@@ -283,6 +325,14 @@ async def test_texts_are_kept_for_the_log_only_when_wanted_and_masked(serve_conf
         await ClassificationServiceStub(served.channel).Classify(request("good a@example.com", model="masked"))
         content = calls[-1].content
     assert content == ({"prompt": ["good [EMAIL]"], "output": ["neg"]} if wanted else None)
+
+
+def tempered(directory):
+    """Makes a checkpoint of a plain directory, with a temperature of 4."""
+    manifest = checkpoint.describe(directory)
+    manifest.temperature = 4
+    checkpoint.seal(directory, manifest)
+    return directory
 
 
 def one_output(pool):

@@ -111,6 +111,14 @@ def test_bad_manifests_are_refused(sealed, text, message):
         checkpoint.load(sealed)
 
 
+@pytest.mark.parametrize("value", ["0", "-1", '"NaN"', '"Infinity"'])
+def test_a_temperature_that_nothing_can_be_divided_by(sealed, value):
+    manifest = json.loads((sealed / "tuneserve.json").read_text()) | {"temperature": json.loads(value)}
+    (sealed / "tuneserve.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="temperature is"):
+        checkpoint.load(sealed)
+
+
 def test_not_a_checkpoint_at_all(tmp_path, make_bert):
     with pytest.raises(CheckpointError, match="no such directory"):
         checkpoint.load(tmp_path / "nope")

@@ -36,7 +36,7 @@ PROBLEM_TYPE_MULTI_LABEL: ProblemType
 PROBLEM_TYPE_REGRESSION: ProblemType
 
 class Checkpoint(_message.Message):
-    __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files", "calibration_split")
+    __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files", "temperature", "calibration_split")
     class LabelDistributionEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Checkpoint(_message.Message):
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     TEST_SPLIT_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
     format_version: str
     task: Task
@@ -71,8 +72,9 @@ class Checkpoint(_message.Message):
     lineage: _containers.RepeatedCompositeFieldContainer[Step]
     test_split: TestSplit
     files: _containers.RepeatedCompositeFieldContainer[File]
+    temperature: float
     calibration_split: TestSplit
-    def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ...) -> None: ...
+    def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., temperature: _Optional[float] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("name", "source", "config", "packages", "seed", "data_sha256", "metrics", "finished_at")
