@@ -137,6 +137,8 @@ def test_auto_keeps_the_fastest(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert not list((tmp_path / "out").glob(".*"))
     printed = capsys.readouterr().out
+    # What needs no data comes first, also where another method is better.
+    assert "w4a16 rtn" in printed
     assert "slower than the one kept" in printed
     assert "as it was" in printed
 
