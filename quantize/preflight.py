@@ -83,6 +83,8 @@ def check(
     if fp8_cache and (reason := _cache_reason(scheme, manifest, config, platform)):
         raise UserError(f"--kv-cache fp8 can't be served: {reason}", "leave it out")
     layers = linear_shapes(directory)
+    if not layers:
+        raise UserError(f"{directory}: no linear layers in numbered blocks, so nothing to quantize")
     if platform.device == "cpu":
         _check_tiles(scheme, layers)
     return Recipe(scheme, method, group_size(layers) if scheme.name == "w4a16" else None, fp8_cache)
@@ -97,8 +99,6 @@ def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
             f"{directory}: already quantized ({manifest.quantization})",
             "quantize the checkpoint that finetune or merge wrote, in its original precision",
         )
-    if not linear_shapes(directory):
-        raise UserError(f"{directory}: no linear layers in numbered blocks, so nothing to quantize")
 
 
 def served(manifest: pb.Checkpoint, directory: Path, platform: Platform, fp8_cache: bool = False) -> list[Recipe]:

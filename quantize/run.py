@@ -96,7 +96,7 @@ def _recipes(scheme: str, source: Path, manifest: pb.Checkpoint, method: str | N
 
 def _methods(recipe: Recipe, source: Path, method: str | None, seen: Sequence[Row]) -> list[str]:
     """Returns the methods to try, in their order. Raises UserError where rows are needed and there are none."""
-    if (recipe.needs_rows or recipe.fp8_cache) and not seen:
+    if recipe.needs_rows and not seen:
         what = "--kv-cache fp8" if recipe.fp8_cache else f"--method {recipe.method}"
         raise UserError(
             f"{what} needs rows to calibrate with, and {source} keeps none",
@@ -169,16 +169,22 @@ def _hold(work: _Work, recipe: Recipe, methods: Sequence[str]) -> Attempt:
     if best.holds:
         return best
     report = best.report
-    values = (one.metrics[report.headline] for one in (report.before, report.after))
+    old, new = (one.metrics[report.headline] for one in (report.before, report.after))
+    hint = "choose a scheme with more bits, or allow more with --max-drop"
+    if kept := report.recipe.kept:
+        hint = f"of the blocks, {', '.join(map(str, kept))} lose most, and without them it is still too much: {hint}"
+    elif not work.seen:
+        hint += "; with --calibration FILE.jsonl, other methods and leaving blocks out are tried, too"
     raise StepFailed(
-        f"{report.recipe.label} loses too much: {report.headline} {{:.4f}} before, {{:.4f}} after, ".format(*values)
-        + f"a drop of {report.drop:.4f} where {work.max_drop} is allowed; nothing was kept",
-        "choose a scheme with more bits, or allow more with --max-drop"
-        + ("" if work.seen else "; with --calibration, better methods and sensitive layers are tried, too"),
+        f"{report.recipe.label} loses too much: {report.headline} {old:.4f} before, {new:.4f} after, "
+        f"a drop of {report.drop:.4f} where {work.max_drop} is allowed; nothing was kept",
+        hint,
     )
 
 
 def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> Attempt:
+    # The method that needs no data first: it tells soonest how fast a scheme is.
+    recipes = [(recipe, sorted(methods, key=lambda one: one != "rtn")) for recipe, methods in recipes]
     best, tried = attempts.fastest(recipes, work.carry, work.worst, work.before.throughput)
     if tried:
         _show(work, tried, best)

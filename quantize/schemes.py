@@ -12,7 +12,7 @@ class Scheme:
     # What makes it, and what vLLM finds in config.json as `quant_method`.
     format: Literal["compressed-tensors", "bitsandbytes"]
     bits: int
-    # How the weights can be rounded (methods.py); the first needs no data.
+    # How the weights can be rounded (methods.py), what was best here first (benchmarks/results); `rtn` needs no data.
     methods: tuple[str, ...]
     summary: str
 
@@ -31,7 +31,7 @@ _ALL = (
         "w4a16",
         "compressed-tensors",
         4,
-        ("rtn", "gptq", "awq"),
+        ("gptq", "awq", "rtn"),
         "int4 weights in groups: a quarter of the size, fast on GPU only",
     ),
     Scheme("nf4", "bitsandbytes", 4, ("rtn",), "4-bit normal float: a quarter of the size, decoders and RoBERTa"),

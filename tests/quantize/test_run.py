@@ -101,8 +101,9 @@ def test_too_much_loss_keeps_nothing(
     bert: Path, tmp_path: Path, measures: Measures, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
-    with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after"):
+    with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after") as caught:
         quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01)
+    assert "lose most, and without them it is still too much" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
     # Before, with both methods that fit, and with one of the two blocks left as it is.
     assert len(calls) == 4
@@ -136,6 +137,8 @@ def test_auto_keeps_the_fastest(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert not list((tmp_path / "out").glob(".*"))
     printed = capsys.readouterr().out
+    # What needs no data comes first, also where another method is better.
+    assert "w4a16 rtn" in printed
     assert "slower than the one kept" in printed
     assert "as it was" in printed
 
