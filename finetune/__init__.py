@@ -16,6 +16,7 @@
     report        `validate`, and tables for people
     run_report    what OUTPUT-report holds; run_sections: what its page shows; figures: how that is drawn
     pipeline      `finetune`: all of it in order
+    search        the same many times over, for the best settings; search_space says among which
 
 Knows nothing of quantization and serving; the checkpoint directory is all that they share.
 """

@@ -17,6 +17,8 @@ from tuneserve.finetune.formats import SUFFIXES
 # By how they train: the learning rate unless told.
 METHODS = {"lora": 5e-4, "dora": 5e-4, "rslora": 2e-4, "adalora": 2e-3, "ia3": 5e-3, "qlora": 5e-4, "full": 5e-5}
 TRACKERS = ("wandb", "mlflow")
+# Settings that may be paths.
+PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
 # What makes another loss than the plain one.
 OBJECTIVE = ("class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "fgm_epsilon")
 # fmt: off
@@ -95,7 +97,7 @@ class FinetuneConfig:
     def public(self) -> dict[str, Any]:
         """Returns the settings for the lineage: local paths by their last name only."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
-        for key in ("base_model", "continue_from", "train", "replay", "test", "output", "teacher"):
+        for key in PATHS:
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
         return values
@@ -227,6 +229,11 @@ def load(path: Path) -> FinetuneConfig:
 
     Raises UserError naming the key and what is allowed.
     """
+    return parse(read(path), path.parent, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Returns the values of a YAML file as they are. Raises UserError for one that has none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -237,11 +244,13 @@ def load(path: Path) -> FinetuneConfig:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a mapping of settings", "write one `key: value` a line")
-    return parse(values, path.parent, str(path))
+    return values
 
 
 def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> FinetuneConfig:
     """Returns the checked settings. `directory` is what relative paths start from, `name` is for messages."""
+    if "search" in values:
+        raise UserError(f"{name}: search is given", "`tuneserve search` tries it, and writes a config without it")
     for key in values:
         if key not in CHECKS:
             close = difflib.get_close_matches(str(key), CHECKS, n=1)
@@ -259,7 +268,7 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
             raise UserError(f"{name}: {key} is missing", f"{key}: {CHECKS[key][1]}")
     for key, value in given.items():
         check, allowed = CHECKS[key]
-        value = _number_from_text(key, value)
+        value = number_from_text(key, value)
         if not check(value):
             raise UserError(f"{name}: {key} is {value!r}", f"allowed: {allowed}")
         given[key] = tuple(value) if isinstance(value, list) else value
@@ -335,8 +344,8 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
         raise UserError(f"{name}: labels are given", "generation has no labels")
 
 
-def _number_from_text(key: str, value: Any) -> Any:
-    # YAML 1.1 reads 2e-4 (no dot) as text.
+def number_from_text(key: str, value: Any) -> Any:
+    """Returns the number where a setting is one: YAML 1.1 reads 2e-4 (no dot) as text."""
     if isinstance(value, str) and FIELD_TYPES[key] in (float, float | None):
         try:
             return float(value)

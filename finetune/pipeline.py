@@ -57,7 +57,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     if config.replay:
         entry.metrics["replayed_rows"] = split.replayed
     with _run_state(state, config, entry.data_sha256, overwrite, resume):
-        model, history = _train(config, split, train, target, tokenizer, encoded, bf16, state, entry)
+        model, history = train_model(config, split, train, target, tokenizer, encoded, bf16, state, entry)
     manifest = _manifest(config, split)
     if config.temperature_scaling:
         validation = encode(tokenizer, target, split.validation)
@@ -149,7 +149,7 @@ def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite:
         raise
 
 
-def _train(
+def train_model(
     config: FinetuneConfig,
     split: Data,
     train: Sequence[Row],
@@ -159,8 +159,9 @@ def _train(
     bf16: bool,
     state: Path,
     entry: pb.Step,
+    callbacks: Sequence[Any] = (),
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Returns the trained model, in fp32, and what was logged; notes loss and time in `entry`."""
+    """Returns the model trained on `train`, in fp32, and what was logged; notes loss, time and the like in `entry`."""
     from transformers import set_seed
 
     from tuneserve.finetune import depth, distillation, methods, training
@@ -188,7 +189,7 @@ def _train(
     started = time.monotonic()
     validation = encode(tokenizer, target, split.validation)
     trained = training.train(
-        training.Run(model, tokenizer, encoded, validation, target, config, bf16, directory=state, teacher=teacher)
+        training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
     )
     entry.metrics["train_rows"] = len(encoded)
     entry.metrics["train_loss"] = trained.loss

@@ -46,6 +46,7 @@ class Run:
     bf16: bool
     directory: Path  # of its saved state
     teacher: Teacher | None = None  # of generation: answers each batch
+    callbacks: Sequence[TrainerCallback] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def train(run: Run) -> Trained:
     # It prints a dict on stdout for every logged step.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Progress())
+    for callback in run.callbacks:
+        trainer.add_callback(callback)
     if config.method == "adalora":
         trainer.add_callback(_Ranks())
     if config.early_stopping:

@@ -88,6 +88,28 @@ def finetune(config: Path, overwrite: bool, resume: bool) -> None:
 
 
 @cli.command()
+@click.argument("config", type=FilePath)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Runs in all.")
+@click.option("--overwrite", is_flag=True, help="Begin anew, in place of going on with an earlier search.")
+def search(config: Path, trials: int, overwrite: bool) -> None:
+    """Look for the best settings of the YAML file CONFIG; the result is a config for finetune.
+
+    \b
+    search:                                             # a key of CONFIG
+      learning_rate: {low: 1e-5, high: 1e-3, log: true}
+      epochs: [2, 4]
+
+    Each trial trains with values that did well so far (optuna's TPE), is measured on the validation rows after each
+    epoch, and is ended early when it is worse than most. The test rows are never looked at. Trials are kept in
+    OUTPUT-search: a search that was cut short goes on, and OUTPUT-search/best.yaml has the best values.
+    """
+    _preload()
+    from tuneserve.finetune.search import search as run
+
+    run(config, trials, overwrite=overwrite)
+
+
+@cli.command()
 @click.argument("adapter", type=CheckpointPath)
 @click.argument("output", type=CheckpointPath)
 @overwrite_option

@@ -9,6 +9,7 @@ import pytest
 VERBS = (
     "validate",
     "finetune",
+    "search",
     "merge",
     "soup",
     "quantize",
