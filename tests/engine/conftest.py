@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ def command(*arguments: object) -> str:
         text=True,
         timeout=900,
         check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        # Several of them run side by side.
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
@@ -89,34 +92,41 @@ def finetuned(folder: Path, name: str, **settings: object) -> Path:
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A merged LoRA classifier, a fully trained tagger, an untrained multi-label classifier and a chat model."""
     folder = tmp_path_factory.mktemp("engine")
-    return {
-        "sentiment": finetuned(
-            folder,
-            "sentiment",
-            task="sequence-classification",
-            train=str(samples.sentiment()),
-            max_train_rows=1600,
-            max_test_rows=200,
-            epochs=1,
-            batch_size=16,
-            learning_rate=1e-3,
-        ),
-        "ner": finetuned(
-            folder,
-            "ner",
-            task="token-classification",
-            method="full",
-            train=str(samples.tweets_ner()),
-            max_train_rows=1200,
-            max_test_rows=150,
-            epochs=4,
-            batch_size=16,
-            learning_rate=2e-4,
-        ),
-        "topics": _multi_label(folder / "topics"),
-        "chat": samples.chat_model(),
-        "vectors": samples.embedding_model(),
-    }
+    # Fetched once, not by each.
+    samples.sentiment_encoder()
+    sentiment = partial(
+        finetuned,
+        folder,
+        "sentiment",
+        task="sequence-classification",
+        train=str(samples.sentiment()),
+        max_train_rows=1600,
+        max_test_rows=200,
+        epochs=1,
+        batch_size=16,
+        learning_rate=1e-3,
+    )
+    ner = partial(
+        finetuned,
+        folder,
+        "ner",
+        task="token-classification",
+        method="full",
+        train=str(samples.tweets_ner()),
+        max_train_rows=1200,
+        max_test_rows=150,
+        epochs=4,
+        batch_size=16,
+        learning_rate=2e-4,
+    )
+    topics = partial(_multi_label, folder / "topics")
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(make) for make in (ner, sentiment, topics)]
+        names = ("ner", "sentiment", "topics")
+        return {name: one.result() for name, one in zip(names, made, strict=True)} | {
+            "chat": samples.chat_model(),
+            "vectors": samples.embedding_model(),
+        }
 
 
 def _multi_label(directory: Path) -> Path:
@@ -137,23 +147,22 @@ AutoTokenizer.from_pretrained(source).save_pretrained(target)
     return directory
 
 
-def _adapter(directory: Path, seed: int) -> Path:
-    """A LoRA adapter with weights large enough to be seen."""
+def _adapters(root: Path, *names: str) -> None:
+    """LoRA adapters with weights large enough to be seen."""
     code = f"""
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
-torch.manual_seed({seed})
-model = AutoModelForCausalLM.from_pretrained({str(samples.chat_model())!r}, dtype=torch.float32)
-lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-model = get_peft_model(model, lora)
-for name, parameter in model.named_parameters():
-    if "lora_B" in name:
+for seed, name in enumerate({names!r}):
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained({str(samples.chat_model())!r}, dtype=torch.float32)
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
+    for parameter in (parameter for key, parameter in model.named_parameters() if "lora_B" in key):
         torch.nn.init.normal_(parameter, std=0.3)
-model.save_pretrained({str(directory)!r})
+    model.save_pretrained({str(root)!r} + "/" + name)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, capture_output=True)
-    return directory
 
 
 @pytest.fixture(scope="session")
@@ -168,8 +177,7 @@ def real(
     models["chat"]["max_adapters"] = 2
     folder = tmp_path_factory.mktemp("config")
     root = folder / "root"
-    for seed, name in enumerate(("adapter", "other")):
-        _adapter(root / name, seed)
+    _adapters(root, "adapter", "other")
     settings = {
         "models": models,
         "admin_listen": "127.0.0.1:0",
@@ -198,13 +206,13 @@ def real(
 
 
 @pytest.fixture
-def offline() -> Callable[[str, Path, dict[str, Any]], dict[str, Any]]:
-    """Asks plain vLLM, in a process of its own without this server: offline("generate" or "classify", model, job)."""
+def offline() -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
+    """Asks plain vLLM to generate, in a process of its own without this server: offline(model, job)."""
 
-    def run(kind: str, model: Path, job: dict[str, Any]) -> dict[str, Any]:
+    def run(model: Path, job: dict[str, Any]) -> dict[str, Any]:
         script = Path(__file__).with_name("offline.py")
         result = subprocess.run(
-            [sys.executable, script, kind, model], input=json.dumps(job), capture_output=True, text=True, timeout=600
+            [sys.executable, script, model], input=json.dumps(job), capture_output=True, text=True, timeout=600
         )
         assert result.returncode == 0, result.stderr[-3000:]
         return json.loads(result.stdout.splitlines()[-1])

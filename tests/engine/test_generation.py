@@ -44,7 +44,7 @@ def test_greedy_text_equals_vllm_offline(real, offline):
         [token.id for token in real.generation.Tokenize(pb.TokenizeRequest(model="chat", prompt=chat(question))).tokens]
         for question in QUESTIONS
     ]
-    expected = offline("generate", real.directories["chat"], {"prompts": prompts, "max_tokens": 32})
+    expected = offline(real.directories["chat"], {"prompts": prompts, "max_tokens": 32})
     assert [answer.text for answer in answers] == expected["texts"]
     assert [list(answer.token_ids) for answer in answers] == expected["token_ids"]
     assert "Paris" in answers[0].text
