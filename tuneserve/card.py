@@ -1,7 +1,7 @@
 """The model card: README.md of a checkpoint that was trained here, as people and the Hugging Face hub read it.
 
-All of it comes from the manifest, and nothing that differs between two equal runs, so equal checkpoints have equal
-cards. A licence and a language are not known here, and left out.
+All of it comes from the manifest, and nothing that differs between two equal runs. A licence and a language are not
+known here, and left out.
 """
 
 import json
@@ -11,10 +11,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve import quality
+from tuneserve import checkpoint, quality
 from tuneserve.v1 import checkpoint_pb2 as pb
-
-CARD = "README.md"
 
 _PIPELINES = {
     pb.TASK_SEQUENCE_CLASSIFICATION: "text-classification",
@@ -49,7 +47,7 @@ _METRICS = {
 def write(directory: Path, manifest: pb.Checkpoint) -> None:
     """Writes the card of a checkpoint that was trained here; other people's cards stay as they are."""
     if any(step.name == "finetune" for step in manifest.lineage):
-        (directory / CARD).write_text(text(manifest), encoding="utf-8")
+        (directory / checkpoint.CARD).write_text(text(manifest), encoding="utf-8")
 
 
 def text(manifest: pb.Checkpoint) -> str:

@@ -28,6 +28,7 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 logger = logging.getLogger(__name__)
 
 MANIFEST = "tuneserve.json"
+CARD = "README.md"
 TEST_SPLIT = "eval/test.jsonl"
 CALIBRATION_SPLIT = "eval/calibration.jsonl"
 FORMAT_VERSION = "1"
@@ -242,8 +243,11 @@ def temperature_of(manifest: pb.Checkpoint) -> float:
 
 
 def version_of(manifest: pb.Checkpoint) -> str:
-    """Returns 12 hex digits that are equal for equal content, whatever the directory is called."""
-    lines = sorted(f"{file.sha256} {file.path}" for file in manifest.files)
+    """Returns 12 hex digits, equal for what answers alike, whatever its directory is called and its card says."""
+    lines = sorted(f"{file.sha256} {file.path}" for file in manifest.files if file.path != CARD)
+    # The one thing outside of the files that answers depend on.
+    if manifest.HasField("temperature"):
+        lines.append(f"temperature {manifest.temperature}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 

@@ -39,7 +39,7 @@ def test_the_checkpoint_is_whole_and_learned(trained: Path) -> None:
     # The settings ask for 500 tokens, the model reads 64.
     assert manifest.lineage[1].config["max_length"] == 64
     assert str(trained.parent) not in (trained / checkpoint.MANIFEST).read_text()
-    assert (trained / card.CARD).read_text() == card.text(manifest)
+    assert (trained / checkpoint.CARD).read_text() == card.text(manifest)
     assert "on 48 rows, and measured on 12 others" in card.text(manifest)
 
 

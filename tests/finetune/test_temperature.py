@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tuneserve import card, checkpoint, rows
+from tuneserve import checkpoint, rows
 from tuneserve.finetune import evaluation, merging, models, temperature
 from tuneserve.finetune.soup import soup
 from tuneserve.finetune.tokens import Target, encode
@@ -79,7 +79,7 @@ def test_a_model_that_is_too_sure_becomes_less_so(sure: Path, capsys: pytest.Cap
 
     show_manifest(sure, manifest, Console())
     assert f"temperature    {manifest.temperature:.3f}" in capsys.readouterr().out
-    assert f"divided by {manifest.temperature:.4g}" in (sure / card.CARD).read_text()
+    assert f"divided by {manifest.temperature:.4g}" in (sure / checkpoint.CARD).read_text()
     assert "Without the temperature" in (sure.with_name("out-report") / "report.html").read_text()
 
 

@@ -74,10 +74,10 @@ def test_the_card_says_that_it_is_quantized(bert: Path, tmp_path: Path, measures
     checkpoint.seal(source, manifest)
     measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}))
     quantize(source, tmp_path / "out", "w8a8")
-    text = (tmp_path / "out" / card.CARD).read_text()
+    text = (tmp_path / "out" / checkpoint.CARD).read_text()
     assert "quantized: `w8a8`" in text
     assert "| accuracy | 0.8950 |" in text
-    assert "quantized" not in (source / card.CARD).read_text()
+    assert "quantized" not in (source / checkpoint.CARD).read_text()
     checkpoint.load(tmp_path / "out")
 
 

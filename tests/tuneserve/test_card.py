@@ -83,8 +83,8 @@ def test_other_tasks(task: pb.Task, call: str) -> None:
 
 
 def test_other_peoples_cards_stay(tmp_path: Path) -> None:
-    (tmp_path / card.CARD).write_text("theirs")
+    (tmp_path / checkpoint.CARD).write_text("theirs")
     card.write(tmp_path, pb.Checkpoint(lineage=[pb.Step(name="base")]))
-    assert (tmp_path / card.CARD).read_text() == "theirs"
+    assert (tmp_path / checkpoint.CARD).read_text() == "theirs"
     card.write(tmp_path, manifest())
-    assert (tmp_path / card.CARD).read_text() == card.text(manifest())
+    assert (tmp_path / checkpoint.CARD).read_text() == card.text(manifest())

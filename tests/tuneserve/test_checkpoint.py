@@ -111,6 +111,16 @@ def test_bad_manifests_are_refused(sealed, text, message):
         checkpoint.load(sealed)
 
 
+def test_a_version_is_of_what_answers(sealed):
+    before = checkpoint.version_of(checkpoint.load(sealed))
+    manifest = checkpoint.read_manifest(sealed)
+    (sealed / checkpoint.CARD).write_text("# about it")
+    checkpoint.seal(sealed, manifest)
+    assert checkpoint.version_of(checkpoint.load(sealed)) == before
+    manifest.temperature = 2
+    assert checkpoint.version_of(manifest) != before
+
+
 @pytest.mark.parametrize("value", ["0", "-1", '"NaN"', '"Infinity"'])
 def test_a_temperature_that_nothing_can_be_divided_by(sealed, value):
     manifest = json.loads((sealed / "tuneserve.json").read_text()) | {"temperature": json.loads(value)}
