@@ -13,6 +13,7 @@ from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import config, continual, data, models
 from tuneserve.finetune.tokens import Target
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 pytestmark = [
     pytest.mark.train,
@@ -101,6 +102,32 @@ def test_the_head_keeps_its_rows_by_name(trained: Path, labels: list[str]) -> No
             assert torch.equal(model.classifier.bias[place], before["classifier.bias"][old])
     ids = torch.tensor([[2, 7, 3]])
     assert model(input_ids=ids, labels=torch.tensor([1])).logits.shape == (1, len(labels))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "modernbert", "llama"])
+def test_heads_of_several_modules(kind: str) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    settings = transformers.AutoConfig.for_model(kind, vocab_size=64, pad_token_id=1, **sizes)
+    settings.id2label, settings.label2id = {0: "a", 1: "b"}, {"a": 0, "b": 1}
+    model = models.auto_class("sequence-classification").from_config(settings, dtype=torch.float32).eval()
+    ids = torch.tensor([[2, 7, 3]])
+    before = model(input_ids=ids).logits
+    assert continual.extend_head(model, ["c", "b", "a"]) == ["score" if kind == "llama" else "classifier"]
+    assert torch.equal(model(input_ids=ids).logits[:, [2, 1]], before)
+
+
+def test_entity_types_are_added_in_pairs(trained: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(trained, tmp_path / "old"))
+    manifest = checkpoint.read_manifest(old)
+    manifest.task, manifest.labels[:] = pb.TASK_TOKEN_CLASSIFICATION, ["O", "B-PER", "I-PER"]
+    manifest.test_split.path = ""
+    checkpoint.seal(old, manifest)
+    (tmp_path / "new.conll").write_text("\n\n".join(f"in O\n{place} B-LOC" for place in ("paris", "berlin")))
+    split = data.load(parse(old, tmp_path / "new.conll", task="token-classification", test_size=0.5))
+    assert split.labels == ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    assert not split.old.test
 
 
 def test_old_test_rows_are_never_trained_on(trained: Path, reviews: Path) -> None:
