@@ -185,6 +185,11 @@ def train_model(
             encoded = [row | {"teacher_logits": logits} for row, logits in zip(encoded, answers, strict=True)]
             # Gives back its memory.
             teacher = None
+    validation = encode(tokenizer, target, split.validation)
+    if config.packing:
+        from tuneserve.finetune import packing
+
+        encoded, validation = (packing.packed(some, target.max_length) for some in (encoded, validation))
     known = replace(target, labels=old.labels or target.labels)
 
     def begin(old: continual.Old) -> tuple[Any, dict[str, float]]:
@@ -201,7 +206,6 @@ def train_model(
 
     model, before = begin(old if processes.is_main() else continual.Old())
     started = time.monotonic()
-    validation = encode(tokenizer, target, split.validation)
     trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
     )
@@ -212,7 +216,7 @@ def train_model(
         # What was trained holds a part of them.
         model, _ = begin(continual.Old())
         model.load_state_dict(trained.weights)
-    entry.metrics["train_rows"] = len(encoded)
+    entry.metrics["train_rows"] = len(train)
     entry.metrics["train_loss"] = trained.loss
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
