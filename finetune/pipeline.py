@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint, disk, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import augmentation, calibration, continual, data, models, processes, report
 from tuneserve.finetune.config import FinetuneConfig
@@ -152,10 +152,15 @@ def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite:
         state.mkdir(parents=True)
         noted.write_text(json.dumps(settings), encoding="utf-8")
     try:
-        yield
+        with disk.watched(state, "free some; --resume goes on from what was saved before"):
+            yield
     except BaseException:
-        if last_state(state) is None:
+        last = last_state(state)
+        if last is None:
             shutil.rmtree(state, ignore_errors=True)
+        for path in state.glob("checkpoint-*"):
+            if path != last:
+                shutil.rmtree(path, ignore_errors=True)
         raise
 
 
@@ -205,6 +210,10 @@ def train_model(
         return methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
 
     model, before = begin(old if processes.is_main() else continual.Old())
+=======
+    model = untrained()
+    disk.check(config.output, _needed(model, config))
+>>>>>>> 417514f (A full disk: one line with the space left, nothing half-written, and --resume goes on from what was saved)
     started = time.monotonic()
     trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
@@ -221,9 +230,11 @@ def train_model(
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+<<<<<<< HEAD
     after = continual.measure(model, tokenizer, target, old, bf16)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model, trained.history
+    disk.check(config.output, _needed(model, config))
 
 
 def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
