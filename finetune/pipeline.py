@@ -210,10 +210,7 @@ def train_model(
         return methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
 
     model, before = begin(old if processes.is_main() else continual.Old())
-=======
-    model = untrained()
     disk.check(config.output, _needed(model, config))
->>>>>>> 417514f (A full disk: one line with the space left, nothing half-written, and --resume goes on from what was saved)
     started = time.monotonic()
     trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
@@ -230,11 +227,18 @@ def train_model(
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-<<<<<<< HEAD
     after = continual.measure(model, tokenizer, target, old, bf16)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model, trained.history
-    disk.check(config.output, _needed(model, config))
+
+
+def _needed(model: Any, config: FinetuneConfig) -> int:
+    """Returns about how many bytes a run writes: two states at once, the adapter, the checkpoint in bf16."""
+    every: int = sum(parameter.numel() for parameter in model.parameters())
+    learning: int = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    saved = 4 * (every if config.method == "full" else learning)
+    # Adam keeps two numbers for each weight.
+    return 2 * (saved + 8 * learning) + saved + 2 * every
 
 
 def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
