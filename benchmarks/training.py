@@ -64,7 +64,7 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
     }
     made = []
     for values, data, count in ((first, samples.sentiment(), texts), (second, samples.questions(), chats)):
-        task = str(values["task"])
+        task = values["task"]
         found, held_out = rows.read(data), TEST_ROWS[task]
         # Neighbours are of one film or one topic.
         spread = [found[index * 7919 % len(found)] for index in range(count + held_out)]

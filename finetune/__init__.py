@@ -8,7 +8,9 @@
     models        base models with a task's head, adapters, and what vLLM can serve
     distillation  learning from a teacher's answers
     depth         base models with fewer blocks
-    training      Trainer and SFTTrainer
+    training      Trainer, for the classifiers; sft: TRL's SFTTrainer, for generation
+    packing       several short rows of generation in one sequence
+    processes     several of them, by `accelerate launch`
     temperature   probabilities as sure as they are right
     evaluation    held-out quality, through tuneserve.quality
     calibration   training rows that the checkpoint keeps for quantizing

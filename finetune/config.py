@@ -58,9 +58,10 @@ class FinetuneConfig:
     last_layers: int | None = None  # full: only so many of the last layers learn, and the head; 0 for the head alone
     keep_layers: int | None = None  # full: only so many of the base model's layers stay, evenly spread: depth.py
     max_length: int = 512  # tokens; longer rows are cut
+    packing: bool = False  # generation: several short rows in one of max_length tokens, none of which sees another
     epochs: float = 3.0
     early_stopping: int | None = None  # end after so many epochs in which the validation loss did not get better
-    batch_size: int = 16
+    batch_size: int = 16  # of all processes together
     gradient_accumulation: int = 1
     gradient_checkpointing: bool | None = None  # less memory for a third more time; unless told, generation on GPUs
     learning_rate: float | None = None  # that of METHODS unless told
@@ -191,6 +192,7 @@ CHECKS: dict[str, Check] = {
     "keep_layers": _whole(1),
     "validation_size": _number(0, 0.9, above=True),
     "max_length": _whole(8),
+    "packing": _FLAG,
     "epochs": _number(0, 1000, above=True),
     "early_stopping": _whole(1),
     "batch_size": _whole(1),
@@ -320,6 +322,8 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
             raise UserError(f"{name}: {key} is given, and no teacher", "name the model that teaches")
     if config.teacher and config.method == "adalora":
         raise UserError(f"{name}: teacher is given", "adalora has a loss of its own: choose another method")
+    if config.packing and config.task != "generation":
+        raise UserError(f"{name}: packing is given", "it is for generation; classifiers have one answer a row")
     for key in OBJECTIVE:
         if given.get(key) and config.task == "generation":
             raise UserError(f"{name}: {key} is given", "it is for classifiers; neftune_alpha is for every task")

@@ -42,6 +42,7 @@ class DistillingTrainer(SFTTrainer):  # type: ignore[misc]
             reduction="sum",
             log_target=True,
         )
-        # Of all batches that make a step, as SFTTrainer counts.
-        tokens = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        # Of all batches that make a step, as SFTTrainer counts, in all processes, whose gradients are then averaged.
+        everywhere = num_items_in_batch is not None
+        tokens = num_items_in_batch / self.accelerator.num_processes if everywhere else counted.sum()
         return ((1 - self._weight) * task + self._weight * taught) / tokens

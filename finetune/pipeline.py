@@ -5,14 +5,14 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint, disk, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import augmentation, calibration, continual, data, models, report
+from tuneserve.finetune import augmentation, calibration, continual, data, models, processes, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.tokens import Target, encode
@@ -29,14 +29,20 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
 
     The run's report is written beside it, in `OUTPUT-report`. An adapter is kept in `OUTPUT-adapter`, even when the
     merge fails its check (StepFailed): training may have taken long, and `merge` can be run again. `resume` goes on
-    with a run that was cut short, to the same result, from the state in `OUTPUT-training`. Raises UserError for bad
-    data or settings, before anything is trained.
+    with a run that was cut short, to the same result, from the state in `OUTPUT-training`. Of several processes the
+    main one does all this, and the others return when training is over. Raises UserError for bad data or settings,
+    before anything is trained.
     """
+    main = processes.is_main()
+    if not main:
+        # The main process has checked everything then.
+        processes.meet()
     adapter, state, about = adapter_directory(config), _beside(config, "training"), _beside(config, "report")
     beside = [about] + [adapter] * (config.method != "full")
     for path in [config.output] + beside * (not resume):
         if path.exists() and not overwrite:
             raise UserError(f"{path}: already exists", "choose another output, or pass --overwrite")
+    processes.share(config.batch_size)
     models.quiet()
     split = data.load(config)
     models.check_servable(config.task, config.base_model)
@@ -56,8 +62,12 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.data_sha256 = rows.sha256(train)
     if config.replay:
         entry.metrics["replayed_rows"] = split.replayed
-    with _run_state(state, config, entry.data_sha256, overwrite, resume):
+    with _run_state(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
+        if main:
+            processes.meet()
         model, history = train_model(config, split, train, target, tokenizer, encoded, bf16, state, entry)
+    if not main:
+        return config.output
     manifest = _manifest(config, split)
     if config.temperature_scaling:
         validation = encode(tokenizer, target, split.validation)
@@ -142,10 +152,15 @@ def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite:
         state.mkdir(parents=True)
         noted.write_text(json.dumps(settings), encoding="utf-8")
     try:
-        yield
+        with disk.watched(state, "free some; --resume goes on from what was saved before"):
+            yield
     except BaseException:
-        if last_state(state) is None:
+        last = last_state(state)
+        if last is None:
             shutil.rmtree(state, ignore_errors=True)
+        for path in state.glob("checkpoint-*"):
+            if path != last:
+                shutil.rmtree(path, ignore_errors=True)
         raise
 
 
@@ -175,23 +190,39 @@ def train_model(
             encoded = [row | {"teacher_logits": logits} for row, logits in zip(encoded, answers, strict=True)]
             # Gives back its memory.
             teacher = None
-    # Before the model: the new head and LoRA's matrices start random.
-    set_seed(config.seed)
-    known = replace(target, labels=old.labels or target.labels)
-    model, new_modules = models.load_model(
-        known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
-    )
-    before = continual.measure(model, tokenizer, known, old, bf16)
-    new_modules += continual.extend_head(model, target.labels)
-    if config.keep_layers:
-        entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
-    model = methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config))
-    started = time.monotonic()
     validation = encode(tokenizer, target, split.validation)
+    if config.packing:
+        from tuneserve.finetune import packing
+
+        encoded, validation = (packing.packed(some, target.max_length) for some in (encoded, validation))
+    known = replace(target, labels=old.labels or target.labels)
+
+    def begin(old: continual.Old) -> tuple[Any, dict[str, float]]:
+        # Before the model: the new head and LoRA's matrices start random.
+        set_seed(config.seed)
+        model, new_modules = models.load_model(
+            known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
+        )
+        before = continual.measure(model, tokenizer, known, old, bf16)
+        new_modules += continual.extend_head(model, target.labels)
+        if config.keep_layers:
+            entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
+        return methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
+
+    model, before = begin(old if processes.is_main() else continual.Old())
+    disk.check(config.output, _needed(model, config))
+    started = time.monotonic()
     trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
     )
-    entry.metrics["train_rows"] = len(encoded)
+    processes.part()
+    if not processes.is_main():
+        return model, trained.history
+    if trained.weights:
+        # What was trained holds a part of them.
+        model, _ = begin(continual.Old())
+        model.load_state_dict(trained.weights)
+    entry.metrics["train_rows"] = len(train)
     entry.metrics["train_loss"] = trained.loss
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
@@ -199,6 +230,15 @@ def train_model(
     after = continual.measure(model, tokenizer, target, old, bf16)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model, trained.history
+
+
+def _needed(model: Any, config: FinetuneConfig) -> int:
+    """Returns about how many bytes a run writes: two states at once, the adapter, the checkpoint in bf16."""
+    every: int = sum(parameter.numel() for parameter in model.parameters())
+    learning: int = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    saved = 4 * (every if config.method == "full" else learning)
+    # Adam keeps two numbers for each weight.
+    return 2 * (saved + 8 * learning) + saved + 2 * every
 
 
 def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:

@@ -1,21 +1,27 @@
 """Training to generate: TRL's SFTTrainer on rows that are tokenized already, with their own labels."""
 
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 from torch.nn import functional
 from trl import SFTConfig, SFTTrainer
 
+from tuneserve.finetune import packing
 from tuneserve.finetune.tokens import IGNORED
 
 
 def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
-    """Returns the trainer of a `training.Run`; `common` is what every trainer is told."""
+    """Returns the trainer of a `training.Run`; `common` is what every trainer is told.
+
+    Raises UserError for a model whose rows can't be packed.
+    """
     settings = SFTConfig(
         **common,
         # Rows come tokenized, cut and with their own labels: the loss counts the answers only.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
     )
     options: dict[str, Any] = {
         "model": run.model,
@@ -24,7 +30,12 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
         "eval_dataset": Dataset.from_list(list(run.validation)) if run.validation else None,
         "processing_class": run.tokenizer,
     }
+    if run.config.packing:
+        packing.check(run.model)
+        options["data_collator"] = partial(packing.collate, pad_token_id=run.tokenizer.pad_token_id)
     if run.teacher:
+        if run.config.packing:
+            packing.check(run.teacher.model)
         from tuneserve.finetune.distillation_generation import DistillingTrainer
 
         made = DistillingTrainer(teacher=run.teacher, config=run.config, **options)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from tuneserve.errors import StepFailed
+from tuneserve.finetune import processes
 from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
 from tuneserve.finetune.distillation import Teacher, WithAnswers
 from tuneserve.finetune.objectives import ClassifierTrainer, Objective, class_weights
@@ -56,6 +57,7 @@ class Trained:
     loss: float  # the mean of all steps
     steps: int
     history: list[dict[str, float]]  # what was logged at each step and epoch, by transformers' names
+    weights: dict[str, torch.Tensor] | None = None  # all, where the processes have a part each; the main one's only
 
 
 def steps(rows: int, config: FinetuneConfig) -> int:
@@ -79,7 +81,8 @@ def train(run: Run) -> Trained:
     memory is not enough.
     """
     config, trainer = run.config, _trainer(run)
-    # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more.
+    # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more. Of a batch of several
+    # processes the first has the first rows, and so on: together they see what one would.
     order = _ByLength([len(row["input_ids"]) for row in run.encoded], config.batch_size, config.seed)
     trainer._get_train_sampler = lambda *_: order
     # It prints a dict on stdout for every logged step.
@@ -93,17 +96,20 @@ def train(run: Run) -> Trained:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
     state = last_state(run.directory)
     try:
-        with closing(_writer(run.directory, state)) as writer:
-            trainer.add_callback(TensorBoardCallback(writer))
+        with closing(_writer(run.directory, state)) if processes.is_main() else nullcontext() as writer:
+            if writer:
+                trainer.add_callback(TensorBoardCallback(writer))
             trained = trainer.train(resume_from_checkpoint=state and str(state))
     except torch.OutOfMemoryError as error:
         raise StepFailed(
             f"the memory is not enough: {str(error).splitlines()[0]}",
             "halve batch_size and double gradient_accumulation, or set gradient_checkpointing: true",
         ) from None
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     # accelerate put bf16 autocast around `forward`; take it off, so that what follows is in fp32.
     trainer.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-    return Trained(float(trained.training_loss), int(trainer.state.global_step), trainer.state.log_history)
+    return Trained(float(trained.training_loss), int(trainer.state.global_step), trainer.state.log_history, weights)
 
 
 def _trainer(run: Run) -> Any:
@@ -113,8 +119,8 @@ def _trainer(run: Run) -> Any:
     common: dict[str, Any] = {
         "output_dir": str(run.directory),
         "num_train_epochs": config.epochs,
-        "per_device_train_batch_size": config.batch_size,
-        "per_device_eval_batch_size": config.batch_size,
+        "per_device_train_batch_size": processes.share(config.batch_size),
+        "per_device_eval_batch_size": processes.share(config.batch_size),
         "gradient_accumulation_steps": config.gradient_accumulation,
         "gradient_checkpointing": on_gpu and config.task == "generation" if checkpointing is None else checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -219,7 +225,8 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     """A bar on stderr with the loss, in place of Trainer's, which also prints."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="training", unit="step", dynamic_ncols=True)
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, desc="training", unit="step", dynamic_ncols=True, disable=hidden)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(1)

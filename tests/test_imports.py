@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {"checkpoint", "errors", "quality", "rows", "runtime", "v1"}
+SPINE = {"checkpoint", "disk", "errors", "quality", "rows", "runtime", "v1"}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from tuneserve import disk
 from tuneserve.errors import CheckpointError, UserError
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -181,7 +182,7 @@ def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary directory beside `target` that becomes `target` when the block ends without an error.
 
     Whatever fails, nothing half-written is left, and an earlier `target` stays until the new one is whole.
-    Raises UserError when `target` exists and `overwrite` is false.
+    Raises UserError when `target` exists and `overwrite` is false, StepFailed when the disk is full.
     """
     if target.exists() and not overwrite:
         raise UserError(f"{target}: already exists", "choose another output, or pass --overwrite")
@@ -190,7 +191,8 @@ def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
     try:
-        yield temporary
+        with disk.watched(target):
+            yield temporary
         if target.exists():
             old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
             target.rename(old)

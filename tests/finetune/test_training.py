@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.finetune import augmentation, config
+from tuneserve.finetune import augmentation, config, training
 
 pytestmark = [
     pytest.mark.train,
@@ -171,6 +171,28 @@ def test_a_killed_run_goes_on_to_the_same_weights(tune: Run, tmp_path: Path, enc
     assert losses(resumed) == losses(whole)
     assert logged(resumed) == pytest.approx(losses(whole))
     assert not state.exists()
+
+
+def test_a_full_disk_leaves_what_was_saved_before(tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"save_steps": 5}
+    whole, state = weights(tune("whole", **settings)), tmp_path / "full" / "out-training"
+
+    def interrupt(_callback: Any, _args: Any, at: Any, _control: Any, **_: Any) -> None:
+        if at.global_step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Progress, "on_step_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune("full", **settings)
+    # A file of a disk that is full.
+    (state / "checkpoint-10").mkdir()
+    (state / "checkpoint-10" / "optimizer.pt").symlink_to("/dev/full")
+    with pytest.raises(StepFailed, match="out-training: the disk is full") as caught:
+        tune("full", resume=True, **settings)
+    assert "--resume" in caught.value.hint
+    assert [path.name for path in state.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert weights(tune("full", resume=True, **settings)) == whole
 
 
 def test_a_loss_that_is_no_number(tune: Run, tmp_path: Path, encoder: Path) -> None:

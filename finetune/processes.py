@@ -1,0 +1,52 @@
+"""One training in several processes, as `accelerate launch` or torchrun start them: one for each GPU, or on CPUs.
+
+The main process checks, measures, merges and writes; the others train with it and then end. The first thing that they
+all do together is to train: what is wrong before is said once, by the main process, and the launcher ends the others.
+"""
+
+import logging
+import os
+
+from tuneserve.errors import UserError
+
+
+def count() -> int:
+    """Returns how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def meet() -> None:
+    """Returns when every process has come here. The others log warnings only."""
+    if count() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    if not is_main():
+        logging.disable(logging.INFO)
+    PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def part() -> None:
+    """From here on each process is alone, and none waits for another."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def share(batch_size: int) -> int:
+    """Returns how many rows of a batch are one process's.
+
+    Raises UserError for a batch that they can't share evenly.
+    """
+    if batch_size % count():
+        raise UserError(
+            f"batch_size is {batch_size}, for {count()} processes", f"it is of all together: a multiple of {count()}"
+        )
+    return batch_size // count()

@@ -1,0 +1,49 @@
+"""Disks that are full, or will be: one clear line in place of what each library makes of it."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneserve.errors import StepFailed, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# How Rust's libraries write an errno, and what is left of one in PyTorch.
+_WORDS = ("(os error 28)", "(os error 122)", "PytorchStreamWriter failed", "unexpected pos")
+
+
+def check(path: Path, needed: int) -> None:
+    """Raises UserError when the disk that `path` is to be on has less than `needed` bytes left."""
+    free = _free(path)
+    if free < needed:
+        raise UserError(
+            f"{path}: about {_size(needed)} are needed and {_size(free)} are free on that disk",
+            "free some, or choose another output",
+        )
+
+
+@contextmanager
+def watched(path: Path, hint: str = "free some, and run it again") -> Iterator[None]:
+    """Raises StepFailed when the disk that `path` is on is full before the block has ended."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise StepFailed(f"{path}: the disk is full: {_size(_free(path))} left", hint) from None
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return any(words in str(error) for words in _WORDS)
+
+
+def _free(path: Path) -> int:
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
