@@ -42,8 +42,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(vocabulary),
         hidden_size=32,
         num_hidden_layers=2,
-        # vLLM's attention on CPUs wants heads of 32 and more.
-        num_attention_heads=1,
+        num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
     )
@@ -141,56 +140,6 @@ def adapter(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.with_name("out-adapter"), tmp_path / "adapter"))
 
 
-# What each method learns with here, beside its own defaults: enough for random weights.
-RATES: dict[str, dict[str, Any]] = {
-    "lora": {"learning_rate": 2e-3},
-    "dora": {"learning_rate": 2e-3},
-    "rslora": {"learning_rate": 1e-3},
-    "adalora": {"learning_rate": 2e-2},
-    "qlora": {"learning_rate": 4e-3},
-    "ia3": {"learning_rate": 2e-3},
-    "full": {"learning_rate": 1e-3},
-    "last-layer": {"method": "full", "learning_rate": 1e-3, "last_layers": 1},
-    "head": {"method": "full", "learning_rate": 2e-3, "last_layers": 0},
-}
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory, encoder: Path, chat: Path) -> Callable[[str], Path]:
-    """base(kind) is a tiny model of another architecture, such as roberta, modernbert, qwen3 or gpt2."""
-    made = {"bert": encoder, "llama": chat}
-
-    def make(kind: str) -> Path:
-        import transformers
-
-        if kind not in made:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                encoder if kind.endswith("bert") or "roberta" in kind else chat
-            )
-            directory = tmp_path_factory.mktemp("models") / f"tiny-{kind}"
-            settings = transformers.AutoConfig.for_model(
-                kind,
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=128,
-                pad_token_id=tokenizer.pad_token_id or 0,
-                bos_token_id=0,
-                eos_token_id=1,
-                **({} if kind == "gpt2" else {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 32}),
-            )
-            transformers.set_seed(0)
-            decoder = kind in ("qwen3", "gpt2")
-            auto = transformers.AutoModelForCausalLM if decoder else transformers.AutoModel
-            auto.from_config(settings, dtype="float32").save_pretrained(directory)
-            tokenizer.save_pretrained(directory)
-            made[kind] = directory
-        return made[kind]
-
-    return make
-
-
 @pytest.fixture(scope="session")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 questions with the same answer."""
@@ -199,53 +148,3 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(40)
     ]
     return write_jsonl(tmp_path_factory.mktemp("data") / "talk.jsonl", rows)
-
-
-@pytest.fixture(scope="session")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 sentences with a person and a place."""
-    rows: list[dict[str, object]] = []
-    for number in range(40):
-        person, place = ("anna", "john")[number % 2], ("berlin", "paris")[number // 2 % 2]
-        filler = WORDS[number % 17 : number % 17 + number % 5]
-        rows.append(
-            {
-                "tokens": [*filler, person, "lives", "in", place],
-                "tags": [*["O"] * len(filler), "B-PER", "O", "O", "B-LOC"],
-            }
-        )
-    return write_jsonl(tmp_path_factory.mktemp("data") / "people.jsonl", rows)
-
-
-@pytest.fixture(scope="session")
-def by_method(
-    run: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-    base: Callable[[str], Path],
-    trained: Path,
-    reviews: Path,
-    people: Path,
-    talk: Path,
-) -> Callable[[str, str, str], Path]:
-    """by_method(task, kind, method) is a finished checkpoint, trained once for the run."""
-    data = {"sequence-classification": reviews, "token-classification": people, "generation": talk}
-    made: dict[tuple[str, str, str], Path] = {}
-
-    def make(task: str, kind: str, method: str) -> Path:
-        if (task, kind, method) not in made:
-            # Too few weights to learn from random ones.
-            learned = task == "sequence-classification" and method in ("ia3", "head")
-            quick = (task, kind) != ("sequence-classification", "bert")
-            made[task, kind, method] = run(
-                tmp_path_factory.mktemp(method),
-                task=task,
-                base_model=str(trained if learned else base(kind)),
-                train=str(data[task]),
-                test_size=0.2,
-                epochs=5 if quick else 40,
-                batch_size=8,
-                **{"method": method, **RATES[method]},
-            )
-        return made[task, kind, method]
-
-    return make

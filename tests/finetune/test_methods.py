@@ -12,8 +12,6 @@ from tuneserve.errors import UserError
 from tuneserve.finetune import config, methods, models
 from tuneserve.finetune.tokens import Target
 
-from .conftest import RATES
-
 SEQUENCE = Target("sequence-classification", ("a", "b", "c"), "single-label", 32)
 STEPS = 100
 
@@ -82,18 +80,43 @@ def test_more_layers_than_there_are(encoder: Path) -> None:
 
 @pytest.mark.train
 @quiet
-@pytest.mark.parametrize("method", RATES)
-def test_each_learns_and_is_what_was_trained(by_method: Callable[[str, str, str], Path], method: str) -> None:
-    output = by_method("sequence-classification", "bert", method)
+@pytest.mark.parametrize(
+    ("base", "settings"),
+    [
+        ("encoder", {"method": "lora"}),
+        ("encoder", {"method": "dora"}),
+        ("encoder", {"method": "rslora", "learning_rate": 1e-3}),
+        ("encoder", {"method": "adalora", "learning_rate": 2e-2}),
+        ("encoder", {"method": "qlora"}),
+        ("encoder", {"method": "full", "learning_rate": 1e-3}),
+        ("encoder", {"method": "full", "learning_rate": 1e-3, "last_layers": 1}),
+        # Too few weights to learn from random ones.
+        ("trained", {"method": "ia3"}),
+        ("trained", {"method": "full", "last_layers": 0}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_each_learns_and_is_what_was_trained(
+    run: Run, tmp_path: Path, request: pytest.FixtureRequest, reviews: Path, base: str, settings: dict[str, Any]
+) -> None:
+    output = run(
+        tmp_path,
+        task="sequence-classification",
+        base_model=str(request.getfixturevalue(base)),
+        train=str(reviews),
+        test_size=0.2,
+        epochs=40,
+        batch_size=8,
+        **{"learning_rate": 2e-3, **settings},
+    )
     manifest = checkpoint.load(output)
     entry = [step for step in manifest.lineage if step.name == "finetune"][-1]
-    full = "last_layers" in entry.config or method == "full"
-    assert entry.config["method"] == ("full" if full else method)
+    assert entry.config["method"] == settings["method"]
     assert manifest.lineage[-1].metrics["accuracy"] >= 0.8
-    assert (output.with_name("out-adapter")).exists() == (not full)
-    if not full:
+    assert (output.with_name("out-adapter")).exists() == (settings["method"] != "full")
+    if settings["method"] != "full":
         assert manifest.lineage[-1].metrics["merged_logits_max_difference"] < 1e-3
-    if "last_layers" in entry.config:
+    if "last_layers" in settings:
         assert entry.metrics["trained_parameters"] < 50_000
 
 

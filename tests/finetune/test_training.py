@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tune: Run, tmp_path: Path, enc
     log = (tmp_path / "log").open("wb")
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(killed / "run.yaml")], stdout=log, stderr=log)
     state, deadline = killed / "out-training", time.monotonic() + 120
-    while not list(state.glob("checkpoint-*/trainer_state.json")):
+    while training.last_state(state) is None:
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
