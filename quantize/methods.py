@@ -49,7 +49,7 @@ def modifiers(recipe: Recipe, ignore: list[str], model_type: str) -> list[Any]:
     cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     common = {"ignore": ignore, "kv_cache_scheme": cache if recipe.fp8_cache else None, **_numbers(recipe)}
     rounding = GPTQModifier if recipe.method.endswith("gptq") else QuantizationModifier
-    return [*_scaling(recipe.method, model_type), rounding(**common)]
+    return [*scaling(recipe.method, model_type), rounding(**common)]
 
 
 def _numbers(recipe: Recipe) -> dict[str, Any]:
@@ -64,7 +64,8 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
 
 
-def _scaling(method: str, model_type: str) -> list[Any]:
+def scaling(method: str, model_type: str) -> list[Any]:
+    """Returns the steps that come before the rounding, and by themselves change no output."""
     norms = _MODERNBERT if model_type == "modernbert" else _LLAMA
     if method.startswith("smoothquant"):
         from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
