@@ -11,6 +11,7 @@
     training      Trainer, for the classifiers; sft: TRL's SFTTrainer, for generation
     packing       several short rows of generation in one sequence
     processes     several of them, by `accelerate launch`
+    run_state     what is saved meanwhile
     temperature   probabilities as sure as they are right
     evaluation    held-out quality, through tuneserve.quality
     calibration   training rows that the checkpoint keeps for quantizing

@@ -1,11 +1,10 @@
 """The program: settings in, checkpoint out."""
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,16 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     tokenizer = models.load_tokenizer(config.base_model)
     target = target_of(config, split, tokenizer)
 
-    from tuneserve.finetune import distillation, evaluation, merging, run_report, run_sections, temperature, training
+    from tuneserve.finetune import (
+        distillation,
+        evaluation,
+        merging,
+        run_report,
+        run_sections,
+        run_state,
+        temperature,
+        training,
+    )
 
     distillation.check(config, target, tokenizer)
     train = augmentation.augmented(split.train, config)
@@ -62,7 +70,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.data_sha256 = rows.sha256(train)
     if config.replay:
         entry.metrics["replayed_rows"] = split.replayed
-    with _run_state(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
+    with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
         if main:
             processes.meet()
         model, history = train_model(config, split, train, target, tokenizer, encoded, bf16, state, entry)
@@ -127,43 +135,6 @@ def target_of(config: FinetuneConfig, split: Data, tokenizer: Any) -> Target:
     )
 
 
-@contextmanager
-def _run_state(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool, resume: bool) -> Iterator[None]:
-    """Makes the directory that a run's state is saved in, or finds it; a run that saved none leaves none.
-
-    Raises UserError when an earlier run was cut short here, unless it is to go on with the same settings.
-    """
-    from tuneserve.finetune.training import last_state
-
-    settings = json.loads(json.dumps(config.public() | {"data_sha256": data_sha256}))
-    noted = state / "run.json"
-    if last_state(state) and resume:
-        before = json.loads(noted.read_text(encoding="utf-8"))
-        changed = [key for key in sorted(before | settings) if before.get(key) != settings.get(key)]
-        if changed:
-            raise UserError(
-                f"{state}: that run was begun with another {changed[0]}",
-                "give the settings that it was begun with, or begin anew with --overwrite",
-            )
-    elif last_state(state) and not overwrite:
-        raise UserError(f"{state}: a run was cut short here", "--resume goes on with it, --overwrite begins anew")
-    else:
-        shutil.rmtree(state, ignore_errors=True)
-        state.mkdir(parents=True)
-        noted.write_text(json.dumps(settings), encoding="utf-8")
-    try:
-        with disk.watched(state, "free some; --resume goes on from what was saved before"):
-            yield
-    except BaseException:
-        last = last_state(state)
-        if last is None:
-            shutil.rmtree(state, ignore_errors=True)
-        for path in state.glob("checkpoint-*"):
-            if path != last:
-                shutil.rmtree(path, ignore_errors=True)
-        raise
-
-
 def train_model(
     config: FinetuneConfig,
     split: Data,
@@ -179,7 +150,7 @@ def train_model(
     """Returns the model trained on `train`, in fp32, and what was logged; notes loss, time and the like in `entry`."""
     from transformers import set_seed
 
-    from tuneserve.finetune import depth, distillation, methods, training
+    from tuneserve.finetune import depth, distillation, methods, run_state, training
 
     old, teacher = split.old, None
     if config.teacher:
@@ -210,7 +181,7 @@ def train_model(
         return methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
 
     model, before = begin(old if processes.is_main() else continual.Old())
-    disk.check(config.output, _needed(model, config))
+    disk.check(config.output, run_state.needed(model, config))
     started = time.monotonic()
     trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
@@ -230,15 +201,6 @@ def train_model(
     after = continual.measure(model, tokenizer, target, old, bf16)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model, trained.history
-
-
-def _needed(model: Any, config: FinetuneConfig) -> int:
-    """Returns about how many bytes a run writes: two states at once, the adapter, the checkpoint in bf16."""
-    every: int = sum(parameter.numel() for parameter in model.parameters())
-    learning: int = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    saved = 4 * (every if config.method == "full" else learning)
-    # Adam keeps two numbers for each weight.
-    return 2 * (saved + 8 * learning) + saved + 2 * every
 
 
 def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:

@@ -66,11 +66,17 @@ def steps(rows: int, config: FinetuneConfig) -> int:
     return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
 
 
-def last_state(directory: Path) -> Path | None:
-    """Returns the newest state in a run's directory that was saved whole; what was being saved in a kill is not."""
+def whole_states(directory: Path) -> list[Path]:
+    """Returns the states in a run's directory, the newest last, without what was being saved when it was cut short."""
     states = directory.glob("checkpoint-*/trainer_state.json")
     whole = [path.parent for path in states if _is_json(path)]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def last_state(directory: Path) -> Path | None:
+    """Returns the newest of them."""
+    whole = whole_states(directory)
+    return whole[-1] if whole else None
 
 
 def train(run: Run) -> Trained:

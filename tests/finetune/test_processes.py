@@ -76,7 +76,9 @@ def test_two_processes_train_what_one_does(
     # What the main process alone prints, and nothing beside the results.
     assert done.stdout.count("made by") == 1
     both = tmp_path / "both" / "out"
-    assert sorted(path.name for path in both.parent.iterdir()) == ["out", "out-adapter", "run.py", "run.yaml"]
+    assert sorted(path.name for path in both.parent.iterdir()) == [
+        "out", "out-adapter", "out-report", "run.py", "run.yaml"
+    ]  # fmt: skip
     first, second = checkpoint.load(alone).lineage, checkpoint.load(both).lineage
     assert second[1].metrics["train_steps"] == first[1].metrics["train_steps"] == 18
     assert second[1].metrics["train_loss"] == pytest.approx(first[1].metrics["train_loss"], rel=1e-4)
