@@ -78,26 +78,18 @@ async def test_what_nobody_expected_is_told_by_a_fixed_text(served, caplog):
     assert "canary" not in caplog.text
 
 
-async def test_only_so_many_are_taken_at_a_time(served, until):
+async def test_only_so_many_are_taken_at_a_time(served):
     engine = served.engines["topics"]
     engine.delay = 0.05
-    written = 0
-
-    async def requests():
-        nonlocal written
-        for id_ in range(STREAM_AHEAD * 3):
-            yield item(id_)
-            written += 1
-
-    call = ClassificationServiceStub(served.channel).ClassifyStream(requests())
-    await until(lambda: written > STREAM_AHEAD)
+    items = [item(id_) for id_ in range(STREAM_AHEAD * 3)]
     [model] = [model for model in served.app.models if model.name == "topics"]
+    asked = asyncio.create_task(answers(served, items))
     most = 0
-    while written < STREAM_AHEAD * 3:
+    while not asked.done():
         most = max(most, model.admission.calls)
         await asyncio.sleep(0.005)
     assert most == STREAM_AHEAD
-    assert len([answer async for answer in call]) == STREAM_AHEAD * 3
+    assert len(await asked) == STREAM_AHEAD * 3
 
 
 @pytest.mark.parametrize("how", ["cancelled", "too late"])
