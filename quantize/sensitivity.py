@@ -20,9 +20,9 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 logger = logging.getLogger(__name__)
 
 # Calibration rows that are looked at: the order of the blocks settles long before the last of them.
-ROWS = 64
+ROWS = 32
 # Of each, the last tokens: the answers. All of them, over a large vocabulary, would not fit into memory.
-POSITIONS = 32
+POSITIONS = 16
 
 
 def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> dict[int, float]:
