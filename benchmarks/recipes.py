@@ -37,7 +37,7 @@ HEADLINES = {"movies": "accuracy", "tweets": "entity_f1"}
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "movies": {
         "full": {"method": "full", "learning_rate": 1e-4},
-        "lora": {"method": "lora", "learning_rate": 1e-3},
+        "lora": {"method": "lora", "learning_rate": 3e-4, "lora_rank": 32, "lora_alpha": 64, "epochs": 3},
     },
     "tweets": {
         "full": {"method": "full", "learning_rate": 2e-4},
