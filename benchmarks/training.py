@@ -60,7 +60,7 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
         "base_model": str(samples.chat_model()),
         "max_length": 128,
         "batch_size": 8,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-4,
     }
     made = []
     for values, data, count in ((first, samples.sentiment(), texts), (second, samples.questions(), chats)):
