@@ -20,9 +20,8 @@ async def main() -> None:
     model, options = sys.argv[1:]
     job = json.load(sys.stdin)
     config = ModelConfig(Path(model), max_length=256, engine=json.loads(options))
-    engine = await asyncio.to_thread(
-        VllmEngine, "parallel", config, checkpoint_pb2.TASK_GENERATION, Hardware("float32", 1 << 27, True)
-    )
+    manifest = checkpoint_pb2.Checkpoint(task=checkpoint_pb2.TASK_GENERATION)
+    engine = await asyncio.to_thread(VllmEngine, "parallel", config, manifest, Hardware("float32", 1 << 27, True))
     sampling = Sampling(max_tokens=job["max_tokens"], temperature=0, ignore_eos=True)
 
     async def tokens(index: int, prompt: list[int]) -> list[int]:
