@@ -160,6 +160,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tune: Run, tmp_path: Path, enc
     process.send_signal(signal.SIGKILL)
     process.wait(30)
     assert not (killed / "out").exists(), "the test must kill it earlier"
+    # TensorBoard orders its files by the second in which they were begun.
+    time.sleep(1)
 
     with pytest.raises(UserError, match="a run was cut short here"):
         tune("killed", **settings)
