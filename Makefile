@@ -20,7 +20,7 @@ demo: $(READY) ## labelled text -> fine-tuned, quantized models -> gRPC answers
 	$(BIN)/tuneserve demo
 
 test: $(READY) ## every test, on the real vLLM engine where it matters
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 check: $(READY) .cache/types ## ruff, strict types, buf lint
 	$(BIN)/ruff check .

@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from xdist.scheduler import LoadScopeScheduling
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
@@ -28,6 +30,24 @@ CHAT_TEMPLATE = (
 )
 
 MakeCheckpoint = Callable[..., Path]
+
+
+class _Sides(LoadScopeScheduling):
+    """What runs side by side (`make test`): a file at a time, and all tests of the real engines in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "engine" if file.startswith("tests/engine/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Sides(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest goes first."""
+    first = ["engine", "finetune", "quantize"]
+    items.sort(key=lambda item: [item.path.relative_to(Path(__file__).parent).parts[0] != folder for folder in first])
 
 
 @atexit.register
