@@ -31,6 +31,9 @@ CHAT_TEMPLATE = (
 
 MakeCheckpoint = Callable[..., Path]
 
+# Before torch: what these tests compute is too small to share between cores, and several of them run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 class _Sides(LoadScopeScheduling):
     """What runs side by side (`make test`): a file at a time, and all tests of the real engines in one process."""

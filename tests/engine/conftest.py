@@ -67,8 +67,7 @@ def command(*arguments: object) -> str:
         text=True,
         timeout=900,
         check=False,
-        # Several of them run side by side.
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout

@@ -18,14 +18,6 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """These models are too small to share between cores."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT without a classification head, saved as a Hugging Face directory."""

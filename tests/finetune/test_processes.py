@@ -1,7 +1,6 @@
 """Several processes, as `accelerate launch` starts them, train what one does."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +42,6 @@ def launched(directory: Path, values: dict[str, Any], count: int = 2) -> subproc
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
     return subprocess.run(
         [sys.executable, *launch, "--main_process_port", "0", str(directory / "run.py"), str(directory / "run.yaml")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,6 @@
 """Each task by each method: what was trained, merged and saved is what vLLM serves, and so are its smaller forms."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -179,7 +178,6 @@ def served(jobs: list[dict[str, Any]]) -> list[list[Any]]:
         text=True,
         timeout=1200,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
