@@ -3,6 +3,8 @@
     config        one YAML file, checked key by key
     formats       jsonl, csv, parquet, CoNLL and hub data sets as raw rows that know their line
     data          raw rows checked into the canonical form, split into train and test
+    split         which rows are held out, drawn by their places
+    spool         rows on disk, which may be more than the memory holds
     continual     going on from a finished checkpoint, and what is forgotten by it
     tokens        canonical rows as token ids with the targets of the loss
     models        base models with a task's head, adapters, and what vLLM can serve

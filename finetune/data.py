@@ -6,15 +6,19 @@ Nothing here needs torch or a tokenizer.
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+
+import numpy as np
 
 from tuneserve.errors import UserError
 from tuneserve.finetune import canonical, continual, formats
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.continual import Old
-from tuneserve.rows import Row, input_key
+from tuneserve.finetune.split import Table, counted_labels, digest, first_of_input, shuffled
+from tuneserve.finetune.spool import Places
+from tuneserve.rows import Row
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +28,11 @@ NUMBER = "score"  # what the one output of a regression is called
 
 @dataclass(frozen=True)
 class Data:
-    """Everything a run trains and is measured on."""
+    """Everything a run trains and is measured on. The rows are on disk, and read when they are asked for."""
 
-    train: list[Row]
-    test: list[Row]
-    validation: list[Row]  # of the training rows: tells which epoch was best; empty unless asked for
+    train: Sequence[Row]
+    test: Sequence[Row]
+    validation: Sequence[Row]  # of the training rows: tells which epoch was best; empty unless asked for
     labels: list[str]  # the position is the class index; empty for generation
     duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
     old: Old = field(default_factory=Old)  # what training goes on from
@@ -36,52 +40,70 @@ class Data:
 
     def label_distribution(self, of: Sequence[Row] | None = None) -> dict[str, float]:
         """Returns the share of each label in rows (the training rows): of texts, or of entities for tokens."""
-        counts = Counter(chain.from_iterable(map(_counted_labels, self.train if of is None else of)))
+        counts = Counter(chain.from_iterable(map(counted_labels, self.train if of is None else of)))
         total = sum(counts.values())
         names = dict.fromkeys(_entity_type(label) for label in self.labels if label != "O")
         return {name: counts[name] / total for name in names} if total else {}
 
     def repeated(self) -> tuple[int, int]:
         """Returns how many training rows have the input of an earlier one, and how many of these another answer."""
-        first: dict[str, Row] = {}
-        again = [(row, first[key]) for row in self.train if first.setdefault(key := input_key(row), row) is not row]
-        return len(again), sum(row != before for row, before in again)
+        digests = bytearray()
+        for row in self.train:
+            digests += digest(row)
+        first = first_of_input(digests)
+        again = np.flatnonzero(first != np.arange(len(first)))
+        return len(again), sum(self.train[place] != self.train[first[place]] for place in again)
+
+
+class _Problems:
+    """Bad rows: how many, and the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shown: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN_PROBLEMS:
+            self.shown.append(problem)
 
 
 def load(config: FinetuneConfig) -> Data:
     """Reads, checks and splits. The same files and settings always give the same rows in the same order.
 
-    Raises UserError with the number of bad rows and the first of them as `file:line: reason`.
+    Raises UserError with the number of bad rows and the first of them as `file:line: reason`, and StepFailed when the
+    disk has no room for the rows.
     """
     old = continual.load(config)
-    problems: list[str] = []
-    train = _canonical(config, config.train, problems)
-    test = _canonical(config, config.test, problems) if config.test else []
-    replay = _canonical(config, config.replay, problems) if config.replay else []
+    problems, table = _Problems(), Table()
+
+    def read(source: str | None) -> Places:
+        return table.add(row for _, row in _canonical(config, source, problems)) if source else np.arange(0)
+
+    train = read(config.train)
+    names = set(chain.from_iterable(table.label_sets))
+    test, replay = read(config.test), read(config.replay)
     # Without one good row there are no labels to speak of.
-    labels = _labels(config, [row for _, row in train], old.labels) if train else []
+    labels = _labels(config, names, old.labels) if len(train) else []
     if labels:
-        problems += _unknown_labels(chain(train, test, replay), set(labels))
-    if problems:
-        more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        _check_labels(config, table, set(labels), problems)
+    if problems.count:
+        more = f"\n  and {problems.count - SHOWN_PROBLEMS} more" if problems.count > SHOWN_PROBLEMS else ""
         raise UserError(
-            f"{len(problems)} bad rows in the data, nothing was trained:\n  "
-            + "\n  ".join(problems[:SHOWN_PROBLEMS])
-            + more,
+            f"{problems.count} bad rows in the data, nothing was trained:\n  " + "\n  ".join(problems.shown) + more,
             "correct or remove these rows",
         )
-    return _split(config, [row for _, row in train], [row for _, row in test], [row for _, row in replay], labels, old)
+    return _split(config, table, train, test, replay, labels, old)
 
 
-def _canonical(config: FinetuneConfig, source: str, problems: list[str]) -> list[tuple[str, Row]]:
-    """Returns (where, row) for the good rows and adds one line to `problems` for each bad one."""
+def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iterator[tuple[str, Row]]:
+    """Yields (where, row) for the good rows and adds the bad ones to `problems`."""
     columns = dict(config.columns or {})
-    good: list[tuple[str, Row]] = []
     seen = 0
     for where, raw in formats.read(source, config.format):
         seen += 1
         if isinstance(raw, str):
-            problems.append(f"{where}: {raw}")
+            problems.add(f"{where}: {raw}")
             continue
         missing = [name for name in columns.values() if name not in raw]
         # The rows of a file have the same columns: the first row tells of a wrong mapping.
@@ -91,16 +113,17 @@ def _canonical(config: FinetuneConfig, source: str, problems: list[str]) -> list
             )
         mapped = raw | {ours: raw[theirs] for ours, theirs in columns.items() if theirs in raw}
         try:
-            good.append((where, canonical.row(mapped, config)))
+            row = canonical.row(mapped, config)
         except canonical.BadRow as error:
-            problems.append(f"{where}: {error}")
+            problems.add(f"{where}: {error}")
+        else:
+            yield where, row
     if not seen:
         raise UserError(f"{source}: no rows")
-    return good
 
 
-def _labels(config: FinetuneConfig, train: Iterable[Row], old: Sequence[str]) -> list[str]:
-    """Returns the class names in their order: as given, or the old ones and then the new ones, sorted.
+def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) -> list[str]:
+    """Returns the class names in their order: as given, or the old ones and then the new ones found, sorted.
 
     For tokens, O and then B- and I- of each type.
     """
@@ -108,9 +131,8 @@ def _labels(config: FinetuneConfig, train: Iterable[Row], old: Sequence[str]) ->
         return []
     if config.problem_type == "regression":
         return [NUMBER]
-    found = sorted(set(chain.from_iterable(map(_counted_labels, train))))
     known = dict.fromkeys(_entity_type(label) for label in old if label != "O")
-    names = list(config.labels) if config.labels else list(dict.fromkeys([*known, *found]))
+    names = list(config.labels) if config.labels else list(dict.fromkeys([*known, *sorted(found)]))
     if lacking := [name for name in known if name not in names]:
         raise UserError(f"labels: {lacking[0]} is missing", "the checkpoint that training goes on from knows it")
     if config.task == "token-classification":
@@ -122,89 +144,60 @@ def _labels(config: FinetuneConfig, train: Iterable[Row], old: Sequence[str]) ->
     return names
 
 
-def _counted_labels(row: Row) -> list[str]:
-    """The labels of a row that count: its label or labels, or the type of each of its entities."""
-    if "tags" in row:
-        return [tag[2:] for tag in row["tags"] if tag.startswith("B-")]
-    if "labels" in row:
-        return list(row["labels"])
-    return [row["label"]] if isinstance(row.get("label"), str) else []
-
-
 def _entity_type(label: str) -> str:
     return label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _unknown_labels(placed: Iterable[tuple[str, Row]], labels: set[str]) -> Iterable[str]:
-    types = {_entity_type(label) for label in labels - {"O"}} if "O" in labels else labels
-    for where, row in placed:
-        for label in _counted_labels(row):
-            if label not in types:
-                yield f"{where}: label {label!r} is not one of {', '.join(sorted(types))}"
-                break
+def _check_labels(config: FinetuneConfig, table: Table, labels: Collection[str], problems: _Problems) -> None:
+    types = {_entity_type(label) for label in labels if label != "O"} if "O" in labels else labels
+    if set(chain.from_iterable(table.label_sets)) <= set(types):
+        return
+    # Where they are nobody noted: the files are read once more.
+    for source in filter(None, (config.train, config.test, config.replay)):
+        for where, row in _canonical(config, source, _Problems()):
+            if unknown := [label for label in counted_labels(row) if label not in types]:
+                problems.add(f"{where}: label {unknown[0]!r} is not one of {', '.join(sorted(types))}")
 
 
 def _split(
-    config: FinetuneConfig, train: list[Row], test: list[Row], replay: list[Row], labels: list[str], old: Old
+    config: FinetuneConfig, table: Table, train: Places, test: Places, replay: Places, labels: list[str], old: Old
 ) -> Data:
+    held_before = table.add(old.test)
     order = random.Random(config.seed)
-    order.shuffle(train)
+    train = shuffled(train, order)
     if config.test:
-        order.shuffle(test)
+        test = shuffled(test, order)
     else:
         assert config.test_size is not None
-        train, test = stratified(train, config.test_size)
+        train, test = table.stratified(train, config.test_size)
     test = test[: config.max_test_rows]
-    held_out = [*test, *old.test]
-    kept = _without(train, held_out)
+    held_out = np.append(test, held_before)
+    kept = table.without(train, held_out)
     duplicates = len(train) - len(kept)
     kept = kept[: config.max_train_rows]
-    order.shuffle(replay)
+    replay = shuffled(replay, order)
     # Where new and old rows ask the same, the new ones know better.
-    replay = _share(_without(replay, [*held_out, *kept]), config.replay_share, len(kept))
-    kept += replay
-    validation: list[Row] = []
+    replay = table.without(replay, np.append(held_out, kept))
+    replay = _share(table, replay, config.replay_share, len(kept))
+    kept, validation = np.append(kept, replay), np.arange(0)
     if config.validation_size:
-        kept, validation = stratified(kept, config.validation_size)
-        validation = _without(validation, kept)
-    if not kept or not test or (config.validation_size and not validation):
+        kept, validation = table.stratified(kept, config.validation_size)
+        validation = table.without(validation, kept)
+    if not len(kept) or not len(test) or (config.validation_size and not len(validation)):
         counts = f"{len(kept)} rows to train on, {len(test)} to test on" + (
             ", 0 to validate with" if config.validation_size else ""
         )
         raise UserError(counts, "each needs some: give more data")
-    replayed = len(kept) - len(_without(kept, replay))
-    return Data(kept, test, validation, labels, duplicates, old, replayed)
+    replayed = len(kept) - len(table.without(kept, replay))
+    rows = table.rows.view
+    return Data(rows(kept), rows(test), rows(validation), labels, duplicates, old, replayed)
 
 
-def _share(replay: list[Row], share: float, new: int) -> list[Row]:
+def _share(table: Table, replay: Places, share: float, new: int) -> Places:
     """Returns as many of the old rows as make up their share beside so many new ones, each label in proportion."""
     wanted = round(new * share / (1 - share))
     if wanted < len(replay):
-        return stratified(replay, wanted / len(replay))[1]
-    if replay:
+        return table.stratified(replay, wanted / len(replay))[1]
+    if len(replay):
         logger.info("replay: all %d old rows, of the %d that replay_share is", len(replay), wanted)
     return replay
-
-
-def _without(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """Returns the rows whose input is in none of the others."""
-    known = {input_key(row) for row in others}
-    return [row for row in rows if input_key(row) not in known]
-
-
-def stratified(shuffled: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """Splits so that each label has about its share on both sides, however rare.
-
-    Rows in order of their labels, then every n-th of them, is a stratified sample of exactly the wanted size.
-    """
-    order = sorted(range(len(shuffled)), key=lambda index: _stratum(shuffled[index]))
-    wanted = round(len(shuffled) * share)
-    chosen = {order[int((index + 0.5) * len(order) / wanted)] for index in range(wanted)}
-    train = [row for index, row in enumerate(shuffled) if index not in chosen]
-    test = [row for index, row in enumerate(shuffled) if index in chosen]
-    return train, test
-
-
-def _stratum(row: Row) -> tuple[float, list[str]]:
-    label = row.get("label")
-    return (label if isinstance(label, float) else 0.0), sorted(set(_counted_labels(row)))

@@ -23,6 +23,7 @@ SUFFIXES = {
     ".iob2": "conll",
     ".txt": "conll",
 }
+_BATCH = 1024  # rows of Parquet that are in memory together
 
 
 def read(source: str, format: str | None = None) -> Iterator[Raw]:
@@ -94,7 +95,7 @@ def _parquet(path: Path) -> Iterator[Raw]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path.name}:{number}", row

@@ -1,11 +1,12 @@
 """Tables for people, on stdout: what `validate` found, and what training gave."""
 
 from collections import Counter
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -36,9 +37,9 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     target = pipeline.target_of(config, split, tokenizer)
     distillation.check(config, target, tokenizer)
     longest = target.max_length
-    lengths = sorted(_length(tokenizer, row) for row in chain(split.train, split.test))
+    lengths = np.sort(np.fromiter((_length(tokenizer, row) for row in chain(split.train, split.test)), int))
     shares = split.label_distribution()
-    cut = sum(length > longest for length in lengths)
+    cut = int((lengths > longest).sum())
     console.print(f"{path}: good. {config.task}, {config.method}, base model {config.public()['base_model']}")
     console.print(
         f"{len(split.train)} rows to train on, {len(split.test)} held out, "
@@ -69,9 +70,9 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         "contradictory": contradictory,
         "labels": shares,
         "lengths": {
-            "median": lengths[len(lengths) // 2],
-            "p95": lengths[int(len(lengths) * 0.95)],
-            "longest": lengths[-1],
+            "median": int(lengths[len(lengths) // 2]),
+            "p95": int(lengths[int(len(lengths) * 0.95)]),
+            "longest": int(lengths[-1]),
             "cut": cut / len(lengths),
         },
     }
@@ -101,7 +102,7 @@ def _length(tokenizer: Any, row: dict[str, Any]) -> int:
     return len(answer(tokenizer, row)[0])
 
 
-def _histogram(lengths: Sequence[int], longest: int) -> Table:
+def _histogram(lengths: NDArray[np.int_], longest: int) -> Table:
     """Rows by length in tokens, doubling from 16."""
     edges = [16 * 2**power for power in range(12)]
     counts = Counter(next((edge for edge in edges if length <= edge), edges[-1]) for length in lengths)

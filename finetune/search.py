@@ -14,6 +14,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,10 @@ def _study(directory: Path, config: FinetuneConfig, space: Space, split: Data, o
         direction="maximize" if higher else "minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
     )
-    settings = config.public() | {"search": space.public(), "data_sha256": rows.sha256(split.train + split.validation)}
+    settings = config.public() | {
+        "search": space.public(),
+        "data_sha256": rows.sha256(chain(split.train, split.validation)),
+    }
     settings = json.loads(json.dumps(settings))
     before = study.user_attrs.get("settings", settings)
     if changed := [key for key in sorted(before | settings) if before.get(key) != settings.get(key)]:

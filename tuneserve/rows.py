@@ -13,7 +13,7 @@ Reading people's own files, in whatever format, is finetune's; this only writes 
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def input_key(row: Row) -> str:
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Writes rows as JSON Lines, making the parent directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(dumps(row) + "\n" for row in rows)
 
 
 def read(path: Path) -> list[Row]:
@@ -60,7 +61,7 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def sha256(rows: Sequence[Row]) -> str:
+def sha256(rows: Iterable[Row]) -> str:
     """Returns the SHA-256 of the rows in their order, in hex."""
     digest = hashlib.sha256()
     for row in rows:

@@ -13,6 +13,7 @@ from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import config, continual, data, models
 from tuneserve.finetune.tokens import Target
+from tuneserve.rows import input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 pytestmark = [
@@ -131,10 +132,10 @@ def test_entity_types_are_added_in_pairs(trained: Path, tmp_path: Path) -> None:
 
 
 def test_old_test_rows_are_never_trained_on(trained: Path, reviews: Path) -> None:
-    test = {data.input_key(row) for row in rows.read(trained / checkpoint.TEST_SPLIT)}
+    test = {input_key(row) for row in rows.read(trained / checkpoint.TEST_SPLIT)}
     # The same file is the new data and the old.
     split = data.load(parse(trained, reviews, replay=str(reviews), replay_share=0.9, seed=1))
-    assert not test & {data.input_key(row) for row in split.train}
+    assert not test & {input_key(row) for row in split.train}
     assert len(split.old.test) == len(test) == 12
     assert split.replayed == 0, "no old row is also a new one"
 

@@ -73,8 +73,8 @@ def test_the_split_is_stratified_seeded_and_of_the_wanted_size(tmp_path: Path) -
     found = data.load(settings(path, test_size=0.2))
     assert (len(found.train), len(found.test)) == (160, 40)
     assert Counter(row["label"] for row in found.test) == {"common": 36, "rare": 4}
-    assert data.load(settings(path, test_size=0.2)) == found
-    assert data.load(settings(path, test_size=0.2, seed=1)) != found
+    assert list(data.load(settings(path, test_size=0.2)).train) == list(found.train)
+    assert list(data.load(settings(path, test_size=0.2, seed=1)).train) != list(found.train)
     assert found.label_distribution() == {"common": 0.9, "rare": 0.1}
 
 
@@ -118,7 +118,7 @@ def test_tags_become_iob2(tmp_path: Path) -> None:
     path.write_text("in O\nNew I-LOC\nYork I-LOC\nAnna I-PER\nBob B-PER\n\n" * 3 + "a O\nb I-PER\nc B-LOC\nd I-LOC\n\n")
     found = data.load(settings(path, "token-classification", test_size=0.25))
     assert found.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    every = {tuple(row["tags"]) for row in found.train + found.test}
+    every = {tuple(row["tags"]) for row in [*found.train, *found.test]}
     assert every == {("O", "B-LOC", "I-LOC", "B-PER", "B-PER"), ("O", "B-PER", "B-LOC", "I-LOC")}
 
 
@@ -150,7 +150,7 @@ def test_chats_and_completions(tmp_path: Path) -> None:
     )
     found = data.load(settings(path, "generation", test_size=0.3))
     assert found.labels == []
-    everything = [rows.dumps(row) for row in found.train + found.test]
+    everything = [rows.dumps(row) for row in [*found.train, *found.test]]
     assert rows.dumps({"messages": [user, answer]}) in everything
     assert rows.dumps({"messages": [{"role": "user", "content": "hi 2"}, answer]}) in everything
 
@@ -200,7 +200,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 def test_formats_of_conversations(tmp_path: Path, raw: dict[str, Any], expected: dict[str, Any]) -> None:
     path = jsonl(tmp_path / "d.jsonl", raw, *({"prompt": f"{n}", "completion": "x"} for n in range(9)))
     found = data.load(settings(path, "generation"))
-    [row] = [row for row in found.train + found.test if "messages" in row]
+    [row] = [row for row in [*found.train, *found.test] if "messages" in row]
     assert row["messages"][0]["content"] == expected.get("content", "2 + 2?")
     assert row["messages"][1] == CHAT[1]
     assert row.get("tools") == expected.get("tools")
@@ -238,7 +238,7 @@ def test_a_prompt_out_of_columns(tmp_path: Path) -> None:
     values = [{"en": f"word {n}", "completion": f"Wort {n}"} for n in range(10)]
     path = jsonl(tmp_path / "d.jsonl", *values)
     found = data.load(settings(path, "generation", prompt_template="Translate to German: {en}\n"))
-    assert {row["prompt"] for row in found.train + found.test} == {
+    assert {row["prompt"] for row in [*found.train, *found.test]} == {
         f"Translate to German: word {n}\n" for n in range(10)
     }
     with pytest.raises(UserError, match="no fr; found"):
@@ -254,7 +254,7 @@ def test_relations_are_marked_in_their_text(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", *rows_ * 4)
     test = jsonl(tmp_path / "t.jsonl", rows_[0])
     found = data.load(settings(path, test=test.name))
-    assert found.test == [{"text": "@ Anna @ was born in # Berlin #.", "label": "born in"}]
+    assert list(found.test) == [{"text": "@ Anna @ was born in # Berlin #.", "label": "born in"}]
     assert found.train[0] == {"text": "# Anna # was born in @ Berlin @.", "label": "birthplace of"}
     for head, tail, message in (
         ([0, 4], [2, 9], "overlap"),
