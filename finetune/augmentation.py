@@ -5,17 +5,20 @@ Made once, before training, from the seed: the same rows each time, in the repor
 
 import random
 from collections.abc import Sequence
+from itertools import chain
 
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.spool import Spool
 from tuneserve.rows import Row
 
 
-def augmented(rows: Sequence[Row], config: FinetuneConfig) -> list[Row]:
+def augmented(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
     """Returns the rows and, after them, `augment_copies` changed copies of each, without those that came out equal."""
+    if not config.augment_copies:
+        return rows
     chance = random.Random(config.seed)
-    copies = (_copy(row, config, chance) for _ in range(config.augment_copies) for row in rows)
-    sources = list(rows) * config.augment_copies
-    return [*rows, *(copy for copy, row in zip(copies, sources, strict=True) if copy != row)]
+    copies = ((_copy(row, config, chance), row) for _ in range(config.augment_copies) for row in rows)
+    return Spool(chain(rows, (copy for copy, row in copies if copy != row)))
 
 
 def _copy(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:

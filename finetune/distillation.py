@@ -7,17 +7,20 @@ once, before training; one of generation each batch as it comes, for its answers
 keep (distillation_generation.py).
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tuneserve import checkpoint, quality
 from tuneserve.errors import UserError
 from tuneserve.finetune import evaluation, models
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.spool import Spool, View
 from tuneserve.finetune.tokens import Target, encode
 from tuneserve.rows import Row
 
@@ -39,12 +42,18 @@ class Teacher:
         name = quality.headline(checkpoint.TASKS[self.target.task], metrics).name
         return {f"teacher/{name}": metrics[name]}
 
-    def answers(self, rows: Sequence[Row], labels: Sequence[str]) -> list[torch.Tensor]:
-        """Returns float32 logits [positions, classes] for each row, the classes in the order of `labels`."""
+    def answers(self, rows: Sequence[Row], labels: Sequence[str]) -> View:
+        """Returns `teacher_logits` of each row: float32 [positions, classes], the classes in the order of `labels`."""
         encoded = encode(self.tokenizer, self.target, rows)
         order = torch.tensor([self.target.labels.index(label) for label in labels])
-        found = evaluation.logits(self.model, self.tokenizer, self.target, encoded, self.bf16)
-        return [logits[:, order] for logits in found]
+        answered = array("q")
+
+        def noted() -> Iterator[Row]:
+            for index, logits in evaluation.each(self.model, self.tokenizer, self.target, encoded, self.bf16):
+                answered.append(index)
+                yield {"teacher_logits": logits[:, order].numpy()}
+
+        return Spool(noted()).view(np.argsort(answered))
 
 
 def check(config: FinetuneConfig, target: Target, tokenizer: Any) -> None:
@@ -104,7 +113,7 @@ class WithAnswers:
         answers = [row["teacher_logits"] for row in rows if "teacher_logits" in row]
         batch = self._inner([{key: value for key, value in row.items() if key != "teacher_logits"} for row in rows])
         if answers:
-            batch["teacher_logits"] = torch.cat(answers)
+            batch["teacher_logits"] = torch.cat([torch.from_numpy(answer) for answer in answers])
         return batch
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tuneserve import quality
-from tuneserve.finetune.tokens import IGNORED, Target, answer, encode, words
+from tuneserve.finetune.tokens import IGNORED, Target, answer, encode, lengths, words
 from tuneserve.rows import Row
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
@@ -95,7 +95,14 @@ def logits(
     Positions: one for a sequence classifier; the tokens of all words; the places that predict the answer's tokens.
     `limit` keeps only the first of them.
     """
-    found: dict[int, torch.Tensor] = {}
+    found = dict(each(model, tokenizer, target, encoded, bf16, limit))
+    return [found[index] for index in range(len(encoded))]
+
+
+def each(
+    model: Any, tokenizer: Any, target: Target, encoded: Sequence[Row], bf16: bool, limit: int | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields (index, what `logits` returns of it), in the order in which the rows are answered."""
     for indices, output in _forward(model, tokenizer, encoded, bf16):
         for place, index in enumerate(indices):
             if target.task == "sequence-classification":
@@ -104,8 +111,7 @@ def logits(
                 counted = torch.tensor(encoded[index]["labels"]) != IGNORED
                 positions = counted.nonzero()[:limit, 0] - (1 if target.task == "generation" else 0)
                 chosen = output[place][positions.to(output.device)]
-            found[index] = chosen.float().cpu()
-    return [found[index] for index in range(len(encoded))]
+            yield index, chosen.float().cpu()
 
 
 def sample_answers(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int = 64) -> list[Row]:
@@ -151,12 +157,12 @@ def _forward(
     model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yields (indices, logits) with rows of about the same length together."""
-    inputs = [{key: value for key, value in row.items() if key != "labels"} for row in encoded]
     autocast: AbstractContextManager[Any] = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
     model.eval()
-    batches = _batches([len(row["input_ids"]) for row in encoded])
+    batches = _batches(lengths(encoded))
     for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True):
-        batch = tokenizer.pad([inputs[index] for index in indices], padding_side="right", return_tensors="pt")
+        inputs = [{key: value for key, value in encoded[index].items() if key != "labels"} for index in indices]
+        batch = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
         batch = {key: value.to(model.device) for key, value in batch.items()}
         with torch.inference_mode(), autocast:
             output = model(**batch).logits

@@ -61,8 +61,10 @@ def class_weights(encoded: Sequence[Row], labels: Sequence[str], config: Finetun
     if not isinstance(chosen, str):
         return torch.tensor([float(chosen.get(label, chosen.get(label[2:], 1.0))) for label in labels])
     if config.problem_type == "multi-label":
-        present = torch.tensor([row["labels"] for row in encoded]).sum(0)
-        return (len(encoded) - present).clamp_min(1) / present.clamp_min(1)
+        present = torch.zeros(len(labels), dtype=torch.float64)
+        for row in encoded:
+            present += torch.tensor(row["labels"])
+        return ((len(encoded) - present).clamp_min(1) / present.clamp_min(1)).float()
     found = chain.from_iterable(_list(row["labels"]) for row in encoded)
     counts = Counter(label for label in found if label != IGNORED)
     mean = sum(counts.values()) / len(labels)

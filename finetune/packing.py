@@ -4,7 +4,7 @@ Transformers makes of such positions a mask in which no row sees another, where 
 keeps to that is tried before it is trained: one that has no attention, or positions of its own, does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,30 +12,31 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from tuneserve.errors import UserError
+from tuneserve.finetune.spool import Spool
 from tuneserve.finetune.tokens import IGNORED
 from tuneserve.rows import Row
 
+# Rows in memory: a multiple of the thousand that TRL packs together, so that it is as if all were given to it.
+_AT_ONCE = 10_000
 # Logits are sums in another order, no more.
 _TOLERANCE = 1e-3
 
 
-def packed(encoded: Sequence[Row], max_length: int) -> list[Row]:
+def packed(encoded: Sequence[Row], max_length: int) -> Spool:
     """Returns `input_ids`, `labels` and `position_ids` of fewer, longer rows, none longer than `max_length`.
 
-    Each goes to the fullest one that it fits into, the longest first.
+    Each goes to the fullest one that it fits into, the longest first, a thousand rows at a time.
     """
-    if not encoded:
-        return []
+    starts = range(0, len(encoded), _AT_ONCE)
+    return Spool(row for start in starts for row in _packed(encoded[start : start + _AT_ONCE], max_length))
+
+
+def _packed(encoded: Sequence[Row], max_length: int) -> Iterator[Row]:
     columns = {name: [row[name] for row in encoded] for name in ("input_ids", "labels")}
     together = pack_dataset(Dataset.from_dict(columns), max_length)
-    return [
-        {
-            "input_ids": row["input_ids"],
-            "labels": row["labels"],
-            "position_ids": [place for length in row["seq_lengths"] for place in range(length)],
-        }
-        for row in together
-    ]
+    for row in together:
+        positions = [place for length in row["seq_lengths"] for place in range(length)]
+        yield {"input_ids": row["input_ids"], "labels": row["labels"], "position_ids": positions}
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -14,7 +14,8 @@ from tuneserve.errors import UserError
 from tuneserve.finetune import augmentation, calibration, continual, data, models, processes, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
-from tuneserve.finetune.tokens import Target, encode
+from tuneserve.finetune.spool import Spool
+from tuneserve.finetune.tokens import Target, encode, lengths
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -101,11 +102,9 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         del model
         with checkpoint.writing(config.output, overwrite) as directory:
             result = merging.merge_into(directory, adapter, manifest, split.test)
-    lengths = [len(row["input_ids"]) for row in encoded]
-    samples = config.output / merging.SAMPLES
-    run = run_sections.Finished(
-        config, split, lengths, history, result.manifest, result.answers, rows.read(samples) if samples.exists() else []
-    )
+    path = config.output / merging.SAMPLES
+    samples = rows.read(path) if path.exists() else []
+    run = run_sections.Finished(config, split, lengths(encoded), history, result.manifest, result.answers, samples)
     run_report.write(about, run, state / training.TENSORBOARD, overwrite or resume)
     shutil.rmtree(state, ignore_errors=True)
     report.show_checkpoint(config.output, result.manifest)
@@ -158,7 +157,7 @@ def train_model(
         entry.metrics.update(teacher.quality(split.test))
         if target.labels:
             answers = teacher.answers(train, target.labels)
-            encoded = [row | {"teacher_logits": logits} for row, logits in zip(encoded, answers, strict=True)]
+            encoded = Spool(row | answer for row, answer in zip(encoded, answers, strict=True))
             # Gives back its memory.
             teacher = None
     validation = encode(tokenizer, target, split.validation)

@@ -3,6 +3,7 @@
 Texts of held-out rows appear only where the run may keep them.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +209,7 @@ def _data(run: Finished) -> Section:
     shown = [figures.histogram(lengths, "tokens", longest)]
     shares = {"training": split.label_distribution(), "held out": split.label_distribution(split.test)}
     if run.config.problem_type == "regression":
-        shown.append(figures.histogram([row["label"] for row in split.train], "number"))
+        shown.append(figures.histogram(array("d", (row["label"] for row in split.train)), "number"))
     elif shares["training"]:
         most = sorted(shares["training"], key=lambda label: -shares["training"][label])[:SHOWN_LABELS]
         shown.append(figures.bars({name: {label: of[label] for label in most} for name, of in shares.items()}))

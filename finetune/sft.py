@@ -26,8 +26,9 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
     options: dict[str, Any] = {
         "model": run.model,
         "args": settings,
-        "train_dataset": Dataset.from_list(list(run.encoded)),
-        "eval_dataset": Dataset.from_list(list(run.validation)) if run.validation else None,
+        # TRL takes a Dataset alone, which holds all rows or copies them to disk: it checks one, and gets ours below.
+        "train_dataset": Dataset.from_list([run.encoded[0]]),
+        "eval_dataset": Dataset.from_list([run.validation[0]]) if run.validation else None,
         "processing_class": run.tokenizer,
     }
     if run.config.packing:
@@ -41,6 +42,7 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
         made = DistillingTrainer(teacher=run.teacher, config=run.config, **options)
     else:
         made = AnswerTrainer(**options)
+    made.train_dataset, made.eval_dataset = run.encoded, run.validation or None
     # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
     for parameter in run.model.parameters():
         if parameter.requires_grad:

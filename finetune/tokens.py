@@ -3,14 +3,16 @@
 IGNORED marks positions that no loss and no metric counts.
 """
 
+from array import array
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from tuneserve import chat
 from tuneserve.errors import UserError
+from tuneserve.finetune.spool import Spool
 from tuneserve.rows import Row
 
 IGNORED = -100
@@ -27,18 +29,22 @@ class Target:
     temperature: float = 1.0  # what logits are divided by before they become probabilities
 
 
-def encode(tokenizer: Any, target: Target, rows: Sequence[Row]) -> list[Row]:
+def encode(tokenizer: Any, target: Target, rows: Iterable[Row]) -> Spool:
     """Returns `input_ids`, `attention_mask`, `labels` and what else the model wants, one dict a row, not padded."""
     if target.task == "sequence-classification":
-        return _sequences(tokenizer, rows, target.labels, target.max_length)
+        return Spool(_sequences(tokenizer, rows, target.labels, target.max_length))
     if target.task == "token-classification":
-        return _words(tokenizer, rows, target.labels, target.max_length)
-    return [_answer(tokenizer, row, target.max_length) for row in rows]
+        return Spool(_words(tokenizer, rows, target.labels, target.max_length))
+    return Spool(_answer(tokenizer, row, target.max_length) for row in rows)
 
 
-def _sequences(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_length: int) -> list[Row]:
+def lengths(encoded: Iterable[Row]) -> Sequence[int]:
+    """Returns the number of tokens of each row, in 4 bytes each."""
+    return array("i", (len(row["input_ids"]) for row in encoded))
+
+
+def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
     index = {label: position for position, label in enumerate(labels)}
-    encoded = []
     for row in rows:
         item = dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=max_length))
         if isinstance(row.get("label"), float):
@@ -48,17 +54,15 @@ def _sequences(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_l
             item["labels"] = [float(label in row["labels"]) for label in labels]
         else:
             item["labels"] = index[row["label"]]
-        encoded.append(item)
-    return encoded
+        yield item
 
 
-def _words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_length: int) -> list[Row]:
+def _words(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
     """Every token of a word carries its tag; after the first, B-X goes on as I-X.
 
     The server sees text, not words: a tokenizer splits "@name:" in three, and each part is asked for its label.
     """
     index = {label: position for position, label in enumerate(labels)}
-    encoded = []
     for row in rows:
         item, places = words(tokenizer, row["tokens"], max_length)
         before: int | None = None
@@ -69,8 +73,7 @@ def _words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str], max_lengt
                 tag = "I-" + tag[2:]
             targets.append(IGNORED if tag is None else index[tag])
             before = word
-        encoded.append(item | {"labels": targets})
-    return encoded
+        yield item | {"labels": targets}
 
 
 def words(tokenizer: Any, tokens: Sequence[str], max_length: int | None = None) -> tuple[Row, list[int | None]]:

@@ -28,7 +28,7 @@ from tuneserve.finetune import processes
 from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
 from tuneserve.finetune.distillation import Teacher, WithAnswers
 from tuneserve.finetune.objectives import ClassifierTrainer, Objective, class_weights
-from tuneserve.finetune.tokens import Target
+from tuneserve.finetune.tokens import Target, lengths
 from tuneserve.rows import Row
 
 TENSORBOARD = "tensorboard"
@@ -89,7 +89,7 @@ def train(run: Run) -> Trained:
     config, trainer = run.config, _trainer(run)
     # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more. Of a batch of several
     # processes the first has the first rows, and so on: together they see what one would.
-    order = _ByLength([len(row["input_ids"]) for row in run.encoded], config.batch_size, config.seed)
+    order = _ByLength(lengths(run.encoded), config.batch_size, config.seed)
     trainer._get_train_sampler = lambda *_: order
     # It prints a dict on stdout for every logged step.
     trainer.remove_callback(PrinterCallback)
@@ -161,8 +161,8 @@ def _trainer(run: Run) -> Any:
         "model": run.model,
         # The teacher's answers are in the rows, and no argument of the model.
         "args": TrainingArguments(**common, remove_unused_columns=not config.teacher),
-        "train_dataset": list(run.encoded),
-        "eval_dataset": list(run.validation) or None,
+        "train_dataset": run.encoded,
+        "eval_dataset": run.validation or None,
         "data_collator": WithAnswers(collators[config.task](run.tokenizer)),
     }
     if not any(getattr(config, key) for key in (*OBJECTIVE, "teacher")):
@@ -209,7 +209,7 @@ def _is_json(path: Path) -> bool:
 class _ByLength(Sampler):  # type: ignore[misc]
     """Rows of about the same length together, in an order that follows from the seed and the epoch alone."""
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed

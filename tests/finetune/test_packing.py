@@ -60,6 +60,16 @@ def test_every_row_is_there_once() -> None:
         assert same[2][:length] == list(range(length))
 
 
+def test_many_rows_come_out_as_if_all_were_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [rows()[(7 * n) % 11 % 5] for n in range(2500)]
+    at_once = list(packing.packed(many, 16))
+    monkeypatch.setattr(packing, "_AT_ONCE", 1000)
+    assert list(packing.packed(many, 16)) == at_once
+    # A thousand is what TRL packs together.
+    monkeypatch.setattr(packing, "_AT_ONCE", 700)
+    assert list(packing.packed(many, 16)) != at_once
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_the_loss_is_that_of_the_rows_alone(kind: str) -> None:
     model = small(kind).eval()

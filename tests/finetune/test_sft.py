@@ -39,6 +39,12 @@ def trainer(chat: Path, tmp_path: Path) -> Any:
     return training._trainer(run)
 
 
+def test_rows_are_read_from_where_they_are(trainer: Any) -> None:
+    """And not from a copy in memory, which a Dataset would be."""
+    assert trainer.train_dataset == encoded()
+    assert [row["input_ids"].shape[0] for row in trainer.get_train_dataloader()] == [len(LENGTHS)]
+
+
 def gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
     model.zero_grad()
     loss.backward()
