@@ -8,6 +8,7 @@
     continual     going on from a finished checkpoint, and what is forgotten by it
     tokens        canonical rows as token ids with the targets of the loss
     models        base models with a task's head, adapters, and what vLLM can serve
+    preparation   what a run begins with, once nothing is wrong with it
     distillation  learning from a teacher's answers
     depth         base models with fewer blocks
     training      Trainer, for the classifiers; sft: TRL's SFTTrainer, for generation

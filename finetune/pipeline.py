@@ -11,11 +11,11 @@ from typing import Any
 
 from tuneserve import checkpoint, disk, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import augmentation, calibration, continual, data, models, processes, report
+from tuneserve.finetune import calibration, continual, data, models, preparation, processes, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.spool import Spool
-from tuneserve.finetune.tokens import Target, encode, lengths
+from tuneserve.finetune.tokens import encode, lengths
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -45,13 +45,10 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     processes.share(config.batch_size)
     models.quiet()
     split = data.load(config)
-    models.check_servable(config.task, config.base_model)
-    bf16 = models.use_bf16(config.precision)
-    tokenizer = models.load_tokenizer(config.base_model)
-    target = target_of(config, split, tokenizer)
+    ready = preparation.prepare(config, split)
+    target, tokenizer, bf16 = ready.target, ready.tokenizer, ready.bf16
 
     from tuneserve.finetune import (
-        distillation,
         evaluation,
         merging,
         run_report,
@@ -61,20 +58,17 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         training,
     )
 
-    distillation.check(config, target, tokenizer)
-    train = augmentation.augmented(split.train, config)
-    encoded = encode(tokenizer, target, train)
-    logger.info("training on %d rows, %d held out", len(train), len(split.test))
+    logger.info("training on %d rows, %d held out", len(ready.train), len(split.test))
     entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
-    entry.data_sha256 = rows.sha256(train)
+    entry.data_sha256 = rows.sha256(ready.train)
     if config.replay:
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
         if main:
             processes.meet()
-        model, history = train_model(config, split, train, target, tokenizer, encoded, bf16, state, entry)
+        model, history = train_model(ready, state, entry)
     if not main:
         return config.output
     manifest = _manifest(config, split)
@@ -104,7 +98,9 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
             result = merging.merge_into(directory, adapter, manifest, split.test)
     path = config.output / merging.SAMPLES
     samples = rows.read(path) if path.exists() else []
-    run = run_sections.Finished(config, split, lengths(encoded), history, result.manifest, result.answers, samples)
+    run = run_sections.Finished(
+        config, split, lengths(ready.encoded), history, result.manifest, result.answers, samples
+    )
     run_report.write(about, run, state / training.TENSORBOARD, overwrite or resume)
     shutil.rmtree(state, ignore_errors=True)
     report.show_checkpoint(config.output, result.manifest)
@@ -121,42 +117,21 @@ def _beside(config: FinetuneConfig, what: str) -> Path:
     return config.output.with_name(f"{config.output.name}-{what}")
 
 
-def target_of(config: FinetuneConfig, split: Data, tokenizer: Any) -> Target:
-    """Returns what will be trained; no longer than the base model can read."""
-    longest = models.max_length(config.base_model, tokenizer)
-    if config.max_length > longest:
-        logger.warning("max_length is %d, the base model reads %d: using that", config.max_length, longest)
-    return Target(
-        task=config.task,
-        labels=tuple(split.labels),
-        problem_type=config.problem_type,
-        max_length=min(config.max_length, longest),
-    )
-
-
 def train_model(
-    config: FinetuneConfig,
-    split: Data,
-    train: Sequence[Row],
-    target: Target,
-    tokenizer: Any,
-    encoded: Sequence[Row],
-    bf16: bool,
-    state: Path,
-    entry: pb.Step,
-    callbacks: Sequence[Any] = (),
+    ready: preparation.Ready, state: Path, entry: pb.Step, callbacks: Sequence[Any] = ()
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Returns the model trained on `train`, in fp32, and what was logged; notes loss, time and the like in `entry`."""
+    """Returns the trained model, in fp32, and what was logged; notes loss, time and the like in `entry`."""
     from transformers import set_seed
 
     from tuneserve.finetune import depth, distillation, methods, run_state, training
 
-    old, teacher = split.old, None
+    config, split, target, tokenizer, bf16 = ready.config, ready.split, ready.target, ready.tokenizer, ready.bf16
+    encoded, old, teacher = ready.encoded, split.old, None
     if config.teacher:
         teacher = distillation.load(config, target, tokenizer, bf16)
         entry.metrics.update(teacher.quality(split.test))
         if target.labels:
-            answers = teacher.answers(train, target.labels)
+            answers = teacher.answers(ready.train, target.labels)
             encoded = Spool(row | answer for row, answer in zip(encoded, answers, strict=True))
             # Gives back its memory.
             teacher = None
@@ -192,7 +167,7 @@ def train_model(
         # What was trained holds a part of them.
         model, _ = begin(continual.Old())
         model.load_state_dict(trained.weights)
-    entry.metrics["train_rows"] = len(train)
+    entry.metrics["train_rows"] = len(ready.train)
     entry.metrics["train_loss"] = trained.loss
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuneserve.finetune import config as config_module
-from tuneserve.finetune import data, models
+from tuneserve.finetune import data, models, preparation
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # So many times as many rows of one label as of another are called out.
@@ -29,13 +29,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     config = config_module.load(path)
     models.quiet()
     split = data.load(config)
-    models.check_servable(config.task, config.base_model)
-    tokenizer = models.load_tokenizer(config.base_model)
-    # Late: both import this one, or torch.
-    from tuneserve.finetune import distillation, pipeline
-
-    target = pipeline.target_of(config, split, tokenizer)
-    distillation.check(config, target, tokenizer)
+    target, tokenizer = preparation.check(config, split)
     longest = target.max_length
     lengths = np.sort(np.fromiter((_length(tokenizer, row) for row in chain(split.train, split.test)), int))
     shares = split.label_distribution()

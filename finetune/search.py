@@ -27,11 +27,10 @@ from transformers import TrainerCallback
 
 from tuneserve import checkpoint, quality, rows
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.finetune import augmentation, data, distillation, evaluation, models, pipeline
+from tuneserve.finetune import data, evaluation, models, pipeline, preparation
 from tuneserve.finetune.config import PATHS, FinetuneConfig, parse
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.search_space import Space, load
-from tuneserve.finetune.tokens import encode
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -117,23 +116,14 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def _run(trial: optuna.Trial, config: FinetuneConfig, split: Data, state: Path) -> float:
     """Trains, and returns the headline metric on the validation rows. Raises TrialPruned when that has no prospect."""
-    models.check_servable(config.task, config.base_model)
-    bf16 = models.use_bf16(config.precision)
-    tokenizer = models.load_tokenizer(config.base_model)
-    target = pipeline.target_of(config, split, tokenizer)
-    distillation.check(config, target, tokenizer)
+    ready = preparation.prepare(config, split)
 
     def measure(model: Any) -> float:
-        metrics = evaluation.evaluate(model, tokenizer, target, split.validation, bf16).metrics
-        return metrics[quality.headline(checkpoint.TASKS[config.task], metrics).name]
+        found = evaluation.evaluate(model, ready.tokenizer, ready.target, split.validation, ready.bf16)
+        return found.metrics[quality.headline(checkpoint.TASKS[config.task], found.metrics).name]
 
-    train = augmentation.augmented(split.train, config)
-    callback = Pruning(trial, measure)
     shutil.rmtree(state, ignore_errors=True)
-    encoded = encode(tokenizer, target, train)
-    model, _ = pipeline.train_model(
-        config, split, train, target, tokenizer, encoded, bf16, state, pb.Step(), [callback]
-    )
+    model, _ = pipeline.train_model(ready, state, pb.Step(), [Pruning(trial, measure)])
     return measure(model)
 
 
