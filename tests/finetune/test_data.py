@@ -57,6 +57,17 @@ def test_only_the_first_problems_are_shown(tmp_path: Path) -> None:
     assert str(caught.value).endswith("d.jsonl:20: text is blank\n  and 10 more")
 
 
+def test_labels_that_training_rows_lack_are_named_where_they_are(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(20))
+    jsonl(tmp_path / "t.jsonl", *labelled(3), {"text": "", "label": "rare"}, {"text": "x", "label": "odd"})
+    with pytest.raises(UserError) as caught:
+        data.load(settings(path, test="t.jsonl"))
+    assert str(caught.value).split("\n  ")[1:] == [
+        "t.jsonl:4: text is blank",
+        "t.jsonl:5: label 'odd' is not one of common, rare",
+    ]
+
+
 def test_columns_are_mapped_and_a_wrong_mapping_is_told_once(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("review,stars\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)))
