@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def kept(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool,
     noted = state / "run.json"
     if last_state(state) and resume:
         before = json.loads(noted.read_text(encoding="utf-8"))
-        changed = [key for key in sorted(before | settings) if before.get(key) != settings.get(key)]
+        # An older release knew fewer settings, and did what the new ones do by default.
+        defaults = {one.name: one.default for one in fields(FinetuneConfig)}
+        changed = [key for key in sorted(before | settings) if before.get(key, defaults.get(key)) != settings.get(key)]
         if changed:
             raise UserError(
                 f"{state}: that run was begun with another {changed[0]}",

@@ -194,6 +194,10 @@ def test_a_full_disk_leaves_what_was_saved_before(tune: Run, tmp_path: Path, mon
         tune("full", resume=True, **settings)
     assert "--resume" in caught.value.hint
     assert [path.name for path in state.glob("checkpoint-*")] == ["checkpoint-5"]
+    # As if an older release, which knew of no packing, had begun it.
+    begun = json.loads((state / "run.json").read_text())
+    assert begun.pop("packing") is False
+    (state / "run.json").write_text(json.dumps(begun))
     assert weights(tune("full", resume=True, **settings)) == whole
 
 
