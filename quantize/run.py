@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneserve import card, checkpoint
+from tuneserve import card, checkpoint, disk
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows, measure
 from tuneserve.measurement import Measurement
@@ -65,6 +65,8 @@ def quantize(
     rows = list(data) if data is not None else held_out_rows(source, manifest)
     seen = calibration.load(source, manifest, calibration_file, rows)
     chosen = [(recipe, _methods(recipe, source, method, seen)) for recipe in recipes]
+    # The result is smaller than the source; the best one is kept while another is tried.
+    disk.check(output, 2 * checkpoint.size_of(manifest))
     with checkpoint.writing(output, overwrite) as target:
         if before is None:
             logger.info("measuring %s", source)

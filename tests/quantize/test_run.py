@@ -216,6 +216,14 @@ def test_an_existing_output_is_refused_before_any_work(bert: Path, tmp_path: Pat
     assert calls == []
 
 
+def test_a_disk_that_is_too_small_is_refused_before_any_work(bert: Path, measures: Measures) -> None:
+    calls = measures(GOOD)
+    # A file system without any space.
+    with pytest.raises(UserError, match=r"/proc/new/out: about .* are needed and 0\.0 MB are free"):
+        quantize(bert, Path("/proc/new/out"), "w8a8")
+    assert not calls
+
+
 def test_a_refused_scheme_does_no_work(bert: Path, tmp_path: Path, measures: Measures) -> None:
     calls = measures()
     with pytest.raises(UserError, match="bitsandbytes loader"):
