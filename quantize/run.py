@@ -58,6 +58,8 @@ def quantize(
     """
     if max_drop is not None and not max_drop >= 0:  # also refuses NaN, which would let everything pass
         raise UserError(f"max_drop is {max_drop}", "allowed: 0 or more, e.g. 0.01 for one point of accuracy")
+    if max_drop is not None and max_drop >= 0.5:
+        logger.warning("max_drop %g lets %.0f points go: half a point is 0.005", max_drop, 100 * max_drop)
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output}: inside the checkpoint that is read", "choose an output beside it")
     manifest = checkpoint.load(source)

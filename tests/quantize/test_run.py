@@ -202,6 +202,14 @@ def test_any_loss_is_kept_without_a_gate(bert: Path, tmp_path: Path, measures: M
     assert (tmp_path / "out" / checkpoint.MANIFEST).exists()
 
 
+def test_a_gate_in_percent_is_wondered_at(
+    bert: Path, tmp_path: Path, measures: Measures, caplog: pytest.LogCaptureFixture
+) -> None:
+    measures(GOOD)
+    quantize(bert, tmp_path / "out", "w8a8", max_drop=0.5)
+    assert "max_drop 0.5 lets 50 points go: half a point is 0.005" in caplog.text
+
+
 def test_an_earlier_measurement_is_not_repeated(bert: Path, tmp_path: Path, measures: Measures) -> None:
     calls = measures(GOOD)
     quantize(bert, tmp_path / "out", "w8a8", before=GOOD)
