@@ -7,6 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -83,8 +84,10 @@ def load(config: FinetuneConfig) -> Data:
     train = read(config.train)
     names = set(chain.from_iterable(table.label_sets))
     test, replay = read(config.test), read(config.replay)
-    # Without one good row there are no labels to speak of.
-    labels = _labels(config, names, old.labels) if len(train) else []
+    labels = []
+    with suppress(UserError) if problems.count else nullcontext():
+        # Where rows are bad, the labels of the others may be too few: that is told once these are corrected.
+        labels = _labels(config, names, old.labels)
     if labels:
         _check_labels(config, table, set(labels), problems)
     if problems.count:

@@ -50,6 +50,16 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_bad_rows_are_told_before_what_the_others_lack(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", {"text": "fine", "label": "a"}, {"text": " ", "label": "b"})
+    with pytest.raises(UserError, match="1 bad rows in the data") as caught:
+        data.load(settings(path))
+    assert "d.jsonl:2: text is blank" in str(caught.value)
+    path = jsonl(tmp_path / "d.jsonl", {"text": "fine", "label": "a"}, {"text": "too", "label": "a"})
+    with pytest.raises(UserError, match="only 1 in the training data"):
+        data.load(settings(path))
+
+
 def test_only_the_first_problems_are_shown(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", *[{"text": "", "label": "a"}] * 30)
     with pytest.raises(UserError, match="30 bad rows") as caught:
