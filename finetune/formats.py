@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ SUFFIXES = {
     ".iob2": "conll",
     ".txt": "conll",
 }
+_BETWEEN = re.compile(r"[\s,]*")  # of two values in a JSON array
 _BATCH = 1024  # rows of Parquet that are in memory together
 
 
@@ -40,7 +42,7 @@ def read(source: str, format: str | None = None) -> Iterator[Raw]:
     format = format or SUFFIXES.get(path.suffix.lower())
     if format is None:
         raise UserError(f"{path}: no known suffix", "set format to jsonl, csv, parquet or conll, or rename the file")
-    readers = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "conll": _conll}
+    readers = {"jsonl": _json, "csv": _csv, "parquet": _parquet, "conll": _conll}
     try:
         yield from readers[format](path)
     except UnicodeDecodeError as error:
@@ -52,6 +54,31 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             yield f"{path.name}:{number}", line.rstrip("\r\n")
+
+
+def _json(path: Path) -> Iterator[Raw]:
+    """One object a line, or an array of objects: that is read whole."""
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line.lstrip() for line in file if line.strip()), "")
+    yield from _array(path) if first.startswith("[") else _jsonl(path)
+
+
+def _array(path: Path) -> Iterator[Raw]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        yield f"{path.name}:{error.lineno}", f"not JSON: {error.msg} at column {error.colno}"
+        return
+    place, decoder = text.index("[") + 1, json.JSONDecoder()
+    line = 1 + text.count("\n", 0, place)
+    for value in values:
+        # Decoded again, for the line that it begins in.
+        start = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
+        line += text.count("\n", place, start)
+        _, place = decoder.raw_decode(text, start)
+        yield f"{path.name}:{line}", value if isinstance(value, dict) else "not a JSON object"
+        line += text.count("\n", start, place)
 
 
 def _jsonl(path: Path) -> Iterator[Raw]:

@@ -21,6 +21,19 @@ def test_jsonl_names_lines_and_keeps_line_separators_inside_texts(tmp_path: Path
     ]
 
 
+def test_a_json_array_names_lines_too(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.json", '\n[{"text": "one"}, 2,\n\n  {"text":\n "t,[wo"},\n{"text": "three"}\n]\n')
+    assert list(formats.read(source)) == [
+        ("a.json:2", {"text": "one"}),
+        ("a.json:2", "not a JSON object"),
+        ("a.json:4", {"text": "t,[wo"}),
+        ("a.json:6", {"text": "three"}),
+    ]
+    broken = write(tmp_path / "b.json", '[\n{"text": "one"},\n{"text" "two"}\n]')
+    assert list(formats.read(broken)) == [("b.json:3", "not JSON: Expecting ':' delimiter at column 9")]
+    assert list(formats.read(write(tmp_path / "c.json", "[]"))) == []
+
+
 def test_csv_counts_lines_of_quoted_cells(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", 'text,label\n"one\ntwo, ""three""",x\nfour\n\nfive,y\n')
     assert list(formats.read(source)) == [
