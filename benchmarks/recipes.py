@@ -43,11 +43,10 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "full": {"method": "full", "learning_rate": 2e-4},
         "lora": {
             "method": "lora",
-            "learning_rate": 4e-4,
+            "learning_rate": 2e-4,
             "lora_rank": 64,
-            "lora_alpha": 64,
-            "warmup_ratio": 0.2,
-            "epochs": 12,
+            "lora_alpha": 256,
+            "epochs": 14,
         },
     },
 }
