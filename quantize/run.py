@@ -133,6 +133,8 @@ class _Work:
         after = measure(directory, self.rows)
         sizes = checkpoint.size_of(self.manifest), checkpoint.size_of(result)
         report = Report(self.manifest.task, recipe, self.before, after, *sizes)
+        name = report.headline
+        logger.info("%s: %s %.4f, %.4f before", recipe.label, name, after.metrics[name], self.before.metrics[name])
         # Not a number, from broken weights, is no pass.
         return Attempt(report, directory, self.max_drop is None or report.drop <= self.max_drop)
 
