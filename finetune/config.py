@@ -104,6 +104,15 @@ class FinetuneConfig:
         return values
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the names of settings, as `public` gives them, that differ between two runs.
+
+    An older release knew fewer, and did what the new ones do by default.
+    """
+    defaults = {one.name: one.default for one in fields(FinetuneConfig)}
+    return [key for key in sorted({*before, *now}) if before.get(key, defaults.get(key)) != now.get(key)]
+
+
 Check = tuple[Callable[[Any], bool], str]
 
 

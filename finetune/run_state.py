@@ -4,13 +4,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tuneserve import disk
 from tuneserve.errors import UserError
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.config import FinetuneConfig, changed_settings
 from tuneserve.finetune.training import last_state, whole_states
 
 
@@ -25,10 +24,7 @@ def kept(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool,
     noted = state / "run.json"
     if last_state(state) and resume:
         before = json.loads(noted.read_text(encoding="utf-8"))
-        # An older release knew fewer settings, and did what the new ones do by default.
-        defaults = {one.name: one.default for one in fields(FinetuneConfig)}
-        changed = [key for key in sorted(before | settings) if before.get(key, defaults.get(key)) != settings.get(key)]
-        if changed:
+        if changed := changed_settings(before, settings):
             raise UserError(
                 f"{state}: that run was begun with another {changed[0]}",
                 "give the settings that it was begun with, or begin anew with --overwrite",

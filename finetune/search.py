@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 from tuneserve import checkpoint, quality, rows
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.finetune import data, evaluation, models, pipeline, preparation
-from tuneserve.finetune.config import PATHS, FinetuneConfig, parse
+from tuneserve.finetune.config import PATHS, FinetuneConfig, changed_settings, parse
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.search_space import Space, load
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -99,7 +99,7 @@ def _study(directory: Path, config: FinetuneConfig, space: Space, split: Data, o
     }
     settings = json.loads(json.dumps(settings))
     before = study.user_attrs.get("settings", settings)
-    if changed := [key for key in sorted(before | settings) if before.get(key) != settings.get(key)]:
+    if changed := changed_settings(before, settings):
         raise UserError(
             f"{directory}: that search was begun with another {changed[0]}",
             "give the settings that it was begun with, or begin anew with --overwrite",
