@@ -19,6 +19,8 @@ SLOTS = 4
 STEP = 0.2
 OVERLOAD = 10
 SECONDS = 5.0
+# Of the clocks; not of the promise.
+SLACK_MS = 150
 TRIES = 3
 
 REQUEST = generation_pb2.GenerateRequest(
@@ -84,16 +86,17 @@ async def test_ten_times_too_many(limited):
         result = await open_loop.open_loop(call, OVERLOAD * peak, SECONDS, seed=3, usual_seconds=usual)
         grown = psutil.Process().memory_info().rss - memory
         print(limit, peak, deepest, grown, result.to_json())
-        if result.goodput >= 0.9 * peak:
+        # A client that was late itself measured the machine, and not the server.
+        if result.figures["reject_ms_p99"] < 50 and result.goodput >= 0.9 * peak:
             break
     figures, most = result.figures, 1000 * LIMITS[limit]["max_wait_seconds"]
-    # Of the machine, that may have other work, and of the clocks; not of the promise: the client itself is as late.
-    slack = 150 + 2 * figures["lag_ms_p99"]
+    # Of a machine that has other work all the time, and not of the promise.
+    late = 2 * figures["lag_ms_p99"]
     assert set(result.errors) == {"RESOURCE_EXHAUSTED"}
     assert result.rejected == result.pushed_back > 0.8 * result.sent
     assert figures["reject_ms_p50"] < figures["answered_ms_p50"] / 20
-    assert figures["reject_ms_p99"] < slack
-    assert figures["wait_ms_p99"] < most + slack
+    assert figures["reject_ms_p99"] < 50 + late
+    assert figures["wait_ms_p99"] < most + SLACK_MS + late
     assert result.goodput >= 0.9 * peak
     assert result.recovery_seconds is not None
     assert result.recovery_seconds < 5
