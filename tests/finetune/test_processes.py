@@ -27,9 +27,7 @@ ADAPTER = "adapter_model.safetensors"
 PROGRAM = """
 import sys
 from pathlib import Path
-import torch
 from tuneserve.finetune import config, pipeline
-torch.set_num_threads(1)
 pipeline.finetune(config.load(Path(sys.argv[1])))
 """
 

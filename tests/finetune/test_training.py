@@ -125,9 +125,7 @@ def test_the_best_epoch_is_kept_and_training_ends_early(tune: Run) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-import torch
 from tuneserve.finetune import config, pipeline
-torch.set_num_threads(1)
 pipeline.finetune(config.load(Path(sys.argv[1])))
 """
 
