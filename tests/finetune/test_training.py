@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.finetune import augmentation, config, training
+from tuneserve.finetune import training
 
 pytestmark = [
     pytest.mark.train,
@@ -208,25 +208,3 @@ def test_a_loss_that_is_no_number(tune: Run, tmp_path: Path, encoder: Path) -> N
         tune("spoiled", base_model=str(base))
     assert "learning_rate" in caught.value.hint
     assert list((tmp_path / "spoiled").iterdir()) == []
-
-
-def test_augmented_rows(tmp_path: Path) -> None:
-    values = {"task": "sequence-classification", "base_model": "m", "train": "d.csv", "output": "o"}
-    settings = config.parse({**values, "augment_copies": 3, "word_dropout": 0.3, "word_swap": 0.2}, tmp_path)
-    rows: list[dict[str, Any]] = [{"text": "one two three four five six seven", "label": "a"}]
-    more = augmentation.augmented(rows, settings)
-    assert list(more) == list(augmentation.augmented(rows, settings))
-    assert more[0] == rows[0]
-    assert 1 < len(more) <= 4
-    words = set(rows[0]["text"].split())
-    assert all(row["label"] == "a" and set(row["text"].split()) <= words for row in more)
-
-
-def test_augmented_entities_keep_their_words(tmp_path: Path) -> None:
-    values = {"task": "token-classification", "base_model": "m", "train": "d.conll", "output": "o"}
-    settings = config.parse({**values, "augment_copies": 5, "word_dropout": 0.9}, tmp_path)
-    row = {"tokens": ["so", "anna", "berg", "went"], "tags": ["O", "B-PER", "I-PER", "O"]}
-    for copy in augmentation.augmented([row], settings)[1:]:
-        assert [pair for pair in zip(copy["tokens"], copy["tags"], strict=True) if pair[1] != "O"] == [
-            ("anna", "B-PER"), ("berg", "I-PER")
-        ]  # fmt: skip

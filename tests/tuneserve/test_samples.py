@@ -90,7 +90,7 @@ def test_sentiment_leaves_out_what_lies_between(index: Path, tmp_path: Path, mon
         }
     )
     (index / f"{root}.tar.gz").write_bytes(content)
-    package = samples.Package("vaderSentiment", "3.3.2", hashlib.sha256(content).hexdigest())
+    package = samples.Package("vaderSentiment", "3.3.2", hashlib.sha256(content).hexdigest(), sdist=True)
     monkeypatch.setattr(samples, "VADER", package)
     path = samples.sentiment(tmp_path / "cache")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
