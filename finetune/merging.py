@@ -5,9 +5,9 @@ lost a head, met another base model than the one trained on, or was damaged by r
 Two comparisons, both on the same inputs, computed in fp32:
 
     merged in fp32    largest difference at most 1e-4 of the largest logit: the arithmetic is the same, reordered
-    saved in bf16     root mean square difference at most 15 % of the logits' own spread, and the same best class
-                      in 85 % of places: a bf16 weight has 8 significant bits. Seen: below 1 % for encoders, 9 % and
-                      90 % of places for a chat model of 135M with an adapter in every layer
+    saved in bf16     root mean square difference at most 10 % of the logits' own spread, and the same best class
+                      in 90 % of places: a bf16 weight has 8 significant bits (rounding.py). Seen: below 1 %, and 98.8 %
+                      of places, for encoders and for a chat model of 135M
 """
 
 import logging
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve import card, checkpoint, rows
 from tuneserve.errors import StepFailed
-from tuneserve.finetune import calibration, evaluation, models
+from tuneserve.finetune import calibration, evaluation, models, rounding
 from tuneserve.finetune.evaluation import Answers
 from tuneserve.finetune.tokens import IGNORED, Target, encode
 from tuneserve.rows import Row
@@ -36,8 +36,8 @@ SAMPLES = "eval/samples.jsonl"
 PROBES = 32  # inputs compared
 POSITIONS = 16  # places compared in each
 FP32_TOLERANCE = 1e-4
-BF16_TOLERANCE = 0.15
-BF16_AGREEMENT = 0.85
+BF16_TOLERANCE = 0.1
+BF16_AGREEMENT = 0.9
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 
@@ -101,7 +101,7 @@ def export(
 
     `entry` is the lineage step to finish; `source` says what is known so far.
     """
-    save(model.to(torch.bfloat16), tokenizer, directory)
+    save(rounding.to_bf16(model), tokenizer, directory)
     saved = models.auto_class(target.task).from_pretrained(directory, dtype=torch.float32)
     saved.to("cuda" if torch.cuda.is_available() else "cpu")
     probes = test if source.test_split.path else []
@@ -214,7 +214,7 @@ def compare_bf16(trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor])
         raise StepFailed(
             f"saving in bf16 changed the model: logits differ by {error:.1%} (allowed {BF16_TOLERANCE:.0%}),"
             f" the best class is the same in {agreement:.1%} of places (needed {BF16_AGREEMENT:.0%})",
-            "a lower learning rate keeps weights in the range that bf16 holds well",
+            "a lower learning rate ends in a model that depends less on the last digits of its weights",
         )
     return error, agreement
 

@@ -46,7 +46,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     models.quiet()
     split = data.load(config)
     ready = preparation.prepare(config, split)
-    target, tokenizer, bf16 = ready.target, ready.tokenizer, ready.bf16
+    target, tokenizer = ready.target, ready.tokenizer
 
     from tuneserve.finetune import (
         evaluation,
@@ -74,7 +74,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     manifest = _manifest(config, split)
     if config.temperature_scaling:
         validation = encode(tokenizer, target, split.validation)
-        outputs = evaluation.logits(model, tokenizer, target, validation, bf16)
+        outputs = evaluation.logits(model, tokenizer, target, validation, ready.bf16)
         manifest.temperature = temperature.fit(target, validation, outputs)
         target = replace(target, temperature=manifest.temperature)
     kept = split.test if config.keep_test_split else []
@@ -85,7 +85,8 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
                 calibration.keep(directory, manifest, split.train)
             result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
     else:
-        entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16).metrics)
+        # In fp32, as it is merged: a sum in bf16 loses most of what an adapter adds.
+        entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16=False).metrics)
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)
         with checkpoint.writing(adapter, overwrite or resume) as directory:

@@ -50,7 +50,7 @@ def test_the_mean_of_two_runs(runs: list[Path], tmp_path: Path, capsys: pytest.C
     first, second, mean = (load_file(path / "model.safetensors") for path in (*runs, output))
     for name in first:
         expected = (first[name].float() + second[name].float()) / 2
-        assert torch.allclose(mean[name].float(), expected, rtol=2**-8, atol=1e-6), name
+        assert torch.allclose(mean[name].float(), expected, rtol=2**-7, atol=1e-6), name
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
