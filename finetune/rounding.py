@@ -1,9 +1,9 @@
 """Weights in bf16, so that what was learned is still there.
 
 A base model's weights are bf16 numbers, and training moves most of them by less than half the way to the next one:
-rounded to the nearest they go back to where they were, and the model forgets. Rounded at random, up with a chance of how
-far up a weight is, their mean is kept, and with it what a layer computes of many (Gupta et al. 2015). What is a bf16
-number already stays as it is.
+rounded to the nearest they go back to where they were, and the model forgets. Rounded at random, up with a chance of
+how far up a weight is, their mean is kept, and with it what a layer computes of many (Gupta et al. 2015). What is a
+bf16 number already stays as it is.
 """
 
 from typing import Any
