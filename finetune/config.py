@@ -40,7 +40,7 @@ class FinetuneConfig:
 
     continue_from: str | None = None  # in place of base_model: a checkpoint made here, whose labels are kept
     replay: str | None = None  # rows of the data that it was trained on, mixed with the new: less is forgotten
-    replay_share: float = 0.2  # of the training rows that are such old ones
+    replay_share: float | None = None  # how many of all those are: 0.2; told without `replay`, of what it keeps itself
 
     test: str | None = None
     test_size: float | None = None  # share of `train` held out when there is no `test`; 0.1 unless told
@@ -305,10 +305,11 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
 def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str) -> None:
     if config.test and config.test_size:
         raise UserError(f"{name}: both test and test_size are given", "give one of them")
-    if config.replay and not config.continue_from:
-        raise UserError(f"{name}: replay is given, and no continue_from", "name the checkpoint that these rows trained")
-    if "replay_share" in given and not config.replay:
-        raise UserError(f"{name}: replay_share is given, and no replay", "name a file with rows of the old data")
+    for key in ("replay", "replay_share"):
+        if key in given and not config.continue_from:
+            raise UserError(
+                f"{name}: {key} is given, and no continue_from", "name the checkpoint that old rows trained"
+            )
     if config.problem_type != "single-label" and config.task != "sequence-classification":
         raise UserError(
             f"{name}: problem_type is {config.problem_type}", "only sequence-classification has problem_type"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint, quality, rows
 from tuneserve.errors import UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.finetune.config import FinetuneConfig
@@ -28,6 +28,7 @@ class Old:
 
     labels: tuple[str, ...] = ()  # the position is the class index
     test: Sequence[Row] = ()  # its held-out rows; empty where it keeps none
+    train: Sequence[Row] = ()  # training rows that it keeps, where they are to be replayed
 
 
 def load(config: FinetuneConfig) -> Old:
@@ -50,8 +51,13 @@ def load(config: FinetuneConfig) -> Old:
         raise UserError(
             f"continue_from: {directory} is {kind}, problem_type is {config.problem_type}", f"problem_type: {kind}"
         )
-    # Later, the training rows that a checkpoint keeps may stand in for `replay`: they would be read here.
-    return Old(tuple(manifest.labels), held_out_rows(directory, manifest) if manifest.test_split.path else ())
+    train: Sequence[Row] = ()
+    if config.replay_share and not config.replay:
+        if not manifest.calibration_split.path:
+            raise UserError(f"replay_share: {directory} keeps no training rows", "give a file of old rows as `replay`")
+        train = rows.read(directory / manifest.calibration_split.path)
+    test = held_out_rows(directory, manifest) if manifest.test_split.path else ()
+    return Old(tuple(manifest.labels), test, train)
 
 
 def extend_head(model: Any, labels: Sequence[str]) -> list[str]:
@@ -81,8 +87,8 @@ def extend_head(model: Any, labels: Sequence[str]) -> list[str]:
     return [name.partition(".")[0]]
 
 
-def measure(model: Any, tokenizer: Any, target: Target, old: Old, bf16: bool) -> dict[str, float]:
-    """Returns the metrics on the old held-out rows, if there are any."""
+def measure(model: Any, tokenizer: Any, target: Target, old: Old) -> dict[str, float]:
+    """Returns the metrics on the old held-out rows, in fp32, if there are any."""
     if not old.test:
         return {}
     import torch
@@ -90,7 +96,7 @@ def measure(model: Any, tokenizer: Any, target: Target, old: Old, bf16: bool) ->
     from tuneserve.finetune import evaluation
 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluation.evaluate(model, tokenizer, target, old.test, bf16).metrics
+    return evaluation.evaluate(model, tokenizer, target, old.test, bf16=False).metrics
 
 
 def forgetting(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

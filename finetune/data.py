@@ -24,6 +24,7 @@ from tuneserve.rows import Row
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 20
+REPLAY_SHARE = 0.2
 NUMBER = "score"  # what the one output of a regression is called
 
 
@@ -83,7 +84,7 @@ def load(config: FinetuneConfig) -> Data:
 
     train = read(config.train)
     names = set(chain.from_iterable(table.label_sets))
-    test, replay = read(config.test), read(config.replay)
+    test, replay = read(config.test), read(config.replay) if config.replay else table.add(old.train)
     labels = []
     with suppress(UserError) if problems.count else nullcontext():
         # Where rows are bad, the labels of the others may be too few: that is told once these are corrected.
@@ -181,7 +182,7 @@ def _split(
     replay = shuffled(replay, order)
     # Where new and old rows ask the same, the new ones know better.
     replay = table.without(replay, np.append(held_out, kept))
-    replay = _share(table, replay, config.replay_share, len(kept))
+    replay = _share(table, replay, config.replay_share or REPLAY_SHARE, len(kept))
     kept, validation = np.append(kept, replay), np.arange(0)
     if config.validation_size:
         kept, validation = table.stratified(kept, config.validation_size)

@@ -63,7 +63,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
     entry.data_sha256 = rows.sha256(ready.train)
-    if config.replay:
+    if config.replay or config.replay_share:
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
         if main:
@@ -74,7 +74,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     manifest = _manifest(config, split)
     if config.temperature_scaling:
         validation = encode(tokenizer, target, split.validation)
-        outputs = evaluation.logits(model, tokenizer, target, validation, ready.bf16)
+        outputs = evaluation.logits(model, tokenizer, target, validation)
         manifest.temperature = temperature.fit(target, validation, outputs)
         target = replace(target, temperature=manifest.temperature)
     kept = split.test if config.keep_test_split else []
@@ -149,7 +149,7 @@ def train_model(
         model, new_modules = models.load_model(
             known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
         )
-        before = continual.measure(model, tokenizer, known, old, bf16)
+        before = continual.measure(model, tokenizer, known, old)
         new_modules += continual.extend_head(model, target.labels)
         if config.keep_layers:
             entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
@@ -173,7 +173,7 @@ def train_model(
     entry.metrics["train_steps"] = trained.steps
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    after = continual.measure(model, tokenizer, target, old, bf16)
+    after = continual.measure(model, tokenizer, target, old)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
     return model, trained.history
 

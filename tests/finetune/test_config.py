@@ -96,7 +96,7 @@ def test_every_key_is_checked() -> None:
         ({"task": "generation", "augment_copies": 1}, "augment_copies is given"),
         ({"continue_from": "old"}, "both base_model and continue_from"),
         ({"replay": "old.jsonl"}, "replay is given, and no continue_from"),
-        ({"replay_share": 0.5}, "replay_share is given, and no replay"),
+        ({"replay_share": 0.5}, "replay_share is given, and no continue_from"),
         ({"distillation_weight": 0.5}, "distillation_weight is given, and no teacher"),
         ({"teacher": "big", "problem_type": "regression"}, "teacher is given"),
         ({"teacher": "big", "method": "adalora"}, "teacher is given"),

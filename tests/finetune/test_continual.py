@@ -154,6 +154,24 @@ def test_the_share_of_old_rows(trained: Path, new: Path, reviews: Path) -> None:
     assert load(replay_share=0.9).replayed == 48
 
 
+def test_the_rows_that_a_checkpoint_keeps_can_be_replayed(trained: Path, new: Path, tmp_path: Path) -> None:
+    # The new data has other columns than they have.
+    mine = [{"sentence": row["text"], "kind": row["label"]} for row in rows.read(new)]
+    rows.write(tmp_path / "mine.jsonl", mine)
+    values = {"columns": {"text": "sentence", "label": "kind"}, "test_size": 0.25, "replay_share": 0.25}
+    split = data.load(parse(trained, tmp_path / "mine.jsonl", **values))
+    assert (len(split.train), split.replayed) == (24, 6)
+    kept = rows.read(trained / checkpoint.CALIBRATION_SPLIT)
+    assert all(row in kept for row in split.train if row["label"] != "place")
+
+    without = Path(shutil.copytree(trained, tmp_path / "without"))
+    manifest = checkpoint.load(without)
+    manifest.ClearField("calibration_split")
+    checkpoint.seal(without, manifest)
+    with pytest.raises(UserError, match="without keeps no training rows"):
+        data.load(parse(without, tmp_path / "mine.jsonl", **values))
+
+
 def test_what_can_not_be_gone_on_from(trained: Path, encoder: Path, new: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not trained here"):
         data.load(parse(encoder, new))
