@@ -89,11 +89,15 @@ def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
 
 def show(measurement: Measurement, as_json: bool = False) -> None:
     """Prints a measurement as a table, or as one line of JSON without the predictions."""
+    [headline] = measurement.metrics.keys() & significance.METRICS
+    low, high = significance.interval(headline, measurement.row_sums)
     if as_json:
-        print(json.dumps({key: value for key, value in asdict(measurement).items() if key not in _BY_ROW}))
+        values = {key: value for key, value in asdict(measurement).items() if key not in _BY_ROW}
+        print(json.dumps(values | {"interval": [low, high]}))
         return
     for name, value in measurement.metrics.items():
-        print(f"{name:<32}{value:>12.4f}" if not name.endswith("/support") else f"{name:<32}{value:>12.0f}")
+        sure = f"   95 % of samples: {low:.4f} to {high:.4f}" if name == headline else ""
+        print(f"{name:<32}{value:>12.0f}" if name.endswith("/support") else f"{name:<32}{value:>12.4f}{sure}")
     print(f"{measurement.unit:<32}{measurement.throughput:>12.1f}")
     if single := measurement.latency:
         print(f"{'latency of one, ms':<32}{single.p50_ms:>12.1f}   95 % within {single.p95_ms:.1f}")

@@ -66,12 +66,14 @@ def test_held_out_rows_must_be_those_of_the_manifest(tmp_path: Path) -> None:
 
 
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
-    result = Measurement({"accuracy": 0.5, "good/support": 2.0}, 4, 2.0, 2.0, "texts/s", ["good"] * 4)
+    metrics, sums = {"accuracy": 0.5, "good/support": 2.0}, [[1.0, 1.0], [0.0, 1.0]] * 2
+    result = Measurement(metrics, 4, 2.0, 2.0, "texts/s", ["good"] * 4, sums)
     evaluate.show(result)
     table = capsys.readouterr().out
-    assert "0.5000" in table
+    assert "0.5000   95 % of samples: 0.0000 to 1.0000" in table
     assert "texts/s" in table
     evaluate.show(result, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["metrics"]["accuracy"] == 0.5
+    assert document["interval"] == [0, 1]
     assert "predictions" not in document
