@@ -36,8 +36,11 @@ def part() -> None:
     """From here on each process is alone, and none waits for another."""
     if count() > 1:
         from accelerate import PartialState
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         PartialState().destroy_process_group()
+        # With DeepSpeed's stage 3 models would still be loaded in parts.
+        unset_hf_deepspeed_config()
 
 
 def share(batch_size: int) -> int:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from tuneserve.errors import StepFailed
+from tuneserve.errors import StepFailed, UserError
 from tuneserve.finetune import processes
 from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
 from tuneserve.finetune.distillation import Teacher, WithAnswers
@@ -87,6 +87,7 @@ def train(run: Run) -> Trained:
     memory is not enough.
     """
     config, trainer = run.config, _trainer(run)
+    _check_gathers(trainer)
     # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more. Of a batch of several
     # processes the first has the first rows, and so on: together they see what one would.
     order = _ByLength(lengths(run.encoded), config.batch_size, config.seed)
@@ -177,6 +178,19 @@ def _trainer(run: Run) -> Any:
         config=config,
         **options,
     )
+
+
+def _check_gathers(trainer: Any) -> None:
+    """Raises UserError where DeepSpeed would keep the weights in parts when all is trained."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if not plugin or plugin.zero_stage != 3:
+        return
+    if not plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
+        raise UserError(
+            "DeepSpeed's stage 3 would not give the trained weights back",
+            "set zero3_save_16bit_model: true in accelerate's config file, or in DeepSpeed's own"
+            " stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def _writer(directory: Path, state: Path | None) -> Any:

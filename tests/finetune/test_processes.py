@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from tuneserve import checkpoint
 from tuneserve.errors import UserError
-from tuneserve.finetune import processes
+from tuneserve.finetune import processes, training
 
 pytestmark = [
     pytest.mark.train,
@@ -91,3 +92,16 @@ def test_a_batch_that_they_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None
     assert processes.share(8) == 2
     with pytest.raises(UserError, match="batch_size is 6, for 4 processes"):
         processes.share(6)
+
+
+def test_deepspeed_that_would_keep_the_weights_in_parts() -> None:
+    def check(stage: int, **settings: bool) -> None:
+        plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"zero_optimization": settings})
+        state = SimpleNamespace(deepspeed_plugin=plugin)
+        training._check_gathers(SimpleNamespace(accelerator=SimpleNamespace(state=state)))
+
+    check(2)
+    check(3, stage3_gather_16bit_weights_on_model_save=True)
+    with pytest.raises(UserError, match="would not give the trained weights back") as caught:
+        check(3, stage3_gather_16bit_weights_on_model_save=False)
+    assert "zero3_save_16bit_model" in caught.value.hint
