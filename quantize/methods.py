@@ -27,6 +27,9 @@ _LLAMA = {
 # Also linear in what comes before: AWQ scales these pairs as well.
 _LLAMA_LINEAR = {"re:.*v_proj$": ["re:.*o_proj$"], "re:.*up_proj$": ["re:.*down_proj$"]}
 SCALED = (*LLAMA_LIKE, "modernbert")
+# How much of the outliers goes into the weights. Llamas have larger ones than those that the paper's 0.5 was for: of a
+# chat model's perplexity it cost 3.3 %, and 0.8 cost 2.8 % (benchmarks/results).
+_SMOOTHING, _LLAMA_SMOOTHING = 0.5, 0.8
 
 
 def unfit(method: str, model_type: str) -> str:
@@ -70,7 +73,12 @@ def scaling(method: str, model_type: str) -> list[Any]:
     if method.startswith("smoothquant"):
         from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-        return [SmoothQuantModifier(mappings=[[layers, norm] for norm, layers in norms.items()])]
+        strength = _LLAMA_SMOOTHING if norms is _LLAMA else _SMOOTHING
+        return [
+            SmoothQuantModifier(
+                smoothing_strength=strength, mappings=[[layers, norm] for norm, layers in norms.items()]
+            )
+        ]
     if method == "awq":
         from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 
