@@ -119,7 +119,7 @@ def _run(trial: optuna.Trial, config: FinetuneConfig, split: Data, state: Path) 
     ready = preparation.prepare(config, split)
 
     def measure(model: Any) -> float:
-        found = evaluation.evaluate(model, ready.tokenizer, ready.target, split.validation, ready.bf16)
+        found = evaluation.evaluate(model, ready.tokenizer, ready.target, split.validation, bf16=False)
         return found.metrics[quality.headline(checkpoint.TASKS[config.task], found.metrics).name]
 
     shutil.rmtree(state, ignore_errors=True)
