@@ -46,6 +46,15 @@ class Report:
             return None
         return significance.compare(self.headline, self.before.row_sums, self.after.row_sums)
 
+    @property
+    def spread(self) -> float:
+        """How far off the drop may be, in its unit: half of what holds 95 % of samples; 0 where no row was kept."""
+        found = self.difference
+        if not found:
+            return 0.0
+        half = (found.high - found.low) / 2
+        return half if quality.headline(self.task, self.before.metrics).higher_is_better else half / found.first
+
     def table(self) -> str:
         """Returns the report as a few lines for people."""
         old, new = self.before, self.after

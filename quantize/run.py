@@ -75,6 +75,13 @@ def quantize(
             before = measure(source, rows)
         work = _Work(source, manifest, target / ".attempts", max_drop, rows, seen, before)
         best = _fastest(work, chosen) if scheme == "auto" else _hold(work, *chosen[0])
+        if max_drop is not None and best.report.spread > max_drop:
+            logger.warning(
+                "%d rows tell a drop to %.3f only, and %g is allowed: more of them with --data would tell it better",
+                len(rows),
+                best.report.spread,
+                max_drop,
+            )
         for path in best.directory.iterdir():
             path.rename(target / path.name)
         shutil.rmtree(work.directory)

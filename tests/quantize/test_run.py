@@ -210,6 +210,18 @@ def test_a_gate_in_percent_is_wondered_at(
     assert "max_drop 0.5 lets 50 points go: half a point is 0.005" in caplog.text
 
 
+@pytest.mark.parametrize("rows", [20, 2000])
+def test_rows_too_few_for_the_gate(
+    rows: int, bert: Path, tmp_path: Path, measures: Measures, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One in ten is wrong before, another one in ten after: no worse, and of 20 rows nobody knows.
+    first, second = ([[float(row % 10 != wrong), 1.0] for row in range(rows)] for wrong in (0, 1))
+    measures(replace(GOOD, row_sums=first), replace(GOOD, row_sums=second))
+    report = quantize(bert, tmp_path / "out", "w8a8", max_drop=0.03)
+    assert (report.spread > 0.03) == (rows == 20)
+    assert ("more of them with --data" in caplog.text) == (rows == 20)
+
+
 def test_an_earlier_measurement_is_not_repeated(bert: Path, tmp_path: Path, measures: Measures) -> None:
     calls = measures(GOOD)
     quantize(bert, tmp_path / "out", "w8a8", before=GOOD)
