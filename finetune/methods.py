@@ -6,7 +6,7 @@ from typing import Any
 
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.layers import block_of
+from tuneserve.layers import block_of, heads
 
 # Of the steps of a run, where AdaLoRA begins to take ranks away, and how many are left when it is done with that.
 _ADALORA_BEGIN, _ADALORA_END = 0.1, 0.3
@@ -43,7 +43,10 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
     import peft
 
     linear = _linear(model)
+    scores = heads(model) if config.task == "generation" else []
     for wanted in config.lora_targets or ():
+        if wanted in scores:
+            raise UserError(f"lora_targets: {wanted} can have no adapter", "it scores the vocabulary: leave it out")
         if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
             names = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(f"lora_targets: no linear layer {wanted}", "this model has " + ", ".join(names))

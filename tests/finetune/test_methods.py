@@ -62,6 +62,13 @@ def test_unknown_lora_targets_are_named(encoder: Path) -> None:
         methods.choose_weights(model, new, parse(lora_targets=["q_proj"]), STEPS)
 
 
+def test_what_scores_the_vocabulary_can_have_no_adapter(chat: Path) -> None:
+    model, new = models.load_model(Target("generation", (), "single-label", 32), str(chat))
+    settings = parse(task="generation", lora_targets=["q_proj", "lm_head"])
+    with pytest.raises(UserError, match="lora_targets: lm_head can have no adapter"):
+        methods.choose_weights(model, new, settings, STEPS)
+
+
 @pytest.mark.parametrize(
     ("last_layers", "first"), [(0, "bert.pooler"), (1, "bert.encoder.layer.1"), (2, "bert.encoder")]
 )
