@@ -183,10 +183,8 @@ def _hold(work: _Work, recipe: Recipe, methods: Sequence[str]) -> Attempt:
         return best
     report = best.report
     old, new = (one.metrics[report.headline] for one in (report.before, report.after))
-    hint = "choose a scheme with more bits, or allow more with --max-drop"
-    if kept := report.recipe.kept:
-        hint = f"of the blocks, {', '.join(map(str, kept))} lose most, and without them it is still too much: {hint}"
-    elif not work.seen:
+    hint = f"{_blame(tried)}choose a scheme with more bits, or allow more with --max-drop"
+    if not work.seen:
         hint += "; with --calibration FILE.jsonl, other methods and leaving blocks out are tried, too"
     raise StepFailed(
         f"{report.recipe.label} loses too much: {report.headline} {old:.4f} before, {new:.4f} after, "
@@ -204,10 +202,22 @@ def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> At
     if best is None:
         raise StepFailed(
             "nothing that can be served here is faster and holds the quality; nothing was kept",
-            "serve the checkpoint as it is, name a --scheme to save memory, or allow more with --max-drop",
+            f"{_blame(tried)}serve the checkpoint as it is, name a --scheme to save memory,"
+            " or allow more with --max-drop",
         )
     print(best.report.table())
     return best
+
+
+def _blame(tried: Sequence[Attempt]) -> str:
+    """Returns which blocks stop a scheme, where leaving them as they are was not enough."""
+    # Of each scheme the last, which leaves out most.
+    kept = {one.report.recipe.scheme.name: one.report.recipe.kept for one in tried if not one.holds}
+    return "".join(
+        f"blocks {', '.join(map(str, blocks))} lose most in {name}, and without them it is still too much; "
+        for name, blocks in kept.items()
+        if blocks
+    )
 
 
 def _show(work: _Work, tried: Sequence[Attempt], chosen: Attempt | None) -> None:

@@ -2,6 +2,7 @@
 test_end_to_end.py."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -103,7 +104,7 @@ def test_too_much_loss_keeps_nothing(
     calls = measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
     with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after") as caught:
         quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01)
-    assert "lose most, and without them it is still too much" in caught.value.hint
+    assert "lose most in w8a8, and without them it is still too much" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
     # Before, with both methods that fit, and with one of the two blocks left as it is.
     assert len(calls) == 4
@@ -141,6 +142,14 @@ def test_auto_keeps_the_fastest(
     assert "w4a16 rtn" in printed
     assert "slower than the one kept" in printed
     assert "as it was" in printed
+
+
+def test_auto_names_the_blocks_that_stop_it(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}, throughput=150.0))
+    with pytest.raises(StepFailed, match="nothing that can be served here is faster and holds") as caught:
+        quantize(bert, tmp_path / "out", "auto")
+    for scheme in ("w8a8", "w4a16"):
+        assert re.search(rf"blocks? \d+ lose most in {scheme}, and without", caught.value.hint)
 
 
 def test_auto_keeps_nothing_that_is_slower(bert: Path, tmp_path: Path, measures: Measures) -> None:
