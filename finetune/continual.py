@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, quality, rows
+from tuneserve import checkpoint, quality
 from tuneserve.errors import UserError
-from tuneserve.evaluate import held_out_rows
+from tuneserve.evaluate import held_out_rows, kept_rows
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.tokens import Target
 from tuneserve.layers import heads
@@ -55,7 +55,7 @@ def load(config: FinetuneConfig) -> Old:
     if config.replay_share and not config.replay:
         if not manifest.calibration_split.path:
             raise UserError(f"replay_share: {directory} keeps no training rows", "give a file of old rows as `replay`")
-        train = rows.read(directory / manifest.calibration_split.path)
+        train = kept_rows(directory, manifest.calibration_split, "`replay`")
     test = held_out_rows(directory, manifest) if manifest.test_split.path else ()
     return Old(tuple(manifest.labels), test, train)
 

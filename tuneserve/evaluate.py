@@ -67,11 +67,16 @@ def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
     split = manifest.test_split
     if not split.path:
         raise UserError(f"{directory}: no held-out rows inside", "give rows to measure on with --data FILE.jsonl")
+    return kept_rows(directory, split, "--data FILE.jsonl")
+
+
+def kept_rows(directory: Path, split: pb.TestSplit, instead: str) -> list[Row]:
+    """Returns rows that a checkpoint keeps. Raises UserError for others than it names: `instead` can be given then."""
     rows = read(directory / split.path)
     if sha256(rows) != split.sha256:
         raise UserError(
             f"{directory / split.path}: not the rows that {checkpoint.MANIFEST} names",
-            "copy the checkpoint again, or give rows with --data FILE.jsonl",
+            f"copy the checkpoint again, or give rows with {instead}",
         )
     return rows
 
