@@ -40,7 +40,7 @@ class FinetuneConfig:
 
     continue_from: str | None = None  # in place of base_model: a checkpoint made here, whose labels are kept
     replay: str | None = None  # rows of the data that it was trained on, mixed with the new: less is forgotten
-    replay_share: float | None = None  # how many of all those are: 0.2; told without `replay`, of what it keeps itself
+    replay_share: float | None = None  # of the training rows that are old ones: 0.2; alone, of those it keeps itself
 
     test: str | None = None
     test_size: float | None = None  # share of `train` held out when there is no `test`; 0.1 unless told
@@ -295,6 +295,7 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
         continue_from=old,
         train=_path_or_id(directory, config.train),
         replay=config.replay and _path_or_id(directory, config.replay),
+        replay_share=config.replay_share or (0.2 if config.replay else None),
         test=config.test and _path_or_id(directory, config.test),
         teacher=config.teacher and _path_or_id(directory, config.teacher),
         test_size=config.test_size or (None if config.test else 0.1),

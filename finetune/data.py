@@ -24,7 +24,6 @@ from tuneserve.rows import Row
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 20
-REPLAY_SHARE = 0.2
 NUMBER = "score"  # what the one output of a regression is called
 
 
@@ -182,7 +181,7 @@ def _split(
     replay = shuffled(replay, order)
     # Where new and old rows ask the same, the new ones know better.
     replay = table.without(replay, np.append(held_out, kept))
-    replay = _share(table, replay, config.replay_share or REPLAY_SHARE, len(kept))
+    replay = _share(table, replay, config.replay_share or 0.0, len(kept))
     kept, validation = np.append(kept, replay), np.arange(0)
     if config.validation_size:
         kept, validation = table.stratified(kept, config.validation_size)

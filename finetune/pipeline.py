@@ -63,7 +63,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
     entry.data_sha256 = rows.sha256(ready.train)
-    if config.replay or config.replay_share:
+    if config.replay_share:
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
         if main:
