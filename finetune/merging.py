@@ -118,6 +118,8 @@ def export(
     if source.test_split.path:
         rows.write(directory / source.test_split.path, test)
     manifest = checkpoint.describe(directory)
+    # Of a base model it is what its positions allow: here it is what was seen.
+    manifest.max_length = target.max_length
     manifest.label_distribution.update(source.label_distribution)
     if source.HasField("temperature"):
         manifest.temperature = source.temperature

@@ -33,7 +33,7 @@ class ModelConfig:
 
     path: Path
     dtype: str = "auto"
-    max_length: int | None = None  # tokens, prompt and completion together; at most the checkpoint's own
+    max_length: int | None = None  # tokens, prompt and completion together
     max_num_seqs: int | None = None  # sequences in one engine step
     max_inputs: int = 1024  # texts of one call
     max_explained_words: int = 128  # words of one text that an explanation takes out

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneserve import checkpoint
 from tuneserve.errors import UserError
 from tuneserve.runtime import has_nvidia_gpu
 from tuneserve.server.config import ModelConfig
@@ -69,7 +70,7 @@ def arguments(
         "runner": "generate" if task == pb.TASK_GENERATION else "pooling",
         "convert": "embed" if task == pb.TASK_EMBEDDING else None,
         "dtype": hardware.dtype,
-        "max_model_len": config.max_length,
+        "max_model_len": config.max_length or _length(manifest),
         "max_num_seqs": config.max_num_seqs,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": hardware.kv_cache_bytes or None,
@@ -99,6 +100,15 @@ def arguments(
         **options.get("structured_outputs_config", {}),
     }
     return {key: value for key, value in options.items() if value is not None}
+
+
+def _length(manifest: pb.Checkpoint) -> int | None:
+    """Returns what a classifier reads unless told: as much as it was trained and measured at; None leaves it to vLLM.
+
+    Generation has what its base model reads: there, training's length is only where rows were cut, and an answer may
+    be longer than those.
+    """
+    return None if manifest.task == pb.TASK_GENERATION else checkpoint.trained_length(manifest) or None
 
 
 def check(options: Mapping[str, Any], where: str) -> None:

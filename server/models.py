@@ -104,6 +104,12 @@ class Model:
         """Starts the engine and sends one real request through it. Also after the engine died."""
         started = time.monotonic()
         self._engine = engine = await make_engine(self.name, self.config, self.manifest)
+        trained = checkpoint.trained_length(self.manifest)
+        if 0 < trained < engine.max_length:
+            # A generation model reads more unless told: no reason to worry.
+            level = logging.WARNING if self.config.max_length else logging.INFO
+            text = "%s reads %d tokens; it was trained and measured at %d"
+            logger.log(level, text, self.name, engine.max_length, trained)
         if self._tokenizer is None:
             redactor = Redactor(self.config.redact) if self.config.redact else None
             self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)

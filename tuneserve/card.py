@@ -110,7 +110,7 @@ def _about(manifest: pb.Checkpoint, trained: pb.Step, base: str, settings: dict[
     lines = [
         f"This is {kind}. It was fine-tuned from `{_code(base)}` with the method `{settings['method']}` on "
         f"{rows:,.0f} rows, and measured on {manifest.test_split.rows:,} others that it never saw. "
-        f"It reads {manifest.max_length:,} tokens at most. Its steps: {steps}."
+        f"It was trained and measured at {manifest.max_length:,} tokens a row. Its steps: {steps}."
     ]
     if manifest.quantization:
         lines.append(
@@ -176,7 +176,7 @@ def _use(manifest: pb.Checkpoint) -> str:
 
 def _limits(manifest: pb.Checkpoint) -> str:
     lines = [
-        f"Longer inputs than {manifest.max_length:,} tokens are refused or cut.",
+        f"On more than {manifest.max_length:,} tokens together it was not measured.",
         "Its quality on texts of another kind than its rows was not measured: measure it there before relying on it.",
         "What its base model and its rows get wrong or leave out, it does too.",
     ]

@@ -244,6 +244,11 @@ def temperature_of(manifest: pb.Checkpoint) -> float:
     return manifest.temperature if manifest.HasField("temperature") else 1.0
 
 
+def trained_length(manifest: pb.Checkpoint) -> int:
+    """Returns the tokens of a row that a checkpoint was trained and measured at; 0 where it was not trained here."""
+    return manifest.max_length if any(step.name == "finetune" for step in manifest.lineage) else 0
+
+
 def version_of(manifest: pb.Checkpoint) -> str:
     """Returns 12 hex digits, equal for what answers alike, whatever its directory is called and its card says."""
     lines = sorted(f"{file.sha256} {file.path}" for file in manifest.files if file.path != CARD)

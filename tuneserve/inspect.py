@@ -35,13 +35,14 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
 
     console = console or Console()
 
+    length = "trained at" if checkpoint.trained_length(manifest) else "longest input"
     facts = {
         "task": checkpoint.TASK_NAMES.get(manifest.task, "unknown"),
         "architecture": manifest.architecture,
         "labels": ", ".join(manifest.labels),
         "weights": f"{checkpoint.size_of(manifest) / 1e6:.1f} MB, {manifest.quantization or manifest.dtype}",
         "temperature": f"{manifest.temperature:.3f}" if manifest.HasField("temperature") else "",
-        "longest input": f"{manifest.max_length} tokens",
+        length: f"{manifest.max_length} tokens",
         "version": checkpoint.version_of(manifest),
         "held-out rows": str(manifest.test_split.rows) if manifest.test_split.rows else "",
         "made by": " -> ".join(step.name for step in manifest.lineage),

@@ -199,7 +199,7 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
 
 def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
     service = GenerationServiceStub(channel)
-    limit = _limits(channel).max_length or manifest.max_length
+    limit = limits(channel).max_length or manifest.max_length
 
     def tokenize(prompt: generation_pb2.Prompt) -> list[int]:
         request = generation_pb2.TokenizeRequest(model=MODEL, prompt=prompt)
@@ -259,7 +259,7 @@ def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt]:
 def _timed_batches(
     channel: grpc.Channel, call: Callable[[Sequence[Row]], list[R]], rows: Sequence[Row]
 ) -> tuple[list[R], float]:
-    work = list(batches(rows, min(BATCH, _limits(channel).max_inputs or BATCH)))
+    work = list(batches(rows, min(BATCH, limits(channel).max_inputs or BATCH)))
     call(work[0])  # the first batch of a size pays for choosing kernels; callers of a running server don't
     started = time.perf_counter()
     answers = _spread(call, work, CALLS)
@@ -276,7 +276,8 @@ def _spread(call: Callable[[T], R], work: Sequence[T], at_once: int) -> list[R]:
             raise
 
 
-def _limits(channel: grpc.Channel) -> model_pb2.Limits:
-    request = model_pb2.GetModelRequest(model=MODEL)
-    limits: model_pb2.Limits = ModelServiceStub(channel).GetModel(request, timeout=CALL_SECONDS).model.limits
-    return limits
+def limits(channel: grpc.Channel, name: str = MODEL) -> model_pb2.Limits:
+    """Returns what one call to a served model may hold."""
+    request = model_pb2.GetModelRequest(model=name)
+    found: model_pb2.Limits = ModelServiceStub(channel).GetModel(request, timeout=CALL_SECONDS).model.limits
+    return found

@@ -112,7 +112,7 @@ _Found = Iterator[tuple[bool, list[float]]]
 def _texts(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     import torch
 
-    model, tokenizer = _load(directory, "AutoModelForSequenceClassification")
+    model, tokenizer = _load(directory, "AutoModelForSequenceClassification", _limit(channel, name))
     for batch in measurement.batches(rows, _BATCH):
         inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
         request = classification_pb2.ClassifyRequest(
@@ -149,7 +149,7 @@ def _probabilities(logits: Any, manifest: pb.Checkpoint) -> Any:
 def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     from transformers import pipeline
 
-    model, tokenizer = _load(directory, "AutoModelForTokenClassification")
+    model, tokenizer = _load(directory, "AutoModelForTokenClassification", _limit(channel, name))
     tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
     for row in rows:
         text = " ".join(row["tokens"])
@@ -171,7 +171,7 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
 def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     import torch
 
-    model, tokenizer = _load(directory, "AutoModelForCausalLM")
+    model, tokenizer = _load(directory, "AutoModelForCausalLM", _limit(channel, name))
     service = GenerationServiceStub(channel)
     for row in rows:
         prompt, whole = measurement.prompts(row)
@@ -205,14 +205,19 @@ def _ids(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     )
 
 
-def _load(directory: Path, auto: str) -> tuple[Any, Any]:
+def _limit(channel: grpc.Channel, name: str) -> int:
+    """Returns the tokens that the served model reads: what is longer is cut to it on both sides."""
+    return measurement.limits(channel, name).max_length
+
+
+def _load(directory: Path, auto: str, limit: int) -> tuple[Any, Any]:
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, auto).from_pretrained(directory, dtype=torch.float32)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(directory)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(directory, model_max_length=limit)
 
 
 def sentences(manifest: pb.Checkpoint) -> list[Row]:

@@ -174,6 +174,8 @@ def real(
         for name, path in directories.items()
     }
     models["chat"]["max_adapters"] = 2
+    # More than they were trained at: where inputs are cut is tested at what an encoder reads.
+    models["sentiment"]["max_length"] = models["ner"]["max_length"] = 512
     folder = tmp_path_factory.mktemp("config")
     root = folder / "root"
     _adapters(root, "adapter", "other")

@@ -37,7 +37,7 @@ def test_the_checkpoint_is_whole_and_learned(trained: Path) -> None:
     assert len(test) == manifest.test_split.rows == 12
     assert rows.sha256(test) == manifest.test_split.sha256
     # The settings ask for 500 tokens, the model reads 64.
-    assert manifest.lineage[1].config["max_length"] == 64
+    assert manifest.lineage[1].config["max_length"] == manifest.max_length == 64
     assert str(trained.parent) not in (trained / checkpoint.MANIFEST).read_text()
     assert (trained / checkpoint.CARD).read_text() == card.text(manifest)
     assert "on 48 rows, and measured on 12 others" in card.text(manifest)
@@ -196,6 +196,9 @@ def test_chat(run: Run, tmp_path: Path, chat: Path) -> None:
     output = run(tmp_path, task="generation", base_model=str(chat), train="talk.jsonl", epochs=15, learning_rate=1e-2)
     manifest = checkpoint.load(output)
     assert manifest.architecture == "LlamaForCausalLM"
+    # It was trained at 64 tokens, and reads 256.
+    assert manifest.max_length == checkpoint.trained_length(manifest) == 64
+    assert checkpoint.describe(output).max_length == 256
     assert manifest.lineage[2].metrics["perplexity"] < 2
     samples = rows.read(output / merging.SAMPLES)
     assert samples[0]["expected"] == "yes"

@@ -9,9 +9,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
+from tuneserve import checkpoint
 from tuneserve.errors import CheckpointError, UserError
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.models import Model
 from tuneserve.server.seam import EngineFailed
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -194,7 +197,6 @@ async def test_a_port_in_use_is_refused_not_shared(served, make_bert):
 
 
 async def test_a_tampered_checkpoint_never_loads(make_bert):
-    from tuneserve import checkpoint
     from tuneserve.v1 import checkpoint_pb2
 
     config = bert_config(make_bert)
@@ -216,3 +218,23 @@ async def test_ready_file_has_the_addresses(served, tmp_path):
         "admin": served.app.admin_address,
         "health": "",
     }
+
+
+@pytest.mark.parametrize(("task", "given", "level"), [("bert", 48, "WARNING"), ("llama", None, "INFO")])
+async def test_reading_more_than_was_trained_is_said_in_one_line(
+    served, make_bert, make_llama, caplog, task, given, level
+):
+    directory = make_bert("ForSequenceClassification", ["neg", "pos"]) if task == "bert" else make_llama()
+    manifest = checkpoint.describe(directory)
+    manifest.max_length = 16
+    manifest.lineage.add(name="finetune")
+    checkpoint.seal(directory, manifest)
+    model = Model("m", ModelConfig(directory, max_length=given), checkpoint.load(directory), Metrics())
+
+    async def make_engine(*_):
+        return type(served.engines["chat"])(2, max_length=48)
+
+    with caplog.at_level("INFO", "tuneserve"):
+        await model.load(make_engine)
+    [said] = [record for record in caplog.records if "trained" in record.message]
+    assert (said.message, said.levelname) == ("m reads 48 tokens; it was trained and measured at 16", level)

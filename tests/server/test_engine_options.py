@@ -67,9 +67,9 @@ def arguments(tmp_path, monkeypatch):
     """The engine's options for a model on a CPU."""
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: False)
 
-    def make(task=pb.TASK_GENERATION, architecture="", **settings):
+    def make(task=pb.TASK_GENERATION, architecture="", lineage=(), **settings):
         hardware = Hardware("bfloat16", 1 << 30, enforce_eager=True)
-        manifest = pb.Checkpoint(task=task, architecture=architecture)
+        manifest = pb.Checkpoint(task=task, architecture=architecture, max_length=64, lineage=lineage)
         return engine_options.arguments("chat", ModelConfig(tmp_path, **settings), manifest, hardware)
 
     return make
@@ -99,6 +99,17 @@ def test_decoders_judge_tokens_with_what_judges_texts(arguments):
     assert decoder["hf_overrides"] == {"architectures": ["Qwen3ForSequenceClassification"]}
     assert decoder["pooler_config"] == {"task": "token_classify"}
     assert "hf_overrides" not in arguments(pb.TASK_TOKEN_CLASSIFICATION, "BertForTokenClassification")
+
+
+def test_classifiers_read_what_they_were_trained_at(arguments):
+    trained = {"lineage": [pb.Step(name="base"), pb.Step(name="finetune"), pb.Step(name="quantize")]}
+    for task in (pb.TASK_SEQUENCE_CLASSIFICATION, pb.TASK_TOKEN_CLASSIFICATION):
+        assert arguments(task, **trained)["max_model_len"] == 64
+        assert arguments(task, max_length=100, **trained)["max_model_len"] == 100
+        # Other people's: as vLLM has it.
+        assert "max_model_len" not in arguments(task)
+    # An answer may be longer than the rows of training.
+    assert "max_model_len" not in arguments(pb.TASK_GENERATION, **trained)
 
 
 def test_adapters_are_padded_to_a_rank_there_is(arguments):
