@@ -31,7 +31,7 @@ from tuneserve import checkpoint, rows, samples
 from tuneserve.benchmarks import processes
 from tuneserve.benchmarks.plain_training import Training
 from tuneserve.errors import StepFailed
-from tuneserve.runtime import cpu_has_bf16
+from tuneserve.tiers import this_tier
 
 TEST_ROWS = {"sequence-classification": 500, "generation": 50}
 QUALITY = {"sequence-classification": "accuracy", "generation": "perplexity"}
@@ -73,7 +73,8 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
         rows.write(Path(files["train"]), spread[held_out:])
         rows.write(Path(files["test"]), spread[:held_out])
         output = str(scratch / task)
-        made.append(Training(**values, **files, output=output, epochs=1, seed=0, bf16=cpu_has_bf16()))
+        bf16 = this_tier().dtype == "bfloat16"
+        made.append(Training(**values, **files, output=output, epochs=1, seed=0, bf16=bf16))
     return made
 
 

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from tuneserve import runtime
+from tuneserve import tiers
 from tuneserve.errors import UserError
 from tuneserve.finetune.tokens import Target
 from tuneserve.layers import heads
@@ -159,7 +159,7 @@ def bf16_is_fast() -> bool:
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return runtime.cpu_has_bf16()
+    return tiers.this_tier().dtype == "bfloat16"
 
 
 def quiet() -> None:

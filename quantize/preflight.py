@@ -6,21 +6,21 @@ files alone; no tensor is read and nothing heavy is imported.
 """
 
 import json
-import platform
 import re
 import struct
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tuneserve import runtime
+from tuneserve import tiers
 from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
 from tuneserve.layers import block_of
 from tuneserve.quantize import methods
 from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Recipe, Scheme
+from tuneserve.tiers import Tier
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # vLLM's bitsandbytes loader needs a class that declares its packed layers; of the encoders only this one does.
@@ -34,29 +34,29 @@ _CPU_TILES = {"w4a16": (32, 32), "nf4": (32, 64)}
 _CPU_CACHE_HEAD = 32
 # The lowest compute capability that computes with 8-bit floats; below, they would only save memory.
 _FP8_CAPABILITY = 8.9
-# On CPUs only int8 is faster than bf16: the others save memory (benchmarks/results).
-_BY_SPEED = {
-    "cpu": ("w8a8", "w4a16", "int8", "nf4"),
-    "cuda": ("fp8", "w8a8", "w4a16", "w8a16", "nf4", "int8"),
-}
+# On CPUs at most int8 is faster than no scheme, by tier (tiers.py): the others save memory (benchmarks/results).
+_BY_SPEED_CPU = ("w8a8", "w4a16", "int8", "nf4")
+_BY_SPEED_GPU = ("fp8", "w8a8", "w4a16", "w8a16", "nf4", "int8")
 
 
 @dataclass(frozen=True)
 class Platform:
     """What the checkpoint will be served on."""
 
-    device: Literal["cpu", "cuda"]
-    # x86 with the instructions of vLLM's 4-bit kernels; false on other processors.
-    avx512: bool = False
+    tier: Tier
     # CUDA compute capability, e.g. 9.0 for Hopper; 0 when unknown.
     capability: float = 0.0
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU, else a CPU."""
+        return self.tier is tiers.GPU
 
 
 def this_platform() -> Platform:
     """Returns the platform of this machine."""
-    if runtime.has_nvidia_gpu():
-        return Platform("cuda", capability=_capability())
-    return Platform("cpu", avx512=platform.machine() == "x86_64" and "avx512f" in runtime.cpu_flags())
+    tier = tiers.this_tier()
+    return Platform(tier, _capability() if tier is tiers.GPU else 0.0)
 
 
 def check(
@@ -85,7 +85,7 @@ def check(
     layers = linear_shapes(directory)
     if not layers:
         raise UserError(f"{directory}: no linear layers in numbered blocks, so nothing to quantize")
-    if platform.device == "cpu":
+    if not platform.is_gpu:
         _check_tiles(scheme, layers)
     return Recipe(scheme, method, group_size(layers) if scheme.name == "w4a16" else None, fp8_cache)
 
@@ -104,7 +104,7 @@ def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
 def served(manifest: pb.Checkpoint, directory: Path, platform: Platform, fp8_cache: bool = False) -> list[Recipe]:
     """Returns what can be served here, the scheme first that should be the fastest on this platform."""
     found = []
-    for scheme in _BY_SPEED[platform.device]:
+    for scheme in _BY_SPEED_GPU if platform.is_gpu else _BY_SPEED_CPU:
         with suppress(UserError):
             found.append(check(scheme, manifest, directory, platform, fp8_cache=fp8_cache))
     return found
@@ -147,13 +147,13 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
 
 def _platform_reason(scheme: Scheme, manifest: pb.Checkpoint, platform: Platform) -> str:
     name, capability = scheme.name, platform.capability
-    if platform.device == "cpu":
+    if not platform.is_gpu:
         if name == "fp8":
-            return "processors have no arithmetic for 8-bit floats: it would be many times slower than bf16"
+            return "processors have no arithmetic for 8-bit floats: it would be many times slower than none"
         if name == "w8a16":
             return "vLLM's CPU kernels for weights alone know 4 bits, not 8"
-        if name == "w4a16" and not platform.avx512:
-            return "vLLM's 4-bit CPU kernels need a processor with AVX512"
+        if name == "w4a16" and not platform.tier.int4:
+            return f"vLLM's 4-bit CPU kernels need AVX-512, and this is {platform.tier.title}"
         if name == "w4a16" and manifest.dtype not in ("bfloat16", "float16"):
             return f"vLLM's 4-bit CPU kernels need bfloat16 or float16 weights beside them, not {manifest.dtype}"
     elif scheme.format == "compressed-tensors" and capability:
@@ -175,11 +175,11 @@ def _cache_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any
         return f"{scheme.name} has no place for the scales of the cache"
     if config.get("model_type") not in methods.LLAMA_LIKE:
         return f"its scales are known to be found only of {', '.join(methods.LLAMA_LIKE)}"
-    if platform.device == "cuda":
+    if platform.is_gpu:
         below = 0 < platform.capability < _FP8_CAPABILITY
         return f"it needs a GPU of compute capability {_FP8_CAPABILITY} or newer" if below else ""
-    if not platform.avx512:
-        return "on CPUs it needs AVX512"
+    if not platform.tier.fp8_cache:
+        return f"on CPUs it needs AVX-512, and this is {platform.tier.title}"
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return (
         f"on CPUs a head's size must be a multiple of {_CPU_CACHE_HEAD}, not {head}" if head % _CPU_CACHE_HEAD else ""

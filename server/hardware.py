@@ -1,16 +1,20 @@
 """What the engine needs to know of the machine: where it runs, in which type, with how much memory.
 
-vLLM's own defaults are for GPUs. On a CPU `dtype auto` can pick float16, which is ten times slower there, and the
-KV cache would take most of the memory. Needs neither torch nor vLLM.
+vLLM's own defaults are for GPUs. On a CPU `dtype auto` picks what the file holds, which may be emulated there and many
+times slower (`tiers.py`), and the KV cache would take most of the memory. Needs neither torch nor vLLM.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneserve.runtime import cpu_has_bf16, has_nvidia_gpu
+from tuneserve.errors import UserError
 from tuneserve.server.config import ModelConfig
+from tuneserve.tiers import GPU, Tier, this_tier
 from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 
@@ -22,19 +26,42 @@ class Hardware:
     dtype: str
     kv_cache_bytes: int  # 0 leaves it to vLLM
     enforce_eager: bool  # no CUDA graphs, no compilation: on CPU that costs 80 s at start for a few percent
+    why: str = ""  # in which type, on what, and for which reason, in one line
 
 
 def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
-    """Returns the settings for one model on this machine."""
-    if has_nvidia_gpu():
-        return Hardware(config.dtype, 0, enforce_eager=False)
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if cpu_has_bf16() or manifest.dtype != "float32" else "float32"
+    """Returns the settings for one model on this machine. Raises UserError for what vLLM has no kernels for here."""
+    tier = this_tier()
+    dtype, reason = _dtype(config, manifest, tier)
+    why = f"computes in {dtype} on {tier.title}: {reason}"
+    if tier is GPU:
+        return Hardware(dtype, 0, enforce_eager=False, why=why)
     # An eighth of what is free, for each model, so that several fit beside their weights. Always given: without it
     # vLLM asks for 0.9 of the machine. Encoders have no KV cache and allocate none of it.
     gib = config.kv_cache_gib or min(2.0, max(0.5, available_memory() / 8 / _GIB))
-    return Hardware(dtype, int(gib * _GIB), enforce_eager=True)
+    return Hardware(dtype, int(gib * _GIB), enforce_eager=True, why=why)
+
+
+def _dtype(config: ModelConfig, manifest: pb.Checkpoint, tier: Tier) -> tuple[str, str]:
+    """Returns the type that a model computes in, and why."""
+    if manifest.quantization == "w4a16" and not tier.int4:
+        raise UserError(
+            f"{config.path}: w4a16 can't be served on {tier.title}: vLLM's 4-bit kernels need AVX-512",
+            "serve the checkpoint that it was made of, or another scheme",
+        )
+    if config.dtype != "auto":
+        if tier is not GPU and config.dtype not in ("float32", tier.dtype):
+            logger.warning(
+                "%s: dtype %s on %s is several times slower than %s, which dtype: auto chooses",
+                config.path.name,
+                config.dtype,
+                tier.title,
+                tier.dtype,
+            )
+        return config.dtype, "so configured"
+    if manifest.quantization == "w4a16" and tier.dtype == "float32":
+        return "bfloat16", "vLLM's 4-bit kernels take no float32"
+    return tier.dtype, tier.why
 
 
 def available_memory() -> int:

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {"checkpoint", "disk", "errors", "quality", "rows", "runtime", "v1"}
+SPINE = {"checkpoint", "disk", "errors", "quality", "rows", "runtime", "tiers", "v1"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -67,7 +67,7 @@ def test_the_server_runs_without_torch():
 
 def test_benchmarks_speak_to_a_server_by_grpc_only():
     # And train by the command line; rows and samples are data.
-    allowed = {"benchmarks", "checkpoint", "client", "errors", "rows", "runtime", "samples", "serving", "v1"}
+    allowed = {"benchmarks", "checkpoint", "client", "errors", "rows", "runtime", "samples", "serving", "tiers", "v1"}
     for path in files("benchmarks"):
         ours = {name.split(".")[1] for name in imports(path) if name.startswith("tuneserve.")}
         assert ours <= allowed, f"{path.name} imports {ours - allowed}"

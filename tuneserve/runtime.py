@@ -32,20 +32,6 @@ def has_nvidia_gpu() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-def cpu_flags() -> frozenset[str]:
-    """Returns the processor's instruction sets as Linux names them, e.g. avx512f; none where it does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor computes in bfloat16 without emulating it."""
-    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
-
-
 def engine_environment() -> dict[str, str]:
     """Returns what vLLM should find in its environment to be fast here; nothing on a machine with an NVIDIA driver.
 

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, tiers
 from tuneserve.errors import UserError
 from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, served, this_platform
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-CPU = Platform("cpu", avx512=True)
-OLD_CPU = Platform("cpu", avx512=False)
-HOPPER = Platform("cuda", capability=9.0)
+CPU = Platform(tiers.AVX512_BF16)
+OLD_CPU = Platform(tiers.AVX2)
+HOPPER = Platform(tiers.GPU, capability=9.0)
 
 DECODER = pb.Checkpoint(architecture="LlamaForCausalLM", task=pb.TASK_GENERATION, dtype="bfloat16")
 BERT = pb.Checkpoint(
@@ -51,14 +51,14 @@ def wide(tmp_path: Path) -> Path:
     [
         ("fp4", DECODER, CPU, "scheme 'fp4' is unknown"),
         ("w8a8", changed(DECODER, quantization="nf4"), CPU, "already quantized (nf4)"),
-        ("w4a16", DECODER, OLD_CPU, "AVX512"),
+        ("w4a16", DECODER, OLD_CPU, "need AVX-512, and this is AVX2"),
         ("w4a16", changed(DECODER, dtype="float32"), CPU, "not float32"),
-        ("w8a8", DECODER, Platform("cuda", capability=7.0), "7.5 or newer"),
-        ("w4a16", DECODER, Platform("cuda", capability=6.1), "7.5 or newer"),
-        ("w8a8", DECODER, Platform("cuda", capability=10.0), "no int8 kernels"),
+        ("w8a8", DECODER, Platform(tiers.GPU, capability=7.0), "7.5 or newer"),
+        ("w4a16", DECODER, Platform(tiers.GPU, capability=6.1), "7.5 or newer"),
+        ("w8a8", DECODER, Platform(tiers.GPU, capability=10.0), "no int8 kernels"),
         ("w8a16", DECODER, CPU, "know 4 bits, not 8"),
         ("fp8", DECODER, CPU, "many times slower"),
-        ("fp8", DECODER, Platform("cuda", capability=8.6), "8.9 or newer"),
+        ("fp8", DECODER, Platform(tiers.GPU, capability=8.6), "8.9 or newer"),
         ("nf4", BERT, CPU, "not BertForSequenceClassification"),
         ("int8", BERT, HOPPER, "not BertForSequenceClassification"),
         ("nf4", ROBERTA_NER, CPU, "does not know token classifiers"),
@@ -112,9 +112,9 @@ HEADS = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2}
         ("w8a8", BERT, CPU, HEADS, "a classifier keeps no cache"),
         ("nf4", DECODER, CPU, HEADS, "no place for the scales"),
         ("w8a8", DECODER, CPU, HEADS | {"model_type": "gpt_neox"}, "known to be found only of"),
-        ("w8a8", DECODER, OLD_CPU, HEADS, "AVX512"),
+        ("w8a8", DECODER, OLD_CPU, HEADS, "needs AVX-512, and this is AVX2"),
         ("w8a8", DECODER, CPU, HEADS | {"head_dim": 80}, "a multiple of 32, not 80"),
-        ("w8a8", DECODER, Platform("cuda", capability=8.0), HEADS, "8.9 or newer"),
+        ("w8a8", DECODER, Platform(tiers.GPU, capability=8.0), HEADS, "8.9 or newer"),
     ],
 )
 def test_a_small_cache_that_can_not_be_served(
@@ -133,7 +133,7 @@ def test_what_is_served_begins_with_the_fastest(wide: Path) -> None:
     assert names(DECODER, CPU) == ["w8a8", "w4a16", "int8", "nf4"]
     assert names(BERT, OLD_CPU) == ["w8a8"]
     assert names(DECODER, HOPPER) == ["fp8", "w8a8", "w4a16", "w8a16", "nf4", "int8"]
-    assert names(DECODER, Platform("cuda", capability=8.0))[0] == "w8a8"
+    assert names(DECODER, Platform(tiers.GPU, capability=8.0))[0] == "w8a8"
 
 
 def test_roberta_classifiers_take_bitsandbytes(wide: Path) -> None:

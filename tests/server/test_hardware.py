@@ -1,0 +1,74 @@
+"""Which type a model computes in here, and how the engine's start says so."""
+
+from pathlib import Path
+
+import pytest
+
+from tuneserve import tiers
+from tuneserve.errors import UserError
+from tuneserve.server import hardware
+from tuneserve.server.config import ModelConfig
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """on(tier, ...) detects as on a machine of this tier."""
+
+    def detect(
+        tier: tiers.Tier, dtype: str = "auto", stored: str = "bfloat16", quantization: str = ""
+    ) -> hardware.Hardware:
+        manifest = pb.Checkpoint(dtype=stored, quantization=quantization)
+        monkeypatch.setattr(hardware, "this_tier", lambda: tier)
+        return hardware.detect(ModelConfig(Path("checkpoints/chat"), dtype=dtype), manifest)
+
+    return detect
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("quantization", ["", "w8a8", "nf4", "int8"])
+@pytest.mark.parametrize("tier", tiers.TIERS, ids=lambda tier: tier.name)
+def test_the_type_follows_the_machine_not_the_file(on, tier, stored, quantization):
+    assert on(tier, stored=stored, quantization=quantization).dtype == tier.dtype
+
+
+def test_without_avx512_a_file_in_bfloat16_is_computed_with_in_float32(on):
+    found = on(tiers.AVX2)
+    assert found.why == "computes in float32 on AVX2: bfloat16 would be emulated, which is slower"
+    assert found.enforce_eager
+    assert found.kv_cache_bytes
+
+
+def test_on_a_gpu_vllm_decides(on):
+    found = on(tiers.GPU)
+    assert (found.dtype, found.kv_cache_bytes, found.enforce_eager) == ("auto", 0, False)
+
+
+def test_four_bit_weights_are_computed_with_in_16_bits(on):
+    assert on(tiers.AVX512_VNNI, quantization="w4a16").dtype == "bfloat16"
+    assert on(tiers.AVX512_VNNI, "float32", quantization="w4a16").dtype == "float32"
+    for tier in (tiers.AVX2, tiers.AVX2_VNNI, tiers.OTHER):
+        with pytest.raises(UserError, match=r"w4a16 can't be served on .*AVX-512"):
+            on(tier, quantization="w4a16")
+
+
+@pytest.mark.parametrize(
+    ("tier", "dtype", "slow"),
+    [
+        (tiers.AVX2, "bfloat16", True),
+        (tiers.AVX512_VNNI, "bfloat16", True),
+        (tiers.AVX512_BF16, "float16", True),
+        (tiers.AVX512_BF16, "bfloat16", False),
+        (tiers.AVX512_BF16, "float32", False),
+        (tiers.AVX2, "float32", False),
+        (tiers.GPU, "float16", False),
+    ],
+)
+def test_a_type_that_is_slow_here_is_warned_about(on, caplog, tier, dtype, slow):
+    found = on(tier, dtype)
+    assert (found.dtype, found.why.endswith(": so configured")) == (dtype, True)
+    assert bool(caplog.records) == slow
+    if slow:
+        assert caplog.messages == [
+            f"chat: dtype {dtype} on {tier.title} is several times slower than {tier.dtype}, which dtype: auto chooses"
+        ]

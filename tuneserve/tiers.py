@@ -1,0 +1,91 @@
+"""The kinds of machines, and what each computes in: the one table that training, quantizing and serving follow.
+
+Known from the processor's flags alone; needs neither torch nor vLLM. `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`
+restrict oneDNN and PyTorch to fewer instructions than there are. A tier is restricted with them, so that one machine
+can be measured and tested as another. (vLLM's own kernels go by the processor alone.)
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tuneserve.runtime import has_nvidia_gpu
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One kind of machine."""
+
+    name: str  # as a checkpoint's lineage has it
+    title: str
+    # What models compute in, whatever their file holds; `auto` leaves it to vLLM.
+    dtype: Literal["auto", "float32", "bfloat16"]
+    why: str
+    # Without VNNI the products of int8 weights and activations are added in pairs in 16 bits, and saturate: weights
+    # within ±64 are exact, those of the full range are not (the bound is derived in quantize/methods.py).
+    int8_exact: bool
+    # Whether w8a8 is faster than `dtype`.
+    int8_fast: bool
+    # vLLM's kernels for 4-bit weights, which take 16-bit activations, and for a KV cache of 8-bit floats.
+    int4: bool
+    fp8_cache: bool
+
+
+_EMULATED = "bfloat16 would be emulated, which is slower"
+
+# Time in bfloat16 over time in float32, of vLLM's forward of a small BERT, 1 to 32 texts of 32 tokens, in turns on one
+# core restricted to each tier: AVX2 2.7 to 4.4 (38 in a plain product on a machine that has no more than AVX2),
+# AVX-512 with and without VNNI 2.0 to 2.4, AVX-512 with bf16 0.5 to 0.7.
+# AVX-VNNI was not at hand: its row is what oneDNN documents. On AVX2 w8a8 gave 0.93 of float32's rate.
+OTHER = Tier("cpu", "a CPU other than x86 with AVX2", "float32", "nothing else was measured", True, False, False, False)
+AVX2 = Tier("cpu-avx2", "AVX2", "float32", _EMULATED, False, False, False, False)
+AVX2_VNNI = Tier("cpu-avx2-vnni", "AVX2 with AVX-VNNI", "float32", _EMULATED, True, True, False, False)
+AVX512 = Tier("cpu-avx512", "AVX-512 without VNNI", "float32", _EMULATED, False, False, True, True)
+AVX512_VNNI = Tier("cpu-avx512-vnni", "AVX-512 with VNNI", "float32", _EMULATED, True, True, True, True)
+AVX512_BF16 = Tier("cpu-avx512-bf16", "AVX-512 with bf16 or AMX", "bfloat16", "it is native", True, True, True, True)
+GPU = Tier("gpu", "GPU", "auto", "left to vLLM", True, True, True, True)
+TIERS = (OTHER, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI, AVX512_BF16, GPU)
+
+# What PyTorch and vLLM mean by AVX-512.
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
+_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+# The flags that are left below each level of oneDNN; levels that are not here take nothing away.
+_ONEDNN: dict[str, frozenset[str]] = {
+    "AVX2": frozenset({"avx2"}),
+    "AVX2_VNNI": frozenset({"avx2", "avx_vnni"}),
+    "AVX2_VNNI_2": frozenset({"avx2", "avx_vnni"}),
+    "AVX512_CORE": frozenset({"avx2", *_AVX512}),
+    "AVX512_CORE_VNNI": frozenset({"avx2", "avx_vnni", "avx512_vnni", *_AVX512}),
+}
+_ONEDNN |= dict.fromkeys(("SSE41", "AVX"), frozenset[str]())
+_ATEN = {"default": frozenset[str](), "avx2": frozenset({"avx2", "avx_vnni"})}
+
+
+def this_tier() -> Tier:
+    """Returns the tier of this machine, as the environment restricts it."""
+    return GPU if has_nvidia_gpu() else tier_of(cpu_flags(), os.environ)
+
+
+def tier_of(flags: frozenset[str], environment: Mapping[str, str]) -> Tier:
+    """Returns the tier of a CPU with these flags, named as Linux names them, in an environment that may restrict it."""
+    level = environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or ""
+    for left in (_ONEDNN.get(level.upper()), _ATEN.get(environment.get("ATEN_CPU_CAPABILITY", ""))):
+        flags = flags if left is None else flags & left
+    if flags >= _AVX512:
+        if flags & _BF16:
+            return AVX512_BF16
+        return AVX512_VNNI if "avx512_vnni" in flags else AVX512
+    if "avx2" in flags:
+        return AVX2_VNNI if "avx_vnni" in flags else AVX2
+    return OTHER
+
+
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Returns the processor's instruction sets as Linux names them, e.g. avx512f; none where it does not tell."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").partition(":")[2].split())
