@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve import quality
-from tuneserve.finetune.tokens import IGNORED, Target, answer, encode, lengths, words
+from tuneserve import examples, quality
+from tuneserve.finetune.tokens import IGNORED, Target, encode, lengths, words
 from tuneserve.rows import Row
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
@@ -114,12 +114,14 @@ def each(
             yield index, chosen.float().cpu()
 
 
-def sample_answers(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int = 64) -> list[Row]:
+def sample_answers(
+    model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], max_new_tokens: int = 64
+) -> list[Row]:
     """Returns greedy answers beside the expected ones: {"prompt", "expected", "answer"}."""
     samples = []
     for row in rows:
-        ids, start = answer(tokenizer, row)
-        prompt = torch.tensor([ids[:start]], device=model.device)
+        asked = examples.example(tokenizer, row, target.max_length)
+        prompt = torch.tensor([asked.ids[: asked.start]], device=model.device)
         with torch.inference_mode():
             output = model.generate(
                 input_ids=prompt,
@@ -133,7 +135,7 @@ def sample_answers(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_toke
             {
                 "prompt": row["prompt"] if "prompt" in row else row["messages"][-2]["content"],
                 "expected": row["completion"] if "completion" in row else row["messages"][-1]["content"],
-                "answer": tokenizer.decode(output[0, start:], skip_special_tokens=True).strip(),
+                "answer": tokenizer.decode(output[0, asked.start :], skip_special_tokens=True).strip(),
             }
         )
     return samples

@@ -113,7 +113,7 @@ def export(
         answers = evaluation.evaluate(saved, tokenizer, target, test, models.bf16_is_fast())
         entry.metrics.update(answers.metrics)
         if target.task == "generation" and source.test_split.path:
-            rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, test[:5]))
+            rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, target, test[:5]))
     entry.finished_at.GetCurrentTime()
     if source.test_split.path:
         rows.write(directory / source.test_split.path, test)

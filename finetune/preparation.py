@@ -44,8 +44,11 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     augmentation.check(config)
     tokenizer = models.load_tokenizer(config.base_model)
     longest = models.max_length(config.base_model, tokenizer)
+    if config.task == "generation":
+        # Measured through the server, where each call has to have room for one token to make.
+        longest -= 1
     if config.max_length > longest:
-        logger.warning("max_length is %d, the base model reads %d: using that", config.max_length, longest)
+        logger.warning("max_length is %d, the base model can be trained at %d: using that", config.max_length, longest)
     target = Target(
         task=config.task,
         labels=tuple(split.labels),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from tuneserve import examples
 from tuneserve.finetune import config as config_module
 from tuneserve.finetune import data, models, preparation
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -87,13 +88,13 @@ def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console |
 
 
 def _length(tokenizer: Any, row: dict[str, Any]) -> int:
-    from tuneserve.finetune.tokens import answer, words
+    from tuneserve.finetune.tokens import words
 
     if "tokens" in row:
         return len(words(tokenizer, row["tokens"])[1])
     if "text" in row:
         return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
-    return len(answer(tokenizer, row)[0])
+    return len(examples.answer(tokenizer, row)[0])
 
 
 def _histogram(lengths: NDArray[np.int_], longest: int) -> Table:

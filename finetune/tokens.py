@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from tuneserve import chat
-from tuneserve.errors import UserError
+from tuneserve import examples
 from tuneserve.finetune.spool import Spool
 from tuneserve.rows import Row
 
@@ -94,32 +93,6 @@ def words(tokenizer: Any, tokens: Sequence[str], max_length: int | None = None) 
 
 
 def _answer(tokenizer: Any, row: Row, max_length: int) -> Row:
-    ids, start = answer(tokenizer, row)
-    ids = ids[:max_length]
-    targets = [IGNORED] * start + ids[start:]
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": targets[: len(ids)]}
-
-
-def answer(tokenizer: Any, row: Row) -> tuple[list[int], int]:
-    """Returns the token ids of a whole example and the position where its answer begins.
-
-    Raises UserError when the chat template renders the prompt differently once the answer follows it, or is missing.
-    """
-    if "prompt" in row:
-        # Tokenized apart, so that the prompt has the ids that it will have when it is served alone.
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-        return [*prompt, *completion, tokenizer.eos_token_id], len(prompt)
-    if not tokenizer.chat_template:
-        raise UserError("base_model has no chat template", "use rows of prompt and completion, or a chat model")
-    prompt = chat.token_ids(tokenizer, row, row["messages"][:-1], add_generation_prompt=True)
-    whole = chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False)
-    if whole[: len(prompt)] != prompt:
-        raise UserError(
-            "the chat template renders a prompt differently once an answer follows it",
-            "use rows of prompt and completion with this model",
-        )
-    # What the template puts after the end of the turn (a line break) is never asked for.
-    while len(whole) > len(prompt) + 1 and tokenizer.eos_token_id in whole[len(prompt) : -1]:
-        whole.pop()
-    return whole, len(prompt)
+    found = examples.example(tokenizer, row, max_length)
+    targets = [id_ if counts else IGNORED for id_, counts in zip(found.ids, found.counted, strict=True)]
+    return {"input_ids": found.ids, "attention_mask": [1] * len(found.ids), "labels": targets}

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tuneserve import chat
+from tuneserve import examples
 from tuneserve.errors import UserError
 from tuneserve.evaluate import check_rows
 from tuneserve.measurement import batches
@@ -47,7 +47,7 @@ def load(directory: Path, manifest: pb.Checkpoint, given: Path | None, measured:
 
 
 def encode(tokenizer: Any, manifest: pb.Checkpoint, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
-    """Returns what the model gets of each row, answer included, cut to what it reads; the tokens are the server's."""
+    """Returns what the model gets of each row, answer included, cut to what it was trained at."""
     limit = min(TOKENS, manifest.max_length or TOKENS)
     return [{key: ids[:limit] for key, ids in _encoded(tokenizer, row, limit).items()} for row in rows]
 
@@ -66,11 +66,9 @@ def _length(row: dict[str, list[int]]) -> int:
 
 
 def _encoded(tokenizer: Any, row: Row, limit: int) -> dict[str, list[int]]:
-    if "messages" in row:
-        ids = chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False)
+    if "messages" in row or "prompt" in row:
+        ids = examples.example(tokenizer, row, limit).ids
         return {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    if "prompt" in row:
-        return dict(tokenizer(row["prompt"] + row["completion"]))
     text = " ".join(row["tokens"]) if "tokens" in row else row["text"]
     # Cut here too, so that the special token at the end stays.
     return dict(tokenizer(text, row.get("text_pair"), truncation=True, max_length=limit))

@@ -7,6 +7,8 @@ was trained in another order than what is served would be other tokens.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuneserve.errors import UserError
+
 # As tools are usually written; the others follow by name.
 _KEYS = ("type", "function", "id", "name", "description", "parameters", "arguments", "properties", "title", "text")
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
@@ -29,12 +31,23 @@ def ordered(value: Any) -> Any:
 def token_ids(
     tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *, add_generation_prompt: bool
 ) -> list[int]:
-    """Returns the ids of some of a canonical row's messages, rendered with its tools by the checkpoint's template."""
-    ids = tokenizer.apply_chat_template(
-        ordered(list(messages)),
-        tools=ordered(row.get("tools")),
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=add_generation_prompt,
-    )
+    """Returns the ids of some of a canonical row's messages, rendered with its tools by the checkpoint's template.
+
+    Raises UserError when the template refuses them.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        ids = tokenizer.apply_chat_template(
+            ordered(list(messages)),
+            tools=ordered(row.get("tools")),
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise UserError(
+            f"the chat template can't render a conversation of {roles}: {error}", "see which roles it takes"
+        ) from None
     return list(ids)

@@ -33,7 +33,7 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
     check_rows(manifest, rows)
     logger.info("starting the server")
     with launched("--model", f"{MODEL}={directory.resolve()}") as server:
-        measured = measure_at(server.addresses.grpc, manifest, rows)
+        measured = measure_at(server.addresses.grpc, manifest, rows, directory)
         return replace(measured, memory_bytes=resident_bytes(server.process.pid))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import grpc
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from tuneserve import quality
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.examples import Example, example
 from tuneserve.latency import Latency, latency
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -71,15 +73,13 @@ class Measurement:
     memory_bytes: int | None = None
 
 
-def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
-    """Measures the model named MODEL of the server at `address` (host:port)."""
-    by_task = {
-        pb.TASK_SEQUENCE_CLASSIFICATION: _measure_classification,
-        pb.TASK_TOKEN_CLASSIFICATION: _measure_tagging,
-        pb.TASK_GENERATION: _measure_generation,
-    }
+def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path) -> Measurement:
+    """Measures the model named MODEL of the server at `address` (host:port), which was made of `directory`."""
     with calling(address) as channel:
-        return by_task[manifest.task](channel, manifest, rows)
+        if manifest.task == pb.TASK_GENERATION:
+            return _measure_generation(channel, manifest, rows, directory)
+        tagging = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
+        return (_measure_tagging if tagging else _measure_classification)(channel, manifest, rows)
 
 
 @contextmanager
@@ -108,29 +108,14 @@ def spans_to_tags(tokens: Sequence[str], spans: Iterable[classification_pb2.Span
 
 
 def answer_log_likelihood(
-    prompt: Sequence[int], full: Sequence[int], logprobs: Sequence[generation_pb2.TokenLogprob]
+    counted: Sequence[bool], logprobs: Sequence[generation_pb2.TokenLogprob]
 ) -> tuple[float, int]:
-    """Returns the answer's log-likelihood in nats and its number of tokens.
+    """Returns the log-likelihood in nats of the tokens that count, and their number.
 
-    `full` are the ids of prompt and answer; the answer begins where `full` leaves `prompt`, or where that ends.
-    `logprobs` has an entry for each id of `full` but the first.
+    `logprobs` has an entry for each of an example's tokens but the first.
     """
-    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, full, strict=False))
-    begin = max(1, sum(1 for _ in common))
-    answer = [entry.logprob for entry in logprobs[begin - 1 :]]
-    return sum(answer), len(answer)
-
-
-def token_ids(response: generation_pb2.TokenizeResponse, whole: bool) -> list[int]:
-    """Returns the ids of a tokenized prompt; unless `whole`, without the white space at its end.
-
-    Many chat templates put a line break after the end of the answer's turn. It is never generated, and training
-    does not count it either.
-    """
-    tokens = list(response.tokens)
-    while tokens and not whole and response.text[tokens[-1].start : tokens[-1].end].isspace():
-        tokens.pop()
-    return [token.id for token in tokens]
+    found = [entry.logprob for entry, counts in zip(logprobs, counted[1:], strict=True) if counts]
+    return sum(found), len(found)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -197,14 +182,12 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
     return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
 
 
-def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
-    service = GenerationServiceStub(channel)
-    limit = limits(channel).max_length or manifest.max_length
-
-    def tokenize(prompt: generation_pb2.Prompt) -> list[int]:
-        request = generation_pb2.TokenizeRequest(model=MODEL, prompt=prompt)
-        response = service.Tokenize(request, timeout=CALL_SECONDS)
-        return token_ids(response, whole=prompt.chat.add_generation_prompt or not prompt.HasField("chat"))
+def _measure_generation(
+    channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path
+) -> Measurement:
+    service, limit = GenerationServiceStub(channel), limits(channel).max_length
+    # Not the server's: it has no way to say where an answer begins whose prompt is a text, or what ends it.
+    tokenizer = load_tokenizer(directory)
 
     def generate(ids: Sequence[int], **sampling: Any) -> generation_pb2.GenerateResponse:
         request = generation_pb2.GenerateRequest(
@@ -215,22 +198,23 @@ def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Se
         response: generation_pb2.GenerateResponse = service.Generate(request, timeout=CALL_SECONDS)
         return response
 
-    def score(row: Row) -> tuple[float, int]:
-        prompt, full = (tokenize(part) for part in prompts(row))
-        full = full[: limit - 1]  # one place for the token that every call has to make
-        answer = generate(full, max_tokens=1, prompt_logprobs=0)
-        return answer_log_likelihood(prompt, full, answer.prompt_logprobs)
+    def score(asked: Example) -> tuple[float, int]:
+        return answer_log_likelihood(
+            asked.counted, generate(asked.ids, max_tokens=1, prompt_logprobs=0).prompt_logprobs
+        )
 
+    length = example_length(manifest, limit)
+    asked = [example(tokenizer, row, length) for row in rows]
     started = time.perf_counter()
-    scores = _spread(score, rows, PROMPTS)
+    scores = _spread(score, asked, PROMPTS)
     seconds = time.perf_counter() - started
     tokens = sum(count for _, count in scores)
     if not tokens:
-        raise UserError(f"no answer fits into the model's {limit} tokens", "give shorter rows")
+        raise UserError("the rows' answers have no tokens", "see what the chat template makes of them")
     metrics = quality.generation(sum(total for total, _ in scores), tokens)
 
     new = min(NEW_TOKENS, limit // 2)
-    ready = [tokenize(prompts(row)[0])[-(limit - new) :] for row in rows[: max(ANSWERED, PROMPTS)]]
+    ready = [one.ids[: one.start][-(limit - new) :] for one in asked[: max(ANSWERED, PROMPTS)]]
     given = _spread(lambda ids: generate(ids, max_tokens=new).completions, ready[:ANSWERED], PROMPTS)
     texts = [completions[0].text if completions else "" for completions in given]
     metrics |= quality.answers([quality.expected_answer(row) for row in rows[:ANSWERED]], texts)
@@ -245,11 +229,12 @@ def _measure_generation(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Se
     return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums, latency=single)
 
 
-def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt]:
-    """Returns what comes before a row's answer, and the same with the answer."""
+def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt | None]:
+    """Returns what comes before a row's answer, and the same with the answer: a conversation's only, as a text's
+    answer is no part of the text.
+    """
     if "prompt" in row:
-        text = row["prompt"]
-        return generation_pb2.Prompt(text=text), generation_pb2.Prompt(text=text + row["completion"])
+        return generation_pb2.Prompt(text=row["prompt"]), None
     chat = json_format.ParseDict({key: row[key] for key in ("messages", "tools") if key in row}, generation_pb2.Chat())
     question = generation_pb2.Chat(messages=chat.messages[:-1], tools=chat.tools, add_generation_prompt=True)
     chat.add_generation_prompt = False
@@ -274,6 +259,21 @@ def _spread(call: Callable[[T], R], work: Sequence[T], at_once: int) -> list[R]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def example_length(manifest: pb.Checkpoint, limit: int) -> int:
+    """Returns the tokens that rows of generation are cut to: as in training, where that fits into the served `limit`.
+
+    Every call has to have room for one token to make.
+    """
+    return min(manifest.max_length or limit, limit - 1)
+
+
+def load_tokenizer(directory: Path, **options: Any) -> Any:
+    """Returns the tokenizer of a checkpoint."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, **options)
 
 
 def limits(channel: grpc.Channel, name: str = MODEL) -> model_pb2.Limits:

@@ -2,7 +2,7 @@
 
     classification        the best label of each text, and every score
     token classification  the tag of each word, and the scores of its entities
-    generation            the token ids of each prompt, and the log probability of each token of its answer
+    generation            the token ids of each prompt, and the log probability of each token of it and its answer
 
 What a classifier's checkpoint has as temperature is left out of both: raw outputs are compared, as probabilities.
 transformers computes in float32, the engine in the checkpoint's own type. So labels may differ where two of them are
@@ -10,16 +10,17 @@ nearly equal, and nowhere else.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from tuneserve import chat, checkpoint, measurement
+from tuneserve import checkpoint, measurement
 from tuneserve.errors import StepFailed
 from tuneserve.evaluate import check_rows, held_out_rows
+from tuneserve.examples import answer, example
 from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -173,15 +174,15 @@ def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Che
 
     model, tokenizer = _load(directory, "AutoModelForCausalLM", _limit(channel, name))
     service = GenerationServiceStub(channel)
+    length = measurement.example_length(manifest, measurement.limits(channel, name).max_length)
     for row in rows:
+        ids, start = answer(tokenizer, row)
         prompt, whole = measurement.prompts(row)
-        same = True
-        for part, ours in zip((prompt, whole), _ids(tokenizer, row), strict=True):
-            answer = service.Tokenize(
-                generation_pb2.TokenizeRequest(model=name, prompt=part), timeout=measurement.CALL_SECONDS
-            )
-            same &= [token.id for token in answer.tokens] == ours
-        ids = ours[: max(2, manifest.max_length - 1)]
+        same = _tokens(service, name, prompt) == ids[:start]
+        if whole is not None:
+            # Up to the end of the turn: what a template puts after it counts nowhere.
+            same &= _tokens(service, name, whole)[: len(ids)] == ids
+        ids = example(tokenizer, row, length).ids
         request = generation_pb2.GenerateRequest(
             model=name,
             prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)),
@@ -194,15 +195,9 @@ def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Che
         yield same, (expected - torch.tensor([one.logprob for one in served])).abs().tolist()
 
 
-def _ids(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Returns the ids of a row's prompt and of all of it, as training has them."""
-    if "prompt" in row:
-        texts = row["prompt"], row["prompt"] + row["completion"]
-        return tuple(tokenizer(text)["input_ids"] for text in texts)
-    return (
-        chat.token_ids(tokenizer, row, row["messages"][:-1], add_generation_prompt=True),
-        chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False),
-    )
+def _tokens(service: GenerationServiceStub, name: str, prompt: generation_pb2.Prompt) -> list[int]:
+    request = generation_pb2.TokenizeRequest(model=name, prompt=prompt)
+    return [token.id for token in service.Tokenize(request, timeout=measurement.CALL_SECONDS).tokens]
 
 
 def _limit(channel: grpc.Channel, name: str) -> int:
@@ -217,7 +212,7 @@ def _load(directory: Path, auto: str, limit: int) -> tuple[Any, Any]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, auto).from_pretrained(directory, dtype=torch.float32)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(directory, model_max_length=limit)
+    return model.eval(), measurement.load_tokenizer(directory, model_max_length=limit)
 
 
 def sentences(manifest: pb.Checkpoint) -> list[Row]:

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 
-from tuneserve.errors import UserError
 from tuneserve.finetune import models, tokens
 from tuneserve.finetune.tokens import IGNORED, Target
 
@@ -26,22 +25,6 @@ def test_the_loss_counts_the_answer_and_its_end_only(chat_tokenizer: Any) -> Non
     assert chat_tokenizer.decode(counted) == "yo<|im_end|>"
     assert chat_tokenizer.decode(row["input_ids"]).startswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"])
-
-
-def test_a_prompt_has_the_ids_that_it_has_when_served_alone(chat_tokenizer: Any) -> None:
-    ids, start = tokens.answer(chat_tokenizer, {"prompt": "2+2=", "completion": "4"})
-    assert ids[:start] == chat_tokenizer("2+2=")["input_ids"]
-    assert chat_tokenizer.decode(ids[start:]) == "4<|im_end|>"
-
-
-def test_a_template_that_changes_the_prompt_is_refused(chat: Path) -> None:
-    tokenizer = models.load_tokenizer(str(chat))
-    tokenizer.chat_template = "{% for m in messages %}{{ messages | length }}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="renders a prompt differently"):
-        tokens.answer(tokenizer, CHAT)
-    tokenizer.chat_template = None
-    with pytest.raises(UserError, match="no chat template"):
-        tokens.answer(tokenizer, CHAT)
 
 
 def test_every_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:

@@ -2,20 +2,24 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tuneserve import measurement, rows
-from tuneserve.errors import StepFailed, UserError
+from tuneserve.errors import StepFailed
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2 as cls
 from tuneserve.v1 import classification_pb2_grpc, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from tuneserve.v1 import generation_pb2 as gen
 
+Measured = Callable[..., Awaitable[measurement.Measurement]]
 LABELS = ["bad", "good"]
 CLASSIFIER = pb.Checkpoint(
     task=pb.TASK_SEQUENCE_CLASSIFICATION, labels=LABELS, problem_type=pb.PROBLEM_TYPE_SINGLE_LABEL
@@ -67,16 +71,6 @@ class Fake(
             results.append(cls.TokenClassification(spans=spans))
         return cls.ClassifyTokensResponse(results=results)
 
-    async def Tokenize(self, request: gen.TokenizeRequest, context: Any) -> gen.TokenizeResponse:
-        if request.prompt.HasField("chat"):
-            chat = request.prompt.chat
-            text = "".join(f"<{m.role}>{m.content}" for m in chat.messages)
-            text += "<assistant>" if chat.add_generation_prompt else "\n"
-        else:
-            text = request.prompt.text
-        tokens = [gen.Token(id=ord(character), start=i, end=i + 1) for i, character in enumerate(text)]
-        return gen.TokenizeResponse(tokens=tokens, text=text)
-
     async def Generate(self, request: gen.GenerateRequest, context: Any) -> gen.GenerateResponse:
         self.generated.append(request)
         ids, sampling = request.prompt.token_ids.ids, request.sampling
@@ -108,14 +102,34 @@ async def address(fake: Fake) -> AsyncIterator[str]:
     await server.stop(None)
 
 
-async def measured(address: str, manifest: pb.Checkpoint, test_rows: list[rows.Row]) -> measurement.Measurement:
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose ids are the characters' own, of which 0 ends an answer."""
+    inner = Tokenizer(models.WordLevel({"<end>": 0, **{chr(code): code for code in (10, *range(32, 127))}}))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    template = (
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}<end>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", chat_template=template)
+    directory = tmp_path_factory.mktemp("letters")
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def measured(letters: Path) -> Callable[..., Awaitable[measurement.Measurement]]:
     """Measures in a thread of its own, as the server runs in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool, measurement.measure_at, address, manifest, test_rows)
+
+    async def run(address: str, manifest: pb.Checkpoint, test_rows: list[rows.Row]) -> measurement.Measurement:
+        with ThreadPoolExecutor(1) as pool:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(pool, measurement.measure_at, address, manifest, test_rows, letters)
+
+    return run
 
 
-async def test_classification(fake: Fake, address: str) -> None:
+async def test_classification(fake: Fake, address: str, measured: Measured) -> None:
     test_rows = [{"text": f"a fine day {i}", "label": "good"} for i in range(150)]
     test_rows += [{"text": f"rain {i}", "label": "bad" if i else "good"} for i in range(50)]
     result = await measured(address, CLASSIFIER, test_rows)
@@ -130,18 +144,18 @@ async def test_classification(fake: Fake, address: str) -> None:
     assert 0 < result.latency.p50_ms <= result.latency.p95_ms
 
 
-async def test_batches_fit_the_server(fake: Fake, address: str) -> None:
+async def test_batches_fit_the_server(fake: Fake, address: str, measured: Measured) -> None:
     fake.limits.max_inputs = 3
     await measured(address, CLASSIFIER, [{"text": f"rain {i}", "label": "bad"} for i in range(7)])
     assert sorted(fake.batches) == [1] * 9 + [3, 3, 3]
 
 
-async def test_text_pairs(address: str) -> None:
+async def test_text_pairs(address: str, measured: Measured) -> None:
     result = await measured(address, CLASSIFIER, [{"text": "rain", "text_pair": "is fine", "label": "good"}])
     assert result.metrics["accuracy"] == 1
 
 
-async def test_multi_label(address: str) -> None:
+async def test_multi_label(address: str, measured: Measured) -> None:
     test_rows = [
         {"text": "art law", "labels": ["law", "art"]},
         {"text": "law", "labels": ["law"]},
@@ -152,7 +166,7 @@ async def test_multi_label(address: str) -> None:
     assert result.metrics["accuracy"] == pytest.approx(2 / 3)
 
 
-async def test_tagging(address: str) -> None:
+async def test_tagging(address: str, measured: Measured) -> None:
     test_rows = [
         {"tokens": ["hello", "Anna", "and", "Bob"], "tags": ["O", "B-PER", "O", "B-PER"]},
         {"tokens": ["Eve", "left"], "tags": ["O", "O"]},
@@ -164,23 +178,25 @@ async def test_tagging(address: str) -> None:
     assert result.metrics["token_accuracy"] == pytest.approx(5 / 6)
 
 
-async def test_generation_scores_the_answer_only(fake: Fake, address: str) -> None:
+async def test_generation_scores_the_answer_only(fake: Fake, address: str, measured: Measured) -> None:
     result = await measured(address, GENERATOR, [{"prompt": "ab", "completion": "cd"}])
-    loss = (ord("c") + ord("d")) / 2 / 100
+    # And what ends it, of id 0.
+    loss = (ord("c") + ord("d") + 0) / 3 / 100
+    assert result.row_sums == [[pytest.approx(-3 * loss), 3]]
     assert result.metrics["loss"] == pytest.approx(loss)
     assert result.metrics["perplexity"] == pytest.approx(math.exp(loss))
     assert result.unit == "tokens/s"
     assert result.predictions == []
 
 
-async def test_generation_of_chats(address: str) -> None:
+async def test_generation_of_chats(address: str, measured: Measured) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "d"}]
     result = await measured(address, GENERATOR, [{"messages": messages}])
-    # ord("d") is 100; the template's line break after the answer does not count.
-    assert result.metrics["loss"] == pytest.approx(1.0)
+    # ord("d") is 100, and 0 ends it; the template's line break after the answer does not count.
+    assert result.metrics["loss"] == pytest.approx(0.5)
 
 
-async def test_generation_speed_is_its_own_measurement(fake: Fake, address: str) -> None:
+async def test_generation_speed_is_its_own_measurement(fake: Fake, address: str, measured: Measured) -> None:
     await measured(address, GENERATOR, [{"prompt": "ab", "completion": "cd"}, {"prompt": "x", "completion": "y"}])
     fixed = [request for request in fake.generated if request.sampling.ignore_eos]
     speed = [request for request in fixed if request.sampling.max_tokens == 32]  # half of the model's 64
@@ -190,26 +206,30 @@ async def test_generation_speed_is_its_own_measurement(fake: Fake, address: str)
     assert all(request.sampling.HasField("temperature") and request.sampling.temperature == 0 for request in speed)
 
 
-async def test_answers_are_compared_with_those_expected(address: str) -> None:
+async def test_answers_are_compared_with_those_expected(address: str, measured: Measured) -> None:
     test_rows = [{"prompt": "a", "completion": "a sky is blue"}, {"prompt": "b", "completion": "it is grey"}]
     result = await measured(address, GENERATOR, test_rows)
     assert result.metrics["exact_match"] == 0.5
     assert result.metrics["token_f1"] == pytest.approx((1 + 1 / 3) / 2)
 
 
-async def test_long_rows_are_cut_to_the_model(fake: Fake, address: str) -> None:
-    test_rows = [{"prompt": "p" * 40, "completion": "d" * 40}, {"prompt": "p" * 90, "completion": "d"}]
+async def test_long_rows_are_cut_to_the_model(fake: Fake, address: str, measured: Measured) -> None:
+    test_rows = [{"prompt": "p" * 40, "completion": "d" * 40}, {"prompt": "o" + "p" * 90, "completion": "d"}]
     result = await measured(address, GENERATOR, test_rows)
-    assert result.metrics["loss"] == pytest.approx(1.0)
-    assert max(len(request.prompt.token_ids.ids) for request in fake.generated) == 63
+    # Half is left to an answer; a prompt loses its beginning.
+    asked = [request.prompt.token_ids.ids for request in fake.generated if request.sampling.HasField("prompt_logprobs")]
+    assert sorted(map(bytes, asked)) == [b"p" * 31 + b"d" * 32, b"p" * 61 + b"d\0"]
+    assert [count for _, count in result.row_sums] == [32, 2]
 
 
-async def test_no_answer_fits(address: str) -> None:
-    with pytest.raises(UserError, match="no answer fits into the model's 64 tokens"):
-        await measured(address, GENERATOR, [{"prompt": "p" * 90, "completion": "d"}])
+async def test_rows_are_cut_to_what_was_trained(fake: Fake, address: str, measured: Measured) -> None:
+    trained = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=16)
+    await measured(address, trained, [{"prompt": "p" * 40, "completion": "d" * 3}])
+    [asked] = [request for request in fake.generated if request.sampling.HasField("prompt_logprobs")]
+    assert bytes(asked.prompt.token_ids.ids) == b"p" * 12 + b"ddd\0"
 
 
-async def test_a_failing_server_fails_the_measurement(address: str) -> None:
+async def test_a_failing_server_fails_the_measurement(address: str, measured: Measured) -> None:
     with pytest.raises(StepFailed, match="UNAVAILABLE: engine is dead"):
         await measured(address, CLASSIFIER, [{"text": "boom", "label": "bad"}])
 
@@ -239,21 +259,9 @@ def test_spans_become_tags(tokens: list[str], found: list[tuple[int, int, str]],
     assert measurement.spans_to_tags(tokens, spans(*found)) == tags
 
 
-@pytest.mark.parametrize(
-    ("prompt", "full", "expected"),
-    [
-        ([1, 2], [1, 2, 3, 4], (-7.0, 2)),
-        # The last token of the prompt merged with the answer's first: it belongs to the answer.
-        ([1, 2], [1, 5, 4], (-9.0, 2)),
-        # The first token of all has no probability.
-        ([], [3, 4], (-4.0, 1)),
-        # The answer was cut away.
-        ([1, 2, 3], [1, 2], (0.0, 0)),
-    ],
-)
-def test_answer_log_likelihood(prompt: list[int], full: list[int], expected: tuple[float, int]) -> None:
-    logprobs = [gen.TokenLogprob(token_id=i, logprob=-float(i)) for i in full[1:]]
-    assert measurement.answer_log_likelihood(prompt, full, logprobs) == expected
+def test_answer_log_likelihood() -> None:
+    logprobs = [gen.TokenLogprob(token_id=i, logprob=-float(i)) for i in (2, 3, 4, 5)]
+    assert measurement.answer_log_likelihood([False, False, True, False, True], logprobs) == (-8.0, 2)
 
 
 def test_batches() -> None:
