@@ -48,7 +48,7 @@ class Report:
 
     @property
     def spread(self) -> float:
-        """How far off the drop may be, in its unit: half of what holds 95 % of samples; 0 where no row was kept."""
+        """How far off the drop may be, in its unit: half of what holds 95 % interval; 0 where no row was kept."""
         found = self.difference
         if not found:
             return 0.0
@@ -63,7 +63,7 @@ class Report:
             (self.headline, *(f"{one.metrics[self.headline]:.4f}" for one in (old, new)), self._lost()),
         ]
         if found := self.difference:
-            rows.append(("  95 % of samples", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
+            rows.append(("  95 % interval", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
         if self.flips is not None:
             rows.append(("predictions changed", "", f"{self.flips:.2%}", f"of {new.rows} rows"))
         if "token_f1" in old.metrics and "token_f1" in new.metrics:
@@ -105,7 +105,7 @@ def comparison(reports: Sequence[Report], verdicts: Sequence[str]) -> str:
     """Returns what was tried as a table, one line each, below the original."""
     first = reports[0]
     lines = [
-        ("scheme", first.headline, "change, 95 % of samples", "MB", first.before.unit, "p50, p95 ms", ""),
+        ("scheme", first.headline, "change, 95 % interval", "MB", first.before.unit, "p50, p95 ms", ""),
         ("as it was", *_columns(first, first.before, first.size_before), ""),
     ]
     for report, verdict in zip(reports, verdicts, strict=True):

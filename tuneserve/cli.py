@@ -224,8 +224,8 @@ def verify(checkpoint: Path, data: Path | None) -> None:
 def compare(first: Path, second: Path, data: Path | None) -> None:
     """Tell whether SECOND is worse than FIRST, or better, by more than chance: both answer the same rows.
 
-    Measures through the server and vLLM, and tests the difference of the headline metric (accuracy, entity F1,
-    perplexity or correlation) with a paired bootstrap over the rows.
+    Measures through the server and vLLM, and tests the difference of the headline metric, row by row: accuracy with
+    McNemar's exact test; entity F1, perplexity and correlation with a paired permutation test.
     """
     from tuneserve import rows
     from tuneserve.evaluate import compare as run

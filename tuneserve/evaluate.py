@@ -5,6 +5,7 @@ The rows are those that finetune kept inside the checkpoint and never trained on
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,8 +57,11 @@ def show_comparison(headline: quality.Headline, found: Difference) -> None:
     """Prints what `compare` found."""
     change = found.second - found.first
     print(f"{headline.name:<20}{found.first:>10.4f}{found.second:>10.4f}")
-    print(f"difference          {change:>+20.4f}   95 % of samples: {found.low:+.4f} to {found.high:+.4f}")
-    print(f"p                   {found.p_value:>20.4f}   paired bootstrap, {significance.SAMPLES} samples of the rows")
+    print(f"difference          {change:>+20.4f}   95 % interval: {found.low:+.4f} to {found.high:+.4f}")
+    print(f"p                   {found.p_value:>20.4f}   {found.test}, two-sided")
+    if math.isnan(found.p_value):
+        print("not comparable: a model's answers are no numbers (NaN)")
+        return
     verdict = "better" if (change > 0) == headline.higher_is_better else "worse"
     print(f"the second is {verdict}" if found.is_significant else "no difference that these rows could show")
 
@@ -98,10 +102,11 @@ def show(measurement: Measurement, as_json: bool = False) -> None:
     low, high = significance.interval(headline, measurement.row_sums)
     if as_json:
         values = {key: value for key, value in asdict(measurement).items() if key not in _BY_ROW}
-        print(json.dumps(values | {"interval": [low, high]}))
+        # JSON has no infinity and no NaN.
+        print(json.dumps(values | {"interval": [end if math.isfinite(end) else None for end in (low, high)]}))
         return
     for name, value in measurement.metrics.items():
-        sure = f"   95 % of samples: {low:.4f} to {high:.4f}" if name == headline else ""
+        sure = f"   95 % interval: {low:.4f} to {high:.4f}" if name == headline else ""
         print(f"{name:<32}{value:>12.0f}" if name.endswith("/support") else f"{name:<32}{value:>12.4f}{sure}")
     print(f"{measurement.unit:<32}{measurement.throughput:>12.1f}")
     if single := measurement.latency:

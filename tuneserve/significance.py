@@ -1,21 +1,39 @@
-"""How sure a measured quality is: intervals by the bootstrap over its rows, and two models compared on the same rows.
+"""How sure a measured quality is: the interval of a headline metric, and two models compared on the same rows.
 
-Every headline metric is a function of sums over the rows (`quality.row_sums` says of which), so that a sample of rows
-is a row of weights, and ten thousand samples are a matrix product.
+| metric | test of a difference | its interval | interval of one model's |
+|---|---|---|---|
+| accuracy | exact McNemar | score (Tango 1998), hull with the exact test's | Wilson |
+| entity_f1 | paired permutation | the same, of the changes of each row | BCa bootstrap |
+| perplexity | paired permutation | the same test turned around (Hartigan 1969), of the ratio | BCa bootstrap |
+| pearson | paired permutation | BCa bootstrap | BCa bootstrap |
+
+Every headline metric is a function of sums over the rows (`quality.row_sums` says of which), so that thousands of
+samples of the rows are a matrix product. A permutation swaps what both models say of some rows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize, special, stats
 
 Array = NDArray[np.float64]
+Interval = tuple[float, float]
 
 SAMPLES = 10_000
-# Of the samples, the share that the interval holds.
+# Two-sided, of all intervals here.
 CONFIDENCE = 0.95
-_CHUNK = 500
+_TAIL = (1 - CONFIDENCE) / 2
+_Z = float(special.ndtri(1 - _TAIL))
+# Numbers of one block of samples: 40 MB.
+_BLOCK = 5_000_000
+# Fewer rows say nothing of how much rows differ.
+_FEW = 5
+# Where the rows show no spread, the interval of what is no share is all that is possible.
+_RANGE = {"perplexity": (1.0, math.inf), "pearson": (-1.0, 1.0)}
+_EXACT, _PERMUTATION = "exact McNemar test", "paired permutation test"
 
 
 def _accuracy(sums: Array) -> Array:
@@ -34,7 +52,7 @@ def _perplexity(sums: Array) -> Array:
 def _pearson(sums: Array) -> Array:
     count, x, y, xx, yy, xy = (sums[..., place] for place in range(6))
     spread = np.sqrt(np.maximum(xx - x * x / count, 0) * np.maximum(yy - y * y / count, 0))
-    return np.where(spread > 0, (xy - x * y / count) / np.where(spread > 0, spread, 1), 0.0)
+    return np.where(spread == 0, 0.0, (xy - x * y / count) / np.where(spread == 0, 1, spread))
 
 
 METRICS: dict[str, Callable[[Array], Array]] = {
@@ -47,13 +65,17 @@ METRICS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one metric, between two models on the same rows: the second minus the first."""
+    """Of one metric, between two models on the same rows: the second minus the first.
+
+    Of a perplexity, `low` and `high` are those of the ratio: (ratio - 1) * first. NaN where a metric is NaN.
+    """
 
     first: float
     second: float
     low: float
     high: float
-    p_value: float  # that a difference as large comes of the choice of the rows; two-sided
+    p_value: float  # two-sided
+    test: str
 
     @property
     def is_significant(self) -> bool:
@@ -61,36 +83,190 @@ class Difference:
         return self.p_value < 1 - CONFIDENCE
 
 
-def interval(metric: str, rows: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """Returns what lies around the metric in CONFIDENCE of the samples. `rows` are `quality.row_sums`."""
-    table = np.asarray(rows, float)
-    values = np.concatenate([METRICS[metric](weights @ table) for weights in _samples(len(table), seed)])
-    return _middle(values)
+def interval(metric: str, rows: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """Returns the ends of the metric's 95 % interval; `rows` are `quality.row_sums`.
+
+    NaN where the metric is; an end may be infinite, where the rows are too few or all the same.
+    """
+    table = _table(metric, rows)
+    value = float(METRICS[metric](table.sum(0)))
+    if not math.isfinite(value):
+        return math.nan, math.nan
+    if metric == "accuracy":
+        return wilson(value, len(table))
+    ends = _bca(METRICS[metric], table, seed)
+    return ends or (wilson(value, len(table)) if metric == "entity_f1" else _RANGE[metric])
 
 
 def compare(
     metric: str, first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0
 ) -> Difference:
-    """Compares two models row by row: each sample has the same rows of both."""
-    tables = np.asarray(first, float), np.asarray(second, float)
+    """Compares two models row by row, as this module's docstring says."""
+    tables = _table(metric, first), _table(metric, second)
     of = METRICS[metric]
     before, after = (float(of(table.sum(0))) for table in tables)
-    differences = np.concatenate(
-        [of(weights @ tables[1]) - of(weights @ tables[0]) for weights in _samples(len(tables[0]), seed)]
-    )
-    # One more than counted, of both: no number of samples shows a chance of none.
-    sides = [(1 + np.count_nonzero(side)) / (1 + SAMPLES) for side in (differences <= 0, differences >= 0)]
-    return Difference(before, after, *_middle(differences), min(1.0, 2 * min(sides)))
+    test = _EXACT if metric == "accuracy" else _PERMUTATION
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return Difference(before, after, math.nan, math.nan, math.nan, test)
+    if metric == "perplexity":
+        low, high, p_value = _ratio(*tables, seed)
+        return Difference(before, after, before * low, before * high, p_value, test)
+    if metric == "pearson":
+        ends = _bca(lambda sums: of(sums[..., 6:]) - of(sums[..., :6]), np.hstack(tables), seed)
+        return Difference(before, after, *(ends or (-2.0, 2.0)), _permuted(of, *tables, seed), test)
+    changes, counted = _changes(metric, *tables)
+    if metric == "accuracy":
+        gains, losses = np.count_nonzero(changes > 0), np.count_nonzero(changes < 0)
+        p_value = float(stats.binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+    else:
+        p_value = _permuted(of, *tables, seed)
+    return Difference(before, after, *_of_changes(changes, counted), p_value, test)
 
 
-def _samples(rows: int, seed: int) -> Iterator[Array]:
-    """Yields how often each row is in each sample, some samples at a time."""
+def wilson(share: float, rows: int) -> Interval:
+    """Returns the ends of a share's score interval (Wilson 1927): 0 to 1 where there are no rows."""
+    middle = (rows * share + _Z**2 / 2) / (rows + _Z**2)
+    half = _Z / (rows + _Z**2) * math.sqrt(rows * share * (1 - share) + _Z**2 / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def unseen(rows: int) -> float:
+    """Returns how much a share may have changed where it changed on none of the rows: the end of its interval."""
+    return float(_Z**2 / (rows + _Z**2))
+
+
+def _table(metric: str, rows: Sequence[Sequence[float]]) -> Array:
+    table = np.asarray(rows, float)
+    if metric != "pearson":
+        return table
+    # Of both numbers only the shape counts: two models may give theirs on other scales.
+    x, y = (_standard(column) for column in (table[:, 1], table[:, 2]))
+    return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+
+
+def _standard(column: Array) -> Array:
+    spread = column.std()
+    return np.asarray((column - column.mean()) / (spread if spread > 0 else 1.0))
+
+
+def _changes(metric: str, first: Array, second: Array) -> tuple[Array, int]:
+    """Returns what each row adds to the difference of two shares, with their mean the difference; and of how many."""
+    if metric == "accuracy":
+        return second[:, 0] - first[:, 0], len(first)
+    # Around the middle of both F1, and over the middle of what they divide by, the sum is exactly their difference.
+    over = [table[:, 1] + table[:, 2] for table in (first, second)]
+    counted = max(1, int(np.count_nonzero(over[0] + over[1])))
+    middle = (_f1(first.sum(0)) + _f1(second.sum(0))) / 2
+    whole = max(1.0, (over[0].sum() + over[1].sum()) / 2)
+    changes = 2 * (second[:, 0] - first[:, 0]) - middle * (over[1] - over[0])
+    return np.asarray(changes * counted / whole), counted
+
+
+def _of_changes(changes: Array, rows: int) -> Interval:
+    """Returns the interval of the changes' mean over `rows`, most of which did not change.
+
+    Unequal changes count as fewer equal ones with the same sum and sum of squares, as Fay and Feuer (1997) do with
+    Poisson counts.
+    """
+    total = np.abs(changes).sum()
+    size = (changes**2).sum() / total if total else 1.0
+    gains, losses = (float(side.sum() / size) for side in (changes[changes > 0], -changes[changes < 0]))
+    score, exact = _tango(gains, losses, rows), _conditional(gains, losses, rows)
+    low, high = min(score[0], exact[0]) * size, max(score[1], exact[1]) * size
+    return max(-1.0, low), min(1.0, high)
+
+
+def _tango(gains: float, losses: float, rows: int) -> Interval:
+    """The score interval of a difference of paired shares (Tango 1998)."""
+    if not gains + losses:
+        return -unseen(rows), unseen(rows)
+    found = (gains - losses) / rows
+
+    def off(change: float) -> float:
+        b = -gains - losses + (2 * rows - gains + losses) * change
+        root = math.sqrt(max(0.0, b * b + 8 * rows * losses * change * (1 - change)))
+        variance = rows * ((root - b) / (2 * rows) + change * (1 - change))
+        return float((gains - losses - rows * change) ** 2 - _Z**2 * variance)
+
+    low = optimize.brentq(off, -1.0, found) if found > -1 else -1.0
+    return float(low), float(optimize.brentq(off, found, 1.0) if found < 1 else 1.0)
+
+
+def _conditional(gains: float, losses: float, rows: int) -> Interval:
+    """The interval that holds 0 exactly where McNemar's exact test says so: of the changed rows, the share of gains."""
+    low = special.betaincinv(gains, losses + 1, _TAIL) if gains else 0.0
+    high = special.betaincinv(gains + 1, losses, 1 - _TAIL) if losses else 1.0
+    changed = (gains + losses) / rows
+    return float((2 * low - 1) * changed), float((2 * high - 1) * changed)
+
+
+def _ratio(first: Array, second: Array, seed: int) -> tuple[float, float, float]:
+    """Returns the interval of the ratio of two perplexities, minus 1, and the p-value.
+
+    The share of all subsets of the rows whose ratio is below some value is the p-value of the one-sided permutation
+    test of that value, so that its quantiles are the ends (Hartigan 1969).
+    """
+    counts = (first[:, 1] > 0) & (second[:, 1] > 0)
+    first, second = first[counts], second[counts]
+    if not len(first):
+        return -1.0, math.inf, 1.0
+    values = []
+    for chosen in _subsets(len(first), seed):
+        a, b = chosen @ first, chosen @ second
+        values.append(a[:, 0] / a[:, 1] - b[:, 0] / b[:, 1])
+    found = np.sort(np.expm1(np.concatenate(values)))
+    outside = math.floor(_TAIL * (1 + len(found)))
+    low, high = (float(found[outside - 1]), float(found[-outside])) if outside else (-1.0, math.inf)
+    side = min(np.count_nonzero(found <= 0), np.count_nonzero(found >= 0))
+    return low, high, min(1.0, 2 * (1 + side) / (1 + len(found)))
+
+
+def _permuted(of: Callable[[Array], Array], first: Array, second: Array, seed: int) -> float:
+    """Returns the p-value of a difference: in how many permutations it is as large."""
+    swaps = (second - first)[(first != second).any(1)]
+    if not len(swaps):
+        return 1.0
+    sums = first.sum(0), second.sum(0)
+    least = abs(of(sums[1]) - of(sums[0])) * (1 - 1e-9)
+    as_large = count = 1  # nothing swapped
+    for chosen in _subsets(len(swaps), seed):
+        moved = chosen @ swaps
+        as_large += int(np.count_nonzero(np.abs(of(sums[1] - moved) - of(sums[0] + moved)) >= least))
+        count += len(chosen)
+    return as_large / count
+
+
+def _subsets(rows: int, seed: int) -> Iterator[Array]:
+    """Yields which rows are in each subset: in all of them, or in SAMPLES random ones; never the empty one."""
+    block = max(1, _BLOCK // rows)
+    if 2**rows <= SAMPLES:
+        yield ((np.arange(1, 2**rows)[:, None] >> np.arange(rows)) & 1).astype(float)
+        return
     chance = np.random.default_rng(seed)
-    for _ in range(SAMPLES // _CHUNK):
-        yield chance.multinomial(rows, np.full(rows, 1 / rows), size=_CHUNK).astype(float)
+    for start in range(0, SAMPLES, block):
+        drawn = chance.integers(0, 2, (min(block, SAMPLES - start), rows), dtype=np.int8)
+        yield drawn[drawn.any(1)].astype(float)
 
 
-def _middle(values: Array) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, (tail, 1 - tail))
+def _bca(of: Callable[[Array], Array], table: Array, seed: int) -> Interval | None:
+    """Returns the interval of the bias-corrected and accelerated bootstrap (Efron 1987); None where nothing differs."""
+    rows, total = len(table), table.sum(0)
+    if rows < _FEW:
+        return None
+    apart = of(total - table)
+    apart = apart.mean() - apart
+    squares = (apart**2).sum()
+    value = of(total)
+    if not math.sqrt(squares) > 1e-9 * (1 + abs(float(value))):
+        return None
+    acceleration = (apart**3).sum() / (6 * squares**1.5)
+    chance, block, values = np.random.default_rng(seed), max(1, _BLOCK // table.size), []
+    for start in range(0, SAMPLES, block):
+        drawn = chance.integers(0, rows, (min(block, SAMPLES - start), rows))
+        values.append(of(table[drawn].sum(1)))
+    found = np.concatenate(values)
+    below = (np.count_nonzero(found < value) + np.count_nonzero(found <= value)) / (2 * len(found))
+    bias = special.ndtri(np.clip(below, 1 / len(found), 1 - 1 / len(found)))
+    normal = bias + np.array([-_Z, _Z])
+    low, high = np.quantile(found, special.ndtr(bias + normal / (1 - acceleration * normal)))
     return float(low), float(high)

@@ -1,13 +1,15 @@
 """Which rows are measured, and what bad rows get. The measuring itself is in test_measurement.py."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from tuneserve import evaluate, rows
+from tuneserve import evaluate, quality, rows
 from tuneserve.errors import UserError
 from tuneserve.measurement import Measurement
+from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 LABELS = ["bad", "good"]
@@ -70,10 +72,29 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     result = Measurement(metrics, 4, 2.0, 2.0, "texts/s", ["good"] * 4, sums)
     evaluate.show(result)
     table = capsys.readouterr().out
-    assert "0.5000   95 % of samples: 0.0000 to 1.0000" in table
+    assert "0.5000   95 % interval: 0.1500 to 0.8500" in table
     assert "texts/s" in table
     evaluate.show(result, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["metrics"]["accuracy"] == 0.5
-    assert document["interval"] == [0, 1]
+    assert document["interval"] == pytest.approx([0.15, 0.85], abs=1e-4)
     assert "predictions" not in document
+
+
+def test_show_an_interval_without_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    result = Measurement({"perplexity": 9.0}, 1, 2.0, 2.0, "tokens/s", row_sums=[[-11.0, 5.0]])
+    evaluate.show(result, as_json=True)
+    assert json.loads(capsys.readouterr().out)["interval"] == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "verdict"),
+    [(0.03, "the second is worse"), (0.3, "no difference that these rows could show"), (math.nan, "not comparable")],
+)
+def test_show_comparison(p_value: float, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Difference(0.9, 0.8, -0.15, -0.05, p_value, "exact McNemar test")
+    evaluate.show_comparison(quality.Headline("accuracy", higher_is_better=True), found)
+    printed = capsys.readouterr().out
+    assert "95 % interval: -0.1500 to -0.0500" in printed
+    assert "exact McNemar test, two-sided" in printed
+    assert verdict in printed
