@@ -2,6 +2,7 @@
 
     config        one YAML file, checked key by key
     formats       jsonl, csv, parquet, CoNLL and hub data sets as raw rows that know their line
+    annotations   entities as annotation tools export them
     data          raw rows checked into the canonical form, split into train and test
     split         which rows are held out, drawn by their places
     spool         rows on disk, which may be more than the memory holds

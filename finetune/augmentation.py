@@ -36,18 +36,32 @@ def augmented(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
 
 
 def _copy(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
-    if "tokens" in row:
-        # Only what is no part of an entity: the others keep their tags and their order.
-        kept = [
-            pair
-            for pair in zip(row["tokens"], row["tags"], strict=True)
-            if pair[1] != "O" or chance.random() >= config.word_dropout
-        ]
-        pairs = kept or zip(row["tokens"], row["tags"], strict=True)
-        said = [(_said_otherwise(token, config, chance) if tag == "O" else token, tag) for token, tag in pairs]
-        return {"tokens": [token for token, _ in said], "tags": [tag for _, tag in said]}
+    if "entities" in row:
+        return _around_entities(row, config, chance)
     changed = {key: _changed(row[key], config, chance) for key in ("text", "text_pair") if key in row}
     return row | changed
+
+
+def _around_entities(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
+    """Changes only words that no entity has a part in: the entities stay, and their order."""
+    text, spans = "", [dict(one) for one in row["entities"]]
+    for word in re.finditer(r"\s*\S+", row["text"]):
+        inside = [place for place, one in enumerate(row["entities"]) if _overlap(one, word)]
+        for place in inside:
+            # Of those that go over several words, each says the same: nothing is left out between them.
+            spans[place] |= {key: row["entities"][place][key] - word.start() + len(text) for key in ("start", "end")}
+        if inside:
+            text += word[0]
+        elif chance.random() >= config.word_dropout:
+            text += _said_otherwise(word[0], config, chance)
+    shift = len(text) - len(text.lstrip())
+    for one in spans:
+        one |= {"start": one["start"] - shift, "end": one["end"] - shift}
+    return {"text": text[shift:], "entities": spans} if text else row
+
+
+def _overlap(entity: Row, word: re.Match[str]) -> bool:
+    return bool(entity["start"] < word.end() and word.start() < entity["end"])
 
 
 def _changed(text: str, config: FinetuneConfig, chance: random.Random) -> str:

@@ -1,5 +1,6 @@
 """Some of the training rows, kept inside the checkpoint: quantizing calibrates with them, never with held-out ones."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,4 +23,5 @@ def keep(directory: Path, manifest: pb.Checkpoint, train: Sequence[Row]) -> None
 def copy(source: Path, directory: Path, manifest: pb.Checkpoint) -> None:
     """Copies the rows that the manifest of `source` names, if it names any."""
     if path := manifest.calibration_split.path:
-        rows.write(directory / path, rows.read(source / path))
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, directory / path)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tuneserve import entities
+from tuneserve.finetune import annotations
 from tuneserve.finetune.config import FinetuneConfig, template_columns
 from tuneserve.rows import Row
 
@@ -101,6 +103,13 @@ def _marked(text: str, head: Any, tail: Any) -> str:
 
 
 def _token_row(raw: Row, config: FinetuneConfig) -> Row:
+    if "tokens" not in raw and "tags" not in raw:
+        try:
+            text, found = annotations.read(raw)
+        except ValueError as error:
+            raise BadRow(str(error)) from None
+        spans = [{"start": start, "end": end, "label": _label(label, "label")} for start, end, label in found]
+        return {"text": _good_text(text, "text"), "entities": spans}
     tokens, tags = raw.get("tokens"), raw.get("tags")
     if not isinstance(tokens, list) or not isinstance(tags, list):
         raise BadRow("tokens and tags must be lists (map with `columns`)")
@@ -109,7 +118,7 @@ def _token_row(raw: Row, config: FinetuneConfig) -> Row:
     if len(tokens) != len(tags):
         raise BadRow(f"{len(tokens)} tokens but {len(tags)} tags")
     words = [_good_text(token, f"token {number}") for number, token in enumerate(tokens, start=1)]
-    return {"tokens": words, "tags": iob2([_label(tag, "tag") for tag in tags])}
+    return entities.from_words(words, iob2([_label(tag, "tag") for tag in tags]))
 
 
 # Prefixes of the schemes that say more (BILOU, IOBES), as IOB2 has them.

@@ -23,8 +23,8 @@ PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "o
 OBJECTIVE = ("class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "fgm_epsilon")
 # fmt: off
 COLUMNS = (
-    "text", "text_pair", "label", "labels", "head", "tail", "tokens", "tags", "messages", "tools", "prompt",
-    "completion",
+    "text", "text_pair", "label", "labels", "head", "tail", "tokens", "tags", "entities", "messages", "tools",
+    "prompt", "completion",
 )
 # fmt: on
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve import examples, quality
-from tuneserve.finetune.tokens import IGNORED, Target, encode, lengths, words
+from tuneserve import entities, examples, quality
+from tuneserve.finetune.tokens import IGNORED, Target, encode, lengths, with_offsets
 from tuneserve.rows import Row
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
@@ -21,8 +21,8 @@ class Answers:
     """What a model answered, row by row, and how good that is as a whole."""
 
     metrics: dict[str, float]
-    losses: list[float]  # the mean over a row's labels, words or tokens; for numbers the absolute error
-    predicted: list[Any] = field(default_factory=list)  # as rows have their answers; empty for generation
+    losses: list[float]  # the mean over a row's labels or tokens; for numbers the absolute error
+    predicted: list[Any] = field(default_factory=list)  # labels, numbers or entities; empty for generation
     scores: list[list[float]] = field(default_factory=list)  # of texts, by label: probabilities; or the number
 
 
@@ -33,7 +33,7 @@ def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf
         return _generation(model, tokenizer, encoded, bf16)
     outputs = logits(model, tokenizer, target, encoded, bf16)
     if target.task == "token-classification":
-        return _words(tokenizer, target, rows, encoded, outputs)
+        return _entities(tokenizer, target, rows, encoded, outputs)
     return texts(target, rows, torch.cat(outputs))
 
 
@@ -75,16 +75,26 @@ def _gap(target: Target, logits: torch.Tensor, right: torch.Tensor) -> float:
     return quality.calibration_error(best.values.tolist(), (best.indices == right).tolist())
 
 
-def _words(
+def _entities(
     tokenizer: Any, target: Target, rows: Sequence[Row], encoded: Sequence[Row], outputs: Sequence[torch.Tensor]
 ) -> Answers:
-    tags, losses = [], []
+    """What was cut off has no entities."""
+    found, losses = [], []
     for row, one, output in zip(rows, encoded, outputs, strict=True):
-        tags.append(_tags_of_words(tokenizer, target, row, output.argmax(-1).tolist()))
+        _, offsets = with_offsets(tokenizer, row["text"], target.max_length)
+        found.append(_spans(row["text"], [target.labels[label] for label in output.argmax(-1).tolist()], offsets))
         expected = torch.tensor([label for label in one["labels"] if label != IGNORED])
         total = float(functional.cross_entropy(output, expected, reduction="sum"))
         losses.append(total / max(1, len(expected)))
-    return Answers(quality.token_classification([row["tags"] for row in rows], tags), losses, tags)
+    return Answers(quality.token_classification(list(map(entities.spans_of, rows)), found), losses, found)
+
+
+def _spans(text: str, tags: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[entities.Span]:
+    """A word is what its first token is, as tuneserve.measurement asks the server for."""
+    places = [offset for offset in offsets if offset[0] < offset[1]]
+    words = entities.words(text, places)
+    ends = [(places[first][0], places[last - 1][1]) for first, last in words]
+    return entities.found(text, [tags[first] for first, _ in words], ends)
 
 
 def logits(
@@ -92,8 +102,8 @@ def logits(
 ) -> list[torch.Tensor]:
     """Returns a float32 tensor [positions, classes] for each encoded row, on the CPU, in the rows' order.
 
-    Positions: one for a sequence classifier; the tokens of all words; the places that predict the answer's tokens.
-    `limit` keeps only the first of them.
+    Positions: one for a sequence classifier; all tokens of a text but special ones; the places that predict the
+    answer's tokens. `limit` keeps only the first of them.
     """
     found = dict(each(model, tokenizer, target, encoded, bf16, limit))
     return [found[index] for index in range(len(encoded))]
@@ -179,12 +189,3 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-def _tags_of_words(tokenizer: Any, target: Target, row: Row, predicted: Sequence[int]) -> list[str]:
-    """Returns one tag a word, that of its first token; O for words that were cut off or have no token."""
-    _, places = words(tokenizer, row["tokens"], target.max_length)
-    tags: dict[int, str] = {}
-    for word, label in zip([place for place in places if place is not None], predicted, strict=True):
-        tags.setdefault(word, target.labels[label])
-    return [tags.get(word, "O") for word in range(len(row["tokens"]))]

@@ -24,6 +24,7 @@ SUFFIXES = {
     ".iob2": "conll",
     ".txt": "conll",
 }
+_EXAMPLE = re.compile(r'\[\s*"')  # of spaCy's: [text, {"entities": ...}]
 _BETWEEN = re.compile(r"[\s,]*")  # of two values in a JSON array
 _BATCH = 1024  # rows of Parquet that are in memory together
 
@@ -40,6 +41,12 @@ def read(source: str, format: str | None = None) -> Iterator[Raw]:
     if not path.is_file():
         raise UserError(f"{path}: no such file", "train and test are files, or data set ids on the hub")
     format = format or SUFFIXES.get(path.suffix.lower())
+    if path.suffix.lower() == ".spacy":
+        raise UserError(
+            f"{path}: only spaCy reads a DocBin",
+            "write each doc of DocBin().from_disk(path).get_docs(nlp.vocab) as a line of JSON:"
+            ' [doc.text, {"entities": [[e.start_char, e.end_char, e.label_] for e in doc.ents]}]',
+        )
     if format is None:
         raise UserError(f"{path}: no known suffix", "set format to jsonl, csv, parquet or conll, or rename the file")
     readers = {"jsonl": _json, "csv": _csv, "parquet": _parquet, "conll": _conll}
@@ -57,10 +64,16 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _json(path: Path) -> Iterator[Raw]:
-    """One object a line, or an array of objects: that is read whole."""
+    """One object or example of spaCy's a line, or an array of them: that is read whole."""
     with path.open(encoding="utf-8-sig") as file:
         first = next((line.lstrip() for line in file if line.strip()), "")
-    yield from _array(path) if first.startswith("[") else _jsonl(path)
+    yield from _array(path) if first.startswith("[") and not _EXAMPLE.match(first) else _jsonl(path)
+
+
+def _row(value: Any) -> dict[str, Any] | str:
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
+        return {"text": value[0], **value[1]}
+    return value if isinstance(value, dict) else "not a JSON object"
 
 
 def _array(path: Path) -> Iterator[Raw]:
@@ -77,7 +90,7 @@ def _array(path: Path) -> Iterator[Raw]:
         start = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
         line += text.count("\n", place, start)
         _, place = decoder.raw_decode(text, start)
-        yield f"{path.name}:{line}", value if isinstance(value, dict) else "not a JSON object"
+        yield f"{path.name}:{line}", _row(value)
         line += text.count("\n", start, place)
 
 
@@ -90,7 +103,7 @@ def _jsonl(path: Path) -> Iterator[Raw]:
         except json.JSONDecodeError as error:
             yield where, f"not JSON: {error.msg} at column {error.colno}"
             continue
-        yield where, value if isinstance(value, dict) else "not a JSON object"
+        yield where, _row(value)
 
 
 def _csv(path: Path) -> Iterator[Raw]:

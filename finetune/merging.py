@@ -21,7 +21,7 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import card, checkpoint, rows
+from tuneserve import card, checkpoint, rows, spacing
 from tuneserve.errors import StepFailed
 from tuneserve.finetune import calibration, evaluation, models, rounding
 from tuneserve.finetune.evaluation import Answers
@@ -56,7 +56,8 @@ def merge(adapter: Path, output: Path, overwrite: bool = False) -> Path:
     """
     manifest = checkpoint.read_manifest(adapter)
     checkpoint.verify_files(adapter, manifest)
-    test = rows.read(adapter / manifest.test_split.path) if manifest.test_split.path else []
+    # An older adapter keeps words, and the outputs for them with spaces between.
+    test = rows.read(adapter / manifest.test_split.path, spacing.spaced) if manifest.test_split.path else []
     with checkpoint.writing(output, overwrite) as directory:
         merge_into(directory, adapter, manifest, test)
     return output
@@ -125,6 +126,9 @@ def export(
         manifest.temperature = source.temperature
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
+    if source.test_split.path:
+        # Those of an older adapter are written otherwise than they were.
+        manifest.test_split.sha256 = rows.sha256(test)
     if source.HasField("calibration_split"):
         manifest.calibration_split.CopyFrom(source.calibration_split)
     card.write(directory, manifest)

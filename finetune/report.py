@@ -13,6 +13,7 @@ from rich.table import Table
 from tuneserve import examples
 from tuneserve.finetune import config as config_module
 from tuneserve.finetune import data, models, preparation
+from tuneserve.finetune.tokens import lost_entities
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # So many times as many rows of one label as of another are called out.
@@ -24,7 +25,8 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
 
     The keys: train, test, validation (rows); duplicates (rows left out of training because they are held out);
     repeated (rows with another's input), contradictory (those of them with another answer); labels (share by name);
-    lengths (tokens: median, 95 %, longest, and the share of rows past max_length). Raises UserError as finetune would.
+    lengths (tokens: median, 95 %, longest, and the share of rows past max_length); inexact (entities that begin or end
+    inside a token). Raises UserError as finetune would.
     """
     console = console or Console()
     config = config_module.load(path)
@@ -56,6 +58,11 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
             console.print("some labels are rare: `class_weights: balanced` makes each count as much")
     console.print(_histogram(lengths, longest))
     console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are cut")
+    inexact = 0
+    if config.task == "token-classification":
+        inexact = sum(lost_entities(tokenizer, row) for row in chain(split.train, split.test))
+        count = sum(len(row["entities"]) for row in chain(split.train, split.test))
+        console.print(f"{inexact} of {count} entities begin or end inside a token, and can't be found exactly")
     return {
         "train": len(split.train),
         "test": len(split.test),
@@ -70,6 +77,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
             "longest": int(lengths[-1]),
             "cut": cut / len(lengths),
         },
+        "inexact": inexact,
     }
 
 
@@ -88,10 +96,6 @@ def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console |
 
 
 def _length(tokenizer: Any, row: dict[str, Any]) -> int:
-    from tuneserve.finetune.tokens import words
-
-    if "tokens" in row:
-        return len(words(tokenizer, row["tokens"])[1])
     if "text" in row:
         return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
     return len(examples.answer(tokenizer, row)[0])

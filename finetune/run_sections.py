@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 from numpy.typing import ArrayLike
-from seqeval.metrics.sequence_labeling import get_entities
 
+from tuneserve import entities
+from tuneserve.entities import Span
 from tuneserve.finetune import figures
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
@@ -101,11 +102,11 @@ def _quality(run: Finished) -> Iterator[Section]:
         yield Section("Loss of the answers", note, [figures.histogram(answers.losses, "loss")])
     elif run.config.task == "token-classification":
         pairs = Counter(
-            (_type(gold), _type(guess))
-            for row, tags in zip(test, answers.predicted, strict=True)
-            for gold, guess in zip(row["tags"], tags, strict=True)
+            pair
+            for row, spans in zip(test, answers.predicted, strict=True)
+            for pair in _overlapping(entities.spans_of(row), spans)
         )
-        note = "Words of each entity type, by the type that the model saw in them; O is none."
+        note = "Entities of each type, by the type of what the model found there, wherever that ends; O is none."
         yield _confusion(pairs, [name for name, _ in _support(run)] + ["O"], note)
     elif run.config.problem_type == "regression":
         expected = [row["label"] for row in test]
@@ -234,33 +235,39 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else dumps(value)
 
 
-def _type(tag: str) -> str:
-    return tag[2:] or tag
+def _overlapping(expected: Sequence[Span], predicted: Sequence[Span]) -> Iterator[tuple[str, str]]:
+    """Yields the types of entities that share a character, and O beside those that share none."""
+    for first, second, swapped in ((expected, predicted, False), (predicted, expected, True)):
+        for kind, start, end in first:
+            found = [other for other, begin, stop in second if begin < end and start < stop]
+            if not found:
+                yield ("O", kind) if swapped else (kind, "O")
+            elif not swapped:
+                yield from ((kind, other) for other in found)
 
 
 def _gold(row: Row) -> Any:
-    return next(row[key] for key in ("tags", "labels", "label") if key in row)
+    if "entities" in row:
+        return entities.spans_of(row)
+    return next(row[key] for key in ("labels", "label") if key in row)
 
 
 def _text(row: Row) -> str:
-    if "tokens" in row:
-        return _cut(" ".join(row["tokens"]))
     return _cut("\n".join(row[key] for key in ("text", "text_pair") if key in row))
 
 
 def _both(row: Row, predicted: Any) -> tuple[str, str]:
     """Returns the right answer and the model's, for people."""
     answers = (_gold(row), predicted)
-    if "tokens" in row:
-        return tuple(_entities(row["tokens"], tags) for tags in answers)  # type: ignore[return-value]
+    if "entities" in row:
+        return tuple(_entities(row["text"], spans) for spans in answers)  # type: ignore[return-value]
     if "labels" in row:
         return tuple(", ".join(labels) or "(none)" for labels in answers)  # type: ignore[return-value]
     return tuple(f"{one:.3g}" if isinstance(one, float) else one for one in answers)  # type: ignore[return-value]
 
 
-def _entities(tokens: Sequence[str], tags: Iterable[str]) -> str:
-    found: list[tuple[str, int, int]] = get_entities(list(tags))
-    return "\n".join(f"{kind}: {' '.join(tokens[start : end + 1])}" for kind, start, end in found) or "(none)"
+def _entities(text: str, spans: Iterable[Span]) -> str:
+    return "\n".join(f"{kind}: {text[start:end]}" for kind, start, end in spans) or "(none)"
 
 
 def _exchange(row: Row) -> tuple[str, str]:

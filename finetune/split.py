@@ -85,8 +85,8 @@ def first_of_input(digests: bytes | bytearray) -> Places:
 
 def counted_labels(row: Row) -> list[str]:
     """The labels of a row that count: its label or labels, or the type of each of its entities."""
-    if "tags" in row:
-        return [tag[2:] for tag in row["tags"] if tag.startswith("B-")]
+    if "entities" in row:
+        return [one["label"] for one in row["entities"]]
     if "labels" in row:
         return list(row["labels"])
     return [row["label"]] if isinstance(row.get("label"), str) else []

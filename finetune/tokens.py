@@ -4,13 +4,11 @@ IGNORED marks positions that no loss and no metric counts.
 """
 
 from array import array
-from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-from tuneserve import examples
+from tuneserve import entities, examples
 from tuneserve.finetune.spool import Spool
 from tuneserve.rows import Row
 
@@ -33,7 +31,7 @@ def encode(tokenizer: Any, target: Target, rows: Iterable[Row]) -> Spool:
     if target.task == "sequence-classification":
         return Spool(_sequences(tokenizer, rows, target.labels, target.max_length))
     if target.task == "token-classification":
-        return Spool(_words(tokenizer, rows, target.labels, target.max_length))
+        return Spool(_entities(tokenizer, rows, target.labels, target.max_length))
     return Spool(_answer(tokenizer, row, target.max_length) for row in rows)
 
 
@@ -56,40 +54,28 @@ def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_l
         yield item
 
 
-def _words(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
-    """Every token of a word carries its tag; after the first, B-X goes on as I-X.
-
-    The server sees text, not words: a tokenizer splits "@name:" in three, and each part is asked for its label.
-    """
+def _entities(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
+    """Every token carries the tag of its entity; those that are no text of the row are ignored."""
     index = {label: position for position, label in enumerate(labels)}
     for row in rows:
-        item, places = words(tokenizer, row["tokens"], max_length)
-        before: int | None = None
-        targets = []
-        for word in places:
-            tag = row["tags"][word] if word is not None else None
-            if tag is not None and word == before and tag.startswith("B-"):
-                tag = "I-" + tag[2:]
-            targets.append(IGNORED if tag is None else index[tag])
-            before = word
-        yield item | {"labels": targets}
+        item, offsets = with_offsets(tokenizer, row["text"], max_length)
+        tags = entities.tags(entities.spans_of(row), offsets)
+        yield item | {"labels": [IGNORED if tag is None else index[tag] for tag in tags]}
 
 
-def words(tokenizer: Any, tokens: Sequence[str], max_length: int | None = None) -> tuple[Row, list[int | None]]:
-    """Returns words as token ids, joined by spaces as the server sees them, and which word each token is of.
-
-    Tokenized one by one, most tokenizers of bytes would give them the ids of words without a space before them. A token
-    of no word (special ones, a space alone) has None.
-    """
-    text = " ".join(tokens)
+def with_offsets(tokenizer: Any, text: str, max_length: int | None = None) -> tuple[Row, list[tuple[int, int]]]:
+    """Returns a text as token ids, and where each token begins and ends in it; (0, 0) for special tokens."""
     item = dict(tokenizer(text, truncation=max_length is not None, max_length=max_length, return_offsets_mapping=True))
-    starts = list(accumulate((len(token) + 1 for token in tokens), initial=0))
-    places = []
-    for start, end in item.pop("offset_mapping"):
-        piece = text[start:end]
-        first = start + len(piece) - len(piece.lstrip())
-        places.append(bisect(starts, first) - 1 if piece.strip() else None)
-    return item, places
+    return item, item.pop("offset_mapping")
+
+
+def lost_entities(tokenizer: Any, row: Row) -> int:
+    """Returns how many entities of a row begin or end inside a token: their tokens stand for another span."""
+    spans = entities.spans_of(row)
+    _, offsets = with_offsets(tokenizer, row["text"])
+    tags = [(tag, offset) for tag, offset in zip(entities.tags(spans, offsets), offsets, strict=True) if tag]
+    found = entities.found(row["text"], [tag for tag, _ in tags], [offset for _, offset in tags])
+    return len(set(spans) - set(found))
 
 
 def _answer(tokenizer: Any, row: Row, max_length: int) -> Row:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve import examples
+from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
 from tuneserve.evaluate import check_rows
 from tuneserve.measurement import batches
-from tuneserve.rows import Row, input_key, read, sha256
+from tuneserve.rows import Row, input_key, read
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Of one row: longer ones are cut, as attention costs their square.
@@ -29,9 +30,9 @@ def load(directory: Path, manifest: pb.Checkpoint, given: Path | None, measured:
     path = given or (directory / split.path if split.path else None)
     if path is None:
         return []
-    rows = read(path)
-    if not given and sha256(rows) != split.sha256:
+    if not given and sha256_file(path) != split.sha256:
         raise UserError(f"{path}: not the rows that the checkpoint names", "give rows with --calibration FILE.jsonl")
+    rows = read(path)
     try:
         check_rows(manifest, rows)
     except UserError as error:
@@ -69,6 +70,5 @@ def _encoded(tokenizer: Any, row: Row, limit: int) -> dict[str, list[int]]:
     if "messages" in row or "prompt" in row:
         ids = examples.example(tokenizer, row, limit).ids
         return {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    text = " ".join(row["tokens"]) if "tokens" in row else row["text"]
     # Cut here too, so that the special token at the end stays.
-    return dict(tokenizer(text, row.get("text_pair"), truncation=True, max_length=limit))
+    return dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=limit))

@@ -81,7 +81,8 @@ class ClassificationService(ClassificationServiceServicer):
         for text, one, cut in zip(texts, tokens, cuts, strict=True):
             logits = windows.stitch(one, cut, [next(rows) for _ in cut])
             scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
-            found = spans.find(scores, one.offsets, one.words, model.labels, convert.AGGREGATIONS[request.aggregation])
+            how = convert.AGGREGATIONS[request.aggregation]
+            found = spans.find(text, scores, one.offsets, one.words, model.labels, how)
             _count(model, [(span.label, span.score) for span in found])
             current().note("output", *(f"{span.label} {span.start}-{span.end}" for span in found))
             results.append(convert.token_classification(text, found, convert.UNITS[request.offset_unit], one))

@@ -1,7 +1,6 @@
 """Token predictions to labelled spans, and code point offsets to other units. Plain numbers in, plain spans out.
 
-Labels are IOB2 (B-X, I-X, O) or bare (X, O). Adjacent pieces of one label are one span unless the second begins
-with B-, as in the pipelines of transformers.
+Which labels make one span is told in tuneserve.entities.
 """
 
 import itertools
@@ -11,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tuneserve import entities
 
 Aggregation = Literal["simple", "first", "average", "max"]
 Unit = Literal["code_point", "utf8", "utf16"]
@@ -36,26 +37,33 @@ class Span:
 
 
 def find(
+    text: str,
     scores: NDArray[np.float32],
     offsets: Sequence[tuple[int, int]],
     words: Sequence[int | None],
     labels: Sequence[str],
     aggregation: Aggregation,
 ) -> list[Span]:
-    """Returns the spans of one text, in order. `scores` is (tokens, labels); special tokens have no word."""
-    tokens = [
-        (word, Piece(row, start, end))
+    """Returns the spans of one text, in order, without white space at their ends.
+
+    `scores` is (tokens, labels); special tokens have no word.
+    """
+    pieces = [
+        Piece(row, start, end)
         for row, (start, end), word in zip(scores, offsets, words, strict=True)
-        if word is not None
+        if word is not None and start < end
     ]
-    if aggregation == "simple":
-        pieces = [piece for _, piece in tokens]
-    else:
-        by_word: dict[int, list[Piece]] = {}
-        for word, piece in tokens:
-            by_word.setdefault(word, []).append(piece)
-        pieces = [_merge(group, aggregation) for group in by_word.values()]
-    return _group(pieces, labels)
+    if aggregation != "simple":
+        found_words = entities.words(text, [(piece.start, piece.end) for piece in pieces])
+        pieces = [_merge(pieces[first:last], aggregation) for first, last in found_words]
+    best = [int(piece.scores.argmax()) for piece in pieces]
+    found = []
+    for label, first, last in entities.groups([labels[one] for one in best]):
+        score = float(np.mean([float(pieces[place].scores[best[place]]) for place in range(first, last)]))
+        start, end = entities.trimmed(text, pieces[first].start, pieces[last - 1].end)
+        if start < end:
+            found.append(Span(label, score, start, end))
+    return found
 
 
 def convert(text: str, spans: Sequence[Span], unit: Unit) -> list[Span]:
@@ -80,29 +88,6 @@ def _merge(tokens: Sequence[Piece], aggregation: Aggregation) -> Piece:
     else:
         scores = np.mean([token.scores for token in tokens], axis=0)
     return Piece(scores, tokens[0].start, tokens[-1].end)
-
-
-def _group(pieces: Sequence[Piece], labels: Sequence[str]) -> list[Span]:
-    groups: list[tuple[str, list[tuple[Piece, float]]]] = []
-    for piece in pieces:
-        best = int(piece.scores.argmax())
-        begins, label = _split(labels[best])
-        entry = (piece, float(piece.scores[best]))
-        if groups and groups[-1][0] == label and not begins:
-            groups[-1][1].append(entry)
-        else:
-            groups.append((label, [entry]))
-    return [
-        Span(label, float(np.mean([score for _, score in group])), group[0][0].start, group[-1][0].end)
-        for label, group in groups
-        if label != "O"
-    ]
-
-
-def _split(label: str) -> tuple[bool, str]:
-    if label.startswith(("B-", "I-")):
-        return label.startswith("B-"), label[2:]
-    return False, label
 
 
 def _utf8_width(code_point: int) -> int:

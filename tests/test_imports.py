@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {"checkpoint", "disk", "errors", "quality", "rows", "runtime", "tiers", "v1"}
+SPINE = {"checkpoint", "disk", "entities", "errors", "quality", "rows", "runtime", "spacing", "tiers", "v1"}
 
 
 def imports(path: Path) -> Iterator[str]:

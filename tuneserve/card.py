@@ -36,7 +36,6 @@ _METRICS = {
     "entity_precision": "precision",
     "entity_recall": "recall",
     "entity_f1": "f1",
-    "token_accuracy": "accuracy",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
     "mean_absolute_error": "mae",

@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from tuneserve import checkpoint, quality, significance
+from tuneserve import checkpoint, entities, quality, significance
 from tuneserve.errors import UserError
 from tuneserve.measurement import MODEL, Measurement, measure_at
-from tuneserve.rows import Row, read, sha256
+from tuneserve.rows import Row, read
 from tuneserve.serving import launched, resident_bytes
 from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -76,13 +77,12 @@ def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
 
 def kept_rows(directory: Path, split: pb.TestSplit, instead: str) -> list[Row]:
     """Returns rows that a checkpoint keeps. Raises UserError for others than it names: `instead` can be given then."""
-    rows = read(directory / split.path)
-    if sha256(rows) != split.sha256:
+    if checkpoint.sha256_file(directory / split.path) != split.sha256:
         raise UserError(
             f"{directory / split.path}: not the rows that {checkpoint.MANIFEST} names",
             f"copy the checkpoint again, or give rows with {instead}",
         )
-    return rows
+    return read(directory / split.path)
 
 
 def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
@@ -126,18 +126,34 @@ def _problem(manifest: pb.Checkpoint, row: Row) -> str:
             return "needs `messages` that end with the assistant's answer, or `prompt` and `completion`"
         return ""
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
-        tokens, tags = row.get("tokens"), row.get("tags")
-        if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens or len(tokens) != len(tags):
-            return "needs `tokens` and `tags`, lists of the same length"
-        chosen = tags
+        if not _is_text(row.get("text")) or not isinstance(row.get("entities"), list):
+            return "needs `text` and `entities`, or `tokens` and `tags`, lists of the same length"
+        end = 0
+        for start, stop, _ in (spans := [_span(one) for one in row["entities"]]):
+            if not end <= start < stop <= len(row["text"]):
+                return "`entities` are not {start, end, label} within the text, in order and without overlap"
+            end = stop
+        known: Sequence[str] = entities.types(manifest.labels)
+        chosen = [label for _, _, label in spans]
     else:
-        if not isinstance(row.get("text"), str) or not row["text"]:
+        if not _is_text(row.get("text")):
             return "`text` must be a text that is not empty"
         name = "labels" if manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL else "label"
         if name not in row:
             return f"`{name}` is missing"
         if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION:
             return "" if isinstance(row["label"], int | float) else "`label` must be a number"
-        chosen = row["labels"] if name == "labels" else [row["label"]]
-    unknown = [label for label in chosen if label not in manifest.labels]
-    return f"label {unknown[0]!r} is unknown; allowed: {', '.join(manifest.labels)}" if unknown else ""
+        chosen, known = row["labels"] if name == "labels" else [row["label"]], manifest.labels
+    unknown = [label for label in chosen if label not in known]
+    return f"label {unknown[0]!r} is unknown; allowed: {', '.join(known)}" if unknown else ""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _span(one: Any) -> tuple[int, int, Any]:
+    """Returns start, end and label; an empty span for what is none."""
+    if isinstance(one, dict) and type(one.get("start")) is int and type(one.get("end")) is int:
+        return one["start"], one["end"], one.get("label")
+    return 0, 0, None

@@ -1,7 +1,7 @@
 """Asks a served model about labelled rows, by gRPC like any caller, and turns the answers into metrics.
 
     sequence classification   every row once, in batches: accuracy and texts a second
-    token classification      the same, with the spans put back onto the words: entity F1
+    token classification      the same: entity F1 of the spans
     generation                every answer scored token by token: perplexity; then greedy answers, compared with those
                               expected: token F1; then, apart from that, greedy generation for concurrent prompts:
                               output tokens a second
@@ -13,7 +13,7 @@ Knows nothing of engines or of how the server was started.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from google.protobuf import json_format
 from tqdm import tqdm
 
 from tuneserve import quality
+from tuneserve.entities import Span, spans_of
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.examples import Example, example
 from tuneserve.latency import Latency, latency
@@ -63,7 +64,7 @@ class Measurement:
     seconds: float
     throughput: float
     unit: Literal["texts/s", "tokens/s"]
-    # The predicted label, labels or tags of each row, for comparing two checkpoints. Empty for generation.
+    # The predicted label, labels or entities of each row, for comparing two checkpoints. Empty for generation.
     predictions: list[Any] = field(default_factory=list, repr=False)
     # What the headline metric is made of, row by row: for `significance`.
     row_sums: quality.RowSums = field(default_factory=list, repr=False)
@@ -90,21 +91,6 @@ def calling(address: str) -> Iterator[grpc.Channel]:
             yield channel
     except grpc.RpcError as error:
         raise StepFailed(f"the server answered {error.code().name}: {error.details()}") from error
-
-
-def spans_to_tags(tokens: Sequence[str], spans: Iterable[classification_pb2.Span]) -> list[str]:
-    """Returns the IOB2 tag of each word, from the spans of the words joined by one space.
-
-    `spans` count code points. A word belongs to the span that covers its first character.
-    """
-    tags = []
-    found = sorted(spans, key=lambda span: span.start)
-    start, last = 0, None
-    for token in tokens:
-        span = next((s for s in found if s.start <= start < s.end), None) if token else None
-        tags.append("O" if span is None else f"{'I' if span is last else 'B'}-{span.label}")
-        start, last = start + len(token) + 1, span
-    return tags
 
 
 def answer_log_likelihood(
@@ -164,20 +150,20 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
 def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
     call = ClassificationServiceStub(channel).ClassifyTokens
 
-    def tag(batch: Sequence[Row]) -> list[list[str]]:
+    def tag(batch: Sequence[Row]) -> list[list[Span]]:
         request = classification_pb2.ClassifyTokensRequest(
             model=MODEL,
-            texts=[" ".join(row["tokens"]) for row in batch],
+            texts=[row["text"] for row in batch],
             aggregation=classification_pb2.AGGREGATION_FIRST,
             offset_unit=classification_pb2.OFFSET_UNIT_CODE_POINT,
             truncation=classification_pb2.TRUNCATION_END,
         )
         results = call(request, timeout=CALL_SECONDS).results
-        return [spans_to_tags(row["tokens"], result.spans) for row, result in zip(batch, results, strict=True)]
+        return [[(span.label, span.start, span.end) for span in result.spans] for result in results]
 
     predictions, seconds = _timed_batches(channel, tag, rows)
     single = latency(lambda row: tag([row]), rows[:SINGLE_TEXTS])
-    expected = [row["tags"] for row in rows]
+    expected = list(map(spans_of, rows))
     metrics, sums = quality.token_classification(expected, predictions), quality.entity_rows(expected, predictions)
     return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
 

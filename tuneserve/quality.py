@@ -1,16 +1,16 @@
 """The quality metrics of each task, computed the same way after training, after quantizing and on demand.
 
 Every function takes what was expected and what was predicted and returns metrics by name; shares are 0 to 1.
-scikit-learn and seqeval do the arithmetic. Nothing here knows where predictions come from.
+scikit-learn does the arithmetic of classes. Nothing here knows where predictions come from.
 """
 
 import math
 import string
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneserve.entities import Span
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -112,26 +112,30 @@ def regression(expected: Sequence[float], predicted: Sequence[float]) -> dict[st
     }
 
 
-def token_classification(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Entity precision, recall and F1 (seqeval, IOB2, exact spans), and the share of words tagged right.
+def token_classification(expected: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> dict[str, float]:
+    """Precision, recall and F1 of entities, all together and by type: one is right where type, start and end are.
 
-    Both arguments have one list of tags a text, one tag a word. `token_accuracy` counts the O tags too, which is
-    why it is always much higher than the entity metrics.
+    Both arguments have the spans of each text.
     """
-    from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+    counts: dict[str, list[int]] = {}  # right, predicted and expected, by type
+    for gold, guess in zip(expected, predicted, strict=True):
+        for place, spans in enumerate((set(gold) & set(guess), guess, gold)):
+            for kind, _, _ in spans:
+                counts.setdefault(kind, [0, 0, 0])[place] += 1
+    total = [sum(column) for column in zip(*counts.values(), strict=True)] or [0, 0, 0]
+    metrics = {f"entity_{name}": value for name, value in _shares(*total).items()}
+    for kind in sorted(counts):
+        metrics |= {f"{kind}/{name}": value for name, value in _shares(*counts[kind]).items()}
+        metrics[f"{kind}/support"] = float(counts[kind][2])
+    return metrics
 
-    with warnings.catch_warnings():
-        # seqeval warns when a label was never predicted; the 0 in the report says so already.
-        warnings.simplefilter("ignore")
-        report = classification_report(expected, predicted, output_dict=True, zero_division=0)
-        metrics = {
-            "entity_precision": float(precision_score(expected, predicted, zero_division=0)),
-            "entity_recall": float(recall_score(expected, predicted, zero_division=0)),
-            "entity_f1": float(f1_score(expected, predicted, zero_division=0)),
-        }
-    pairs = [pair for gold, guess in zip(expected, predicted, strict=True) for pair in zip(gold, guess, strict=True)]
-    metrics["token_accuracy"] = sum(gold == guess for gold, guess in pairs) / max(1, len(pairs))
-    return metrics | _per_label(report, [name for name in report if not name.endswith(" avg")])
+
+def _shares(right: int, predicted: int, expected: int) -> dict[str, float]:
+    return {
+        "precision": right / max(1, predicted),
+        "recall": right / max(1, expected),
+        "f1": 2 * right / max(1, predicted + expected),
+    }
 
 
 def generation(log_likelihood: float, tokens: int) -> dict[str, float]:
@@ -176,14 +180,10 @@ def right_rows(expected: Sequence[object], predicted: Sequence[object]) -> RowSu
     return [[float(gold == guess), 1.0] for gold, guess in zip(expected, predicted, strict=True)]
 
 
-def entity_rows(expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> RowSums:
+def entity_rows(expected: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> RowSums:
     """The same for entity_f1: entities that are right, that were predicted, and that there are."""
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    pairs = [
-        (set(get_entities(gold)), set(get_entities(guess))) for gold, guess in zip(expected, predicted, strict=True)
-    ]
-    return [[float(len(gold & guess)), float(len(guess)), float(len(gold))] for gold, guess in pairs]
+    pairs = zip(expected, predicted, strict=True)
+    return [[float(len(set(gold) & set(guess))), float(len(guess)), float(len(gold))] for gold, guess in pairs]
 
 
 def number_rows(expected: Sequence[float], predicted: Sequence[float]) -> RowSums:

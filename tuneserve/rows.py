@@ -3,7 +3,8 @@
     sequence-classification  {"text": str, "text_pair": str (optional), "label": str}
                              {"text": str, "labels": [str, ...]}             multi-label
                              {"text": str, "label": float}                   regression
-    token-classification     {"tokens": [str, ...], "tags": [str, ...]}      tags in IOB2: O, B-X, I-X
+    token-classification     {"text": str, "entities": [{"start": int, "end": int, "label": str}, ...]}
+                             code points, in order, without overlap
     generation               {"messages": [{"role": str, "content": str}, ...]}   the last one is the answer
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"prompt": str, "completion": str}
@@ -13,10 +14,11 @@ Reading people's own files, in whatever format, is finetune's; this only writes 
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneserve import entities, spacing
 from tuneserve.errors import UserError
 
 Row = dict[str, Any]
@@ -41,8 +43,11 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(dumps(row) + "\n" for row in rows)
 
 
-def read(path: Path) -> list[Row]:
-    """Reads what `write` wrote. Raises UserError naming the file and line."""
+def read(path: Path, join: Callable[[Sequence[str]], spacing.Joined] = spacing.joined) -> list[Row]:
+    """Reads what `write` wrote. Raises UserError naming the file and line.
+
+    Rows of words and tags, as checkpoints had them once, come as text with entities: `join` makes it of words.
+    """
     rows: list[Row] = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -57,7 +62,7 @@ def read(path: Path) -> list[Row]:
             raise UserError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: not a JSON object")
-        rows.append(row)
+        rows.append(_of_words(row, join) if "tags" in row else row)
     return rows
 
 
@@ -68,3 +73,10 @@ def sha256(rows: Iterable[Row]) -> str:
         digest.update(dumps(row).encode())
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _of_words(row: Row, join: Callable[[Sequence[str]], spacing.Joined]) -> Row:
+    words, tags = (list(value) if isinstance(value, list) else [] for value in (row.get("tokens"), row["tags"]))
+    good = words and len(words) == len(tags) and all(isinstance(text, str) and text for text in (*words, *tags))
+    # Others are refused where rows are checked.
+    return entities.from_words(words, tags, join) if good else row

@@ -1,7 +1,7 @@
 """Whether a checkpoint, served, answers as transformers does: the same inputs through both.
 
     classification        the best label of each text, and every score
-    token classification  the tag of each word, and the scores of its entities
+    token classification  the entities of each text, and their scores
     generation            the token ids of each prompt, and the log probability of each token of it and its answer
 
 What a classifier's checkpoint has as temperature is left out of both: raw outputs are compared, as probabilities.
@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from tuneserve import checkpoint, measurement
+from tuneserve import checkpoint, entities, measurement
 from tuneserve.errors import StepFailed
 from tuneserve.evaluate import check_rows, held_out_rows
 from tuneserve.examples import answer, example
@@ -153,7 +153,7 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
     model, tokenizer = _load(directory, "AutoModelForTokenClassification", _limit(channel, name))
     tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
     for row in rows:
-        text = " ".join(row["tokens"])
+        text = row["text"]
         request = classification_pb2.ClassifyTokensRequest(
             model=name,
             texts=[text],
@@ -162,7 +162,10 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
         )
         answer = ClassificationServiceStub(channel).ClassifyTokens(request, timeout=measurement.CALL_SECONDS)
         served = {(span.label, span.start, span.end): span.score for span in answer.results[0].spans}
-        ours = {(one["entity_group"], one["start"], one["end"]): float(one["score"]) for one in tagger(text)}
+        ours = {
+            (one["entity_group"], *entities.trimmed(text, one["start"], one["end"])): float(one["score"])
+            for one in tagger(text)
+        }
         # An entity that only one of them finds is no matter of rounding when it was sure of it.
         lonely = [(served | ours)[key] for key in served.keys() ^ ours.keys()]
         same = all(score < 0.5 + TOLERANCE for score in lonely)
@@ -218,7 +221,7 @@ def _load(directory: Path, auto: str, limit: int) -> tuple[Any, Any]:
 def sentences(manifest: pb.Checkpoint) -> list[Row]:
     """Returns rows for a checkpoint that keeps none: their answers are asked for, not judged."""
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
-        return [{"tokens": text.split(), "tags": ["O"] * len(text.split())} for text in _TEXTS]
+        return [{"text": text, "entities": []} for text in _TEXTS]
     if manifest.task == pb.TASK_GENERATION:
         return [{"prompt": text, "completion": " It was."} for text in _TEXTS]
     label: Any = 0.0 if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION else manifest.labels[0]

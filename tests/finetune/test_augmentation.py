@@ -34,13 +34,27 @@ def test_copies_lack_words_that_the_rows_have(tmp_path: Path) -> None:
     assert all(row["label"] == "a" and set(row["text"].split()) <= words for row in more)
 
 
+def said(row: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(one["label"], row["text"][one["start"] : one["end"]]) for one in row["entities"]]
+
+
 def test_augmented_entities_keep_their_words(tmp_path: Path) -> None:
-    settings = parsed(tmp_path, task="token-classification", augment_copies=5, word_dropout=0.9)
-    row = {"tokens": ["so", "anna", "berg", "went"], "tags": ["O", "B-PER", "I-PER", "O"]}
-    for copy in augmentation.augmented([row], settings)[1:]:
-        assert [pair for pair in zip(copy["tokens"], copy["tags"], strict=True) if pair[1] != "O"] == [
-            ("anna", "B-PER"), ("berg", "I-PER")
-        ]  # fmt: skip
+    settings = parsed(tmp_path, task="token-classification", augment_copies=20, word_dropout=0.5)
+    text = "so then Anna Berg, who went home, met Bo's dog"
+    people = [{"start": 8, "end": 17, "label": "PER"}, {"start": 38, "end": 40, "label": "PER"}]
+    row = {"text": text, "entities": people}
+    copies = list(augmentation.augmented([row], settings)[1:])
+    assert len({copy["text"] for copy in copies}) > 10
+    for copy in copies:
+        assert said(copy) == [("PER", "Anna Berg"), ("PER", "Bo")]
+        # Words go whole, with their commas and the space before them.
+        assert set(copy["text"].split()) <= set(text.split())
+        assert copy["text"] == " ".join(copy["text"].split())
+
+
+def test_a_text_without_entities_is_not_emptied(tmp_path: Path) -> None:
+    settings = parsed(tmp_path, task="token-classification", augment_copies=20, word_dropout=0.9)
+    assert all(row["text"] for row in augmentation.augmented([{"text": "so long", "entities": []}], settings))
 
 
 def test_words_become_others_of_the_same_meaning(tmp_path: Path, wordnet: None) -> None:
@@ -60,12 +74,13 @@ def test_words_become_others_of_the_same_meaning(tmp_path: Path, wordnet: None) 
 
 def test_entities_are_not_said_otherwise(tmp_path: Path, wordnet: None) -> None:
     settings = parsed(tmp_path, task="token-classification", augment_copies=1, word_dropout=0, synonyms=1.0)
-    row = {"tokens": ["terrible", "movie", "by", "movie"], "tags": ["O", "B-WORK", "O", "O"]}
+    row = {"text": "terrible movie by movie", "entities": [{"start": 9, "end": 14, "label": "WORK"}]}
     _, copy = augmentation.augmented([row], settings)
-    assert copy["tags"] == row["tags"]
-    assert copy["tokens"][1:3] == ["movie", "by"]
-    assert copy["tokens"][0] != "terrible"
-    assert copy["tokens"][3] != "movie"
+    assert said(copy) == [("WORK", "movie")]
+    words = copy["text"].split()
+    assert words[1:3] == ["movie", "by"]
+    assert words[0] != "terrible"
+    assert words[3] != "movie"
 
 
 def test_synonyms_without_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

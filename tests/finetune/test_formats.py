@@ -89,6 +89,20 @@ def test_the_format_may_be_told(tmp_path: Path) -> None:
     assert list(formats.read(source, "jsonl")) == [("a.data:1", {"text": "x"})]
 
 
+def test_examples_of_spacy(tmp_path: Path) -> None:
+    lines = '["a", {"entities": [[0, 1, "X"]]}]\n["b", {"entities": []}]\n["c", 1]\n'
+    expected = [
+        ("a.jsonl:1", {"text": "a", "entities": [[0, 1, "X"]]}),
+        ("a.jsonl:2", {"text": "b", "entities": []}),
+        ("a.jsonl:3", "not a JSON object"),
+    ]
+    assert list(formats.read(write(tmp_path / "a.jsonl", lines))) == expected
+    array = "[" + ",\n".join(lines.splitlines()) + "]"
+    assert [row for _, row in formats.read(write(tmp_path / "a.json", array))] == [row for _, row in expected]
+    with pytest.raises(UserError, match="only spaCy reads a DocBin"):
+        list(formats.read(write(tmp_path / "a.spacy", "x")))
+
+
 def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         list(formats.read(str(tmp_path / "none.jsonl")))

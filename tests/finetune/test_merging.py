@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, rows
 from tuneserve.errors import CheckpointError, StepFailed
+from tuneserve.evaluate import held_out_rows
 from tuneserve.finetune import merging
+
+from .conftest import WORDS
 
 pytestmark = [
     pytest.mark.train,
@@ -105,3 +108,19 @@ def test_bf16_rounding_passes_and_more_does_not() -> None:
         merging.compare_fp32(trained, [tensor * math.nan for tensor in trained])
     with pytest.raises(StepFailed, match="shape"):
         merging.compare_fp32(trained, [tensor[:, :4] for tensor in trained])
+
+
+def test_an_adapter_that_keeps_words_and_tags(run: Callable[..., Path], encoder: Path, tmp_path: Path) -> None:
+    """As they were written before entities were spans of the text."""
+    people = [{"text": f"{name} , who lives in berlin .", "entities": [[0, len(name), "PER"]]} for name in WORDS]
+    rows.write(tmp_path / "d.jsonl", people)
+    output = run(tmp_path, task="token-classification", base_model=str(encoder), train="d.jsonl", epochs=1)
+    adapter = output.with_name("out-adapter")
+    manifest = checkpoint.read_manifest(adapter)
+    path = adapter / manifest.test_split.path
+    words = [row["text"].split() for row in rows.read(path)]
+    rows.write(path, [{"tokens": one, "tags": ["B-PER"] + ["O"] * (len(one) - 1)} for one in words])
+    manifest.test_split.sha256 = checkpoint.sha256_file(path)
+    checkpoint.seal(adapter, manifest)
+    again = merging.merge(adapter, tmp_path / "again")
+    assert held_out_rows(again, checkpoint.load(again)) == held_out_rows(output, checkpoint.load(output))

@@ -13,6 +13,8 @@ from tuneserve.finetune import merging, models
 from tuneserve.finetune.report import validate
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+from .conftest import WORDS
+
 pytestmark = [
     pytest.mark.train,
     # Raised by libraries at import or inside training; none of them is about this code.
@@ -176,7 +178,6 @@ def test_entities(run: Run, tmp_path: Path, encoder: Path) -> None:
     assert manifest.label_distribution == {"LOC": pytest.approx(0.5, abs=0.1), "PER": pytest.approx(0.5, abs=0.1)}
     metrics = manifest.lineage[-1].metrics
     assert metrics["entity_f1"] >= 0.9
-    assert metrics["token_accuracy"] >= metrics["entity_f1"] - 0.05
     # The test rows are not in the adapter either, and merging works without them.
     assert not (tmp_path / "out-adapter" / "eval").exists()
     merging.merge(tmp_path / "out-adapter", tmp_path / "again")
@@ -244,3 +245,16 @@ def test_validate_reports_without_training(
     assert "rows are longer than max_length (8)" in printed
     assert "negative" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_validate_tells_of_entities_that_tokens_can_not_tell(tmp_path: Path, encoder: Path) -> None:
+    texts = [f"{filler} anna lives in berlin" for filler in WORDS]
+    # Of every other one, the last letter is missing.
+    spans = [[len(text) - 6, len(text) - number % 2, "LOC"] for number, text in enumerate(texts)]
+    rows.write(
+        tmp_path / "d.jsonl",
+        ({"text": text, "entities": [span]} for text, span in zip(texts, spans, strict=True)),
+    )
+    settings = f"task: token-classification\nbase_model: {encoder}\ntrain: d.jsonl\noutput: out\n"
+    (tmp_path / "run.yaml").write_text(settings)
+    assert validate(tmp_path / "run.yaml")["inexact"] == len(WORDS) // 2

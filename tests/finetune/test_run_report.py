@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tuneserve import checkpoint, quality
+from tuneserve.entities import spans_of
 from tuneserve.errors import UserError
-from tuneserve.finetune import config, run_report
+from tuneserve.finetune import config, run_report, run_sections
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.evaluation import Answers, texts
 from tuneserve.finetune.run_sections import Finished
@@ -161,12 +162,15 @@ def test_numbers() -> None:
 
 
 def test_entities() -> None:
-    rows: list[Row] = [{"tokens": ["anna", "berg", "went"], "tags": ["B-PER", "I-PER", "O"]}] * 3
-    guesses = [["B-PER", "I-PER", "O"], ["B-PER", "O", "O"], ["B-LOC", "O", "O"]]
-    answers = Answers(quality.token_classification([row["tags"] for row in rows], guesses), [0.1, 0.2, 0.3], guesses)
+    rows: list[Row] = [{"text": "anna berg went", "entities": [{"start": 0, "end": 9, "label": "PER"}]}] * 4
+    guesses = [[("PER", 0, 9)], [("PER", 0, 4)], [("LOC", 0, 4)], [("LOC", 10, 14)]]
+    gold = list(map(spans_of, rows))
+    answers = Answers(quality.token_classification(gold, guesses), [0.1, 0.2, 0.3, 0.4], guesses)
     page = page_of(finished(rows, answers, ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"], task="token-classification"))
     assert "Entities" in page.headings
     assert "LOC: anna" in page.cells
+    pairs = [pair for one, guess in zip(gold, guesses, strict=True) for pair in run_sections._overlapping(one, guess)]
+    assert pairs == [("PER", "PER"), ("PER", "PER"), ("PER", "LOC"), ("PER", "O"), ("O", "LOC")]
 
 
 def test_answers() -> None:

@@ -74,7 +74,7 @@ EXPECTED = {
     "texts.jsonl": "1585756bb7753128",
     "sets.csv": "6ba63c69c3dde8dc",
     "numbers.parquet": "87bb0fd647922dd1",
-    "words.conll": "80975de47f664de9",
+    "words.conll": "19c89242e35433f6",
     "answers.jsonl": "54229b5635b0320b",
 }
 

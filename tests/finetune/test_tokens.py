@@ -27,25 +27,36 @@ def test_the_loss_counts_the_answer_and_its_end_only(chat_tokenizer: Any) -> Non
     assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"])
 
 
-def test_every_token_of_a_word_carries_its_tag(encoder_tokenizer: Any) -> None:
-    target = Target("token-classification", ("O", "B-PER", "I-PER"), "single-label", 32)
-    row = {"tokens": ["Anna", "xyz", "\u200b", "lives"], "tags": ["O", "B-PER", "O", "O"]}
-    item = tokens.encode(encoder_tokenizer, target, [row])[0]
+PEOPLE = Target("token-classification", ("O", "B-PER", "I-PER"), "single-label", 32)
+
+
+def person(text: str, start: int, end: int) -> dict[str, Any]:
+    return {"text": text, "entities": [{"start": start, "end": end, "label": "PER"}]}
+
+
+def test_every_token_of_an_entity_carries_its_tag(encoder_tokenizer: Any) -> None:
+    item = tokens.encode(encoder_tokenizer, PEOPLE, [person("Anna xyz lives", 5, 8)])[0]
     pieces = encoder_tokenizer.convert_ids_to_tokens(item["input_ids"])
     assert pieces == ["[CLS]", "anna", "x", "##y", "##z", "lives", "[SEP]"]
-    # A word that begins an entity goes on inside it.
     assert item["labels"] == [IGNORED, 0, 1, 2, 2, 0, IGNORED]
 
 
-def test_words_have_the_ids_that_they_have_when_served(chat_tokenizer: Any) -> None:
-    """A tokenizer of bytes: the space before a word belongs to it."""
-    target = Target("token-classification", ("O", "B-PER", "I-PER"), "single-label", 32)
-    row = {"tokens": ["", "Al", "B\u00f6", "is"], "tags": ["O", "B-PER", "I-PER", "O"]}
-    item = tokens.encode(chat_tokenizer, target, [row])[0]
-    assert item["input_ids"] == chat_tokenizer(" Al B\u00f6 is")["input_ids"]
+def test_tokens_are_those_of_the_text_itself(chat_tokenizer: Any) -> None:
+    """A tokenizer of bytes: several for one character, and one for each space."""
+    row = person("  Al B\u00f6, is", 2, 7)
+    item = tokens.encode(chat_tokenizer, PEOPLE, [row])[0]
+    assert item["input_ids"] == chat_tokenizer(row["text"])["input_ids"]
     pieces = chat_tokenizer.convert_ids_to_tokens(item["input_ids"])
-    assert pieces == ["\u0120", "A", "l", "\u0120", "B", "\u00c3", "\u00b6", "\u0120", "i", "s"]
-    assert item["labels"] == [IGNORED, 1, 2, IGNORED, 2, 2, 2, IGNORED, 0, 0]
+    assert pieces == ["\u0120", "\u0120", "A", "l", "\u0120", "B", "\u00c3", "\u00b6", ",", "\u0120", "i", "s"]
+    assert item["labels"] == [0, 0, 1, 2, 2, 2, 2, 2, 0, 0, 0, 0]
+
+
+def test_entities_that_tokens_can_not_tell(encoder_tokenizer: Any) -> None:
+    assert tokens.lost_entities(encoder_tokenizer, person("anna lives", 0, 4)) == 0
+    # The tokenizer knows the word as one token.
+    assert tokens.lost_entities(encoder_tokenizer, person("anna lives", 0, 3)) == 1
+    two = [{"start": 0, "end": 2, "label": "PER"}, {"start": 2, "end": 4, "label": "LOC"}]
+    assert tokens.lost_entities(encoder_tokenizer, {"text": "anna lives", "entities": two}) == 2
 
 
 def test_classes_by_index_and_by_share(encoder_tokenizer: Any) -> None:

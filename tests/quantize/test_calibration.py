@@ -64,7 +64,7 @@ def test_tokens_are_cut_with_their_end(bert: Path) -> None:
         [
             {"text": "sentence number 1 2 3"},
             {"text": "answer", "text_pair": "number number"},
-            {"tokens": ["question", "7"], "tags": ["O", "O"]},
+            {"text": "question 7", "entities": []},
         ],
     )
     assert tokenizer.decode(short["input_ids"]) == "[CLS] sentence number [SEP]"

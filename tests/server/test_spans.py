@@ -7,8 +7,8 @@ from tuneserve.server.spans import Span
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
-def find(rows, offsets, words, aggregation="simple"):
-    return spans.find(np.asarray(rows, dtype=np.float32), offsets, words, LABELS, aggregation)
+def find(rows, offsets, words, aggregation="simple", text="x" * 99):
+    return spans.find(text, np.asarray(rows, dtype=np.float32), offsets, words, LABELS, aggregation)
 
 
 def one_hot(*labels: str) -> np.ndarray:
@@ -31,6 +31,24 @@ def test_a_second_b_begins_a_new_span():
 
 def test_special_tokens_never_become_spans():
     assert find(one_hot("B-PER", "O", "B-PER"), [(0, 0), (0, 3), (0, 0)], [None, 0, None]) == []
+
+
+def test_spans_have_no_white_space_at_their_ends():
+    """Many tokenizers of bytes count the space before a word to its token."""
+    text = "in New York, ok"
+    found = find(
+        one_hot("O", "B-LOC", "I-LOC", "O", "B-PER"),
+        [(0, 2), (2, 6), (6, 11), (11, 12), (12, 13)],
+        range(5),
+        text=text,
+    )
+    # And what is white space alone is nothing.
+    assert found == [Span("LOC", 1.0, 3, 11)]
+
+
+def test_tokens_without_text_are_no_part_of_a_span():
+    found = find(one_hot("B-LOC", "O", "I-LOC"), [(0, 3), (3, 3), (4, 8)], [0, 1, 2], text="New York")
+    assert found == [Span("LOC", 1.0, 0, 8)]
 
 
 # One word of two tokens that disagree: the first says LOC with 0.5, the second PER with 0.9.

@@ -21,6 +21,7 @@ TOPICS = pb.Checkpoint(
 )
 TAGGER = pb.Checkpoint(task=pb.TASK_TOKEN_CLASSIFICATION, labels=["O", "B-PER", "I-PER"])
 GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
+PERSON = {"start": 0, "end": 1, "label": "PER"}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,16 @@ GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
         (CLASSIFIER, {"text": "x", "label": "ugly"}, "label 'ugly' is unknown; allowed: bad, good"),
         (TOPICS, {"text": "x", "label": "art"}, "`labels` is missing"),
         (TAGGER, {"tokens": ["a", "b"], "tags": ["O"]}, "lists of the same length"),
-        (TAGGER, {"tokens": ["a"], "tags": ["B-LOC"]}, "label 'B-LOC' is unknown"),
+        (
+            TAGGER,
+            {"text": "a", "entities": [{"start": 0, "end": 1, "label": "LOC"}]},
+            "label 'LOC' is unknown; allowed: PER",
+        ),
+        (TAGGER, {"text": "a", "entities": [{"start": 0, "end": 2, "label": "PER"}]}, "within the text"),
+        (TAGGER, {"text": "ab", "entities": [{"start": 1, "end": 2, "label": "PER"}, PERSON]}, "without overlap"),
+        (TAGGER, {"text": "ab", "entities": [PERSON, {"start": 0, "end": 2, "label": "PER"}]}, "without overlap"),
+        (TAGGER, {"text": "ab", "entities": ["PER"]}, "{start, end, label}"),
+        (TAGGER, {"text": "", "entities": []}, "needs `text` and `entities`"),
         (GENERATOR, {"prompt": "", "completion": "x"}, "needs `messages`"),
         (GENERATOR, {"messages": [{"role": "user", "content": "hi"}]}, "needs `messages`"),
     ],
@@ -40,7 +50,7 @@ GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
 def test_rows_that_do_not_fit_are_named(manifest: pb.Checkpoint, row: rows.Row, problem: str) -> None:
     good = {
         CLASSIFIER.task: {"text": "x", "label": "good", "labels": []},
-        TAGGER.task: {"tokens": ["a"], "tags": ["O"]},
+        TAGGER.task: {"text": "a", "entities": [PERSON]},
         GENERATOR.task: {"prompt": "x", "completion": "y"},
     }[manifest.task]
     evaluate.check_rows(manifest, [good])

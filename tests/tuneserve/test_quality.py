@@ -1,8 +1,10 @@
 """Metrics whose arithmetic is ours."""
 
+import random
+
 import pytest
 
-from tuneserve import quality
+from tuneserve import entities, quality
 
 
 def test_calibration_error() -> None:
@@ -27,3 +29,34 @@ def test_answers_agree_by_their_words() -> None:
     assert found == {"token_f1": pytest.approx((2 / 3 + 4 / 5) / 2), "exact_match": 0.0}
     assert quality.answers(["A cat!"], ["cat"]) == {"token_f1": 1.0, "exact_match": 1.0}
     assert quality.answers(["cat"], [""]) == {"token_f1": 0.0, "exact_match": 0.0}
+
+
+def test_entities_are_right_by_type_start_and_end() -> None:
+    gold = [[("PER", 0, 4), ("LOC", 8, 12)], [("LOC", 0, 3)], []]
+    guess = [[("PER", 0, 4), ("LOC", 8, 13)], [("ORG", 0, 3)], [("PER", 2, 5)]]
+    found = quality.token_classification(gold, guess)
+    assert (found["entity_precision"], found["entity_recall"]) == (1 / 4, 1 / 3)
+    assert found["entity_f1"] == pytest.approx(2 / 7)
+    assert (found["PER/precision"], found["PER/recall"], found["PER/support"]) == (0.5, 1.0, 1.0)
+    assert found["LOC/f1"] == found["ORG/f1"] == 0
+    assert quality.token_classification([[]], [[]])["entity_f1"] == 0
+    assert quality.entity_rows(gold, guess) == [[1.0, 2.0, 2.0], [0.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
+
+
+def test_entities_are_counted_as_seqeval_counts_them() -> None:
+    """Its tags, as spans of them; strict, for others it guesses."""
+    from seqeval.metrics import classification_report
+    from seqeval.scheme import IOB2
+
+    chance = random.Random(0)
+    tags = [[[chance.choice(["O", "B-A", "B-BB"]) for _ in range(9)] for _ in range(50)] for _ in range(2)]
+    for row in (row for each in tags for row in each):
+        for place in range(1, 9):
+            if row[place - 1] != "O" and chance.random() < 0.5:
+                row[place] = "I-" + row[place - 1][2:]
+    report = classification_report(*tags, mode="strict", scheme=IOB2, output_dict=True)
+    found = quality.token_classification(*([entities.groups(row) for row in each] for each in tags))
+    for ours, theirs in (("A/", "A"), ("BB/", "BB"), ("entity_", "micro avg")):
+        for name in ("precision", "recall", "f1"):
+            assert found[ours + name] == pytest.approx(report[theirs][name.replace("f1", "f1-score")]), ours
+    assert 0.1 < found["entity_f1"] < 0.9

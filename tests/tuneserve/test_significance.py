@@ -177,8 +177,8 @@ def test_scales_are_no_difference_of_correlations() -> None:
 def test_every_headline_metric_is_that_of_quality() -> None:
     chance = np.random.default_rng(1)
     x, y = chance.normal(size=50), chance.normal(size=50)
-    gold = [["B-A", "I-A", "O"], ["B-B", "O", "B-A"], ["O", "O", "O"]]
-    guess = [["B-A", "I-A", "O"], ["B-A", "O", "B-A"], ["O", "B-B", "O"]]
+    gold = [[("A", 0, 5)], [("B", 0, 1), ("A", 7, 9)], []]
+    guess = [[("A", 0, 5)], [("A", 0, 1), ("A", 7, 9)], [("B", 2, 4)]]
     cases = {
         "pearson": (quality.regression(x, y), quality.number_rows(x, y)),
         "entity_f1": (quality.token_classification(gold, guess), quality.entity_rows(gold, guess)),
