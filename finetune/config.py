@@ -1,6 +1,7 @@
 """The settings of one training run: a YAML file, every key checked before anything is loaded."""
 
 import difflib
+import hashlib
 import importlib.util
 import string
 from collections.abc import Callable, Mapping
@@ -48,6 +49,8 @@ class FinetuneConfig:
     format: str | None = None  # of both files, where the suffix does not tell
     columns: Mapping[str, str] | None = None  # our name: the file's
     prompt_template: str | None = None  # generation: the prompt, with {columns} of the row in it
+    chat_template: str | None = None  # generation: Jinja, or a file of it, in place of the base model's; saved with it
+    group_column: str | None = None  # rows with the same value in it are all trained on, or all held out
     labels: tuple[str, ...] | None = None  # fixes the order; sorted otherwise. Entity types for tokens
     problem_type: str = "single-label"
     max_train_rows: int | None = None
@@ -57,7 +60,11 @@ class FinetuneConfig:
     method: str = "lora"  # one of METHODS
     last_layers: int | None = None  # full: only so many of the last layers learn, and the head; 0 for the head alone
     keep_layers: int | None = None  # full: only so many of the base model's layers stay, evenly spread: depth.py
-    max_length: int = 512  # tokens; longer rows are cut
+    max_length: int = 512  # tokens; longer rows are cut: of generation, the beginning of the prompt
+    long_prompts: str = "cut"  # generation: or "drop", which leaves out rows whose prompt would have to be cut
+    train_on: str = (
+        "all-turns"  # generation: answers of a conversation that are learned; or "last-turn". Measured: last
+    )
     packing: bool = False  # generation: several short rows in one of max_length tokens, none of which sees another
     epochs: float = 3.0
     early_stopping: int | None = None  # end after so many epochs in which the validation loss did not get better
@@ -103,6 +110,9 @@ class FinetuneConfig:
         for key in PATHS:
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
+        if self.chat_template:
+            # Long; what it says is in the checkpoint.
+            values["chat_template"] = f"SHA-256 {hashlib.sha256(self.chat_template.encode()).hexdigest()}"
         return values
 
 
@@ -193,6 +203,8 @@ CHECKS: dict[str, Check] = {
     "format": _choice(*sorted(set(SUFFIXES.values()))),
     "columns": (_is_columns, f"a mapping of {', '.join(COLUMNS)} to your columns"),
     "prompt_template": (_is_template, "text with {columns} of your rows in it"),
+    "chat_template": _TEXT,
+    "group_column": _TEXT,
     "labels": _TEXTS,
     "problem_type": _choice("single-label", "multi-label", "regression"),
     "max_train_rows": _whole(1),
@@ -203,6 +215,8 @@ CHECKS: dict[str, Check] = {
     "keep_layers": _whole(1),
     "validation_size": _number(0, 0.9, above=True),
     "max_length": _whole(8),
+    "long_prompts": _choice("cut", "drop"),
+    "train_on": _choice("all-turns", "last-turn"),
     "packing": _FLAG,
     "epochs": _number(0, 1000, above=True),
     "early_stopping": _whole(1),
@@ -298,6 +312,7 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
         replay_share=config.replay_share or (0.2 if config.replay else None),
         test=config.test and _path_or_id(directory, config.test),
         teacher=config.teacher and _path_or_id(directory, config.teacher),
+        chat_template=config.chat_template and _jinja(directory, config.chat_template, name),
         test_size=config.test_size or (None if config.test else 0.1),
         learning_rate=config.learning_rate or METHODS[config.method],
     )
@@ -315,8 +330,9 @@ def _check_together(config: FinetuneConfig, given: Mapping[str, Any], name: str)
         raise UserError(
             f"{name}: problem_type is {config.problem_type}", "only sequence-classification has problem_type"
         )
-    if config.prompt_template and config.task != "generation":
-        raise UserError(f"{name}: prompt_template is given", "only generation has prompts")
+    for key in ("prompt_template", "chat_template", "long_prompts", "train_on"):
+        if key in given and config.task != "generation":
+            raise UserError(f"{name}: {key} is given", "only generation has prompts")
     for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "teacher"):
         if given.get(key) and config.problem_type == "regression":
             raise UserError(f"{name}: {key} is given", "a regression has numbers, not classes")
@@ -370,6 +386,20 @@ def number_from_text(key: str, value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _jinja(directory: Path, text: str, name: str) -> str:
+    """Returns a template that is given as such, or as a file."""
+    if "{{" in text or "{%" in text:
+        return text
+    path = _local(directory, text)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(
+            f"{name}: chat_template: {path}: {reason}", "give a file of Jinja, or the template itself"
+        ) from None
 
 
 FIELD_TYPES = {field.name: field.type for field in fields(FinetuneConfig)}

@@ -6,7 +6,7 @@ Nothing here needs torch or a tokenizer.
 import logging
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,9 +17,9 @@ from tuneserve.errors import UserError
 from tuneserve.finetune import canonical, continual, formats
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.continual import Old
-from tuneserve.finetune.split import Table, counted_labels, digest, first_of_input, shuffled
+from tuneserve.finetune.split import GROUP, Table, counted_labels, digest, first_of_input, shuffled
 from tuneserve.finetune.spool import Places
-from tuneserve.rows import Row
+from tuneserve.rows import Row, dumps
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Data:
     duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
     old: Old = field(default_factory=Old)  # what training goes on from
     replayed: int = 0  # training rows that are old ones
+    left_out: Mapping[str, int] = field(default_factory=dict)  # rows that nothing can be learned of, by reason
 
     def label_distribution(self, of: Sequence[Row] | None = None) -> dict[str, float]:
         """Returns the share of each label in rows (the training rows): of texts, or of entities for tokens."""
@@ -54,6 +55,12 @@ class Data:
         first = first_of_input(digests)
         again = np.flatnonzero(first != np.arange(len(first)))
         return len(again), sum(self.train[place] != self.train[first[place]] for place in again)
+
+
+def left_out(split: Data) -> str:
+    """Returns how many rows nothing can be learned of, as a line for people."""
+    reasons = ", ".join(f"{count} with {reason}" for reason, count in split.left_out.items())
+    return f"{sum(split.left_out.values())} rows are left out: {reasons}"
 
 
 class _Problems:
@@ -114,13 +121,20 @@ def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iter
             raise UserError(
                 f"{where}: no column {missing[0]}, which `columns` names", "found: " + ", ".join(map(str, raw))
             )
+        if seen == 1 and config.group_column and config.group_column not in raw:
+            raise UserError(
+                f"{where}: no column {config.group_column}, which `group_column` names",
+                "found: " + ", ".join(map(str, raw)),
+            )
         mapped = raw | {ours: raw[theirs] for ours, theirs in columns.items() if theirs in raw}
         try:
             row = canonical.row(mapped, config)
         except canonical.BadRow as error:
             problems.add(f"{where}: {error}")
         else:
-            yield where, row
+            group = raw.get(config.group_column) if config.group_column else None
+            # Without one, a row is of no group.
+            yield where, row if group in (None, "") else row | {GROUP: dumps({GROUP: group})}
     if not seen:
         raise UserError(f"{source}: no rows")
 
@@ -175,22 +189,23 @@ def _split(
         train, test = table.stratified(train, config.test_size)
     test = test[: config.max_test_rows]
     held_out = np.append(test, held_before)
-    kept = table.without(train, held_out)
+    kept = table.apart(train, held_out)
     duplicates = len(train) - len(kept)
     kept = kept[: config.max_train_rows]
     replay = shuffled(replay, order)
     # Where new and old rows ask the same, the new ones know better.
-    replay = table.without(replay, np.append(held_out, kept))
+    replay = table.without(table.apart(replay, held_out), kept)
     replay = _share(table, replay, config.replay_share or 0.0, len(kept))
     kept, validation = np.append(kept, replay), np.arange(0)
     if config.validation_size:
         kept, validation = table.stratified(kept, config.validation_size)
-        validation = table.without(validation, kept)
+        validation = table.apart(validation, kept)
     if not len(kept) or not len(test) or (config.validation_size and not len(validation)):
         counts = f"{len(kept)} rows to train on, {len(test)} to test on" + (
             ", 0 to validate with" if config.validation_size else ""
         )
-        raise UserError(counts, "each needs some: give more data")
+        hint = "of more groups, as each is on one side" if config.group_column else "data"
+        raise UserError(counts, f"each needs some: give more {hint}")
     replayed = len(kept) - len(table.without(kept, replay))
     rows = table.rows.view
     return Data(rows(kept), rows(test), rows(validation), labels, duplicates, old, replayed)

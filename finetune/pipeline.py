@@ -46,7 +46,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     models.quiet()
     split = data.load(config)
     ready = preparation.prepare(config, split)
-    target, tokenizer = ready.target, ready.tokenizer
+    split, target, tokenizer = ready.split, ready.target, ready.tokenizer
 
     from tuneserve.finetune import (
         evaluation,
@@ -63,6 +63,8 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.config["max_length"] = target.max_length
     entry.seed = config.seed
     entry.data_sha256 = rows.sha256(ready.train)
+    if split.left_out:
+        entry.metrics["left_out_rows"] = sum(split.left_out.values())
     if config.replay_share:
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():

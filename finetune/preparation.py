@@ -1,11 +1,13 @@
 """What a run begins with: all that may be wrong with its settings is found here, before anything is trained."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneserve.finetune import augmentation, models
+from tuneserve.errors import UserError
+from tuneserve.finetune import augmentation, data, models, tokens
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.tokens import Target, encode
@@ -31,8 +33,30 @@ def prepare(config: FinetuneConfig, split: Data) -> Ready:
     """Checks, and encodes the training rows. Raises UserError."""
     target, tokenizer = check(config, split)
     bf16 = models.use_bf16(config.precision)
+    split = usable(config, split, target, tokenizer)
+    if split.left_out:
+        logger.warning(data.left_out(split))
     train = augmentation.augmented(split.train, config)
-    return Ready(config, split, train, encode(tokenizer, target, train), target, tokenizer, bf16)
+    return Ready(config, split, train, encode(tokenizer, target, train, config.train_on), target, tokenizer, bf16)
+
+
+def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) -> Data:
+    """Returns the data without the rows of generation that there is nothing to learn of.
+
+    Raises UserError where that leaves none to train on or to measure.
+    """
+    if config.task != "generation":
+        return split
+    left_out = Counter[str]()
+    for name in ("train", "test", "validation"):
+        rows = getattr(split, name)
+        kept, reasons = tokens.usable(tokenizer, target, rows, config.long_prompts)
+        left_out += reasons
+        if len(rows) and not len(kept):
+            what = ", ".join(f"{count} have {reason}" for reason, count in reasons.items())
+            raise UserError(f"no {name} row can be used: {what}", "a larger max_length, or long_prompts: cut")
+        split = replace(split, **{name: kept})  # type: ignore[arg-type]
+    return replace(split, left_out=left_out)
 
 
 def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
@@ -43,6 +67,8 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     models.check_servable(config.task, config.base_model)
     augmentation.check(config)
     tokenizer = models.load_tokenizer(config.base_model)
+    if config.chat_template:
+        tokenizer.chat_template = config.chat_template
     longest = models.max_length(config.base_model, tokenizer)
     if config.task == "generation":
         # Measured through the server, where each call has to have room for one token to make.

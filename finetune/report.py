@@ -24,15 +24,16 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     """Checks a YAML file, its data and its base model without training, prints what was found and returns it.
 
     The keys: train, test, validation (rows); duplicates (rows left out of training because they are held out);
-    repeated (rows with another's input), contradictory (those of them with another answer); labels (share by name);
-    lengths (tokens: median, 95 %, longest, and the share of rows past max_length); inexact (entities that begin or end
-    inside a token). Raises UserError as finetune would.
+    left_out (rows that nothing can be learned of, by reason); repeated (rows with another's input), contradictory
+    (those of them with another answer); labels (share by name); lengths (tokens: median, 95 %, longest, and the share
+    of rows past max_length); inexact (entities that begin or end inside a token). Raises UserError as finetune would.
     """
     console = console or Console()
     config = config_module.load(path)
     models.quiet()
     split = data.load(config)
     target, tokenizer = preparation.check(config, split)
+    split = preparation.usable(config, split, target, tokenizer)
     longest = target.max_length
     lengths = np.sort(np.fromiter((_length(tokenizer, row) for row in chain(split.train, split.test)), int))
     shares = split.label_distribution()
@@ -42,6 +43,8 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         f"{len(split.train)} rows to train on, {len(split.test)} held out, "
         f"{split.duplicates} left out because they are held out too"
     )
+    if split.left_out:
+        console.print(data.left_out(split))
     if split.validation:
         console.print(f"{len(split.validation)} more rows tell which epoch is best")
     if config.continue_from:
@@ -68,6 +71,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         "test": len(split.test),
         "validation": len(split.validation),
         "duplicates": split.duplicates,
+        "left_out": dict(split.left_out),
         "repeated": repeated,
         "contradictory": contradictory,
         "labels": shares,

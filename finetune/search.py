@@ -119,7 +119,7 @@ def _run(trial: optuna.Trial, config: FinetuneConfig, split: Data, state: Path) 
     ready = preparation.prepare(config, split)
 
     def measure(model: Any) -> float:
-        found = evaluation.evaluate(model, ready.tokenizer, ready.target, split.validation, bf16=False)
+        found = evaluation.evaluate(model, ready.tokenizer, ready.target, ready.split.validation, bf16=False)
         return found.metrics[quality.headline(checkpoint.TASKS[config.task], found.metrics).name]
 
     shutil.rmtree(state, ignore_errors=True)
@@ -144,7 +144,9 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
 def _yaml(values: Mapping[str, Any], directory: Path, study: optuna.Study) -> str:
     """Returns the values as a config file that may stand anywhere."""
     config, best = parse(values, directory), study.best_trial
-    whole = {key: str(getattr(config, key)) if key in PATHS else value for key, value in values.items()}
+    whole = {
+        key: str(getattr(config, key)) if key in (*PATHS, "chat_template") else value for key, value in values.items()
+    }
     head = f"# Trial {best.number} of {len(_finished(study))}: {best.value:.4f} on the validation rows.\n"
     return head + yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # fmt: off
 FIXED = {
     "task", "continue_from", "replay", "replay_share", "train", "output", "test", "test_size", "validation_size",
-    "format", "columns", "prompt_template", "labels", "problem_type", "max_train_rows", "max_test_rows",
-    "keep_test_split", "precision", "save_steps", "report_to", "seed",
+    "format", "columns", "prompt_template", "chat_template", "group_column", "long_prompts", "labels", "problem_type",
+    "max_train_rows", "max_test_rows", "keep_test_split", "precision", "save_steps", "report_to", "seed",
 }
 # fmt: on
 SEARCHED = [key for key in CHECKS if key not in FIXED]

@@ -62,10 +62,10 @@ class Spool(Sequence[Row]):
 
 
 class View(Sequence[Row]):
-    """Some rows of a spool, in any order. Reads them when they are asked for."""
+    """Some rows of a spool or a list, in any order. Reads them when they are asked for."""
 
-    def __init__(self, spool: Spool, places: Places) -> None:
-        self._spool = spool
+    def __init__(self, rows: Sequence[Row], places: Places) -> None:
+        self._rows = rows
         self._places = places
 
     def __len__(self) -> int:
@@ -77,4 +77,4 @@ class View(Sequence[Row]):
     def __getitem__(self, place: slice) -> "View": ...
     def __getitem__(self, place: int | slice) -> "Row | View":
         found: Any = self._places[place]
-        return View(self._spool, found) if isinstance(place, slice) else self._spool[int(found)]
+        return View(self._rows, found) if isinstance(place, slice) else self._rows[int(found)]

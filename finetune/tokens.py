@@ -4,12 +4,15 @@ IGNORED marks positions that no loss and no metric counts.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tuneserve import entities, examples
-from tuneserve.finetune.spool import Spool
+from tuneserve.finetune.spool import Spool, View
 from tuneserve.rows import Row
 
 IGNORED = -100
@@ -26,13 +29,33 @@ class Target:
     temperature: float = 1.0  # what logits are divided by before they become probabilities
 
 
-def encode(tokenizer: Any, target: Target, rows: Iterable[Row]) -> Spool:
-    """Returns `input_ids`, `attention_mask`, `labels` and what else the model wants, one dict a row, not padded."""
+def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> Spool:
+    """Returns `input_ids`, `attention_mask`, `labels` and what else the model wants, one dict a row, not padded.
+
+    With `train_on: all-turns` every answer of a conversation has labels, and some conversations give several dicts.
+    What is measured is always the last one, as whoever measures it later can't know how it was trained.
+    """
     if target.task == "sequence-classification":
         return Spool(_sequences(tokenizer, rows, target.labels, target.max_length))
     if target.task == "token-classification":
         return Spool(_entities(tokenizer, rows, target.labels, target.max_length))
-    return Spool(_answer(tokenizer, row, target.max_length) for row in rows)
+    return Spool(_answers(tokenizer, rows, target.max_length, train_on))
+
+
+def usable(
+    tokenizer: Any, target: Target, rows: Sequence[Row], long_prompts: str
+) -> tuple[Sequence[Row], Counter[str]]:
+    """Returns the rows of generation that there is something to learn of, and how many others there are, by reason."""
+    kept, left_out = array("q"), Counter[str]()
+    for place, row in enumerate(rows):
+        found = examples.example(tokenizer, row, target.max_length)
+        if not any(found.counted):
+            left_out["answer without tokens"] += 1
+        elif found.is_cut and long_prompts == "drop":
+            left_out["prompt too long"] += 1
+        else:
+            kept.append(place)
+    return (View(rows, np.array(kept, np.int64)) if left_out else rows), left_out
 
 
 def lengths(encoded: Iterable[Row]) -> Sequence[int]:
@@ -78,7 +101,12 @@ def lost_entities(tokenizer: Any, row: Row) -> int:
     return len(set(spans) - set(found))
 
 
-def _answer(tokenizer: Any, row: Row, max_length: int) -> Row:
-    found = examples.example(tokenizer, row, max_length)
-    targets = [id_ if counts else IGNORED for id_, counts in zip(found.ids, found.counted, strict=True)]
-    return {"input_ids": found.ids, "attention_mask": [1] * len(found.ids), "labels": targets}
+def _answers(tokenizer: Any, rows: Iterable[Row], max_length: int, train_on: str) -> Iterator[Row]:
+    for row in rows:
+        if train_on == "all-turns":
+            found = examples.of_all_turns(tokenizer, row, max_length)
+        else:
+            found = [examples.example(tokenizer, row, max_length)]
+        for one in found:
+            targets = [id_ if counts else IGNORED for id_, counts in zip(one.ids, one.counted, strict=True)]
+            yield {"input_ids": one.ids, "attention_mask": [1] * len(one.ids), "labels": targets}

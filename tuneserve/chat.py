@@ -4,6 +4,7 @@ gRPC's Struct forgets the order of its keys, and a template writes the keys of t
 was trained in another order than what is served would be other tokens.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from tuneserve.errors import UserError
 
 # As tools are usually written; the others follow by name.
 _KEYS = ("type", "function", "id", "name", "description", "parameters", "arguments", "properties", "title", "text")
+# As transformers looks for them.
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
 
 
@@ -35,19 +38,28 @@ def token_ids(
 
     Raises UserError when the template refuses them.
     """
+    ids = _rendered(tokenizer, row, messages, return_dict=False, add_generation_prompt=add_generation_prompt)
+    return list(ids)
+
+
+def assistant_mask(tokenizer: Any, row: Mapping[str, Any]) -> list[bool]:
+    """Returns for each id of a whole conversation whether it is the assistant's; none where the template marks none."""
+    if not _MARKS.search(tokenizer.get_chat_template(tools=row.get("tools"))):
+        return []
+    options = {"return_dict": True, "return_assistant_tokens_mask": True}
+    found = _rendered(tokenizer, row, row["messages"], add_generation_prompt=False, **options)
+    return list(map(bool, found["assistant_masks"]))
+
+
+def _rendered(tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], **options: Any) -> Any:
     from jinja2 import TemplateError
 
     try:
-        ids = tokenizer.apply_chat_template(
-            ordered(list(messages)),
-            tools=ordered(row.get("tools")),
-            tokenize=True,
-            return_dict=False,
-            add_generation_prompt=add_generation_prompt,
+        return tokenizer.apply_chat_template(
+            ordered(list(messages)), tools=ordered(row.get("tools")), tokenize=True, **options
         )
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise UserError(
             f"the chat template can't render a conversation of {roles}: {error}", "see which roles it takes"
         ) from None
-    return list(ids)

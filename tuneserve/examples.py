@@ -32,6 +32,31 @@ def example(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> Example:
     return _fitted(tokenizer, row, Example(ids, counted, start), max_length)
 
 
+def of_all_turns(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> list[Example]:
+    """Returns a row as `example` does, with every answer of its conversation counted.
+
+    Which tokens those are is what the template marks with {% generation %}, or else what it renders of an answer when
+    nothing follows. Where it renders that differently afterwards (without its reasoning, say), the conversation up to
+    there is an example of its own: what is learned is what the model will have to say.
+    """
+    ids, start = answer(tokenizer, row)
+    counted, apart = [False] * start + [True] * (len(ids) - start), []
+    messages = row.get("messages", ())
+    # One that opens a conversation answers nothing.
+    earlier = [place for place, turn in enumerate(messages[:-1]) if place and turn["role"] == "assistant"]
+    if earlier and (marked := chat.assistant_mask(tokenizer, row)):
+        counted[:start] = marked[:start]
+        earlier = []
+    for place in earlier:
+        part = {**row, "messages": messages[: place + 1]}
+        its, begin = answer(tokenizer, part)
+        if its == ids[: len(its)]:
+            counted[begin : len(its)] = [True] * (len(its) - begin)
+        else:
+            apart.append(example(tokenizer, part, max_length))
+    return [_fitted(tokenizer, row, Example(ids, counted, start), max_length), *apart]
+
+
 def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
     """Returns the token ids of a whole row and the position where its answer begins.
 
@@ -45,13 +70,15 @@ def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return [*prompt, *completion, *end], len(prompt)
     if not tokenizer.chat_template:
-        raise UserError("base_model has no chat template", "use rows of prompt and completion, or a chat model")
+        raise UserError(
+            "base_model has no chat template", "give one as `chat_template`, or rows of prompt and completion"
+        )
     prompt = chat.token_ids(tokenizer, row, row["messages"][:-1], add_generation_prompt=True)
     whole = chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise UserError(
             "the chat template renders a prompt differently once an answer follows it",
-            "use rows of prompt and completion with this model",
+            "use rows of prompt and completion with this model, or another `chat_template`",
         )
     return whole[: _end_of_turn(tokenizer, whole, len(prompt))], len(prompt)
 

@@ -1,6 +1,9 @@
 """The whole program on tiny real models: what it leaves on disk, and what it refuses."""
 
+import asyncio
+import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from tuneserve import card, checkpoint, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import merging, models
 from tuneserve.finetune.report import validate
+from tuneserve.server.tokenizer import Tokenizer
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 from .conftest import WORDS
@@ -209,6 +213,50 @@ def test_chat(run: Run, tmp_path: Path, chat: Path) -> None:
     assert before.apply_chat_template(messages) == after.apply_chat_template(messages)
     assert manifest.chat_template_sha256 == checkpoint.describe(chat).chat_template_sha256
     assert after.eos_token == "<|im_end|>"
+
+
+def test_a_base_model_with_a_chat_template_of_its_own(run: Run, tmp_path: Path, chat: Path, talk: Path) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant] {% endif %}"
+    (tmp_path / "mine.jinja").write_text(template)
+    given = {"task": "generation", "base_model": str(chat), "train": str(talk), "chat_template": "mine.jinja"}
+    output = run(tmp_path, epochs=15, learning_rate=1e-2, **given)
+    manifest = checkpoint.load(output)
+    assert manifest.lineage[2].metrics["perplexity"] < 2
+    assert manifest.chat_template_sha256 == hashlib.sha256(template.encode()).hexdigest()
+    assert rows.read(output / merging.SAMPLES)[0]["answer"] == "yes"
+    # As it is served.
+    served = Tokenizer(output, 64)
+    messages = [{"role": "user", "content": "hi"}]
+    assert asyncio.run(served.render(messages, add_generation_prompt=True)) == "[user] hi<|im_end|>\n[assistant] "
+
+
+@pytest.mark.parametrize(("long_prompts", "left_out"), [("cut", 0), ("drop", 8)])
+def test_rows_too_long_for_their_answers(
+    run: Run, tmp_path: Path, chat: Path, capsys: pytest.CaptureFixture[str], long_prompts: str, left_out: int
+) -> None:
+    """Cut at the end, these would have no answer left: a loss over nothing, which is no number."""
+    long = [{"prompt": f"{number} " + "so " * 60, "completion": "yes"} for number in range(8)]
+    rows.write(tmp_path / "d.jsonl", long + [{"prompt": f"say {number}", "completion": "yes"} for number in range(8)])
+    given = {"task": "generation", "base_model": str(chat), "train": "d.jsonl", "batch_size": 1, "test_size": 0.25}
+    given |= {"long_prompts": long_prompts, "output": "out", "max_length": 64, "epochs": 1}
+    (tmp_path / "run.yaml").write_text(json.dumps(given))
+    found = validate(tmp_path / "run.yaml")
+    assert sum(found["left_out"].values()) == left_out
+    assert ("8 rows are left out: 8 with prompt too long" in capsys.readouterr().out) == bool(left_out)
+    trained = checkpoint.load(run(tmp_path, **given)).lineage[1].metrics
+    assert math.isfinite(trained["train_loss"])
+    assert trained["train_rows"] == found["train"]
+    assert trained["left_out_rows"] == left_out
+    assert found["train"] + found["test"] == 16 - left_out
+
+
+def test_rows_of_which_none_can_be_used(tmp_path: Path, chat: Path) -> None:
+    rows.write(tmp_path / "d.jsonl", [{"prompt": f"{number} " + "so " * 60, "completion": "y"} for number in range(20)])
+    given = {"task": "generation", "base_model": str(chat), "train": "d.jsonl", "output": "out", "max_length": 64}
+    (tmp_path / "run.yaml").write_text(json.dumps(given | {"long_prompts": "drop"}))
+    with pytest.raises(UserError, match="no train row can be used: 18 have prompt too long"):
+        validate(tmp_path / "run.yaml")
 
 
 def test_tuning_a_checkpoint_again_keeps_its_history(run: Run, tmp_path: Path, trained: Path, reviews: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from tuneserve import rows
+from tuneserve.errors import UserError
 from tuneserve.finetune import config, continual, data, split
 
 WORDS = ("sky", "sea", "rain", "snow", "wind", "sun", "fog")
@@ -126,6 +128,73 @@ def test_loading_takes_few_bytes_of_memory_for_a_row(tmp_path: Path) -> None:
     assert held / count < 30
     # The rows themselves would be 500 and more.
     assert peak / count < 200
+
+
+def turns(*contents: str) -> dict[str, Any]:
+    roles = ["user", "assistant"] * len(contents)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]}
+
+
+def sides(found: data.Data, key: Callable[[Any], Any]) -> list[set[Any]]:
+    return [{key(row) for row in rows} for rows in (found.train, found.validation, found.test)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_beginning_of_a_conversation_is_on_its_side(tmp_path: Path, seed: int) -> None:
+    talks = [turns(*(f"{number} {turn}" for turn in range(2 * length))) for number in range(40) for length in (1, 2, 3)]
+    # Which is not: another conversation that begins with the same question.
+    talks += [turns("hi", "ho", f"next {number}", "yes") for number in range(20)]
+    rows.write(tmp_path / "d.jsonl", talks)
+    given = {"task": "generation", "base_model": "m", "output": "o", "train": "d.jsonl", "seed": seed}
+    found = data.load(config.parse(given | {"test_size": 0.2, "validation_size": 0.2}, tmp_path))
+    assert found.duplicates == 0
+    assert sum(map(len, (found.train, found.validation, found.test))) == len(talks)
+    firsts = sides(found, lambda row: row["messages"][0]["content"])
+    for one, other in combinations(firsts, 2):
+        assert one & other <= {"hi"}
+    assert all("hi" in first for first in firsts)
+    # Of 40 conversations and 20.
+    assert len(firsts[2] - {"hi"}) + sum(len(row["messages"]) == 4 for row in found.test) >= 8
+
+
+def test_a_conversation_is_not_trained_on_whose_beginning_is_in_a_test_file(tmp_path: Path) -> None:
+    rows.write(tmp_path / "d.jsonl", [turns("a", "b", "c", "d"), turns("e", "f"), turns("a", "x")])
+    rows.write(tmp_path / "t.jsonl", [turns("a", "y"), turns("e", "f", "g", "h")])
+    given = {"task": "generation", "base_model": "m", "output": "o", "train": "d.jsonl", "test": "t.jsonl"}
+    with pytest.raises(UserError, match="0 rows to train on, 2 to test on"):
+        data.load(config.parse(given, tmp_path))
+    rows.write(tmp_path / "t.jsonl", [turns("e", "f", "g", "h")])
+    found = data.load(config.parse(given, tmp_path))
+    assert found.duplicates == 1
+    assert sides(found, lambda row: row["messages"][0]["content"]) == [{"a"}, set(), {"e"}]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_is_on_one_side(tmp_path: Path, seed: int) -> None:
+    texts = [{"text": f"text {n}", "label": "ab"[n % 2], "author": n // 7} for n in range(420)]
+    # Of no group.
+    texts += [{"text": f"alone {n}", "label": "a", "author": None} for n in range(80)]
+    rows.write(tmp_path / "d.jsonl", texts)
+    given = {"task": TEXTS, "base_model": "m", "output": "o", "train": "d.jsonl", "seed": seed}
+    given |= {"test_size": 0.2, "validation_size": 0.2, "group_column": "author"}
+    found = data.load(config.parse(given, tmp_path))
+    assert sum(map(len, (found.train, found.validation, found.test))) == 500
+    author = {row["text"]: row["author"] for row in texts}
+    groups = sides(found, lambda row: author[row["text"]])
+    for one, other in combinations(groups, 2):
+        assert one & other <= {None}
+    assert all({"text", "label"} == row.keys() for row in found.train)
+    assert 60 <= len(found.test) <= 140
+
+
+def test_groups_that_are_too_few_or_nowhere(tmp_path: Path) -> None:
+    rows.write(tmp_path / "d.jsonl", [{"text": f"text {n}", "label": "ab"[n % 2], "author": n % 3} for n in range(99)])
+    given = {"task": TEXTS, "base_model": "m", "output": "o", "train": "d.jsonl", "group_column": "author"}
+    with pytest.raises(UserError, match="99 rows to train on, 0 to test on") as caught:
+        data.load(config.parse(given, tmp_path))
+    assert "more groups" in caught.value.hint
+    with pytest.raises(UserError, match="no column writer, which `group_column` names"):
+        data.load(config.parse(given | {"group_column": "writer"}, tmp_path))
 
 
 def test_shuffling_is_that_of_a_list() -> None:

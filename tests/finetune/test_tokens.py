@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,38 @@ def test_the_loss_counts_the_answer_and_its_end_only(chat_tokenizer: Any) -> Non
     assert chat_tokenizer.decode(counted) == "yo<|im_end|>"
     assert chat_tokenizer.decode(row["input_ids"]).startswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert len(row["input_ids"]) == len(row["labels"]) == len(row["attention_mask"])
+
+
+def test_all_turns_are_learned_and_the_last_is_measured(chat_tokenizer: Any) -> None:
+    row = {"messages": [*CHAT["messages"], {"role": "user", "content": "so"}, {"role": "assistant", "content": "no"}]}
+    target = Target("generation", (), "single-label", 100)
+
+    def counted(*train_on: str) -> str:
+        [item] = tokens.encode(chat_tokenizer, target, [row], *train_on)
+        return chat_tokenizer.decode([token for token in item["labels"] if token != IGNORED])
+
+    assert counted("all-turns") == "yo<|im_end|>no<|im_end|>"
+    assert counted("last-turn") == counted() == "no<|im_end|>"
+
+
+def test_rows_that_nothing_can_be_learned_of(chat_tokenizer: Any) -> None:
+    long = {"prompt": "so " * 20, "completion": "yes"}
+    target = Target("generation", (), "single-label", 32)
+    rows = [{"prompt": "so", "completion": "yes"}, long, {"prompt": "so", "completion": "yes " * 20}]
+    kept, left_out = tokens.usable(chat_tokenizer, target, rows, "cut")
+    assert kept == rows
+    assert not left_out
+    # No loss of it is a mean over nothing, which is no number.
+    assert all(set(item["labels"]) != {IGNORED} for item in tokens.encode(chat_tokenizer, target, rows))
+    kept, left_out = tokens.usable(chat_tokenizer, target, rows, "drop")
+    assert list(kept) == [rows[0], rows[2]]
+    assert left_out == {"prompt too long": 1}
+    silent = "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}"
+    chat_tokenizer = copy.copy(chat_tokenizer)
+    chat_tokenizer.chat_template = silent
+    kept, left_out = tokens.usable(chat_tokenizer, target, [CHAT, rows[0]], "cut")
+    assert list(kept) == [rows[0]]
+    assert left_out == {"answer without tokens": 1}
 
 
 PEOPLE = Target("token-classification", ("O", "B-PER", "I-PER"), "single-label", 32)

@@ -200,6 +200,57 @@ def test_half_of_the_length_is_left_to_an_answer(tokenizer: Any) -> None:
     assert sum(found.counted) == 32 - len(tokenizer(ROWS[3]["prompt"])["input_ids"])
 
 
+def learned(tokenizer: Any, row: Row, length: int = 1000) -> list[list[str]]:
+    """The answers that count, of each example."""
+    found = []
+    for one in examples.of_all_turns(tokenizer, row, length):
+        runs: list[list[int]] = [[]]
+        for id_, counts in zip(one.ids, one.counted, strict=True):
+            if counts:
+                runs[-1].append(id_)
+            elif runs[-1]:
+                runs.append([])
+        found.append([tokenizer.decode(run) for run in runs if run])
+    return found
+
+
+def test_all_turns_count_and_nothing_between_them(tokenizer: Any) -> None:
+    assert learned(tokenizer, CHATS[0]) == [["the film was good<|im_end|>"]]
+    assert learned(tokenizer, CHATS[1]) == [["good<|im_end|>", "bad<|im_end|>"]]
+    assert learned(tokenizer, ROWS[0]) == [["m was good<|im_end|>"]]
+    # What opens a conversation answers nothing.
+    opened = {"messages": [{"role": "assistant", "content": "hi"}, *CHATS[0]["messages"]]}
+    assert learned(tokenizer, opened) == [["the film was good<|im_end|>"]]
+    # A call of a tool and what is made of its result.
+    turns = [("user", "how"), ("assistant", "call"), ("tool", "42"), ("assistant", "fine")]
+    called = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    assert learned(tokenizer, called) == [["call<|im_end|>", "fine<|im_end|>"]]
+
+
+def test_an_earlier_answer_that_is_cut_into_does_not_count(tokenizer: Any) -> None:
+    row = chat("how was it", "the film was good " * 9, "and the movie", "bad")
+    assert learned(tokenizer, row) == [["the film was good " * 9 + "<|im_end|>", "bad<|im_end|>"]]
+    assert learned(tokenizer, row, 60) == [["bad<|im_end|>"]]
+    [cut] = examples.of_all_turns(tokenizer, row, 60)
+    assert "film was good <|im_end|>" in tokenizer.decode(cut.ids)
+
+
+def test_turns_that_are_rendered_otherwise_later_are_learned_as_they_are_said(tokenizer: Any) -> None:
+    """As templates of models that reason: only the last answer has its thoughts."""
+    thoughts = "{% if loop.last and message.role == 'assistant' %}<think></think>{% endif %}{{ message.content }}"
+    tokenizer.chat_template = TEMPLATE.replace("{{ message.content }}", thoughts)
+    first, second = "<think></think>good<|im_end|>", "<think></think>bad<|im_end|>"
+    assert learned(tokenizer, CHATS[1]) == [[second], [first]]
+    whole, part = examples.of_all_turns(tokenizer, CHATS[1], 1000)
+    assert "assistant\ngood<|im_end|>" in tokenizer.decode(whole.ids)
+    assert part == examples.example(tokenizer, {"messages": CHATS[1]["messages"][:3]}, 1000)
+    # Unless it says which they are.
+    marked = "{% if message.role == 'assistant' %}{% generation %}" + thoughts + "<|im_end|>{% endgeneration %}"
+    turn = marked + "{% else %}{{ message.content }}<|im_end|>{% endif %}"
+    tokenizer.chat_template = TEMPLATE.replace("{{ message.content }}<|im_end|>", turn)
+    assert learned(tokenizer, CHATS[1]) == [["good<|im_end|>", second]]
+
+
 @pytest.mark.parametrize(
     ("end", "counted"),
     [("<|im_end|>\n", "good<|im_end|>"), ("</s> \n", "good</s>"), ("\n", "good\n"), ("", "good")],
