@@ -7,8 +7,14 @@
 
 smoothquant and awq scale what a norm gives and unscale it in the layers that read it. That changes nothing else only
 where these layers alone read the norm. In BERT and RoBERTa the residual stream does, too.
+
+Processors without VNNI multiply int8 weights with activations of 0 to 255 (shifted to be unsigned) and add two products
+in 16 bits, which saturate: exact are weights from -64 to 64, as 2 * 255 * 64 = 32,640 is below 2^15 = 32,768. Weights
+of a reduced range are rounded to 7 bits, -64 to 63, and stored as int8 like the others.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from tuneserve.quantize.schemes import Recipe, Scheme
@@ -30,6 +36,7 @@ SCALED = (*LLAMA_LIKE, "modernbert")
 # How much of the outliers goes into the weights. Llamas have larger ones than those that the paper's 0.5 was for: of a
 # chat model's perplexity it cost 3.3 %, and 0.8 cost 2.8 % (benchmarks/results).
 _SMOOTHING, _LLAMA_SMOOTHING = 0.5, 0.8
+_REDUCED_BITS = 7
 
 
 def unfit(method: str, model_type: str) -> str:
@@ -59,12 +66,25 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
     """What the numbers are, whatever the method. The target is the class, not names: vLLM fuses query, key and value
     into one layer of another name.
     """
+    if recipe.reduce_range:
+        weights = {"num_bits": _REDUCED_BITS, "type": "int", "symmetric": True, "strategy": "channel"}
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}}
     presets = {"w8a8": "W8A8", "fp8": "FP8_DYNAMIC"}
     if preset := presets.get(recipe.scheme.name):
         return {"targets": ["Linear"], "scheme": preset}
     groups = {"strategy": "group", "group_size": recipe.group_size} if recipe.group_size else {"strategy": "channel"}
     weights = {"num_bits": recipe.scheme.bits, "type": "int", "symmetric": True, **groups}
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+
+
+def declare_stored_bits(directory: Path) -> None:
+    """Makes config.json of weights of a reduced range say how they are stored, which is all that their readers ask."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for group in config["quantization_config"]["config_groups"].values():
+        group["weights"]["num_bits"] = 8
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def scaling(method: str, model_type: str) -> list[Any]:

@@ -66,8 +66,12 @@ def check(
     platform: Platform,
     method: str = "rtn",
     fp8_cache: bool = False,
+    reduce_range: bool = False,
 ) -> Recipe:
-    """Returns what will be done to the checkpoint. Raises UserError for what can't be served, saying why."""
+    """Returns what will be done to the checkpoint. Raises UserError for what can't be served, saying why.
+
+    Weights of w8a8 get a reduced range where asked for, and where this platform needs it.
+    """
     scheme = SCHEMES.get(scheme_name)
     if scheme is None:
         raise UserError(f"scheme {scheme_name!r} is unknown", f"allowed: {', '.join(SCHEMES)}, auto")
@@ -87,7 +91,9 @@ def check(
         raise UserError(f"{directory}: no linear layers in numbered blocks, so nothing to quantize")
     if not platform.is_gpu:
         _check_tiles(scheme, layers)
-    return Recipe(scheme, method, group_size(layers) if scheme.name == "w4a16" else None, fp8_cache)
+    size = group_size(layers) if scheme.name == "w4a16" else None
+    reduced = scheme.name == "w8a8" and (reduce_range or not platform.tier.int8_exact)
+    return Recipe(scheme, method, size, fp8_cache, reduced)
 
 
 def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
@@ -101,12 +107,14 @@ def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
         )
 
 
-def served(manifest: pb.Checkpoint, directory: Path, platform: Platform, fp8_cache: bool = False) -> list[Recipe]:
+def served(
+    manifest: pb.Checkpoint, directory: Path, platform: Platform, fp8_cache: bool = False, reduce_range: bool = False
+) -> list[Recipe]:
     """Returns what can be served here, the scheme first that should be the fastest on this platform."""
     found = []
     for scheme in _BY_SPEED_GPU if platform.is_gpu else _BY_SPEED_CPU:
         with suppress(UserError):
-            found.append(check(scheme, manifest, directory, platform, fp8_cache=fp8_cache))
+            found.append(check(scheme, manifest, directory, platform, "rtn", fp8_cache, reduce_range))
     return found
 
 

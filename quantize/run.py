@@ -43,6 +43,7 @@ def quantize(
     method: str | None = None,
     calibration_file: Path | None = None,
     fp8_cache: bool = False,
+    reduce_range: bool = False,
 ) -> Report:
     """Writes the checkpoint `source`, quantized, to `output`; returns and prints what that changed.
 
@@ -50,7 +51,8 @@ def quantize(
     be lost, as a share (0.01 is one point of accuracy or F1, or 1 % of perplexity); None keeps any result. `data`:
     rows to measure on in place of the checkpoint's own held-out rows. `before`: a measurement of `source` on the same
     rows, made earlier. `method`: the only one to try (methods.py). `calibration_file`: rows in place of those that
-    the checkpoint keeps. `fp8_cache`: also the cache of keys and values in 8-bit floats.
+    the checkpoint keeps. `fp8_cache`: also the cache of keys and values in 8-bit floats. `reduce_range`: weights of
+    w8a8 that are exact on CPUs without VNNI too; there they always are.
 
     Where too much is lost, the scheme's other methods are tried, and the blocks that lose most are left as they are.
     Raises UserError for what can't be served here, before anything slow; StepFailed, with nothing kept, when nothing
@@ -63,7 +65,9 @@ def quantize(
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output}: inside the checkpoint that is read", "choose an output beside it")
     manifest = checkpoint.load(source)
-    recipes = _recipes(scheme, source, manifest, method, fp8_cache)
+    recipes = _recipes(scheme, source, manifest, method, fp8_cache=fp8_cache, reduce_range=reduce_range)
+    if not reduce_range and any(recipe.reduce_range for recipe in recipes):
+        logger.info("w8a8 gets weights of a reduced range: with the full one, products saturate on a CPU without VNNI")
     rows = list(data) if data is not None else held_out_rows(source, manifest)
     seen = calibration.load(source, manifest, calibration_file, rows)
     chosen = [(recipe, _methods(recipe, source, method, seen)) for recipe in recipes]
@@ -93,14 +97,16 @@ def quantize(
     return best.report
 
 
-def _recipes(scheme: str, source: Path, manifest: pb.Checkpoint, method: str | None, fp8_cache: bool) -> list[Recipe]:
+def _recipes(scheme: str, source: Path, manifest: pb.Checkpoint, method: str | None, **wanted: bool) -> list[Recipe]:
     platform = preflight.this_platform()
+    if wanted["reduce_range"] and scheme not in ("auto", "w8a8"):
+        raise UserError(f"--reduce-range with --scheme {scheme}", "it is for the int8 weights of w8a8")
     if scheme != "auto":
-        return [preflight.check(scheme, manifest, source, platform, method or "rtn", fp8_cache)]
+        return [preflight.check(scheme, manifest, source, platform, method or "rtn", **wanted)]
     if method:
         raise UserError("--method with --scheme auto", "auto tries the methods of each scheme: name a scheme, or none")
     preflight.check_checkpoint(manifest, source)
-    if found := preflight.served(manifest, source, platform, fp8_cache):
+    if found := preflight.served(manifest, source, platform, **wanted):
         return found
     raise UserError(f"{source}: no scheme can be served here", "each --scheme alone says why")
 
@@ -160,6 +166,7 @@ class _Work:
             "method": recipe.method,
             "group_size": recipe.group_size,
             "kv_cache": "fp8" if recipe.fp8_cache else None,
+            "reduce_range": recipe.reduce_range or None,
             "kept_blocks": recipe.kept or None,
             "max_drop": self.max_drop,
             "measured_on_sha256": sha256_rows(self.rows),

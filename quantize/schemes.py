@@ -23,7 +23,7 @@ _ALL = (
         "compressed-tensors",
         8,
         ("rtn", "smoothquant", "gptq", "smoothquant-gptq"),
-        "int8 weights and activations: half the size, faster on CPU and GPU",
+        "int8 weights and activations: half the size, faster on GPUs and on CPUs with VNNI",
     ),
     Scheme("fp8", "compressed-tensors", 8, ("rtn",), "8-bit floats: half the size, fastest on new GPUs"),
     Scheme("w8a16", "compressed-tensors", 8, ("rtn", "gptq"), "int8 weights alone: half the size, on GPUs"),
@@ -53,6 +53,8 @@ class Recipe:
     group_size: int | None = None
     # The cache of keys and values in 8-bit floats, with scales from the calibration rows.
     fp8_cache: bool = False
+    # Weights of w8a8 within ±64, half of what fits, so that no product saturates on CPUs without VNNI (methods.py).
+    reduce_range: bool = False
     # Numbers of the blocks that stay as they are.
     kept: tuple[int, ...] = ()
 
@@ -61,7 +63,8 @@ class Recipe:
         """What it is, in a few words for people."""
         kept = f"without block{'s' * (len(self.kept) > 1)} {', '.join(map(str, self.kept))}" if self.kept else ""
         cache = "with an fp8 cache" if self.fp8_cache else ""
-        return " ".join(filter(None, (self.scheme.name, self.method, cache, kept)))
+        reduced = "of reduced range" if self.reduce_range else ""
+        return " ".join(filter(None, (self.scheme.name, self.method, reduced, cache, kept)))
 
     @property
     def needs_rows(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneserve.layers import block_of
 from tuneserve.quantize import calibration
-from tuneserve.quantize.weights import auto_class, quiet
+from tuneserve.quantize.weights import auto_class, computed_in, quiet
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -37,7 +37,8 @@ def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequen
     logger.info("looking for the blocks that lose most, on %d calibration rows", len(rows[:ROWS]))
     with quiet(), torch.inference_mode():
         auto = auto_class(manifest.task)
-        whole, small = (auto.from_pretrained(path, dtype="auto").eval() for path in (original, quantized))
+        dtype = computed_in(getattr(torch, manifest.dtype))
+        whole, small = (auto.from_pretrained(path, dtype=dtype).eval() for path in (original, quantized))
         encoded = calibration.encode(AutoTokenizer.from_pretrained(original), manifest, rows[:ROWS])
         batches = list(calibration.tensors(encoded))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tuneserve import tiers
 from tuneserve.layers import block_of, heads
 from tuneserve.quantize import calibration, methods
 from tuneserve.quantize.schemes import Recipe, Scheme
@@ -41,6 +42,8 @@ def write(source: Path, target: Path, manifest: pb.Checkpoint, recipe: Recipe, r
             config = _bitsandbytes(recipe.scheme, kept, manifest.dtype)
             model = auto.from_pretrained(source, dtype="auto", quantization_config=config)
         model.save_pretrained(target)
+        if recipe.reduce_range:
+            methods.declare_stored_bits(target)
 
 
 def _compress(
@@ -51,13 +54,33 @@ def _compress(
     steps = methods.modifiers(recipe, kept, model.config.model_type)
     if not recipe.needs_rows:
         return oneshot(model=model, recipe=steps)
+    stored = model.dtype
+    model = model.to(computed_in(stored))
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
 
     encoded = calibration.encode(AutoTokenizer.from_pretrained(source), manifest, rows)
     batches = DataLoader(list(calibration.tensors(encoded)), batch_size=None)
     with _unpinned():
-        return oneshot(model=model, recipe=steps, dataset=batches, pipeline="sequential")
+        model = oneshot(model=model, recipe=steps, dataset=batches, pipeline="sequential")
+    return _stored_in(stored, model)
+
+
+def computed_in(stored: Any) -> Any:
+    """Returns the type of torch to run a model in whose file holds `stored`: not 16 bits where those are emulated."""
+    import torch
+
+    return torch.float32 if tiers.this_tier().dtype == "float32" else stored
+
+
+def _stored_in(dtype: Any, model: Any) -> Any:
+    """Everything but what the quantized weights are made of: rounding their scales would move them off their grid."""
+    for module in model.modules():
+        exact = ("weight", "weight_scale") if hasattr(module, "quantization_scheme") else ()
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in exact and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model
 
 
 @contextlib.contextmanager

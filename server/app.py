@@ -62,6 +62,8 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
             try:
                 settings = hardware.detect(config, manifest)
                 logger.info("model %s %s", name, settings.why)
+                for warning in settings.warnings:
+                    logger.warning("model %s: %s", name, warning)
                 return VllmEngine(name, config, manifest, settings, otlp_endpoint)
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__

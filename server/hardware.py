@@ -4,17 +4,14 @@ vLLM's own defaults are for GPUs. On a CPU `dtype auto` picks what the file hold
 times slower (`tiers.py`), and the KV cache would take most of the memory. Needs neither torch nor vLLM.
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneserve.errors import UserError
 from tuneserve.server.config import ModelConfig
-from tuneserve.tiers import GPU, Tier, this_tier
+from tuneserve.tiers import GPU, Tier, saturation, this_tier
 from tuneserve.v1 import checkpoint_pb2 as pb
-
-logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 
@@ -27,6 +24,7 @@ class Hardware:
     kv_cache_bytes: int  # 0 leaves it to vLLM
     enforce_eager: bool  # no CUDA graphs, no compilation: on CPU that costs 80 s at start for a few percent
     why: str = ""  # in which type, on what, and for which reason, in one line
+    warnings: tuple[str, ...] = ()  # what is worse here than it could be, each in one line
 
 
 def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
@@ -34,12 +32,22 @@ def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
     tier = this_tier()
     dtype, reason = _dtype(config, manifest, tier)
     why = f"computes in {dtype} on {tier.title}: {reason}"
+    warnings = tuple(filter(None, (_slow(config, tier), saturation(manifest, config.path, tier))))
     if tier is GPU:
-        return Hardware(dtype, 0, enforce_eager=False, why=why)
+        return Hardware(dtype, 0, enforce_eager=False, why=why, warnings=warnings)
     # An eighth of what is free, for each model, so that several fit beside their weights. Always given: without it
     # vLLM asks for 0.9 of the machine. Encoders have no KV cache and allocate none of it.
     gib = config.kv_cache_gib or min(2.0, max(0.5, available_memory() / 8 / _GIB))
-    return Hardware(dtype, int(gib * _GIB), enforce_eager=True, why=why)
+    return Hardware(dtype, int(gib * _GIB), enforce_eager=True, why=why, warnings=warnings)
+
+
+def _slow(config: ModelConfig, tier: Tier) -> str:
+    if tier is GPU or config.dtype in ("auto", "float32", tier.dtype):
+        return ""
+    return (
+        f"dtype {config.dtype} is emulated on {tier.title}, several times slower than {tier.dtype}, "
+        "which dtype: auto would choose"
+    )
 
 
 def _dtype(config: ModelConfig, manifest: pb.Checkpoint, tier: Tier) -> tuple[str, str]:
@@ -50,14 +58,6 @@ def _dtype(config: ModelConfig, manifest: pb.Checkpoint, tier: Tier) -> tuple[st
             "serve the checkpoint that it was made of, or another scheme",
         )
     if config.dtype != "auto":
-        if tier is not GPU and config.dtype not in ("float32", tier.dtype):
-            logger.warning(
-                "%s: dtype %s on %s is several times slower than %s, which dtype: auto chooses",
-                config.path.name,
-                config.dtype,
-                tier.title,
-                tier.dtype,
-            )
         return config.dtype, "so configured"
     if manifest.quantization == "w4a16" and tier.dtype == "float32":
         return "bfloat16", "vLLM's 4-bit kernels take no float32"

@@ -154,6 +154,11 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     help="Training rows to calibrate with (JSON Lines). Default: those that finetune kept in the checkpoint.",
 )
 @click.option("--kv-cache", type=click.Choice(["fp8"]), help="Also store keys and values of a generation model so.")
+@click.option(
+    "--reduce-range",
+    is_flag=True,
+    help="w8a8 weights within ±64, exact on CPUs without VNNI too. Always done on such a CPU.",
+)
 @click.option("--data", type=FilePath, help="Rows to measure on (JSON Lines). Default: the checkpoint's held-out rows.")
 @overwrite_option
 def quantize(
@@ -164,6 +169,7 @@ def quantize(
     method: str | None,
     calibration: Path | None,
     kv_cache: str | None,
+    reduce_range: bool,
     data: Path | None,
     overwrite: bool,
 ) -> None:
@@ -186,6 +192,7 @@ def quantize(
         method=method,
         calibration_file=calibration,
         fp8_cache=kv_cache == "fp8",
+        reduce_range=reduce_range,
     )
 
 

@@ -5,6 +5,7 @@ restrict oneDNN and PyTorch to fewer instructions than there are. A tier is rest
 can be measured and tested as another. (vLLM's own kernels go by the processor alone.)
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,29 @@ def tier_of(flags: frozenset[str], environment: Mapping[str, str]) -> Tier:
     if "avx2" in flags:
         return AVX2_VNNI if "avx_vnni" in flags else AVX2
     return OTHER
+
+
+def saturation(manifest: pb.Checkpoint, directory: Path, tier: Tier) -> str:
+    """Returns a warning where a checkpoint's int8 products would saturate on a tier, and what to do; else nothing."""
+    if tier.int8_exact or not _has_int8_products(manifest, directory):
+        return ""
+    if manifest.lineage and dict(manifest.lineage[-1].config).get("reduce_range"):
+        return ""
+    return (
+        f"its int8 weights are of the full range, and their products saturate on {tier.title}: it answers worse than "
+        "where it was measured; make it again with quantize --reduce-range"
+    )
+
+
+def _has_int8_products(manifest: pb.Checkpoint, directory: Path) -> bool:
+    if manifest.quantization != "compressed-tensors":
+        return manifest.quantization == "w8a8"
+    # Another's: how it is quantized is in its config.json alone.
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    groups = (config["quantization_config"].get("config_groups") or {}).values()
+    numbers = [group[key] for group in groups for key in ("weights", "input_activations") if group.get(key)]
+    inputs = any(group.get("input_activations") for group in groups)
+    return inputs and any(one.get("type") == "int" and one.get("num_bits") == 8 for one in numbers)
 
 
 def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -197,3 +197,11 @@ def test_only_layers_in_blocks_count(bert: Path, llama: Path) -> None:
 def test_real_checkpoints_pass_on_this_machine(bert: Path, llama: Path) -> None:
     for directory in (bert, llama):
         assert check("w8a8", checkpoint.load(directory), directory, this_platform())
+
+
+def test_weights_get_a_reduced_range_where_the_platform_needs_it(wide: Path) -> None:
+    for tier in tiers.TIERS:
+        platform = Platform(tier)
+        assert check("w8a8", DECODER, wide, platform).reduce_range == (tier in (tiers.AVX2, tiers.AVX512))
+        assert check("w8a8", DECODER, wide, platform, reduce_range=True).reduce_range
+    assert not any(check(one, DECODER, wide, CPU, reduce_range=True).reduce_range for one in ("w4a16", "nf4", "int8"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve import card, checkpoint
+from tuneserve import card, checkpoint, tiers
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.latency import Latency
@@ -287,3 +287,14 @@ def test_the_manifest_is_the_only_place_that_knows_the_scheme(bert: Path, tmp_pa
     quantize(bert, tmp_path / "out", "w4a16")
     step = json.loads((tmp_path / "out" / checkpoint.MANIFEST).read_text())["lineage"][-1]
     assert step["config"]["group_size"] == 64
+
+
+def test_a_reduced_range_is_in_the_lineage(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    measures(GOOD, GOOD)
+    with pytest.raises(UserError, match="--reduce-range with --scheme nf4"):
+        quantize(bert, tmp_path / "out", "nf4", reduce_range=True)
+    report = quantize(bert, tmp_path / "out", "w8a8", reduce_range=True)
+    manifest = checkpoint.load(tmp_path / "out")
+    assert dict(manifest.lineage[-1].config)["reduce_range"] is True
+    assert report.recipe.label == "w8a8 rtn of reduced range"
+    assert not tiers.saturation(manifest, tmp_path / "out", tiers.AVX2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint, rows, tiers
 from tuneserve.quantize import weights
 from tuneserve.quantize.preflight import group_size, linear_shapes
 from tuneserve.quantize.schemes import SCHEMES, Recipe
@@ -127,3 +127,43 @@ def test_the_libraries_print_nothing(bert: Path, tmp_path: Path, capfd: pytest.C
     output = capfd.readouterr()
     assert output.out == ""
     assert output.err == ""
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "smoothquant", "smoothquant-gptq"])
+def test_a_reduced_range_holds_for_every_method(llama: Path, tmp_path: Path, method: str) -> None:
+    full = quantized(llama, tmp_path / "full", "w8a8", method)
+    reduced = quantized(llama, tmp_path / "reduced", "w8a8", method, reduce_range=True)
+    for layer in linear_shapes(llama):
+        assert full[f"{layer}.weight"].abs().max() > 64
+        # All of it is used, and no product of two can pass 16 bits (methods.py).
+        assert reduced[f"{layer}.weight"].dtype == torch.int8
+        assert reduced[f"{layer}.weight"].min() >= -64
+        assert 60 <= reduced[f"{layer}.weight"].abs().max() <= 64
+        scales = reduced[f"{layer}.weight_scale"] / full[f"{layer}.weight_scale"]
+        assert torch.allclose(scales, torch.full_like(scales, 2.0), rtol=0.2)
+    # Nothing else tells them apart: their readers load both alike.
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("full", "reduced")]
+    assert configs[0] == configs[1]
+    assert reduced.keys() == full.keys()
+    assert {name: tensor.dtype for name, tensor in reduced.items()} == {n: tensor.dtype for n, tensor in full.items()}
+    assert error(llama, tmp_path / "reduced") < 4 * error(llama, tmp_path / "full") + 1e-6
+
+
+@pytest.mark.parametrize(("scheme", "method"), [("w8a8", "smoothquant"), ("w4a16", "gptq")])
+def test_calibrating_in_32_bits_stores_what_was_stored(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, method: str
+) -> None:
+    """Where bfloat16 is emulated, the rows go through the model in float32, and the file is the same kind."""
+    found = {}
+    for tier in (tiers.AVX512_BF16, tiers.AVX2):
+        monkeypatch.setattr(tiers, "this_tier", lambda tier=tier: tier)
+        found[tier] = quantized(llama, tmp_path / tier.name, scheme, method)
+    native, emulated = found.values()
+    assert native.keys() == emulated.keys()
+    for name, tensor in emulated.items():
+        if not name.endswith("_scale"):
+            assert tensor.dtype == native[name].dtype, name
+    configs = [json.loads((tmp_path / tier.name / "config.json").read_text()) for tier in found]
+    assert configs[0] == configs[1]
+    errors = [error(llama, tmp_path / tier.name) for tier in found]
+    assert errors[1] < 1.5 * errors[0]

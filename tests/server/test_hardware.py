@@ -64,11 +64,16 @@ def test_four_bit_weights_are_computed_with_in_16_bits(on):
         (tiers.GPU, "float16", False),
     ],
 )
-def test_a_type_that_is_slow_here_is_warned_about(on, caplog, tier, dtype, slow):
+def test_a_type_that_is_slow_here_is_warned_about(on, tier, dtype, slow):
     found = on(tier, dtype)
     assert (found.dtype, found.why.endswith(": so configured")) == (dtype, True)
-    assert bool(caplog.records) == slow
-    if slow:
-        assert caplog.messages == [
-            f"chat: dtype {dtype} on {tier.title} is several times slower than {tier.dtype}, which dtype: auto chooses"
-        ]
+    assert len(found.warnings) == slow
+    assert not slow or f"dtype {dtype} is emulated on {tier.title}" in found.warnings[0]
+
+
+def test_int8_of_the_full_range_is_warned_about_where_it_saturates(on):
+    for tier in tiers.TIERS:
+        found = on(tier, quantization="w8a8")
+        assert bool(found.warnings) == (tier in (tiers.AVX2, tiers.AVX512))
+        assert not found.warnings or "quantize --reduce-range" in found.warnings[0]
+        assert not on(tier, quantization="int8").warnings

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import tiers
+from tuneserve import checkpoint, tiers
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 OLD = frozenset(["fpu", "sse4_2", "avx"])
 HASWELL = OLD | {"fma", "avx2"}  # also Zen 1 to 3
@@ -95,7 +96,8 @@ def test_it_agrees_with_pytorch(environment):
     """What PyTorch itself says of this machine, as it is and restricted: whether it has AVX-512, and bf16."""
     code = """
 import json, torch
-from tuneserve import tiers
+from tuneserve import checkpoint, tiers
+from tuneserve.v1 import checkpoint_pb2 as pb
 tier = tiers.this_tier()
 wide, native = torch.backends.cpu.get_cpu_capability() == "AVX512", torch.cpu._is_avx512_bf16_supported()
 print(json.dumps([tier.int4, tier.dtype == "bfloat16", wide, wide and native]))
@@ -108,3 +110,33 @@ print(json.dumps([tier.int4, tier.dtype == "bfloat16", wide, wide and native]))
     int4, bf16, wide, native = json.loads(result.stdout)
     if not Path("/proc/driver/nvidia/version").exists():
         assert (int4, bf16) == (wide, native)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """foreign(weights, activations) is the directory of a checkpoint that another quantized."""
+
+    def make(weights, activations):
+        group = {"weights": weights, "input_activations": activations}
+        config = {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make
+
+
+INT8, INT4, FP8 = ({"type": kind, "num_bits": bits} for kind, bits in (("int", 8), ("int", 4), ("float", 8)))
+
+
+def test_what_saturates(tmp_path, foreign):
+    ours = pb.Checkpoint(quantization="w8a8", lineage=[checkpoint.step("quantize", "x", {"scheme": "w8a8"}, ())])
+    assert "--reduce-range" in tiers.saturation(ours, tmp_path, tiers.AVX2)
+    assert "--reduce-range" in tiers.saturation(ours, tmp_path, tiers.AVX512)
+    assert not tiers.saturation(ours, tmp_path, tiers.AVX512_VNNI)
+    ours.lineage[-1].config["reduce_range"] = True
+    assert not tiers.saturation(ours, tmp_path, tiers.AVX2)
+    others = pb.Checkpoint(quantization="compressed-tensors")
+    for weights, activations, saturates in ((INT8, INT8, True), (INT8, None, False), (INT4, None, False)):
+        assert bool(tiers.saturation(others, foreign(weights, activations), tiers.AVX2)) == saturates
+    assert not tiers.saturation(others, foreign(FP8, FP8), tiers.AVX2)
+    assert not tiers.saturation(pb.Checkpoint(quantization="int8"), tmp_path, tiers.AVX2)
