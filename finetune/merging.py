@@ -21,7 +21,7 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import card, checkpoint, rows, spacing
+from tuneserve import card, checkpoint, rows, spacing, tiers
 from tuneserve.errors import StepFailed
 from tuneserve.finetune import calibration, evaluation, models, rounding
 from tuneserve.finetune.evaluation import Answers
@@ -113,6 +113,7 @@ def export(
     if test:
         answers = evaluation.evaluate(saved, tokenizer, target, test, models.bf16_is_fast())
         entry.metrics.update(answers.metrics)
+        entry.measured_on = tiers.measured_on()
         if target.task == "generation" and source.test_split.path:
             rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, target, test[:5]))
     entry.finished_at.GetCurrentTime()

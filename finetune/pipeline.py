@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, disk, rows
+from tuneserve import checkpoint, disk, rows, tiers
 from tuneserve.errors import UserError
 from tuneserve.finetune import calibration, continual, data, models, preparation, processes, report
 from tuneserve.finetune.config import FinetuneConfig
@@ -89,6 +89,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     else:
         # In fp32, as it is merged: a sum in bf16 loses most of what an adapter adds.
         entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16=False).metrics)
+        entry.measured_on = tiers.measured_on()
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)
         with checkpoint.writing(adapter, overwrite or resume) as directory:

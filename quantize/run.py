@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneserve import card, checkpoint, disk
+from tuneserve import card, checkpoint, disk, tiers
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows, measure
 from tuneserve.measurement import Measurement
@@ -91,6 +91,7 @@ def quantize(
         shutil.rmtree(work.directory)
         result = checkpoint.read_manifest(target)
         result.lineage[-1].metrics.update(best.report.metrics())
+        result.lineage[-1].measured_on = tiers.measured_on()
         card.write(target, result)
         checkpoint.seal(target, result)
     print(f"\n{output}")

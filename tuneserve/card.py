@@ -136,7 +136,8 @@ def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
     if not whole:
         return
     yield "## Quality"
-    yield f"On the {manifest.test_split.rows:,} held-out rows, which it never saw."
+    where = f" Measured on: {_plain(manifest.lineage[-1].measured_on)}." if manifest.lineage[-1].measured_on else ""
+    yield f"On the {manifest.test_split.rows:,} held-out rows, which it never saw.{where}"
     yield _table(("metric", "value"), [(key, f"{value:.4f}") for key, value in whole])
     columns = ("precision", "recall", "f1", "support")
     end = "/support"

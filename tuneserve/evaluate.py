@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, entities, quality, significance
+from tuneserve import checkpoint, entities, quality, significance, tiers
 from tuneserve.errors import UserError
 from tuneserve.measurement import MODEL, Measurement, measure_at
 from tuneserve.rows import Row, read
@@ -33,6 +33,8 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
     manifest = checkpoint.load(directory)
     rows = held_out_rows(directory, manifest) if rows is None else rows
     check_rows(manifest, rows)
+    if warning := tiers.saturation(manifest, directory, tiers.this_tier()):
+        logger.warning("%s: %s", directory, warning)
     logger.info("starting the server")
     with launched("--model", f"{MODEL}={directory.resolve()}") as server:
         measured = measure_at(server.addresses.grpc, manifest, rows, directory)
@@ -103,7 +105,8 @@ def show(measurement: Measurement, as_json: bool = False) -> None:
     if as_json:
         values = {key: value for key, value in asdict(measurement).items() if key not in _BY_ROW}
         # JSON has no infinity and no NaN.
-        print(json.dumps(values | {"interval": [end if math.isfinite(end) else None for end in (low, high)]}))
+        values["interval"] = [end if math.isfinite(end) else None for end in (low, high)]
+        print(json.dumps(values | {"measured_on": tiers.measured_on()}))
         return
     for name, value in measurement.metrics.items():
         sure = f"   95 % interval: {low:.4f} to {high:.4f}" if name == headline else ""
@@ -113,7 +116,7 @@ def show(measurement: Measurement, as_json: bool = False) -> None:
         print(f"{'latency of one, ms':<32}{single.p50_ms:>12.1f}   95 % within {single.p95_ms:.1f}")
     if measurement.memory_bytes:
         print(f"{'memory of the server, MB':<32}{measurement.memory_bytes / 1e6:>12.0f}")
-    print(f"{measurement.rows} rows in {measurement.seconds:.1f} s")
+    print(f"{measurement.rows} rows in {measurement.seconds:.1f} s on {tiers.measured_on()}")
 
 
 def _problem(manifest: pb.Checkpoint, row: Row) -> str:

@@ -58,6 +58,8 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
     headline = quality.headline(manifest.task, steps[-1].metrics).name
     names.sort(key=lambda name: (name != headline, "/" in name))
     table = Table("metric", *(step.name for step in steps))
+    if any(step.measured_on for step in steps):
+        table.add_row("measured on", *(step.measured_on for step in steps))
     for name in names:
         table.add_row(name, *(f"{step.metrics[name]:.4g}" if name in step.metrics else "" for step in steps))
     console.print(table)

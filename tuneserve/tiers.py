@@ -7,6 +7,7 @@ can be measured and tested as another. (vLLM's own kernels go by the processor a
 
 import json
 import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,19 @@ _ATEN = {"default": frozenset[str](), "avx2": frozenset({"avx2", "avx_vnni"})}
 def this_tier() -> Tier:
     """Returns the tier of this machine, as the environment restricts it."""
     return GPU if has_nvidia_gpu() else tier_of(cpu_flags(), os.environ)
+
+
+def measured_on() -> str:
+    """Returns what a measurement here was made on, for a checkpoint's lineage: the tier, and the name of a GPU."""
+    tier = this_tier()
+    if tier is not GPU:
+        return tier.name
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        names = []
+    return " ".join([tier.name, *names[:1]])
 
 
 def tier_of(flags: frozenset[str], environment: Mapping[str, str]) -> Tier:

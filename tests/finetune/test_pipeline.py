@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve import card, checkpoint, rows
+from tuneserve import card, checkpoint, rows, tiers
 from tuneserve.errors import UserError
 from tuneserve.finetune import merging, models
 from tuneserve.finetune.report import validate
@@ -37,6 +37,7 @@ def test_the_checkpoint_is_whole_and_learned(trained: Path) -> None:
     assert manifest.dtype == "bfloat16"
     assert [step.name for step in manifest.lineage] == ["base", "finetune", "merge"]
     assert manifest.lineage[2].metrics["accuracy"] >= 0.9
+    assert [step.measured_on for step in manifest.lineage] == ["", tiers.measured_on(), tiers.measured_on()]
     assert manifest.lineage[2].metrics["merged_logits_max_difference"] < 1e-3
     assert manifest.label_distribution["positive"] == pytest.approx(0.5, abs=0.05)
     test = rows.read(trained / checkpoint.TEST_SPLIT)

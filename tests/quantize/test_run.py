@@ -56,6 +56,7 @@ def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path,
     assert step.source == "sentiment"
     assert dict(step.config)["scheme"] == "w8a8"
     assert step.packages["llmcompressor"]
+    assert step.measured_on == tiers.measured_on()
     assert step.metrics["accuracy"] == 0.895
     assert step.metrics["accuracy_before"] == 0.9
     assert step.metrics["texts_per_second"] == 150.0

@@ -61,8 +61,10 @@ def test_a_quantized_checkpoint_says_so() -> None:
     made = manifest(quantization="w8a8")
     step = checkpoint.step("quantize", "mine", {}, ())
     step.metrics.update({"accuracy": 0.89, "accuracy_before": 0.9, "size_bytes": 2.5e6})
+    step.measured_on = "cpu-avx2"
     made.lineage.append(step)
     text = card.text(made)
+    assert "held-out rows, which it never saw. Measured on: cpu-avx2." in text
     data = ModelCard(text).data
     assert data.base_model_relation == "quantized"
     assert "w8a8" in data.tags

@@ -1,10 +1,13 @@
 """What the shell sees: exit statuses, one clear line, no traceback."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+
+from tuneserve import checkpoint, inspect
 
 VERBS = (
     "validate",
@@ -116,6 +119,17 @@ def test_quantize_refuses_before_it_works(tmp_path, make_bert):
 
 def test_evaluate_needs_rows(make_bert):
     assert "--data" in refused("evaluate", make_bert("ForSequenceClassification", ["a", "b"]))
+
+
+def test_inspect_says_where_it_was_measured(make_bert, capsys):
+    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    manifest = checkpoint.describe(directory)
+    for name, tier in (("finetune", "cpu-avx2"), ("quantize", "cpu-avx512-bf16")):
+        step = checkpoint.step(name, "x", {}, ())
+        step.metrics["accuracy"], step.measured_on = 0.9, tier
+        manifest.lineage.append(step)
+    inspect.show_manifest(directory, manifest)
+    assert re.search(r"measured on .* cpu-avx2 .* cpu-avx512-bf16", capsys.readouterr().out)
 
 
 def test_inspect(make_bert, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import evaluate, quality, rows
+from tuneserve import evaluate, quality, rows, tiers
 from tuneserve.errors import UserError
 from tuneserve.measurement import Measurement
 from tuneserve.significance import Difference
@@ -84,11 +84,13 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     table = capsys.readouterr().out
     assert "0.5000   95 % interval: 0.1500 to 0.8500" in table
     assert "texts/s" in table
+    assert f" on {tiers.measured_on()}" in table
     evaluate.show(result, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["metrics"]["accuracy"] == 0.5
     assert document["interval"] == pytest.approx([0.15, 0.85], abs=1e-4)
     assert "predictions" not in document
+    assert document["measured_on"] == tiers.measured_on()
 
 
 def test_show_an_interval_without_an_end(capsys: pytest.CaptureFixture[str]) -> None:

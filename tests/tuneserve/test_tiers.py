@@ -140,3 +140,11 @@ def test_what_saturates(tmp_path, foreign):
         assert bool(tiers.saturation(others, foreign(weights, activations), tiers.AVX2)) == saturates
     assert not tiers.saturation(others, foreign(FP8, FP8), tiers.AVX2)
     assert not tiers.saturation(pb.Checkpoint(quantization="int8"), tmp_path, tiers.AVX2)
+
+
+def test_where_it_was_measured(monkeypatch):
+    assert tiers.measured_on().split()[0] == tiers.this_tier().name
+    monkeypatch.setattr(tiers, "this_tier", lambda: tiers.AVX2)
+    assert tiers.measured_on() == "cpu-avx2"
+    monkeypatch.setattr(tiers, "this_tier", lambda: tiers.GPU)
+    assert tiers.measured_on().startswith("gpu")

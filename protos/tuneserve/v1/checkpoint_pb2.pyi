@@ -77,7 +77,7 @@ class Checkpoint(_message.Message):
     def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., temperature: _Optional[float] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("name", "source", "config", "packages", "seed", "data_sha256", "metrics", "finished_at")
+    __slots__ = ("name", "source", "config", "packages", "seed", "data_sha256", "metrics", "finished_at", "measured_on")
     class PackagesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Step(_message.Message):
     DATA_SHA256_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     config: _struct_pb2.Struct
@@ -108,7 +109,8 @@ class Step(_message.Message):
     data_sha256: str
     metrics: _containers.ScalarMap[str, float]
     finished_at: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., packages: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., data_sha256: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    measured_on: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., packages: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., data_sha256: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., measured_on: _Optional[str] = ...) -> None: ...
 
 class TestSplit(_message.Message):
     __slots__ = ("path", "sha256", "rows")
