@@ -86,7 +86,7 @@ def test_raw_scores_equal_transformers(real):
 def test_spans_equal_transformers(real, aggregation):
     from transformers import pipeline
 
-    texts = [" ".join(row["tokens"]) for row in rows.read(real.directories["ner"] / "eval/test.jsonl")[:40]]
+    texts = [row["text"] for row in rows.read(real.directories["ner"] / "eval/test.jsonl")[:40]]
     texts += ["Angela Merkel 🙂 visited New York & São Paulo, then 東京.", "e\u0301 Paris"]
     response = real.classification.ClassifyTokens(
         pb.ClassifyTokensRequest(model="ner", texts=texts, aggregation=AGGREGATIONS[aggregation])
@@ -157,8 +157,8 @@ def test_windows_equal_transformers_pooled(real):
 def test_spans_of_windows_come_from_the_best_window(real):
     from transformers import AutoTokenizer
 
-    tweets = rows.read(real.directories["ner"] / "eval/test.jsonl")
-    text = " ".join(" ".join(row["tokens"]) for row in tweets[:70])
+    found = rows.read(real.directories["ner"] / "eval/test.jsonl")
+    text = " ".join(row["text"] for row in found[:70])
     places, logits = windowed_logits(real.directories["ner"], text, 128, "TokenClassification")
     offsets = AutoTokenizer.from_pretrained(real.directories["ner"])(
         text, add_special_tokens=False, return_offsets_mapping=True
