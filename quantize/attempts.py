@@ -12,19 +12,25 @@ from pathlib import Path
 
 from tuneserve.errors import StepFailed
 from tuneserve.quantize import sensitivity
+from tuneserve.quantize.race import Ratio
 from tuneserve.quantize.report import Report
 from tuneserve.quantize.schemes import Recipe
 
 logger = logging.getLogger(__name__)
 
 
+# Speeds that were measured one after the other say nothing below this ratio.
+MARGIN = 1.5
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """A recipe that was carried out and measured."""
+    """A recipe that was carried out, and measured on the rows to choose on."""
 
     report: Report
     directory: Path
-    holds: bool  # no more was lost than is allowed
+    holds: bool  # no more should be lost than is allowed
+    ratio: Ratio | None = None  # of its speed to that before, measured in turns
 
     @property
     def speed(self) -> float:
@@ -36,63 +42,89 @@ class Attempt:
 Carry = Callable[[Recipe], Attempt]
 # Returns the numbers of the blocks that an attempt hurt, the worst first; none where that can't be found out.
 Worst = Callable[[Attempt], Sequence[int]]
+# Measures how much faster one is than what was there before.
+Race = Callable[[Attempt], Ratio]
 
 
-def hold(recipe: Recipe, methods: Iterable[str], carry: Carry, worst: Worst, speed: float = 0) -> list[Attempt]:
+def hold(
+    recipe: Recipe,
+    methods: Iterable[str],
+    carry: Carry,
+    worst: Worst,
+    speed: float = 0,
+    failed: Iterable[Attempt] = (),
+) -> list[Attempt]:
     """Tries the methods of one scheme, then the best of them with more and more blocks left as they are.
 
-    Returns all attempts; the last is the first that holds, if any does. Ends early with one that is not faster than
-    `speed`: leaving blocks out makes it no faster. Of those before the best, only the report is left.
+    Returns all attempts, those that `failed` before first; the last is the first that holds, if any does. Ends early
+    with one that is clearly slower than `speed`: leaving blocks out makes it no faster. Only the directory of `best` is
+    left.
     """
-    tried: list[Attempt] = []
+    tried = list(failed)
 
     def ends(one: Recipe) -> bool:
         tried.append(carry(one))
-        _discard(tried, tried[-1] if tried[-1].holds else min(tried, key=_drop))
-        return tried[-1].holds or tried[-1].speed <= speed
+        _discard(tried, [best(tried)])
+        return tried[-1].holds or not _may_be_faster(tried[-1], speed)
 
     for method in methods:
         if ends(replace(recipe, method=method)):
             return tried
-    best = min(tried, key=_drop)
-    for blocks in sensitivity.growing(worst(best)):
-        if ends(replace(best.report.recipe, kept=blocks)):
+    first = best(tried)
+    for blocks in sensitivity.growing(worst(first)):
+        if ends(replace(first.report.recipe, kept=blocks)):
             break
     return tried
 
 
-def fastest(
-    recipes: Iterable[tuple[Recipe, Sequence[str]]], carry: Carry, worst: Worst, before: float
-) -> tuple[Attempt | None, list[Attempt]]:
-    """Tries several schemes, each with its methods; returns the fastest that holds, and all attempts.
+def best(tried: Sequence[Attempt]) -> Attempt:
+    """Returns the attempt that holds, or else the one that loses least."""
+    return tried[-1] if tried[-1].holds else min(tried, key=_drop)
 
-    None where no attempt that holds is faster than `before`.
+
+def fastest(
+    recipes: Iterable[tuple[Recipe, Sequence[str]]], carry: Carry, worst: Worst, race: Race, before: float
+) -> tuple[list[Attempt], list[Attempt]]:
+    """Tries several schemes, each with its methods. Returns those that hold and are faster than before, the fastest
+    first, and all attempts. `before`: texts or tokens a second.
+
+    Which may be faster is seen from one measurement of each, and which is, from a race in turns.
     """
-    best: Attempt | None = None
+    good: list[Attempt] = []
     tried: list[Attempt] = []
     for recipe, methods in recipes:
+        speed = max([before, *(attempt.speed for attempt in good)])
         try:
-            tried += hold(recipe, methods, carry, worst, best.speed if best else before)
+            found = hold(recipe, methods, carry, worst, speed)
         except StepFailed as error:
             logger.warning("%s: %s", recipe.scheme.name, error)
-        good = [attempt for attempt in tried if attempt.holds and attempt.speed > before]
-        best = max(good, key=lambda attempt: attempt.speed, default=None)
-        _discard(tried, best)
-    return best, tried
+            continue
+        if found[-1].holds and _may_be_faster(found[-1], speed):
+            found[-1] = replace(found[-1], ratio=race(found[-1]))
+            good.append(found[-1])
+        tried += found
+        good = [attempt for attempt in good if attempt.ratio and attempt.ratio.is_faster]
+        _discard(tried, good)
+    return sorted(good, key=lambda attempt: attempt.ratio.value if attempt.ratio else 0, reverse=True), tried
 
 
-def verdict(attempt: Attempt, chosen: Attempt | None, before: float) -> str:
+def verdict(attempt: Attempt, chosen: Attempt | None) -> str:
     """Returns what became of an attempt, in a few words."""
     if attempt is chosen:
-        return "kept"
+        return "chosen"
     if not attempt.holds:
-        return "loses too much"
-    return "no faster than before" if attempt.speed <= before else "slower than the one kept"
+        return "may lose too much"
+    return "slower than the one chosen" if attempt.ratio and attempt.ratio.is_faster else "no faster than before"
 
 
-def _discard(tried: Iterable[Attempt], keep: Attempt | None) -> None:
+def _may_be_faster(attempt: Attempt, speed: float) -> bool:
+    return MARGIN * attempt.speed > speed
+
+
+def _discard(tried: Iterable[Attempt], keep: Sequence[Attempt]) -> None:
+    kept = [attempt.directory for attempt in keep]
     for attempt in tried:
-        if attempt is not keep:
+        if attempt.directory not in kept:
             shutil.rmtree(attempt.directory, ignore_errors=True)
 
 

@@ -1,4 +1,6 @@
-"""The rows that a model is calibrated with: some that training saw, and never any that it is measured on."""
+"""The rows that a model is calibrated with, and those that attempts are chosen on: some that training saw, and never
+any that the quality is measured on.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -16,6 +18,7 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 # Of one row: longer ones are cut, as attention costs their square.
 TOKENS = 2048
 _BATCH_TOKENS = 4096
+CHOOSING = 256
 
 
 def load(directory: Path, manifest: pb.Checkpoint, given: Path | None, measured: Sequence[Row]) -> list[Row]:
@@ -45,6 +48,15 @@ def load(directory: Path, manifest: pb.Checkpoint, given: Path | None, measured:
                 "calibrate with rows of the training data",
             )
     return rows
+
+
+def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Returns the rows to calibrate with, and every second one, CHOOSING at most, to choose among attempts on.
+
+    Training saw these, too: a model answers them better than others, and what counts is how much of that is lost.
+    """
+    choosing = set(range(1, len(rows), 2)[:CHOOSING])
+    return [row for i, row in enumerate(rows) if i not in choosing], [rows[i] for i in sorted(choosing)]
 
 
 def encode(tokenizer: Any, manifest: pb.Checkpoint, rows: Sequence[Row]) -> list[dict[str, list[int]]]:

@@ -1,5 +1,6 @@
 """What quantizing changed, for people and for the lineage."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,13 +48,16 @@ class Report:
         return significance.compare(self.headline, self.before.row_sums, self.after.row_sums)
 
     @property
-    def spread(self) -> float:
-        """How far off the drop may be, in its unit: half of what holds 95 % interval; 0 where no row was kept."""
+    def drop_at_most(self) -> float:
+        """The end of the drop's 95 % interval, in its unit; infinite where nothing is known of the rows."""
         found = self.difference
         if not found:
-            return 0.0
-        half = (found.high - found.low) / 2
-        return half if quality.headline(self.task, self.before.metrics).higher_is_better else half / found.first
+            return math.inf
+        return (
+            -found.low
+            if quality.headline(self.task, self.before.metrics).higher_is_better
+            else found.high / found.first
+        )
 
     def table(self) -> str:
         """Returns the report as a few lines for people."""
@@ -64,6 +68,7 @@ class Report:
         ]
         if found := self.difference:
             rows.append(("  95 % interval", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
+            rows.append(("", "", "", f"a drop of at most {self.drop_at_most:.4f}, on {new.rows:,} rows; {found.test}"))
         if self.flips is not None:
             rows.append(("predictions changed", "", f"{self.flips:.2%}", f"of {new.rows} rows"))
         if "token_f1" in old.metrics and "token_f1" in new.metrics:
@@ -94,27 +99,32 @@ class Report:
 
     def _interval(self) -> dict[str, float]:
         found = self.difference
-        return {"difference_low": found.low, "difference_high": found.high, "p_value": found.p_value} if found else {}
+        if not found:
+            return {}
+        ends = {"difference_low": found.low, "difference_high": found.high, "p_value": found.p_value}
+        return {
+            name: value for name, value in (ends | {"drop_at_most": self.drop_at_most}).items() if math.isfinite(value)
+        }
 
     def _lost(self) -> str:
         share = f"{abs(self.drop):.2%}" if self.task == pb.TASK_GENERATION else f"{abs(self.drop) * 100:.2f} points"
         return f"{share} {'worse' if self.drop > 0 else 'better'}" if self.drop else "same"
 
 
-def comparison(reports: Sequence[Report], verdicts: Sequence[str]) -> str:
-    """Returns what was tried as a table, one line each, below the original."""
+def comparison(reports: Sequence[Report], ratios: Sequence[str], verdicts: Sequence[str]) -> str:
+    """Returns what was tried as a table, one line each, below the original. `ratios`: of speeds, where known."""
     first = reports[0]
     lines = [
-        ("scheme", first.headline, "change, 95 % interval", "MB", first.before.unit, "p50, p95 ms", ""),
-        ("as it was", *_columns(first, first.before, first.size_before), ""),
+        ("scheme", first.headline, "change, 95 % interval", "MB", first.before.unit, "in turns", "p50, p95 ms", ""),
+        ("as it was", *_columns(first, first.before, first.size_before, ""), ""),
     ]
-    for report, verdict in zip(reports, verdicts, strict=True):
-        lines.append((report.recipe.label, *_columns(report, report.after, report.size_after), verdict))
+    for report, ratio, verdict in zip(reports, ratios, verdicts, strict=True):
+        lines.append((report.recipe.label, *_columns(report, report.after, report.size_after, ratio), verdict))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
 
 
-def _columns(report: Report, measured: Measurement, size: int) -> tuple[str, ...]:
+def _columns(report: Report, measured: Measurement, size: int, ratio: str) -> tuple[str, ...]:
     change = report.difference if measured is report.after else None
     single = measured.latency
     return (
@@ -122,6 +132,7 @@ def _columns(report: Report, measured: Measurement, size: int) -> tuple[str, ...
         f"{change.low:+.4f} to {change.high:+.4f}" if change else "",
         f"{size / 1e6:.1f}",
         f"{measured.throughput:.0f}",
+        ratio,
         f"{single.p50_ms:.1f}, {single.p95_ms:.1f}" if single else "",
     )
 

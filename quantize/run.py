@@ -1,22 +1,28 @@
 """The step from a checkpoint to a smaller one: check, measure, quantize, measure again, decide.
 
 Both measurements go through the product's own server and vLLM, on the same rows, so that the numbers are those a
-caller of the served model would see. A result that lost too much is never written.
+caller of the served model would see. A result that may have lost too much is never written (gate.py).
+
+The held-out rows are for the first attempt and, if that does not hold, for one other: which one is chosen on rows that
+are kept for this alone, as the best of many on the rows that it is reported on would look better than it is.
 """
 
 import logging
 import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from tuneserve import card, checkpoint, disk, tiers
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows, measure
 from tuneserve.measurement import Measurement
-from tuneserve.quantize import attempts, calibration, methods, preflight, sensitivity, weights
+from tuneserve.quantize import attempts, calibration, methods, preflight, race, sensitivity, weights
 from tuneserve.quantize.attempts import Attempt
+from tuneserve.quantize.gate import LOOKS, Gate
+from tuneserve.quantize.race import Ratio
 from tuneserve.quantize.report import Report, comparison
 from tuneserve.quantize.schemes import Recipe
 from tuneserve.rows import Row
@@ -44,12 +50,14 @@ def quantize(
     calibration_file: Path | None = None,
     fp8_cache: bool = False,
     reduce_range: bool = False,
+    point_estimate: bool = False,
 ) -> Report:
     """Writes the checkpoint `source`, quantized, to `output`; returns and prints what that changed.
 
     `scheme`: a name in SCHEMES, or `auto` for the fastest of those served here. `max_drop`: the most quality that may
-    be lost, as a share (0.01 is one point of accuracy or F1, or 1 % of perplexity); None keeps any result. `data`:
-    rows to measure on in place of the checkpoint's own held-out rows. `before`: a measurement of `source` on the same
+    be lost, with 95 % confidence, as a share (0.01 is one point of accuracy or F1, or 1 % of perplexity); None keeps
+    any result; `point_estimate` holds the drop itself against it, however few the rows are. `data`: rows to measure on
+    in place of the checkpoint's own held-out rows. `before`: a measurement of `source` on the same
     rows, made earlier. `method`: the only one to try (methods.py). `calibration_file`: rows in place of those that
     the checkpoint keeps. `fp8_cache`: also the cache of keys and values in 8-bit floats. `reduce_range`: weights of
     w8a8 that are exact on CPUs without VNNI too; there they always are.
@@ -69,33 +77,31 @@ def quantize(
     if not reduce_range and any(recipe.reduce_range for recipe in recipes):
         logger.info("w8a8 gets weights of a reduced range: with the full one, products saturate on a CPU without VNNI")
     rows = list(data) if data is not None else held_out_rows(source, manifest)
-    seen = calibration.load(source, manifest, calibration_file, rows)
-    chosen = [(recipe, _methods(recipe, source, method, seen)) for recipe in recipes]
-    # The result is smaller than the source; the best one is kept while another is tried.
-    disk.check(output, 2 * checkpoint.size_of(manifest))
+    calibrating, choosing = calibration.split(calibration.load(source, manifest, calibration_file, rows))
+    chosen = [(recipe, _methods(recipe, source, method, calibrating)) for recipe in recipes]
+    if scheme == "auto" and not choosing:
+        rows, choosing, before = rows[::2], rows[1::2], None
+    gate = Gate(max_drop, point_estimate)
+    gate.check(manifest, len(rows))
+    # The results are smaller than the source; the best are kept while another is tried.
+    disk.check(output, (3 if scheme == "auto" else 2) * checkpoint.size_of(manifest))
     with checkpoint.writing(output, overwrite) as target:
         if before is None:
             logger.info("measuring %s", source)
             before = measure(source, rows)
-        work = _Work(source, manifest, target / ".attempts", max_drop, rows, seen, before)
-        best = _fastest(work, chosen) if scheme == "auto" else _hold(work, *chosen[0])
-        if max_drop is not None and best.report.spread > max_drop:
-            logger.warning(
-                "%d rows tell a drop to %.3f only, and %g is allowed: more of them with --data would tell it better",
-                len(rows),
-                best.report.spread,
-                max_drop,
-            )
-        for path in best.directory.iterdir():
+        work = _Work(source, manifest, target / ".attempts", gate, rows, choosing, calibrating, before)
+        report, directory = _fastest(work, chosen) if scheme == "auto" else _hold(work, *chosen[0])
+        print(report.table())
+        for path in directory.iterdir():
             path.rename(target / path.name)
         shutil.rmtree(work.directory)
         result = checkpoint.read_manifest(target)
-        result.lineage[-1].metrics.update(best.report.metrics())
+        result.lineage[-1].metrics.update(report.metrics())
         result.lineage[-1].measured_on = tiers.measured_on()
         card.write(target, result)
         checkpoint.seal(target, result)
     print(f"\n{output}")
-    return best.report
+    return report
 
 
 def _recipes(scheme: str, source: Path, manifest: pb.Checkpoint, method: str | None, **wanted: bool) -> list[Recipe]:
@@ -130,33 +136,59 @@ class _Work:
     source: Path
     manifest: pb.Checkpoint
     directory: Path  # of all attempts
-    max_drop: float | None
-    rows: Sequence[Row]  # measured on
-    seen: Sequence[Row]  # calibrated with
-    before: Measurement
+    gate: Gate
+    rows: Sequence[Row]  # held out, reported on
+    choosing: Sequence[Row]
+    calibrating: Sequence[Row]
+    before: Measurement  # on the held-out rows
 
-    def carry(self, recipe: Recipe) -> Attempt:
-        """Quantizes and measures."""
+    @cached_property
+    def before_choosing(self) -> Measurement:
+        """The original on the rows to choose on."""
+        logger.info("measuring %s on %d rows to choose on", self.source, len(self.choosing))
+        return measure(self.source, self.choosing)
+
+    def make(self, recipe: Recipe) -> Path:
+        """Quantizes."""
         logger.info("quantizing to %s", recipe.label)
         directory = self.directory / secrets.token_hex(4)
         shutil.copytree(self.source, directory, ignore=_REPLACED)
-        weights.write(self.source, directory, self.manifest, recipe, self.seen)
-        result = self._manifest(recipe)
-        checkpoint.seal(directory, result)
-        logger.info("measuring the result")
-        after = measure(directory, self.rows)
-        sizes = checkpoint.size_of(self.manifest), checkpoint.size_of(result)
-        report = Report(self.manifest.task, recipe, self.before, after, *sizes)
+        weights.write(self.source, directory, self.manifest, recipe, self.calibrating)
+        checkpoint.seal(directory, self._manifest(recipe))
+        return directory
+
+    def report(self, recipe: Recipe, directory: Path, *, choosing: bool = False) -> Report:
+        """Measures what was made, on the held-out rows, or on those to choose on."""
+        rows, before = (self.choosing, self.before_choosing) if choosing else (self.rows, self.before)
+        logger.info("measuring the result on %d rows%s", len(rows), " to choose on" if choosing else "")
+        after = measure(directory, rows)
+        sizes = (checkpoint.size_of(one) for one in (self.manifest, checkpoint.read_manifest(directory)))
+        report = Report(self.manifest.task, recipe, before, after, *sizes)
         name = report.headline
-        logger.info("%s: %s %.4f, %.4f before", recipe.label, name, after.metrics[name], self.before.metrics[name])
-        # Not a number, from broken weights, is no pass.
-        return Attempt(report, directory, self.max_drop is None or report.drop <= self.max_drop)
+        logger.info("%s: %s %.4f, %.4f before", recipe.label, name, after.metrics[name], before.metrics[name])
+        return report
+
+    def rate(self, recipe: Recipe, directory: Path) -> Attempt:
+        """Measures what was made on the rows to choose on."""
+        report = self.report(recipe, directory, choosing=True)
+        return Attempt(report, directory, self.gate.expected(report, len(self.rows)))
+
+    def carry(self, recipe: Recipe) -> Attempt:
+        """Quantizes and measures on the rows to choose on."""
+        return self.rate(recipe, self.make(recipe))
 
     def worst(self, attempt: Attempt) -> list[int]:
         """Returns the blocks that lose most; none without rows to find out with."""
-        if not self.seen:
+        if not self.calibrating:
             return []
-        return list(sensitivity.order(self.source, attempt.directory, self.manifest, self.seen))
+        return list(sensitivity.order(self.source, attempt.directory, self.manifest, self.calibrating))
+
+    def race(self, attempt: Attempt) -> Ratio:
+        """Returns how much faster an attempt is than the original."""
+        if preflight.this_platform().is_gpu or not race.fits(self.before_choosing.memory_bytes):
+            logger.warning("two servers do not fit at once: speeds are those of one after the other")
+            return Ratio(attempt.speed / self.before_choosing.throughput)
+        return race.in_turns(self.source, attempt.directory, self.choosing)
 
     def _manifest(self, recipe: Recipe) -> pb.Checkpoint:
         result = pb.Checkpoint()
@@ -169,52 +201,61 @@ class _Work:
             "kv_cache": "fp8" if recipe.fp8_cache else None,
             "reduce_range": recipe.reduce_range or None,
             "kept_blocks": recipe.kept or None,
-            "max_drop": self.max_drop,
+            "max_drop": self.gate.max_drop,
+            "point_estimate": self.gate.point_estimate or None,
             "measured_on_sha256": sha256_rows(self.rows),
         }
         given = {name: value for name, value in settings.items() if value is not None or name == "max_drop"}
         packages = weights.PACKAGES[recipe.scheme.format]
         step = checkpoint.step("quantize", self.source.resolve().name, given, packages)
         if recipe.needs_rows or recipe.kept:
-            step.data_sha256 = sha256_rows(self.seen)
+            step.data_sha256 = sha256_rows(self.calibrating)
         result.lineage.append(step)
         return result
 
 
-def _hold(work: _Work, recipe: Recipe, methods: Sequence[str]) -> Attempt:
-    tried = attempts.hold(recipe, methods, work.carry, work.worst)
-    best = tried[-1]
-    if len(tried) > 1:
-        _show(work, tried, best if best.holds else None)
-    print(best.report.table())
-    if best.holds:
-        return best
-    report = best.report
-    old, new = (one.metrics[report.headline] for one in (report.before, report.after))
+def _hold(work: _Work, recipe: Recipe, methods: Sequence[str]) -> tuple[Report, Path]:
+    first = replace(recipe, method=methods[0])
+    directory = work.make(first)
+    report = work.report(first, directory)
+    if work.gate.holds(report):
+        return report, directory
+    tried: list[Attempt] = []
+    if work.choosing and not work.gate.is_unclear(report):
+        logger.info("that may lose too much: choosing another way")
+        failed = [work.rate(first, directory)]
+        tried = attempts.hold(recipe, methods[1:], work.carry, work.worst, failed=failed)
+        best = attempts.best(tried)
+        _show(work, tried, best)
+        if best.directory != directory:
+            directory = best.directory
+            report = work.report(best.report.recipe, directory)
+            if work.gate.holds(report):
+                return report, directory
+    print(report.table())
     hint = f"{_blame(tried)}choose a scheme with more bits, or allow more with --max-drop"
-    if not work.seen:
+    if not work.calibrating:
         hint += "; with --calibration FILE.jsonl, other methods and leaving blocks out are tried, too"
-    raise StepFailed(
-        f"{report.recipe.label} loses too much: {report.headline} {old:.4f} before, {new:.4f} after, "
-        f"a drop of {report.drop:.4f} where {work.max_drop} is allowed; nothing was kept",
-        hint,
-    )
+    raise work.gate.refusal(report, hint)
 
 
-def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> Attempt:
+def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> tuple[Report, Path]:
     # The method that needs no data first: it tells soonest how fast a scheme is.
     recipes = [(recipe, sorted(methods, key=lambda one: one != "rtn")) for recipe, methods in recipes]
-    best, tried = attempts.fastest(recipes, work.carry, work.worst, work.before.throughput)
+    good, tried = attempts.fastest(recipes, work.carry, work.worst, work.race, work.before_choosing.throughput)
     if tried:
-        _show(work, tried, best)
-    if best is None:
-        raise StepFailed(
-            "nothing that can be served here is faster and holds the quality; nothing was kept",
-            f"{_blame(tried)}serve the checkpoint as it is, name a --scheme to save memory,"
-            " or allow more with --max-drop",
-        )
-    print(best.report.table())
-    return best
+        _show(work, tried, good[0] if good else None)
+    hint = (
+        f"{_blame(tried)}serve the checkpoint as it is, name a --scheme to save memory, or allow more with --max-drop"
+    )
+    for attempt in good[:LOOKS]:
+        report = work.report(attempt.report.recipe, attempt.directory)
+        if work.gate.holds(report):
+            return report, attempt.directory
+        print(report.table())
+    if good:
+        raise work.gate.refusal(report, hint)
+    raise StepFailed("nothing that can be served here is faster and holds the quality; nothing was kept", hint)
 
 
 def _blame(tried: Sequence[Attempt]) -> str:
@@ -229,5 +270,6 @@ def _blame(tried: Sequence[Attempt]) -> str:
 
 
 def _show(work: _Work, tried: Sequence[Attempt], chosen: Attempt | None) -> None:
-    before = work.before.throughput
-    print(comparison([one.report for one in tried], [attempts.verdict(one, chosen, before) for one in tried]))
+    print(f"\non {len(work.choosing):,} rows to choose on:")
+    speeds = [str(one.ratio) if one.ratio else "" for one in tried]
+    print(comparison([one.report for one in tried], speeds, [attempts.verdict(one, chosen) for one in tried]))

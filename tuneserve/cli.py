@@ -145,7 +145,11 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     type=click.FloatRange(min=0),
     default=0.01,
     show_default=True,
-    help="Keep nothing if quality drops by more than this share (0.01: a point of accuracy, 1 % more perplexity).",
+    help="Keep nothing that may, with 95 % confidence, lose more than this share (0.01: a point of accuracy, 1 % more"
+    " perplexity).",
+)
+@click.option(
+    "--point-estimate", is_flag=True, help="Hold the measured drop itself against --max-drop, as a few rows do."
 )
 @click.option("--method", help="The only way to round that is tried: rtn, smoothquant, gptq, smoothquant-gptq or awq.")
 @click.option(
@@ -166,6 +170,7 @@ def quantize(
     output: Path,
     scheme: str,
     max_drop: float,
+    point_estimate: bool,
     method: str | None,
     calibration: Path | None,
     kv_cache: str | None,
@@ -175,8 +180,9 @@ def quantize(
 ) -> None:
     """Write CHECKPOINT with 8-bit or 4-bit weights to OUTPUT, with the quality measured before and after.
 
-    Both are measured through the server and vLLM, on the same held-out rows. Where too much is lost, the scheme's other
-    methods are tried, and then the blocks that lose most are left as they are, up to half of them.
+    Both are measured through the server and vLLM, on the same held-out rows. Where too much may be lost, the scheme's
+    other methods are tried on rows of their own, and then the blocks that lose most are left as they are, up to half of
+    them; what is chosen is measured on the held-out rows, too.
     """
     _preload()
     from tuneserve import rows
@@ -193,6 +199,7 @@ def quantize(
         calibration_file=calibration,
         fp8_cache=kv_cache == "fp8",
         reduce_range=reduce_range,
+        point_estimate=point_estimate,
     )
 
 

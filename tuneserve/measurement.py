@@ -48,6 +48,8 @@ CALLS = 4
 PROMPTS, NEW_TOKENS = 32, 64
 # Texts classified one at a time; prompts answered one at a time, and new tokens of each.
 SINGLE_TEXTS, SINGLE_PROMPTS, SINGLE_TOKENS = 50, 20, 16
+# Texts of a measurement of speed alone.
+SPEED_TEXTS = 512
 # Rows whose answers are compared with those expected: most of what a measurement costs.
 ANSWERED = 200
 # No single call takes as long; a hung engine fails the measurement in place of hanging it.
@@ -81,6 +83,18 @@ def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], direc
             return _measure_generation(channel, manifest, rows, directory)
         tagging = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
         return (_measure_tagging if tagging else _measure_classification)(channel, manifest, rows)
+
+
+def speed_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path) -> float:
+    """Measures only how many texts or tokens a second the same model gives, within seconds."""
+    if manifest.task != pb.TASK_GENERATION:
+        return measure_at(address, manifest, rows[:SPEED_TEXTS], directory).throughput
+    with calling(address) as channel:
+        service, limit = GenerationServiceStub(channel), limits(channel).max_length
+        tokenizer, length = load_tokenizer(directory), example_length(manifest, limit)
+        new = min(NEW_TOKENS, limit // 2)
+        ready = _prompts_of([example(tokenizer, row, length) for row in rows[:PROMPTS]], limit, new)
+        return _tokens_per_second(service, ready, new)
 
 
 @contextmanager
@@ -175,18 +189,9 @@ def _measure_generation(
     # Not the server's: it has no way to say where an answer begins whose prompt is a text, or what ends it.
     tokenizer = load_tokenizer(directory)
 
-    def generate(ids: Sequence[int], **sampling: Any) -> generation_pb2.GenerateResponse:
-        request = generation_pb2.GenerateRequest(
-            model=MODEL,
-            prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)),
-            sampling=generation_pb2.SamplingParams(temperature=0, **sampling),
-        )
-        response: generation_pb2.GenerateResponse = service.Generate(request, timeout=CALL_SECONDS)
-        return response
-
     def score(asked: Example) -> tuple[float, int]:
         return answer_log_likelihood(
-            asked.counted, generate(asked.ids, max_tokens=1, prompt_logprobs=0).prompt_logprobs
+            asked.counted, _generate(service, asked.ids, max_tokens=1, prompt_logprobs=0).prompt_logprobs
         )
 
     length = example_length(manifest, limit)
@@ -200,19 +205,41 @@ def _measure_generation(
     metrics = quality.generation(sum(total for total, _ in scores), tokens)
 
     new = min(NEW_TOKENS, limit // 2)
-    ready = [one.ids[: one.start][-(limit - new) :] for one in asked[: max(ANSWERED, PROMPTS)]]
-    given = _spread(lambda ids: generate(ids, max_tokens=new).completions, ready[:ANSWERED], PROMPTS)
+    ready = _prompts_of(asked[: max(ANSWERED, PROMPTS)], limit, new)
+    given = _spread(lambda ids: _generate(service, ids, max_tokens=new).completions, ready[:ANSWERED], PROMPTS)
     texts = [completions[0].text if completions else "" for completions in given]
     metrics |= quality.answers([quality.expected_answer(row) for row in rows[:ANSWERED]], texts)
 
-    ready = list(itertools.islice(itertools.cycle(ready), PROMPTS))
-    begin = time.perf_counter()
-    answers = _spread(lambda ids: generate(ids, max_tokens=new, ignore_eos=True), ready, PROMPTS)
-    made = sum(answer.usage.completion_tokens for answer in answers)
-    throughput, sums = made / (time.perf_counter() - begin), [[total, float(count)] for total, count in scores]
+    throughput, sums = _tokens_per_second(service, ready, new), [[total, float(count)] for total, count in scores]
     few = min(new, SINGLE_TOKENS)
-    single = latency(lambda ids: generate(ids, max_tokens=few, ignore_eos=True), ready[:SINGLE_PROMPTS])
+    single = latency(
+        lambda ids: _generate(service, ids, max_tokens=few, ignore_eos=True), _repeated(ready)[:SINGLE_PROMPTS]
+    )
     return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums, latency=single)
+
+
+def _generate(service: GenerationServiceStub, ids: Sequence[int], **sampling: Any) -> generation_pb2.GenerateResponse:
+    request = generation_pb2.GenerateRequest(
+        model=MODEL,
+        prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)),
+        sampling=generation_pb2.SamplingParams(temperature=0, **sampling),
+    )
+    response: generation_pb2.GenerateResponse = service.Generate(request, timeout=CALL_SECONDS)
+    return response
+
+
+def _prompts_of(asked: Sequence[Example], limit: int, new: int) -> list[list[int]]:
+    return [one.ids[: one.start][-(limit - new) :] for one in asked]
+
+
+def _repeated(ready: Sequence[T]) -> list[T]:
+    return list(itertools.islice(itertools.cycle(ready), PROMPTS))
+
+
+def _tokens_per_second(service: GenerationServiceStub, ready: Sequence[Sequence[int]], new: int) -> float:
+    started = time.perf_counter()
+    answers = _spread(lambda ids: _generate(service, ids, max_tokens=new, ignore_eos=True), _repeated(ready), PROMPTS)
+    return sum(answer.usage.completion_tokens for answer in answers) / (time.perf_counter() - started)
 
 
 def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt | None]:

@@ -135,6 +135,11 @@ def unseen(rows: int) -> float:
     return float(_Z**2 / (rows + _Z**2))
 
 
+def rows_unseen(change: float) -> int:
+    """Returns the fewest rows with `unseen` of at most `change`, above 0."""
+    return max(1, math.ceil(_Z**2 * (1 - change) / change - 1e-9))
+
+
 def _table(metric: str, rows: Sequence[Sequence[float]]) -> Array:
     table = np.asarray(rows, float)
     if metric != "pearson":

@@ -9,7 +9,7 @@ from tuneserve import checkpoint, rows
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 LABELS = ["negative", "positive"]
-ROWS = [{"text": f"sentence number {i}", "label": LABELS[i % 2]} for i in range(6)]
+ROWS = [{"text": f"sentence number {i}", "label": LABELS[i % 2]} for i in range(1000)]
 CHAT_ROWS = [{"prompt": f"question {i}", "completion": f" answer {i}"} for i in range(4)]
 # What training saw.
 PAIRS = [(i, j) for i in range(8) for j in range(4)]

@@ -2,6 +2,7 @@
 test_end_to_end.py."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,35 +17,55 @@ from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.latency import Latency
 from tuneserve.measurement import Measurement
-from tuneserve.quantize import quantize, run
-from tuneserve.rows import Row
+from tuneserve.quantize import calibration, quantize, race, run
+from tuneserve.quantize.race import Ratio
+from tuneserve.rows import Row, input_key, read, sha256
 
-GOOD = Measurement({"accuracy": 0.9}, 6, 1.0, 100.0, "texts/s", ["positive"] * 6)
+ROWS = 1000
+
+
+def measured(right: int, **changes: Any) -> Measurement:
+    """What `measure` answers when so many of the rows are right, the first ones."""
+    sums = [[float(number < right), 1.0] for number in range(ROWS)]
+    predictions = ["positive"] * right + ["negative"] * (ROWS - right)
+    made = Measurement({"accuracy": right / ROWS}, ROWS, 1.0, 100.0, "texts/s", predictions, sums)
+    return replace(made, **changes)
+
+
+GOOD = measured(900)
 Measures = Callable[..., list[tuple[Path, Sequence[Row]]]]
 
 
 @pytest.fixture
 def measures(monkeypatch: pytest.MonkeyPatch) -> Measures:
-    """Makes `measure` answer with the given measurements in turn, then the last again; returns what it was asked."""
+    """Makes `measure` answer for each new checkpoint with the next of the given measurements, in the end with the last;
+    returns what it was asked."""
 
     def answer_with(*measurements: Measurement) -> list[tuple[Path, Sequence[Row]]]:
         calls: list[tuple[Path, Sequence[Row]]] = []
         answers = iter(measurements)
+        known: dict[Path, Measurement] = {}
 
         def measure(directory: Path, rows: Sequence[Row]) -> Measurement:
             checkpoint.load(directory)
             calls.append((directory, rows))
-            return next(answers, measurements[-1])
+            if directory not in known:
+                known[directory] = next(answers, measurements[-1])
+            return known[directory]
 
         monkeypatch.setattr(run, "measure", measure)
+        monkeypatch.setattr(
+            race, "in_turns", lambda first, second, _: Ratio(known[second].throughput / known[first].throughput)
+        )
+        monkeypatch.setattr(race, "fits", lambda _: True)
         return calls
 
     return answer_with
 
 
 def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    calls = measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}, throughput=150.0))
-    report = quantize(bert, tmp_path / "out", "w8a8")
+    calls = measures(GOOD, measured(895, throughput=150.0))
+    report = quantize(bert, tmp_path / "out", "w8a8", max_drop=0.02)
 
     rows = held_out_rows(bert, checkpoint.load(bert))
     assert [measured for _, measured in calls] == [rows, rows]
@@ -74,8 +95,8 @@ def test_the_card_says_that_it_is_quantized(bert: Path, tmp_path: Path, measures
     manifest.lineage.append(checkpoint.step("finetune", "tiny", {"output": "mine", "method": "full"}, ()))
     card.write(source, manifest)
     checkpoint.seal(source, manifest)
-    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}))
-    quantize(source, tmp_path / "out", "w8a8")
+    measures(GOOD, measured(895))
+    quantize(source, tmp_path / "out", "w8a8", max_drop=0.02)
     text = (tmp_path / "out" / checkpoint.CARD).read_text()
     assert "quantized: `w8a8`" in text
     assert "| accuracy | 0.8950 |" in text
@@ -84,17 +105,17 @@ def test_the_card_says_that_it_is_quantized(bert: Path, tmp_path: Path, measures
 
 
 def test_the_report_says_how_sure_it_is(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    sums = [[1.0, 1.0]] * 90 + [[0.0, 1.0]] * 10
     costs: dict[str, Any] = {"latency": Latency(2.0, 4.0), "memory_bytes": 2_000_000_000}
-    worse = replace(GOOD, **costs, metrics={"accuracy": 0.83}, row_sums=[[1.0, 1.0]] * 83 + [[0.0, 1.0]] * 17)
-    measures(replace(GOOD, **costs, row_sums=sums), worse)
+    measures(measured(900, **costs), measured(890, **costs))
     report = quantize(bert, tmp_path / "out", "w8a8", max_drop=None)
     metrics = checkpoint.load(tmp_path / "out").lineage[-1].metrics
     assert metrics["latency_p95_ms_before"] == 4.0
     assert metrics["memory_bytes"] == 2e9
-    assert metrics["difference_low"] < -0.07 < metrics["difference_high"] < 0
+    assert metrics["difference_low"] < -0.01 < metrics["difference_high"] < 0
     assert 0 < metrics["p_value"] < 0.05
+    assert metrics["drop_at_most"] == -metrics["difference_low"]
     assert "95 % interval" in report.table()
+    assert "on 1,000 rows; exact McNemar test" in report.table()
     assert "p95 of one, ms" in report.table()
     assert "memory, MB" in report.table()
 
@@ -102,28 +123,33 @@ def test_the_report_says_how_sure_it_is(bert: Path, tmp_path: Path, measures: Me
 def test_too_much_loss_keeps_nothing(
     bert: Path, tmp_path: Path, measures: Measures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}))
+    calls = measures(GOOD, measured(800))
     with pytest.raises(StepFailed, match=r"accuracy 0\.9000 before, 0\.8000 after") as caught:
         quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01)
     assert "lose most in w8a8, and without them it is still too much" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
-    # Before, with both methods that fit, and with one of the two blocks left as it is.
-    assert len(calls) == 4
+    # The held-out rows: before, and with the first method, which is the best one, too.
+    held_out, choosing = (sum(len(rows) == count for _, rows in calls) for count in (1000, 16))
+    assert held_out == 2
+    # Those to choose on: before, with both methods that fit, and with one of the two blocks left as it is.
+    assert choosing == 4
+    assert not set(map(input_key, calls[0][1])) & set(map(input_key, calls[2][1]))
     printed = capsys.readouterr().out
     assert "w8a8 gptq" in printed
     assert "w8a8 rtn without block " in printed
-    assert printed.count("loses too much") == 3
+    assert printed.count("may lose too much") == 2
 
 
 def test_what_is_left_as_it_is_saves_the_rest(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    bad = replace(GOOD, metrics={"accuracy": 0.8})
+    bad = measured(800)
     measures(GOOD, bad, GOOD)
     report = quantize(bert, tmp_path / "out", "w8a8", method="rtn")
     manifest = checkpoint.load(tmp_path / "out")
     step = manifest.lineage[-1]
     assert list(step.config["kept_blocks"]) == list(report.recipe.kept)
     assert len(report.recipe.kept) == 1
-    assert step.data_sha256 == manifest.calibration_split.sha256
+    seen = read(bert / manifest.calibration_split.path)
+    assert step.data_sha256 == sha256(calibration.split(seen)[0])
     config = json.loads((tmp_path / "out/config.json").read_text())
     ignored = [name for name in config["quantization_config"]["ignore"] if f".layer.{report.recipe.kept[0]}." in name]
     assert len(ignored) == 6
@@ -141,12 +167,12 @@ def test_auto_keeps_the_fastest(
     printed = capsys.readouterr().out
     # What needs no data comes first, also where another method is better.
     assert "w4a16 rtn" in printed
-    assert "slower than the one kept" in printed
+    assert "slower than the one chosen" in printed
     assert "as it was" in printed
 
 
 def test_auto_names_the_blocks_that_stop_it(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.8}, throughput=150.0))
+    measures(GOOD, measured(800, throughput=150.0))
     with pytest.raises(StepFailed, match="nothing that can be served here is faster and holds") as caught:
         quantize(bert, tmp_path / "out", "auto")
     for scheme in ("w8a8", "w4a16"):
@@ -181,14 +207,14 @@ def test_too_much_loss_leaves_the_earlier_output(bert: Path, tmp_path: Path, mea
     measures(GOOD, GOOD)
     quantize(bert, tmp_path / "out", "w8a8")
     before = checkpoint.version_of(checkpoint.load(tmp_path / "out"))
-    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.1}))
+    measures(GOOD, measured(100))
     with pytest.raises(StepFailed):
         quantize(bert, tmp_path / "out", "w4a16", overwrite=True, method="rtn")
     assert checkpoint.version_of(checkpoint.load(tmp_path / "out")) == before
 
 
 def test_a_broken_result_is_too_much_loss(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    measures(GOOD, replace(GOOD, metrics={"accuracy": float("nan")}))
+    measures(GOOD, measured(900, metrics={"accuracy": math.nan}, row_sums=[[math.nan, 1.0]] * ROWS))
     with pytest.raises(StepFailed):
         quantize(bert, tmp_path / "out", "w8a8", method="rtn")
     assert list(tmp_path.iterdir()) == []
@@ -207,7 +233,7 @@ def test_an_output_inside_the_source_is_refused(bert: Path, output: str) -> None
 
 
 def test_any_loss_is_kept_without_a_gate(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.1}))
+    measures(GOOD, measured(100))
     assert quantize(bert, tmp_path / "out", "w8a8", max_drop=None).drop == pytest.approx(0.8)
     assert (tmp_path / "out" / checkpoint.MANIFEST).exists()
 
@@ -220,16 +246,80 @@ def test_a_gate_in_percent_is_wondered_at(
     assert "max_drop 0.5 lets 50 points go: half a point is 0.005" in caplog.text
 
 
-@pytest.mark.parametrize("rows", [20, 2000])
-def test_rows_too_few_for_the_gate(
-    rows: int, bert: Path, tmp_path: Path, measures: Measures, caplog: pytest.LogCaptureFixture
+def noisy(*changed: int) -> tuple[Measurement, Measurement]:
+    """One in ten is wrong before; after, some other rows are, and as many that were wrong are right."""
+    before, after = measured(900), measured(900)
+    for number in range(*changed):
+        after.row_sums[number][0], after.row_sums[999 - number][0] = 0.0, 1.0
+    return before, after
+
+
+def test_rows_too_few_to_tell(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    """No worse on these rows; of all others nobody knows."""
+    calls = measures(*noisy(60))
+    with pytest.raises(
+        StepFailed, match=r"may lose too much: .* a drop of 0\.0000, and with 95 % confidence"
+    ) as caught:
+        quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01, method="rtn")
+    assert re.search(
+        r"1,000 rows are too few to tell: measure on about 5,000 with --data FILE\.jsonl, allow 0\.023 with "
+        "--max-drop, or decide by the drop itself with --point-estimate",
+        caught.value.hint,
+    )
+    # Another way to round would tell no more.
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_drop_itself_may_decide(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures(*noisy(60))
+    quantize(bert, tmp_path / "out", "w8a8", max_drop=0.01, point_estimate=True)
+    assert len(calls) == 2
+    assert checkpoint.load(tmp_path / "out").lineage[-1].config["point_estimate"] is True
+
+
+def test_rows_that_can_show_nothing_are_refused_before_any_work(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures(GOOD)
+    rows = held_out_rows(bert, checkpoint.load(bert))[:200]
+    with pytest.raises(
+        UserError, match=r"200 held-out rows can't show that at most 0\.01 is lost: it takes 381"
+    ) as caught:
+        quantize(bert, tmp_path / "out", "w8a8", data=rows)
+    assert "allow 0.019 or more with --max-drop" in caught.value.hint
+    assert "--point-estimate" in caught.value.hint
+    assert calls == []
+    quantize(bert, tmp_path / "out", "w8a8", data=rows, point_estimate=True)
+
+
+def test_what_is_chosen_on_other_rows_is_measured_on_the_held_out_ones(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One in ten is wrong before, another one in ten after: no worse, and of 20 rows nobody knows.
-    first, second = ([[float(row % 10 != wrong), 1.0] for row in range(rows)] for wrong in (0, 1))
-    measures(replace(GOOD, row_sums=first), replace(GOOD, row_sums=second))
-    report = quantize(bert, tmp_path / "out", "w8a8", max_drop=0.03)
-    assert (report.spread > 0.03) == (rows == 20)
-    assert ("more of them with --data" in caplog.text) == (rows == 20)
+    """The second attempt is the best where it is chosen, and is not where it counts."""
+    made: list[Path] = []
+
+    def measure(directory: Path, rows: Sequence[Row]) -> Measurement:
+        if directory != bert and directory not in made:
+            made.append(directory)
+        if directory == bert:
+            return GOOD
+        return measured(850) if directory == made[0] or len(rows) == ROWS else GOOD
+
+    monkeypatch.setattr(run, "measure", measure)
+    with pytest.raises(StepFailed, match=r"w8a8 gptq loses too much: accuracy 0\.9000 before, 0\.8500 after"):
+        quantize(bert, tmp_path / "out", "w8a8")
+    assert len(made) == 2
+
+
+def test_auto_halves_the_rows_where_none_are_kept_to_choose_on(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    calls = measures(GOOD, measured(900, throughput=150.0), measured(900, throughput=120.0))
+    copy = Path(shutil.copytree(bert, tmp_path / bert.name))
+    manifest = checkpoint.read_manifest(copy)
+    manifest.ClearField("calibration_split")
+    checkpoint.seal(copy, manifest)
+    quantize(copy, tmp_path / "out", "auto")
+    parts = {tuple(map(input_key, rows)) for _, rows in calls}
+    assert sorted(len(part) for part in parts) == [500, 500]
+    assert len(set().union(*parts)) == 1000
 
 
 def test_an_earlier_measurement_is_not_repeated(bert: Path, tmp_path: Path, measures: Measures) -> None:
@@ -274,13 +364,12 @@ def test_a_changed_checkpoint_is_refused(bert: Path, tmp_path: Path, measures: M
 
 
 def test_the_table_tells_what_changed(bert: Path, tmp_path: Path, measures: Measures) -> None:
-    flipped = ["negative", *GOOD.predictions[1:]]
-    measures(GOOD, replace(GOOD, metrics={"accuracy": 0.895}, throughput=150.0, predictions=flipped))
-    table = quantize(bert, tmp_path / "out", "w8a8").table()
+    measures(GOOD, measured(895, throughput=150.0))
+    table = quantize(bert, tmp_path / "out", "w8a8", max_drop=0.02).table()
     assert "0.9000" in table
     assert "0.50 points worse" in table
     assert "x 1.50" in table
-    assert "16.67%" in table
+    assert "0.50%" in table
 
 
 def test_the_manifest_is_the_only_place_that_knows_the_scheme(bert: Path, tmp_path: Path, measures: Measures) -> None:

@@ -146,6 +146,13 @@ def test_rows_that_are_all_the_same_make_nothing_sure(metric: str, rows: int) ->
     assert found.low < 0 < found.high or (metric == "perplexity" and rows == 20)
 
 
+@pytest.mark.parametrize("change", [0.5, 0.1, 0.01, 0.003])
+def test_so_many_rows_without_a_change_show_as_much(change: float) -> None:
+    rows = significance.rows_unseen(change)
+    assert significance.unseen(rows) <= change < significance.unseen(rows - 1)
+    assert significance.compare("accuracy", *pair(rows, 0, 0)).low == -significance.unseen(rows)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_row_shows_no_difference(metric: str) -> None:
     found = significance.compare(metric, [GOOD[metric]], [BAD[metric]])

@@ -1,0 +1,106 @@
+"""What a result has to show before it is written: that it lost no more than is allowed, for all that the rows can tell.
+
+It holds by the end of the 95 % interval of what was lost, so that on each look at the held-out rows a result that lost
+more passes in one of forty cases; there are at most LOOKS of them, which together make one of twenty.
+"""
+
+import math
+from dataclasses import dataclass
+
+from tuneserve import significance
+from tuneserve.errors import StepFailed, UserError
+from tuneserve.quantize.report import Report
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+# Of one command: at the first attempt, before anything was chosen, and at what was then chosen on other rows.
+LOOKS = 2
+# Fewer values than these show nothing at 95 %, however much alike they are.
+_FEWEST = 6
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What may be lost, as `quality.drop` counts it; None lets everything pass.
+
+    `point_estimate` holds the drop itself against it, however few the rows are.
+    """
+
+    max_drop: float | None
+    point_estimate: bool = False
+
+    def check(self, manifest: pb.Checkpoint, rows: int) -> None:
+        """Raises UserError where so few rows can't show it, even if nothing changes on any of them."""
+        if self.max_drop is None or self.point_estimate or rows >= (needed := _least(manifest, self.max_drop)):
+            return
+        if math.isinf(needed):
+            raise UserError(
+                "max_drop is 0: that nothing at all is lost, no number of rows can show",
+                "allow a little with --max-drop, or decide by the drop itself with --point-estimate",
+            )
+        allowed = "" if rows < _FEWEST else f"; allow {_above(significance.unseen(rows)):g} or more with --max-drop"
+        raise UserError(
+            f"{rows:,} held-out rows can't show that at most {self.max_drop:g} is lost: it takes {needed:,} even if no "
+            "answer changes",
+            f"measure on more with --data FILE.jsonl, best on some thousand{allowed}; or decide by the drop itself with"
+            " --point-estimate",
+        )
+
+    def holds(self, report: Report) -> bool:
+        """Whether a result may be written; not where it is NaN."""
+        return self.max_drop is None or (report.drop if self.point_estimate else report.drop_at_most) <= self.max_drop
+
+    def is_unclear(self, report: Report) -> bool:
+        """Whether the rows are so few that nothing that changes as many answers would hold on them."""
+        spread = report.drop_at_most - report.drop
+        return not self.point_estimate and self.max_drop is not None and report.drop <= self.max_drop < spread
+
+    def expected(self, report: Report, rows: int) -> bool:
+        """Whether a result that lost as much on other rows should hold on `rows` held-out ones."""
+        if self.max_drop is None or self.point_estimate:
+            return self.holds(report)
+        margin = (report.drop_at_most - report.drop) * math.sqrt(report.after.rows / rows)
+        return report.drop + margin <= self.max_drop
+
+    def refusal(self, report: Report, hint: str) -> StepFailed:
+        """Returns the error for a report that does not hold, with what to do. `hint`: for one that lost too much."""
+        assert self.max_drop is not None
+        old, new = (one.metrics[report.headline] for one in (report.before, report.after))
+        what = f"{report.headline} {old:.4f} before, {new:.4f} after, a drop of {report.drop:.4f}"
+        if not report.drop <= self.max_drop:
+            return StepFailed(
+                f"{report.recipe.label} loses too much: {what} where {self.max_drop:g} is allowed; nothing was kept",
+                hint,
+            )
+        needed = self.rows_needed(report)
+        return StepFailed(
+            f"{report.recipe.label} may lose too much: {what}, and with 95 % confidence of at most "
+            f"{report.drop_at_most:.4f} where {self.max_drop:g} is allowed; nothing was kept",
+            f"{report.after.rows:,} rows are too few to tell: measure on "
+            + (f"about {needed:,} " if needed else "more ")
+            + f"with --data FILE.jsonl, allow {_above(report.drop_at_most):g} with --max-drop, or decide by the drop"
+            " itself with --point-estimate",
+        )
+
+    def rows_needed(self, report: Report) -> int | None:
+        """Returns on how many rows the same drop would hold, its interval shrinking with their root.
+
+        None where no number would do, or the rows do not tell.
+        """
+        if self.max_drop is None or not report.drop < self.max_drop or not math.isfinite(report.drop_at_most):
+            return None
+        ratio = (report.drop_at_most - report.drop) / (self.max_drop - report.drop)
+        return int(_above(report.after.rows * ratio**2))
+
+
+def _least(manifest: pb.Checkpoint, max_drop: float) -> float:
+    """Returns the fewest rows that can show it."""
+    if not max_drop:
+        return math.inf
+    numbers = manifest.task == pb.TASK_GENERATION or manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION
+    return _FEWEST if numbers else significance.rows_unseen(max_drop)
+
+
+def _above(value: float) -> float:
+    """Returns a value of two digits that is not below."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return round(math.ceil(value / unit - 1e-9) * unit, 12)

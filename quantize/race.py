@@ -1,0 +1,78 @@
+"""How much faster one checkpoint is served than another: both at once, asked in turns, so that what else the machine
+does meets both alike.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tuneserve import checkpoint
+from tuneserve.measurement import MODEL, speed_at
+from tuneserve.rows import Row
+from tuneserve.serving import launched
+from tuneserve.significance import CONFIDENCE
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two speeds, with the ends of its 95 % interval over the rounds; NaN where there was one round alone."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the interval says so, or the value, where there is none."""
+        return (self.value if math.isnan(self.low) else self.low) > 1
+
+    def __str__(self) -> str:
+        ends = "" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"x {self.value:.2f}{ends}"
+
+
+def of_rounds(first: Sequence[float], second: Sequence[float]) -> Ratio:
+    """Returns the mean ratio of the second's speeds to the first's, of the same rounds: geometric, with Student's
+    interval.
+    """
+    import numpy as np
+    from scipy import stats
+
+    logs = np.log(second) - np.log(first)
+    middle = float(logs.mean())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * stats.sem(logs))
+    return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+
+
+def in_turns(first: Path, second: Path, rows: Sequence[Row]) -> Ratio:
+    """Serves both checkpoints and measures their speeds in ROUNDS, after one that does not count."""
+    manifest = checkpoint.load(first)
+    with (
+        launched("--model", f"{MODEL}={first.resolve()}") as one,
+        launched("--model", f"{MODEL}={second.resolve()}") as other,
+    ):
+        runners = [(one.addresses.grpc, first), (other.addresses.grpc, second)]
+        speeds: list[list[float]] = [[], []]
+        for number in range(1 + ROUNDS):
+            # Who begins changes: the second in a row may find the machine warm.
+            for place in (0, 1) if number % 2 else (1, 0):
+                address, directory = runners[place]
+                speed = speed_at(address, manifest, rows, directory)
+                if number:
+                    speeds[place].append(speed)
+    found = of_rounds(*speeds)
+    logger.info("its speed is %s of that before, in %d rounds in turns", found, ROUNDS)
+    return found
+
+
+def fits(memory_bytes: int | None) -> bool:
+    """Whether two servers like one that takes so much memory can run at once."""
+    return memory_bytes is not None and 2.2 * memory_bytes < psutil.virtual_memory().available
