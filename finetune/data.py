@@ -17,9 +17,9 @@ from tuneserve.errors import UserError
 from tuneserve.finetune import canonical, continual, formats
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.continual import Old
-from tuneserve.finetune.split import GROUP, Table, counted_labels, digest, first_of_input, shuffled
+from tuneserve.finetune.split import GROUP, Table, counted_labels, first_of_input, shuffled
 from tuneserve.finetune.spool import Places
-from tuneserve.rows import Row, dumps
+from tuneserve.rows import Row, digest, dumps, input_key
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Data:
         """Returns how many training rows have the input of an earlier one, and how many of these another answer."""
         digests = bytearray()
         for row in self.train:
-            digests += digest(row)
+            digests += digest(input_key(row))
         first = first_of_input(digests)
         again = np.flatnonzero(first != np.arange(len(first)))
         return len(again), sum(self.train[place] != self.train[first[place]] for place in again)

@@ -4,7 +4,6 @@ The same rows and seed always give the same places in the same order. Rows of on
 goes on from where another ends, are drawn together.
 """
 
-import hashlib
 import random
 from array import array
 from collections.abc import Iterable
@@ -16,10 +15,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tuneserve.finetune.spool import Places, Spool
-from tuneserve.rows import Row, input_key
+from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
 
 GROUP = "group"  # what a row that is added says of its group, if it is of one; not kept
-_DIGEST = 16  # bytes
 
 
 class Table:
@@ -44,15 +42,14 @@ class Table:
 
     def _noted(self, row: Row) -> Row:
         # Each row before it has its labels noted.
-        place, messages = len(self._labels), row.get("messages", ())
+        place = len(self._labels)
         if group := row.pop(GROUP, None):
-            self._groups += _digest(group)
+            self._groups += digest(group)
             self._grouped.append(place)
-        for count, turn in enumerate(messages[:-1], start=1):
-            if count > 1 and turn["role"] == "assistant":
-                self._earlier += digest({**row, "messages": messages[:count]})
-                self._longer.append(place)
-        self._inputs += digest(row)
+        for key in earlier_inputs(row):
+            self._earlier += digest(key)
+            self._longer.append(place)
+        self._inputs += digest(input_key(row))
         label, labels = row.get("label"), tuple(sorted(set(counted_labels(row))))
         number = label if isinstance(label, float) else self.label_sets.setdefault(labels, len(self.label_sets))
         self._labels.append(number)
@@ -119,18 +116,9 @@ class Table:
         return strata
 
 
-def digest(row: Row) -> bytes:
-    """Returns what stands for a row's input."""
-    return _digest(input_key(row))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST).digest()
-
-
 def first_of_input(digests: bytes | bytearray) -> Places:
     """Returns for each row the place of the first one with its input."""
-    _, first, same = np.unique(np.frombuffer(digests, f"S{_DIGEST}"), return_index=True, return_inverse=True)
+    _, first, same = np.unique(np.frombuffer(digests, f"S{DIGEST}"), return_index=True, return_inverse=True)
     found: Places = first[same]
     return found
 

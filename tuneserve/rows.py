@@ -14,7 +14,7 @@ Reading people's own files, in whatever format, is finetune's; this only writes 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from tuneserve import entities, spacing
 from tuneserve.errors import UserError
 
 Row = dict[str, Any]
+
+DIGEST = 16  # bytes
 
 
 def dumps(row: Row) -> str:
@@ -32,8 +34,23 @@ def dumps(row: Row) -> str:
 def input_key(row: Row) -> str:
     """Returns what the model sees of a row, without the answer: equal keys in train and test would be a leak."""
     if "messages" in row:
-        return dumps({"messages": row["messages"][:-1]})
+        tools = {"tools": row["tools"]} if row.get("tools") else {}
+        return dumps({"messages": row["messages"][:-1]} | tools)
     return dumps({key: row[key] for key in ("text", "text_pair", "tokens", "prompt") if key in row})
+
+
+def digest(key: str) -> bytes:
+    """Returns 16 bytes that stand for a row's input (see `input_key`), or for its group."""
+    return hashlib.blake2b(key.encode(), digest_size=DIGEST).digest()
+
+
+def earlier_inputs(row: Row) -> Iterator[str]:
+    """Yields the keys of what the earlier answers of a conversation answer, from the first on."""
+    messages = row.get("messages", ())
+    for count, turn in enumerate(messages[:-1], start=1):
+        # One that opens a conversation answers nothing.
+        if count > 1 and turn["role"] == "assistant":
+            yield input_key({**row, "messages": messages[:count]})
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -68,11 +85,11 @@ def read(path: Path, join: Callable[[Sequence[str]], spacing.Joined] = spacing.j
 
 def sha256(rows: Iterable[Row]) -> str:
     """Returns the SHA-256 of the rows in their order, in hex."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for row in rows:
-        digest.update(dumps(row).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
+        found.update(dumps(row).encode())
+        found.update(b"\n")
+    return found.hexdigest()
 
 
 def _of_words(row: Row, join: Callable[[Sequence[str]], spacing.Joined]) -> Row:

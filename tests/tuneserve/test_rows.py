@@ -25,3 +25,12 @@ def test_the_hash_of_rows_is_that_of_their_file(tmp_path: Path) -> None:
     split = pb.TestSplit(path="r.jsonl", sha256=rows.sha256(old), rows=1)
     [row] = held_out_rows(tmp_path, pb.Checkpoint(test_split=split))
     assert row["entities"] == [{"start": 0, "end": 3, "label": "PER"}]
+
+
+def test_rows_that_differ_in_tools_ask_something_else() -> None:
+    row = {"messages": [{"role": "user", "content": "weather?"}, {"role": "assistant", "content": "sunny"}]}
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    assert rows.input_key(row) != rows.input_key(row | {"tools": tools})
+    assert rows.input_key(row) == rows.input_key(row | {"tools": []})
+    answered = [*row["messages"][:1], {"role": "assistant", "content": "rainy"}]
+    assert rows.input_key(row) == rows.input_key({"messages": answered})
