@@ -14,9 +14,10 @@ from itertools import chain
 import numpy as np
 
 from tuneserve.errors import UserError
-from tuneserve.finetune import canonical, continual, formats
+from tuneserve.finetune import canonical, continual, formats, parents
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.continual import Old
+from tuneserve.finetune.parents import Parents
 from tuneserve.finetune.split import GROUP, Table, counted_labels, first_of_input, shuffled
 from tuneserve.finetune.spool import Places
 from tuneserve.rows import Row, digest, dumps, input_key
@@ -82,7 +83,7 @@ def load(config: FinetuneConfig) -> Data:
     Raises UserError with the number of bad rows and the first of them as `file:line: reason`, and StepFailed when the
     disk has no room for the rows.
     """
-    old = continual.load(config)
+    old, before = continual.load(config), parents.load(config)
     problems, table = _Problems(), Table()
 
     def read(source: str | None) -> Places:
@@ -103,7 +104,7 @@ def load(config: FinetuneConfig) -> Data:
             f"{problems.count} bad rows in the data, nothing was trained:\n  " + "\n  ".join(problems.shown) + more,
             "correct or remove these rows",
         )
-    return _split(config, table, train, test, replay, labels, old)
+    return _split(config, table, train, test, replay, labels, old, before)
 
 
 def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iterator[tuple[str, Row]]:
@@ -177,16 +178,36 @@ def _check_labels(config: FinetuneConfig, table: Table, labels: Collection[str],
 
 
 def _split(
-    config: FinetuneConfig, table: Table, train: Places, test: Places, replay: Places, labels: list[str], old: Old
+    config: FinetuneConfig,
+    table: Table,
+    train: Places,
+    test: Places,
+    replay: Places,
+    labels: list[str],
+    old: Old,
+    before: Parents,
 ) -> Data:
     held_before = table.add(old.test)
     order = random.Random(config.seed)
     train = shuffled(train, order)
+    held, is_new = table.known(train, before.trained, before.held_out)
+    held_before = np.append(held_before, train[held])
+    if held.any():
+        logger.info("%d rows stay held out, as they were before", held.sum())
     if config.test:
-        test = shuffled(test, order)
+        given = shuffled(test, order)
+        test = given[np.logical_or(*table.known(given, before.trained, before.held_out))]
+        if len(test) < len(given):
+            logger.warning(
+                "test: %d of %d rows are left out: what this run goes on from, or its teacher, was trained on them",
+                len(given) - len(test),
+                len(given),
+            )
     else:
         assert config.test_size is not None
-        train, test = table.stratified(train, config.test_size)
+        drawn = table.stratified(train[is_new], config.test_size)[1]
+        test = np.concatenate([train[held], drawn])
+        train = train[np.isin(train, test, invert=True)]
     test = test[: config.max_test_rows]
     held_out = np.append(test, held_before)
     kept = table.apart(train, held_out)
@@ -205,6 +226,8 @@ def _split(
             ", 0 to validate with" if config.validation_size else ""
         )
         hint = "of more groups, as each is on one side" if config.group_column else "data"
+        if len(before.trained) and not len(test):
+            counts += ": what it goes on from, or its teacher, was trained on the others"
         raise UserError(counts, f"each needs some: give more {hint}")
     replayed = len(kept) - len(table.without(kept, replay))
     rows = table.rows.view

@@ -21,7 +21,7 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import card, checkpoint, rows, spacing, tiers
+from tuneserve import card, checkpoint, rows, seen, spacing, tiers
 from tuneserve.errors import StepFailed
 from tuneserve.finetune import calibration, evaluation, models, rounding
 from tuneserve.finetune.evaluation import Answers
@@ -85,6 +85,7 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
     difference = compare_fp32(reference, probe_logits(merged, tokenizer, target, probes))
     entry.metrics["merged_logits_max_difference"] = difference
     calibration.copy(adapter, directory, manifest)
+    seen.copy(adapter, directory, manifest)
     return export(directory, merged, tokenizer, target, manifest, entry, reference, test)
 
 
@@ -132,6 +133,8 @@ def export(
         manifest.test_split.sha256 = rows.sha256(test)
     if source.HasField("calibration_split"):
         manifest.calibration_split.CopyFrom(source.calibration_split)
+    if source.HasField("trained_rows"):
+        manifest.trained_rows.CopyFrom(source.trained_rows)
     card.write(directory, manifest)
     checkpoint.seal(directory, manifest)
     return Exported(manifest, answers)

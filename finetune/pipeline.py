@@ -6,12 +6,15 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, disk, rows, tiers
+import numpy as np
+
+from tuneserve import checkpoint, disk, rows, seen, tiers
 from tuneserve.errors import UserError
-from tuneserve.finetune import calibration, continual, data, models, preparation, processes, report
+from tuneserve.finetune import calibration, continual, data, models, parents, preparation, processes, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.spool import Spool
@@ -83,8 +86,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     reference = merging.probe_logits(model, tokenizer, target, kept)
     if config.method == "full":
         with checkpoint.writing(config.output, overwrite) as directory:
-            if config.keep_test_split:
-                calibration.keep(directory, manifest, split.train)
+            _keep(directory, manifest, config, split)
             result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
     else:
         # In fp32, as it is merged: a sum in bf16 loses most of what an adapter adds.
@@ -93,8 +95,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)
         with checkpoint.writing(adapter, overwrite or resume) as directory:
-            if config.keep_test_split:
-                calibration.keep(directory, manifest, split.train)
+            _keep(directory, manifest, config, split)
             _save_adapter(directory, model, tokenizer, manifest, reference, kept)
         # Gives back the memory before the base model is loaded again.
         del model
@@ -196,6 +197,15 @@ def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
     else:
         manifest.lineage.append(checkpoint.step("base", _name(config.base_model), {}, ()))
     return manifest
+
+
+def _keep(directory: Path, manifest: pb.Checkpoint, config: FinetuneConfig, split: Data) -> None:
+    """Writes what later steps need of the training rows: some of them, and what tells all of them."""
+    if config.keep_test_split:
+        calibration.keep(directory, manifest, split.train)
+    # Those that chose the best epoch are no measure of it either.
+    own = seen.learned(chain(split.train, split.validation))
+    seen.keep(directory, manifest, np.append(own, parents.load(config).trained))
 
 
 def _save_adapter(

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneserve import checkpoint, quality
+import numpy as np
+
+from tuneserve import checkpoint, quality, seen
 from tuneserve.errors import UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -49,6 +51,7 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
     reference = merging.probe_logits(model, tokenizer, target, test)
     with checkpoint.writing(output, overwrite) as directory:
         calibration.copy(first, directory, manifest)
+        _keep_digests(directory, manifest, runs)
         result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, test).manifest
     report.show_checkpoint(output, result)
     _show(runs, manifests, result)
@@ -70,6 +73,14 @@ def _check(runs: Sequence[Path], manifests: Sequence[pb.Checkpoint]) -> None:
         # The rows that one run was tested on may be those that another was trained on.
         if manifest.test_split.sha256 != first.test_split.sha256:
             raise UserError(f"{run}: other held-out rows than {runs[0]}", "train each with the same `test` file")
+
+
+def _keep_digests(directory: Path, manifest: pb.Checkpoint, runs: Sequence[Path]) -> None:
+    digests = [one for run in runs if (one := seen.trained_on(run)) is not None]
+    manifest.ClearField("trained_rows")
+    # Of some of the runs only, they would not tell all.
+    if len(digests) == len(runs):
+        seen.keep(directory, manifest, np.concatenate(digests))
 
 
 def _show(runs: Sequence[Path], manifests: Sequence[pb.Checkpoint], result: pb.Checkpoint) -> None:

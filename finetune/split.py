@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tuneserve.finetune.spool import Places, Spool
 from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
+from tuneserve.seen import Digests
 
 GROUP = "group"  # what a row that is added says of its group, if it is of one; not kept
 
@@ -62,6 +63,18 @@ class Table:
     def apart(self, places: Places, others: Places) -> Places:
         """Returns the places of rows that have no input of the others, and are not drawn together with any of them."""
         return self.without(places[np.isin(self._units[places], self._units[others], invert=True)], others)
+
+    def known(self, places: Places, trained: Digests, held_out: Digests) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Returns which rows an earlier run held out, and which are new: drawn together with none that it had.
+
+        `trained`, `held_out`: digests of its inputs. The others were trained on, or belong to what was.
+        """
+        inputs = np.frombuffer(self._inputs, held_out.dtype)
+        held, learned = np.isin(inputs, held_out), np.isin(inputs, trained)
+        held_units, learned_units = (np.isin(self._units, self._units[some]) for some in (held, learned))
+        # What is new of a group is where the group is.
+        held |= held_units & ~learned_units
+        return held[places], ~(held_units | learned_units)[places]
 
     def stratified(self, shuffled: Places, share: float) -> tuple[Places, Places]:
         """Splits so that each label has about its share on both sides, however rare.

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from tuneserve import card, checkpoint, disk, tiers
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows, measure
@@ -27,6 +29,7 @@ from tuneserve.quantize.report import Report, comparison
 from tuneserve.quantize.schemes import Recipe
 from tuneserve.rows import Row
 from tuneserve.rows import sha256 as sha256_rows
+from tuneserve.seen import keep, learned, trained_on, unseen
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -76,7 +79,7 @@ def quantize(
     recipes = _recipes(scheme, source, manifest, method, fp8_cache=fp8_cache, reduce_range=reduce_range)
     if not reduce_range and any(recipe.reduce_range for recipe in recipes):
         logger.info("w8a8 gets weights of a reduced range: with the full one, products saturate on a CPU without VNNI")
-    rows = list(data) if data is not None else held_out_rows(source, manifest)
+    rows = unseen(data, [source]) if data is not None else held_out_rows(source, manifest)
     calibrating, choosing = calibration.split(calibration.load(source, manifest, calibration_file, rows))
     chosen = [(recipe, _methods(recipe, source, method, calibrating)) for recipe in recipes]
     if scheme == "auto" and not choosing:
@@ -154,7 +157,11 @@ class _Work:
         directory = self.directory / secrets.token_hex(4)
         shutil.copytree(self.source, directory, ignore=_REPLACED)
         weights.write(self.source, directory, self.manifest, recipe, self.calibrating)
-        checkpoint.seal(directory, self._manifest(recipe))
+        result = self._manifest(recipe)
+        if (known := trained_on(self.source)) is not None:
+            # What it was calibrated with, and chosen by, it has seen too.
+            keep(directory, result, np.append(known, learned([*self.calibrating, *self.choosing])))
+        checkpoint.seal(directory, result)
         return directory
 
     def report(self, recipe: Recipe, directory: Path, *, choosing: bool = False) -> Report:

@@ -209,10 +209,10 @@ def quantize(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def evaluate(checkpoint: Path, data: Path | None, as_json: bool) -> None:
     """Measure quality and throughput of CHECKPOINT on held-out rows, through the server and vLLM."""
-    from tuneserve import rows
+    from tuneserve import rows, seen
     from tuneserve.evaluate import measure, show
 
-    show(measure(checkpoint, rows.read(data) if data else None), as_json=as_json)
+    show(measure(checkpoint, seen.unseen(rows.read(data), [checkpoint]) if data else None), as_json=as_json)
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from tuneserve import checkpoint, entities, quality, significance, tiers
 from tuneserve.errors import UserError
 from tuneserve.measurement import MODEL, Measurement, measure_at
 from tuneserve.rows import Row, read
+from tuneserve.seen import unseen
 from tuneserve.serving import launched, resident_bytes
 from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -44,13 +45,15 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
 def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tuple[quality.Headline, Difference]:
     """Measures two checkpoints on the same rows, by default the held-out ones of the first; compares their headlines.
 
+    Rows that one of them was trained on are left out (seen.py).
     Returns the metric and how it differs. Raises UserError when they can't be compared.
     """
     manifests = checkpoint.load(first), checkpoint.load(second)
     for field in ("task", "labels", "problem_type"):
         if getattr(manifests[0], field) != getattr(manifests[1], field):
             raise UserError(f"{first} and {second} have another {field}", "compare checkpoints made for the same thing")
-    rows = held_out_rows(first, manifests[0]) if rows is None else rows
+    # Its own held-out rows the first has never seen.
+    rows = unseen(held_out_rows(first, manifests[0]), [second]) if rows is None else unseen(rows, [first, second])
     old, new = measure(first, rows), measure(second, rows)
     headline = quality.headline(manifests[0].task, old.metrics)
     return headline, significance.compare(headline.name, old.row_sums, new.row_sums)

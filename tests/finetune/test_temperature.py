@@ -42,6 +42,9 @@ def sure(run: Run, tmp_path_factory: pytest.TempPathFactory, trained: Path, revi
     """A model that is sure of what it learned, on rows of which a third say the opposite."""
     folder, chance = tmp_path_factory.mktemp("sure"), random.Random(0)
     lines = [json.loads(line) for line in reviews.read_text().splitlines()]
+    # None of them is one that it has learned.
+    starts = ("what", "who", "where", "anna", "john", "berlin", "paris", "sky")
+    lines = [row | {"text": f"{start} {row['text']}"} for start in starts for row in lines]
     for row in lines:
         if chance.random() < 0.3:
             row["label"] = {"positive": "negative", "negative": "positive"}[row["label"]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve import card, checkpoint, tiers
+from tuneserve import card, checkpoint, rows, seen, tiers
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.latency import Latency
@@ -67,8 +67,8 @@ def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path,
     calls = measures(GOOD, measured(895, throughput=150.0))
     report = quantize(bert, tmp_path / "out", "w8a8", max_drop=0.02)
 
-    rows = held_out_rows(bert, checkpoint.load(bert))
-    assert [measured for _, measured in calls] == [rows, rows]
+    held_out = held_out_rows(bert, checkpoint.load(bert))
+    assert [measured for _, measured in calls] == [held_out, held_out]
     assert report.drop == pytest.approx(0.005)
     manifest = checkpoint.load(tmp_path / "out")
     assert manifest.quantization == "w8a8"
@@ -83,7 +83,7 @@ def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path,
     assert step.metrics["texts_per_second"] == 150.0
     assert step.metrics["size_bytes"] < step.metrics["size_bytes_before"]
     assert step.metrics["size_bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
-    assert held_out_rows(tmp_path / "out", manifest) == rows
+    assert held_out_rows(tmp_path / "out", manifest) == held_out
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (bert / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
@@ -388,3 +388,24 @@ def test_a_reduced_range_is_in_the_lineage(bert: Path, tmp_path: Path, measures:
     assert dict(manifest.lineage[-1].config)["reduce_range"] is True
     assert report.recipe.label == "w8a8 rtn of reduced range"
     assert not tiers.saturation(manifest, tmp_path / "out", tiers.AVX2)
+
+
+def test_what_was_trained_on_is_not_measured_and_what_calibrated_is_told(
+    bert: Path, tmp_path: Path, measures: Measures
+) -> None:
+    source = Path(shutil.copytree(bert, tmp_path / "source"))
+    manifest = checkpoint.load(source)
+    trained: list[Row] = rows.read(source / checkpoint.CALIBRATION_SPLIT)
+    seen.keep(source, manifest, seen.learned(trained))
+    checkpoint.seal(source, manifest)
+    new = [{"text": f"question {n}", "label": "positive"} for n in range(3)]
+    more = [{"text": f"answer {n}", "label": "negative"} for n in range(5)]
+    rows.write(tmp_path / "more.jsonl", more)
+    with pytest.raises(UserError, match=r"all 32 rows are among those that .*source was trained on"):
+        quantize(source, tmp_path / "out", "w8a8", data=trained)
+    calls = measures(GOOD)
+    given = {"method": "gptq", "calibration_file": tmp_path / "more.jsonl"}
+    quantize(source, tmp_path / "out", "w8a8", max_drop=None, data=[*trained, *new], **given)
+    assert [measured for _, measured in calls] == [new, new]
+    assert checkpoint.load(tmp_path / "out").trained_rows.rows == 32 + 5
+    assert seen.unseen([*trained, *new, *more], [tmp_path / "out"]) == new

@@ -36,7 +36,7 @@ PROBLEM_TYPE_MULTI_LABEL: ProblemType
 PROBLEM_TYPE_REGRESSION: ProblemType
 
 class Checkpoint(_message.Message):
-    __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files", "temperature", "calibration_split")
+    __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files", "temperature", "calibration_split", "trained_rows")
     class LabelDistributionEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Checkpoint(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_ROWS_FIELD_NUMBER: _ClassVar[int]
     format_version: str
     task: Task
     architecture: str
@@ -74,7 +75,8 @@ class Checkpoint(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[File]
     temperature: float
     calibration_split: TestSplit
-    def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., temperature: _Optional[float] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ...) -> None: ...
+    trained_rows: RowDigests
+    def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., temperature: _Optional[float] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ..., trained_rows: _Optional[_Union[RowDigests, _Mapping]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("name", "source", "config", "packages", "seed", "data_sha256", "metrics", "finished_at", "measured_on")
@@ -113,6 +115,16 @@ class Step(_message.Message):
     def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., packages: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., data_sha256: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., measured_on: _Optional[str] = ...) -> None: ...
 
 class TestSplit(_message.Message):
+    __slots__ = ("path", "sha256", "rows")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    sha256: str
+    rows: int
+    def __init__(self, path: _Optional[str] = ..., sha256: _Optional[str] = ..., rows: _Optional[int] = ...) -> None: ...
+
+class RowDigests(_message.Message):
     __slots__ = ("path", "sha256", "rows")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]

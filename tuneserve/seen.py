@@ -1,0 +1,107 @@
+"""Which rows a checkpoint was trained on, so that it is never measured on them.
+
+A checkpoint keeps a digest of each input that training saw, its validation rows and the answers within conversations
+included, and the digests of the models that it learned from. 16 bytes a row, and no way back from them to a text but to
+guess it. All that chooses rows to measure on asks here.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneserve import checkpoint
+from tuneserve.errors import CheckpointError, UserError
+from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+FILE = "eval/trained_rows.blake2b"
+
+Digests = NDArray[np.bytes_]  # each once, sorted
+NONE: Digests = np.empty(0, f"S{DIGEST}")
+
+
+def inputs(rows: Iterable[Row]) -> Digests:
+    """Returns the digests of the rows' inputs, in the rows' order."""
+    return np.frombuffer(b"".join(digest(input_key(row)) for row in rows), NONE.dtype)
+
+
+def learned(rows: Iterable[Row]) -> Digests:
+    """Returns the digests of all that rows ask: their inputs, and those of the earlier answers of a conversation."""
+    found = bytearray()
+    for row in rows:
+        found += digest(input_key(row))
+        for key in earlier_inputs(row):
+            found += digest(key)
+    return np.unique(np.frombuffer(found, NONE.dtype))
+
+
+def keep(directory: Path, manifest: pb.Checkpoint, digests: Digests) -> None:
+    """Writes digests into a checkpoint's directory, and names the file in its manifest."""
+    path = directory / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tobytes of an array of another order or with doubles: the file is what the manifest says of it.
+    path.write_bytes(np.unique(digests).tobytes())
+    manifest.trained_rows.path = FILE
+    manifest.trained_rows.sha256 = checkpoint.sha256_file(path)
+    manifest.trained_rows.rows = path.stat().st_size // DIGEST
+
+
+def copy(source: Path, directory: Path, manifest: pb.Checkpoint) -> None:
+    """Copies the digests that the manifest of `source` names, if it names any."""
+    if path := manifest.trained_rows.path:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, directory / path)
+
+
+def trained_on(directory: Path) -> Digests | None:
+    """Returns the digests that a checkpoint keeps, or None where it keeps none: made elsewhere, or long ago.
+
+    Raises CheckpointError for others than its manifest names.
+    """
+    if not (directory / checkpoint.MANIFEST).exists():
+        return None
+    kept = checkpoint.read_manifest(directory).trained_rows
+    if not kept.path:
+        return None
+    path = directory / kept.path
+    if not path.is_file() or checkpoint.sha256_file(path) != kept.sha256:
+        raise CheckpointError(
+            f"{path}: not the digests that {checkpoint.MANIFEST} names", "copy the whole directory again"
+        )
+    return np.fromfile(path, NONE.dtype)
+
+
+def unseen(rows: Sequence[Row], checkpoints: Sequence[Path]) -> list[Row]:
+    """Returns the rows that none of the checkpoints was trained on, and logs how many others there are.
+
+    Raises UserError where none are left.
+    """
+    found = inputs(rows)
+    new = np.ones(len(found), bool)
+    by = []
+    for directory in dict.fromkeys(checkpoints):
+        digests = trained_on(directory)
+        if digests is None:
+            logger.warning(
+                "%s does not tell what it was trained on: on rows that it has seen it seems better than it is",
+                directory,
+            )
+        elif (its := np.isin(found, digests)).any():
+            new &= ~its
+            by.append(str(directory))
+    if len(found) and not new.any():
+        raise UserError(
+            f"all {len(found)} rows are among those that {' and '.join(by)} was trained on",
+            "give rows to measure on that it never saw",
+        )
+    if by:
+        logger.warning(
+            "%d of %d rows are left out: %s was trained on them", len(new) - new.sum(), len(new), " and ".join(by)
+        )
+    return [row for row, is_new in zip(rows, new, strict=True) if is_new]
