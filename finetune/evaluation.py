@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve import entities, examples, quality
+from tuneserve import entities, examples, quality, significance
 from tuneserve.finetune.tokens import IGNORED, Target, encode, lengths, with_offsets
 from tuneserve.rows import Row
 
@@ -24,6 +24,12 @@ class Answers:
     losses: list[float]  # the mean over a row's labels or tokens; for numbers the absolute error
     predicted: list[Any] = field(default_factory=list)  # labels, numbers or entities; empty for generation
     scores: list[list[float]] = field(default_factory=list)  # of texts, by label: probabilities; or the number
+    row_sums: quality.RowSums = field(default_factory=list)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The metrics, and the ends of the headline's interval."""
+        return self.metrics | significance.ends(self.metrics, self.row_sums)
 
 
 def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
@@ -42,7 +48,8 @@ def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers
     if target.problem_type == "regression":
         numbers, expected = outputs[:, 0].tolist(), [row["label"] for row in rows]
         errors = [abs(gold - guess) for gold, guess in zip(expected, numbers, strict=True)]
-        return Answers(quality.regression(expected, numbers), errors, numbers, outputs.tolist())
+        sums = quality.number_rows(expected, numbers)
+        return Answers(quality.regression(expected, numbers), errors, numbers, outputs.tolist(), sums)
     logits = outputs / target.temperature
     if target.problem_type == "multi-label":
         present = torch.tensor([[float(label in row["labels"]) for label in target.labels] for row in rows])
@@ -50,14 +57,16 @@ def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers
         losses = functional.binary_cross_entropy_with_logits(logits, present, reduction="none").mean(-1)
         metrics = quality.multi_label([row["labels"] for row in rows], sets, target.labels)
         metrics |= _calibration(target, outputs, present)
-        return Answers(metrics, losses.tolist(), sets, logits.sigmoid().tolist())
+        sums = quality.right_rows([set(row["labels"]) for row in rows], list(map(set, sets)))
+        return Answers(metrics, losses.tolist(), sets, logits.sigmoid().tolist(), sums)
     expected = [row["label"] for row in rows]
     right = torch.tensor([target.labels.index(label) for label in expected])
     predicted = [target.labels[place] for place in outputs.argmax(-1).tolist()]
     metrics = quality.sequence_classification(expected, predicted, target.labels)
     metrics |= _calibration(target, outputs, right)
     losses = functional.cross_entropy(logits, right, reduction="none")
-    return Answers(metrics, losses.tolist(), predicted, logits.softmax(-1).tolist())
+    sums = quality.right_rows(expected, predicted)
+    return Answers(metrics, losses.tolist(), predicted, logits.softmax(-1).tolist(), sums)
 
 
 def _calibration(target: Target, outputs: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
@@ -86,7 +95,10 @@ def _entities(
         expected = torch.tensor([label for label in one["labels"] if label != IGNORED])
         total = float(functional.cross_entropy(output, expected, reduction="sum"))
         losses.append(total / max(1, len(expected)))
-    return Answers(quality.token_classification(list(map(entities.spans_of, rows)), found), losses, found)
+    there = list(map(entities.spans_of, rows))
+    return Answers(
+        quality.token_classification(there, found), losses, found, row_sums=quality.entity_rows(there, found)
+    )
 
 
 def _spans(text: str, tags: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[entities.Span]:
@@ -152,17 +164,17 @@ def sample_answers(
 
 
 def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) -> Answers:
-    total, tokens, losses = 0.0, 0, [0.0] * len(encoded)
+    total, tokens, losses, sums = 0.0, 0, [0.0] * len(encoded), [[0.0, 0.0] for _ in encoded]
     for indices, output in _forward(model, tokenizer, encoded, bf16):
         for place, index in enumerate(indices):
             targets = torch.tensor(encoded[index]["labels"], device=output.device)[1:]
             counted = targets != IGNORED
             scores = output[place, : len(targets)][counted].float().log_softmax(-1)
             likelihood, count = float(scores.gather(1, targets[counted][:, None]).sum()), int(counted.sum())
-            losses[index] = -likelihood / max(1, count)
+            losses[index], sums[index] = -likelihood / max(1, count), [likelihood, float(count)]
             total += likelihood
             tokens += count
-    return Answers(quality.generation(total, tokens), losses)
+    return Answers(quality.generation(total, tokens), losses, row_sums=sums)
 
 
 def _forward(

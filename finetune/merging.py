@@ -113,7 +113,7 @@ def export(
     answers = Answers({}, [])
     if test:
         answers = evaluation.evaluate(saved, tokenizer, target, test, models.bf16_is_fast())
-        entry.metrics.update(answers.metrics)
+        entry.metrics.update(answers.figures)
         entry.measured_on = tiers.measured_on()
         if target.task == "generation" and source.test_split.path:
             rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, target, test[:5]))

@@ -90,7 +90,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
             result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
     else:
         # In fp32, as it is merged: a sum in bf16 loses most of what an adapter adds.
-        entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16=False).metrics)
+        entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16=False).figures)
         entry.measured_on = tiers.measured_on()
         entry.finished_at.GetCurrentTime()
         manifest.lineage.append(entry)

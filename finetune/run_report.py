@@ -70,10 +70,15 @@ def page(run: Finished) -> str:
     return environment.get_template("report.html.j2").render(
         title=run.config.output.name,
         summary=f"{', '.join(filter(None, parts))}; base model {base}, method {run.config.method}; "
-        f"measured on {len(run.split.test):,} rows that training never saw",
+        f"measured on {len(run.split.test):,} rows that training never saw{_sure(run, headline)}",
         tiles=[(name.replace("_", " "), f"{metrics[name]:.4g}") for name in names],
         sections=sections(run),
     )
+
+
+def _sure(run: Finished, headline: str) -> str:
+    ends = [run.manifest.lineage[-1].metrics.get(f"{headline}_{end}") for end in ("low", "high")]
+    return "" if None in ends else f"; {headline} {ends[0]:.4g} to {ends[1]:.4g} (95 % interval)"
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

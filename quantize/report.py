@@ -87,6 +87,7 @@ class Report:
     def metrics(self) -> dict[str, float]:
         """Returns what the lineage keeps: the new metrics by name, and the old headline and cost as `*_before`."""
         return self.after.metrics | {
+            **significance.ends(self.after.metrics, self.after.row_sums),
             f"{self.headline}_before": self.before.metrics[self.headline],
             "drop": self.drop,
             **self._interval(),

@@ -5,7 +5,7 @@ known here, and left out.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +130,14 @@ def _labels(manifest: pb.Checkpoint) -> Iterable[str]:
 
 def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
     metrics = manifest.lineage[-1].metrics
-    whole = [
-        (key, metrics[key]) for key in (*_METRICS, "calibration_error", "unscaled_calibration_error") if key in metrics
-    ]
+    shown = (*_METRICS, "calibration_error", "unscaled_calibration_error")
+    whole = [(key, f"{metrics[key]:.4f}", _interval(metrics, key)) for key in shown if key in metrics]
     if not whole:
         return
     yield "## Quality"
     where = f" Measured on: {_plain(manifest.lineage[-1].measured_on)}." if manifest.lineage[-1].measured_on else ""
     yield f"On the {manifest.test_split.rows:,} held-out rows, which it never saw.{where}"
-    yield _table(("metric", "value"), [(key, f"{value:.4f}") for key, value in whole])
+    yield _table(("metric", "value", "95 % interval"), whole)
     columns = ("precision", "recall", "f1", "support")
     end = "/support"
     names = sorted(key.removesuffix(end) for key in metrics if key.endswith(end))
@@ -156,6 +155,14 @@ def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
     headline = quality.headline(manifest.task, metrics).name
     if f"{headline}_before" in metrics:
         yield f"Before it was quantized, its {headline} on these rows was {metrics[f'{headline}_before']:.4f}."
+    if "drop_at_most" in metrics:
+        drop, most = metrics["drop"], metrics["drop_at_most"]
+        yield f"That is a drop of {drop:.4f}, and with 95 % confidence of at most {most:.4f}."
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    low, high = (metrics[key] if (key := f"{name}_{end}") in metrics else None for end in ("low", "high"))
+    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
 def _use(manifest: pb.Checkpoint) -> str:

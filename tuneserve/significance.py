@@ -12,7 +12,7 @@ samples of the rows are a matrix product. A permutation swaps what both models s
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +96,13 @@ def interval(metric: str, rows: Sequence[Sequence[float]], seed: int = 0) -> Int
         return wilson(value, len(table))
     ends = _bca(METRICS[metric], table, seed)
     return ends or (wilson(value, len(table)) if metric == "entity_f1" else _RANGE[metric])
+
+
+def ends(metrics: Mapping[str, float], rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Returns the ends of the interval of the headline among the metrics, as NAME_low and NAME_high, where finite."""
+    [name] = metrics.keys() & METRICS
+    found = zip(("low", "high"), interval(name, rows), strict=True) if len(rows) else ()
+    return {f"{name}_{end}": value for end, value in found if math.isfinite(value)}
 
 
 def compare(

@@ -101,6 +101,7 @@ def test_the_folder_of_a_real_run(trained: Path) -> None:
     found = json.loads((folder / "metrics.json").read_text())
     manifest = checkpoint.load(trained)
     assert found["metrics"]["accuracy"] == manifest.lineage[-1].metrics["accuracy"]
+    assert found["metrics"]["accuracy_low"] < found["metrics"]["accuracy"] <= found["metrics"]["accuracy_high"]
     assert found["metrics"]["train_loss"] == manifest.lineage[-2].metrics["train_loss"]
     assert found["seed"] == 42
     assert found["data_sha256"] == manifest.lineage[-2].data_sha256
@@ -111,6 +112,7 @@ def test_the_folder_of_a_real_run(trained: Path) -> None:
     assert len(losses) == manifest.lineage[-2].metrics["train_steps"]
     assert losses[-1] < losses[0]
     assert str(trained.parent) not in (folder / "metrics.json").read_text() + (folder / "report.html").read_text()
+    assert "(95 % interval)" in (folder / "report.html").read_text()
     page = Page((folder / "report.html").read_text())
     assert page.headings[:4] == ["Training", "Confusion", "Reliability", "Classes"]
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from tuneserve import card, checkpoint
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-METRICS = {"accuracy": 0.9, "macro_f1": 0.8, "calibration_error": 0.05}
+METRICS = {"accuracy": 0.9, "accuracy_low": 0.87, "accuracy_high": 0.92, "macro_f1": 0.8, "calibration_error": 0.05}
 BY_LABEL = {"precision": 0.5, "recall": 1.0, "f1": 0.667, "support": 4.0}
 
 
@@ -50,7 +50,8 @@ def test_what_people_read() -> None:
     assert "on 1,234 rows, and measured on 7 others" in text
     assert "| \\<c\\> | 75.0% |" in text
     assert "| a\\|b | 0.500 | 1.000 | 0.667 | 4 |" in text
-    assert "| calibration\\_error | 0.0500 |" in text
+    assert "| accuracy | 0.9000 | 0.8700 to 0.9200 |" in text
+    assert "| calibration\\_error | 0.0500 |  |" in text
     assert "tuneserve call classify --model mine" in text
     assert "| epochs | 3 |" in text
     assert "quantized" not in text
@@ -60,7 +61,9 @@ def test_what_people_read() -> None:
 def test_a_quantized_checkpoint_says_so() -> None:
     made = manifest(quantization="w8a8")
     step = checkpoint.step("quantize", "mine", {}, ())
-    step.metrics.update({"accuracy": 0.89, "accuracy_before": 0.9, "size_bytes": 2.5e6})
+    step.metrics.update(
+        {"accuracy": 0.89, "accuracy_before": 0.9, "size_bytes": 2.5e6, "drop": 0.01, "drop_at_most": 0.02}
+    )
     step.measured_on = "cpu-avx2"
     made.lineage.append(step)
     text = card.text(made)
@@ -71,6 +74,7 @@ def test_a_quantized_checkpoint_says_so() -> None:
     assert data.eval_results[0].metric_value == 0.89
     assert "**Its weights are quantized: `w8a8`.** They take 2.5 MB." in text
     assert "its accuracy on these rows was 0.9000" in text
+    assert "a drop of 0.0100, and with 95 % confidence of at most 0.0200" in text
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,15 @@ def test_every_headline_metric_is_that_of_quality() -> None:
         assert low <= found <= high
 
 
+def test_the_ends_of_the_headline() -> None:
+    metrics = {"accuracy": 0.9, "macro_f1": 0.8}
+    assert significance.ends(metrics, wrong(100, 10)) == pytest.approx(
+        {"accuracy_low": 0.8256, "accuracy_high": 0.9448}, abs=1e-4
+    )
+    assert significance.ends(metrics, []) == {}
+    assert significance.ends({"perplexity": 9.0}, [[-11.0, 5.0]]) == {"perplexity_low": 1}
+
+
 def simulate(
     metric: str, make: Model, times: int, change: Callable[[Difference], float] = lambda _: 0.0
 ) -> tuple[float, float]:
