@@ -19,7 +19,28 @@ class BadRow(Exception):
 
 def row(raw: Row, config: FinetuneConfig) -> Row:
     """Returns the canonical row of the config's task. Raises BadRow."""
-    return _CANONICAL[config.task](raw, config)
+    return _CANONICAL[config.task](_chosen(raw, config), config)
+
+
+# Of each task, forms of which a row has one, and where it has more, the one that `columns` names.
+_FORMS: dict[str, list[tuple[set[str], ...]]] = {
+    "sequence-classification": [],
+    "token-classification": [
+        ({"tokens", "tags"}, {"text", "label", "labels"}),
+        ({"label", "labels"}, {"entities", "spans"}),
+    ],
+    "generation": [({"prompt", "completion"}, {"messages"}, {"conversations"}, {"instruction", "input", "output"})],
+}
+
+
+def _chosen(raw: Row, config: FinetuneConfig) -> Row:
+    named = set(config.columns or ())
+    others: set[str] = set()
+    # A template has columns of any name in it.
+    for forms in _FORMS[config.task] if not config.prompt_template else ():
+        if any(named & form for form in forms):
+            others.update(*(form for form in forms if not named & form))
+    return {key: value for key, value in raw.items() if key not in others}
 
 
 def _text(raw: Row, name: str) -> str:
@@ -53,7 +74,8 @@ def _sequence_row(raw: Row, config: FinetuneConfig) -> Row:
     row: Row = {"text": _text(raw, "text")}
     if "head" in raw or "tail" in raw:
         row["text"] = _marked(row["text"], raw.get("head"), raw.get("tail"))
-    if raw.get("text_pair") is not None:
+    # An empty cell, of a file in which other rows have one.
+    if raw.get("text_pair") is not None and raw["text_pair"] != "" and not str(raw["text_pair"]).isspace():
         row["text_pair"] = _text(raw, "text_pair")
     if config.problem_type == "multi-label":
         return row | {"labels": _label_set(raw.get("labels"))}
@@ -121,12 +143,12 @@ def _token_row(raw: Row, config: FinetuneConfig) -> Row:
     return entities.from_words(words, iob2([_label(tag, "tag") for tag in tags]))
 
 
-# Prefixes of the schemes that say more (BILOU, IOBES), as IOB2 has them.
-_PREFIXES = {"B": "B", "I": "I", "L": "I", "E": "I", "U": "B", "S": "B"}
+# Prefixes of the schemes that say more (BILOU, IOBES, BMES), as IOB2 has them.
+_PREFIXES = {"B": "B", "I": "I", "M": "I", "L": "I", "E": "I", "U": "B", "S": "B"}
 
 
 def iob2(tags: Sequence[str]) -> list[str]:
-    """Returns IOB2 tags for those of IOB1, IOB2, BILOU or IOBES: every entity begins with B-.
+    """Returns IOB2 tags for those of IOB1, IOB2, BILOU, IOBES or BMES: every entity begins with B-.
 
     Raises BadRow for a tag of none of them.
     """
@@ -134,7 +156,7 @@ def iob2(tags: Sequence[str]) -> list[str]:
     for tag in tags:
         prefix, dash, kind = tag.partition("-")
         if tag != "O" and not (prefix in _PREFIXES and dash and kind):
-            raise BadRow(f"tag {tag!r} is not O, B-TYPE or I-TYPE (or L-, U-, E-, S- of BILOU and IOBES)")
+            raise BadRow(f"tag {tag!r} is not O, B-TYPE or I-TYPE (or L-, U-, M-, E-, S- of BILOU, IOBES and BMES)")
         tag = tag if tag == "O" else f"{_PREFIXES[prefix]}-{kind}"
         begins = tag.startswith("I-") and (not fixed or fixed[-1][2:] != kind)
         fixed.append(f"B-{kind}" if begins else tag)

@@ -6,13 +6,14 @@ Nothing here needs torch or a tokenizer.
 import logging
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 
+from tuneserve import entities
 from tuneserve.errors import UserError
 from tuneserve.finetune import canonical, continual, formats, parents
 from tuneserve.finetune.config import FinetuneConfig
@@ -36,6 +37,7 @@ class Data:
     test: Sequence[Row]
     validation: Sequence[Row]  # of the training rows: tells which epoch was best; empty unless asked for
     labels: list[str]  # the position is the class index; empty for generation
+    names: list[str]  # what rows are labelled with: the labels, or the types of entities
     duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
     old: Old = field(default_factory=Old)  # what training goes on from
     replayed: int = 0  # training rows that are old ones
@@ -45,8 +47,7 @@ class Data:
         """Returns the share of each label in rows (the training rows): of texts, or of entities for tokens."""
         counts = Counter(chain.from_iterable(map(counted_labels, self.train if of is None else of)))
         total = sum(counts.values())
-        names = dict.fromkeys(_entity_type(label) for label in self.labels if label != "O")
-        return {name: counts[name] / total for name in names} if total else {}
+        return {name: counts[name] / total for name in self.names} if total else {}
 
     def repeated(self) -> tuple[int, int]:
         """Returns how many training rows have the input of an earlier one, and how many of these another answer."""
@@ -97,7 +98,7 @@ def load(config: FinetuneConfig) -> Data:
         # Where rows are bad, the labels of the others may be too few: that is told once these are corrected.
         labels = _labels(config, names, old.labels)
     if labels:
-        _check_labels(config, table, set(labels), problems)
+        _check_labels(config, table, _names(config, labels), problems)
     if problems.count:
         more = f"\n  and {problems.count - SHOWN_PROBLEMS} more" if problems.count > SHOWN_PROBLEMS else ""
         raise UserError(
@@ -149,7 +150,7 @@ def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) ->
         return []
     if config.problem_type == "regression":
         return [NUMBER]
-    known = dict.fromkeys(_entity_type(label) for label in old if label != "O")
+    known = dict.fromkeys(_names(config, old))
     names = list(config.labels) if config.labels else list(dict.fromkeys([*known, *sorted(found)]))
     if lacking := [name for name in known if name not in names]:
         raise UserError(f"labels: {lacking[0]} is missing", "the checkpoint that training goes on from knows it")
@@ -162,19 +163,23 @@ def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) ->
     return names
 
 
-def _entity_type(label: str) -> str:
-    return label[2:] if label.startswith(("B-", "I-")) else label
+def _names(config: FinetuneConfig, labels: Sequence[str]) -> list[str]:
+    """Returns what rows are labelled with: a text's label may be called O, or B-cell, and is no tag by that."""
+    return entities.types(labels) if config.task == "token-classification" else list(labels)
 
 
-def _check_labels(config: FinetuneConfig, table: Table, labels: Collection[str], problems: _Problems) -> None:
-    types = {_entity_type(label) for label in labels if label != "O"} if "O" in labels else labels
-    if set(chain.from_iterable(table.label_sets)) <= set(types):
+def _check_labels(config: FinetuneConfig, table: Table, names: Sequence[str], problems: _Problems) -> None:
+    if isinstance(config.class_weights, Mapping):
+        allowed = ["O", *names] if config.task == "token-classification" else names
+        if wrong := [name for name in config.class_weights if name not in allowed]:
+            raise UserError(f"class_weights: {wrong[0]!r} is no label", "allowed: " + ", ".join(allowed))
+    if set(chain.from_iterable(table.label_sets)) <= set(names):
         return
     # Where they are nobody noted: the files are read once more.
     for source in filter(None, (config.train, config.test, config.replay)):
         for where, row in _canonical(config, source, _Problems()):
-            if unknown := [label for label in counted_labels(row) if label not in types]:
-                problems.add(f"{where}: label {unknown[0]!r} is not one of {', '.join(sorted(types))}")
+            if unknown := [label for label in counted_labels(row) if label not in names]:
+                problems.add(f"{where}: label {unknown[0]!r} is not one of {', '.join(sorted(names))}")
 
 
 def _split(
@@ -231,7 +236,7 @@ def _split(
         raise UserError(counts, f"each needs some: give more {hint}")
     replayed = len(kept) - len(table.without(kept, replay))
     rows = table.rows.view
-    return Data(rows(kept), rows(test), rows(validation), labels, duplicates, old, replayed)
+    return Data(rows(kept), rows(test), rows(validation), labels, _names(config, labels), duplicates, old, replayed)
 
 
 def _share(table: Table, replay: Places, share: float, new: int) -> Places:

@@ -144,6 +144,14 @@ def max_length(base_model: str, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length))
 
 
+def has_dropout(base_model: str) -> bool:
+    """Returns whether the base model answers differently each time while it is trained."""
+    settings = read(base_model, "AutoConfig").get_text_config().to_dict()
+    # GPT-2's own summary is no part of its heads here.
+    names = [name for name in settings if name.endswith(("dropout", "dropout_prob", "pdrop")) and "summary" not in name]
+    return any(isinstance(settings[name], float) and settings[name] > 0 for name in names)
+
+
 def use_bf16(precision: str) -> bool:
     """Returns whether to compute in bf16. Raises UserError where it was asked for and a GPU lacks it."""
     import torch

@@ -59,7 +59,9 @@ def class_weights(encoded: Sequence[Row], labels: Sequence[str], config: Finetun
     if chosen is None:
         return None
     if not isinstance(chosen, str):
-        return torch.tensor([float(chosen.get(label, chosen.get(label[2:], 1.0))) for label in labels])
+        words = config.task == "token-classification"
+        names = [label[2:] if words and label not in chosen else label for label in labels]
+        return torch.tensor([float(chosen.get(name, 1.0)) for name in names])
     if config.problem_type == "multi-label":
         present = torch.zeros(len(labels), dtype=torch.float64)
         for row in encoded:

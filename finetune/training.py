@@ -134,8 +134,8 @@ def _trainer(run: Run) -> Any:
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
         "weight_decay": config.weight_decay,
-        # A float below 1 is a share of all steps.
-        "warmup_steps": config.warmup_ratio,
+        # A float below 1 is a share of all steps, rounded up; 1 would be one step.
+        "warmup_steps": min(config.warmup_ratio, math.nextafter(1, 0)),
         "neftune_noise_alpha": config.neftune_alpha,
         "bf16": run.bf16,
         "use_cpu": not on_gpu,

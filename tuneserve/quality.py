@@ -5,11 +5,14 @@ scikit-learn does the arithmetic of classes. Nothing here knows where prediction
 """
 
 import math
+import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneserve import spacing
 from tuneserve.entities import Span
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -25,6 +28,8 @@ class Headline:
 
 _CORRELATION = Headline("pearson", higher_is_better=True)
 _BINS = 10
+_SPACELESS = spacing.SPACELESS.pattern
+_WORD = re.compile(rf"(?!\s){_SPACELESS}|(?:(?!{_SPACELESS})\S)+")
 HEADLINES = {
     pb.TASK_SEQUENCE_CLASSIFICATION: Headline("accuracy", higher_is_better=True),
     pb.TASK_TOKEN_CLASSIFICATION: Headline("entity_f1", higher_is_better=True),
@@ -146,7 +151,8 @@ def generation(log_likelihood: float, tokens: int) -> dict[str, float]:
 
 def answers(expected: Sequence[str], given: Sequence[str]) -> dict[str, float]:
     """How answers agree with those expected, as SQuAD counts it (Rajpurkar et al. 2016): the mean F1 of their words,
-    and the share that is the same; without case, punctuation and English articles.
+    and the share that is the same; without case, punctuation and English articles. In scripts without spaces each
+    character is a word, as for the Chinese of CMRC and MLQA (Cui et al. 2019, Lewis et al. 2020).
 
     Where no words are expected (a call of a tool), nothing is compared.
     """
@@ -164,8 +170,12 @@ def expected_answer(row: Row) -> str:
 
 
 def _words(text: str) -> list[str]:
-    plain = "".join(character for character in text.lower() if character not in string.punctuation)
-    return [word for word in plain.split() if word not in ("a", "an", "the")]
+    plain = "".join(character for character in text.lower() if not _is_punctuation(character))
+    return [word for word in _WORD.findall(plain) if word not in ("a", "an", "the")]
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def _word_f1(gold: list[str], guess: list[str]) -> float:

@@ -414,3 +414,52 @@ def test_rows_that_repeat_and_contradict_each_other_are_counted(tmp_path: Path) 
     assert repeated == 3
     # Which of them comes first is the shuffle's choice.
     assert contradictory in (1, 3)
+
+
+def test_weights_of_labels_that_there_are_not(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", *labelled(30))
+    with pytest.raises(UserError, match="class_weights: 'raer' is no label") as caught:
+        data.load(settings(path, class_weights={"rare": 2, "raer": 5}))
+    assert caught.value.hint == "allowed: common, rare"
+    data.load(settings(path, class_weights={"rare": 2}))
+    words = jsonl(tmp_path / "w.jsonl", *[{"tokens": ["in", f"Rome{n}"], "tags": ["O", "B-LOC"]} for n in range(20)])
+    with pytest.raises(UserError, match="class_weights: 'PER' is no label") as caught:
+        data.load(settings(words, "token-classification", class_weights={"PER": 2}))
+    assert caught.value.hint == "allowed: O, LOC"
+    data.load(settings(words, "token-classification", class_weights={"LOC": 2, "O": 0.5}))
+
+
+def test_labels_of_texts_that_look_like_tags(tmp_path: Path) -> None:
+    names = ("O", "B-cell", "T-cell", "cell")
+    path = jsonl(tmp_path / "d.jsonl", *[{"text": f"text {n}", "label": names[n % 4]} for n in range(80)])
+    found = data.load(settings(path))
+    assert found.labels == ["B-cell", "O", "T-cell", "cell"]
+    assert found.label_distribution() == {name: pytest.approx(0.25, abs=0.02) for name in names}
+    with pytest.raises(UserError, match=r"label 'B-cell' is not one of O, T-cell, cell"):
+        data.load(settings(path, labels=["O", "T-cell", "cell"]))
+
+
+@pytest.mark.parametrize("empty", ["", " ", None])
+def test_an_empty_second_text_is_none(tmp_path: Path, empty: str | None) -> None:
+    raw = {"text": "one", "text_pair": empty, "label": "a"}
+    assert canonical.row(raw, settings(tmp_path / "d.jsonl")) == {"text": "one", "label": "a"}
+
+
+def test_columns_are_chosen_over_what_else_a_row_has(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    others = {"messages": turns, "instruction": "say", "output": "said", "conversations": []}
+    asked = settings(path, "generation", columns={"prompt": "question", "completion": "answer"})
+    assert canonical.row(others | {"question": "q", "answer": "a", "prompt": "q", "completion": "a"}, asked) == {
+        "prompt": "q",
+        "completion": "a",
+    }
+    chat = settings(path, "generation", columns={"messages": "chat"})
+    assert canonical.row({"prompt": [], "completion": [], "messages": turns}, chat) == {"messages": turns}
+    spans = settings(path, "token-classification", columns={"text": "body", "label": "marks"})
+    row = {"text": "in Rome", "label": [[3, 7, "LOC"]], "tokens": ["in", "Rome"], "tags": [0, 1]}
+    assert canonical.row(row, spans)["entities"] == [{"start": 3, "end": 7, "label": "LOC"}]
+
+
+def test_tags_of_bmes(tmp_path: Path) -> None:
+    assert canonical.iob2(["B-A", "M-A", "E-A", "S-A", "O", "M-B"]) == ["B-A", "I-A", "I-A", "B-A", "O", "B-B"]

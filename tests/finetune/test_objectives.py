@@ -102,3 +102,9 @@ def test_given_weights_by_label_or_entity_type() -> None:
     weights = class_weights([], tags, parse(class_weights={"PER": 3, "O": 0.5}, task="token-classification"))
     assert weights is not None
     assert weights.tolist() == [0.5, 3.0, 3.0]
+
+
+def test_the_weight_of_a_label_is_that_of_no_other() -> None:
+    weights = class_weights([], ["safe", "unsafe", "O"], parse(class_weights={"safe": 5}))
+    assert weights is not None
+    assert weights.tolist() == [5.0, 1.0, 1.0]

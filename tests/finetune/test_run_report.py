@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint, entities, quality
 from tuneserve.entities import spans_of
 from tuneserve.errors import UserError
 from tuneserve.finetune import config, run_report, run_sections
@@ -44,7 +44,14 @@ def finished(rows: list[Row], answers: Answers, labels: list[str], **values: Any
     measured = {"train_loss": 0.3, "train_steps": 10, "train_seconds": 2.0, "trained_parameters": 99}
     entry.metrics.update(measured | answers.metrics)
     manifest.lineage.append(entry)
-    return Finished(settings, Data(rows, rows, rows[:1], labels, 0), [12] * len(rows), HISTORY, manifest, answers)
+    return Finished(
+        settings,
+        Data(rows, rows, rows[:1], labels, entities.types(labels) if "O" in labels else labels, 0),
+        [12] * len(rows),
+        HISTORY,
+        manifest,
+        answers,
+    )
 
 
 class Page(HTMLParser):

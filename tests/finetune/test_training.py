@@ -208,3 +208,14 @@ def test_a_loss_that_is_no_number(tune: Run, tmp_path: Path, encoder: Path) -> N
         tune("spoiled", base_model=str(base))
     assert "learning_rate" in caught.value.hint
     assert list((tmp_path / "spoiled").iterdir()) == []
+
+
+@pytest.mark.parametrize(("ratio", "warm"), [(0, 1), (0.5, 12), (1, 24)])
+def test_the_warm_up_is_a_share_of_all_steps(tune: Run, ratio: float, warm: int) -> None:
+    output = tune("warm", warmup_ratio=ratio)
+    history = json.loads((output.with_name("out-report") / "metrics.json").read_text())["history"]
+    rates = [one["learning_rate"] for one in history if "learning_rate" in one]
+    assert len(rates) == 24
+    # The first step's comes before it.
+    assert rates.index(max(rates)) == min(warm, 23) if ratio else rates[0] == max(rates)
+    assert rates[:warm] == sorted(rates[:warm])

@@ -60,3 +60,12 @@ def test_entities_are_counted_as_seqeval_counts_them() -> None:
         for name in ("precision", "recall", "f1"):
             assert found[ours + name] == pytest.approx(report[theirs][name.replace("f1", "f1-score")]), ours
     assert 0.1 < found["entity_f1"] < 0.9
+
+
+def test_answers_without_spaces_agree_by_their_characters() -> None:
+    found = quality.answers(["北京是中国的首都。", "東京タワー"], ["首都是北京", "東京"])
+    # 5 of 8 and 5, and 2 of 5 and 2.
+    assert found["token_f1"] == pytest.approx((10 / 13 + 4 / 7) / 2)
+    assert quality.answers(["在2024年用GPT 4。"], ["在2024年用 GPT-4"])["exact_match"] == 0
+    assert quality.answers(["在 2024 年，用GPT"], ["在2024年用“GPT”"]) == {"token_f1": 1.0, "exact_match": 1.0}
+    assert quality.answers(["서울 타워"], ["서울"])["token_f1"] == pytest.approx(2 / 3)
