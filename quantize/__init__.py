@@ -3,11 +3,13 @@
     schemes.py      what there is to choose from
     preflight.py    what can't be served here, refused before anything heavy is imported
     methods.py      how the weights are rounded
-    calibration.py  the rows that most methods look at
+    calibration.py  the rows that most methods look at, and those that attempts are chosen on
     weights.py      the quantizing itself, through llm-compressor or bitsandbytes
     sensitivity.py  which blocks lose most
     attempts.py     what is tried after what
+    race.py         how much faster, in rounds in turns
     report.py       what changed
+    gate.py         whether too much may be lost, and how many rows would tell
     run.py          measure, quantize, measure, decide
 
 Importing this package needs neither torch nor vLLM.

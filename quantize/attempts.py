@@ -30,7 +30,11 @@ class Attempt:
     report: Report
     directory: Path
     holds: bool  # no more should be lost than is allowed
-    ratio: Ratio | None = None  # of its speed to that before, measured in turns
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether a race was won."""
+        return self.report.ratio is not None and self.report.ratio.is_faster
 
     @property
     def speed(self) -> float:
@@ -100,12 +104,12 @@ def fastest(
             logger.warning("%s: %s", recipe.scheme.name, error)
             continue
         if found[-1].holds and _may_be_faster(found[-1], speed):
-            found[-1] = replace(found[-1], ratio=race(found[-1]))
+            found[-1] = replace(found[-1], report=replace(found[-1].report, ratio=race(found[-1])))
             good.append(found[-1])
         tried += found
-        good = [attempt for attempt in good if attempt.ratio and attempt.ratio.is_faster]
+        good = [attempt for attempt in good if attempt.is_faster]
         _discard(tried, good)
-    return sorted(good, key=lambda attempt: attempt.ratio.value if attempt.ratio else 0, reverse=True), tried
+    return sorted(good, key=_gain, reverse=True), tried
 
 
 def verdict(attempt: Attempt, chosen: Attempt | None) -> str:
@@ -114,7 +118,7 @@ def verdict(attempt: Attempt, chosen: Attempt | None) -> str:
         return "chosen"
     if not attempt.holds:
         return "may lose too much"
-    return "slower than the one chosen" if attempt.ratio and attempt.ratio.is_faster else "no faster than before"
+    return "slower than the one chosen" if attempt.is_faster else "no faster than before"
 
 
 def _may_be_faster(attempt: Attempt, speed: float) -> bool:
@@ -126,6 +130,10 @@ def _discard(tried: Iterable[Attempt], keep: Sequence[Attempt]) -> None:
     for attempt in tried:
         if attempt.directory not in kept:
             shutil.rmtree(attempt.directory, ignore_errors=True)
+
+
+def _gain(attempt: Attempt) -> float:
+    return attempt.report.ratio.value if attempt.report.ratio else 0
 
 
 def _drop(attempt: Attempt) -> float:

@@ -34,6 +34,11 @@ class Ratio:
         """Whether the interval says so, or the value, where there is none."""
         return (self.value if math.isnan(self.low) else self.low) > 1
 
+    def metrics(self) -> dict[str, float]:
+        """Returns what the lineage keeps of it."""
+        ends = {} if math.isnan(self.low) else {"speed_ratio_low": self.low, "speed_ratio_high": self.high}
+        return {"speed_ratio": self.value, **ends}
+
     def __str__(self) -> str:
         ends = "" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
         return f"x {self.value:.2f}{ends}"

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from tuneserve import quality, significance
 from tuneserve.measurement import Measurement
+from tuneserve.quantize.race import Ratio
 from tuneserve.quantize.schemes import Recipe
 from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -23,6 +24,8 @@ class Report:
     # Bytes of the weight files.
     size_before: int
     size_after: int
+    # Of the speeds, measured in turns; None where they were measured one after the other only.
+    ratio: Ratio | None = None
 
     @property
     def drop(self) -> float:
@@ -78,7 +81,8 @@ class Report:
         rows.append(_times("size, MB", self.size_before / 1e6, self.size_after / 1e6))
         if old.memory_bytes and new.memory_bytes:
             rows.append(_times("memory, MB", old.memory_bytes / 1e6, new.memory_bytes / 1e6))
-        rows.append(_times(old.unit, old.throughput, new.throughput))
+        name, *speeds, times = _times(old.unit, old.throughput, new.throughput)
+        rows.append((name, *speeds, f"{self.ratio}, in turns" if self.ratio else f"{times}, one after the other"))
         if old.latency and new.latency:
             rows.append(_times("p50 of one, ms", old.latency.p50_ms, new.latency.p50_ms))
             rows.append(_times("p95 of one, ms", old.latency.p95_ms, new.latency.p95_ms))
@@ -96,6 +100,7 @@ class Report:
             **_costs(self.after),
             **{f"{name}_before": cost for name, cost in _costs(self.before).items()},
             **({} if self.flips is None else {"predictions_changed": self.flips}),
+            **(self.ratio.metrics() if self.ratio else {}),
         }
 
     def _interval(self) -> dict[str, float]:
@@ -112,20 +117,20 @@ class Report:
         return f"{share} {'worse' if self.drop > 0 else 'better'}" if self.drop else "same"
 
 
-def comparison(reports: Sequence[Report], ratios: Sequence[str], verdicts: Sequence[str]) -> str:
-    """Returns what was tried as a table, one line each, below the original. `ratios`: of speeds, where known."""
+def comparison(reports: Sequence[Report], verdicts: Sequence[str]) -> str:
+    """Returns what was tried as a table, one line each, below the original."""
     first = reports[0]
     lines = [
         ("scheme", first.headline, "change, 95 % interval", "MB", first.before.unit, "in turns", "p50, p95 ms", ""),
-        ("as it was", *_columns(first, first.before, first.size_before, ""), ""),
+        ("as it was", *_columns(first, first.before, first.size_before), ""),
     ]
-    for report, ratio, verdict in zip(reports, ratios, verdicts, strict=True):
-        lines.append((report.recipe.label, *_columns(report, report.after, report.size_after, ratio), verdict))
+    for report, verdict in zip(reports, verdicts, strict=True):
+        lines.append((report.recipe.label, *_columns(report, report.after, report.size_after), verdict))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
 
 
-def _columns(report: Report, measured: Measurement, size: int, ratio: str) -> tuple[str, ...]:
+def _columns(report: Report, measured: Measurement, size: int) -> tuple[str, ...]:
     change = report.difference if measured is report.after else None
     single = measured.latency
     return (
@@ -133,7 +138,7 @@ def _columns(report: Report, measured: Measurement, size: int, ratio: str) -> tu
         f"{change.low:+.4f} to {change.high:+.4f}" if change else "",
         f"{size / 1e6:.1f}",
         f"{measured.throughput:.0f}",
-        ratio,
+        str(report.ratio) if report.ratio and change else "",
         f"{single.p50_ms:.1f}, {single.p95_ms:.1f}" if single else "",
     )
 

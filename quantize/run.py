@@ -169,8 +169,8 @@ class _Work:
         rows, before = (self.choosing, self.before_choosing) if choosing else (self.rows, self.before)
         logger.info("measuring the result on %d rows%s", len(rows), " to choose on" if choosing else "")
         after = measure(directory, rows)
-        sizes = (checkpoint.size_of(one) for one in (self.manifest, checkpoint.read_manifest(directory)))
-        report = Report(self.manifest.task, recipe, before, after, *sizes)
+        size, smaller = (checkpoint.size_of(one) for one in (self.manifest, checkpoint.read_manifest(directory)))
+        report = Report(self.manifest.task, recipe, before, after, size, smaller)
         name = report.headline
         logger.info("%s: %s %.4f, %.4f before", recipe.label, name, after.metrics[name], before.metrics[name])
         return report
@@ -256,7 +256,7 @@ def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> tu
         f"{_blame(tried)}serve the checkpoint as it is, name a --scheme to save memory, or allow more with --max-drop"
     )
     for attempt in good[:LOOKS]:
-        report = work.report(attempt.report.recipe, attempt.directory)
+        report = replace(work.report(attempt.report.recipe, attempt.directory), ratio=attempt.report.ratio)
         if work.gate.holds(report):
             return report, attempt.directory
         print(report.table())
@@ -278,5 +278,4 @@ def _blame(tried: Sequence[Attempt]) -> str:
 
 def _show(work: _Work, tried: Sequence[Attempt], chosen: Attempt | None) -> None:
     print(f"\non {len(work.choosing):,} rows to choose on:")
-    speeds = [str(one.ratio) if one.ratio else "" for one in tried]
-    print(comparison([one.report for one in tried], speeds, [attempts.verdict(one, chosen) for one in tried]))
+    print(comparison([one.report for one in tried], [attempts.verdict(one, chosen) for one in tried]))

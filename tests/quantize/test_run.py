@@ -161,7 +161,9 @@ def test_auto_keeps_the_fastest(
     measures(GOOD, replace(GOOD, throughput=150.0), replace(GOOD, throughput=120.0))
     report = quantize(bert, tmp_path / "out", "auto")
     assert report.recipe.scheme.name == "w8a8"
+    assert "x 1.50, in turns" in report.table()
     assert checkpoint.load(tmp_path / "out").quantization == "w8a8"
+    assert checkpoint.load(tmp_path / "out").lineage[-1].metrics["speed_ratio"] == 1.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert not list((tmp_path / "out").glob(".*"))
     printed = capsys.readouterr().out
@@ -368,7 +370,7 @@ def test_the_table_tells_what_changed(bert: Path, tmp_path: Path, measures: Meas
     table = quantize(bert, tmp_path / "out", "w8a8", max_drop=0.02).table()
     assert "0.9000" in table
     assert "0.50 points worse" in table
-    assert "x 1.50" in table
+    assert "x 1.50, one after the other" in table
     assert "0.50%" in table
 
 
