@@ -37,7 +37,10 @@ def prepare(config: FinetuneConfig, split: Data) -> Ready:
     if split.left_out:
         logger.warning(data.left_out(split))
     train = augmentation.augmented(split.train, config)
-    return Ready(config, split, train, encode(tokenizer, target, train, config.train_on), target, tokenizer, bf16)
+    encoded = encode(tokenizer, target, train, config.train_on)
+    if more := len(encoded) - len(train):
+        logger.info("%d answers are rendered otherwise once others follow: each is learned in a row of its own", more)
+    return Ready(config, split, train, encoded, target, tokenizer, bf16)
 
 
 def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) -> Data:

@@ -246,7 +246,11 @@ def temperature_of(manifest: pb.Checkpoint) -> float:
 
 def trained_length(manifest: pb.Checkpoint) -> int:
     """Returns the tokens of a row that a checkpoint was trained and measured at; 0 where it was not trained here."""
-    return manifest.max_length if any(step.name == "finetune" for step in manifest.lineage) else 0
+    trained = [json_format.MessageToDict(step.config) for step in manifest.lineage if step.name == "finetune"]
+    if not trained:
+        return 0
+    # An older release wrote what the base model reads into the manifest, and this into the step alone.
+    return min(int(trained[-1].get("max_length", manifest.max_length)), manifest.max_length)
 
 
 def version_of(manifest: pb.Checkpoint) -> str:

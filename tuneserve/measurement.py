@@ -24,7 +24,7 @@ import grpc
 from google.protobuf import json_format
 from tqdm import tqdm
 
-from tuneserve import quality
+from tuneserve import checkpoint, quality
 from tuneserve.entities import Span, spans_of
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.examples import Example, example
@@ -279,7 +279,7 @@ def example_length(manifest: pb.Checkpoint, limit: int) -> int:
 
     Every call has to have room for one token to make.
     """
-    return min(manifest.max_length or limit, limit - 1)
+    return min(checkpoint.trained_length(manifest) or manifest.max_length or limit, limit - 1)
 
 
 def load_tokenizer(directory: Path, **options: Any) -> Any:

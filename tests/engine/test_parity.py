@@ -36,8 +36,12 @@ def test_a_conversation_has_the_token_ids_of_training(real):
             {"role": "assistant", "content": "It scatters blue light."},
         ]
     }
-    found = verify.verify_at(real.server.addresses.grpc, "chat", directory, manifest, [row])
+    # Words across the border of prompt and answer; rows that are cut.
+    rows = [row, {"prompt": "The sky is bl", "completion": "ue."}, {"prompt": "why " * 99, "completion": " because"}]
+    manifest.max_length = 48
+    found = verify.verify_at(real.server.addresses.grpc, "chat", directory, manifest, rows)
     assert found.different == 0
+    assert found.largest <= found.limits[1]
 
 
 def test_another_chat_model_is_noticed(real, tmp_path):

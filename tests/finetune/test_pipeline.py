@@ -242,7 +242,7 @@ def test_rows_too_long_for_their_answers(
     long = [{"prompt": f"{number} " + "so " * 60, "completion": "yes"} for number in range(8)]
     rows.write(tmp_path / "d.jsonl", long + [{"prompt": f"say {number}", "completion": "yes"} for number in range(8)])
     given = {"task": "generation", "base_model": str(chat), "train": "d.jsonl", "batch_size": 1, "test_size": 0.25}
-    given |= {"long_prompts": long_prompts, "output": "out", "max_length": 64, "epochs": 1}
+    given |= {"long_prompts": long_prompts, "output": "out", "max_length": 64, "epochs": 10, "learning_rate": 1e-2}
     (tmp_path / "run.yaml").write_text(json.dumps(given))
     found = validate(tmp_path / "run.yaml")
     assert sum(found["left_out"].values()) == left_out

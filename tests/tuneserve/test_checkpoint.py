@@ -198,3 +198,16 @@ def test_version_follows_content_not_place(make_bert):
     third = checkpoint.describe(make_bert("ForSequenceClassification", ["a", "b"]))
     assert checkpoint.version_of(first) == checkpoint.version_of(second)
     assert checkpoint.version_of(first) != checkpoint.version_of(third)
+
+
+def test_the_trained_length_of_this_release_and_of_older_ones():
+    manifest = pb.Checkpoint(max_length=512)
+    manifest.lineage.append(checkpoint.step("base", "org/base", {}, ()))
+    assert checkpoint.trained_length(manifest) == 0
+    # Older ones have in `max_length` what the base model reads.
+    manifest.lineage.append(checkpoint.step("finetune", "org/base", {"max_length": 64}, ()))
+    assert checkpoint.trained_length(manifest) == 64
+    manifest.lineage.append(checkpoint.step("finetune", "mine", {"max_length": 32}, ()))
+    manifest.lineage.append(checkpoint.step("quantize", "mine", {}, ()))
+    manifest.max_length = 32
+    assert checkpoint.trained_length(manifest) == 32
