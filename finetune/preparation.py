@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneserve import examples
 from tuneserve.errors import UserError
 from tuneserve.finetune import augmentation, data, models, tokens
 from tuneserve.finetune.config import FinetuneConfig
@@ -50,6 +51,9 @@ def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) 
     """
     if config.task != "generation":
         return split
+    conversation = next((row for row in split.train if "messages" in row), None)
+    if conversation and not examples.is_special(tokenizer, examples.answer(tokenizer, conversation)[0][-1]):
+        logger.warning("the chat template ends answers with no special token: the model will not learn where to end")
     left_out = Counter[str]()
     for name in ("train", "test", "validation"):
         rows = getattr(split, name)

@@ -91,8 +91,13 @@ def _end_of_turn(tokenizer: Any, ids: Sequence[int], start: int) -> int:
     end = len(ids)
     while end > start and tokenizer.decode(ids[end - 1]).isspace():
         end -= 1
+    return end if end > start and is_special(tokenizer, ids[end - 1]) else len(ids)
+
+
+def is_special(tokenizer: Any, id_: int) -> bool:
+    """Whether a token is one that no text has, and that may end an answer."""
     added = tokenizer.added_tokens_decoder
-    return end if end > start and ids[end - 1] in added and added[ids[end - 1]].special else len(ids)
+    return id_ in added and bool(added[id_].special)
 
 
 def _fitted(tokenizer: Any, row: Mapping[str, Any], whole: Example, max_length: int) -> Example:

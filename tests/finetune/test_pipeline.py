@@ -234,6 +234,19 @@ def test_a_base_model_with_a_chat_template_of_its_own(run: Run, tmp_path: Path, 
     assert asyncio.run(served.render(messages, add_generation_prompt=True)) == "[user] hi<|im_end|>\n[assistant] "
 
 
+def test_a_chat_template_without_an_end(
+    tmp_path: Path, chat: Path, talk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"task": "generation", "base_model": str(chat), "train": str(talk), "output": "out", "max_length": 64}
+    for end in ("", "<|im_end|>"):
+        template = "{% for m in messages %}{{ m.role }} {{ m.content }}" + end + "\n{% endfor %}"
+        template += "{% if add_generation_prompt %}assistant {% endif %}"
+        (tmp_path / "run.yaml").write_text(json.dumps(given | {"chat_template": template}))
+        caplog.clear()
+        validate(tmp_path / "run.yaml")
+        assert ("will not learn where to end" in caplog.text) == (not end)
+
+
 @pytest.mark.parametrize(("long_prompts", "left_out"), [("cut", 0), ("drop", 8)])
 def test_rows_too_long_for_their_answers(
     run: Run, tmp_path: Path, chat: Path, capsys: pytest.CaptureFixture[str], long_prompts: str, left_out: int
