@@ -118,6 +118,16 @@ def served(
     return found
 
 
+def remarks(recipe: Recipe, platform: Platform) -> list[str]:
+    """Returns what people should know of a scheme on this platform before it is measured."""
+    tier, found = platform.tier, []
+    if recipe.reduce_range and not tier.int8_exact:
+        found.append(f"w8a8 gets weights within ±64: of the full range, their products would saturate on {tier.title}")
+    if recipe.scheme.name == "w8a8" and not tier.int8_fast:
+        found.append(f"w8a8 saves memory on {tier.title}; whether it is faster than {tier.dtype} is measured")
+    return found
+
+
 def model_type(directory: Path) -> str:
     """Returns the kind of model, as config.json names it."""
     return str(_config(directory).get("model_type", ""))

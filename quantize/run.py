@@ -24,6 +24,7 @@ from tuneserve.measurement import Measurement
 from tuneserve.quantize import attempts, calibration, methods, preflight, race, sensitivity, weights
 from tuneserve.quantize.attempts import Attempt
 from tuneserve.quantize.gate import LOOKS, Gate
+from tuneserve.quantize.preflight import Platform
 from tuneserve.quantize.race import Ratio
 from tuneserve.quantize.report import Report, comparison
 from tuneserve.quantize.schemes import Recipe
@@ -76,9 +77,10 @@ def quantize(
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output}: inside the checkpoint that is read", "choose an output beside it")
     manifest = checkpoint.load(source)
-    recipes = _recipes(scheme, source, manifest, method, fp8_cache=fp8_cache, reduce_range=reduce_range)
-    if not reduce_range and any(recipe.reduce_range for recipe in recipes):
-        logger.info("w8a8 gets weights of a reduced range: with the full one, products saturate on a CPU without VNNI")
+    platform = preflight.this_platform()
+    recipes = _recipes(scheme, source, manifest, platform, method, fp8_cache=fp8_cache, reduce_range=reduce_range)
+    for remark in (remark for recipe in recipes for remark in preflight.remarks(recipe, platform)):
+        logger.info("%s", remark)
     rows = unseen(data, [source]) if data is not None else held_out_rows(source, manifest)
     calibrating, choosing = calibration.split(calibration.load(source, manifest, calibration_file, rows))
     chosen = [(recipe, _methods(recipe, source, method, calibrating)) for recipe in recipes]
@@ -107,8 +109,9 @@ def quantize(
     return report
 
 
-def _recipes(scheme: str, source: Path, manifest: pb.Checkpoint, method: str | None, **wanted: bool) -> list[Recipe]:
-    platform = preflight.this_platform()
+def _recipes(
+    scheme: str, source: Path, manifest: pb.Checkpoint, platform: Platform, method: str | None, **wanted: bool
+) -> list[Recipe]:
     if wanted["reduce_range"] and scheme not in ("auto", "w8a8"):
         raise UserError(f"--reduce-range with --scheme {scheme}", "it is for the int8 weights of w8a8")
     if scheme != "auto":

@@ -5,7 +5,7 @@ import pytest
 
 from tuneserve import checkpoint, tiers
 from tuneserve.errors import UserError
-from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, served, this_platform
+from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, remarks, served, this_platform
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 CPU = Platform(tiers.AVX512_BF16)
@@ -197,6 +197,15 @@ def test_only_layers_in_blocks_count(bert: Path, llama: Path) -> None:
 def test_real_checkpoints_pass_on_this_machine(bert: Path, llama: Path) -> None:
     for directory in (bert, llama):
         assert check("w8a8", checkpoint.load(directory), directory, this_platform())
+
+
+def test_what_is_to_be_known_of_w8a8_on_a_cpu(wide: Path) -> None:
+    for tier in (tiers.AVX512_VNNI, tiers.AVX512_BF16, tiers.GPU):
+        assert remarks(check("w8a8", DECODER, wide, Platform(tier), reduce_range=True), Platform(tier)) == []
+    saturates, slow = remarks(check("w8a8", DECODER, wide, OLD_CPU), OLD_CPU)
+    assert "would saturate on AVX2" in saturates
+    assert slow == "w8a8 saves memory on AVX2; whether it is faster than float32 is measured"
+    assert remarks(check("nf4", DECODER, wide, OLD_CPU), OLD_CPU) == []
 
 
 def test_weights_get_a_reduced_range_where_the_platform_needs_it(wide: Path) -> None:

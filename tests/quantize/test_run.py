@@ -17,7 +17,7 @@ from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluate import held_out_rows
 from tuneserve.latency import Latency
 from tuneserve.measurement import Measurement
-from tuneserve.quantize import calibration, quantize, race, run
+from tuneserve.quantize import calibration, preflight, quantize, race, run
 from tuneserve.quantize.race import Ratio
 from tuneserve.rows import Row, input_key, read, sha256
 
@@ -34,6 +34,17 @@ def measured(right: int, **changes: Any) -> Measurement:
 
 GOOD = measured(900)
 Measures = Callable[..., list[tuple[Path, Sequence[Row]]]]
+
+
+@pytest.fixture(autouse=True)
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[tiers.Tier], None]:
+    """on(tier) quantizes for a machine of that tier; by default one that serves every scheme of CPUs."""
+
+    def platform(tier: tiers.Tier) -> None:
+        monkeypatch.setattr(preflight, "this_platform", lambda: preflight.Platform(tier))
+
+    platform(tiers.AVX512_BF16)
+    return platform
 
 
 @pytest.fixture
@@ -171,6 +182,19 @@ def test_auto_keeps_the_fastest(
     assert "w4a16 rtn" in printed
     assert "slower than the one chosen" in printed
     assert "as it was" in printed
+
+
+def test_auto_tries_what_the_machine_serves(
+    bert: Path, tmp_path: Path, measures: Measures, on: Callable[[tiers.Tier], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    on(tiers.AVX2)
+    caplog.set_level("INFO")
+    measures(GOOD, replace(GOOD, throughput=110.0))
+    report = quantize(bert, tmp_path / "out", "auto")
+    assert report.recipe.label == "w8a8 rtn of reduced range"
+    assert "their products would saturate on AVX2" in caplog.text
+    with pytest.raises(UserError, match=r"w4a16 can't be served: .*AVX-512"):
+        quantize(bert, tmp_path / "other", "w4a16")
 
 
 def test_auto_names_the_blocks_that_stop_it(bert: Path, tmp_path: Path, measures: Measures) -> None:
