@@ -194,7 +194,8 @@ class App:
             for task in (stopping, given_up):
                 task.cancel()
         if self.supervisor.given_up.is_set():
-            raise StepFailed("an engine failed", "its own log is above; on_engine_failure: restart starts it again")
+            failed = "; ".join(f"model {one.id}: its engine {one.failure}" for one in self.models if one.failure)
+            raise StepFailed(failed, "its own log is above; on_engine_failure: restart starts it again")
 
     async def _reload(self) -> None:
         while self._tenants is not None:

@@ -72,7 +72,7 @@ class ServerConfig:
     models_root: Path | None = None  # directory that LoadModel and LoadAdapter may load from
     drain_seconds: float = 30.0
     stall_seconds: float = 60.0  # a stream whose client reads nothing for so long is ended
-    watchdog_seconds: float = 60.0  # an engine that answers no ping for so long counts as hung
+    watchdog_seconds: float = 60.0  # an engine that neither answers nor computes for so long counts as hung
     on_engine_failure: str = "restart"  # or "exit": the process ends with status 1
     otlp_endpoint: str | None = None  # OpenTelemetry collector, gRPC: http://host:4317
     log_requests: bool = True  # one JSON line a call

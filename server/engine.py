@@ -201,6 +201,10 @@ class VllmEngine:
         finally:
             task.cancel()
 
+    def cpu_seconds(self) -> Mapping[int, float]:
+        """See seam.Engine."""
+        return engine_processes.cpu_seconds(self._processes)
+
     def kill(self) -> None:
         """See seam.Engine. To be called on the event loop."""
         self._end_waiting()

@@ -23,6 +23,23 @@ def started_by(engine: Any) -> list[psutil.Process]:
     return parents + [child for parent in parents for child in parent.children(recursive=True)]
 
 
+def cpu_seconds(processes: Sequence[psutil.Process]) -> dict[int, float]:
+    """Returns the CPU time that each has used so far, and each child that it started since; by process id.
+
+    A process's time holds that of its children that have ended.
+    """
+    found = set(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(process.children(recursive=True))
+    seconds = {}
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = process.cpu_times()
+            seconds[process.pid] = used.user + used.system + used.children_user + used.children_system
+    return seconds
+
+
 def kill(processes: Sequence[psutil.Process]) -> None:
     """Ends them at once, also ones that are stopped or whose parent is gone already."""
     for process in processes:

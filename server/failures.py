@@ -12,7 +12,7 @@ def for_caller(error: Exception) -> Exception:
     if isinstance(error, RequestRefused):
         return InvalidInput(f"sampling.{error.field}" if error.field else "sampling", "the engine can't do this")
     if isinstance(error, EngineFailed):
-        return Unavailable("the model's engine failed")
+        return Unavailable(error.told)
     return error
 
 

@@ -24,7 +24,7 @@ from tuneserve.server.context import current, is_copy
 from tuneserve.server.errors import DeadlinePassed, NotFound, Unavailable, WrongState
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.redaction import Redactor
-from tuneserve.server.seam import Delta, Encoded, Engine, PoolTask, Sampling, Ticket
+from tuneserve.server.seam import Delta, Encoded, Engine, EngineFailed, PoolTask, Sampling, Ticket
 from tuneserve.server.tokenizer import Tokenizer, Tokens
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
@@ -53,6 +53,7 @@ class Model:
     _metrics: Metrics
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    failure: str = ""  # what befell its engine, while another is not ready yet
     _engine: Engine | None = None
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
@@ -126,7 +127,7 @@ class Model:
                 max_wait=self.config.max_wait_seconds,
                 rejected=lambda reason: self.metrics.rejections.labels(self.name, reason.lower()).inc(),
             )
-        self.state = model_pb2.MODEL_STATE_READY
+        self.state, self.failure = model_pb2.MODEL_STATE_READY, ""
         self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
 
     async def _warm_up(self) -> None:
@@ -141,9 +142,25 @@ class Model:
 
     def check_ready(self) -> None:
         """Raises Unavailable, saying why, while it does not answer."""
+        if self.state == model_pb2.MODEL_STATE_FAILED:
+            raise Unavailable(self._told)
         if not self.is_ready:
             state = model_pb2.ModelState.Name(self.state).removeprefix("MODEL_STATE_").lower()
             raise Unavailable(f"model {self.name!r} is {state}")
+
+    @property
+    def _told(self) -> str:
+        """What callers are told of an engine that failed; until somebody has looked, only that it did."""
+        return f"model {self.name!r}: its engine {self.failure or 'died'}"
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Around what asks the engine: when that fails, callers are told why."""
+        try:
+            yield
+        except EngineFailed as error:
+            error.told = self._told
+            raise
 
     @contextmanager
     def admitted(self, priority: int = 0) -> Iterator["Place"]:
@@ -161,9 +178,9 @@ class Model:
         with current().stage("tokenize"):
             return await self.tokenizer.encode(texts, special_tokens=special_tokens, truncate=truncate)
 
-    def failed(self) -> None:
-        """Goes out of service: the engine is dead or hangs. What waits for it is told so."""
-        self.state = model_pb2.MODEL_STATE_FAILED
+    def failed(self, failure: str) -> None:
+        """Goes out of service: the engine is dead or hangs. Its callers are told `failure`."""
+        self.state, self.failure = model_pb2.MODEL_STATE_FAILED, failure
         self.metrics.failed(self.name, self.version)
 
     async def end_engine(self) -> None:
@@ -276,4 +293,5 @@ class Place:
             # While calls wait, the event loop may be late to tell them that their time is up.
             if call.expired():
                 raise DeadlinePassed("the deadline passed while the call waited for the engine")
-            yield
+            with model.telling():
+                yield

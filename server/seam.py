@@ -15,7 +15,12 @@ from prometheus_client import CollectorRegistry
 
 
 class EngineFailed(Exception):
-    """The engine died or gave no answer; nothing about the request was wrong."""
+    """The engine died or gave no answer; nothing about the request was wrong.
+
+    `told` is what callers may know of it. The engine's own words may repeat the prompt.
+    """
+
+    told = "the model's engine failed"
 
 
 class RequestRefused(Exception):
@@ -144,6 +149,9 @@ class Engine(Protocol):
 
     async def ping(self) -> None:
         """Goes through the engine's loop and back. Raises EngineFailed when it is dead; hangs when that hangs."""
+
+    def cpu_seconds(self) -> Mapping[int, float]:
+        """CPU time that each of the engine's processes has used so far, by its id: grows while it computes."""
 
     def kill(self) -> None:
         """Ends the engine's processes at once, stopped or hung ones too. Whatever waits raises EngineFailed."""

@@ -1,12 +1,16 @@
 """Watches every engine, and starts a dead one again.
 
-A dead engine says so at the next ping. A hung one says nothing: after `watchdog_seconds` its processes are killed,
-which makes a dead one of it and ends every call that waits for it. Other models go on meanwhile.
+A dead engine says so at the next ping. One that is busy answers only between steps, and a step may take longer than
+`watchdog_seconds` on a slow machine: it is alive as long as its processes compute. One that neither answers nor
+computes for so long hangs: its processes are killed, which makes a dead one of it and ends every call that waits for
+it. One that computes for ever is killed, too, after ten times as long. Other models go on meanwhile.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 
 from tuneserve.server import failures
 from tuneserve.server.models import EngineFactory, Model
@@ -14,6 +18,13 @@ from tuneserve.server.models import EngineFactory, Model
 logger = logging.getLogger(__name__)
 
 _PING_SECONDS = 0.5
+# While an answer is late: looks at the CPU time, in `watchdog_seconds`.
+_LOOKS = 10
+# A process that uses less of one core does not compute. A blocked engine's uses 0.02: its threads for gloo look for
+# messages all the time. One that computes has all cores, or its share of a crowded machine.
+_COMPUTES = 0.1
+# The longest step, in `watchdog_seconds`.
+_LONGEST_STEP = 10
 # Between attempts to start an engine again: doubled each time, from the first to the second.
 _BACK_OFF_SECONDS = (1.0, 60.0)
 
@@ -56,33 +67,48 @@ class Supervisor:
 
     async def _watch(self, model: Model) -> None:
         while True:
-            await self._death(model)
-            model.failed()
+            what = await self._failure(model)
+            model.failed(f"{what} and {'is being restarted' if self._restarts else 'the server ends'}")
+            logger.error("model %s: its engine %s", model.id, model.failure)
             await self._changed()
             # Also for an engine whose core died alone: its workers would keep the memory.
             await model.end_engine()
             if not self._restarts:
-                logger.error("model %s: on_engine_failure is exit: the server ends", model.id)
                 self.given_up.set()
                 return
             await self._restart(model)
             await self._changed()
 
-    async def _death(self, model: Model) -> None:
-        """Returns when the engine is dead or was killed for hanging."""
+    async def _failure(self, model: Model) -> str:
+        """Returns what befell the engine, once it is dead or has to be killed."""
         while True:
             ping = asyncio.ensure_future(model.engine.ping())
             try:
-                done, _ = await asyncio.wait((ping,), timeout=self._watchdog_seconds)
+                if what := await self._overdue(model, ping):
+                    return what
             finally:
                 ping.cancel()
-            if not done:
-                logger.error("model %s: no answer from its engine for %g s: killed", model.id, self._watchdog_seconds)
-                return
-            if error := ping.exception():
-                logger.error("model %s: its engine is dead: %s", model.id, type(error).__name__)
-                return
+            if ping.exception():
+                return "died"
             await asyncio.sleep(_PING_SECONDS)
+
+    async def _overdue(self, model: Model, ping: "asyncio.Future[None]") -> str:
+        """Returns nothing when the answer has come, or why nobody should wait for it any longer."""
+        seconds, used = self._watchdog_seconds, deque[tuple[float, Mapping[int, float]]](maxlen=_LOOKS)
+        for look in range(1, _LONGEST_STEP * _LOOKS + 1):
+            await asyncio.wait((ping,), timeout=seconds / _LOOKS)
+            if ping.done():
+                return ""
+            used.append((time.monotonic(), model.engine.cpu_seconds()))
+            if look < _LOOKS:
+                continue
+            (began, before), (ended, after) = used[0], used[-1]
+            busiest = max((spent - before.get(process, 0.0) for process, spent in after.items()), default=0.0)
+            if busiest < _COMPUTES * (ended - began):
+                return f"gave no sign of life for {seconds:g} s"
+            if look == _LOOKS:
+                logger.warning("model %s: its engine computes one step for over %g s", model.id, seconds)
+        return f"computed one step for over {_LONGEST_STEP * seconds:g} s"
 
     async def _restart(self, model: Model) -> None:
         wait, longest = _BACK_OFF_SECONDS

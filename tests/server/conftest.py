@@ -1,6 +1,7 @@
 """A fake engine over a real wire: the real server, tokenizers and gRPC, and numbers in place of a model."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class FakeEngine:
     delay: float = 0.0  # seconds for each step
     broken: Exception | None = None
     hangs: bool = False
+    share: float = 0.0  # of a core, that its process uses
     killed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
     pooled: list[Encoded] = field(default_factory=list)
@@ -107,6 +109,10 @@ class FakeEngine:
             # As the real one: what becomes of requests says nothing of the engine's life.
             if isinstance(error, EngineFailed):
                 raise
+
+    def cpu_seconds(self) -> dict[int, float]:
+        # Two processes: one idles.
+        return {1: time.monotonic() * self.share, 2: 5.0}
 
     def kill(self) -> None:
         self.killed.set()

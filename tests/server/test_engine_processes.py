@@ -55,6 +55,46 @@ def test_a_stopped_engine_and_its_orphaned_worker_are_killed(process):
     assert not engine_processes.runs(worker)
 
 
+BUSY = r"""
+import subprocess, sys
+burn = "import time\nwhile time.process_time() < 0.3: pass\nprint('burnt', flush=True)\n"
+sys.stdin.readline()
+living = subprocess.Popen([sys.executable, "-c", burn + "time.sleep(300)"], stdout=subprocess.PIPE)
+living.stdout.readline()
+subprocess.run([sys.executable, "-c", burn], stdout=subprocess.DEVNULL)
+print("done", flush=True)
+sys.stdin.readline()
+living.kill()
+"""
+
+
+def test_cpu_time_counts_children_that_came_later_and_those_that_ended():
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        found = engine_processes.started_by(engine_of(started))
+        before = engine_processes.cpu_seconds(found)
+        started.stdin.write(b"go\n")
+        started.stdin.flush()
+        assert started.stdout.readline() == b"done\n"
+        after = engine_processes.cpu_seconds(found)
+        # Its own, with the child that ended; and the child that lives.
+        assert after[started.pid] - before[started.pid] >= 0.2
+        [later] = after.keys() - before.keys()
+        assert after[later] >= 0.2
+
+
+def test_processes_that_are_stopped_or_gone_use_no_cpu_time(process):
+    found = engine_processes.started_by(engine_of(process))
+    for one in found:
+        one.suspend()
+    before = engine_processes.cpu_seconds(found)
+    time.sleep(0.2)
+    assert engine_processes.cpu_seconds(found) == before
+    engine_processes.kill(found)
+    process.wait(30)
+    engine_processes.wait_for_end(found, 30)
+    assert not engine_processes.cpu_seconds([found[0]])
+
+
 def test_the_exit_status_is_left_to_who_started_it(process):
     found = engine_processes.started_by(engine_of(process))
     engine_processes.kill(found)

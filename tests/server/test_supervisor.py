@@ -55,7 +55,7 @@ async def test_a_crashed_engine_is_replaced(config, serve_config, refused, until
         assert await health(server, "models/sentiment") == NOT_SERVING
         assert await health(server, "tuneserve.v1.GenerationService") == SERVING
         error = await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
-        assert "failed" in error.details()
+        assert "model 'sentiment': its engine died and is being restarted" in error.details()
         assert (await GenerationServiceStub(server.channel).Generate(CHAT)).completions, "other models go on"
         await until(lambda: model.is_ready)
         assert server.engines["sentiment"] is not dead
@@ -66,11 +66,12 @@ async def test_a_crashed_engine_is_replaced(config, serve_config, refused, until
         assert server.app.metrics.restarts.labels("sentiment")._value.get() == 1
 
 
-async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_config, until):
+@pytest.mark.parametrize("share", [0.0, 0.03], ids=["stopped", "blocked, while a helpers tick"])
+async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_config, until, share):
     async with serve_config(config) as server:
         stub, model = ClassificationServiceStub(server.channel), server.app.models.latest("sentiment")
         hung = server.engines["sentiment"]
-        hung.hangs = True
+        hung.share, hung.hangs = share, True
         # Without a deadline of its own: only the watchdog can end it.
         call = asyncio.ensure_future(_await(stub.Classify(GOOD)))
         await until(lambda: hung.running)
@@ -78,8 +79,41 @@ async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_c
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(call, 5)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        told = "model 'sentiment': its engine gave no sign of life for 0.3 s and is being restarted"
+        assert told in caught.value.details()
         await until(lambda: model.is_ready)
         assert (await stub.Classify(GOOD)).results
+
+
+async def test_a_step_may_take_longer_than_the_watchdog_while_the_engine_computes(config, serve_config, caplog):
+    async with serve_config(config) as server:
+        slow = server.engines["sentiment"]
+        slow.share, slow.delay = 0.5, 4 * config.watchdog_seconds
+        assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
+        assert server.engines["sentiment"] is slow
+        assert not slow.killed.is_set()
+        assert await health(server, "models/sentiment") == SERVING
+        assert "computes one step for over 0.3 s" in caplog.text
+
+
+async def test_an_engine_that_stops_computing_is_killed_though_it_was_slow_before(config, serve_config, until):
+    async with serve_config(config) as server:
+        engine = server.engines["sentiment"]
+        used = itertools.chain(range(15), itertools.repeat(15))
+        engine.cpu_seconds = lambda: {1: next(used)}
+        engine.hangs = True
+        await until(engine.killed.is_set)
+
+
+async def test_a_step_without_an_end_is_ended(config, serve_config, until):
+    async with serve_config(dataclasses.replace(config, watchdog_seconds=0.1)) as server:
+        spinning = server.engines["sentiment"]
+        spinning.share, spinning.hangs = 1.0, True
+        call = asyncio.ensure_future(_await(ClassificationServiceStub(server.channel).Classify(GOOD)))
+        await until(spinning.killed.is_set)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert "its engine computed one step for over 1 s and is being restarted" in caught.value.details()
 
 
 async def test_attempts_go_on_with_more_time_between_them(config, serve_config, until, monkeypatch):
@@ -108,7 +142,7 @@ async def test_the_process_ends_where_that_was_asked_for(config, serve_config, u
     async with serve_config(dataclasses.replace(config, on_engine_failure="exit")) as server:
         serving = asyncio.create_task(server.app._serve())
         server.engines["sentiment"].broken = EngineFailed("gone")
-        with pytest.raises(StepFailed, match="an engine failed"):
+        with pytest.raises(StepFailed, match=r"model sentiment@.*: its engine died and the server ends"):
             await asyncio.wait_for(serving, 5)
         assert server.app.models.latest("sentiment").state == model_pb2.MODEL_STATE_FAILED
 
