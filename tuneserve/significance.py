@@ -27,6 +27,8 @@ SAMPLES = 10_000
 CONFIDENCE = 0.95
 _TAIL = (1 - CONFIDENCE) / 2
 _Z = float(special.ndtri(1 - _TAIL))
+# Of many rows fewer samples, so that they take seconds: rows times samples.
+_WORK = 50_000_000
 # Numbers of one block of samples: 40 MB.
 _BLOCK = 5_000_000
 # Fewer rows say nothing of how much rows differ.
@@ -254,10 +256,14 @@ def _subsets(rows: int, seed: int) -> Iterator[Array]:
     if 2**rows <= SAMPLES:
         yield ((np.arange(1, 2**rows)[:, None] >> np.arange(rows)) & 1).astype(float)
         return
-    chance = np.random.default_rng(seed)
-    for start in range(0, SAMPLES, block):
-        drawn = chance.integers(0, 2, (min(block, SAMPLES - start), rows), dtype=np.int8)
+    chance, samples = np.random.default_rng(seed), _samples(rows)
+    for start in range(0, samples, block):
+        drawn = chance.integers(0, 2, (min(block, samples - start), rows), dtype=np.int8)
         yield drawn[drawn.any(1)].astype(float)
+
+
+def _samples(rows: int) -> int:
+    return min(SAMPLES, max(1000, _WORK // rows))
 
 
 def _bca(of: Callable[[Array], Array], table: Array, seed: int) -> Interval | None:
@@ -272,9 +278,9 @@ def _bca(of: Callable[[Array], Array], table: Array, seed: int) -> Interval | No
     if not math.sqrt(squares) > 1e-9 * (1 + abs(float(value))):
         return None
     acceleration = (apart**3).sum() / (6 * squares**1.5)
-    chance, block, values = np.random.default_rng(seed), max(1, _BLOCK // table.size), []
-    for start in range(0, SAMPLES, block):
-        drawn = chance.integers(0, rows, (min(block, SAMPLES - start), rows))
+    chance, block, samples, values = np.random.default_rng(seed), max(1, _BLOCK // table.size), _samples(rows), []
+    for start in range(0, samples, block):
+        drawn = chance.integers(0, rows, (min(block, samples - start), rows))
         values.append(of(table[drawn].sum(1)))
     found = np.concatenate(values)
     below = (np.count_nonzero(found < value) + np.count_nonzero(found <= value)) / (2 * len(found))
