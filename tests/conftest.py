@@ -40,12 +40,16 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# In tests/engine, what starts engines of its own.
+_OWN_ENGINES = ("test_contract.py", "test_lora_cpu.py", "test_parallel.py", "test_tiers.py")
+
+
 class _Sides(LoadScopeScheduling):
-    """What runs side by side (`make test`): a file at a time, and all tests of the real engines in one process."""
+    """What runs side by side (`make test`): a file at a time, and all tests of the shared server in one process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "engine" if file.startswith("tests/engine/") else file
+        return "engine" if file.startswith("tests/engine/") and not file.endswith(_OWN_ENGINES) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

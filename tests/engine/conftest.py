@@ -1,7 +1,7 @@
 """One real server with one real vLLM engine per model, for the whole run.
 
-The encoders run in float32, so that answers can be compared closely with transformers; the chat model in bfloat16,
-as it would be served.
+The encoders run in float32, so that answers can be compared closely with transformers; the chat model in what it
+would be served in on this machine.
 """
 
 import json

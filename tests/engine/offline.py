@@ -13,10 +13,12 @@ os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_WORKER_MULTIPROC_METHOD": "s
 def main() -> None:
     from vllm import LLM, SamplingParams
 
+    from tuneserve.tiers import this_tier
+
     job = json.load(sys.stdin)
-    llm = LLM(model=sys.argv[1], dtype="bfloat16", enforce_eager=True, kv_cache_memory_bytes=1 << 30)
+    llm = LLM(model=sys.argv[1], dtype=this_tier().dtype, enforce_eager=True, kv_cache_memory_bytes=1 << 30)
     params = SamplingParams(max_tokens=job["max_tokens"], temperature=0)
-    # One at a time: in a batch, bfloat16 sums come out in another order.
+    # One at a time: in a batch, sums come out in another order.
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
     outputs = [llm.generate(prompt, params, use_tqdm=False)[0].outputs[0] for prompt in prompts]
     answer = {"texts": [one.text for one in outputs], "token_ids": [list(one.token_ids) for one in outputs]}

@@ -68,7 +68,7 @@ class Callers:
         """Ends the threads; fails if one hangs in its call."""
         self._stopping.set()
         for future in self._futures:
-            future.result(60)
+            future.result(300)
         self._pool.shutdown()
 
 
@@ -100,10 +100,10 @@ def wait_for(condition, seconds: float) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize(("number", "notice"), [(signal.SIGKILL, 5.0), (signal.SIGSTOP, 120.0)])
+@pytest.mark.parametrize(("number", "notice"), [(signal.SIGKILL, 20.0), (signal.SIGSTOP, 120.0)])
 def test_an_engine_process_is_lost(real, callers, number, notice):
     """`notice` bounds the wait for health to say so: a crash is seen at once, a hang by the watchdog of 30 s."""
-    wait_for(lambda: all(callers.answered.values()), 60)
+    wait_for(lambda: all(callers.answered.values()), 300)
     victim = engines(real)[0]
     victim.send_signal(number)
     seconds = wait_for(lambda: set(states(real).values()) != {SERVING}, notice)
@@ -112,15 +112,15 @@ def test_an_engine_process_is_lost(real, callers, number, notice):
     others = [model for model in MODELS if model != lost]
 
     before = dict(callers.answered)
-    wait_for(lambda: all(callers.answered[model] > before[model] + 3 for model in others), 60)
+    wait_for(lambda: all(callers.answered[model] > before[model] + 3 for model in others), 300)
     assert all(not callers.codes[model] for model in others), "other models go on"
     assert callers.codes[lost] <= set(DOWN)
     # Whatever waited for the lost engine was told so: its caller has begun another call since.
     noticed = time.monotonic()
-    wait_for(lambda: callers.began[lost] > noticed, 30)
+    wait_for(lambda: callers.began[lost] > noticed, 120)
 
-    wait_for(lambda: set(states(real).values()) == {SERVING}, 240)
+    wait_for(lambda: set(states(real).values()) == {SERVING}, 600)
     before = dict(callers.answered)
-    wait_for(lambda: all(callers.answered[model] > before[model] for model in MODELS), 60)
+    wait_for(lambda: all(callers.answered[model] > before[model] for model in MODELS), 300)
     assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
     assert len(engines(real)) == len(MODELS)

@@ -136,7 +136,7 @@ def test_soak(real):
         warm = size(real)
         for client in clients:
             client.result()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while unfinished(real):
         assert time.monotonic() < deadline, "gauges are not back at 0"
         time.sleep(0.1)
@@ -192,7 +192,7 @@ def test_cancelled_calls_leave_nothing(real):
         began = time.monotonic()
         # A step that has begun is not broken off, and on a CPU it may take a second.
         while unfinished(real):
-            assert time.monotonic() < began + 10, "an engine still works for calls that were cancelled"
+            assert time.monotonic() < began + 20, "an engine still works for calls that were cancelled"
             time.sleep(0.02)
         waits.append(time.monotonic() - began)
         if number == rounds // 3:
@@ -222,7 +222,7 @@ def test_a_cancelled_batch_is_not_worked_off(real):
     whole = real.classification.Classify(request).usage.prompt_tokens
     assert prompt_tokens(real, "sentiment") - before == whole
     call = real.classification.Classify.future(request)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while prompt_tokens(real, "sentiment") == before + whole:
         assert time.monotonic() < deadline, "the engine did not begin"
         time.sleep(0.01)
