@@ -4,10 +4,12 @@ Fetches an encoder, a chat model, movie sentences rated by people and questions 
 with LoRA, merges, quantizes to w8a8 with the quality measured through vLLM, serves both, and calls them.
 """
 
+import logging
+import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from tuneserve import samples
+from tuneserve.errors import StepFailed, UserError
 from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
+from tuneserve.measurement import calling
 from tuneserve.quantize import Report, quantize
 from tuneserve.serving import serving
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+logger = logging.getLogger(__name__)
 
 SENTENCES = (
     "A tender, funny and beautifully acted film.",
@@ -75,17 +81,70 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(output: Path) -> None:
-    """Runs the whole demo; the models stay in `output`, replacing those of an earlier run."""
+    """Runs the whole demo; the models stay in `output`, replacing those of an earlier run.
+
+    Whatever happens, it ends with the tables of what was done. Raises UserError or StepFailed when a step fails.
+    """
     console = Console(highlight=False)
-    times: dict[str, float] = {}
+    steps, reports = Steps(console), dict[str, Report]()
+    try:
+        _run(output, console, steps.step, reports)
+    finally:
+        console.rule("[bold]Result", align="left")
+        console.print(_results(reports))
+        console.print(steps.table())
+        if steps.failed:
+            # With the error and the hint that follow, the last three lines.
+            print(f"failed: {steps.failed}", file=sys.stderr, flush=True)
+    console.print(f"The models are in {output}/. Serve them yourself:")
+    console.print(
+        f"  tuneserve serve --model sentiment={output}/sentiment-w8a8 --model chat={output}/chat-w8a8",
+        soft_wrap=True,
+    )
+
+
+class Steps:
+    """The steps that were begun, and how long each took."""
+
+    def __init__(self, console: Console) -> None:
+        self.failed = ""  # the step that an error ended
+        self._console = console
+        self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(title: str) -> Iterator[None]:
-        console.rule(f"[bold]{title}", align="left")
-        started = time.monotonic()
-        yield
-        times[title] = time.monotonic() - started
+    def step(self, title: str) -> Iterator[None]:
+        """Around what a step does. Raises StepFailed for an error that is nobody's fault but ours, with its traceback
+        above.
+        """
+        self._console.rule(f"[bold]{title}", align="left")
+        started, self.failed = time.monotonic(), title
+        try:
+            yield
+        except (UserError, StepFailed):
+            raise
+        except Exception as error:
+            logger.exception("%s", title)
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise StepFailed(said, "this is a defect: please report it, with the traceback above") from error
+        finally:
+            self._seconds[title] = time.monotonic() - started
+        self.failed = ""
 
+    def table(self) -> Table:
+        """Where the time went, and what failed."""
+        table = Table("where the time went", "seconds")
+        for title, seconds in self._seconds.items():
+            table.add_row(f"{title}: failed" if title == self.failed else title, f"{seconds:.0f}")
+        table.add_row("all", f"{sum(self._seconds.values()):.0f}")
+        return table
+
+
+def _run(
+    output: Path,
+    console: Console,
+    stage: Callable[[str], AbstractContextManager[None]],
+    reports: dict[str, Report],
+) -> None:
     with stage("Fetch the sample models and data"):
         runs = settings(output.resolve())
         for name, values in runs.items():
@@ -93,7 +152,6 @@ def run(output: Path) -> None:
     for name, values in runs.items():
         with stage(f"Fine-tune {name} with LoRA, merge, verify"):
             finetune(finetune_config.parse(values, Path.cwd(), name), overwrite=True)
-    reports = {}
     for name in runs:
         with stage(f"Quantize {name} to w8a8, measured through vLLM"):
             # With 95 % confidence a point of accuracy at most. The chat model, small as it is, loses some 2 % of
@@ -102,18 +160,10 @@ def run(output: Path) -> None:
             reports[name] = quantize(output / name, output / f"{name}-w8a8", "w8a8", max_drop=max_drop, overwrite=True)
     with stage("Serve both, and call them"):
         _call(console, {name: output / f"{name}-w8a8" for name in runs})
-    console.rule("[bold]Result", align="left")
-    console.print(_results(reports))
-    console.print(_times(times))
-    console.print(f"The models are in {output}/. Serve them yourself:")
-    console.print(
-        f"  tuneserve serve --model sentiment={output}/sentiment-w8a8 --model chat={output}/chat-w8a8",
-        soft_wrap=True,
-    )
 
 
 def _call(console: Console, models: dict[str, Path]) -> None:
-    with serving(models) as addresses, grpc.insecure_channel(addresses.grpc) as channel:
+    with serving(models) as addresses, calling(addresses.grpc) as channel:
         request = classification_pb2.ClassifyRequest(
             model="sentiment", inputs=[classification_pb2.ClassifyInput(text=text) for text in SENTENCES]
         )
@@ -156,12 +206,4 @@ def _results(reports: dict[str, Report]) -> Table:
                 f"{size / 1e6:.1f}",
                 f"{measured.throughput:.0f} {measured.unit}",
             )
-    return table
-
-
-def _times(times: dict[str, float]) -> Table:
-    table = Table("where the time went", "seconds")
-    for title, seconds in times.items():
-        table.add_row(title, f"{seconds:.0f}")
-    table.add_row("all", f"{sum(times.values()):.0f}")
     return table

@@ -54,6 +54,11 @@ SPEED_TEXTS = 512
 ANSWERED = 200
 # No single call takes as long; a hung engine fails the measurement in place of hanging it.
 CALL_SECONDS = 600.0
+_HINTS = {
+    "UNAVAILABLE": "an engine ends where memory is short, too: free some, and try again",
+    "DEADLINE_EXCEEDED": "the machine is too slow, or too busy: fewer rows (--data), or less beside it",
+    "RESOURCE_EXHAUSTED": "the machine is too slow, or too busy: fewer rows (--data), or less beside it",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def calling(address: str) -> Iterator[grpc.Channel]:
         with grpc.insecure_channel(address) as channel:
             yield channel
     except grpc.RpcError as error:
-        raise StepFailed(f"the server answered {error.code().name}: {error.details()}") from error
+        code = error.code().name
+        raise StepFailed(f"the server answered {code}: {error.details()}", _HINTS.get(code, "")) from error
 
 
 def answer_log_likelihood(

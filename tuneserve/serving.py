@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,18 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 900.0
 # The server drains before it ends; what is still running after this is killed.
 STOP_SECONDS = 40.0
-_LOG_LINES = 25
+_LOG_LINES = 8
+_HINT = "tuneserve serve --model NAME=PATH shows all that the server says"
+# Lines of the server's log that tell what is wrong: of its loggers and vLLM's, of the command line, and the last line
+# of a traceback. Without the time and the logger's name.
+_PROBLEM = re.compile(
+    r"[\d-]+ [\d:,]+ (?:WARNING|ERROR|CRITICAL) [\w.]+: (.+)"
+    r"|vLLM \S+ (?:WARNING|ERROR|CRITICAL) [\d-]+ [\d:,]+ [\w.]+: (.+)"
+    r"|error: (.+)"
+    r"|((?:\w+\.)*\w*(?:Error|Exception): .+)"
+)
+# What vLLM says when a process of its own has said more.
+_ELSEWHERE = re.compile("root cause above|engine ?core .*failed", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Server:
 def serving(models: Mapping[str, Path], start_seconds: float = START_SECONDS) -> Iterator[Addresses]:
     """Serves checkpoints by name on free local ports while the block runs; yields when all of them answer.
 
-    The server is stopped whatever ends the block; when that is an error, the end of the server's log is logged.
+    The server is stopped whatever ends the block; when that is an error, the server's own last ones are logged.
     Raises StepFailed when the server does not start.
     """
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path.resolve()}")]
@@ -79,7 +91,8 @@ def launched(
         try:
             yield Server(process, _wait(process, ready, log, start_seconds), log)
         except Exception:
-            logger.error("end of the server's log:\n%s", _tail(log))
+            if said := _problems(log):
+                logger.error("the server said:\n%s", "\n".join(f"  {line}" for line in said))
             raise
         finally:
             _stop(process)
@@ -97,9 +110,9 @@ def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: flo
         if ready.exists():
             return Addresses(**json.loads(ready.read_text(encoding="utf-8")))
         if process.poll() is not None:
-            raise StepFailed(f"the server ended with status {process.returncode} before it answered: {_last(log)}")
+            raise StepFailed(f"the server {_end(process.returncode)} before it answered: {_cause(log)}", _HINT)
         time.sleep(0.1)
-    raise StepFailed(f"the server did not answer within {seconds:.0f} s: {_last(log)}")
+    raise StepFailed(f"the server did not answer within {seconds:.0f} s: {_cause(log)}", _HINT)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -114,12 +127,22 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _tail(log: Path) -> str:
+def _end(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed, as the system does where memory is short,"
+    return f"ended with status {status}"
+
+
+def _problems(log: Path) -> list[str]:
+    """Returns the last warnings and errors in the log, each once, the cause last."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
+    found = ("".join(match.groups(default="")) for match in map(_PROBLEM.match, lines) if match)
+    return list(dict.fromkeys(found))[-_LOG_LINES:]
 
 
-def _last(log: Path) -> str:
-    """Returns the last line of the log that names an error, or the very last."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no log")
+def _cause(log: Path) -> str:
+    """Returns the last error in the log that does not point at another; without errors, its last line."""
+    found = _problems(log)
+    told = [line for line in found if not _ELSEWHERE.search(line)] or found
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return told[-1] if told else next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

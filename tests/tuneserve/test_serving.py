@@ -29,9 +29,64 @@ def test_a_server_that_ends_early_says_why(tmp_path: Path, caplog: pytest.LogCap
     with pytest.raises(StepFailed) as caught, serving({"m": tmp_path / "nothing-here"}):
         pass
     message = str(caught.value)
-    assert "the server ended with status 2 before it answered: error:" in message
+    assert "the server ended with status 2 before it answered: " in message
     assert "nothing-here" in message
-    assert "hint:" in caplog.text
+    assert "nothing-here" in caplog.text
+    assert "tuneserve serve" in caught.value.hint
+
+
+LOG = """\
+2026-11-28 15:28:25,731 INFO tuneserve.server.app: gRPC on 127.0.0.1:8033
+vLLM EngineCore[77] ERROR 2026-11-28 15:29:01,004 vllm.v1.engine.core: EngineCore failed to start.
+Traceback (most recent call last):
+  File "/x/vllm/v1/engine/core.py", line 5, in run
+ValueError: No available memory for the cache blocks.
+{requests}
+2026-11-28 15:29:15,327 WARNING tuneserve.server.supervisor: model m@1: its engine computes one step for over 60 s
+2026-11-28 15:30:15,327 ERROR tuneserve.server.supervisor: model m@1: its engine gave no sign of life for 60 s
+{requests}
+2026-11-28 15:30:16,327 INFO tuneserve.server.app: draining: running calls have 30 s
+"""
+REQUESTS = '{"time":"2026-11-28T15:30:15.4Z","request_id":"1","status":"UNAVAILABLE","error_ms":3}\n' * 40
+
+
+def test_an_error_inside_shows_what_the_server_found_wrong_and_no_request_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(process: Any, ready: Path, log: Path, seconds: float) -> Any:
+        log.write_text(LOG.format(requests=REQUESTS))
+        raise StepFailed("UNAVAILABLE")
+
+    monkeypatch.setattr(module, "_wait", fail)
+    with pytest.raises(StepFailed), serving({"m": tmp_path / "nothing-here"}):
+        pass
+    assert caplog.messages[-1].splitlines()[1:] == [
+        "  EngineCore failed to start.",
+        "  ValueError: No available memory for the cache blocks.",
+        "  model m@1: its engine computes one step for over 60 s",
+        "  model m@1: its engine gave no sign of life for 60 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (
+            "ValueError: No memory for the cache.\n"
+            "vLLM EngineCore[7] ERROR 2026-11-28 15:29:01,004 vllm.v1.engine.core: EngineCore failed to start.\n"
+            "error: model m: the engine did not start: Engine core initialization failed. See root cause above.\n"
+            "hint:  its own log is above\n" + REQUESTS,
+            "ValueError: No memory for the cache.",
+        ),
+        ("error: m: no such directory\nhint:  an error is here\n", "m: no such directory"),
+        ("Killed\n", "Killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_cause_is_found_in_the_log(tmp_path: Path, lines: str, cause: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(lines)
+    assert module._cause(log) == cause
 
 
 def test_a_server_that_takes_too_long_is_stopped(tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
