@@ -79,6 +79,7 @@ class FinetuneConfig:
     temperature_scaling: bool = False  # texts: probabilities made as sure as they are right, on the validation rows
     report_to: tuple[str, ...] | None = None  # besides OUTPUT-report: wandb, mlflow, by transformers' integrations
     seed: int = 42
+    save_dtype: str = "bfloat16"  # of the checkpoint's weights; float32: as they were trained, and twice the size
     precision: str = "auto"  # bf16 where the hardware has it
 
     lora_rank: int = 16
@@ -228,6 +229,7 @@ CHECKS: dict[str, Check] = {
     "weight_decay": _number(0, 1),
     "warmup_ratio": _number(0, 1),
     "save_steps": _whole(1),
+    "save_dtype": _choice("bfloat16", "float32"),
     "teacher": _TEXT,
     "distillation_weight": _number(0, 1, above=True),
     "distillation_temperature": _number(0, 100, above=True),

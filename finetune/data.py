@@ -41,6 +41,7 @@ class Data:
     duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
     old: Old = field(default_factory=Old)  # what training goes on from
     replayed: int = 0  # training rows that are old ones
+    parents: Parents = field(default_factory=Parents)  # what the models that it learns from have seen
     left_out: Mapping[str, int] = field(default_factory=dict)  # rows that nothing can be learned of, by reason
 
     def label_distribution(self, of: Sequence[Row] | None = None) -> dict[str, float]:
@@ -236,7 +237,9 @@ def _split(
         raise UserError(counts, f"each needs some: give more {hint}")
     replayed = len(kept) - len(table.without(kept, replay))
     rows = table.rows.view
-    return Data(rows(kept), rows(test), rows(validation), labels, _names(config, labels), duplicates, old, replayed)
+    return Data(
+        rows(kept), rows(test), rows(validation), labels, _names(config, labels), duplicates, old, replayed, before
+    )
 
 
 def _share(table: Table, replay: Places, share: float, new: int) -> Places:

@@ -5,7 +5,8 @@ measured on rows that it did not learn, and all on the same ones.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from tuneserve import checkpoint, seen
 from tuneserve.evaluate import held_out_rows
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.rows import Row
 from tuneserve.seen import NONE, Digests
 
 logger = logging.getLogger(__name__)
@@ -22,8 +24,13 @@ logger = logging.getLogger(__name__)
 class Parents:
     """Digests of inputs; none for models that were not made here."""
 
-    trained: Digests
-    held_out: Digests
+    trained: Digests = field(default_factory=NONE.copy)
+    held_out: Digests = field(default_factory=NONE.copy)
+
+    def unseen(self, rows: Iterable[Row]) -> list[Row]:
+        """Returns the rows that none of them was trained on."""
+        known = set(self.trained.tolist())
+        return [row for row in rows if seen.inputs([row])[0] not in known]
 
 
 def load(config: FinetuneConfig) -> Parents:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tuneserve import checkpoint, disk, rows, seen, tiers
 from tuneserve.errors import UserError
-from tuneserve.finetune import calibration, continual, data, models, parents, preparation, processes, report
+from tuneserve.finetune import calibration, continual, data, models, preparation, processes, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.spool import Spool
@@ -78,7 +78,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         return config.output
     manifest = _manifest(config, split)
     if config.temperature_scaling:
-        validation = encode(tokenizer, target, split.validation)
+        validation = encode(tokenizer, target, split.parents.unseen(split.validation))
         outputs = evaluation.logits(model, tokenizer, target, validation)
         manifest.temperature = temperature.fit(target, validation, outputs)
         target = replace(target, temperature=manifest.temperature)
@@ -205,7 +205,7 @@ def _keep(directory: Path, manifest: pb.Checkpoint, config: FinetuneConfig, spli
         calibration.keep(directory, manifest, split.train)
     # Those that chose the best epoch are no measure of it either.
     own = seen.learned(chain(split.train, split.validation))
-    seen.keep(directory, manifest, np.append(own, parents.load(config).trained))
+    seen.keep(directory, manifest, np.append(own, split.parents.trained))
 
 
 def _save_adapter(

@@ -88,6 +88,11 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
         problem_type=config.problem_type,
         max_length=min(config.max_length, longest),
     )
+    if config.temperature_scaling:
+        # Late: it imports scipy.
+        from tuneserve.finetune import temperature
+
+        temperature.check(len(split.parents.unseen(split.validation)))
     if config.rdrop_alpha and not config.lora_dropout and not models.has_dropout(config.base_model):
         remedy = "leave it out" if config.method in ("full", "ia3") else "set lora_dropout: 0.1, or leave it out"
         raise UserError(f"rdrop_alpha: {config.base_model} has no dropout: both of its passes are the same", remedy)

@@ -18,12 +18,13 @@ from tuneserve.finetune.config import CHECKS, FIELD_TYPES, number_from_text
 if TYPE_CHECKING:
     import optuna
 
-# With another of these, results can't be compared.
+# With another of these, results can't be compared: another base model or teacher may know the validation rows.
 # fmt: off
 FIXED = {
-    "task", "continue_from", "replay", "replay_share", "train", "output", "test", "test_size", "validation_size",
-    "format", "columns", "prompt_template", "chat_template", "group_column", "long_prompts", "labels", "problem_type",
-    "max_train_rows", "max_test_rows", "keep_test_split", "precision", "save_steps", "report_to", "seed",
+    "task", "base_model", "teacher", "continue_from", "replay", "replay_share", "train", "output", "test", "test_size",
+    "validation_size", "format", "columns", "prompt_template", "chat_template", "group_column", "long_prompts",
+    "labels", "problem_type", "max_train_rows", "max_test_rows", "keep_test_split", "precision", "save_steps",
+    "save_dtype", "report_to", "seed",
 }
 # fmt: on
 SEARCHED = [key for key in CHECKS if key not in FIXED]
@@ -82,6 +83,11 @@ def load(path: Path) -> tuple[dict[str, Any], Space]:
         raise UserError(f"{path}: search is missing", "for example search: {learning_rate: [1e-4, 5e-4]}")
     if not values.get("validation_size"):
         raise UserError(f"{path}: validation_size is missing", "trials are compared on validation rows: 0.2, or so")
+    if values.get("task") == "generation" and "max_length" in space:
+        raise UserError(
+            f"{path}: search: max_length can't be compared for generation",
+            "with another, other tokens of the validation rows are read and counted: set max_length itself",
+        )
     return values, Space({key: _setting(f"{path}: search: {key}", key, value) for key, value in space.items()})
 
 

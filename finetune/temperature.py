@@ -1,7 +1,8 @@
 """Temperature scaling: one number that makes a classifier's probabilities as sure as they are right (Guo et al. 2017).
 
 All logits are divided by it, so the best label stays the best. It is fitted on the validation rows, which the weights
-did not learn from.
+did not learn from. Its logarithm has a normal prior around 0: rows that the model gets all right would have it be as
+sure as can be, and they are no evidence of that.
 """
 
 from collections.abc import Sequence
@@ -12,22 +13,38 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from tuneserve.errors import UserError
 from tuneserve.finetune.tokens import Target
 from tuneserve.rows import Row
 
-# Where to look for it: beyond that, the rows are too few to say.
 LOWEST, HIGHEST = 0.05, 20.0
+FEWEST = 100  # rows: of fewer, it says more about them than about the model
+PRIOR = 0.5  # standard deviation of log T
 
 
 def fit(target: Target, encoded: Sequence[Row], logits: Sequence[ArrayLike]) -> float:
-    """Returns the temperature at which the logits, [1, classes] for each row, explain the rows' labels best."""
+    """Returns the temperature at which the logits, [1, classes] for each row, explain the rows' labels best.
+
+    Raises UserError for fewer than FEWEST rows.
+    """
+    check(len(encoded))
     outputs, labels = np.concatenate(logits).astype(float), np.array([row["labels"] for row in encoded])
 
     def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(target, outputs / np.exp(log_temperature), labels)
+        likelihood = negative_log_likelihood(target, outputs / np.exp(log_temperature), labels)
+        return likelihood + (log_temperature / PRIOR) ** 2 / 2 / labels.size
 
     found = minimize_scalar(loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded")
     return float(np.exp(found.x))
+
+
+def check(rows: int) -> None:
+    """Raises UserError for too few validation rows."""
+    if rows < FEWEST:
+        raise UserError(
+            f"temperature_scaling: {rows} validation rows that the model has not seen, and it takes {FEWEST}",
+            "a larger validation_size, more data, or leave it out",
+        )
 
 
 def negative_log_likelihood(target: Target, logits: NDArray[Any], labels: NDArray[Any]) -> float:

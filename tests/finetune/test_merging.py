@@ -124,3 +124,13 @@ def test_an_adapter_that_keeps_words_and_tags(run: Callable[..., Path], encoder:
     checkpoint.seal(adapter, manifest)
     again = merging.merge(adapter, tmp_path / "again")
     assert held_out_rows(again, checkpoint.load(again)) == held_out_rows(output, checkpoint.load(output))
+
+
+def test_one_number_and_equal_ones_can_be_compared() -> None:
+    for numbers in ([2.5], [2.5, 2.5, 2.5], [2.5, 2.501, 2.5]):
+        trained = [torch.tensor([[number]]) for number in numbers]
+        error, agreement = merging.compare_bf16(trained, [tensor * 1.002 for tensor in trained])
+        assert 0 < error < 0.1
+        assert agreement == 1
+        with pytest.raises(StepFailed, match="saving in bf16 changed the model"):
+            merging.compare_bf16(trained, [tensor * 1.02 for tensor in trained])

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tuneserve import card, checkpoint, rows, tiers
 from tuneserve.errors import UserError
@@ -322,3 +324,32 @@ def test_validate_tells_of_entities_that_tokens_can_not_tell(tmp_path: Path, enc
     settings = f"task: token-classification\nbase_model: {encoder}\ntrain: d.jsonl\noutput: out\n"
     (tmp_path / "run.yaml").write_text(settings)
     assert validate(tmp_path / "run.yaml")["inexact"] == len(WORDS) // 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_one_held_out_number_and_the_type_that_is_saved(
+    run: Run, tmp_path: Path, encoder: Path, method: str, dtype: str
+) -> None:
+    rows.write(tmp_path / "numbers.jsonl", ({"text": f"film {'good ' * (n % 4)}", "label": n % 4} for n in range(12)))
+    rows.write(tmp_path / "one.jsonl", [{"text": "good film", "label": 1}])
+    output = run(
+        tmp_path,
+        task="sequence-classification",
+        problem_type="regression",
+        method=method,
+        base_model=str(encoder),
+        train="numbers.jsonl",
+        test="one.jsonl",
+        save_dtype=dtype,
+        epochs=2,
+    )
+    manifest = checkpoint.load(output)
+    assert manifest.dtype == dtype
+    assert {tensor.dtype for tensor in load_file(output / "model.safetensors").values()} == {getattr(torch, dtype)}
+    metrics = manifest.lineage[-1].metrics
+    assert metrics["mean_absolute_error"] > 0
+    if dtype == "float32":
+        assert metrics["saved_logits_max_difference"] < 1e-5
+    else:
+        assert metrics["bf16_logits_relative_difference"] < 0.1

@@ -98,6 +98,9 @@ def test_trials_that_fail_do_not_end_the_search(tmp_path: Path, encoder: Path, r
         (None, "search is missing"),
         ({}, "search is missing"),
         ({"test_size": [0.1, 0.2]}, "test_size is no setting to search"),
+        # Each may have been trained on the validation rows.
+        ({"base_model": ["a", "b"]}, "base_model is no setting to search"),
+        ({"teacher": ["a", "b"]}, "teacher is no setting to search"),
         ({"learning_rat": [0.1]}, "learning_rat is no setting to search"),
         ({"learning_rate": 0.1}, "learning_rate is 0.1"),
         ({"learning_rate": []}, "learning_rate is"),
@@ -114,6 +117,13 @@ def test_what_can_not_be_searched_is_named(tmp_path: Path, space: Any, message: 
     with pytest.raises(UserError, match=message) as caught:
         load(write(tmp_path / "train.yaml", search=space))
     assert caught.value.hint
+
+
+def test_what_changes_what_a_perplexity_is_of(tmp_path: Path) -> None:
+    space = {"max_length": [64, 128]}
+    with pytest.raises(UserError, match="search: max_length can't be compared for generation"):
+        load(write(tmp_path / "train.yaml", search=space, task="generation"))
+    assert load(write(tmp_path / "train.yaml", search=space))[1].settings == space
 
 
 def test_a_search_needs_validation_rows_and_no_other_program_takes_its_file(tmp_path: Path) -> None:

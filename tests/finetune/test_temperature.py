@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tuneserve import checkpoint, rows
+from tuneserve.errors import UserError
 from tuneserve.finetune import evaluation, merging, models, temperature
 from tuneserve.finetune.soup import soup
 from tuneserve.finetune.tokens import Target, encode
@@ -98,3 +99,29 @@ def test_a_merge_keeps_it_and_a_soup_does_not(
     assert not made.HasField("temperature")
     assert "unscaled_calibration_error" not in made.lineage[-1].metrics
     assert "the soup has no temperature" in caplog.text
+
+
+def test_rows_that_are_all_right_are_no_evidence_of_being_sure() -> None:
+    chance = np.random.default_rng(0)
+    labels = chance.integers(0, 3, 200)
+    logits = chance.normal(0, 0.1, (200, 3)) + 2 * np.eye(3)[labels]
+    found = temperature.fit(target("single-label"), [{"labels": int(label)} for label in labels], [logits])
+    # Without a prior it is the lowest that is looked at.
+    assert 0.2 < found < 0.9
+    few: list[Row] = [{"labels": int(label)} for label in labels[:99]]
+    with pytest.raises(UserError, match="99 validation rows that the model has not seen, and it takes 100"):
+        temperature.fit(target("single-label"), few, [logits[:99]])
+
+
+@train
+@quiet
+def test_too_few_rows_are_refused_before_training(run: Run, tmp_path: Path, encoder: Path, reviews: Path) -> None:
+    with pytest.raises(UserError, match="temperature_scaling: 11 validation rows"):
+        run(
+            tmp_path,
+            task="sequence-classification",
+            base_model=str(encoder),
+            train=str(reviews),
+            validation_size=0.2,
+            temperature_scaling=True,
+        )
