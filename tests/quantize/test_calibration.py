@@ -92,3 +92,11 @@ def test_batches_have_no_padding() -> None:
     encoded = [{"input_ids": [1] * length, "attention_mask": [1] * length} for length in (3, 1, 3, 2000, 2000, 2000)]
     shapes = [tuple(batch["input_ids"].shape) for batch in calibration.tensors(encoded)]
     assert shapes == [(1, 1), (2, 3), (2, 2000), (1, 2000)]
+
+
+@pytest.mark.parametrize(("given", "calibrating", "choosing"), [(0, 0, 0), (1, 1, 0), (33, 17, 16), (2000, 1744, 256)])
+def test_rows_to_choose_on_are_no_others(given: int, calibrating: int, choosing: int) -> None:
+    rows = [{"text": str(number)} for number in range(given)]
+    parts = calibration.split(rows)
+    assert [len(part) for part in parts] == [calibrating, choosing]
+    assert sorted(int(row["text"]) for part in parts for row in part) == list(range(given))
