@@ -17,7 +17,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve import samples
+from tuneserve import samples, significance
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
@@ -193,7 +193,7 @@ def _stream(channel: grpc.Channel) -> Iterator[str]:
 
 
 def _results(reports: dict[str, Report]) -> Table:
-    table = Table("model", "step", "quality", "rows", "size, MB", "through gRPC")
+    table = Table("model", "step", "quality", "95 % interval", "rows", "size, MB", "through gRPC")
     for name, report in reports.items():
         headline = report.headline
         rows = (("merged", report.before, report.size_before), ("w8a8", report.after, report.size_after))
@@ -202,6 +202,7 @@ def _results(reports: dict[str, Report]) -> Table:
                 name,
                 step,
                 f"{headline} {measured.metrics[headline]:.4f}",
+                "{:.3g} to {:.3g}".format(*significance.interval(headline, measured.row_sums)),
                 str(measured.rows),
                 f"{size / 1e6:.1f}",
                 f"{measured.throughput:.0f} {measured.unit}",
