@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from tuneserve.layers import block_of
 from tuneserve.quantize import calibration
 from tuneserve.quantize.weights import auto_class, computed_in, quiet
@@ -49,7 +51,7 @@ def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequen
         # A whole pass: the first one unpacks the weights.
         small(**batches[0])
         expected, found = outputs(), {}
-        for name, number in _blocks(whole).items():
+        for name, number in tqdm(_blocks(whole).items(), desc="trying blocks"):
             with _replaced(whole, name, small.get_submodule(name)):
                 apart = [_divergence(*pair, manifest) for pair in zip(expected, outputs(), strict=True)]
             found[number] = float(torch.cat(apart).mean())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tuneserve import tiers
+from tuneserve import progress, tiers
 from tuneserve.layers import block_of, heads
 from tuneserve.quantize import calibration, methods
 from tuneserve.quantize.schemes import Recipe, Scheme
@@ -134,14 +134,16 @@ def auto_class(task: pb.Task) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the bars, notes and warnings of the libraries; errors still come as exceptions."""
+    """Silences the notes and warnings of the libraries; errors still come as exceptions. Of their bars, which are many,
+    a line is left every ten seconds.
+    """
     # Not LOG_DISABLED: with it, GPTQ logs at a level that nobody defined.
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with progress.lines(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

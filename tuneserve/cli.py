@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tuneserve import __version__
+from tuneserve import __version__, progress
 from tuneserve.benchmarks.command import bench_command
 from tuneserve.call import call_command
 from tuneserve.errors import StepFailed, UserError
@@ -39,7 +39,8 @@ class Command(click.Group):
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="tuneserve")
 @click.option("-v", "--verbose", is_flag=True, help="Log more, to standard error.")
-def cli(verbose: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, verbose: bool) -> None:
     """From labelled text to a gRPC answer: fine-tune, quantize and serve models on vLLM.
 
     \b
@@ -48,6 +49,8 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if not sys.stderr.isatty():
+        context.with_resource(progress.lines())
     for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Warns at import of a kernel that is only needed where bitsandbytes itself runs the model; vLLM does here.

@@ -274,7 +274,7 @@ def _timed_batches(
 def _spread(call: Callable[[T], R], work: Sequence[T], at_once: int) -> list[R]:
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            return list(tqdm(pool.map(call, work), total=len(work), desc="measuring", leave=False, disable=None))
+            return list(tqdm(pool.map(call, work), total=len(work), desc="measuring", leave=False))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

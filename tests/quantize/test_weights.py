@@ -1,4 +1,6 @@
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint, rows, tiers
+from tuneserve import checkpoint, progress, rows, tiers
 from tuneserve.quantize import weights
 from tuneserve.quantize.preflight import group_size, linear_shapes
 from tuneserve.quantize.schemes import SCHEMES, Recipe
@@ -122,11 +124,25 @@ def test_classifier_loads_in_transformers_and_scores_alike(bert: Path, tmp_path:
     assert torch.allclose(expected, found, atol=0.02)
 
 
-def test_the_libraries_print_nothing(bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_libraries_print_nothing(
+    bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", math.inf)
     quantized(bert, tmp_path / "out", "w8a8")
     output = capfd.readouterr()
     assert output.out == ""
     assert output.err == ""
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "gptq"])
+def test_calibrating_shows_how_far_it_is(
+    llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    quantized(llama, tmp_path / "out", "w8a8", method)
+    lines = capfd.readouterr().err.splitlines()
+    assert any(line.startswith("(2/3): Calibrating: 100% ") for line in lines), lines
+    assert all(re.match(r".+: +\d+% \d+/\d+ \[", line) for line in lines), lines
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "smoothquant", "smoothquant-gptq"])
