@@ -1,4 +1,5 @@
-"""Some of the training rows, kept inside the checkpoint: quantizing calibrates with them, never with held-out ones."""
+"""Some of the rows that were learned, kept inside the checkpoint: quantizing calibrates with them, never with held-out
+ones, and what goes on from it may replay them."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 ROWS = 512
 
 
-def keep(directory: Path, manifest: pb.Checkpoint, train: Sequence[Row]) -> None:
-    """Writes the first training rows, which are in the seed's order, and names them in the manifest."""
-    chosen = train[:ROWS]
+def keep(directory: Path, manifest: pb.Checkpoint, sample: Sequence[Row]) -> None:
+    """Writes the first rows of a sample, and names them in the manifest."""
+    chosen = sample[:ROWS]
     rows.write(directory / checkpoint.CALIBRATION_SPLIT, chosen)
     manifest.calibration_split.path = checkpoint.CALIBRATION_SPLIT
     manifest.calibration_split.sha256 = rows.sha256(chosen)

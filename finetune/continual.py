@@ -1,25 +1,32 @@
 """Going on from a finished checkpoint with other data, and how much of the old is forgotten by it.
 
 The checkpoint's labels stay, with what the head knows of them; labels of the new data get rows of their own in it.
-The checkpoint's held-out rows are never trained on, and are answered before and after. Old rows mixed with the new
-ones (replay) are what helps most against forgetting (Chaudhry et al. 2019); data.py draws them.
+The checkpoint's held-out rows are never trained on, are answered before and after, and are among the new checkpoint's:
+each generation is measured on all that was learned. Old rows mixed with the new ones (replay) are what helps most
+against forgetting (Chaudhry et al. 2019); data.py draws them. The rows that a checkpoint keeps are a sample of all that
+was learned so far, each with the same chance (a reservoir).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tuneserve import checkpoint, quality
 from tuneserve.errors import UserError
 from tuneserve.evaluate import held_out_rows, kept_rows
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.spool import Places
 from tuneserve.finetune.tokens import Target
 from tuneserve.layers import heads
-from tuneserve.rows import Row
+from tuneserve.rows import Row, input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+LEARNED = "learned_rows"  # of all generations together
 BEFORE, AFTER, DROP = "forgetting/{}_before", "forgetting/{}_after", "forgetting/{}_drop"
+NEW = "new/{}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Old:
 
     labels: tuple[str, ...] = ()  # the position is the class index
     test: Sequence[Row] = ()  # its held-out rows; empty where it keeps none
-    train: Sequence[Row] = ()  # training rows that it keeps, where they are to be replayed
+    train: Sequence[Row] = ()  # training rows that it keeps: a sample of those that it and what came before it learned
+    learned: int = 0  # how many these are
 
 
 def load(config: FinetuneConfig) -> Old:
@@ -51,13 +59,29 @@ def load(config: FinetuneConfig) -> Old:
         raise UserError(
             f"continue_from: {directory} is {kind}, problem_type is {config.problem_type}", f"problem_type: {kind}"
         )
-    train: Sequence[Row] = ()
-    if config.replay_share and not config.replay:
-        if not manifest.calibration_split.path:
-            raise UserError(f"replay_share: {directory} keeps no training rows", "give a file of old rows as `replay`")
-        train = kept_rows(directory, manifest.calibration_split, "`replay`")
+    keeps = bool(manifest.calibration_split.path)
+    if config.replay_share and not config.replay and not keeps:
+        raise UserError(f"replay_share: {directory} keeps no training rows", "give a file of old rows as `replay`")
+    train = kept_rows(directory, manifest.calibration_split, "`replay`") if keeps else ()
     test = held_out_rows(directory, manifest) if manifest.test_split.path else ()
-    return Old(tuple(manifest.labels), test, train)
+    trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
+    # Older checkpoints kept rows of their last training alone.
+    learned = int(trained.metrics[LEARNED] if LEARNED in trained.metrics else trained.metrics["train_rows"])
+    return Old(tuple(manifest.labels), test, train, max(learned, len(train)))
+
+
+def sample(new: Places, old: Places, learned: int, size: int, seed: int) -> Places:
+    """Returns `size` of all rows that were learned, or all of them, each with the same chance.
+
+    `new`: this run's, in random order; `old`: such a sample of the `learned` rows before it.
+    """
+    if not len(old):
+        return new[:size]
+    chance = np.random.default_rng(seed)
+    # How many of a sample of all are old.
+    drawn = min(int(chance.hypergeometric(learned, len(new), min(size, learned + len(new)))), len(old))
+    found: Places = np.append(chance.choice(old, drawn, replace=False), new[: size - drawn])
+    return chance.permutation(found)
 
 
 def extend_head(model: Any, labels: Sequence[str]) -> list[str]:
@@ -111,6 +135,17 @@ def forgetting(task: pb.Task, before: dict[str, float], after: dict[str, float])
     }
 
 
+def of_new(model: Any, tokenizer: Any, target: Target, old: Old, test: Sequence[Row]) -> dict[str, float]:
+    """Returns the headline metric on the held-out rows that are not old ones, as `new/NAME`."""
+    known = {input_key(row) for row in old.test}
+    new = [row for row in test if input_key(row) not in known]
+    metrics = measure(model, tokenizer, target, replace(old, test=new))
+    if not metrics:
+        return {}
+    name = quality.headline(checkpoint.TASKS[target.task], metrics).name
+    return {NEW.format(name): metrics[name]}
+
+
 def show(task: pb.Task, metrics: Mapping[str, float]) -> None:
     """Prints what `forgetting` found."""
     from rich.console import Console
@@ -118,6 +153,8 @@ def show(task: pb.Task, metrics: Mapping[str, float]) -> None:
 
     name = quality.headline(task, metrics).name
     if BEFORE.format(name) in metrics:
-        table = Table("old held-out rows", "before", "after", "drop")
-        table.add_row(name, *(f"{metrics[key.format(name)]:.4f}" for key in (BEFORE, AFTER, DROP)))
+        table = Table("", f"{name} before", "after", "drop")
+        table.add_row("old held-out rows", *(f"{metrics[key.format(name)]:.4f}" for key in (BEFORE, AFTER, DROP)))
+        if NEW.format(name) in metrics:
+            table.add_row("new held-out rows", "", f"{metrics[NEW.format(name)]:.4f}", "")
         Console().print(table)

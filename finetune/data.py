@@ -15,7 +15,7 @@ import numpy as np
 
 from tuneserve import entities
 from tuneserve.errors import UserError
-from tuneserve.finetune import canonical, continual, formats, parents
+from tuneserve.finetune import calibration, canonical, continual, formats, parents
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.continual import Old
 from tuneserve.finetune.parents import Parents
@@ -41,6 +41,8 @@ class Data:
     duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
     old: Old = field(default_factory=Old)  # what training goes on from
     replayed: int = 0  # training rows that are old ones
+    sample: Sequence[Row] = ()  # what the checkpoint keeps of all that was learned, in this run and before
+    learned: int = 0  # how many rows these are
     parents: Parents = field(default_factory=Parents)  # what the models that it learns from have seen
     left_out: Mapping[str, int] = field(default_factory=dict)  # rows that nothing can be learned of, by reason
 
@@ -93,7 +95,8 @@ def load(config: FinetuneConfig) -> Data:
 
     train = read(config.train)
     names = set(chain.from_iterable(table.label_sets))
-    test, replay = read(config.test), read(config.replay) if config.replay else table.add(old.train)
+    test, sampled = read(config.test), table.add(old.train)
+    replay = read(config.replay) if config.replay else sampled if config.replay_share else np.arange(0)
     labels = []
     with suppress(UserError) if problems.count else nullcontext():
         # Where rows are bad, the labels of the others may be too few: that is told once these are corrected.
@@ -106,7 +109,7 @@ def load(config: FinetuneConfig) -> Data:
             f"{problems.count} bad rows in the data, nothing was trained:\n  " + "\n  ".join(problems.shown) + more,
             "correct or remove these rows",
         )
-    return _split(config, table, train, test, replay, labels, old, before)
+    return _split(config, table, train, test, replay, sampled, labels, old, before)
 
 
 def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iterator[tuple[str, Row]]:
@@ -189,6 +192,7 @@ def _split(
     train: Places,
     test: Places,
     replay: Places,
+    sampled: Places,
     labels: list[str],
     old: Old,
     before: Parents,
@@ -197,7 +201,7 @@ def _split(
     order = random.Random(config.seed)
     train = shuffled(train, order)
     held, is_new = table.known(train, before.trained, before.held_out)
-    held_before = np.append(held_before, train[held])
+    carried, held_before = held_before, np.append(held_before, train[held])
     if held.any():
         logger.info("%d rows stay held out, as they were before", held.sum())
     if config.test:
@@ -219,6 +223,9 @@ def _split(
     kept = table.apart(train, held_out)
     duplicates = len(train) - len(kept)
     kept = kept[: config.max_train_rows]
+    again = int(table.among(kept, before.trained).sum())
+    sampled = table.without(table.apart(sampled, held_out), kept)
+    new = kept
     replay = shuffled(replay, order)
     # Where new and old rows ask the same, the new ones know better.
     replay = table.without(table.apart(replay, held_out), kept)
@@ -237,8 +244,23 @@ def _split(
         raise UserError(counts, f"each needs some: give more {hint}")
     replayed = len(kept) - len(table.without(kept, replay))
     rows = table.rows.view
+    # Old held-out rows stay so; where the new data has them too, as it has them.
+    test = np.append(test, table.without(carried, test))
+    new = new[np.isin(new, validation, invert=True)]
+    before_it = max(0, old.learned - again)
+    sample = continual.sample(new, sampled, before_it, calibration.ROWS, config.seed)
     return Data(
-        rows(kept), rows(test), rows(validation), labels, _names(config, labels), duplicates, old, replayed, before
+        rows(kept),
+        rows(test),
+        rows(validation),
+        labels,
+        _names(config, labels),
+        duplicates,
+        old,
+        replayed,
+        rows(sample),
+        learned=len(new) + before_it,
+        parents=before,
     )
 
 

@@ -68,6 +68,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.data_sha256 = rows.sha256(ready.train)
     if split.left_out:
         entry.metrics["left_out_rows"] = sum(split.left_out.values())
+    entry.metrics[continual.LEARNED] = split.learned
     if config.replay_share:
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
@@ -179,6 +180,8 @@ def train_model(
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     after = continual.measure(model, tokenizer, target, old)
     entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
+    if old.test:
+        entry.metrics.update(continual.of_new(model, tokenizer, target, old, split.test))
     return model, trained.history
 
 
@@ -202,7 +205,7 @@ def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
 def _keep(directory: Path, manifest: pb.Checkpoint, config: FinetuneConfig, split: Data) -> None:
     """Writes what later steps need of the training rows: some of them, and what tells all of them."""
     if config.keep_test_split:
-        calibration.keep(directory, manifest, split.train)
+        calibration.keep(directory, manifest, split.sample)
     # Those that chose the best epoch are no measure of it either.
     own = seen.learned(chain(split.train, split.validation))
     seen.keep(directory, manifest, np.append(own, split.parents.trained))

@@ -48,7 +48,9 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     if split.validation:
         console.print(f"{len(split.validation)} more rows tell which epoch is best")
     if config.continue_from:
-        console.print(f"{split.replayed} of the rows to train on are old ones, {len(split.old.test)} more are held out")
+        console.print(
+            f"{split.replayed} of the rows to train on are old ones; {len(split.old.test)} stay held out as before"
+        )
     repeated, contradictory = split.repeated()
     if repeated:
         console.print(f"{repeated} rows repeat the input of another, {contradictory} of them with another answer")

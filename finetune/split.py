@@ -64,6 +64,10 @@ class Table:
         """Returns the places of rows that have no input of the others, and are not drawn together with any of them."""
         return self.without(places[np.isin(self._units[places], self._units[others], invert=True)], others)
 
+    def among(self, places: Places, digests: Digests) -> NDArray[np.bool_]:
+        """Returns which rows have an input of these digests."""
+        return np.isin(np.frombuffer(self._inputs, digests.dtype), digests)[places]
+
     def known(self, places: Places, trained: Digests, held_out: Digests) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Returns which rows an earlier run held out, and which are new: drawn together with none that it had.
 

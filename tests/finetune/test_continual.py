@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -187,3 +188,56 @@ def test_what_can_not_be_gone_on_from(trained: Path, encoder: Path, new: Path, t
     checkpoint.seal(quantized, manifest)
     with pytest.raises(UserError, match="is quantized"):
         data.load(parse(quantized, new))
+
+
+def test_what_is_kept_is_a_sample_of_all_generations() -> None:
+    counts = np.zeros(3)
+    for seed in range(400):
+        kept, learned = np.arange(0), 0
+        for generation, rows_of_it in enumerate((600, 100, 300)):
+            new = np.random.default_rng([seed, generation]).permutation(1000 * generation + np.arange(rows_of_it))
+            kept = continual.sample(new, kept, learned, 50, seed)
+            learned += rows_of_it
+            assert len(set(kept.tolist())) == 50
+        counts += np.bincount(kept // 1000, minlength=3)
+    assert counts / counts.sum() == pytest.approx([0.6, 0.1, 0.3], abs=0.015)
+    # Where all of them fit, all are kept.
+    assert sorted(continual.sample(np.arange(5), np.arange(5, 9), 4, 50, 0)) == list(range(9))
+    assert continual.sample(np.arange(99), np.arange(0), 0, 50, 0).tolist() == list(range(50))
+
+
+def test_three_generations(run: Run, tmp_path: Path, trained: Path, new: Path) -> None:
+    def go_on(name: str, before: Path, word: str) -> Path:
+        (tmp_path / name).mkdir()
+        more = [{**row, "text": f"{row['text']} {word}", "label": word} for row in rows.read(new)]
+        rows.write(tmp_path / name / "more.jsonl", more)
+        return run(
+            tmp_path / name,
+            task="sequence-classification",
+            continue_from=str(before),
+            train="more.jsonl",
+            test_size=0.25,
+            replay_share=0.5,
+            epochs=1,
+        )
+
+    def kept(directory: Path, path: str) -> set[str]:
+        return {input_key(row) for row in rows.read(directory / path)}
+
+    second = go_on("second", trained, "blue")
+    third = go_on("third", second, "sky")
+    generations = (trained, second, third)
+    tests = [kept(one, checkpoint.TEST_SPLIT) for one in generations]
+    assert [len(test) for test in tests] == [12, 18, 24]
+    assert tests[0] < tests[1] < tests[2]
+    samples = [kept(one, checkpoint.CALIBRATION_SPLIT) for one in generations]
+    assert [len(sample) for sample in samples] == [48, 48 + 18, 48 + 18 + 18]
+    assert samples[0] < samples[1] < samples[2]
+    assert not samples[2] & tests[2]
+    lineages = [checkpoint.load(one).lineage for one in generations]
+    trainings = [[step for step in lineage if step.name == "finetune"][-1].metrics for lineage in lineages]
+    assert [metrics["learned_rows"] for metrics in trainings] == [48, 66, 84]
+    # On 18 old rows, and on 6 new ones.
+    last = trainings[2]
+    assert last["forgetting/accuracy_before"] == pytest.approx(lineages[1][-1].metrics["accuracy"], abs=0.06)
+    assert 24 * last["accuracy"] == pytest.approx(18 * last["forgetting/accuracy_after"] + 6 * last["new/accuracy"])
