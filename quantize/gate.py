@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tuneserve import significance
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.quantize.report import Report
+from tuneserve.quantize.report import ERROR, Report
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Of one command: at the first attempt, before anything was chosen, and at what was then chosen on other rows.
@@ -65,7 +65,9 @@ class Gate:
         """Returns the error for a report that does not hold, with what to do. `hint`: for one that lost too much."""
         assert self.max_drop is not None
         old, new = (one.metrics[report.headline] for one in (report.before, report.after))
-        what = f"{report.headline} {old:.4f} before, {new:.4f} after, a drop of {report.drop:.4f}"
+        error = [one.metrics[ERROR] for one in (report.before, report.after) if report.error]
+        errors = "{} {:.4f} before, {:.4f} after, ".format(ERROR, *error) if error else ""
+        what = f"{report.headline} {old:.4f} before, {new:.4f} after, {errors}a drop of {report.drop:.4f}"
         if not report.drop <= self.max_drop:
             return StepFailed(
                 f"{report.recipe.label} loses too much: {what} where {self.max_drop:g} is allowed; nothing was kept",

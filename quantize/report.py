@@ -12,6 +12,8 @@ from tuneserve.quantize.schemes import Recipe
 from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+ERROR = "root_mean_square_error"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -29,8 +31,19 @@ class Report:
 
     @property
     def drop(self) -> float:
-        """How much quality was lost, as `quality.drop` counts it; negative when it got better."""
-        return quality.drop(self.task, self.before.metrics, self.after.metrics)
+        """How much quality was lost, as `quality.drop` counts it; negative when it got better.
+
+        Of a regression the larger one of what its correlation lost and how much its error rose.
+        """
+        lost = quality.drop(self.task, self.before.metrics, self.after.metrics)
+        return max(lost, self.error[0]) if self.error else lost
+
+    @cached_property
+    def error(self) -> tuple[float, float, float] | None:
+        """How much a regression's root mean square error rose, as `significance.error_rise` counts it; or None."""
+        if ERROR not in self.before.metrics or not self.difference:
+            return None
+        return significance.error_rise(self.before.row_sums, self.after.row_sums)
 
     @property
     def flips(self) -> float | None:
@@ -56,11 +69,9 @@ class Report:
         found = self.difference
         if not found:
             return math.inf
-        return (
-            -found.low
-            if quality.headline(self.task, self.before.metrics).higher_is_better
-            else found.high / found.first
-        )
+        if not quality.headline(self.task, self.before.metrics).higher_is_better:
+            return found.high / found.first
+        return max(-found.low, self.error[2]) if self.error else -found.low
 
     def table(self) -> str:
         """Returns the report as a few lines for people."""
@@ -71,6 +82,14 @@ class Report:
         ]
         if found := self.difference:
             rows.append(("  95 % interval", "", "", f"{found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.2g}"))
+            if self.error:
+                rows.append(
+                    (
+                        "RMSE",
+                        *(f"{one.metrics[ERROR]:.4f}" for one in (old, new)),
+                        "{:+.4f} standard deviations, {:+.4f} to {:+.4f}".format(*self.error),
+                    )
+                )
             rows.append(("", "", "", f"a drop of at most {self.drop_at_most:.4f}, on {new.rows:,} rows; {found.test}"))
         if self.flips is not None:
             rows.append(("predictions changed", "", f"{self.flips:.2%}", f"of {new.rows} rows"))
@@ -93,6 +112,7 @@ class Report:
         return self.after.metrics | {
             **significance.ends(self.after.metrics, self.after.row_sums),
             f"{self.headline}_before": self.before.metrics[self.headline],
+            **({f"{ERROR}_before": self.before.metrics[ERROR]} if self.error else {}),
             "drop": self.drop,
             **self._interval(),
             "size_bytes": self.size_after,
@@ -113,8 +133,9 @@ class Report:
         }
 
     def _lost(self) -> str:
-        share = f"{abs(self.drop):.2%}" if self.task == pb.TASK_GENERATION else f"{abs(self.drop) * 100:.2f} points"
-        return f"{share} {'worse' if self.drop > 0 else 'better'}" if self.drop else "same"
+        lost = quality.drop(self.task, self.before.metrics, self.after.metrics)
+        share = f"{abs(lost):.2%}" if self.task == pb.TASK_GENERATION else f"{abs(lost) * 100:.2f} points"
+        return f"{share} {'worse' if lost > 0 else 'better'}" if lost else "same"
 
 
 def comparison(reports: Sequence[Report], verdicts: Sequence[str]) -> str:

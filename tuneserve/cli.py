@@ -148,8 +148,8 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     type=click.FloatRange(min=0),
     default=0.01,
     show_default=True,
-    help="Keep nothing that may, with 95 % confidence, lose more than this share (0.01: a point of accuracy, 1 % more"
-    " perplexity).",
+    help="Keep nothing that may, with 95 % confidence, lose more than this share (0.01: a point of accuracy or"
+    " correlation, 1 % more perplexity, an error larger by 1 % of the labels' standard deviation).",
 )
 @click.option(
     "--point-estimate", is_flag=True, help="Hold the measured drop itself against --max-drop, as a few rows do."

@@ -132,6 +132,29 @@ def compare(
     return Difference(before, after, *_of_changes(changes, counted), p_value, test)
 
 
+def error_rise(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0
+) -> tuple[float, float, float]:
+    """Returns how much larger the root mean square error of a regression's second model is, and its interval's ends.
+
+    In standard deviations of the expected numbers; rows are `quality.number_rows`. A correlation knows nothing of it:
+    numbers that are all too large correlate as well.
+    """
+    table = np.hstack([np.asarray(first, float), np.asarray(second, float)])
+    spread = float(table[:, 1].std()) or 1.0
+
+    def rise(sums: Array) -> Array:
+        return np.asarray(_error(sums[..., 6:]) - _error(sums[..., :6])) / spread
+
+    low, high = _bca(rise, table, seed) or (-math.inf, math.inf)
+    return float(rise(table.sum(0))), low, high
+
+
+def _error(sums: Array) -> Array:
+    count, _, _, xx, yy, xy = (sums[..., place] for place in range(6))
+    return np.asarray(np.sqrt(np.maximum(xx - 2 * xy + yy, 0) / count))
+
+
 def wilson(share: float, rows: int) -> Interval:
     """Returns the ends of a share's score interval (Wilson 1927): 0 to 1 where there are no rows."""
     middle = (rows * share + _Z**2 / 2) / (rows + _Z**2)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from tuneserve import quality
 from tuneserve.errors import UserError
 from tuneserve.measurement import Measurement
 from tuneserve.quantize.gate import Gate
@@ -32,13 +33,41 @@ def chat(rows: int, worse: float, noise: float = 0.02) -> Report:
     chance = random.Random(1)
     before = [[-chance.uniform(20, 60), 20.0] for _ in range(rows)]
     after = [[likely - count * (worse + chance.gauss(0, noise)), count] for likely, count in before]
-    from tuneserve import quality
-
     sides = [
         Measurement(quality.generation(sum(a for a, _ in sums), 20 * rows), rows, 1, 1, "tokens/s", row_sums=sums)
         for sums in (before, after)
     ]
     return Report(pb.TASK_GENERATION, Recipe(SCHEMES["w8a8"]), *sides, 2, 1)
+
+
+def numbers(rows: int, scale: float = 1.0, offset: float = 0.0, noise: float = 0.01) -> Report:
+    """Of a regression: its numbers, half a standard deviation off on average, become others."""
+    chance = random.Random(1)
+    gold = [chance.gauss(3, 2) for _ in range(rows)]
+    before = [number + chance.gauss(0, 1) for number in gold]
+    after = [scale * number + offset + chance.gauss(0, noise) for number in before]
+    sides = [
+        Measurement(quality.regression(gold, said), rows, 1, 1, "texts/s", row_sums=quality.number_rows(gold, said))
+        for said in (before, after)
+    ]
+    return Report(pb.TASK_SEQUENCE_CLASSIFICATION, Recipe(SCHEMES["w8a8"]), *sides, 2, 1)
+
+
+def test_a_regression_has_to_keep_its_error_too() -> None:
+    same = numbers(400)
+    assert 0 < same.drop_at_most < 0.01
+    assert Gate(0.01).holds(same)
+    # These correlate as before.
+    for other in (numbers(400, scale=1.5), numbers(400, offset=1)):
+        assert abs(quality.drop(other.task, other.before.metrics, other.after.metrics)) < 0.001
+        assert 0.1 < other.drop < other.drop_at_most < 1
+        assert not Gate(0.05).holds(other)
+        assert not Gate(0.05, point_estimate=True).holds(other)
+        assert "root_mean_square_error" in str(Gate(0.05).refusal(other, ""))
+        assert "RMSE" in other.table()
+        assert other.metrics()["root_mean_square_error_before"] == other.before.metrics["root_mean_square_error"]
+    assert Gate(None).holds(numbers(400, offset=1))
+    assert not Gate(0.05).holds(numbers(400, offset=float("nan")))
 
 
 def test_it_holds_by_the_end_of_the_interval() -> None:
