@@ -183,7 +183,7 @@ def test_only_answers_reach_the_one_who_asks() -> None:
         work(prepare)
     """)
     work = json.dumps(asdict(Job(texts=["a", "b"])))
-    ended = subprocess.run([sys.executable, "-c", program], input=work, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", program], input=work, capture_output=True, text=True, timeout=600)
     ready, answer = ended.stdout.splitlines()
     assert json.loads(ready) == {"ready": True}
     assert Outcome(**json.loads(answer)).texts == 2

@@ -22,7 +22,7 @@ GREEDY = {"max_tokens": 6, "temperature": 0.0}
 def triton(real, *calls: dict) -> list:
     """What the real client makes of these calls; see triton_client.py."""
     command = [sys.executable, str(CLIENT), real.server.addresses.grpc]
-    result = subprocess.run(command, input=json.dumps(calls), capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, input=json.dumps(calls), capture_output=True, text=True, timeout=1200, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
 

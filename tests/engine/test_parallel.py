@@ -45,7 +45,7 @@ def test_two_ranks_answer_as_one_process_does(model):
         input=json.dumps({"prompts": PROMPTS, "max_tokens": 12}),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         # Left to itself vLLM wants a memory node of the machine for each rank.
         env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     )

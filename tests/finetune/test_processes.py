@@ -44,7 +44,7 @@ def launched(directory: Path, values: dict[str, Any], count: int = 2) -> subproc
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1200,
     )
 
 

@@ -33,7 +33,7 @@ def tuneserve(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "tuneserve.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env=os.environ | {"TUNESERVE_PRELOADED": "1", "HF_HUB_OFFLINE": "1"},
     )
