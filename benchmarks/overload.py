@@ -1,19 +1,24 @@
 """Our server with several times the calls that it can answer: batches of texts, in an open loop.
 
-The peak comes first, from a closed loop that keeps the server busy; then the open loop at a multiple of it, on the
-same server. The client runs in this process and the server in its own. Batches are large, because client and
-refusals take their time from an engine on the same cores: ten times as many batches of 16 cost it a third.
+Rounds: the peak, from a closed loop that keeps the server busy, and the open loop at a multiple of it, for the same
+time on the same server; every other round begins with the open loop. The rate is a multiple of the peak of the
+warm-up, and the same in all rounds. The client runs in this process and the server in its own. Batches are large,
+because client and refusals take their time from an engine on the same cores: ten times as many batches of 16 cost it
+a third.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import grpc
 
 from tuneserve.benchmarks import processes
+from tuneserve.benchmarks.claims import MIN_ROUNDS
 from tuneserve.benchmarks.grpc_client import open_channels
 from tuneserve.benchmarks.job import texts
 from tuneserve.benchmarks.open_loop import Call, Result, closed_loop, open_loop, queue_seconds, usual
+from tuneserve.errors import StepFailed
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
@@ -21,25 +26,45 @@ CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
-class Overload:
-    """What was measured."""
+class Round:
+    """The peak, in calls a second, and the open loop."""
 
-    times: float  # the peak
-    peak: float  # calls a second
-    usual_ms: float  # a call's time on the idle server
+    peak: float
     result: Result
-    grown_mib: int  # of the server's memory, from the peak's end on
 
     def to_json(self) -> dict[str, object]:
         """One flat object."""
+        ratio = self.result.answered_per_s / self.peak
+        return {"peak_per_s": round(self.peak, 2), "of_peak": round(ratio, 3), **self.result.to_json()}
+
+
+@dataclass(frozen=True)
+class Overload:
+    """What was measured."""
+
+    times: float  # the peak of the warm-up
+    usual_ms: float  # a call's time on the idle server
+    rounds: list[Round]
+    grown_mib: int  # of the server's memory, from the warm-up's end on
+
+    def to_json(self) -> dict[str, object]:
+        """One object."""
         return {
             "times": self.times,
-            "peak_per_s": round(self.peak, 2),
             "usual_ms": round(self.usual_ms, 1),
-            "goodput_of_peak": round(self.result.goodput / self.peak, 3),
             "grown_mib": self.grown_mib,
-            **self.result.to_json(),
+            "rounds": [one.to_json() for one in self.rounds],
         }
+
+    def medians(self) -> dict[str, float | None]:
+        """Each figure's median over the rounds, and what all rounds share; None where no round measured it."""
+        found: dict[str, float | None] = {"usual_ms": self.usual_ms, "grown_mib": self.grown_mib}
+        rounds = [one.to_json() for one in self.rounds]
+        for key, first in rounds[0].items():
+            values = [value for one in rounds if isinstance(value := one[key], int | float)]
+            if values or first is None:
+                found[key] = median(values) if values else None
+        return found
 
 
 def classify(channels: Sequence[grpc.aio.Channel], model: str, batch: int) -> Call:
@@ -58,15 +83,35 @@ def classify(channels: Sequence[grpc.aio.Channel], model: str, batch: int) -> Ca
 
 
 async def overload(
-    target: str, model: str, session: int, *, batch: int = 64, times: float = 10.0, seconds: float = 20.0
+    target: str,
+    model: str,
+    session: int,
+    *,
+    batch: int = 64,
+    times: float = 10.0,
+    seconds: float = 10.0,
+    rounds: int = MIN_ROUNDS,
+    show: Callable[[str], None] = lambda line: None,
 ) -> Overload:
-    """Measures a running server, whose processes are `session`."""
+    """Measures a running server, whose processes are `session`. Raises StepFailed when a round had no answer."""
     async with open_channels(target, CONNECTIONS) as channels:
         call = classify(channels, model, batch)
         await closed_loop(call, 4, 1.0)
         usual_seconds = await usual(call)
-        peak = await closed_loop(call, CONNECTIONS * 2, seconds / 2, warmup=2.0)
-        before = processes.usage(session).resident
-        result = await open_loop(call, times * peak, seconds, seed=1, usual_seconds=usual_seconds)
+        rate = times * await closed_loop(call, CONNECTIONS * 2, seconds)
+        if not rate:
+            raise StepFailed(f"overload: no call was answered in {seconds:g} s", "")
+        before, measured = processes.usage(session).resident, list[Round]()
+        for number in range(rounds):
+            peak, result = 0.0, None
+            for part in ("peak", "overload") if number % 2 == 0 else ("overload", "peak"):
+                if part == "peak":
+                    peak = await closed_loop(call, CONNECTIONS * 2, seconds, warmup=min(1.0, seconds / 2))
+                else:
+                    result = await open_loop(call, rate, seconds, seed=1 + number, usual_seconds=usual_seconds)
+            if not peak or result is None or not result.answered_per_s:
+                raise StepFailed(f"overload, round {number + 1}: no call was answered", "")
+            measured.append(Round(peak, result))
+            show(f"round {number + 1}: peak {peak:.1f}/s, overload {result.answered_per_s:.1f}/s")
         grown = processes.usage(session).resident - before
-    return Overload(times, peak, usual_seconds * 1000, result, grown >> 20)
+    return Overload(times, usual_seconds * 1000, measured, grown >> 20)

@@ -12,8 +12,9 @@ from tuneserve.benchmarks import cost, cost_report, systems
 from tuneserve.benchmarks.interleave import Sample, Scenario
 from tuneserve.benchmarks.job import Job, Outcome
 from tuneserve.benchmarks.open_loop import Result as Measured
-from tuneserve.benchmarks.overload import Overload
+from tuneserve.benchmarks.overload import Overload, Round
 from tuneserve.errors import StepFailed
+from tuneserve.tiers import measured_on
 
 
 class Pretender:
@@ -78,10 +79,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
     monkeypatch.setattr("tuneserve.benchmarks.interleave.measure", measure)
 
-    async def overload(target: str, model: str, session: int) -> Overload:
-        figures = {"reject_ms_p99": 4.0}
-        result = Measured(100, 20, 1, 2000, 150, {"RESOURCE_EXHAUSTED": 1850}, 1850, 9.5, figures, 0.8)
-        return Overload(10, 10.0, 60.0, result, 3)
+    async def overload(target: str, model: str, session: int, *, rounds: int, show: object) -> Overload:
+        figures = {"reject_ms_p99": 4.0, "failed_ms_p99": None}
+        result = Measured(100, 20, 1, 2000, 2000, 150, {"RESOURCE_EXHAUSTED": 1850}, 1850, 9.5, figures, 0.8)
+        return Overload(10, 60.0, [Round(10.0, result)] * rounds, 3)
 
     monkeypatch.setattr(cost, "overload", overload)
     return seen
@@ -99,19 +100,21 @@ def test_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cost, "STARTS", [])  # They take no time here, so their ratio would be chance.
-    result = run(*checkpoints, "--rounds", "2", "--starts", "2", "--report")
+    result = run(*checkpoints, "--starts", "2", "--report")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
-    kept = {one["name"]: one["kept"] for one in found["ratios"]}
-    assert {name for name, value in kept.items() if value} == {
+    verdicts = {one["name"]: one["verdict"] for one in found["ratios"]}
+    assert {name for name, verdict in verdicts.items() if verdict == "kept"} == {
+        "answers under ten times the load, to the peak",
         "streamed, to LLM.generate",
         "unary, to LLM.generate",
         "streamed, to vllm serve",
         "batches, to LLM.encode",
         "single texts, to vllm serve",
     }
-    assert not [name for name, value in kept.items() if value is False]
-    assert found["ratios"][0]["ratio"] == [0.98, 0.98, 0.98]
+    assert set(verdicts.values()) == {"kept", None}
+    assert (found["ratios"][0]["ratio"], found["ratios"][0]["interval"]) == (0.98, [0.98, 0.98])
+    assert found["rounds"] == found["ratios"][0]["rounds"] == found["ratios"][-1]["rounds"] == 15
     assert {name: len(seconds) for name, seconds in found["starts_seconds"].items()} == {
         "ours": 2,
         "vllm serve": 2,
@@ -120,7 +123,7 @@ def test_everything(
         "defaults, classification: ours": 1,
         "defaults, classification: vllm serve": 1,
     }
-    assert found["overload"]["goodput_of_peak"] == 0.95
+    assert [one["of_peak"] for one in found["overload"]["rounds"]] == [0.95] * 15
     assert found["missing"] == []
     assert len(started) == 4 + 4 + 4 + 2 + 2 + 1
     # The quantized form is measured where it is there.
@@ -128,7 +131,12 @@ def test_everything(
     assert "ours w8a8, streamed" not in measured["ours"]
     [written] = (tmp_path / "results").iterdir()
     text = written.read_text()
-    assert "| streamed, to LLM.generate | 0.98 (0.98 to 0.98) | ≥ 0.95 | kept |" in text
+    assert "| streamed, to LLM.generate | 0.98 (0.98 to 0.98) | 15 | ≥ 0.95 | kept |" in text
+    assert "95 % interval by Student's t" in text
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len(titles) == 7
+    assert all(measured_on() in title for title in titles)
+    assert found["machine"]["tier"] == measured_on()
     assert "| ours, streamed | 98.0 (98.0 to 98.0) | 12 | 1.50 | 2.50 | 0.25 |" in text
     assert str(tmp_path) not in text + result.stdout
 
@@ -154,9 +162,19 @@ def test_a_broken_promise_is_a_failure(
     monkeypatch.setitem(SPEEDS, "ours, batches", 90.0)
     result = run(*checkpoints, "--starts", "0", "--no-defaults", "--no-overload")
     assert result.exit_code == 1
-    broken = [one["name"] for one in json.loads(result.stdout.splitlines()[-1])["ratios"] if one["kept"] is False]
-    assert broken == ["batches, to LLM.encode"]
-    assert "NOT KEPT" in result.stdout
+    ratios = json.loads(result.stdout.splitlines()[-1])["ratios"]
+    assert [one["name"] for one in ratios if one["verdict"] == "not kept"] == ["batches, to LLM.encode"]
+    assert "not kept" in result.stdout
+
+
+def test_too_few_rounds_keep_no_promise(
+    checkpoints: list[str], started: list[tuple[str, object]], measured: dict[str, list[str]]
+) -> None:
+    result = run(*checkpoints, "--rounds", "14", "--starts", "0", "--no-defaults", "--no-overload")
+    assert result.exit_code == 1
+    ratios = json.loads(result.stdout.splitlines()[-1])["ratios"]
+    assert {one["verdict"] for one in ratios} == {"not shown", None}
+    assert {one["ratio"] for one in ratios if one["verdict"]} == {0.98, 1.0, 1.96}
 
 
 def test_what_fails_takes_nothing_else_with_it(

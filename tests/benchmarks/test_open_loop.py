@@ -1,14 +1,16 @@
 """The open loop against a server that turns away what it can't take, in the same event loop."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
 from tuneserve.benchmarks import open_loop as module
+from tuneserve.benchmarks import overload as overload_module
 from tuneserve.benchmarks.grpc_client import open_channels
-from tuneserve.benchmarks.open_loop import UNFINISHED, Call, closed_loop, open_loop, queue_seconds, usual
+from tuneserve.benchmarks.open_loop import UNFINISHED, UNSENT, Call, closed_loop, open_loop, queue_seconds, usual
 from tuneserve.benchmarks.overload import classify, overload
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import classification_pb2_grpc
@@ -55,12 +57,12 @@ async def test_more_than_the_server_takes(served: tuple[Server, str]) -> None:
         call = classify(channels, "m", 2)
         result = await open_loop(call, rate=300, seconds=1.0, seed=7, usual_seconds=0.5)
     assert set(servicer.batches) == {2}
-    assert result.sent == result.answered + result.rejected
+    assert result.due == result.sent == result.answered + result.rejected
     assert result.rejected == result.pushed_back == result.errors["RESOURCE_EXHAUSTED"] > 100
     # One call at a time, each of 20 ms or more.
-    assert 0 < result.goodput <= 1 / SERVICE_SECONDS * 1.1
+    assert 0 < result.answered_per_s <= 1 / SERVICE_SECONDS * 1.1
     assert result.figures["wait_ms_p99"] == 12.5
-    assert result.figures["answered_ms_p50"] >= 1000 * SERVICE_SECONDS
+    assert result.figures["e2el_ms_p50"] >= 1000 * SERVICE_SECONDS
     assert 0 < result.figures["reject_ms_p50"] <= result.figures["reject_ms_p99"]
     assert result.recovery_seconds is not None
     assert servicer.inside == 0
@@ -120,6 +122,41 @@ async def test_a_call_that_never_ends_is_counted_and_cancelled(monkeypatch: pyte
     assert asyncio.all_tasks() == before
 
 
+async def test_times_count_from_when_a_call_was_due() -> None:
+    """A client that is held up sends its calls late, and the callers whom they stand for wait from when they came."""
+    held_up = False
+
+    async def call(number: int) -> float | None:
+        nonlocal held_up
+        if not held_up:
+            held_up = True
+            time.sleep(0.3)  # noqa: ASYNC251 - the whole program: nothing is sent meanwhile
+        if number % 2:
+            metadata = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, metadata, metadata)
+        return None
+
+    result = await open_loop(call, rate=200, seconds=0.6, seed=1)
+    assert result.due == result.sent == result.answered + result.rejected
+    # Half of all calls came while it was held up, and waited for 150 ms on average; each took no time once sent.
+    for name in ("e2el", "reject", "lag"):
+        assert result.figures[f"{name}_ms_p99"] > 200, name
+
+
+async def test_calls_that_could_not_be_sent_in_time_are_counted() -> None:
+    async def call(number: int) -> float | None:
+        time.sleep(0.05)  # noqa: ASYNC251 - the client is too slow for the rate
+        return None
+
+    result = await open_loop(call, rate=200, seconds=0.5, seed=1)
+    assert result.sent < 20
+    assert result.errors == {UNSENT: result.due - result.sent}
+    assert result.due > 60
+    assert result.answered == result.sent
+    assert result.figures["failed_ms_p99"] > 100
+    assert result.figures["lag_ms_p99"] > 100
+
+
 async def test_a_bug_in_the_call_is_raised() -> None:
     async def call(number: int) -> float | None:
         raise ZeroDivisionError
@@ -140,7 +177,7 @@ def refusing(times: int) -> Call:
 
 
 async def test_recovery_ends_with_an_answer_in_the_usual_time() -> None:
-    result = await open_loop(refusing(3), rate=1e-9, seconds=0.0, seed=1, usual_seconds=1.0)
+    result = await open_loop(refusing(3), rate=1e-9, seconds=0.01, seed=1, usual_seconds=1.0)
     assert result.sent == 0
     # Three refused probes, with a pause after each.
     assert result.recovery_seconds >= 3 * module._PAUSE_SECONDS
@@ -165,10 +202,30 @@ def test_the_queue_s_share_of_server_timing() -> None:
     assert queue_seconds(None) is None
 
 
-async def test_overload_measures_the_peak_first(served: tuple[Server, str]) -> None:
+async def test_overload_measures_the_peak_as_often_and_as_long(
+    served: tuple[Server, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[str, float]] = []
+    for name, place in (("closed_loop", 2), ("open_loop", 2)):
+        measure = getattr(overload_module, name)
+
+        async def noted(*given: object, _name=name, _place=place, _measure=measure, **more: object) -> object:
+            parts.append((_name, given[_place]))
+            return await _measure(*given, **more)
+
+        monkeypatch.setattr(overload_module, name, noted)
     _, target = served
-    measured = await overload(target, "m", 0, batch=2, times=5, seconds=0.6)
-    assert measured.result.rate == pytest.approx(5 * measured.peak)
-    assert 0 < measured.peak <= 1 / SERVICE_SECONDS * 1.1
-    assert measured.result.rejected > 0
-    assert measured.to_json()["goodput_of_peak"] == pytest.approx(measured.result.goodput / measured.peak, abs=1e-3)
+    measured = await overload(target, "m", 0, batch=2, times=5, seconds=0.4, rounds=3)
+    # The warm-up, and then in turns.
+    order = ["closed_loop", "open_loop", "open_loop", "closed_loop", "closed_loop", "open_loop"]
+    assert [name for name, _ in parts[2:]] == order
+    assert {seconds for _, seconds in parts[1:]} == {0.4}
+    assert len(measured.rounds) == 3
+    assert len({one.result.rate for one in measured.rounds}) == 1
+    assert len({one.result.seed for one in measured.rounds}) == 3
+    for one in measured.rounds:
+        assert 0 < one.peak <= 1 / SERVICE_SECONDS * 1.1
+        assert one.result.rejected > 0
+    assert len(measured.to_json()["rounds"]) == 3
+    peaks = sorted(one.peak for one in measured.rounds)
+    assert measured.medians()["peak_per_s"] == pytest.approx(peaks[1], abs=0.01)
