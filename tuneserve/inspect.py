@@ -61,5 +61,10 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
     if any(step.measured_on for step in steps):
         table.add_row("measured on", *(step.measured_on for step in steps))
     for name in names:
-        table.add_row(name, *(f"{step.metrics[name]:.4g}" if name in step.metrics else "" for step in steps))
+        table.add_row(name, *(_figure(step.metrics[name]) if name in step.metrics else "" for step in steps))
     console.print(table)
+
+
+def _figure(value: float) -> str:
+    """A count in full; what was measured to four places."""
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"

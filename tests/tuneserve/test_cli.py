@@ -132,6 +132,16 @@ def test_inspect_says_where_it_was_measured(make_bert, capsys):
     assert re.search(r"measured on .* cpu-avx2 .* cpu-avx512-bf16", capsys.readouterr().out)
 
 
+def test_inspect_shows_counts_in_full(make_bert, capsys):
+    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    manifest = checkpoint.load(directory)
+    manifest.lineage.add(name="finetune", metrics={"accuracy": 0.84466, "trained_parameters": 676608.0})
+    inspect.show_manifest(directory, manifest)
+    text = capsys.readouterr().out
+    assert "676608" in text
+    assert "0.8447" in text
+
+
 def test_inspect(make_bert, tmp_path):
     directory = make_bert("ForSequenceClassification", ["neg", "pos"])
     result = tuneserve("inspect", directory)

@@ -232,8 +232,9 @@ async def test_rows_are_cut_to_what_was_trained(fake: Fake, address: str, measur
 
 
 async def test_a_failing_server_fails_the_measurement(address: str, measured: Measured) -> None:
-    with pytest.raises(StepFailed, match="UNAVAILABLE: engine is dead"):
+    with pytest.raises(StepFailed, match="UNAVAILABLE: engine is dead") as caught:
         await measured(address, CLASSIFIER, [{"text": "boom", "label": "bad"}])
+    assert "memory" in caught.value.hint
 
 
 def test_answer_log_likelihood() -> None:
