@@ -62,9 +62,7 @@ class FinetuneConfig:
     keep_layers: int | None = None  # full: only so many of the base model's layers stay, evenly spread: depth.py
     max_length: int = 512  # tokens; longer rows are cut: of generation, the beginning of the prompt
     long_prompts: str = "cut"  # generation: or "drop", which leaves out rows whose prompt would have to be cut
-    train_on: str = (
-        "all-turns"  # generation: answers of a conversation that are learned; or "last-turn". Measured: last
-    )
+    train_on: str = "all-turns"  # generation: which answers of a conversation are learned; or "last-turn", the measured
     packing: bool = False  # generation: several short rows in one of max_length tokens, none of which sees another
     epochs: float = 3.0
     early_stopping: int | None = None  # end after so many epochs in which the validation loss did not get better
