@@ -55,7 +55,8 @@ class FinetuneConfig:
     problem_type: str = "single-label"
     max_train_rows: int | None = None
     max_test_rows: int | None = None
-    keep_test_split: bool = True  # in the checkpoint, with some of the training rows: what quantize works with
+    # In the checkpoint, with some of the training rows: what quantize works with. Digests of all of these always are.
+    keep_test_split: bool = True
 
     method: str = "lora"  # one of METHODS
     last_layers: int | None = None  # full: only so many of the last layers learn, and the head; 0 for the head alone

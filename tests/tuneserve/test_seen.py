@@ -94,3 +94,24 @@ def test_what_is_compared_was_seen_by_neither(tmp_path: Path, monkeypatch: pytes
     measured.clear()
     evaluate.compare(first, second, ROWS[:5] + ROWS[18:])
     assert measured == [(first, ROWS[18:]), (second, ROWS[18:])]
+
+
+def test_evaluate_leaves_out_what_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from tuneserve import rows
+    from tuneserve.cli import cli
+
+    first = made(tmp_path / "first", ROWS[:12])
+    rows.write(tmp_path / "rows.jsonl", ROWS)
+    measured = []
+
+    def measure(directory: Path, given: list[Any]) -> Measurement:
+        measured.append((directory, given))
+        return Measurement({"accuracy": 1.0}, len(given), 1.0, 1.0, "texts/s", [], [[1.0, 1.0]] * len(given))
+
+    # In place of a server.
+    monkeypatch.setattr(evaluate, "measure", measure)
+    result = CliRunner().invoke(cli, ["evaluate", str(first), "--data", str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert measured == [(first, ROWS[12:])]
