@@ -1,10 +1,11 @@
 """How fast training is: `tuneserve finetune` beside the libraries' Trainer as their own pages write it.
 
-    python -m tuneserve.benchmarks.training            # a quarter of an hour on two cores
+    python -m tuneserve.benchmarks.training            # 15 rounds, over an hour on two cores; --rounds 3 for a look
 
 Regime. The demo's models and data: MiniLM (22M) on movie sentences, SmolLM2 (135M) on questions with answers. Both
 sides are processes of their own, one after the other, in turns: the same rows, base model, LoRA on every linear layer,
-batch size, epochs, learning rate, optimizer, bf16 and preloaded libraries; `plain_training.py` is the other side. Each
+batch size, epochs, learning rate, optimizer, type and preloaded libraries; `plain_training.py` is the other side, and
+groups rows by length as ours does. Rates and ratios with the interval of claims.py. Each
 round has another seed, and every other round begins with the other side. Tokens are those of the training rows,
 padding not counted; seconds are those of training alone, not of loading, measuring and merging. Quality is measured on
 the same held-out rows, ours on the merged bf16 checkpoint. The last line of stdout is the result as JSON.
@@ -29,6 +30,8 @@ from rich.table import Table
 
 from tuneserve import checkpoint, rows, samples
 from tuneserve.benchmarks import processes
+from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Interval, interval, ratios
+from tuneserve.benchmarks.machine import machine
 from tuneserve.benchmarks.plain_training import Training
 from tuneserve.errors import StepFailed
 from tuneserve.tiers import this_tier
@@ -129,44 +132,39 @@ def measure(training: Training, rounds: int, console: Console) -> dict[str, list
 
 
 def summary(found: dict[str, list[Sample]]) -> dict[str, Any]:
-    """Returns medians with lowest and highest, and the ratio of ours to plain round by round."""
+    """Returns rates with their intervals, and the ratio of ours to plain round by round."""
     result: dict[str, Any] = {
         name: {
-            "tokens_per_s": _spread([sample.tokens_per_s for sample in some]),
+            "tokens_per_s": asdict(interval([sample.tokens_per_s for sample in some])),
             "quality": round(mean(sample.quality for sample in some), 4),
             "others_cores": round(median(sample.others_cores for sample in some), 2),
         }
         for name, some in found.items()
     }
-    pairs = zip(found["ours"], found["plain"], strict=True)
-    result["ratio"] = _spread([one.tokens_per_s / other.tokens_per_s for one, other in pairs])
-    return result
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": round(median(values), 3), "lowest": round(min(values), 3), "highest": round(max(values), 3)}
+    rates = {name: [sample.tokens_per_s for sample in some] for name, some in found.items()}
+    [ratio] = ratios([Claim("ours, to plain", "ours", "plain")], rates)
+    return result | {"ratio": asdict(ratio.interval)}
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
     """Returns the summaries for people."""
-    made = Table("training", "side", "tokens/s", "lowest, highest", "quality", "to plain", "others' cores")
+    title = f"training on {machine()['tier']}; {METHOD[0].lower()}{METHOD[1:]}"
+    made = Table("training", "side", "tokens/s", "quality", "to plain", "others' cores", title=title)
     for task, result in results.items():
         for side in ("plain", "ours"):
-            rate, ratio = result[side]["tokens_per_s"], result["ratio"]
             made.add_row(
                 task,
                 side,
-                f"{rate['median']:,.0f}",
-                f"{rate['lowest']:,.0f}, {rate['highest']:,.0f}",
+                Interval(**result[side]["tokens_per_s"]).text(0),
                 f"{QUALITY[task]} {result[side]['quality']:.4g}",
-                f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})" if side == "ours" else "",
+                Interval(**result["ratio"]).text(2) if side == "ours" else "",
                 f"{result[side]['others_cores']:.2f}",
             )
     return made
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=MIN_ROUNDS, show_default=True)
 @click.option("--texts", type=click.IntRange(0), default=2000, show_default=True, help="To train a classifier on.")
 @click.option("--chats", type=click.IntRange(0), default=200, show_default=True, help="To train a chat model on.")
 def main(rounds: int, texts: int, chats: int) -> None:
@@ -181,7 +179,8 @@ def main(rounds: int, texts: int, chats: int) -> None:
         except StepFailed as error:
             raise click.ClickException(f"{error}\n{error.hint}") from None
     Console().print(table(results))
-    click.echo(json.dumps(results, separators=(",", ":")))
+    said = {"machine": machine(), "method": METHOD, "rounds": rounds}
+    click.echo(json.dumps(said | results, separators=(",", ":")))
 
 
 if __name__ == "__main__":
