@@ -2,8 +2,8 @@
 
 Run only as a process of its own: `python -m tuneserve.benchmarks.plain_training`, with a `Training` as JSON on
 standard input; the last line of its output is what came of it. Rows of a length stand together, as users of the
-libraries have it who care for speed (`train_sampling_strategy`); what is not set stays as the libraries have it: batches
-are padded to their longest row.
+libraries have it who care for speed (`train_sampling_strategy`); what is not set stays as the libraries have it:
+batches are padded to their longest row.
 """
 
 import json

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneserve import checkpoint, entities, quality, significance, tiers
 from tuneserve.errors import UserError
-from tuneserve.measurement import MODEL, Measurement, measure_at
+from tuneserve.measurement import MODEL, PROMPTS, Measurement, measure_at
 from tuneserve.rows import Row, read
 from tuneserve.seen import unseen
 from tuneserve.serving import launched, resident_bytes
@@ -114,7 +114,8 @@ def show(measurement: Measurement, as_json: bool = False) -> None:
     for name, value in measurement.metrics.items():
         sure = f"   95 % interval: {low:.4f} to {high:.4f}" if name == headline else ""
         print(f"{name:<32}{value:>12.0f}" if name.endswith("/support") else f"{name:<32}{value:>12.4f}{sure}")
-    print(f"{measurement.unit:<32}{measurement.throughput:>12.1f}")
+    how = f"   {PROMPTS} new prompts at once" if measurement.unit == "tokens/s" else ""
+    print(f"{'output ' * bool(how) + measurement.unit:<32}{measurement.throughput:>12.1f}{how}")
     if single := measurement.latency:
         print(f"{'latency of one, ms':<32}{single.p50_ms:>12.1f}   95 % within {single.p95_ms:.1f}")
     if measurement.memory_bytes:

@@ -3,15 +3,17 @@
     sequence classification   every row once, in batches: accuracy and texts a second
     token classification      the same: entity F1 of the spans
     generation                every answer scored token by token: perplexity; then greedy answers, compared with those
-                              expected: token F1; then, apart from that, greedy generation for concurrent prompts:
-                              output tokens a second
+                              expected: token F1; then, apart from that, greedy generation for PROMPTS prompts at
+                              once, NEW_TOKENS tokens each: output tokens a second, prompts' own time included
 
-After that, some single calls one at a time: their latency.
+After that, some single calls one at a time: their latency. What is timed is sent once: a prompt that the server has
+seen before would be answered from its prefix cache (see `_unseen`).
 
 Knows nothing of engines or of how the server was started.
 """
 
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,8 @@ PROMPTS, NEW_TOKENS = 32, 64
 SINGLE_TEXTS, SINGLE_PROMPTS, SINGLE_TOKENS = 50, 20, 16
 # Texts of a measurement of speed alone.
 SPEED_TEXTS = 512
+# Tokens that make a prompt a new one.
+_UNSEEN = 12
 # Rows whose answers are compared with those expected: most of what a measurement costs.
 ANSWERED = 200
 # No single call takes as long; a hung engine fails the measurement in place of hanging it.
@@ -93,7 +97,7 @@ def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], direc
 def speed_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path) -> float:
     """Measures only how many texts or tokens a second the same model gives, within seconds."""
     if manifest.task != pb.TASK_GENERATION:
-        return measure_at(address, manifest, rows[:SPEED_TEXTS], directory).throughput
+        return measure_at(address, manifest, list(map(_unseen_text, rows[:SPEED_TEXTS])), directory).throughput
     with calling(address) as channel:
         service, limit = GenerationServiceStub(channel), limits(channel).max_length
         tokenizer, length = load_tokenizer(directory), example_length(manifest, limit)
@@ -142,7 +146,7 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
         return [[(entry.label, entry.score) for entry in result.labels] for result in results]
 
     answers, seconds = _timed_batches(channel, classify, rows)
-    single = latency(lambda row: classify([row]), rows[:SINGLE_TEXTS])
+    single = latency(lambda row: classify([_unseen_text(row)]), rows[:SINGLE_TEXTS])
     predictions: list[Any]
     if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION:
         # None to compare label by label: a number that changed a little is no other answer.
@@ -182,7 +186,7 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
         return [[(span.label, span.start, span.end) for span in result.spans] for result in results]
 
     predictions, seconds = _timed_batches(channel, tag, rows)
-    single = latency(lambda row: tag([row]), rows[:SINGLE_TEXTS])
+    single = latency(lambda row: tag([_unseen_text(row)]), rows[:SINGLE_TEXTS])
     expected = list(map(spans_of, rows))
     metrics, sums = quality.token_classification(expected, predictions), quality.entity_rows(expected, predictions)
     return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
@@ -217,9 +221,9 @@ def _measure_generation(
     metrics |= quality.answers([quality.expected_answer(row) for row in rows[:ANSWERED]], texts)
 
     throughput, sums = _tokens_per_second(service, ready, new), [[total, float(count)] for total, count in scores]
-    few = min(new, SINGLE_TOKENS)
+    few, asked_once = min(new, SINGLE_TOKENS), iter(_unseen(ready, SINGLE_PROMPTS + 1))
     single = latency(
-        lambda ids: _generate(service, ids, max_tokens=few, ignore_eos=True), _repeated(ready)[:SINGLE_PROMPTS]
+        lambda _: _generate(service, next(asked_once), max_tokens=few, ignore_eos=True), range(SINGLE_PROMPTS)
     )
     return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums, latency=single)
 
@@ -238,13 +242,26 @@ def _prompts_of(asked: Sequence[Example], limit: int, new: int) -> list[list[int
     return [one.ids[: one.start][-(limit - new) :] for one in asked]
 
 
-def _repeated(ready: Sequence[T]) -> list[T]:
-    return list(itertools.islice(itertools.cycle(ready), PROMPTS))
+def _unseen(ready: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Returns `count` prompts, each as long as one of these, that no server has seen.
+
+    Random tokens of theirs take the place of the first ones: a prefix cache compares from the first token on, and
+    whole blocks of 16 or more.
+    """
+    seen = sorted({token for ids in ready for token in ids})
+    chosen = itertools.islice(itertools.cycle(ready), count)
+    return [[*random.choices(seen, k=min(_UNSEEN, len(ids))), *ids[_UNSEEN:]] for ids in chosen]
+
+
+def _unseen_text(row: Row) -> Row:
+    """Returns the row with a random number before its text, which no server has seen; its answer means nothing."""
+    return row | {"text": f"{random.randrange(10**7, 10**8)} {row['text']}"}
 
 
 def _tokens_per_second(service: GenerationServiceStub, ready: Sequence[Sequence[int]], new: int) -> float:
+    given = _unseen(ready, PROMPTS)
     started = time.perf_counter()
-    answers = _spread(lambda ids: _generate(service, ids, max_tokens=new, ignore_eos=True), _repeated(ready), PROMPTS)
+    answers = _spread(lambda ids: _generate(service, ids, max_tokens=new, ignore_eos=True), given, PROMPTS)
     return sum(answer.usage.completion_tokens for answer in answers) / (time.perf_counter() - started)
 
 
@@ -264,7 +281,8 @@ def _timed_batches(
     channel: grpc.Channel, call: Callable[[Sequence[Row]], list[R]], rows: Sequence[Row]
 ) -> tuple[list[R], float]:
     work = list(batches(rows, min(BATCH, limits(channel).max_inputs or BATCH)))
-    call(work[0])  # the first batch of a size pays for choosing kernels; callers of a running server don't
+    # The first batch of a size pays for choosing kernels; callers of a running server don't.
+    call(list(map(_unseen_text, work[0])))
     started = time.perf_counter()
     answers = _spread(call, work, CALLS)
     seconds = time.perf_counter() - started

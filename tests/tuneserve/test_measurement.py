@@ -40,6 +40,7 @@ class Fake(
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.texts: list[str] = []
         self.generated: list[gen.GenerateRequest] = []
         self.limits = model_pb2.Limits(max_length=64, max_inputs=1024)
 
@@ -48,6 +49,7 @@ class Fake(
 
     async def Classify(self, request: cls.ClassifyRequest, context: Any) -> cls.ClassifyResponse:
         self.batches.append(len(request.inputs))
+        self.texts += [item.text for item in request.inputs]
         if any("boom" in item.text for item in request.inputs):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "engine is dead")
         return cls.ClassifyResponse(results=[cls.Classification(labels=self._scores(item)) for item in request.inputs])
@@ -206,6 +208,24 @@ async def test_generation_speed_is_its_own_measurement(fake: Fake, address: str,
     # One at a time: of the two prompts in turn, and the first once more.
     assert [request.sampling.max_tokens for request in fixed[32:]] == [16] * 21
     assert all(request.sampling.HasField("temperature") and request.sampling.temperature == 0 for request in speed)
+
+
+async def test_no_prompt_is_timed_that_the_server_has_seen(fake: Fake, address: str, measured: Measured) -> None:
+    """A prefix cache compares whole prompts from their first token on, and would answer for the model."""
+    test_rows = [{"prompt": f"{word} abcdefghijklmnopqrst", "completion": "cd"} for word in ("ab", "xy", "zq")]
+    await measured(address, GENERATOR, test_rows)
+    asked = [tuple(request.prompt.token_ids.ids) for request in fake.generated]
+    timed = [tuple(one.prompt.token_ids.ids) for one in fake.generated if one.sampling.ignore_eos]
+    assert len(timed) == 32 + 21
+    # As long as the rows' own, and each of them sent once.
+    assert {len(ids) for ids in timed} <= {len(ids) for ids in asked if ids not in timed}
+    assert len({ids[:12] for ids in timed}) == len(timed)
+    assert all(asked.count(ids) == 1 for ids in timed)
+
+
+async def test_no_text_is_timed_that_the_server_has_seen(fake: Fake, address: str, measured: Measured) -> None:
+    await measured(address, CLASSIFIER, [{"text": f"rain {i}", "label": "bad"} for i in range(70)])
+    assert len(set(fake.texts)) == len(fake.texts) == 64 + 70 + 51
 
 
 async def test_answers_are_compared_with_those_expected(address: str, measured: Measured) -> None:
