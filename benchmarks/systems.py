@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tuneserve.benchmarks.job import Job, Outcome
 from tuneserve.errors import StepFailed
 from tuneserve.runtime import engine_environment, has_nvidia_gpu
 from tuneserve.serving import START_SECONDS, STOP_SECONDS, launched
+from tuneserve.tiers import this_tier
 
 # What a process inherits from one that restarted itself with the libraries that vLLM is fast with.
 _PRELOADED = ("LD_PRELOAD", "TUNESERVE_PRELOADED")
@@ -39,7 +40,7 @@ _SHARE = 0.4
 class Engine:
     """Settings of vLLM that decide how fast it is, made explicit. What is None stays at vLLM's choice."""
 
-    dtype: str = "bfloat16"
+    dtype: str = field(default_factory=lambda: this_tier().dtype)
     max_model_len: int | None = None
     max_num_seqs: int = 128
     max_num_batched_tokens: int = 2048

@@ -16,6 +16,8 @@ from tuneserve.finetune import models
 from tuneserve.finetune.merging import target_of
 from tuneserve.finetune.tokens import encode
 from tuneserve.quantize import preflight, weights
+from tuneserve.server import hardware
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 from .conftest import WORDS, write_jsonl
@@ -219,6 +221,10 @@ def forms(by_method: ByMethod, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
+def _dtype(directory: Path) -> str:
+    return hardware.detect(ModelConfig(directory), checkpoint.load(directory)).dtype
+
+
 @pytest.fixture(scope="module")
 def answers(forms: dict[tuple[str, ...], Path]) -> dict[tuple[str, ...], list[Any]]:
     """What vLLM says to the inputs of each."""
@@ -227,7 +233,8 @@ def answers(forms: dict[tuple[str, ...], Path]) -> dict[tuple[str, ...], list[An
             "directory": str(directory),
             # Its embeddings learned too: vLLM would not give them to the head that shares them.
             "engine": "-".join(one if len(one) > 3 or one == (GENERATION, "llama", "full") else one[:2]),
-            "dtype": "bfloat16" if len(one) > 3 else "float32",
+            # Smaller forms as the server would serve them here; the others exactly.
+            "dtype": _dtype(directory) if len(one) > 3 else "float32",
             "inputs": inputs_of(directory),
         }
         for one, directory in forms.items()
