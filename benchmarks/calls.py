@@ -1,6 +1,11 @@
-"""One call of each kind: what is sent, and what of the answer is counted. Answers themselves are not checked."""
+"""One call of each kind: what is sent, and what of the answer is counted. Answers themselves are not checked.
+
+No input is sent twice, in this run or another: a running number of eight digits, which begins at random, stands before
+each, as a prefix cache would answer for the model otherwise. It costs a few tokens an input.
+"""
 
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +15,7 @@ import grpc
 
 from tuneserve.benchmarks import texts as samples
 from tuneserve.benchmarks.tally import Answer, Tally
+from tuneserve.client import Server
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import classification_pb2 as classification
 from tuneserve.v1 import generation_pb2 as generation
@@ -24,7 +30,7 @@ Call = Callable[[Tally], Awaitable[None]]
 class Settings:
     """What to send, where, and for how long. Times are seconds."""
 
-    target: str
+    server: Server
     model: str
     connections: int = 8
     seconds: float = 10.0
@@ -43,17 +49,19 @@ def calls_of(served: models.GetModelResponse, settings: Settings) -> Callable[[g
     task = served.model.task
     given = samples.read(settings.texts) if settings.texts else None
     if task == checkpoint.TASK_GENERATION:
-        texts = itertools.cycle(given) if given else _numbered(samples.PROMPTS)
+        texts = _numbered(given or samples.PROMPTS)
         prompts = (_prompt(text, as_chat=bool(served.checkpoint.chat_template_sha256)) for text in texts)
         return lambda channel: _generate(channel, prompts, settings)
-    sentences = itertools.cycle(given or samples.SENTENCES)
+    sentences = _numbered(given or samples.SENTENCES)
     batches = iter(lambda: list(itertools.islice(sentences, settings.batch)), [])
     classify = _classify if task == checkpoint.TASK_SEQUENCE_CLASSIFICATION else _classify_tokens
-    return lambda channel: classify(channel, batches, settings.model)
+    return lambda channel: classify(channel, batches, settings)
 
 
 def _numbered(texts: list[str]) -> Iterator[str]:
-    return (f"({number}) {text}" for number, text in enumerate(itertools.cycle(texts)))
+    return (
+        f"{number} {text}" for number, text in enumerate(itertools.cycle(texts), random.randrange(10**7, 9 * 10**7))
+    )
 
 
 def _prompt(text: str, as_chat: bool) -> generation.Prompt:
@@ -62,29 +70,31 @@ def _prompt(text: str, as_chat: bool) -> generation.Prompt:
     return generation.Prompt(chat=generation.Chat(messages=[generation.ChatMessage(role="user", content=text)]))
 
 
-def _classify(channel: grpc.aio.Channel, batches: Iterator[list[str]], model: str) -> Call:
+def _classify(channel: grpc.aio.Channel, batches: Iterator[list[str]], settings: Settings) -> Call:
     stub = ClassificationServiceStub(channel)
 
     async def call(tally: Tally) -> None:
         inputs = [classification.ClassifyInput(text=text) for text in next(batches)]
-        request = classification.ClassifyRequest(model=model, inputs=inputs, truncation=classification.TRUNCATION_END)
+        request = classification.ClassifyRequest(
+            model=settings.model, inputs=inputs, truncation=classification.TRUNCATION_END
+        )
         started = time.perf_counter()
-        response = await stub.Classify(request)
+        response = await stub.Classify(request, **settings.server.options)
         tally.finish(Answer(started, len(inputs), response.usage.prompt_tokens), time.perf_counter())
 
     return call
 
 
-def _classify_tokens(channel: grpc.aio.Channel, batches: Iterator[list[str]], model: str) -> Call:
+def _classify_tokens(channel: grpc.aio.Channel, batches: Iterator[list[str]], settings: Settings) -> Call:
     stub = ClassificationServiceStub(channel)
 
     async def call(tally: Tally) -> None:
         texts = next(batches)
         request = classification.ClassifyTokensRequest(
-            model=model, texts=texts, truncation=classification.TRUNCATION_END
+            model=settings.model, texts=texts, truncation=classification.TRUNCATION_END
         )
         started = time.perf_counter()
-        response = await stub.ClassifyTokens(request)
+        response = await stub.ClassifyTokens(request, **settings.server.options)
         tally.finish(Answer(started, len(texts), response.usage.prompt_tokens), time.perf_counter())
 
     return call
@@ -98,10 +108,11 @@ def _generate(channel: grpc.aio.Channel, prompts: Iterator[generation.Prompt], s
         model, prompt = settings.model, next(prompts)
         if settings.stream:
             request = generation.GenerateStreamRequest(model=model, prompt=prompt, sampling=sampling)
-            async for response in stub.GenerateStream(request):
+            async for response in stub.GenerateStream(request, **settings.server.options):
                 yield response
         else:
-            yield await stub.Generate(generation.GenerateRequest(model=model, prompt=prompt, sampling=sampling))
+            unary = generation.GenerateRequest(model=model, prompt=prompt, sampling=sampling)
+            yield await stub.Generate(unary, **settings.server.options)
 
     async def call(tally: Tally) -> None:
         answer = Answer(time.perf_counter(), inputs=1)

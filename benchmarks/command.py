@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
+from tuneserve.call_common import server_options
+
 
 @click.command("bench")
-@click.option(
-    "--target", default="localhost:8033", show_default=True, envvar="TUNESERVE_TARGET", help="The server's HOST:PORT."
-)
 @click.option("--model", required=True, help="Name of the model; its task decides what is sent.")
 @click.option(
     "--connections", type=click.IntRange(1, 4096), default=8, show_default=True, help="Connections, one call each."
@@ -23,12 +22,13 @@ import click
 @click.option(
     "--texts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with one input a line.  [default: built-in sentences or prompts]",
+    help="File with one input a line; each is sent behind a running number.  [default: built-in ones]",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of each generated answer."
 )
 @click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
+@server_options()
 def bench_command(**settings: Any) -> None:
     """Measure a running server in a closed loop.
 
@@ -39,7 +39,8 @@ def bench_command(**settings: Any) -> None:
     tuneserve bench --model sentiment --connections 32 --batch 8
     tuneserve bench --model chat --connections 16 --max-tokens 128
 
-    Prints a table, and as the last line one JSON object with every setting and figure. Answers are not checked.
+    Prints TTFT, ITL (between messages), TPOT and E2EL, and as the last line one JSON object with every setting and
+    figure. No input is sent twice, so no cache answers: a running number stands before each. Answers are not checked.
     """
     from rich.console import Console
 

@@ -8,8 +8,12 @@ is the other question; this program does not ask it.
 The first seconds warm up and are not counted. Then, for a fixed time, calls that end and tokens that arrive are.
 Calls still running at the end are cancelled. After an error a connection pauses for 50 ms, so that a refusing server
 is not called in a tight loop. Classification: as many texts a call as `batch` says. Generation: one prompt a call,
-greedy, and exactly `max_tokens` tokens an answer whatever the model would do; a running number opens each built-in
-prompt, so that the server's prefix cache can't answer for the model.
+greedy, and exactly `max_tokens` tokens an answer whatever the model would do. No input is sent twice (calls.py).
+
+Figures have the field's names. TTFT: from sending to the first message with a token. ITL: between one message of an
+answer and the next, as `vllm bench serve` has it; `tokens_per_message` says how many tokens a message brought, since a
+server that joins tokens has fewer and longer gaps. TPOT: from the first message to the last, for each token after the
+first message's. E2EL: the whole call. p50, p90 and p99 in milliseconds, of calls that ended in the measured time.
 
 It speaks to the server by gRPC only, and takes the task from ModelService.GetModel.
 """
@@ -17,14 +21,16 @@ It speaks to the server by gRPC only, and takes the task from ModelService.GetMo
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import grpc
 
 from tuneserve.benchmarks.calls import Call, Settings, calls_of
 from tuneserve.benchmarks.tally import Tally, milliseconds
 from tuneserve.checkpoint import TASK_NAMES
+from tuneserve.client import Server, failure
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.tiers import measured_on
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import model_pb2 as models
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -50,7 +56,10 @@ class Result:
 
     def to_json(self) -> dict[str, object]:
         """Returns one flat object: settings, what was served, figures."""
-        settings = asdict(self.settings) | {"texts": str(self.settings.texts or "built-in")}
+        # Who called, and with which key, is nobody's business.
+        settings = {key: value for key, value in vars(self.settings).items() if key != "server"}
+        settings |= {"target": self.settings.server.target, "tls": self.settings.server.tls}
+        settings |= {"texts": str(self.settings.texts or "built-in"), "client_tier": measured_on()}
         served = {"task": self.task, "version": self.version, "quantization": self.quantization}
         outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
         return settings | served | outcome | self.figures
@@ -59,8 +68,8 @@ class Result:
 def run(settings: Settings) -> Result:
     """Measures; takes warm-up, seconds and at most 10 s to connect.
 
-    Raises UserError for a server that is not there, an unknown model or a batch that the model does not take, and
-    StepFailed when no call succeeded.
+    Raises CallFailed for a server that is not there or does not let us in and for an unknown model, UserError for a
+    batch that the model does not take, and StepFailed when no call succeeded.
     """
     return asyncio.run(measure(settings))
 
@@ -68,12 +77,9 @@ def run(settings: Settings) -> Result:
 async def measure(settings: Settings) -> Result:
     """Same as run, inside a running event loop."""
     async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(settings.target, options=OPTIONS))
-            for _ in range(settings.connections)
-        ]
+        channels = [await stack.enter_async_context(_channel(settings.server)) for _ in range(settings.connections)]
         served = await _get_model(channels[0], settings)
-        await _ready(channels, settings.target)
+        await _ready(channels, settings.server.target)
         call_on = calls_of(served, settings)
         begin = time.perf_counter() + settings.warmup
         tally = Tally(begin, begin + settings.seconds)
@@ -104,6 +110,12 @@ async def measure(settings: Settings) -> Result:
     )
 
 
+def _channel(server: Server) -> grpc.aio.Channel:
+    if credentials := server.credentials():
+        return grpc.aio.secure_channel(server.target, credentials, options=OPTIONS)
+    return grpc.aio.insecure_channel(server.target, options=OPTIONS)
+
+
 async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:
     """Connects all before the first call, so that none of them connects while others are measured."""
     try:
@@ -116,15 +128,11 @@ async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:
 async def _get_model(channel: grpc.aio.Channel, settings: Settings) -> models.GetModelResponse:
     try:
         served: models.GetModelResponse = await ModelServiceStub(channel).GetModel(
-            models.GetModelRequest(model=settings.model), timeout=CONNECT_SECONDS
+            models.GetModelRequest(model=settings.model),
+            **settings.server.options | {"timeout": min(CONNECT_SECONDS, settings.server.timeout)},
         )
     except grpc.aio.AioRpcError as error:
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            raise UserError(
-                f"--target {settings.target}: no server answers there: {error.details()}",
-                "start one: tuneserve serve --model NAME=PATH",
-            ) from None
-        raise UserError(f"--model {settings.model}: {error.details()} ({error.code().name})") from None
+        raise failure(error, settings.server) from None
     most = 1 if served.model.task == checkpoint.TASK_GENERATION else served.model.limits.max_inputs
     if settings.batch > most > 0:
         raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
@@ -155,14 +163,15 @@ def _figures(task: checkpoint.Task, settings: Settings, tally: Tally) -> dict[st
         "input_tokens_per_s": round(tally.prompt_tokens / seconds, 1),
     }
     if task != checkpoint.TASK_GENERATION:
-        return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | milliseconds("latency", tally.latencies)
+        return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | milliseconds("e2el", tally.latencies)
     generated = {"output_tokens_per_s": round(tally.output_tokens / seconds, 2)} | rates
     if not settings.stream:
-        return generated | milliseconds("e2e", tally.latencies)
+        return generated | milliseconds("e2el", tally.latencies)
     return (
         generated
         | milliseconds("ttft", tally.first_tokens)
         | milliseconds("itl", tally.gaps)
         | milliseconds("tpot", tally.per_token)
-        | milliseconds("e2e", tally.latencies)
+        | milliseconds("e2el", tally.latencies)
+        | {"tokens_per_message": round(tally.message_tokens / tally.messages, 2) if tally.messages else None}
     )

@@ -4,6 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneserve.benchmarks.load import Result
+from tuneserve.tiers import measured_on
 
 # Above this share of one core, Python's own speed limits what is sent.
 BUSY = 0.8
@@ -13,22 +14,22 @@ RATES = {
     "output_tokens_per_s": "output tokens/s",
     "calls_per_s": "calls/s",
     "input_tokens_per_s": "input tokens/s",
+    "tokens_per_message": "tokens a message",
 }
 TIMES = {
-    "latency": "latency",
-    "ttft": "time to first token",
-    "itl": "inter-token latency",
-    "tpot": "time per output token",
-    "e2e": "whole answer",
+    "ttft": "time to first token (TTFT)",
+    "itl": "inter-token latency, by message (ITL)",
+    "tpot": "time per output token (TPOT)",
+    "e2el": "end-to-end latency (E2EL)",
 }
 
 
 def table(result: Result) -> Table:
     """Returns rates, then times by percentile, then what went wrong."""
     settings = result.settings
-    title = f"{settings.model} ({result.task}, {result.quantization or 'not quantized'}) on {settings.target}"
+    title = f"{settings.model} ({result.task}, {result.quantization or 'not quantized'}) on {settings.server.target}"
     sent = f"batches of {settings.batch}" if "texts_per_s" in result.figures else f"{settings.max_tokens} tokens each"
-    caption = f"{result.calls} calls, {settings.connections} connections, {sent}"
+    caption = f"{result.calls} calls, {settings.connections} connections, {sent}; client on {measured_on()}"
     refusals = "".join(f"\n{code}: {text}" for code, text in result.error_texts.items())
     rows = Table(title=Text(title), caption=Text(caption + refusals))
     rows.add_column()

@@ -40,7 +40,9 @@ class Tally:
     prompt_tokens: int = 0
     output_tokens: int = 0
     first_tokens: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)  # between the messages of an answer
+    messages: int = 0
+    message_tokens: int = 0  # of those messages
     per_token: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     # The server's own words, the first time that each status came.
@@ -60,7 +62,9 @@ class Tally:
         self.prompt_tokens += answer.prompt_tokens
         if answer.arrivals:
             self.first_tokens.append(answer.arrivals[0][0] - answer.started)
-            self.gaps.extend(gaps(answer.arrivals))
+            self.gaps.extend(now - before for (before, _), (now, _) in pairwise(answer.arrivals))
+            self.messages += len(answer.arrivals)
+            self.message_tokens += answer.output_tokens
             later = answer.output_tokens - answer.arrivals[0][1]
             if later:
                 self.per_token.append((answer.arrivals[-1][0] - answer.arrivals[0][0]) / later)
@@ -70,16 +74,6 @@ class Tally:
         self.error_texts.setdefault(code, text)
         if self.begin <= when < self.end:
             self.errors[code] += 1
-
-
-def gaps(arrivals: Sequence[tuple[float, int]]) -> Iterable[float]:
-    """Yields the wait for each token after the first message.
-
-    Tokens that came in one message share the wait for it evenly: the server joins tokens while the client is slow,
-    and counting only the messages would make a slow stream look like one with few tokens.
-    """
-    for (before, _), (now, tokens) in pairwise(arrivals):
-        yield from [(now - before) / tokens] * tokens
 
 
 def milliseconds(

@@ -22,9 +22,14 @@ truncate_option = click.option("--truncate", is_flag=True, help="Cut a text that
 
 
 def client_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., Any]]:
-    """Adds what every command takes to reach the server; the command gets it as `server` and `as_json`."""
+    """Adds what every command of `call` takes; the command gets it as `server` and `as_json`."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print the server's messages as JSON.")
+    return lambda command: server_options(timeout)(as_json(command))
+
+
+def server_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., Any]]:
+    """Adds what a command takes to reach the server; the command gets it as `server`."""
     options = (
-        click.option("--json", "as_json", is_flag=True, help="Print the server's messages as JSON."),
         click.option("--cert-key", "certificate_key", type=_File, help="Its private key."),
         click.option("--cert", "certificate", type=_File, help="Your certificate, where the server wants one. PEM."),
         click.option(

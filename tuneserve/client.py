@@ -62,6 +62,15 @@ class Server:
             "metadata": [("authorization", f"Bearer {self.key}")] if self.key else [],
         }
 
+    def credentials(self) -> "grpc.ChannelCredentials | None":
+        """What a channel is opened with; None without TLS."""
+        import grpc
+
+        if not self.tls:
+            return None
+        files = (self.ca, self.certificate_key, self.certificate)
+        return grpc.ssl_channel_credentials(*(file.read_bytes() if file else None for file in files))
+
 
 @contextmanager
 def connected(server: Server) -> "Iterator[grpc.Channel]":
@@ -69,9 +78,7 @@ def connected(server: Server) -> "Iterator[grpc.Channel]":
     import grpc
 
     options = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
-    if server.tls:
-        files = (server.ca, server.certificate_key, server.certificate)
-        credentials = grpc.ssl_channel_credentials(*(file.read_bytes() if file else None for file in files))
+    if credentials := server.credentials():
         opened = grpc.secure_channel(server.target, credentials, options=options)
     else:
         opened = grpc.insecure_channel(server.target, options=options)
@@ -79,10 +86,11 @@ def connected(server: Server) -> "Iterator[grpc.Channel]":
         try:
             yield channel
         except grpc.RpcError as error:
-            raise _failure(error, server) from None
+            raise failure(error, server) from None
 
 
-def _failure(error: Any, server: Server) -> CallFailed:
+def failure(error: Any, server: Server) -> CallFailed:
+    """Returns what a gRPC error means to who called."""
     code, message = error.code().name, error.details() or "no reason given"
     # Our server marks whatever it answers with a request id: without one, nobody was there to answer.
     answered = any(key == "x-request-id" for key, _ in error.trailing_metadata() or ())

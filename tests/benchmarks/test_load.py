@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -12,7 +13,10 @@ from tuneserve.benchmarks.calls import Settings
 from tuneserve.benchmarks.command import bench_command
 from tuneserve.benchmarks.load import measure
 from tuneserve.benchmarks.report import table
+from tuneserve.client import CallFailed
+from tuneserve.client import Server as Reached
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.tiers import measured_on
 from tuneserve.v1 import (
     checkpoint_pb2,
     classification_pb2,
@@ -42,6 +46,7 @@ class Server(
     def __init__(self) -> None:
         self.delay = 0.005
         self.refuse = 0
+        self.key = ""
         self.requests: list[
             classification_pb2.ClassifyRequest
             | classification_pb2.ClassifyTokensRequest
@@ -55,6 +60,7 @@ class Server(
     async def GetModel(
         self, request: model_pb2.GetModelRequest, context: grpc.aio.ServicerContext
     ) -> model_pb2.GetModelResponse:
+        await self._let_in(context)
         if request.model not in TASKS:
             await context.abort(grpc.StatusCode.NOT_FOUND, "served: sentiment, ner, chat")
         return model_pb2.GetModelResponse(
@@ -68,7 +74,12 @@ class Server(
             checkpoint=checkpoint_pb2.Checkpoint(chat_template_sha256="f00" if request.model == "chat" else ""),
         )
 
+    async def _let_in(self, context) -> None:
+        if self.key and dict(context.invocation_metadata()).get("authorization") != f"Bearer {self.key}":
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
     async def _take(self, request, context) -> None:
+        await self._let_in(context)
         self.requests.append(request)
         self.peers.add(context.peer())
         if self.refuse and len(self.requests) % self.refuse == 0:
@@ -125,7 +136,8 @@ async def served() -> AsyncIterator[tuple[Server, str]]:
 
 
 def settings(target: str, model: str, **others: object) -> Settings:
-    return Settings(target, model, **{"connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6} | others)
+    server = Reached(target, 60.0)
+    return Settings(server, model, **{"connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6} | others)
 
 
 async def test_classification(served: tuple[Server, str]) -> None:
@@ -136,7 +148,7 @@ async def test_classification(served: tuple[Server, str]) -> None:
     assert figures["calls_per_s"] == pytest.approx(result.calls / 0.4, abs=0.01)
     assert figures["texts_per_s"] == pytest.approx(3 * result.calls / 0.4, abs=0.01)
     assert figures["input_tokens_per_s"] == pytest.approx(30 * result.calls / 0.4, abs=0.1)
-    assert 5 <= figures["latency_ms_p50"] <= figures["latency_ms_p90"] <= figures["latency_ms_p99"]
+    assert 5 <= figures["e2el_ms_p50"] <= figures["e2el_ms_p90"] <= figures["e2el_ms_p99"]
     # Warm-up calls, and those cut off at the end, are not counted.
     assert 0 < result.calls < len(server.requests)
     assert result.errors == {}
@@ -170,8 +182,12 @@ async def test_generation_stream(served: tuple[Server, str]) -> None:
     assert figures["output_tokens_per_s"] * 0.4 == pytest.approx(6 * result.calls, abs=6 * 4)
     assert figures["ttft_ms_p50"] >= 5
     assert 0 < figures["itl_ms_p50"] < figures["ttft_ms_p50"]
+    # One token, then messages of two, two and one.
+    assert figures["tokens_per_message"] == 1.5
+    # A message of two tokens counts as one wait.
+    assert figures["itl_ms_p50"] > figures["tpot_ms_p50"]
     assert 0 < figures["tpot_ms_p50"] < figures["ttft_ms_p50"]
-    assert figures["e2e_ms_p50"] > figures["ttft_ms_p50"]
+    assert figures["e2el_ms_p50"] > figures["ttft_ms_p50"]
     sampling = server.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.ignore_eos) == (6, 0, True)
     prompts = [request.prompt.chat.messages[0].content for request in server.requests]
@@ -184,7 +200,7 @@ async def test_generation_unary_without_a_chat_template(served: tuple[Server, st
     # The last answer of a connection can come just before the window's end and be counted just after it.
     assert result.figures["output_tokens_per_s"] * 0.4 == pytest.approx(6 * result.calls, abs=6 * 4)
     assert "ttft_ms_p50" not in result.figures
-    assert result.figures["e2e_ms_p50"] >= 5
+    assert result.figures["e2el_ms_p50"] >= 5
     assert server.requests[0].prompt.text
 
 
@@ -224,7 +240,7 @@ async def test_a_server_that_hangs_does_not_hang_the_tool(served: tuple[Server, 
 
 
 async def test_unknown_model_and_wrong_batch_are_refused(served: tuple[Server, str]) -> None:
-    with pytest.raises(UserError, match="--model other: served: sentiment, ner, chat"):
+    with pytest.raises(CallFailed, match="served: sentiment, ner, chat"):
         await measure(settings(served[1], "other"))
     with pytest.raises(UserError, match="--batch 9: model sentiment takes at most 8"):
         await measure(settings(served[1], "sentiment", batch=9))
@@ -233,7 +249,7 @@ async def test_unknown_model_and_wrong_batch_are_refused(served: tuple[Server, s
 
 
 async def test_no_server() -> None:
-    with pytest.raises(UserError, match=r"--target 127\.0\.0\.1:1: no server answers there"):
+    with pytest.raises(CallFailed, match=r"no server answers at 127\.0\.0\.1:1"):
         await measure(settings("127.0.0.1:1", "sentiment"))
 
 
@@ -256,4 +272,52 @@ async def test_command_prints_a_table_and_json_as_the_last_line(
     assert last["errors"] == {}
     assert last["texts"] == str(texts)
     assert "texts/s" in result.stdout
-    assert {entry.text for request in server.requests for entry in request.inputs} == {"only this", "and  that"}
+    sent = [entry.text for request in server.requests for entry in request.inputs]
+    assert {text.partition(" ")[2] for text in sent} == {"only this", "and  that"}
+    assert len(set(sent)) == len(sent)
+    assert last["client_tier"] == measured_on()
+
+
+async def test_no_input_is_sent_twice_not_even_by_the_next_run(served: tuple[Server, str]) -> None:
+    server, target = served
+    for model in ("chat", "plain", "ner", "sentiment") * 2:
+        await measure(settings(target, model, seconds=0.1, warmup=0.0))
+    sent: list[str] = []
+    for request in server.requests:
+        if isinstance(request, classification_pb2.ClassifyRequest):
+            sent += [entry.text for entry in request.inputs]
+        elif isinstance(request, classification_pb2.ClassifyTokensRequest):
+            sent += request.texts
+        else:
+            sent.append(request.prompt.text or request.prompt.chat.messages[0].content)
+    assert len(sent) > 100
+    assert len(set(sent)) == len(sent)
+
+
+async def test_a_server_with_keys_and_tls(certified: tuple[Path, Path]) -> None:
+    key, certificate = certified
+    servicer = Server()
+    servicer.key = "secret-of-mine"
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+    pair = [(key.read_bytes(), certificate.read_bytes())]
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair, certificate.read_bytes(), True))
+    await server.start()
+    tls = ["--ca", str(certificate), "--cert", str(certificate), "--cert-key", str(key)]
+    plain = ["--target", f"127.0.0.1:{port}", "--seconds", "0.3", "--warmup", "0", "--connections", "2"]
+    try:
+        for model, calls in (("sentiment", []), ("ner", []), ("chat", []), ("chat", ["--unary"])):
+            arguments = [*plain, "--model", model, *tls, "--key", servicer.key, *calls]
+            result = await asyncio.to_thread(CliRunner().invoke, bench_command, arguments)
+            assert result.exit_code == 0, result.output
+            assert json.loads(result.stdout.splitlines()[-1])["tls"] is True
+            assert servicer.key not in result.output
+        for wrong, message in (([*tls, "--key", "x"], "who are you"), ([], "no server answers"), (tls, "who are you")):
+            arguments = [*plain, "--model", "sentiment", *wrong]
+            result = await asyncio.to_thread(CliRunner().invoke, bench_command, arguments)
+            assert result.exit_code in (1, 2)
+            assert message in result.stderr
+    finally:
+        await server.stop(None)

@@ -1,6 +1,6 @@
 import pytest
 
-from tuneserve.benchmarks.tally import Answer, Tally, gaps, milliseconds
+from tuneserve.benchmarks.tally import Answer, Tally, milliseconds
 
 
 def test_percentiles_interpolate_and_are_milliseconds() -> None:
@@ -11,11 +11,6 @@ def test_percentiles_interpolate_and_are_milliseconds() -> None:
     }
     assert milliseconds("x", [0.25], [99]) == {"x_ms_p99": 250.0}
     assert milliseconds("x", [], [50]) == {"x_ms_p50": None}
-
-
-def test_tokens_of_one_message_share_its_gap() -> None:
-    assert list(gaps([(0.0, 1), (0.1, 1), (0.4, 3)])) == pytest.approx([0.1, 0.1, 0.1, 0.1])
-    assert list(gaps([(0.0, 5)])) == []
 
 
 def test_only_what_ends_inside_the_window_counts() -> None:
@@ -37,6 +32,8 @@ def test_times_of_a_stream() -> None:
     tally = Tally(begin=0.0, end=100.0)
     tally.finish(Answer(started=1.0, inputs=1, arrivals=[(1.5, 1), (1.7, 2), (2.3, 2)]), when=2.4)
     assert tally.first_tokens == pytest.approx([0.5])
-    assert tally.gaps == pytest.approx([0.1, 0.1, 0.3, 0.3])
+    # By message, as a reader sees them: two tokens that come together after 0.6 s are one wait, not two of 0.3 s.
+    assert tally.gaps == pytest.approx([0.2, 0.6])
+    assert (tally.messages, tally.message_tokens) == (3, 5)
     assert tally.per_token == pytest.approx([0.2])
     assert tally.latencies == pytest.approx([1.4])

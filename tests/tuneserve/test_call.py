@@ -1,7 +1,5 @@
 """The shell client over a real wire, against a server that answers without a model."""
 
-import datetime
-import ipaddress
 import json
 import threading
 from collections.abc import Iterator
@@ -12,10 +10,6 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -421,8 +415,8 @@ def test_a_key_goes_with_every_call_and_not_into_any_output(server: Server, targ
     assert result.stderr.endswith("hint:  set TUNESERVE_KEY, or pass --key\n")
 
 
-def test_tls(tmp_path: Path) -> None:
-    key, certificate = certified(tmp_path)
+def test_tls(certified: tuple[Path, Path]) -> None:
+    key, certificate = certified
     credentials = grpc.ssl_server_credentials(
         [(key.read_bytes(), certificate.read_bytes())], certificate.read_bytes(), True
     )
@@ -441,24 +435,6 @@ def test_tls(tmp_path: Path) -> None:
         assert "--cert and --cert-key belong together" in call(target, "models", *ca, *own[:2]).stderr
     finally:
         server.stop(None).wait()
-
-
-def certified(folder: Path) -> tuple[Path, Path]:
-    """A key, and a certificate for this machine that it signed itself."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(True, None), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "key.pem", folder / "cert.pem"
 
 
 def test_chat_says_when_it_was_cut_off(target: str) -> None:
