@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tuneserve import progress
 from tuneserve import serving as module
 from tuneserve.errors import StepFailed
 from tuneserve.serving import serving
@@ -96,6 +97,15 @@ def test_a_server_that_takes_too_long_is_stopped(tmp_path: Path, started: list[s
     ):
         pass
     assert [process.returncode is not None for process in started] == [True]
+
+
+def test_waiting_for_it_shows_how_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    with progress.lines(), pytest.raises(StepFailed), serving({"m": tmp_path / "nothing-here"}):
+        pass
+    assert "starting the server: 00:0" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_the_server(
