@@ -57,7 +57,8 @@ async def test_more_than_the_server_takes(served: tuple[Server, str]) -> None:
         call = classify(channels, "m", 2)
         result = await open_loop(call, rate=300, seconds=1.0, seed=7, usual_seconds=0.5)
     assert set(servicer.batches) == {2}
-    assert result.due == result.sent == result.answered + result.rejected
+    # On a busy machine some may not have been sent.
+    assert result.sent == result.answered + result.rejected == result.due - result.errors.get(UNSENT, 0)
     assert result.rejected == result.pushed_back == result.errors["RESOURCE_EXHAUSTED"] > 100
     # One call at a time, each of 20 ms or more.
     assert 0 < result.answered_per_s <= 1 / SERVICE_SECONDS * 1.1
@@ -137,7 +138,8 @@ async def test_times_count_from_when_a_call_was_due() -> None:
         return None
 
     result = await open_loop(call, rate=200, seconds=0.6, seed=1)
-    assert result.due == result.sent == result.answered + result.rejected
+    # On a busy machine some may not have been sent.
+    assert result.sent == result.answered + result.rejected == result.due - result.errors.get(UNSENT, 0)
     # Half of all calls came while it was held up, and waited for 150 ms on average; each took no time once sent.
     for name in ("e2el", "reject", "lag"):
         assert result.figures[f"{name}_ms_p99"] > 200, name

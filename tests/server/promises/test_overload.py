@@ -92,9 +92,9 @@ async def test_ten_times_too_many(limited):
     figures, most = result.figures, 1000 * LIMITS[limit]["max_wait_seconds"]
     # Of a machine that has other work all the time, and not of the promise.
     late = 2 * figures["lag_ms_p99"]
-    assert set(result.errors) == {"RESOURCE_EXHAUSTED"}
+    assert result.errors.keys() - {open_loop.UNSENT} == {"RESOURCE_EXHAUSTED"}
     assert result.rejected == result.pushed_back > 0.8 * result.sent
-    assert figures["reject_ms_p50"] < figures["answered_ms_p50"] / 20
+    assert figures["reject_ms_p50"] < figures["e2el_ms_p50"] / 20
     assert figures["reject_ms_p99"] < 50 + late
     assert figures["wait_ms_p99"] < most + SLACK_MS + late
     assert result.answered_per_s >= 0.9 * peak
