@@ -10,7 +10,8 @@ where these layers alone read the norm. In BERT and RoBERTa the residual stream 
 
 Processors without VNNI multiply int8 weights with activations of 0 to 255 (shifted to be unsigned) and add two products
 in 16 bits, which saturate: exact are weights from -64 to 64, as 2 * 255 * 64 = 32,640 is below 2^15 = 32,768. Weights
-of a reduced range are rounded to 7 bits, -64 to 63, and stored as int8 like the others.
+of a reduced range are rounded to 7 bits, -64 to 63, and stored as int8 like the others. What that costs is in
+benchmarks/results/2026-11-28-int8-range.md: little with rtn, half as much again with smoothquant.
 """
 
 import json
