@@ -66,7 +66,7 @@ QUANTIZED: dict[tuple[str, str, str], list[str]] = {
 }
 INPUTS = 4
 
-ByMethod = Callable[[str, str, str], Path]
+ByMethod = Callable[[str, str, str, Path], Path]
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +123,14 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_method(
-    run: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-    base: Callable[[str], Path],
-    reviews: Path,
-    people: Path,
-    talk: Path,
+    run: Callable[..., Path], base: Callable[[str], Path], reviews: Path, people: Path, talk: Path
 ) -> ByMethod:
-    """by_method(task, kind, method) trains a little, and returns the finished checkpoint."""
+    """by_method(task, kind, method, folder) trains a little, and returns the finished checkpoint, `folder / "out"`."""
     data = {SEQUENCE: reviews, TOKENS: people, GENERATION: talk}
 
-    def make(task: str, kind: str, method: str) -> Path:
+    def make(task: str, kind: str, method: str, folder: Path) -> Path:
         return run(
-            tmp_path_factory.mktemp(method),
+            folder,
             task=task,
             base_model=str(base(kind)),
             train=str(data[task]),
@@ -193,13 +188,11 @@ def apart(ours: list[Any], theirs: list[Any]) -> float:
     return float((first - second).square().mean().sqrt() / first.std())
 
 
-def smaller(directory: Path, schemes: list[str], folder: Path) -> dict[str, Path]:
+def make_smaller(directory: Path, schemes: list[str], folder: Path) -> None:
     """What schemes make of a checkpoint; those that this processor has no kernels for are left out."""
     manifest = checkpoint.load(directory)
-    made = {}
     for recipe in preflight.served(manifest, directory, preflight.this_platform()):
         if (scheme := recipe.scheme.name) in schemes:
-            made[scheme] = folder / scheme
             shutil.copytree(
                 directory, folder / scheme, ignore=shutil.ignore_patterns("tuneserve.json", "*.safetensors")
             )
@@ -208,16 +201,25 @@ def smaller(directory: Path, schemes: list[str], folder: Path) -> dict[str, Path
             result.CopyFrom(manifest)
             result.quantization = scheme
             checkpoint.seal(folder / scheme, result)
-    return made
 
 
 @pytest.fixture(scope="module")
-def forms(by_method: ByMethod, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+def forms(by_method: ByMethod, kept: Callable[..., Path]) -> dict[tuple[str, ...], Path]:
     """All that is to be served: (task, kind of model, method) and, of some, (task, kind, method, scheme)."""
-    made: dict[tuple[str, ...], Path] = {one: by_method(*one) for one in RUNS}
+
+    def make(directory: Path) -> None:
+        for one in RUNS:
+            (folder := directory / ".".join(one)).mkdir()
+            trained = by_method(*one, folder)
+            make_smaller(trained, QUANTIZED.get(one, []), folder)
+
+    sources = [Path(__file__).read_bytes(), Path(__file__).with_name("conftest.py").read_bytes()]
+    root = kept("served", sources, make)
+    made: dict[tuple[str, ...], Path] = {one: root / ".".join(one) / "out" for one in RUNS}
     for one, schemes in QUANTIZED.items():
-        for scheme, directory in smaller(made[one], schemes, tmp_path_factory.mktemp("forms")).items():
-            made[*one, scheme] = directory
+        for scheme in schemes:
+            if (directory := root / ".".join(one) / scheme).exists():
+                made[*one, scheme] = directory
     return made
 
 
