@@ -38,7 +38,6 @@ from tuneserve.benchmarks.overload import overload
 from tuneserve.benchmarks.systems import Engine, System
 from tuneserve.errors import StepFailed
 from tuneserve.runtime import has_nvidia_gpu, preload
-from tuneserve.tiers import this_tier
 
 GENERATION = [
     Claim("streamed, to LLM.generate", "ours, streamed", "LLM.generate", at_least=0.95),
@@ -82,7 +81,6 @@ class Bench:
         """The settings that all systems get, where they get the same."""
         on_cpu = not has_nvidia_gpu()
         return Engine(
-            dtype="bfloat16" if (dtype := this_tier().dtype) == "auto" else dtype,
             max_model_len=None if pooling else 1024,
             max_num_batched_tokens=2048 if on_cpu else 8192,
             block_size=32 if on_cpu and not pooling else None,
