@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2
@@ -146,6 +146,7 @@ def refusal(message, names, values) -> InvalidInput | None:
     return None
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([*NAMES, "structured_outputs", "other"]), json_values, max_size=4))
 @example({"structured_output": json.dumps({"json": 1})})
 def test_any_value_is_taken_or_refused(values):
