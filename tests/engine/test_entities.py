@@ -1,17 +1,14 @@
-"""A tagger that learned from prose finds the same spans in prose as a caller counts them, through the server's wire and
-tokenizer; transformers computes in place of vLLM.
+"""A tagger that learned from prose finds the same spans in prose as a caller counts them, through the real server.
 
 Its tokenizer is of bytes, as those of most models today: spaces belong to the words after them, and an emoji or a
 Chinese character is several tokens.
 """
 
-import asyncio
 import itertools
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -19,12 +16,12 @@ import pytest
 from tuneserve import checkpoint, measurement, rows
 from tuneserve.entities import spans_of
 from tuneserve.rows import Row
-from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Encoded, Ticket
+from tuneserve.serving import serving
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.train,
     # Raised by libraries at import or inside training; none of them is about this code.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
@@ -100,33 +97,18 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.finetune(config.parse(values | {"test_size": 0.2, "max_length": 96}, folder))
 
 
-@pytest.fixture
-async def answering(tagger: Path, serve_config: Callable[..., Any]) -> AsyncIterator[str]:
-    """The address of a server of it."""
-    import torch
-    from transformers import AutoModelForTokenClassification
-
-    model = AutoModelForTokenClassification.from_pretrained(tagger, dtype=torch.float32).eval()
-
-    async def pool(ticket: Ticket, inputs: Sequence[Encoded], task: str) -> list[Any]:
-        with torch.inference_mode():
-            return [model(torch.tensor([list(one.token_ids)])).logits[0].numpy() for one in inputs]
-
-    local = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
-    async with serve_config(ServerConfig(models={measurement.MODEL: ModelConfig(tagger)}, **local)) as served:
-        engine = served.engines[measurement.MODEL]
-        engine.pool, engine.vocab_size = pool, model.config.vocab_size
-        yield served.app.address
+@pytest.fixture(scope="module")
+def address(tagger: Path) -> Iterator[str]:
+    with serving({measurement.MODEL: tagger}) as addresses:
+        yield addresses.grpc
 
 
-async def test_it_is_as_good_served_as_it_was_trained(tagger: Path, answering: str) -> None:
+def test_it_is_as_good_served_as_it_was_trained(tagger: Path, address: str) -> None:
     manifest = checkpoint.load(tagger)
     held_out = rows.read(tagger / manifest.test_split.path)
-    # In a thread of its own, as the server runs in this one.
-    measured = await asyncio.to_thread(measurement.measure_at, answering, manifest, held_out, tagger)
+    measured = measurement.measure_at(address, manifest, held_out, tagger)
     assert measured.metrics["entity_f1"] > 0.95
-    trained = next(step for step in manifest.lineage if step.name == "finetune")
-    assert measured.metrics["entity_f1"] == pytest.approx(trained.metrics["entity_f1"], abs=0.01)
+    assert measured.metrics["entity_f1"] == pytest.approx(manifest.lineage[-1].metrics["entity_f1"], abs=0.01)
 
 
 UNITS: dict[int, Callable[[str], int]] = {
@@ -137,21 +119,21 @@ UNITS: dict[int, Callable[[str], int]] = {
 
 
 @pytest.mark.parametrize("aggregation", [pb.AGGREGATION_SIMPLE, pb.AGGREGATION_FIRST, pb.AGGREGATION_MAX])
-async def test_spans_of_prose(answering: str, aggregation: int) -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_spans_of_prose(address: str, unit: int, aggregation: int) -> None:
     asked = [written(text, "Anna", "王伟", "New York") for text in TEXTS]
-    async with grpc.aio.insecure_channel(answering) as channel:
-        for unit, count in UNITS.items():
-            request = pb.ClassifyTokensRequest(
-                model=measurement.MODEL,
-                texts=[row["text"] for row in asked],
-                offset_unit=pb.OffsetUnit.Name(unit),
-                aggregation=pb.Aggregation.Name(aggregation),
-            )
-            results = (await ClassificationServiceStub(channel).ClassifyTokens(request)).results
-            for row, result in zip(asked, results, strict=True):
-                text = row["text"]
-                expected = [
-                    (kind, count(text[:start]), count(text[:end]), text[start:end])
-                    for kind, start, end in spans_of(row)
-                ]
-                assert [(span.label, span.start, span.end, span.text) for span in result.spans] == expected
+    with grpc.insecure_channel(address) as channel:
+        request = pb.ClassifyTokensRequest(
+            model=measurement.MODEL,
+            texts=[row["text"] for row in asked],
+            offset_unit=pb.OffsetUnit.Name(unit),
+            aggregation=pb.Aggregation.Name(aggregation),
+        )
+        results = ClassificationServiceStub(channel).ClassifyTokens(request, timeout=60).results
+    count = UNITS[unit]
+    for row, result in zip(asked, results, strict=True):
+        text = row["text"]
+        expected = [
+            (kind, count(text[:start]), count(text[:end]), text[start:end]) for kind, start, end in spans_of(row)
+        ]
+        assert [(span.label, span.start, span.end, span.text) for span in result.spans] == expected
