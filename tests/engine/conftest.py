@@ -7,6 +7,7 @@ would be served in on this machine.
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,7 @@ class Real:
     models: ModelServiceStub  # on the administrators' port
     directories: dict[str, Path]
     collector: Any  # of the server's spans, and of its engines'
+    trouble: Path  # written to, it makes an engine's next step slow, or endless (trouble.py)
     root: Path  # what an administrator may load from; `adapter` and `other` are LoRA adapters for the chat model
 
 
@@ -215,13 +217,13 @@ def real(
         "admin_listen": "127.0.0.1:0",
         "models_root": str(root),
         "drain_seconds": 20,
-        "watchdog_seconds": 30,
+        "watchdog_seconds": 15,
     }
     config = folder / "server.yaml"
     with ExitStack() as stack:
         collector = stack.enter_context(collecting())
         config.write_text(yaml.safe_dump(settings | {"otlp_endpoint": f"http://{collector.address}"}))
-        server = stack.enter_context(launched("--config", str(config)))
+        server = stack.enter_context(launched("--config", str(config), environment=_with_plugin(folder)))
         channel = stack.enter_context(grpc.insecure_channel(server.addresses.grpc))
         admin = stack.enter_context(grpc.insecure_channel(server.addresses.admin))
         yield Real(
@@ -233,8 +235,19 @@ def real(
             ModelServiceStub(admin),
             directories,
             collector,
+            folder / "trouble",
             root,
         )
+
+
+def _with_plugin(folder: Path) -> dict[str, str]:
+    """Installs trouble.py in `folder` as a plugin of vLLM's; returns the environment that it is found in."""
+    about = folder / "plugin" / "trouble-1.dist-info"
+    about.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("trouble.py"), about.parent)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: trouble\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[vllm.general_plugins]\ntrouble = trouble:register\n")
+    return os.environ | {"PYTHONPATH": str(about.parent), "TUNESERVE_TROUBLE": str(folder / "trouble")}
 
 
 @pytest.fixture

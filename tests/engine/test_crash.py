@@ -100,9 +100,31 @@ def wait_for(condition, seconds: float) -> float:
     return time.monotonic() - started
 
 
+def test_a_step_longer_than_the_watchdog_is_waited_for(real):
+    running = set(engines(real))
+    real.trouble.write_text("25")
+    call(real, "vectors")
+    assert not real.trouble.exists()
+    assert set(engines(real)) == running
+    assert set(states(real).values()) == {SERVING}
+    assert "its engine computes one step for over 15 s" in real.server.log.read_text()
+
+
+def test_a_deadlocked_engine_is_replaced_and_its_calls_are_told_why(real):
+    """Its main thread waits for ever, while those that serve gloo go on looking for messages."""
+    real.trouble.write_text("deadlock")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(real, "vectors")
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    told = "model 'vectors': its engine gave no sign of life for 15 s and is being restarted"
+    assert told in caught.value.details()
+    wait_for(lambda: set(states(real).values()) == {SERVING}, 600)
+    call(real, "vectors")
+
+
 @pytest.mark.parametrize(("number", "notice"), [(signal.SIGKILL, 20.0), (signal.SIGSTOP, 120.0)])
 def test_an_engine_process_is_lost(real, callers, number, notice):
-    """`notice` bounds the wait for health to say so: a crash is seen at once, a hang by the watchdog of 30 s."""
+    """`notice` bounds the wait for health to say so: a crash is seen at once, a hang by the watchdog of 15 s."""
     wait_for(lambda: all(callers.answered.values()), 300)
     victim = engines(real)[0]
     victim.send_signal(number)
