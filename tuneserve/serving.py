@@ -107,13 +107,13 @@ def resident_bytes(pid: int) -> int:
 
 def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: float) -> Addresses:
     deadline = time.monotonic() + seconds
-    with tqdm(desc="starting the server", bar_format="{desc}: {elapsed}", leave=False) as clock:
+    with tqdm(desc="starting the server", bar_format="{desc}: {elapsed}", leave=False, mininterval=1) as clock:
         while time.monotonic() < deadline:
             if ready.exists():
                 return Addresses(**json.loads(ready.read_text(encoding="utf-8")))
             if process.poll() is not None:
                 raise StepFailed(f"the server {_end(process.returncode)} before it answered: {_cause(log)}", _HINT)
-            clock.refresh()
+            clock.update(0)
             time.sleep(0.1)
     raise StepFailed(f"the server did not answer within {seconds:.0f} s: {_cause(log)}", _HINT)
 
