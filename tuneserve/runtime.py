@@ -36,15 +36,20 @@ def engine_environment() -> dict[str, str]:
     """Returns what vLLM should find in its environment to be fast here; nothing on a machine with an NVIDIA driver.
 
     On CPUs it would run the model in a process beside the engine's, on all cores but one: that one goes to the two
-    processes' looking for each other's messages, in loops. In one process, the model has all cores. And a thread of
-    OpenMP that has nothing to do would keep its core for 200 ms from those who have. A container's limit is no core
-    less to OpenMP: it would be stopped again and again for having computed on all of them.
+    processes' looking for each other's messages, in loops. In one process, the model has all cores.
     """
-    if has_nvidia_gpu():
-        return {}
+    return {} if has_nvidia_gpu() else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **_thread_environment()}
+
+
+def _thread_environment() -> dict[str, str]:
+    """Returns what OpenMP should find in its environment on CPUs, in training as in engines.
+
+    A thread that has nothing to do would keep its core for 200 ms from those who have: beside two other busy programs,
+    training took twice as long. A container's limit is no core less to OpenMP: it would be stopped again and again for
+    having computed on all of them.
+    """
     limit = cpu_limit()
-    threads = {"OMP_NUM_THREADS": str(limit)} if limit else {}
-    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "KMP_BLOCKTIME": "1", **threads}
+    return {"KMP_BLOCKTIME": "1"} | ({"OMP_NUM_THREADS": str(limit)} if limit else {})
 
 
 def cpu_limit(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -63,6 +68,7 @@ def preload() -> None:
     """
     if sys.platform != "linux" or platform.machine() != "x86_64" or has_nvidia_gpu():
         return
+    os.environ.update(_thread_environment() | os.environ)
     present = os.environ.get("LD_PRELOAD", "")
     found = {
         name: sorted(path for pattern in patterns for path in glob(pattern)) for name, patterns in _LIBRARIES.items()
