@@ -167,7 +167,7 @@ def _platform_reason(scheme: Scheme, manifest: pb.Checkpoint, platform: Platform
     name, capability = scheme.name, platform.capability
     if not platform.is_gpu:
         if name == "fp8":
-            return "processors have no arithmetic for 8-bit floats: it would be many times slower than none"
+            return "processors have no arithmetic for 8-bit floats: it would be many times slower than the original"
         if name == "w8a16":
             return "vLLM's CPU kernels for weights alone know 4 bits, not 8"
         if name == "w4a16" and not platform.tier.int4:

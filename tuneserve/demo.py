@@ -24,7 +24,6 @@ from tuneserve.finetune.pipeline import finetune
 from tuneserve.measurement import calling
 from tuneserve.quantize import Report, quantize
 from tuneserve.serving import serving
-from tuneserve.tiers import this_tier
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -37,12 +36,6 @@ SENTENCES = (
     "The plot is thin, but the actors carry it with charm.",
 )
 QUESTION = "What is a computer?"
-# Rows to train on, by what the machine computes in: float32 is for CPUs without native bf16, and takes several times as
-# long for a row. Held-out rows are as many on each: fewer could not show how little is lost.
-TRAIN_ROWS: dict[str, dict[str, int]] = {
-    "float32": {"sentiment": 1500, "chat": 100},
-    "bfloat16": {"sentiment": 5000, "chat": 300},
-}
 # The most that may be lost, with 95 % confidence, of accuracy and of perplexity. The chat model, small as it is, loses
 # some 2 % (4 % with weights of reduced range), and its 80 rows tell that to another 4 %.
 MAX_DROP = {"sentiment": 0.015, "chat": 0.15}
@@ -57,7 +50,6 @@ SHOWN_METRICS = (
 
 def settings(output: Path) -> dict[str, dict[str, Any]]:
     """The two training runs, as their YAML files would say it."""
-    rows = TRAIN_ROWS.get(this_tier().dtype, TRAIN_ROWS["bfloat16"])
     return {
         "sentiment": {
             "task": "sequence-classification",
@@ -65,7 +57,7 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
             "train": str(samples.sentiment()),
             "output": str(output / "sentiment"),
             "test_size": 0.2,
-            "max_train_rows": rows["sentiment"],
+            "max_train_rows": 1500,
             "max_test_rows": 1500,
             "max_length": 64,
             "epochs": 2,
@@ -78,7 +70,7 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
             "train": str(samples.questions()),
             "output": str(output / "chat"),
             "test_size": 0.1,
-            "max_train_rows": rows["chat"],
+            "max_train_rows": 100,
             "max_test_rows": 100,
             "max_length": 128,
             "epochs": 1,
