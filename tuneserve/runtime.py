@@ -45,8 +45,8 @@ def _thread_environment() -> dict[str, str]:
     """Returns what OpenMP should find in its environment on CPUs, in training as in engines.
 
     A thread that has nothing to do would keep its core for 200 ms from those who have: beside other busy programs,
-    training took up to twice as long. A container's limit is no core less to OpenMP: it would be stopped again and again
-    for having computed on all of them.
+    training took up to twice as long. A container's limit is no core less to OpenMP: it would be stopped again and
+    again for having computed on all of them.
     """
     limit = cpu_limit()
     return {"KMP_BLOCKTIME": "1"} | ({"OMP_NUM_THREADS": str(limit)} if limit else {})
