@@ -64,7 +64,7 @@ $(UV):
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .cache/uv uv==$(UV_VERSION)
 
 # The import namespace as one tree, for tools that do not follow the package mapping of pyproject.toml.
-.cache/types: Makefile
+.cache/types: Makefile tuneserve
 	@rm -rf $@ && mkdir -p $@/tuneserve
 	@for f in tuneserve/*; do ln -s ../../../$$f $@/tuneserve/; done
 	@for p in benchmarks finetune quantize server; do ln -s ../../../$$p $@/tuneserve/$$p; done
