@@ -5,9 +5,11 @@ cores. The dynamic loader reads LD_PRELOAD only when a process starts, so the pr
 once. Child processes inherit it.
 """
 
+import ctypes
 import logging
 import os
 import platform
+import struct
 import sys
 from glob import glob
 from pathlib import Path
@@ -25,6 +27,9 @@ _LIBRARIES = {
     ),
 }
 _DONE = "TUNESERVE_PRELOADED"
+# sched_setattr(2) on x86-64 and its struct, whose sched_runtime is a time slice since Linux 6.12.
+_SCHED_SETATTR, _SCHED_ATTR = 314, "IIQiIQQQ"
+_SHORTEST_SLICE = 100_000  # ns
 
 
 def has_nvidia_gpu() -> bool:
@@ -61,6 +66,23 @@ def cpu_limit(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return 0 if quota == "max" else max(1, int(quota) // int(period))
 
 
+def _ask_for_short_slices() -> None:
+    """Asks the scheduler for the shortest time slice, for this process and those that it starts; at the same niceness.
+
+    Threads that compute together wait for each other thousands of times a second, and one that wakes up comes after
+    whoever has a longer slice only when that slice is over. Beside two busy programs of nice 10, training took 3.4
+    times as long as alone, and with this 1.1 times. Linux before 6.12 ignores it.
+    """
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = struct.pack(
+        _SCHED_ATTR, struct.calcsize(_SCHED_ATTR), os.SCHED_OTHER, 0, nice, 0, _SHORTEST_SLICE, 0, 0
+    )
+    # What a sandbox forbids is done without.
+    ctypes.CDLL(None).syscall(_SCHED_SETATTR, 0, attributes, 0)
+
+
 def preload() -> None:
     """Restarts the program with the libraries loaded; returns when they are, or can't be. Logs what is missing.
 
@@ -68,6 +90,7 @@ def preload() -> None:
     """
     if sys.platform != "linux" or platform.machine() != "x86_64" or has_nvidia_gpu():
         return
+    _ask_for_short_slices()
     os.environ.update(_thread_environment() | os.environ)
     present = os.environ.get("LD_PRELOAD", "")
     found = {

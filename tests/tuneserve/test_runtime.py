@@ -1,7 +1,9 @@
 """What is told of the machine."""
 
+import ctypes
 import os
 import platform
+import struct
 import subprocess
 import sys
 
@@ -36,3 +38,26 @@ def test_idle_threads_give_their_cores_away_in_every_program():
     if sys.platform == "linux" and platform.machine() == "x86_64" and not runtime.has_nvidia_gpu():
         assert printed() == "1"
     assert printed(KMP_BLOCKTIME="50") == "50"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or runtime.has_nvidia_gpu(), reason="set on CPUs")
+def test_threads_that_wake_up_come_before_other_busy_programs(capfd):
+    """A short time slice, also after the restart and in children, with the niceness that the program began with."""
+    release = tuple(int(part) for part in platform.release().split(".")[:2])
+    if release < (6, 12):
+        pytest.skip("Linux has slices of one's own since 6.12")
+    child = "from tests.tuneserve.test_runtime import print_slice; print_slice()"
+    code = "import subprocess, sys; from tuneserve.runtime import preload; preload(); "
+    code += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    unset = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "TUNESERVE_PRELOADED")}
+    subprocess.run(["nice", "-n", "3", sys.executable, "-c", code], env=unset, check=True)
+    nice, slice_ns = capfd.readouterr().out.split()
+    assert (int(nice), int(slice_ns)) == (min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19), 100_000)
+
+
+def print_slice() -> None:
+    """Prints the niceness and the time slice in nanoseconds, as sched_getattr(2) has them."""
+    attributes = ctypes.create_string_buffer(48)
+    assert ctypes.CDLL(None).syscall(315, 0, attributes, 48, 0) == 0
+    _, _, _, nice, _, slice_ns, *_ = struct.unpack("IIQiIQQQ", attributes.raw)
+    print(nice, slice_ns)
