@@ -1,11 +1,40 @@
-"""Work side by side, a bounded number at a time, that ends whole: nothing of it runs on when its caller has gone."""
+"""Work side by side, a bounded number at a time, that ends whole: nothing of it runs on when its caller has gone. And
+work that the event loop does itself, without holding it.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+# Seconds of work on the event loop after which others have their turn.
+_TURN = 0.01
+
+
+class in_turns(Generic[In]):
+    """Yields the items of work that the event loop does itself; whenever that took some milliseconds, others go first.
+
+    What is done with each item should be short. No generator, which somebody would have to close.
+    """
+
+    def __init__(self, items: Iterable[In]) -> None:
+        self._items = iter(items)
+        self._since = time.monotonic()
+
+    def __aiter__(self) -> AsyncIterator[In]:
+        return self
+
+    async def __anext__(self) -> In:
+        if time.monotonic() - self._since > _TURN:
+            await asyncio.sleep(0)
+            self._since = time.monotonic()
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise StopAsyncIteration from None
 
 
 async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], limit: int) -> list[Out]:

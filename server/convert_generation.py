@@ -5,7 +5,7 @@ protos and the seam; does no I/O.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -27,6 +27,9 @@ _MAX_N = 128
 # Every stop string is looked for after every token; every bad word is tokenized.
 _MAX_STOPS = 64
 _MAX_TEXT = 1024
+# Each of these is looked at for every token that is made.
+_MAX_STOP_IDS = 1024
+_MAX_BIASES = 1024
 
 
 def messages(chat: pb.Chat, limit: int) -> list[dict[str, Any]]:
@@ -83,13 +86,13 @@ def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> No
         raise InvalidInput("prompt.chat.template_arguments", f"may not hold {', '.join(taken)}")
 
 
-def token_ids(prompt: pb.TokenIds, vocab_size: int, redacted: bool) -> list[int]:
-    """Returns checked token ids."""
+def token_ids(prompt: pb.TokenIds, limit: int, vocab_size: int, redacted: bool) -> list[int]:
+    """Returns checked token ids: at most `limit`."""
     if redacted:
         raise InvalidInput("prompt.token_ids", "is not for this model, which masks personal data in texts; use text")
     if not prompt.ids:
         raise InvalidInput("prompt.token_ids.ids", "is empty; at least one token is needed")
-    _check_ids("prompt.token_ids.ids", prompt.ids, vocab_size)
+    _check_ids("prompt.token_ids.ids", prompt.ids, limit, vocab_size)
     return list(prompt.ids)
 
 
@@ -142,8 +145,9 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
     for index, word in enumerate(params.bad_words):
         if word.isspace():
             raise InvalidInput(f"sampling.bad_words[{index}]", "is blank")
-    _check_ids("sampling.stop_token_ids", params.stop_token_ids, vocab_size)
-    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, vocab_size)
+    _check_ids("sampling.stop_token_ids", params.stop_token_ids, _MAX_STOP_IDS, vocab_size)
+    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, vocab_size, vocab_size)
+    _check_count("sampling.logit_bias", params.logit_bias, _MAX_BIASES)
     for id_, bias in params.logit_bias.items():
         if id_ >= vocab_size:
             raise InvalidInput("sampling.logit_bias", f"has a token {id_}; allowed: 0 to {vocab_size - 1}")
@@ -178,15 +182,17 @@ def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
     ]
 
 
-def _check_count(field: str, values: Sequence[object], limit: int) -> None:
+def _check_count(field: str, values: Sized, limit: int) -> None:
     if len(values) > limit:
         raise InvalidInput(field, f"has {len(values)} entries; allowed: {limit}")
 
 
-def _check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
-    for index, id_ in enumerate(ids):
-        if id_ >= vocab_size:
-            raise InvalidInput(f"{field}[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
+def _check_ids(field: str, ids: Sequence[int], limit: int, vocab_size: int) -> None:
+    """The number comes first: what is allowed is looked at in milliseconds, what is sent may take seconds."""
+    _check_count(field, ids, limit)
+    if max(ids, default=0) >= vocab_size:
+        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if id_ >= vocab_size)
+        raise InvalidInput(f"{field}[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
 
 
 def _check_texts(field: str, texts: Sequence[str], limit: int) -> None:

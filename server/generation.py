@@ -7,6 +7,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 from tuneserve.server import convert_generation as convert
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.models import Model
@@ -75,15 +76,13 @@ class GenerationService(GenerationServiceServicer):
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with model.admitted():
             if request.prompt.WhichOneof("kind") == "token_ids":
-                return pb.TokenizeResponse(tokens=[pb.Token(id=id_) for id_ in _ready_ids(model, request.prompt)])
+                ids = _ready_ids(model, request.prompt)
+                return pb.TokenizeResponse(tokens=[pb.Token(id=id_) async for id_ in in_turns(ids)])
             text, tokens = await _tokens(model, request.prompt)
-        return pb.TokenizeResponse(
-            text=text,
-            tokens=[
-                pb.Token(id=id_, start=start, end=end)
-                for id_, (start, end) in zip(tokens.encoded.token_ids, tokens.offsets, strict=True)
-            ],
-        )
+            places = in_turns(zip(tokens.encoded.token_ids, tokens.offsets, strict=True))
+            return pb.TokenizeResponse(
+                text=text, tokens=[pb.Token(id=id_, start=start, end=end) async for id_, (start, end) in places]
+            )
 
 
 async def _prepare(
@@ -105,7 +104,8 @@ async def _prepare(
 
 
 def _ready_ids(model: Model, prompt: pb.Prompt) -> list[int]:
-    return convert.token_ids(prompt.token_ids, model.engine.vocab_size, redacted=bool(model.config.redact))
+    limit, vocab_size = model.engine.max_length, model.engine.vocab_size
+    return convert.token_ids(prompt.token_ids, limit, vocab_size, redacted=bool(model.config.redact))
 
 
 async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:

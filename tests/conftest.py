@@ -211,7 +211,7 @@ def make_bert(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """Makes a chat model's directory, with a byte-level tokenizer and a chat template."""
 
-    def make(chat_template: str | None = CHAT_TEMPLATE) -> Path:
+    def make(chat_template: str | None = CHAT_TEMPLATE, **settings: object) -> Path:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -229,11 +229,12 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             "max_position_embeddings": 64,
             "vocab_size": 300,
             "dtype": "bfloat16",
+            **settings,
         }
-        settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
+        shown: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
         if chat_template:
-            settings["chat_template"] = chat_template
-        return _write(tmp_path_factory.mktemp("llama") / "checkpoint", config, tokenizer, settings)
+            shown["chat_template"] = chat_template
+        return _write(tmp_path_factory.mktemp("llama") / "checkpoint", config, tokenizer, shown)
 
     return make
 
