@@ -9,6 +9,7 @@ from typing import Any
 from tuneserve.server import convert_generation as convert
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.context import current
+from tuneserve.server.convert import check_tokens
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.models import Model
 from tuneserve.server.pooling import note
@@ -122,6 +123,7 @@ async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
         raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
     # A template writes the special tokens itself.
     [tokens] = await model.encode([text], special_tokens=kind == "text")
+    check_tokens(f"prompt.{kind}", [tokens], None, model.engine.vocab_size)
     await note(model, [text])
     return text, tokens
 

@@ -5,7 +5,9 @@ import random
 
 import grpc
 import pytest
+from tokenizers import Tokenizer
 
+from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.seam import RequestRefused
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -116,3 +118,37 @@ async def test_neighbours_on_one_stream_answer_as_if_alone(poisoned):
             assert answers[number].response.SerializeToString() == alone.response.SerializeToString() != b""
         else:
             assert answers[number].error.code in (grpc.StatusCode.INVALID_ARGUMENT.value[0], 13)
+
+
+@pytest.fixture
+async def overgrown(serve_config, make_llama):
+    """A checkpoint whose tokenizer has a token, <extra>, past the model's vocabulary, as one with added tokens may."""
+    directory = make_llama()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_tokens([*(f"<unused{index}>" for index in range(300 - tokenizer.get_vocab_size())), "<extra>"])
+    assert tokenizer.token_to_id("<extra>") == 300
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = ServerConfig(
+        models={"chat": ModelConfig(directory)},
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+    )
+    async with serve_config(config) as served:
+        yield served
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_a_token_past_the_vocabulary_never_reaches_the_engine(overgrown, method, kind):
+    """It has no embedding, and would take the engine down with everybody's calls."""
+    text = "the <extra> film"
+    chat = generation_pb2.Chat(messages=[generation_pb2.ChatMessage(role="user", content=text)])
+    prompt = generation_pb2.Prompt(text=text) if kind == "text" else generation_pb2.Prompt(chat=chat)
+    request = getattr(generation_pb2, f"{method}Request")(model="chat", prompt=prompt)
+    call = getattr(GenerationServiceStub(overgrown.channel), method)(request)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call if method == "Generate" else [one async for one in call]
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith(f"prompt.{kind}: has a token that the model does not know")
+    assert overgrown.engines["chat"].sampled[1:] == [], "the warm-up alone"
