@@ -20,7 +20,7 @@ from prometheus_client import disable_created_metrics, start_http_server
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import failures, ports, tls
+from tuneserve.server import failures, logs, ports, tls
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
 from tuneserve.server.draining import Running
 from tuneserve.server.health import Health
@@ -261,8 +261,11 @@ def serve(config: ServerConfig, ready_file: Path | None = None) -> None:
 
     # One more series for each of ours, with the time it began: nobody asks for it, and each scrape would carry it.
     disable_created_metrics()
+    stderr = logs.never_wait()
 
     async def run() -> None:
-        await App(config).run(ready_file)
+        app = App(config)
+        stderr.dropped = app.metrics.log_lines_dropped.inc
+        await app.run(ready_file)
 
     asyncio.run(run())

@@ -116,6 +116,11 @@ class Metrics:
             ("tenant", "model", "kind"),
             registry=registry,
         )
+        self.log_lines_dropped = Counter(
+            "tuneserve_log_lines_dropped",
+            "Log lines lost because nobody read standard error fast enough.",
+            registry=registry,
+        )
         self._engines: dict[tuple[str, str], CollectorRegistry] = {}
         self._described: dict[tuple[str, str], tuple[str, str, str, str]] = {}
         registry.register(_Merged(self._engines))

@@ -1,0 +1,103 @@
+"""Standard error that nobody waits for: what is written there goes out by a thread of its own.
+
+A pipe that nobody reads holds whoever writes to it: the event loop, and with it every call, health and SIGTERM. So
+what is written waits in a queue, bounded in bytes; what finds it full is dropped, and counted.
+"""
+
+import atexit
+import io
+import logging
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+_STDERR = 2
+_MOST_BYTES = 4 << 20
+# How long an exit waits for the last lines to be read.
+_LAST_SECONDS = 2.0
+
+
+class Stderr(io.TextIOBase):
+    """A stream that takes text at once, from any thread. Each piece of text is written whole, or dropped."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self) -> None:
+        """`dropped` is called for each piece of text that is lost; it must not wait for anything either."""
+        self.dropped: Callable[[], object] = lambda: None
+        # Not `Queue`: the garbage collector may log while the same thread puts a line there.
+        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._taking = threading.RLock()
+        self._taken = self._done = 0  # bytes
+        threading.Thread(target=self._run, name="stderr", daemon=True).start()
+        atexit.register(self.drain)
+
+    def write(self, text: str) -> int:
+        """Takes a text; returns its length, as streams do."""
+        data = text.encode(self.encoding, self.errors)
+        with self._taking:
+            full = self._taken - self._done + len(data) > _MOST_BYTES
+            if not full:
+                self._taken += len(data)
+                self._queue.put(data)
+        if full:
+            self.dropped()
+        return len(text)
+
+    def drain(self, seconds: float = _LAST_SECONDS) -> None:
+        """Waits until everything is written, and not for longer."""
+        deadline = time.monotonic() + seconds
+        while self._done < self._taken and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether somebody looks at it."""
+        return os.isatty(_STDERR)
+
+    def fileno(self) -> int:
+        """Whoever writes there waits after all."""
+        return _STDERR
+
+    def _run(self) -> None:
+        while True:
+            data = self._queue.get()
+            try:
+                _write(data)
+            except OSError:
+                # Its reader is gone.
+                self.dropped()
+            self._done += len(data)
+
+
+def never_wait() -> Stderr:
+    """Puts such a stream in the place of standard error, also under the handlers of loggers that write there now."""
+    before, stream = sys.stderr, Stderr()
+    sys.stderr = stream
+    for name in (None, *logging.root.manager.loggerDict):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                handler.setStream(stream)
+    return stream
+
+
+def handler() -> logging.Handler:
+    """Returns a handler that writes to such a stream, for the engines' processes: see vllm_logging.json."""
+    return logging.StreamHandler(sys.stderr if isinstance(sys.stderr, Stderr) else Stderr())
+
+
+def _write(data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(_STDERR, data) :]
+        except BlockingIOError:
+            # Somebody who shares it with us made it so.
+            select.select((), (_STDERR,), ())
