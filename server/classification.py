@@ -76,7 +76,7 @@ class ClassificationService(ClassificationServiceServicer):
             await note(model, texts)
             tokens, cuts = await _cut(model, cutting, texts, "texts[{}]")
             pieces = [piece.encoded for cut in cuts for piece in cut]
-            rows = iter(await pooled(model, place, pieces, "token_classify", usage))
+            rows = iter(await pooled(place, pieces, "token_classify", usage))
         results = []
         for text, one, cut in zip(texts, tokens, cuts, strict=True):
             logits = windows.stitch(one, cut, [next(rows) for _ in cut])
@@ -122,7 +122,7 @@ class ClassificationService(ClassificationServiceServicer):
             pairs = [(request.query, candidate) for candidate in candidates]
             await note(model, [request.query, *candidates])
             tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
-            rows = np.stack(await pooled(model, place, [one.encoded for one in tokens], "classify", usage))
+            rows = np.stack(await pooled(place, [one.encoded for one in tokens], "classify", usage))
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
         scores = convert.probabilities(rows, problem, temperature)
         shown = (rows if request.raw_scores else scores)[:, label]
@@ -149,7 +149,7 @@ class Classifier:
         cutting = convert.Cutting(truncate=True) if truncate else self._cutting
         tokens, cuts = await _cut(self._model, cutting, texts, field)
         pieces = [piece.encoded for cut in cuts for piece in cut]
-        rows = iter(await pooled(self._model, self._place, pieces, "classify", self.usage))
+        rows = iter(await pooled(self._place, pieces, "classify", self.usage))
         return [
             convert.Result(
                 windows.pool([next(rows) for _ in cut], cutting.pooling), one.length, one.truncated, len(cut)

@@ -50,7 +50,8 @@ class Call:
     version: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    charged_tokens: int = 0
+    # Takes tokens from the caller's quota.
+    charge: Callable[[int], object] = lambda tokens: None
     # Counts one more request of this call against its caller's quota: for streams of requests.
     admit: Callable[[], None] = lambda: None
     stages: list[Stage] = field(default_factory=list)  # the first ones
@@ -72,12 +73,20 @@ class Call:
             if len(self.stages) < _MAX_STAGES:
                 self.stages.append(Stage(name, start, end))
 
+    def count(self, prompt: int = 0, completion: int = 0) -> None:
+        """Counts tokens that the engine was given or has written: as it happens, so that no end of a call is free."""
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.charge(prompt + completion)
+
     def note(self, kind: str, *texts: str) -> None:
         """Keeps prompts or outputs, where the server's settings say so."""
         if self.content is not None:
             self.content.setdefault(kind, []).extend(texts)
 
-    def ticket(self, priority: int = 0, adapter: str = "") -> Ticket:
+    def ticket(
+        self, priority: int = 0, adapter: str = "", lost: Callable[[int], object] = lambda tokens: None
+    ) -> Ticket:
         """Returns what goes to the engine with one request of this call."""
         return Ticket(
             # Two calls may carry the same id of a caller's, and one call may ask the engine several times.
@@ -85,6 +94,7 @@ class Call:
             priority=max(priority, self.tenant.priority),
             adapter=adapter,
             trace=self.trace,
+            lost=lost,
         )
 
     def expired(self) -> bool:

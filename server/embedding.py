@@ -28,7 +28,7 @@ class EmbeddingService(EmbeddingServiceServicer):
         with model.admitted(request.priority) as place:
             await note(model, texts)
             tokens = await encoded(model, texts, "texts[{}]", truncate=truncate)
-            vectors = await pooled(model, place, [one.encoded for one in tokens], "embed", usage)
+            vectors = await pooled(place, [one.encoded for one in tokens], "embed", usage)
         results = [
             convert.embedding(vector, one, dimensions, normalize) for vector, one in zip(vectors, tokens, strict=True)
         ]

@@ -129,16 +129,20 @@ class VllmEngine:
         await self._meet()
         params = await engine_requests.sampling_params(sampling, stream, self._verify)
         prompt = engine_requests.prompt(token_ids)
+        queue: RequestOutputCollector | None = None
         finished = False
         try:
-            outputs = self._llm.generate(prompt, params, ticket.request_id, **self._options(ticket))
-            async with contextlib.aclosing(_all(outputs)) as translated:
-                async for output in translated:
-                    finished = output.finished
-                    yield [engine_requests.delta(one, output, sampling) for one in output.outputs]
+            with _translated():
+                # Not by `generate`, which tells nobody how much was made of a request that is cancelled.
+                queue = await self._llm.add_request(ticket.request_id, prompt, params, **self._options(ticket))
+            while not finished:
+                output = await _next(queue)
+                finished = output.finished
+                yield [engine_requests.delta(one, output, sampling) for one in output.outputs]
         finally:
             if not finished:
-                await self._abort([ticket.request_id])
+                await self._abort([ticket.request_id], queue)
+                ticket.lost(_left(queue) if queue else 0)
 
     def _options(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.adapter and ticket.adapter not in self._adapters:
@@ -233,13 +237,14 @@ class VllmEngine:
         self._engine.output_handler.cancel()
         self._engine.output_processor.propagate_error(EngineDeadError())
 
-    async def _abort(self, request_ids: list[str]) -> None:
+    async def _abort(self, request_ids: list[str], queue: RequestOutputCollector | None = None) -> None:
         if self._engine is None or self._engine.errored:
             return
-        # vLLM aborts on cancellation only where it was cancelled at the right place: always do it by id. Shielded,
-        # because we are being cancelled.
+        # By vLLM's own id, where it is known: by ours it would not forget what several completions have in common.
+        ids, internal = (request_ids, False) if queue is None else ([queue.request_id], True)
+        # Shielded, because we are being cancelled.
         with contextlib.suppress(EngineDeadError):
-            await asyncio.shield(self._engine.abort(request_ids))
+            await asyncio.shield(self._engine.abort(ids, internal))
 
 
 @contextlib.contextmanager
@@ -254,11 +259,20 @@ def _translated() -> Iterator[None]:
         raise RequestRefused from error
 
 
-async def _all(outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
-    with _translated():
-        async with contextlib.aclosing(outputs):
-            async for output in outputs:
-                yield output
+async def _next(queue: RequestOutputCollector) -> RequestOutput:
+    """The next output. What vLLM leaves there in its place, when the engine ends, is no fault of the request's."""
+    try:
+        return queue.get_nowait() or await queue.get()
+    except Exception as error:
+        raise EngineFailed("the engine failed") from error
+
+
+def _left(queue: RequestOutputCollector) -> int:
+    """Tokens that were made and not taken; vLLM leaves those of an aborted request there, too."""
+    with contextlib.suppress(Exception):
+        if output := queue.get_nowait():
+            return sum(len(one.token_ids) for one in output.outputs)
+    return 0
 
 
 def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from tuneserve.server import convert_generation as convert
@@ -33,16 +33,16 @@ class GenerationService(GenerationServiceServicer):
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with model.admitted(request.priority) as place:
             token_ids, sampling = await _prepare(model, request, stream=False)
-            with _counted(model, len(token_ids)) as usage:
-                outputs = place.generate(token_ids, sampling, stream=False, adapter=request.adapter)
-                async with aclosing(outputs):
-                    deltas = [delta async for output in outputs for delta in output]
-                current().note("output", *(delta.text for delta in deltas))
-                usage.completion_tokens = sum(len(delta.token_ids) for delta in deltas)
+            outputs = place.generate(token_ids, sampling, stream=False, adapter=request.adapter)
+            async with aclosing(outputs):
+                deltas = [delta async for output in outputs for delta in output]
+        current().note("output", *(delta.text for delta in deltas))
         return pb.GenerateResponse(
             completions=[convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
             prompt_logprobs=convert.logprobs(deltas[0].prompt_logprobs),
-            usage=usage,
+            usage=common_pb2.Usage(
+                prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
+            ),
         )
 
     async def GenerateStream(
@@ -54,23 +54,23 @@ class GenerationService(GenerationServiceServicer):
         with model.admitted(request.priority) as place:
             token_ids, sampling = await _prepare(model, request, stream=True)
             unfinished = sampling.n
-            with _counted(model, len(token_ids)) as usage:
-                outputs = place.generate(token_ids, sampling, stream=True, adapter=request.adapter)
-                async with aclosing(outputs):
-                    async for output in outputs:
-                        now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
-                        if new and not usage.completion_tokens:
-                            model.metrics.first_token.labels(model.name).observe(now - last)
-                        elif new:
-                            model.metrics.token_gap.labels(model.name).observe((now - last) / new)
-                        if new:
-                            last = now
-                            usage.completion_tokens += new
-                        current().note("output", *(delta.text for delta in output))
-                        unfinished -= sum(delta.finish is not None for delta in output)
-                        yield pb.GenerateStreamResponse(
-                            completions=map(convert.completion, output), usage=None if unfinished else usage
-                        )
+            usage = common_pb2.Usage(prompt_tokens=len(token_ids))
+            outputs = place.generate(token_ids, sampling, stream=True, adapter=request.adapter)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
+                    if new and not usage.completion_tokens:
+                        model.metrics.first_token.labels(model.name).observe(now - last)
+                    elif new:
+                        model.metrics.token_gap.labels(model.name).observe((now - last) / new)
+                    if new:
+                        last = now
+                        usage.completion_tokens += new
+                    current().note("output", *(delta.text for delta in output))
+                    unfinished -= sum(delta.finish is not None for delta in output)
+                    yield pb.GenerateStreamResponse(
+                        completions=map(convert.completion, output), usage=None if unfinished else usage
+                    )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """See generation.proto."""
@@ -143,20 +143,3 @@ async def _render(model: Model, chat: pb.Chat) -> str:
         return await model.tokenizer.render(messages, open_turn, tools=tools, documents=documents, arguments=arguments)
     except TemplateRefused as error:
         raise InvalidInput("prompt.chat", str(error)) from None
-
-
-@contextmanager
-def _counted(model: Model, prompt_tokens: int) -> Iterator[common_pb2.Usage]:
-    """Counts a call's tokens however it ends: prompts that the engine took, and what was made before a cancellation.
-
-    How much a cancelled unary call had made is not known, and counts as nothing.
-    """
-    call, usage = current(), common_pb2.Usage(prompt_tokens=prompt_tokens)
-    try:
-        yield usage
-    finally:
-        if any(stage.name == "engine" for stage in call.stages):
-            call.prompt_tokens += usage.prompt_tokens
-            call.completion_tokens += usage.completion_tokens
-            model.metrics.tokens_in.labels(model.name).inc(usage.prompt_tokens)
-            model.metrics.tokens_out.labels(model.name).inc(usage.completion_tokens)

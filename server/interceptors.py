@@ -93,7 +93,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 aclosing(method(wire.readable(request), context)) as messages,
             ):
                 async for message in messages:
-                    self._charge(calls.current())
                     await self._write(message, context)
 
         return answer
@@ -114,13 +113,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self.metrics.rejections.labels("", error.reason.lower()).inc()
             raise
 
-    def _charge(self, call: calls.Call) -> None:
-        """Takes the tokens that came since the last time from the tenant's quota: a stream may never end."""
-        tokens = call.prompt_tokens + call.completion_tokens
-        if self.tenants:
-            self.tenants.charge(call.tenant, tokens - call.charged_tokens)
-        call.charged_tokens = tokens
-
     @asynccontextmanager
     async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[None]:
         _, service, method = name.split("/", 2)
@@ -136,6 +128,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await self.running.begin(limit)
                 if self.tenants:
                     call.tenant = self.tenants.authenticate(call.metadata)
+                    call.charge = partial(self.tenants.charge, call.tenant)
                     call.admit = partial(self._admit, self.tenants, call)
                     # The requests of a stream are counted one by one.
                     if kind != "bidi_stream":
@@ -158,7 +151,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             seconds = time.monotonic() - started
             self.metrics.handled.labels(*labels, ended.name).inc()
             self.metrics.handling.labels(*labels).observe(seconds)
-            self._charge(call)
             self.metrics.count_tenant(
                 call.tenant.name, call.model, ended.name, call.prompt_tokens, call.completion_tokens
             )

@@ -266,22 +266,43 @@ class Place:
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
-        async with self._turn(len(inputs), sum(len(one.token_ids) for one in inputs)):
+        tokens = sum(len(one.token_ids) for one in inputs)
+        async with self._turn(len(inputs), tokens):
+            self._read(tokens)
             with current().stage("engine"):
                 return await self.model.engine.pool(current().ticket(self.priority), inputs, task)
 
     async def generate(
-        self, token_ids: Sequence[int], sampling: Sampling, stream: bool, adapter: str = ""
+        self,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        stream: bool,
+        adapter: str = "",
+        cost: int | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
-        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate."""
+        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate.
+
+        `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
+        """
+        wrote = self._wrote if cost is None else _nothing
         with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
             async with self._turn(sampling.n, len(token_ids)):
+                self._read(len(token_ids) if cost is None else cost)
                 with current().stage("engine"):
-                    ticket = current().ticket(self.priority, adapter_id)
+                    ticket = current().ticket(self.priority, adapter_id, wrote)
                     outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
                     async with contextlib.aclosing(outputs):
                         async for output in outputs:
+                            wrote(sum(len(delta.token_ids) for delta in output))
                             yield output
+
+    def _read(self, tokens: int) -> None:
+        current().count(prompt=tokens)
+        self.model.metrics.tokens_in.labels(self.model.name).inc(tokens)
+
+    def _wrote(self, tokens: int) -> None:
+        current().count(completion=tokens)
+        self.model.metrics.tokens_out.labels(self.model.name).inc(tokens)
 
     @asynccontextmanager
     async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
@@ -295,3 +316,7 @@ class Place:
                 raise DeadlinePassed("the deadline passed while the call waited for the engine")
             with model.telling():
                 yield
+
+
+def _nothing(tokens: int) -> None:
+    """Counts nothing."""

@@ -1,14 +1,12 @@
-"""Texts through a model that gives numbers: tokenized, checked, pooled and counted. For classifiers and embeddings."""
+"""Texts through a model that gives numbers: tokenized, checked and pooled. For classifiers and embeddings."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneserve.server import convert
 from tuneserve.server.context import current
-from tuneserve.server.errors import CallError
 from tuneserve.server.models import Model, Place
 from tuneserve.server.seam import Encoded, PoolTask
 from tuneserve.server.tokenizer import Tokens
@@ -34,27 +32,8 @@ async def encoded(
 
 
 async def pooled(
-    model: Model, place: Place, inputs: Sequence[Encoded], task: PoolTask, usage: common_pb2.Usage
+    place: Place, inputs: Sequence[Encoded], task: PoolTask, usage: common_pb2.Usage
 ) -> list[NDArray[np.float32]]:
-    """Returns what the model makes of the inputs."""
-    with counted(model, sum(len(one.token_ids) for one in inputs), usage):
-        return await place.pool(inputs, task)
-
-
-@contextmanager
-def counted(model: Model, tokens: int, usage: common_pb2.Usage) -> Iterator[None]:
-    """Counts what the block gives to the engine, also when it fails there; not what was turned away before."""
-    usage.prompt_tokens += tokens
-    try:
-        yield
-    except CallError:
-        raise
-    except BaseException:
-        _count(model, tokens)
-        raise
-    _count(model, tokens)
-
-
-def _count(model: Model, tokens: int) -> None:
-    current().prompt_tokens += tokens
-    model.metrics.tokens_in.labels(model.name).inc(tokens)
+    """Returns what the model makes of the inputs, and adds them to the call's usage."""
+    usage.prompt_tokens += sum(len(one.token_ids) for one in inputs)
+    return await place.pool(inputs, task)

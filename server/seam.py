@@ -4,7 +4,7 @@ Above it is gRPC, text and tokenizers; below it are token ids and numbers. `engi
 the tests have a small fake, so that everything above runs without a model.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -45,6 +45,8 @@ class Ticket:
     priority: int = 0  # lower goes first
     adapter: str = ""  # as given to `load_adapter`; the model itself when empty
     trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace headers
+    # Told how many tokens of a request that ended early were written and are in no item.
+    lost: Callable[[int], object] = lambda tokens: None
 
 
 @dataclass(frozen=True)

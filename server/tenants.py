@@ -103,7 +103,7 @@ class Tenants:
             quota.admit(self._clock())
 
     def charge(self, tenant: Tenant, tokens: int) -> None:
-        """Takes tokens from a tenant's quota, once they are known; a call's parts may be charged one by one."""
+        """Takes tokens from a tenant's quota, as the engine reads or writes them."""
         if quota := self._quotas.get(tenant.name):
             quota.charge(tokens, self._clock())
 

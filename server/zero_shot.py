@@ -20,7 +20,6 @@ from tuneserve.server import concurrency, convert
 from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.models import Model, Place
-from tuneserve.server.pooling import counted
 from tuneserve.server.questions import LONGEST_LABEL, Form, Question
 from tuneserve.server.seam import EngineFailed, Sampling
 from tuneserve.server.tokenizer import Tokens
@@ -89,19 +88,19 @@ class ZeroShot:
         tokens, truncated = prompt
         ids = list(tokens.encoded.token_ids)
         first, *others = self._edges
-        with counted(self._model, tokens.length + len(self._edges), self.usage):
-            # Alone, so that the others find the prompt in the cache.
-            found = [await self._ask(ids, first)]
-            found += await concurrency.together(lambda edge: self._ask(ids, edge), others, len(self._edges))
+        # Alone, so that the others find the prompt in the cache: they cost the token that they write.
+        found = [await self._ask(ids, first, tokens.length + 1)]
+        found += await concurrency.together(lambda edge: self._ask(ids, edge, 1), others, len(self._edges))
+        self.usage.prompt_tokens += tokens.length + len(self._edges)
         logprobs = dict(zip(self._edges, found, strict=True))
         totals = [sum(logprobs[edge] for edge in label) for label in self._labels]
         return convert.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
 
-    async def _ask(self, prompt: list[int], edge: Edge) -> float:
+    async def _ask(self, prompt: list[int], edge: Edge, cost: int) -> float:
         # The log probability given is the one before anything was ruled out.
         sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=0, allowed_token_ids=[edge.token])
         async with self._room:
-            outputs = self._place.generate([*prompt, *edge.path], sampling, stream=False)
+            outputs = self._place.generate([*prompt, *edge.path], sampling, stream=False, cost=cost)
             async with aclosing(outputs):
                 async for deltas in outputs:
                     for delta in deltas:

@@ -1,0 +1,217 @@
+"""Quota equals work: what the engines read and write for a call is taken from its tenant's quota, no more and no less,
+however the call ends.
+"""
+
+import asyncio
+import contextlib
+import random
+
+import grpc
+import pytest
+
+from tuneserve.oip import inference_pb2
+from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from tuneserve.server import request_log
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.seam import Delta
+from tuneserve.server.tenants import hashed
+from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+KEY = (("x-api-key", "spender-key"),)
+TOKENS = 40
+PROMPTS = [b"the film was good"] * 100
+CLASSIFY = classification_pb2.ClassifyRequest(
+    model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")] * 3
+)
+SAMPLING = generation_pb2.SamplingParams(max_tokens=TOKENS, n=2)
+PROMPT = generation_pb2.Prompt(text="the film was")
+
+
+class Work:
+    """What a fake engine did: a token after the other, whether they are asked for one by one or all at once."""
+
+    def __init__(self, engine) -> None:
+        self.tokens = 0
+        self.step = 0.0
+        self.running = 0
+        self._pool = engine.pool
+        engine.pool, engine.generate = self.pool, self.generate
+
+    async def pool(self, ticket, inputs, task):
+        self.tokens += sum(len(one.token_ids) for one in inputs)
+        self.running += 1
+        try:
+            await asyncio.sleep(self.step)
+            return await self._pool(ticket, inputs, task)
+        finally:
+            self.running -= 1
+
+    async def generate(self, ticket, token_ids, sampling, stream):
+        self.tokens += len(token_ids)
+        self.running += 1
+        unseen = 0
+        try:
+            for step in range(sampling.max_tokens):
+                await asyncio.sleep(self.step)
+                self.tokens += sampling.n
+                unseen += sampling.n
+                if stream or step == sampling.max_tokens - 1:
+                    count, unseen = unseen // sampling.n, 0
+                    yield [Delta(i, "ab" * count, [7] * count, finish="length") for i in range(sampling.n)]
+        finally:
+            self.running -= 1
+            ticket.lost(unseen)
+
+
+@pytest.fixture
+async def spending(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
+    """A server with one tenant, its engines' work, and what the tenant was charged."""
+    path = tmp_path / "tenants.yaml"
+    path.write_text(f"tenants: {{spender: {{keys: ['{hashed('spender-key')}'], tokens_per_minute: 1000000000}}}}\n")
+    config = ServerConfig(
+        models={
+            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=2),
+            "chat": ModelConfig(make_llama(), max_num_seqs=4),
+        },
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        tenants=path,
+        drain_seconds=3,
+    )
+    async with serve_config(config) as served:
+        charged: list[int] = []
+        monkeypatch.setattr(served.app._tenants, "charge", lambda tenant, tokens: charged.append(tokens))
+        yield served, {name: Work(engine) for name, engine in served.engines.items()}, charged
+
+
+def batch(*prompts: bytes) -> inference_pb2.ModelInferRequest:
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [len(prompts)]}
+    request = inference_pb2.ModelInferRequest(model_name="chat", inputs=[tensor])
+    request.inputs[0].contents.bytes_contents.extend(prompts)
+    request.parameters["max_tokens"].int64_param = 3
+    return request
+
+
+async def endless(request):
+    yield request
+    await asyncio.sleep(600)
+
+
+def begin(channel: grpc.aio.Channel, method: str):
+    if method == "Classify":
+        return ClassificationServiceStub(channel).Classify(CLASSIFY, metadata=KEY)
+    if method == "ClassifyStream":
+        one = classification_pb2.ClassifyStreamRequest(id=1, request=CLASSIFY)
+        return ClassificationServiceStub(channel).ClassifyStream(endless(one), metadata=KEY)
+    if method == "ModelInfer":
+        return GRPCInferenceServiceStub(channel).ModelInfer(batch(*PROMPTS), metadata=KEY)
+    if method == "ModelStreamInfer":
+        return GRPCInferenceServiceStub(channel).ModelStreamInfer(endless(batch(PROMPTS[0])), metadata=KEY)
+    if method == "Generate":
+        request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
+        return GenerationServiceStub(channel).Generate(request, metadata=KEY)
+    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
+    return GenerationServiceStub(channel).GenerateStream(request, metadata=KEY)
+
+
+METHODS = ("Classify", "ClassifyStream", "Generate", "GenerateStream", "ModelInfer", "ModelStreamInfer")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("phase", ["queued", "running", "answered"])
+async def test_calls_cost_what_was_done_for_them(spending, until, method, phase):
+    served, works, charged = spending
+    name = "sentiment" if method.startswith("Classify") else "chat"
+    [model] = [model for model in served.app.models if model.name == name]
+    work = works[name]
+    before, work.step = work.tokens, 600.0 if phase == "queued" else 0.01
+    holders = []
+    if phase == "queued":
+        holders = [begin(served.channel, "Classify" if name == "sentiment" else "Generate") for _ in range(4)]
+        await until(lambda: model.admission.running >= model.admission._slots)
+    call = begin(served.channel, method)
+    if phase == "queued":
+        await until(lambda: model.admission._queue)
+    elif phase == "running":
+        await until(lambda: work.running)
+        await asyncio.sleep(0.03)
+    elif method.endswith("Stream") or "Stream" in method:
+        await call.read()
+    else:
+        await call
+    for one in (call, *holders):
+        one.cancel()
+    await until(lambda: not (work.running or model.admission.calls))
+    assert sum(charged) == work.tokens - before
+    assert (work.tokens > before) == (phase != "queued" or bool(holders))
+    for one in (call, *holders):
+        with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+            await one.code()
+
+
+async def test_whoever_cancels_every_answer_pays_for_all_of_them(spending, until):
+    served, works, charged = spending
+    work = works["chat"]
+    work.step = 0.001
+    rng, before = random.Random(5), work.tokens
+    for _ in range(20):
+        call = begin(served.channel, "Generate")
+        await until(lambda: work.running)
+        await asyncio.sleep(rng.uniform(0, 0.04))
+        call.cancel()
+    await until(lambda: not work.running)
+    assert sum(charged) == work.tokens - before
+    assert sum(charged) > 20 * (TOKENS // 4), "what was written counts, too"
+
+
+async def test_a_call_of_many_parts_costs_and_logs_all_of_them(spending, monkeypatch, until):
+    """Of a call's stages only the first are kept one by one."""
+    served, works, charged = spending
+    ended = []
+    monkeypatch.setattr(request_log, "log", lambda call, *_: ended.append(call))
+    before = works["chat"].tokens
+    answer = await begin(served.channel, "ModelInfer")
+    await until(lambda: ended)
+    done = works["chat"].tokens - before
+    assert len(PROMPTS) * 3 < done == sum(charged) == ended[0].prompt_tokens + ended[0].completion_tokens
+    assert answer.parameters["completion_tokens"].int64_param == ended[0].completion_tokens == 3 * len(PROMPTS)
+
+
+async def test_labels_asked_of_a_generation_model_cost_as_they_are_asked(spending, until):
+    """The prompt once, and each of the labels' tokens; when cancelled, those that were asked."""
+    served, _, charged = spending
+    request = classification_pb2.ClassifyRequest(
+        model="chat", labels=["good", "bad", "awful"], inputs=[classification_pb2.ClassifyInput(text="a")]
+    )
+    stub, asked = ClassificationServiceStub(served.channel), []
+    answer_at_once = asyncio.Event()
+    answer_at_once.set()
+
+    async def generate(ticket, token_ids, sampling, stream):
+        asked.append(len(token_ids))
+        await answer_at_once.wait()
+        [only] = sampling.allowed_token_ids
+        yield [Delta(0, "", [only], logprobs=[_Logprob(only)], finish="length")]
+
+    served.engines["chat"].generate = generate
+    served.engines["chat"].max_length = 512
+    answer = await stub.Classify(request, metadata=KEY)
+    assert sum(charged) == answer.usage.prompt_tokens == asked[0] + len(asked)
+    charged.clear()
+    asked.clear()
+    answer_at_once.clear()
+    call = stub.Classify(request, metadata=KEY)
+    await until(lambda: asked)
+    call.cancel()
+    [model] = [model for model in served.app.models if model.name == "chat"]
+    await until(lambda: not model.admission.calls)
+    assert sum(charged) == asked[0] + 1
+
+
+class _Logprob:
+    """A log probability for one token."""
+
+    def __init__(self, token_id: int) -> None:
+        self.token_id, self.logprob, self.alternatives = token_id, -1.0, ()
