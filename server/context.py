@@ -93,6 +93,8 @@ class Call:
             request_id=f"{self.request_id}#{next(_tickets)}",
             priority=max(priority, self.tenant.priority),
             adapter=adapter,
+            # How fast an answer comes tells a tenant nothing of others' prompts.
+            salt=self.tenant.name,
             trace=self.trace,
             lost=lost,
         )

@@ -119,7 +119,7 @@ class VllmEngine:
         params = PoolingParams(task=task, use_activation=False)
         if encoded.pair_start is not None:
             params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
-        prompt = engine_requests.prompt(encoded.token_ids)
+        prompt = engine_requests.prompt(encoded.token_ids, ticket.salt)
         return await self._llm.add_request(request_id, prompt, params, **self._options(ticket))
 
     async def generate(
@@ -128,7 +128,7 @@ class VllmEngine:
         """See seam.Engine."""
         await self._meet()
         params = await engine_requests.sampling_params(sampling, stream, self._verify)
-        prompt = engine_requests.prompt(token_ids)
+        prompt = engine_requests.prompt(token_ids, ticket.salt)
         queue: RequestOutputCollector | None = None
         finished = False
         try:

@@ -120,9 +120,11 @@ def _refusing() -> Iterator[None]:
         raise RequestRefused(name if name in _KNOWN else "") from error
 
 
-def prompt(token_ids: Sequence[int]) -> Any:
-    """A rendered prompt: vLLM takes it as it is, without work of its own on the event loop."""
-    return tokens_input(list(token_ids))
+def prompt(token_ids: Sequence[int], salt: str) -> Any:
+    """A rendered prompt: vLLM takes it as it is, without work of its own on the event loop. Its prefix cache finds it
+    for prompts of the same salt alone.
+    """
+    return tokens_input(list(token_ids), cache_salt=salt or None)
 
 
 def delta(completion: CompletionOutput, output: RequestOutput, sampling: Sampling) -> Delta:

@@ -222,10 +222,16 @@ class Model:
         await self._forget(adapter)
 
     def adapter(self, name: str) -> Adapter:
-        """Returns an adapter by the callers' name. Raises NotFound."""
-        if name not in self.adapters:
-            raise NotFound("adapter", name, sorted(self.adapters))
-        return self.adapters[name]
+        """Returns an adapter of the current caller's by its name. Raises NotFound, for others' as for none at all."""
+        known = self._known_adapters()
+        if name not in known:
+            raise NotFound("adapter", name, list(known))
+        return known[name]
+
+    def _known_adapters(self) -> dict[str, Adapter]:
+        """The adapters that the current caller may use, sorted by name."""
+        tenant = current().tenant
+        return {name: self.adapters[name] for name in sorted(self.adapters) if tenant.may_use_adapter(name)}
 
     async def _forget(self, adapter: Adapter) -> None:
         await adapter.unused.wait()
@@ -234,7 +240,7 @@ class Model:
             await self.engine.unload_adapter(adapter.id)
 
     def to_proto(self) -> model_pb2.Model:
-        """The public description."""
+        """The public description, for the current caller."""
         max_length = self._engine.max_length if self._engine else self.manifest.max_length
         return model_pb2.Model(
             name=self.name,
@@ -251,7 +257,7 @@ class Model:
             ),
             adapters=[
                 model_pb2.Adapter(name=adapter.name, version=adapter.version)
-                for _, adapter in sorted(self.adapters.items())
+                for adapter in self._known_adapters().values()
             ],
         )
 

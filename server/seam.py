@@ -44,6 +44,7 @@ class Ticket:
     request_id: str  # unique among all requests of the engine
     priority: int = 0  # lower goes first
     adapter: str = ""  # as given to `load_adapter`; the model itself when empty
+    salt: str = ""  # nothing is cached between requests of different ones
     trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace headers
     # Told how many tokens of a request that ended early were written and are in no item.
     lost: Callable[[int], object] = lambda tokens: None

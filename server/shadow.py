@@ -5,7 +5,6 @@ The caller never waits for it and never sees it. Copies beyond a bound are dropp
 
 import asyncio
 import contextvars
-import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +13,7 @@ from tuneserve.server import context
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import Model
 from tuneserve.server.registry import Models
-from tuneserve.server.tenants import ADMINISTRATOR
+from tuneserve.server.tenants import SHADOW
 from tuneserve.v1 import classification_pb2, generation_pb2
 
 logger = logging.getLogger(__name__)
@@ -60,9 +59,7 @@ class Shadows:
     async def _compare(
         self, method: Callable[..., Awaitable[Any]], request: Any, response: Any, alias: str, shadow: Model
     ) -> None:
-        # Behind every caller's own calls.
-        tenant = dataclasses.replace(ADMINISTRATOR, name="shadow", priority=1 << 30)
-        context.begin(context.Call("shadow", method.__name__, tenant, {}, is_copy=True))
+        context.begin(context.Call("shadow", method.__name__, SHADOW, {}, is_copy=True))
         try:
             other = await method(request, None)
         except Exception as error:

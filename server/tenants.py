@@ -6,6 +6,7 @@ tenants:
     role: user                  # or admin
     priority: 0                 # lower goes first
     models: [sentiment, chat]   # models or aliases, all versions of them; every model when left out
+    adapters: [legal]           # LoRA adapters; those that no other tenant lists when left out
     requests_per_second: 50     # with bursts of one second's worth; unlimited when left out
     tokens_per_minute: 100000   # prompts and completions; what is over is made up for; unlimited when left out
 
@@ -19,7 +20,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,26 @@ class Tenant:
     role: str = "user"  # or "admin"
     priority: int = 0  # lower goes first; a call can't ask for better
     models: Sequence[str] | None = None  # names and aliases it may use; None for all
+    adapters: Sequence[str] | None = None  # LoRA adapters it may use; None for all but `others`
+    others: Collection[str] = ()  # adapters that other tenants list as theirs
 
     def may_use(self, model: str) -> bool:
         """Whether it may use a model's name or an alias; with NAME@VERSION, whether it may use NAME."""
         return self.models is None or model.partition("@")[0] in self.models
 
+    def may_use_adapter(self, name: str) -> bool:
+        """Whether it may use, and know of, an adapter: its own, or nobody's. Administrators load all of them."""
+        if self.adapters is not None:
+            return name in self.adapters
+        return self.role == "admin" or name not in self.others
+
 
 # Every caller, where the server has no keys; and every caller of the admin port.
 ANYBODY = Tenant("anonymous")
 ADMINISTRATOR = Tenant("administrator", role="admin")
+# Whose copies of calls are: behind every caller's own.
+SHADOW = Tenant("shadow", role="admin", priority=1 << 30)
+_RESERVED = (ANYBODY.name, ADMINISTRATOR.name, SHADOW.name)
 
 
 def new_key() -> str:
@@ -133,8 +145,9 @@ class Tenants:
         """Puts new tenants in force. Each attribute is set at once, so that a call never sees half of it."""
         by_hash: dict[str, Tenant] = {}
         quotas: dict[str, Quota] = {}
+        owned = {adapter for entry in entries.values() for adapter in entry.adapters or ()}
         for name, entry in entries.items():
-            tenant = Tenant(name, entry.role, entry.priority, entry.models)
+            tenant = Tenant(name, entry.role, entry.priority, entry.models, entry.adapters, owned)
             by_hash.update(dict.fromkeys(entry.keys, tenant))
             limits = entry.requests_per_second, entry.tokens_per_minute
             if any(limits):
@@ -151,6 +164,7 @@ class _Entry:
     role: str = "user"
     priority: int = 0
     models: tuple[str, ...] | None = None
+    adapters: tuple[str, ...] | None = None
     requests_per_second: float | None = None
     tokens_per_minute: int | None = None
 
@@ -190,10 +204,10 @@ def _read(path: Path, where: str) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     owners: dict[str, str] = {}
     for name, values in settings.build(_File, document, where).tenants.items():
-        if not _NAME.fullmatch(name) or name in (ANYBODY.name, ADMINISTRATOR.name):
+        if not _NAME.fullmatch(name) or name in _RESERVED:
             raise UserError(
                 f"{where}: tenants: a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, "
-                f"and neither {ANYBODY.name} nor {ADMINISTRATOR.name}"
+                f"and none of {', '.join(_RESERVED)}"
             )
         entry = entries[name] = _entry(values, f"{where}: tenants.{name}")
         for key in entry.keys:

@@ -30,9 +30,8 @@ def missing() -> list[str]:
 
     request = ["request_id", "lora_request", "trace_headers", "priority"]
     parameters = {
-        AsyncLLM.generate: ["prompt", "sampling_params", *request],
         AsyncLLM.add_request: ["prompt", "params", *request],
-        AsyncLLM.abort: ["request_id"],
+        AsyncLLM.abort: ["request_id", "internal"],
         AsyncLLM.add_lora: ["lora_request"],
         AsyncLLM.from_vllm_config: ["vllm_config", "stat_loggers"],
         AsyncLLM.get_supported_tasks: [],
@@ -43,11 +42,12 @@ def missing() -> list[str]:
         ModelConfig.get_vocab_size: [],
         OutputProcessor.propagate_error: ["e"],
         RequestOutputCollector.get: [],
+        RequestOutputCollector.get_nowait: [],
         RequestOutput.__init__: ["outputs", "finished", "prompt_token_ids", "prompt_logprobs"],
         PoolingRequestOutput.__init__: ["outputs", "finished"],
         SamplingParams.verify: ["model_config", "speculative_config", "structured_outputs_config", "tokenizer"],
         VLLMValidationError.__init__: ["parameter"],
-        tokens_input: ["prompt_token_ids"],
+        tokens_input: ["prompt_token_ids", "cache_salt"],
     }
     operators = {
         "bgmv_shrink": ["inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor", "scaling"],
@@ -91,6 +91,7 @@ def missing() -> list[str]:
         CoreEngineProcManager: "processes",
         DPCoordinator: "proc",
         MPClient: "resources",
+        RequestOutputCollector: "request_id",
     }
     found = [
         f"{error.__name__} is no exception"

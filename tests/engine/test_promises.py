@@ -1,5 +1,5 @@
-"""The server's promises where the engine is the real one: isolation, hygiene, quotas and traces. The others have files of their
-own (crash, lifecycle, soak), or are `make bench`'s.
+"""The server's promises where the engine is the real one: isolation, hygiene, quotas and traces. The others have files
+of their own (crash, lifecycle, soak), or are `make bench`'s.
 """
 
 import threading

@@ -122,6 +122,22 @@ def test_models_by_name_alias_and_version(load):
     assert not nothing.may_use("sentiment")
 
 
+def test_adapters_are_those_listed_or_those_that_nobody_else_lists(load):
+    tenants = load(
+        "tenants:\n"
+        + entry("a", "a", more=", adapters: [legal, both]")
+        + entry("b", "b", more=", adapters: [both], role: admin")
+        + entry("c", "c", more=", adapters: []")
+        + entry("d", "d")
+        + entry("e", "e", more=", role: admin")
+    )
+    names = "legal", "both", "free"
+    known = {key: [*filter(tenants.authenticate(bearer(key)).may_use_adapter, names)] for key in "abcde"}
+    assert known == {"a": ["legal", "both"], "b": ["both"], "c": [], "d": ["free"], "e": [*names]}
+    assert all(map(ADMINISTRATOR.may_use_adapter, names))
+    assert all(map(ANYBODY.may_use_adapter, names))
+
+
 def test_without_a_file_everybody_may_use_everything_but_not_administer():
     assert ANYBODY.may_use("x")
     assert (ANYBODY.role, ADMINISTRATOR.role) == ("user", "admin")
@@ -137,8 +153,8 @@ def test_without_a_file_everybody_may_use_everything_but_not_administer():
         ("tenant: {}", "unknown key 'tenant'"),
         ("tenants: {}\nx: 1", "unknown key 'x'"),
         ("tenants: {'a b': {keys: []}}", "tenants: a name is 1 to 63 letters"),
-        ("tenants: {anonymous: {keys: []}}", "neither anonymous nor administrator"),
-        ("tenants: {administrator: {keys: []}}", "neither anonymous nor administrator"),
+        ("tenants: {anonymous: {keys: []}}", "none of anonymous, administrator, shadow"),
+        ("tenants: {administrator: {keys: []}}", "none of anonymous, administrator, shadow"),
         ("tenants: {a: {}}", "tenants.a.keys: expected a list"),
         ("tenants: {a: {keys: []}, a: {keys: []}}", ", line 1: a key is given twice"),
         ("tenants:\n  a: {keys: [], role: user,\n    role: admin}", ", line 3: a key is given twice"),
