@@ -174,19 +174,24 @@ def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
 
 
 def check_tokens(
-    field: str, tokens: Sequence[Tokens], max_length: int | None, vocab_size: int, remedy: str = "TRUNCATION_END"
+    field: str,
+    tokens: Sequence[Tokens],
+    max_length: int | None,
+    vocab_size: int,
+    remedy: str = "shorten it or set TRUNCATION_END",
 ) -> None:
     """Raises InvalidInput for the first input that the model can't take; for one of more than `max_length` tokens, if
     there is a limit. `field` has a {} for the index.
     """
     for index, one in enumerate(tokens):
         if max_length is not None and one.length > max_length:
-            what = f"has {one.length} tokens, the model takes {max_length}; shorten it or set {remedy}"
-            raise InvalidInput(field.format(index), what)
+            # Of one that is far too long, nobody counted the tokens.
+            known = "is far too long" if one.truncated else f"has {one.length} tokens"
+            raise InvalidInput(field.format(index), f"{known}, the model takes {max_length}; {remedy}")
         if not one.length:
             raise InvalidInput(field.format(index), "has nothing in it that the model reads")
         # An id without an embedding would take the engine down, with everybody's calls.
-        if max(one.encoded.token_ids) >= vocab_size:
+        if max(one.encoded.token_ids, default=0) >= vocab_size:
             raise InvalidInput(field.format(index), "has a token that the model does not know")
 
 

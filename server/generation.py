@@ -21,6 +21,9 @@ from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceServicer
 
+# Tokens that Tokenize counts, also where the model reads fewer.
+_MOST_TOKENIZED = 1 << 16
+
 
 class GenerationService(GenerationServiceServicer):
     """Text continued by a generation model."""
@@ -75,11 +78,12 @@ class GenerationService(GenerationServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        most = max(model.engine.max_length, _MOST_TOKENIZED)
         with model.admitted():
             if request.prompt.WhichOneof("kind") == "token_ids":
-                ids = _ready_ids(model, request.prompt)
+                ids = _ready_ids(model, request.prompt, most)
                 return pb.TokenizeResponse(tokens=[pb.Token(id=id_) async for id_ in in_turns(ids)])
-            text, tokens = await _tokens(model, request.prompt)
+            text, tokens = await _tokens(model, request.prompt, most)
             places = in_turns(zip(tokens.encoded.token_ids, tokens.offsets, strict=True))
             return pb.TokenizeResponse(
                 text=text, tokens=[pb.Token(id=id_, start=start, end=end) async for id_, (start, end) in places]
@@ -97,20 +101,19 @@ async def _prepare(
     if request.sampling.HasField("structured_output"):
         form = await asyncio.to_thread(structured, request.sampling.structured_output)
     if request.prompt.WhichOneof("kind") == "token_ids":
-        token_ids = _ready_ids(model, request.prompt)
+        token_ids = _ready_ids(model, request.prompt, model.engine.max_length)
     else:
-        _, tokens = await _tokens(model, request.prompt)
+        _, tokens = await _tokens(model, request.prompt, model.engine.max_length)
         token_ids = list(tokens.encoded.token_ids)
     return token_ids, convert.sampling(request.sampling, form, len(token_ids), model.engine.max_length)
 
 
-def _ready_ids(model: Model, prompt: pb.Prompt) -> list[int]:
-    limit, vocab_size = model.engine.max_length, model.engine.vocab_size
-    return convert.token_ids(prompt.token_ids, limit, vocab_size, redacted=bool(model.config.redact))
+def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:
+    return convert.token_ids(prompt.token_ids, most, model.engine.vocab_size, redacted=bool(model.config.redact))
 
 
-async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
-    """Returns a text or chat prompt as the text that was tokenized, and its tokens."""
+async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Tokens]:
+    """Returns a text or chat prompt as the text that was tokenized, and its tokens: at most so many."""
     kind = prompt.WhichOneof("kind")
     if kind == "text":
         if not prompt.text:
@@ -122,8 +125,8 @@ async def _tokens(model: Model, prompt: pb.Prompt) -> tuple[str, Tokens]:
     else:
         raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
     # A template writes the special tokens itself.
-    [tokens] = await model.encode([text], special_tokens=kind == "text")
-    check_tokens(f"prompt.{kind}", [tokens], None, model.engine.vocab_size)
+    [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
+    check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
     await note(model, [text])
     return text, tokens
 

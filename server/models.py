@@ -25,7 +25,7 @@ from tuneserve.server.errors import DeadlinePassed, NotFound, Unavailable, Wrong
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.redaction import Redactor
 from tuneserve.server.seam import Delta, Encoded, Engine, EngineFailed, PoolTask, Sampling, Ticket
-from tuneserve.server.tokenizer import Tokenizer, Tokens
+from tuneserve.server.tokenizer import Text, Tokenizer, Tokens
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
@@ -172,11 +172,11 @@ class Model:
             yield Place(self, priority, entry)
 
     async def encode(
-        self, texts: Sequence[str | tuple[str, str]], *, special_tokens: bool = True, truncate: bool = False
+        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
     ) -> list[Tokens]:
         """See Tokenizer.encode; measured as a stage of the call."""
         with current().stage("tokenize"):
-            return await self.tokenizer.encode(texts, special_tokens=special_tokens, truncate=truncate)
+            return await self.tokenizer.encode(texts, special_tokens=special_tokens, truncate=truncate, most=most)
 
     def failed(self, failure: str) -> None:
         """Goes out of service: the engine is dead or hangs. Its callers are told `failure`."""

@@ -26,8 +26,11 @@ async def encoded(
     """Returns tokens that the model can take; of any length unless `limited`. Raises InvalidInput naming the first text
     of which it can't; `field` has a {} for the index.
     """
-    tokens = await model.encode(texts, truncate=truncate)
-    convert.check_tokens(field, tokens, model.engine.max_length if limited else None, model.engine.vocab_size)
+    limit = model.engine.max_length
+    # What no number of windows that are allowed could show.
+    most = limit if limited else limit * model.config.max_inputs
+    tokens = await model.encode(texts, truncate=truncate, most=most)
+    convert.check_tokens(field, tokens, limit if limited else None, model.engine.vocab_size)
     return tokens
 
 

@@ -13,6 +13,9 @@ from tuneserve.v1 import classification_pb2 as pb
 
 MOST_LABELS = 256
 LONGEST_LABEL = 64  # tokens
+_LONGEST_LABEL = 512  # characters
+# No labels of a call make more tokens than this, with what goes around them.
+_NO_LIMIT = 1 << 20
 
 _INSTRUCTION = "Classify the text."
 # What stands for a text and for a label where only what is around them matters.
@@ -35,18 +38,22 @@ class Question:
             what = f"has {len(request.labels)} entries; a generation model chooses from 2 to {MOST_LABELS}"
             raise InvalidInput("labels", what)
         convert.check_count("labels", len(request.labels), MOST_LABELS)
+        labels: dict[str, int] = {}
         for index, label in enumerate(request.labels):
             field = f"labels[{index}]"
+            if len(label) > _LONGEST_LABEL:
+                raise InvalidInput(field, f"has {len(label)} characters; allowed: {_LONGEST_LABEL}")
             convert.check_text(field, label)
             if label != label.strip():
                 raise InvalidInput(field, "begins or ends with a space")
-            if label in request.labels[:index]:
-                raise InvalidInput(field, "is there twice")
+            if label in labels:
+                raise InvalidInput(field, f"is a duplicate of labels[{labels[label]}]")
+            labels[label] = index
         if request.examples:
             convert.check_count("examples", len(request.examples), max_inputs)
         for index, example in enumerate(request.examples):
             convert.check_text(f"examples[{index}].text", example.text)
-            if example.label not in request.labels:
+            if example.label not in labels:
                 raise InvalidInput(f"examples[{index}].label", "is none of the labels of the call")
         if request.HasField("instruction"):
             convert.check_text("instruction", request.instruction)
@@ -57,7 +64,7 @@ class Question:
         convert.check_unset(request, ["windows"], "is not for generation models")
         return cls(
             request.instruction or _INSTRUCTION,
-            list(request.labels),
+            list(labels),
             [(example.text, example.label) for example in request.examples],
         )
 
@@ -83,6 +90,10 @@ class Question:
         return f"{self.instruction}\nAnswer with one of these labels and nothing else: {', '.join(self.labels)}"
 
 
+# For what is around a text and a label.
+_BARE = Question(_INSTRUCTION, (), ())
+
+
 @dataclass(frozen=True)
 class Form:
     """How the question is put to one model."""
@@ -98,9 +109,8 @@ class Form:
     @classmethod
     async def of(cls, tokenizer: Tokenizer, question: Question) -> "Form":
         """Returns the form that the checkpoint's chat template takes; plain text without one, or if it takes none."""
-        bare = replace(question, examples=())
         for system in (True, False) if tokenizer.has_chat_template else ():
-            messages = bare.messages(_TEXT, system)
+            messages = _BARE.messages(_TEXT, system)
             try:
                 prompt = await tokenizer.render(messages, True)
                 whole = await tokenizer.render([*messages, {"role": "assistant", "content": _LABEL}], False)
@@ -114,22 +124,27 @@ class Form:
             return cls(question, tokenizer, True, system, opening, before[len(opening) :], after)
         return cls(question, tokenizer, False)
 
-    async def prompt(self, text: str) -> Tokens:
-        """Returns the tokens before the label. Raises InvalidInput when the template takes no such chat."""
+    async def prompt(self, text: str, most: int) -> Tokens:
+        """Returns the tokens before the label, if they are `most` or fewer: see Tokenizer.encode. Raises InvalidInput
+        when the template takes no such chat.
+        """
         try:
             whole = await self._prompt(text)
         except TemplateRefused as error:
             raise InvalidInput("examples", str(error)) from None
-        [tokens] = await self.tokenizer.encode([whole], special_tokens=not self.chat)
+        [tokens] = await self.tokenizer.encode([whole], special_tokens=not self.chat, most=most)
         return tokens
 
     async def label_tokens(self) -> list[list[int]]:
-        """Returns the ids of each label, and of the token behind it, as they are behind a prompt."""
-        prompt = await replace(self, question=replace(self.question, examples=()))._prompt(_TEXT)
+        """Returns the ids of each label, and of the token behind it, as they are behind a prompt.
+
+        The prompt's end is all that matters to them: the call's own may be long, and would be tokenized for each label.
+        """
+        prompt = await replace(self, question=_BARE)._prompt(_TEXT)
         tails = [f"{self.lead}{label}{self.after}" for label in self.question.labels]
         ends = [len(self.lead) + len(label) for label in self.question.labels]
         [before, *wholes] = await self.tokenizer.encode(
-            [prompt, *(prompt + tail for tail in tails)], special_tokens=not self.chat
+            [prompt, *(prompt + tail for tail in tails)], special_tokens=not self.chat, most=_NO_LIMIT
         )
         found = []
         for tail, end, whole in zip(tails, ends, wholes, strict=True):

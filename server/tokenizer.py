@@ -1,19 +1,20 @@
 """Text to token ids and back to places in the text, with the checkpoint's own tokenizer.
 
-Works on whole batches in a thread of its own: the Rust tokenizer lets go of the GIL, so the event loop goes on.
-Where the model redacts, texts are masked here, before anything else. It knows nothing of the engine, and limits
-lengths only by what it is told.
+Works in threads of its own, a piece of a batch at a time: the Rust tokenizer lets go of the GIL, so the event loop goes
+on, other calls have their turn between two pieces, and what nobody waits for any more ends there. A text that is far
+too long is not tokenized to its end. Where the model redacts, texts are masked here, before anything else. It knows
+nothing of the engine.
 """
 
 import asyncio
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from tuneserve.errors import CheckpointError
 from tuneserve.server.redaction import Masked, Redactor
@@ -22,6 +23,19 @@ from tuneserve.server.seam import Encoded
 _IMPORTING = threading.Lock()
 # Characters that are tokenized in less time than the way to another thread and back takes.
 _SHORT = 512
+# Characters that a thread takes at a time: some milliseconds.
+_PIECE = 1 << 14
+_THREADS = 2
+# Characters for each token that is allowed: a longer text is looked at piece by piece, and only until it is too long.
+_USUAL = 4
+# Tokens that pieces may have more than the text that they make.
+_SEAM, _MARGIN = 8, 64
+# A token of white space or of what the vocabulary lacks may be longer than the longest in the vocabulary, which may be
+# short.
+_LEAST_LONGEST = 32
+
+Text: TypeAlias = str | tuple[str, str]
+T = TypeVar("T")
 
 
 class TemplateRefused(Exception):
@@ -36,7 +50,18 @@ class Tokens:
     offsets: Sequence[tuple[int, int]]  # per token; (0, 0) for special tokens
     words: Sequence[int | None]  # per token: index of its word; None for special tokens
     length: int  # tokens, special ones included
-    truncated: bool
+    truncated: bool  # tokens were dropped, or were not even counted
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the texts of a call are tokenized, and what is known of those that stand in it more than once."""
+
+    special_tokens: bool
+    truncate: bool
+    most: int
+    enough: dict[str, str] = field(default_factory=dict)  # of long texts: as much as was looked at
+    halves: dict[str, Any] = field(default_factory=dict)  # encodings of the texts of pairs
 
 
 class Tokenizer:
@@ -49,6 +74,7 @@ class Tokenizer:
             from transformers import AutoTokenizer
 
         self._redactor = redactor
+        self._max_length = max_length
         self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         if not getattr(self._hf, "is_fast", False):
             raise CheckpointError(f"{directory}: no tokenizer.json", "only fast tokenizers are served")
@@ -60,7 +86,8 @@ class Tokenizer:
         self._cut = type(self._whole).from_str(self._whole.to_str())
         self._cut.enable_truncation(max_length, strategy="longest_first")
         self._knows_pairs = "token_type_ids" in self._hf.model_input_names
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._longest = max(_LEAST_LONGEST, *map(len, self._hf.get_vocab()))  # characters of a token
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
 
     @property
     def has_chat_template(self) -> bool:
@@ -74,13 +101,48 @@ class Tokenizer:
         return id_
 
     async def encode(
-        self, texts: Sequence[str | tuple[str, str]], *, special_tokens: bool = True, truncate: bool = False
+        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
     ) -> list[Tokens]:
-        """Tokenizes texts and text pairs, in their order."""
+        """Tokenizes texts and text pairs, in their order.
+
+        Unless they are truncated, the first one of more than `most` tokens (as many as the model reads, unless told)
+        ends the list. It has a length, over `most`, and no ids: how far too long it is, is not worth any work.
+        """
+        call = _Call(special_tokens, truncate, self._max_length if most is None else most)
         if self._redactor is None and sum(map(_length, texts)) <= _SHORT:
-            return self._encode(texts, special_tokens, truncate)
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self._thread, self._encode, texts, special_tokens, truncate)
+            return self._encode(texts, [], call)
+        found: list[Tokens] = []
+        for piece in _pieces(texts):
+            masks = await self.apart(self._masks, piece) if self._redactor else []
+            seen = [_text(parts) for parts in masks] if masks else piece
+            enough = [
+                await self._enough(text, call)
+                if isinstance(text, str)
+                else (await self._enough(text[0], call), await self._enough(text[1], call))
+                for text in seen
+            ]
+            cut = [_length(one) < _length(text) for one, text in zip(enough, seen, strict=True)]
+            for tokens, is_cut in zip(await self.apart(self._encode, enough, masks, call), cut, strict=True):
+                if is_cut and truncate:
+                    tokens = replace(tokens, truncated=True)
+                elif is_cut:
+                    tokens = Tokens(Encoded([]), [], [], call.most + 1, True)
+                found.append(tokens)
+                if not truncate and tokens.length > call.most:
+                    return found
+        return found
+
+    async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
+        """Returns as much of a masked text as makes so many tokens, and how many it makes if that is all of it."""
+        enough = await self._enough(text, _Call(False, True, tokens))
+        [encoding] = await self.apart(self._batch, self._whole, [enough], False)
+        if len(encoding) <= tokens:
+            return text, len(encoding)
+        return enough[: encoding.token_to_chars(tokens - 1)[1]], tokens
+
+    async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Runs what takes a text some milliseconds in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     @property
     def reserved_arguments(self) -> set[str]:
@@ -99,8 +161,7 @@ class Tokenizer:
     ) -> str:
         """Returns the text that the checkpoint's chat template makes of a conversation. Raises TemplateRefused."""
         given = {**arguments, "tools": tools or None, "documents": documents or None}
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self._thread, self._render, messages, add_generation_prompt, given)
+        return await self.apart(self._render, messages, add_generation_prompt, given)
 
     async def masked(self, texts: Sequence[str]) -> list[Masked]:
         """Returns texts as `encode` and `render` would see them, for whoever cuts a text up before it is tokenized: a
@@ -108,40 +169,73 @@ class Tokenizer:
         """
         if self._redactor is None:
             return [Masked(text) for text in texts]
-        run = asyncio.get_running_loop().run_in_executor
-        return await run(self._thread, list, map(self._redactor.mask, texts))
+        return await self.apart(list, map(self._redactor.mask, texts))
 
     def close(self) -> None:
-        """Ends the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, texts: Sequence[str | tuple[str, str]], special_tokens: bool, truncate: bool) -> list[Tokens]:
-        backend = self._cut if truncate else self._whole
-        masks = [self._mask(text) for text in texts] if self._redactor else []
-        seen = [_text(parts) for parts in masks] if masks else list(texts)
-        try:
-            encodings = backend.encode_batch(seen, add_special_tokens=special_tokens)
-        except Exception:
-            raise
-        except BaseException as error:
-            # A panic of the Rust code is no Exception to Python: it would end more than this call.
-            raise RuntimeError("the tokenizer failed") from error
+    async def _enough(self, text: str, call: _Call) -> str:
+        """Returns as much of a text as shows that it has more than `most` tokens; all of it, if it has not."""
+        if len(text) <= _USUAL * call.most:
+            return text
+        if text not in call.enough:
+            call.enough[text] = await self._looked_at(text[: self._longest * call.most], call.most)
+        return call.enough[text]
+
+    async def _looked_at(self, text: str, most: int) -> str:
+        tokens = -_MARGIN
+        for start in range(0, len(text), _PIECE):
+            [piece] = await self.apart(self._batch, self._whole, [text[start : start + _PIECE]], False)
+            tokens += max(0, len(piece) - _SEAM)
+            if tokens > most:
+                _, end = piece.token_to_chars(len(piece) - (tokens - most)) or (0, _PIECE)
+                return text[: start + end]
+        return text
+
+    def _encode(self, texts: Sequence[Text], masks: Sequence[Sequence[Masked]], call: _Call) -> list[Tokens]:
+        backend = self._cut if call.truncate else self._whole
+        parts = dict.fromkeys(part for text in texts if not isinstance(text, str) for part in text)
+        new = [part for part in parts if part not in call.halves]
+        if new:
+            call.halves.update(zip(new, self._batch(self._whole, new, False), strict=True))
+        singles = [text for text in texts if isinstance(text, str)]
+        encoded = iter(self._batch(backend, singles, call.special_tokens))
+        encodings = [
+            next(encoded)
+            if isinstance(text, str)
+            # A query that stands in a thousand pairs is tokenized once.
+            else backend.post_process(*(call.halves[part] for part in text), call.special_tokens)
+            for text in texts
+        ]
         return [
-            Tokens(
+            Tokens(Encoded([]), [], [], len(encoding), False)
+            if len(encoding) > call.most and not call.truncate
+            else Tokens(
                 encoded=Encoded(encoding.ids, self._pair_start(encoding, text)),
                 offsets=_original(encoding, masks[index]) if masks else encoding.offsets,
                 words=encoding.word_ids,
-                length=len(encoding.ids),
+                length=len(encoding),
                 truncated=bool(encoding.overflowing),
             )
             for index, (encoding, text) in enumerate(zip(encodings, texts, strict=True))
         ]
 
-    def _mask(self, text: str | tuple[str, str]) -> list[Masked]:
-        assert self._redactor is not None
-        return [self._redactor.mask(part) for part in ([text] if isinstance(text, str) else text)]
+    def _batch(self, backend: Any, texts: list[str], special_tokens: bool) -> list[Any]:
+        try:
+            encodings: list[Any] = backend.encode_batch(texts, add_special_tokens=special_tokens)
+        except Exception:
+            raise
+        except BaseException as error:
+            # A panic of the Rust code is no Exception to Python: it would end more than this call.
+            raise RuntimeError("the tokenizer failed") from error
+        return encodings
 
-    def _pair_start(self, encoding: Any, text: str | tuple[str, str]) -> int | None:
+    def _masks(self, texts: Sequence[Text]) -> list[list[Masked]]:
+        assert self._redactor is not None
+        return [[self._redactor.mask(part) for part in ([text] if isinstance(text, str) else text)] for text in texts]
+
+    def _pair_start(self, encoding: Any, text: Text) -> int | None:
         if not self._knows_pairs or isinstance(text, str):
             return None
         type_ids: list[int] = encoding.type_ids
@@ -182,17 +276,32 @@ class Tokenizer:
         return "the chat template can't render it: see which roles, tools, documents and arguments it takes"
 
 
-def _length(text: str | tuple[str, str]) -> int:
+def _pieces(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    """Parts of a batch, in its order, for a thread to take at a time."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        size += _length(text)
+        if size >= _PIECE:
+            yield texts[start : index + 1]
+            start, size = index + 1, 0
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _length(text: Text) -> int:
     return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
-def _text(parts: Sequence[Masked]) -> str | tuple[str, str]:
+def _text(parts: Sequence[Masked]) -> Text:
     return parts[0].text if len(parts) == 1 else (parts[0].text, parts[1].text)
 
 
 def _original(encoding: Any, parts: Sequence[Masked]) -> list[tuple[int, int]]:
     """Offsets in the caller's own text, by which text of the pair a token is of; special tokens are of none."""
+    # Of a pair whose texts were tokenized apart, only the second's tokens know which text they are of.
     return [
-        (0, 0) if part is None else parts[part].original(*offset)
-        for offset, part in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+        (0, 0) if is_special else parts[part or 0].original(*offset)
+        for offset, part, is_special in zip(
+            encoding.offsets, encoding.sequence_ids, encoding.special_tokens_mask, strict=True
+        )
     ]

@@ -27,7 +27,7 @@ from tuneserve.v1 import common_pb2
 
 # Requests to the engine for one call.
 MOST_REQUESTS = 8192
-_TRIES = 4
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,23 @@ class ZeroShot:
         limit = self._model.engine.max_length - self._longest
         [masked] = await self._model.tokenizer.masked([text])
         text = masked.text
-        tokens = await self._form.prompt(text)
+        # Of a text that fits alone, and of what goes around it that does.
+        most = 2 * self._model.engine.max_length
+        tokens = await self._form.prompt(text, most)
         if tokens.length > limit and not truncate:
-            what = f"makes a prompt of {tokens.length} tokens with what goes around it; the model takes {limit}"
+            length = f"over {most}" if tokens.truncated else tokens.length
+            what = f"makes a prompt of {length} tokens with what goes around it; the model takes {limit}"
             raise InvalidInput(field, f"{what} before the label; shorten it or set TRUNCATION_END")
-        truncated = False
+        # First to what fits if nothing goes around it: how long the rest is, is known only then.
+        truncated, keep = False, limit
         for _ in range(_TRIES):
             if tokens.length <= limit:
                 convert.check_tokens(field, [tokens], None, self._model.engine.vocab_size)
                 return tokens, truncated
-            [own] = await self._model.tokenizer.encode([text], special_tokens=False)
-            keep = own.length - (tokens.length - limit)
             if keep < 1:
                 break
             # Tokens may join differently where the text ends now, so that one cut is not always enough.
-            text, truncated = text[: own.offsets[keep - 1][1]], True
-            tokens = await self._form.prompt(text)
+            text, own = await self._model.tokenizer.beginning(text, keep)
+            truncated, tokens = True, await self._form.prompt(text, most)
+            keep = own - (tokens.length - limit)
         raise InvalidInput(field, f"can't be cut to fit: the rest of the prompt leaves no room in {limit} tokens")

@@ -176,7 +176,8 @@ async def test_bad_sampling_values_are_named(served, refused, field, value):
         (chat(), "prompt.chat.messages"),
         (chat(("", "hi")), "prompt.chat.messages[0].role"),
         (chat(("robot", "hi")), "prompt.chat"),
-        (pb.Prompt(text="the " * 200), "prompt"),
+        (pb.Prompt(text="the " * 70), "prompt.text"),
+        (pb.Prompt(text="the " * 2000), "prompt.text"),
     ],
 )
 async def test_bad_prompts_are_named(served, refused, prompt, field):

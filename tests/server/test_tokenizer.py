@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from tuneserve.server.redaction import Redactor
@@ -53,7 +55,7 @@ async def test_masked_text_is_what_the_model_sees_and_offsets_are_the_callers(ma
 async def test_both_texts_of_a_pair_are_masked(masking, tokenizer):
     pair = ("a good film 10.20.30.40", "film@example.com was bad")
     [tokens] = await masking.encode([pair])
-    [expected] = await tokenizer.encode([("a good film [IP]", "[EMAIL] was bad")])
+    [expected] = await tokenizer.encode([("a good film [IP]", "[EMAIL] was bad")], most=64)
     assert tokens.encoded == expected.encoded
     assert tokens.offsets[0] == (0, 0)
     start = tokens.encoded.pair_start
@@ -79,3 +81,94 @@ async def test_a_panic_of_the_tokenizer_is_an_ordinary_failure(tokenizer, monkey
         await tokenizer.encode(["good"])
     # And the thread goes on.
     assert len(await tokenizer.encode(["good"], truncate=True)) == 1
+
+
+class Counting:
+    """A real tokenizer that counts the characters it is given."""
+
+    def __init__(self, backend, counts: list[int]) -> None:
+        self._backend = backend
+        self._counts = counts
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+    def encode_batch(self, texts, **options):
+        self._counts.extend(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts)
+        return self._backend.encode_batch(texts, **options)
+
+
+@pytest.fixture
+def counts(tokenizer, monkeypatch) -> list[int]:
+    """The characters of each text that is tokenized."""
+    found: list[int] = []
+    for name in ("_whole", "_cut"):
+        monkeypatch.setattr(tokenizer, name, Counting(getattr(tokenizer, name), found))
+    return found
+
+
+LONG = "good film . " * 100_000
+
+
+async def test_a_text_that_is_far_too_long_is_not_tokenized_to_its_end(tokenizer, counts):
+    [found] = await tokenizer.encode([LONG, "good"])
+    assert (found.length, found.truncated, found.encoded.token_ids) == (13, True, [])
+    assert sum(counts) <= 1 << 14
+    [cut, good] = await tokenizer.encode([LONG, "good"], truncate=True)
+    assert (cut.length, cut.truncated, good.length, good.truncated) == (12, True, 3, False)
+    [whole] = await tokenizer.encode([LONG[:1200]], most=1000)
+    assert (whole.length, whole.truncated) == (302, False)
+    assert cut.encoded.token_ids[:11] == whole.encoded.token_ids[:11]
+    assert cut.offsets[:11] == whole.offsets[:11]
+    assert sum(counts) <= 3 << 14
+
+
+@pytest.mark.parametrize("text", [" " * 1_000_000 + "good", "\u00a0 good" * 99_999, "x" * 1_000_000, "🙂" * 1_000_000])
+async def test_what_no_number_of_tokens_bounds_is_bounded_in_characters(tokenizer, counts, text):
+    """White space is no token, and a word that is not in the vocabulary is one, however long."""
+    [found] = await tokenizer.encode([text])
+    assert (found.length, found.truncated) == (13, True)
+    [found] = await tokenizer.encode([text], truncate=True)
+    assert found.truncated
+    assert sum(counts) <= 5000
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second"), [("good " * 3, "bad " * 9), ("good " * 40, "bad"), ("good " * 9, "bad " * 9)]
+)
+async def test_pairs_are_as_if_each_were_tokenized_whole(tokenizer, first, second, truncate):
+    backend = tokenizer._cut if truncate else tokenizer._whole
+    [expected] = backend.encode_batch([(first, second)])
+    [tokens] = await tokenizer.encode([(first, second)], truncate=truncate, most=99)
+    assert tokens.encoded.token_ids == expected.ids
+    assert tokens.encoded.pair_start == expected.type_ids.index(1)
+    assert (tokens.offsets, tokens.words) == (expected.offsets, expected.word_ids)
+    assert tokens.truncated == bool(expected.overflowing)
+
+
+async def test_what_stands_in_many_pairs_is_tokenized_once(tokenizer, counts):
+    pairs = [("good film " * 500, f"bad {number}") for number in range(200)]
+    found = await tokenizer.encode(pairs, truncate=True)
+    assert len(found) == 200
+    assert sum(counts) < 20_000
+    counts.clear()
+    assert len(await tokenizer.encode([("good film " * 50, f"bad {number}") for number in range(200)], most=99)) == 1
+    assert sum(counts) < 20_000, "and the first pair that is too long ends it"
+
+
+async def test_a_batch_has_no_thread_for_itself_and_ends_with_its_call(tokenizer, counts):
+    large = [asyncio.create_task(tokenizer.encode(["good film " * 50] * 2000, truncate=True)) for _ in range(4)]
+    await asyncio.sleep(0)
+    # Behind a piece of each of the others, not behind all of them.
+    assert len(await tokenizer.encode(["good film " * 60], most=200)) == 1
+    assert not any(task.done() for task in large)
+    for task in large:
+        task.cancel()
+    await asyncio.wait(large)
+    # What is in a thread ends there; nothing follows it.
+    await tokenizer.apart(lambda: None)
+    await tokenizer.apart(lambda: None)
+    before = sum(counts)
+    await asyncio.sleep(0.05)
+    assert sum(counts) == before < 2_000_000
