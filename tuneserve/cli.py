@@ -12,10 +12,13 @@ from typing import Any
 
 import click
 
-from tuneserve import __version__, progress
+from tuneserve import __version__, lifetime, progress
 from tuneserve.benchmarks.command import bench_command
 from tuneserve.call import call_command
 from tuneserve.errors import StepFailed, UserError
+
+# Engines are processes of the server's, spawned with this module as their main one.
+lifetime.end_with_parent()
 
 CheckpointPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
@@ -262,7 +265,12 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
 )
 @click.option("--drain-seconds", type=float, help="Time for running calls after SIGTERM.  [default: 30]")
 @click.option("--ready-file", type=FilePath, help="Write the addresses here, as JSON, once every model answers.")
-def serve(models: tuple[str, ...], config: Path | None, ready_file: Path | None, **settings: Any) -> None:
+@click.option(
+    "--end-with-input", is_flag=True, help="Be killed when the pipe at standard input is closed, or its writer ends."
+)
+def serve(
+    models: tuple[str, ...], config: Path | None, ready_file: Path | None, end_with_input: bool, **settings: Any
+) -> None:
     """Serve checkpoints over gRPC, each on a vLLM engine of its own.
 
     \b
@@ -276,6 +284,8 @@ def serve(models: tuple[str, ...], config: Path | None, ready_file: Path | None,
 
     from tuneserve.server import config as server_config
 
+    if end_with_input:
+        lifetime.end_with(sys.stdin.fileno())
     if bool(models) == bool(config):
         raise UserError("give either --model NAME=PATH, once or more, or --config FILE")
     chosen = (

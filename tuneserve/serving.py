@@ -80,10 +80,11 @@ def launched(
     with tempfile.TemporaryDirectory(prefix="tuneserve-") as scratch:
         ready, log = Path(scratch, "ready.json"), Path(scratch, "server.log")
         with log.open("wb") as output:
-            # A process group of its own: Ctrl-C reaches only us, and a kill reaches the engines too.
+            # A process group of its own: Ctrl-C reaches only us, and a kill reaches the engines too. It ends with us,
+            # also when we are killed: then its input, which we never write to, is closed.
             process = subprocess.Popen(
-                [*command, "--ready-file", str(ready)],
-                stdin=subprocess.DEVNULL,
+                [*command, "--ready-file", str(ready), "--end-with-input"],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -128,6 +129,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _end(status: int) -> str:
