@@ -1,12 +1,18 @@
 """What grpc.health.v1 says: per service, per alias and for the whole server.
 
-A service serves when every model of it that an alias points at does; the server, when all of them do.
+An alias serves while one of its versions answers: its calls go there then. A service serves while one of its aliases
+does, and the server while any does: an engine that fails takes no other model out of service. At start none of them
+serves before each model was warmed up.
 """
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import Any
 
-from tuneserve.server.registry import Models
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tuneserve.server.registry import Models, Route
 from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_pb2
 
 _CLASSIFICATION = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name
@@ -25,24 +31,70 @@ class Health:
 
     def __init__(self, models: Models, names: bool = True) -> None:
         """`names` tells anybody the state of `models/ALIAS`, and with it which aliases there are."""
-        self.servicer = HealthServicer()
+        self.servicer = _Servicer()
         self._models = models
         self._names = names
 
     async def publish(self) -> None:
         """Tells the watchers how the models are now."""
-        states: dict[str, list[bool]] = {"": [], **{service: [] for service in SERVICES.values()}}
-        for alias, route in self._models.routes.items():
-            ready = [model.is_ready for model, _ in route.targets]
-            if self._names:
-                states[f"models/{alias}"] = ready
-            states[""] += ready
-            for service in {SERVICES[model.manifest.task] for model, _ in route.targets}:
-                states[service] += ready
-        for service, ready in states.items():
-            await self.servicer.set(service, _STATUS[bool(ready) and all(ready)])
-        await self.servicer.set(MODEL_SERVICE, _STATUS[True])
+        routes = self._models.routes
+        of_service: dict[str, list[Route]] = {service: [] for service in SERVICES.values()}
+        for route in routes.values():
+            of_service[SERVICES[route.task]].append(route)
+        serving = {service: _any_serves(of) for service, of in of_service.items()}
+        if self._names:
+            serving |= {f"models/{alias}": route.serves for alias, route in routes.items()}
+        self.servicer.show({"": _any_serves(routes.values()), MODEL_SERVICE: True, **serving})
 
     async def drain(self) -> None:
         """Says NOT_SERVING for good."""
-        await self.servicer.enter_graceful_shutdown()
+        self.servicer.end()
+
+
+def _any_serves(routes: Collection[Route]) -> bool:
+    return any(route.serves for route in routes) and not any(route.is_loading for route in routes)
+
+
+class _Servicer(health_pb2_grpc.HealthServicer):
+    """The states, for whoever asks or watches.
+
+    Not the library's own: that one has no way to forget a service, and when one of several watchers of a service
+    leaves, it tells the others nothing any more.
+    """
+
+    def __init__(self) -> None:
+        self._serving: Mapping[str, bool] = {}
+        self._changed = asyncio.Event()  # of this state; the next one has another
+        self._ended = False
+
+    def show(self, serving: Mapping[str, bool]) -> None:
+        """Replaces all states. A service that is not among them is not known any more."""
+        if not self._ended:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """No service serves, for good."""
+        self.show(dict.fromkeys(self._serving, False))
+        self._ended = True
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+        """See health.proto."""
+        if request.service not in self._serving:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=_STATUS[self._serving[request.service]])
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """See health.proto."""
+        told = None
+        while True:
+            changed = self._changed
+            serving = self._serving.get(request.service)
+            status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN if serving is None else _STATUS[serving]
+            if status != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+            told = status
+            await changed.wait()

@@ -60,8 +60,9 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
         """See inference.proto."""
-        ready = [model.is_ready for route in self._models.routes.values() for model, _ in route.targets]
-        return pb.ServerReadyResponse(ready=bool(ready) and all(ready))
+        # By the protocol, every model has to be; health says whether one is.
+        serving = [route.serves for route in self._models.routes.values()]
+        return pb.ServerReadyResponse(ready=bool(serving) and all(serving))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
         """See inference.proto."""

@@ -30,6 +30,21 @@ class Route:
     targets: Sequence[tuple[Model, int]]  # with weights
     shadow: Model | None = None
 
+    @property
+    def task(self) -> pb.Task:
+        """What it does: all its versions do the same."""
+        return self.targets[0][0].manifest.task
+
+    @property
+    def serves(self) -> bool:
+        """Whether its calls are answered: one version that answers gets those of the others, too."""
+        return any(model.is_ready for model, _ in self.targets)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a version of it has not answered yet, as at the server's start."""
+        return any(model.state == model_pb2.MODEL_STATE_LOADING for model, _ in self.targets)
+
     def choose(self) -> Model:
         """Returns a target by weight; of those that answer, when some do not."""
         targets = [target for target in self.targets if target[0].is_ready] or self.targets

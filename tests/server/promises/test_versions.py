@@ -1,0 +1,157 @@
+"""Versions: an alias answers while one of its versions does, a failed model takes no other out of service, and which
+version a call of an administrator meets is not left to chance.
+"""
+
+import asyncio
+import json
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.numpy import save_file
+
+from tuneserve.oip import inference_pb2
+from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
+from tuneserve.server import supervisor
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.seam import EngineFailed
+from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+CLASSIFY = classification_pb2.ClassifyRequest(
+    model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
+)
+CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"))
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+CLASSIFICATION, GENERATION = "tuneserve.v1.ClassificationService", "tuneserve.v1.GenerationService"
+
+
+@pytest.fixture
+async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
+    """Two models, and a second version of each, `sentiment` and `chat` below models_root, with an adapter `polite`."""
+    monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
+    # What fails stays so.
+    monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (600.0, 600.0))
+    root = tmp_path / "root"
+    (root / "polite").mkdir(parents=True)
+    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(root / "sentiment")
+    make_llama("{{ messages[0].content }}").rename(root / "chat")
+    (root / "polite" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    save_file({"a": np.ones((2, 2), dtype=np.float32)}, root / "polite" / "adapter_model.safetensors")
+    config = ServerConfig(
+        models={
+            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(make_llama(), max_adapters=2),
+        },
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+        models_root=root,
+        drain_seconds=5,
+    )
+    async with serve_config(config) as served:
+        yield served
+
+
+@pytest.fixture
+def admin(server):
+    return ModelServiceStub(server.admin)
+
+
+async def health(server, service: str = "") -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return (await health_pb2_grpc.HealthStub(server.channel).Check(request)).status
+
+
+def target(model: model_pb2.Model, weight: int = 0) -> model_pb2.AliasTarget:
+    return model_pb2.AliasTarget(model=model.name, version=model.version, weight=weight)
+
+
+async def alias(admin, name: str, *targets: model_pb2.AliasTarget, shadow: model_pb2.AliasTarget | None = None) -> None:
+    wanted = model_pb2.Alias(name=name, targets=targets, shadow=shadow)
+    await admin.SetAlias(model_pb2.SetAliasRequest(alias=wanted))
+
+
+async def versions(admin, name: str) -> tuple[model_pb2.Model, model_pb2.Model]:
+    """The version that the server began with, and another one that is loaded now."""
+    old = (await admin.GetModel(model_pb2.GetModelRequest(model=name))).model
+    return old, (await admin.LoadModel(model_pb2.LoadModelRequest(model=name, path=name))).model
+
+
+async def test_a_dead_canary_costs_neither_calls_nor_health(admin, server, until):
+    old, new = await versions(admin, "sentiment")
+    await alias(admin, "sentiment", target(old, 1), target(new, 1))
+    dead = server.app.models.latest("sentiment")
+    server.engines["sentiment"].broken = EngineFailed("gone")
+    await until(lambda: dead.state == model_pb2.MODEL_STATE_FAILED)
+    answered = set()
+    for _ in range(20):
+        call = ClassificationServiceStub(server.channel).Classify(CLASSIFY)
+        await call
+        answered.add(dict(await call.trailing_metadata())["x-model-version"])
+    assert answered == {f"sentiment@{old.version}"}, "its share was moved"
+    for service in ("", CLASSIFICATION, "models/sentiment"):
+        assert await health(server, service) == SERVING, service
+    ready = inference_pb2.ServerReadyRequest()
+    assert (await GRPCInferenceServiceStub(server.channel).ServerReady(ready)).ready
+
+
+async def test_readiness_is_the_servers_and_not_one_models(server, until):
+    chat, sentiment = (server.app.models.latest(name) for name in ("chat", "sentiment"))
+    server.engines["chat"].broken = EngineFailed("gone")
+    await until(lambda: chat.state == model_pb2.MODEL_STATE_FAILED)
+    assert (await ClassificationServiceStub(server.channel).Classify(CLASSIFY)).results
+    for service, expected in (
+        ("", SERVING),
+        (CLASSIFICATION, SERVING),
+        ("models/sentiment", SERVING),
+        ("models/chat", NOT_SERVING),
+        (GENERATION, NOT_SERVING),
+    ):
+        assert await health(server, service) == expected, service
+    # By the Open Inference Protocol the server is ready when all models are.
+    ready = inference_pb2.ServerReadyRequest()
+    assert not (await GRPCInferenceServiceStub(server.channel).ServerReady(ready)).ready
+    server.engines["sentiment"].broken = EngineFailed("gone")
+    await until(lambda: sentiment.state == model_pb2.MODEL_STATE_FAILED)
+    assert await health(server) == NOT_SERVING, "no model of it answers"
+
+
+async def test_nothing_serves_before_each_model_was_warmed_up(server):
+    chat = server.app.models.latest("chat")
+    for state, expected in ((model_pb2.MODEL_STATE_LOADING, NOT_SERVING), (model_pb2.MODEL_STATE_READY, SERVING)):
+        chat.state = state
+        await server.app._health.publish()
+        assert await health(server) == expected
+        assert await health(server, CLASSIFICATION) == SERVING
+
+
+async def test_a_removed_alias_is_unknown(admin, server, refused):
+    old = (await admin.GetModel(model_pb2.GetModelRequest(model="sentiment"))).model
+    await alias(admin, "mood", target(old, 1))
+    assert await health(server, "models/mood") == SERVING
+    watching = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service="models/mood"))
+    assert (await watching.read()).status == SERVING
+    await alias(admin, "mood")
+    assert (await asyncio.wait_for(watching.read(), 10)).status == UNKNOWN
+    await refused(health(server, "models/mood"), grpc.StatusCode.NOT_FOUND)
+    await alias(admin, "mood", target(old, 1))
+    assert (await asyncio.wait_for(watching.read(), 10)).status == SERVING
+    watching.cancel()
+
+
+async def test_a_watcher_that_leaves_costs_the_others_nothing(server, until):
+    stub, request = health_pb2_grpc.HealthStub(server.channel), health_pb2.HealthCheckRequest(service="models/chat")
+    leaving, staying = stub.Watch(request), stub.Watch(request)
+    assert [(await one.read()).status for one in (leaving, staying)] == [SERVING, SERVING]
+    leaving.cancel()
+    # Until the server knows of it.
+    await health(server)
+    server.engines["chat"].broken = EngineFailed("gone")
+    assert (await asyncio.wait_for(staying.read(), 10)).status == NOT_SERVING
+    staying.cancel()
