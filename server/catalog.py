@@ -28,8 +28,12 @@ class ModelService(ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See model.proto."""
-        model = self._models.get(request.model)
-        return pb.GetModelResponse(model=model.to_proto(), checkpoint=model.manifest)
+        model, *others = self._models.all(request.model)
+        return pb.GetModelResponse(
+            model=model.to_proto(),
+            checkpoint=model.manifest,
+            others=[pb.Version(model=other.to_proto(), checkpoint=other.manifest) for other in others],
+        )
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         """See model.proto."""
@@ -57,13 +61,13 @@ class ModelService(ModelServiceServicer):
         _require_administrator()
         if not request.adapter:
             raise InvalidInput("adapter", "is empty; a name is needed")
-        adapter = await self._operations.load_adapter(self._models.get(request.model), request.adapter, request.path)
+        adapter = await self._operations.load_adapter(self._models.only(request.model), request.adapter, request.path)
         return pb.LoadAdapterResponse(adapter=pb.Adapter(name=adapter.name, version=adapter.version))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
         """See model.proto."""
         _require_administrator()
-        await self._models.get(request.model).remove_adapter(request.adapter)
+        await self._models.only(request.model).remove_adapter(request.adapter)
         return pb.UnloadAdapterResponse()
 
     def _route(self, alias: pb.Alias) -> Route:

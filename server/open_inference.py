@@ -78,7 +78,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         """See inference.proto."""
-        model = self._models.get(_target(request.name, request.version))
+        model = self._models.all(_target(request.name, request.version))[0]
         form = FORMS[model.manifest.task]
         return pb.ModelMetadataResponse(
             name=request.name,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tuneserve import checkpoint
 from tuneserve.server.context import current
-from tuneserve.server.errors import InvalidInput, NotAllowed, NotFound, WrongTask
+from tuneserve.server.errors import InvalidInput, NotAllowed, NotFound, WrongState, WrongTask
 from tuneserve.server.models import Model
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
@@ -113,21 +113,38 @@ class Models:
         """Returns the version of a model that was loaded last, if any."""
         return next(reversed(self._versions.get(name, {}).values()), None)
 
+    def route(self, alias: str) -> Route | None:
+        """Where the calls to an alias go, if there is one of that name."""
+        return self._routes.get(alias)
+
     def get(self, name: str) -> Model:
         """Returns the version that a call of the current caller goes to. Raises NotFound or NotAllowed."""
+        return _noted(self._find(name).choose())
+
+    def all(self, name: str) -> list[Model]:
+        """Returns every version that calls by a name go to, the one with the largest share first. Raises as `get`."""
+        targets = sorted(self._find(name).targets, key=lambda target: -target[1])
+        _noted(targets[0][0])
+        return [model for model, _ in targets]
+
+    def only(self, name: str) -> Model:
+        """Returns the one version that a name stands for. Raises WrongState for several, and as `get`."""
+        targets = self._find(name).targets
+        if len(targets) > 1:
+            raise WrongState(f"{name} leads to several versions; name one: {', '.join(m.id for m, _ in targets)}")
+        return _noted(targets[0][0])
+
+    def _find(self, name: str) -> Route:
         call = current()
         base, separator, version = name.partition("@")
         # Before anything else, so that a stranger can't learn which names there are.
         if not call.tenant.may_use(base):
             raise NotAllowed("this API key is not for that model")
         if separator:
-            model = self.version(base, version)
-        elif name in self._routes:
-            model = self._routes[name].choose()
-        else:
+            return Route([(self.version(base, version), 1)])
+        if name not in self._routes:
             raise NotFound("model", name, [alias for alias in self.routes if call.tenant.may_use(alias)])
-        call.model, call.version = model.name, model.version
-        return model
+        return self._routes[name]
 
     def for_task(self, name: str, *tasks: pb.Task) -> Model:
         """The same for a call that only models of some tasks answer, and only while they do.
@@ -145,6 +162,13 @@ class Models:
     def aliases(self) -> list[model_pb2.Alias]:
         """The public description of the routes that the current caller may use."""
         return [to_proto(alias, route) for alias, route in self.routes.items() if current().tenant.may_use(alias)]
+
+
+def _noted(model: Model) -> Model:
+    """Tells the current call which version it is about, for its log line and its caller."""
+    call = current()
+    call.model, call.version = model.name, model.version
+    return model
 
 
 def to_proto(alias: str, route: Route) -> model_pb2.Alias:

@@ -1,4 +1,5 @@
-"""Shadow traffic: a copy of an alias's unary calls goes to another version, and only whether it agrees is counted.
+"""Shadow traffic: a copy of an alias's unary calls for inference goes to another version, and only whether it agrees is
+counted.
 
 The caller never waits for it and never sees it. Copies beyond a bound are dropped, and counted as dropped.
 """
@@ -14,11 +15,19 @@ from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import Model
 from tuneserve.server.registry import Models
 from tuneserve.server.tenants import SHADOW
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 
 logger = logging.getLogger(__name__)
 
 _MOST = 64
+# What is copied. A copy of another call that names a model could change something, as one of LoadAdapter would.
+_INFERENCE = (
+    classification_pb2.ClassifyRequest,
+    classification_pb2.ClassifyTokensRequest,
+    classification_pb2.RankRequest,
+    embedding_pb2.EmbedRequest,
+    generation_pb2.GenerateRequest,
+)
 
 
 class Shadows:
@@ -31,8 +40,10 @@ class Shadows:
 
     def mirror(self, method: Callable[..., Awaitable[Any]], request: Any, response: Any) -> None:
         """Sends a copy of an answered call to the alias's shadow, if it has one."""
-        alias = getattr(request, "model", "")
-        route = self._models.routes.get(alias)
+        if type(request) not in _INFERENCE:
+            return
+        alias = request.model
+        route = self._models.route(alias)
         if route is None or route.shadow is None:
             return
         count = self._metrics.shadow.labels

@@ -84,7 +84,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model with its checkpoint: labels, lineage, metrics and limits. NOT_FOUND names the models there are.
+        """One model with its checkpoint: labels, lineage, metrics and limits. Of an alias whose calls are split, every version.
+        NOT_FOUND names the models there are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,14 +118,16 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """Loads a LoRA adapter onto a version; calls name it in `adapter`. FAILED_PRECONDITION when the model takes none.
+        """Loads a LoRA adapter onto a version; calls name it in `adapter`. FAILED_PRECONDITION when the model takes none, or
+        when the name is an alias of several versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Takes an adapter away; running calls finish with it.
+        """Takes an adapter away; running calls finish with it. FAILED_PRECONDITION when the name is an alias of several
+        versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -155,3 +155,52 @@ async def test_a_watcher_that_leaves_costs_the_others_nothing(server, until):
     server.engines["chat"].broken = EngineFailed("gone")
     assert (await asyncio.wait_for(staying.read(), 10)).status == NOT_SERVING
     staying.cancel()
+
+
+async def test_only_inference_is_mirrored(admin, server, until):
+    first = server.engines["chat"]
+    old, new = await versions(admin, "chat")
+    second = server.engines["chat"]
+    assert first is not second
+    await alias(admin, "chat", target(old, 1), shadow=target(new))
+    await admin.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
+    described = (await admin.GetModel(model_pb2.GetModelRequest(model="chat"))).model
+    assert (described.version, [one.name for one in described.adapters]) == (old.version, ["polite"])
+    before = len(second.tickets)
+    await GenerationServiceStub(server.channel).Generate(CHAT)
+    await until(lambda: len(second.tickets) > before)
+    await until(lambda: not server.app._shadows._tasks)
+    assert first.adapters
+    assert not second.adapters, "the adapter was loaded onto what was named, and nothing else"
+    await admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
+    results = {
+        sample.labels["result"]: sample.value
+        for metric in server.app.metrics.shadow.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
+    assert sum(results.values()) == 1, results
+
+
+async def test_a_split_alias_is_described_whole_and_takes_no_adapter(admin, server, refused):
+    old, new = await versions(admin, "chat")
+    await alias(admin, "chat", target(old, 1), target(new, 3))
+    for _ in range(20):
+        response = await admin.GetModel(model_pb2.GetModelRequest(model="chat"))
+        assert response.model.version == new.version, "the one with the largest share, every time"
+        assert [other.model.version for other in response.others] == [old.version]
+        assert response.others[0].checkpoint.files or response.others[0].checkpoint.architecture
+    load = model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
+    for call in (
+        admin.LoadAdapter(load),
+        admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite")),
+    ):
+        error = await refused(call, grpc.StatusCode.FAILED_PRECONDITION)
+        assert f"chat@{old.version}" in error.details()
+        assert f"chat@{new.version}" in error.details()
+    for version in (old, new):
+        load.model = f"chat@{version.version}"
+        await admin.LoadAdapter(load)
+        response = await admin.GetModel(model_pb2.GetModelRequest(model=load.model))
+        assert [one.name for one in response.model.adapters] == ["polite"]
+        assert not response.others
