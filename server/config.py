@@ -49,6 +49,26 @@ class ModelConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)  # further options of vLLM's engine, by vLLM's names
 
 
+# What an administrator may set of a version that is loaded while the server runs; of `engine`, only those options that
+# `engine_options.WHILE_RUNNING` has. A setting that is not here is the file's alone.
+WHILE_RUNNING = (
+    "dtype",
+    "max_length",
+    "max_num_seqs",
+    "max_inputs",
+    "max_explained_words",
+    "max_queue",
+    "max_queue_tokens",
+    "max_wait_seconds",
+    "redact",
+    "max_adapters",
+    "max_adapter_rank",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+    "engine",
+)
+
+
 @dataclass(frozen=True)
 class TlsConfig:
     """PEM files of the gRPC port; read again when they change. With `client_ca`, clients need a certificate."""

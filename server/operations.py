@@ -7,7 +7,8 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tuneserve.server.supervisor import Supervisor
 from tuneserve.v1 import model_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+_FILES_ALONE = {entry.name for entry in fields(ModelConfig)}.difference(config.WHILE_RUNNING)
 
 
 class Operations:
@@ -133,12 +136,18 @@ class Operations:
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
         """The settings of the model's latest version, changed by the request's."""
         given = _whole(json_format.MessageToDict(request.settings))
-        if own := {"path", "adapters"} & given.keys():
-            raise UserError(f"settings: {min(own)} can't be set here")
+        for key in given.keys() & _FILES_ALONE:
+            raise InvalidInput(f"settings.{key}", _not_now(config.WHILE_RUNNING))
         changed = settings.build(ModelConfig, {**given, "path": "."}, "settings")
+        for key, value in changed.engine.items():
+            if key not in engine_options.WHILE_RUNNING:
+                raise InvalidInput(f"settings.engine.{key}", _not_now(engine_options.WHILE_RUNNING))
+            if not isinstance(value, bool | int | float | str):
+                raise InvalidInput(f"settings.engine.{key}", "is no number, switch or word")
         latest = self._models.latest(request.model)
         base = replace(latest.config, adapters={}) if latest else ModelConfig(path)
-        return replace(base, path=path, **{key: getattr(changed, key) for key in given})
+        values = {key: getattr(changed, key) for key in given} | {"engine": {**base.engine, **changed.engine}}
+        return replace(base, path=path, **values)
 
     def _below_root(self, path: str) -> Path:
         root = self._config.models_root
@@ -157,6 +166,10 @@ class Operations:
         if self._adapters is None:
             self._adapters = Path(tempfile.mkdtemp(prefix="tuneserve-adapters-"))
         return adapters.take(name, path, self._adapters, model.config.max_adapter_rank)
+
+
+def _not_now(allowed: Iterable[str]) -> str:
+    return f"can't be set while the server runs, only in its file; allowed: {', '.join(allowed)}"
 
 
 def _public(error: UserError, path: Path) -> str:

@@ -1,6 +1,7 @@
 """Versions, aliases and adapters of a running server, over the wire."""
 
 import asyncio
+import dataclasses
 import json
 from collections import Counter
 
@@ -214,11 +215,46 @@ async def test_bad_loads_name_the_field_and_no_path(admin, refused, request_, fi
 
 
 async def test_settings_are_checked_like_the_files(admin, refused):
-    for settings, word in (({"max_lenght": 5}, "max_lenght"), ({"max_queue": 0}, "max_queue"), ({"path": "x"}, "path")):
+    for settings, word in (({"max_lenght": 5}, "max_lenght"), ({"max_queue": 0}, "max_queue")):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await load_new(admin, **settings)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert word in caught.value.details()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"engine": {"scheduler_cls": "os.system"}}, "settings.engine.scheduler_cls"),
+        ({"engine": {"logits_processors": ["os.system"]}}, "settings.engine.logits_processors"),
+        ({"engine": {"load_format": "pt"}}, "settings.engine.load_format"),
+        ({"engine": {"speculative_config": {"model": "/elsewhere"}}}, "settings.engine.speculative_config"),
+        ({"engine": {"hf_overrides": {"auto_map": "x"}}}, "settings.engine.hf_overrides"),
+        ({"engine": {"seed": {"model": "/elsewhere"}}}, "settings.engine.seed"),
+        ({"path": "/elsewhere"}, "settings.path"),
+        ({"adapters": {"legal": "/elsewhere"}}, "settings.adapters"),
+    ],
+)
+async def test_no_setting_reaches_code_or_files(admin, server, settings, field):
+    engine = server.engines["sentiment"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await load_new(admin, **settings)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    detail = error_details_pb2.BadRequest()
+    rpc_status.from_call(caught.value).details[0].Unpack(detail)
+    assert detail.field_violations[0].field == field
+    assert server.engines["sentiment"] is engine, "no engine was started"
+
+
+async def test_options_of_the_engine_are_added_to_the_files(admin, server):
+    old = server.app.models.latest("sentiment")
+    old.config = dataclasses.replace(old.config, engine={"revision": "of the file", "seed": 1})
+    await load_new(admin, engine={"seed": 2, "enable_prefix_caching": False})
+    assert server.app.models.latest("sentiment").config.engine == {
+        "revision": "of the file",
+        "seed": 2,
+        "enable_prefix_caching": False,
+    }
 
 
 async def test_the_same_content_is_not_loaded_twice(admin, refused):
