@@ -4,9 +4,8 @@ from typing import Any
 
 from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput, NotAllowed
-from tuneserve.server.models import Model
 from tuneserve.server.operations import Operations
-from tuneserve.server.registry import Models, Route, to_proto
+from tuneserve.server.registry import Models
 from tuneserve.v1 import model_pb2 as pb
 from tuneserve.v1.model_pb2_grpc import ModelServiceServicer
 
@@ -43,7 +42,7 @@ class ModelService(ModelServiceServicer):
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
         """See model.proto."""
         _require_administrator()
-        await self._operations.unload(self._models.version(request.model, request.version))
+        await self._operations.unload(request.model, request.version)
         return pb.UnloadModelResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
@@ -52,9 +51,7 @@ class ModelService(ModelServiceServicer):
         alias = request.alias
         if not alias.name or "@" in alias.name:
             raise InvalidInput("alias.name", "is empty or has an @; a name is needed")
-        route = self._route(alias) if alias.targets else None
-        await self._operations.set_alias(alias.name, route, request.unload_unused)
-        return pb.SetAliasResponse(alias=to_proto(alias.name, route) if route else pb.Alias(name=alias.name))
+        return pb.SetAliasResponse(alias=await self._operations.set_alias(alias, request.unload_unused))
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
         """See model.proto."""
@@ -69,18 +66,6 @@ class ModelService(ModelServiceServicer):
         _require_administrator()
         await self._models.only(request.model).remove_adapter(request.adapter)
         return pb.UnloadAdapterResponse()
-
-    def _route(self, alias: pb.Alias) -> Route:
-        targets: list[tuple[Model, int]] = []
-        for index, target in enumerate(alias.targets):
-            if not target.weight:
-                raise InvalidInput(f"alias.targets[{index}].weight", "is 0; allowed: 1 or more")
-            targets.append((self._models.version(target.model, target.version), target.weight))
-        shadow = self._models.version(alias.shadow.model, alias.shadow.version) if alias.HasField("shadow") else None
-        route = Route(targets, shadow)
-        if len({model.manifest.task for model in route.models()}) > 1:
-            raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
-        return route
 
 
 def _require_administrator() -> None:

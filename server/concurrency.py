@@ -4,8 +4,8 @@ work that the event loop does itself, without holding it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -53,3 +53,13 @@ async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], li
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Does what must not be left half done: a caller that is cancelled meanwhile hears of it only afterwards."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise

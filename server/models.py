@@ -189,14 +189,22 @@ class Model:
         await self.engine.close()
 
     async def drain(self, seconds: float) -> bool:
-        """Takes no more calls and waits for those inside. Returns whether all of them ended in time."""
-        self.state = model_pb2.MODEL_STATE_DRAINING
+        """Takes no more calls and waits for those inside. Returns whether all of them ended in time.
+
+        Cancelled, it leaves the version as it was.
+        """
+        before, self.state = self.state, model_pb2.MODEL_STATE_DRAINING
         if self._admission is None:
             return True
         try:
             await asyncio.wait_for(self._admission.empty.wait(), seconds)
         except TimeoutError:
             return False
+        except asyncio.CancelledError:
+            # Not over what became of its engine meanwhile.
+            if self.state == model_pb2.MODEL_STATE_DRAINING:
+                self.state = before
+            raise
         return True
 
     async def close(self) -> None:

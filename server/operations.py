@@ -16,13 +16,13 @@ from google.protobuf import json_format
 
 from tuneserve import checkpoint
 from tuneserve.errors import CheckpointError, StepFailed, UserError
-from tuneserve.server import adapters, config, engine_options, memory, redaction, settings
+from tuneserve.server import adapters, concurrency, config, engine_options, memory, redaction, settings
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.errors import AlreadyLoaded, InvalidInput, Unavailable, WrongState
 from tuneserve.server.health import Health
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import EngineFactory, Model
-from tuneserve.server.registry import Models, Route
+from tuneserve.server.registry import Models, Route, to_proto
 from tuneserve.server.supervisor import Supervisor
 from tuneserve.v1 import model_pb2 as pb
 
@@ -91,23 +91,27 @@ class Operations:
             logger.info("model %s: loaded", model.id)
             return model
 
-    async def unload(self, model: Model) -> None:
+    async def unload(self, name: str, version: str) -> None:
         """Drains a version and ends it. See ModelService.UnloadModel."""
         async with self._one_at_a_time:
+            model = self._models.version(name, version)
             if self._models.is_used(model):
                 raise WrongState(f"an alias points at {model.id}; move it first")
             await self._unload(model)
 
-    async def set_alias(self, alias: str, route: Route | None, unload_unused: bool) -> None:
-        """Moves an alias. See ModelService.SetAlias."""
+    async def set_alias(self, alias: pb.Alias, unload_unused: bool) -> pb.Alias:
+        """Moves an alias, and returns it as it is now. See ModelService.SetAlias."""
         async with self._one_at_a_time:
-            before = self._models.routes.get(alias)
-            self._models.set_route(alias, route)
+            # Looked up only now: what was there when the call came may be unloaded since.
+            route = self._route(alias) if alias.targets else None
+            before = self._models.route(alias.name)
+            self._models.set_route(alias.name, route)
             await self._health.publish()
-            logger.info("alias %s: moved", alias)
+            logger.info("alias %s: moved", alias.name)
             if unload_unused and before:
                 unused = [model for model in before.models() if not self._models.is_used(model)]
                 await asyncio.gather(*(self._unload(model) for model in unused))
+            return to_proto(alias.name, route) if route else pb.Alias(name=alias.name)
 
     async def load_adapter(self, model: Model, name: str, path: str) -> adapters.Adapter:
         """Loads a LoRA adapter. See ModelService.LoadAdapter."""
@@ -127,11 +131,26 @@ class Operations:
     async def _unload(self, model: Model) -> None:
         if not await model.drain(self._config.drain_seconds):
             logger.warning("model %s: calls still running after %g s", model.id, self._config.drain_seconds)
+        await concurrency.to_the_end(self._end(model))
+
+    async def _end(self, model: Model) -> None:
         await self._supervisor.forget(model)
         self._models.remove(model)
         await model.close()
         self._metrics.forget(model.name, model.version)
         logger.info("model %s: unloaded", model.id)
+
+    def _route(self, alias: pb.Alias) -> Route:
+        targets: list[tuple[Model, int]] = []
+        for index, target in enumerate(alias.targets):
+            if not target.weight:
+                raise InvalidInput(f"alias.targets[{index}].weight", "is 0; allowed: 1 or more")
+            targets.append((self._models.version(target.model, target.version), target.weight))
+        shadow = self._models.version(alias.shadow.model, alias.shadow.version) if alias.HasField("shadow") else None
+        route = Route(targets, shadow)
+        if len({model.manifest.task for model in route.models()}) > 1:
+            raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
+        return route
 
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
         """The settings of the model's latest version, changed by the request's."""

@@ -104,7 +104,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it.
+        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it. When the call is given up
+        before the version's own calls ended, the version answers again, as before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

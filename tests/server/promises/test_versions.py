@@ -157,6 +157,68 @@ async def test_a_watcher_that_leaves_costs_the_others_nothing(server, until):
     staying.cancel()
 
 
+async def classify(server, version: model_pb2.Model) -> classification_pb2.ClassifyResponse:
+    request = classification_pb2.ClassifyRequest(model=f"sentiment@{version.version}", inputs=CLASSIFY.inputs)
+    return await ClassificationServiceStub(server.channel).Classify(request)
+
+
+def unload(version: model_pb2.Model) -> model_pb2.UnloadModelRequest:
+    return model_pb2.UnloadModelRequest(model=version.name, version=version.version)
+
+
+async def test_a_version_whose_unloading_was_given_up_answers_again(admin, server, refused, until):
+    _, new = await versions(admin, "sentiment")
+    model, engine = server.app.models.latest("sentiment"), server.engines["sentiment"]
+    engine.delay = 1.0
+    running = asyncio.create_task(classify(server, new))
+    await until(lambda: model.admission.running)
+    await refused(admin.UnloadModel(unload(new), timeout=0.2), grpc.StatusCode.DEADLINE_EXCEEDED)
+    await until(lambda: model.state != model_pb2.MODEL_STATE_DRAINING)
+    assert (await running).results
+    engine.delay = 0.0
+    assert (await classify(server, new)).results
+    assert not engine.closed
+    await admin.UnloadModel(unload(new))
+    assert engine.closed
+
+
+async def test_an_engine_that_is_being_ended_is_ended_though_nobody_waits(admin, server, refused, until):
+    _, new = await versions(admin, "sentiment")
+    engine, go, closing = server.engines["sentiment"], asyncio.Event(), asyncio.Event()
+
+    async def close() -> None:
+        closing.set()
+        await go.wait()
+        engine.closed = True
+
+    engine.close = close
+    unloading = asyncio.ensure_future(admin.UnloadModel(unload(new)))
+    await asyncio.wait_for(closing.wait(), 10)
+    unloading.cancel()
+    # Behind it on the same connection: then the server knows.
+    await admin.ListModels(model_pb2.ListModelsRequest())
+    go.set()
+    await until(lambda: engine.closed)
+    # The next change waits for the end of this one.
+    await refused(admin.UnloadModel(unload(new)), grpc.StatusCode.NOT_FOUND)
+    listed = (await admin.ListModels(model_pb2.ListModelsRequest())).models
+    assert new.version not in {model.version for model in listed}
+
+
+async def test_a_version_that_is_gone_when_its_turn_comes_is_not_found(admin, server, refused, until):
+    """Two changes at once: the second one waits, and what it names may be gone by then."""
+    _, new = await versions(admin, "sentiment")
+    server.engines["sentiment"].delay = 0.3
+    running = asyncio.create_task(classify(server, new))
+    await until(lambda: server.engines["sentiment"].running)
+    first = asyncio.ensure_future(admin.UnloadModel(unload(new)))
+    await until(lambda: server.app.models.latest("sentiment").state == model_pb2.MODEL_STATE_DRAINING)
+    again = refused(admin.UnloadModel(unload(new)), grpc.StatusCode.NOT_FOUND)
+    await asyncio.gather(again, refused(alias(admin, "sentiment", target(new, 1)), grpc.StatusCode.NOT_FOUND))
+    await asyncio.gather(first, running)
+    assert (await ClassificationServiceStub(server.channel).Classify(CLASSIFY)).results
+
+
 async def test_only_inference_is_mirrored(admin, server, until):
     first = server.engines["chat"]
     old, new = await versions(admin, "chat")
