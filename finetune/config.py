@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tuneserve import yamls
 from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
 from tuneserve.finetune.formats import SUFFIXES
@@ -264,7 +265,7 @@ def load(path: Path) -> FinetuneConfig:
 def read(path: Path) -> dict[str, Any]:
     """Returns the values of a YAML file as they are. Raises UserError for one that has none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yamls.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}", "give a YAML file; finetune/examples has one for each task"

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tuneserve import yamls
 from tuneserve.errors import UserError
 from tuneserve.server import settings
 
@@ -102,11 +103,11 @@ class ServerConfig:
 def load(path: Path) -> ServerConfig:
     """Reads a YAML file. Relative paths are relative to it. Raises UserError naming the key."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yamls.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {error}") from None
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return checked(settings.build(ServerConfig, document, str(path), path.parent))
 
 

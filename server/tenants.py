@@ -20,13 +20,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tuneserve import yamls
 from tuneserve.errors import UserError
 from tuneserve.server import settings
 from tuneserve.server.errors import Unauthenticated
@@ -176,23 +177,10 @@ class _File:
     tenants: Mapping[str, Any]
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: YAML takes the last, and a tenant would be gone without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path, where: str) -> dict[str, _Entry]:
     """Returns the tenants by name. Raises UserError naming the key under `where`."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        document = yamls.parse(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         # Not the error's own text, which quotes the file.
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""

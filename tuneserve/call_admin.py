@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from tuneserve import yamls
 from tuneserve.call_common import client_options, print_json, print_table
 from tuneserve.client import Server, connected
 
@@ -64,7 +65,7 @@ def load_command(model: str, path: str, settings: Sequence[str], server: Server,
     from tuneserve.v1 import model_pb2
     from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-    given = json_format.ParseDict(dict(map(_setting, settings)), struct_pb2.Struct()) if settings else None
+    given = json_format.ParseDict(_settings(settings), struct_pb2.Struct()) if settings else None
     request = model_pb2.LoadModelRequest(model=model, path=path, settings=given)
     with connected(server) as channel:
         response = ModelServiceStub(channel).LoadModel(request, **server.options)
@@ -169,14 +170,19 @@ def _target(text: str, weighted: bool = False) -> "model_pb2.AliasTarget":
     return model_pb2.AliasTarget(model=model, version=version, weight=int(weight or 1) if weighted else 0)
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise click.UsageError(f"--set {text}: expected KEY=VALUE")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise click.UsageError(f"--set {text}: the value is not YAML") from None
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.UsageError(f"--set {text}: expected KEY=VALUE")
+        if key in given:
+            raise click.UsageError(f"--set {key}: given twice")
+        try:
+            given[key] = yamls.parse(value)
+        except yaml.YAMLError:
+            raise click.UsageError(f"--set {text}: the value is not YAML") from None
+    return given
 
 
 def _described(alias: "model_pb2.Alias") -> str:

@@ -34,6 +34,8 @@ def test_a_whole_file(load, tmp_path):
     [
         ("[1]", "expected a mapping"),
         ("listen: [", "not YAML"),
+        ("models: {a: {path: m}, a: {path: m}}", "not YAML: 'a' is a duplicate key in .* line 1"),
+        ("models: {a: {path: m,\nmax_queue: 1,\nmax_queue: 2}}", "'max_queue' is a duplicate key in .* line 3"),
         ("models: {}", "models: none given"),
         ("modles: {}\n", "unknown key 'modles'"),
         ("models: {a: {path: m, max_quue: 1}}", "models.a: unknown key 'max_quue'"),

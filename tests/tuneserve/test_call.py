@@ -369,6 +369,7 @@ def test_admin_load(server: Server, target: str) -> None:
     assert not server.request.HasField("settings")
     assert call(target, "admin", "load", "vectors", "x", "--set", "max_length").exit_code == 2
     assert call(target, "admin", "load", "vectors", "x", "--set", "engine={").exit_code == 2
+    assert "given twice" in call(target, "admin", "load", "v", "x", "--set", "seed=1", "--set", "seed=2").stderr
 
 
 def test_admin_unload_and_adapters(server: Server, target: str) -> None:
