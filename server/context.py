@@ -60,15 +60,22 @@ class Call:
     content: dict[str, list[str]] | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)
+    _began: int = field(default_factory=time.monotonic_ns)
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the epoch as they were when the call began, plus what passed since: if the machine's clock
+        is set meanwhile, no part of the call takes longer or less than nothing for it.
+        """
+        return self.started_ns + time.monotonic_ns() - self._began
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measures a part of the call. Parts of one name add up."""
-        start = time.time_ns()
+        start = self.now_ns()
         try:
             yield
         finally:
-            end = time.time_ns()
+            end = self.now_ns()
             self.stage_ns[name] = self.stage_ns.get(name, 0) + end - start
             if len(self.stages) < _MAX_STAGES:
                 self.stages.append(Stage(name, start, end))

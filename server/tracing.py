@@ -7,7 +7,6 @@ of it is made global: the engine has a provider of its own.
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -70,7 +69,7 @@ class Tracing:
             for stage in call.stages:
                 part = self._tracer.start_span(stage.name, context=context, start_time=stage.start_ns)
                 part.end(end_time=stage.end_ns)
-        span.end(end_time=time.time_ns())
+        span.end(end_time=call.now_ns())
 
     def shutdown(self, seconds: float = 5.0) -> None:
         """Sends what is left, and waits for that only so long. Blocks."""
