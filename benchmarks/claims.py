@@ -9,15 +9,12 @@ A promise is kept where the whole interval is on its side of the bound, not kept
 other one, and not shown where the bound lies inside, or where fewer than `MIN_ROUNDS` rounds were measured.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Literal
 
 METHOD = "Geometric mean over the rounds and, in brackets, its 95 % interval by Student's t on the logarithms"
 MIN_ROUNDS = 15
-CONFIDENCE = 0.95
 
 Verdict = Literal["kept", "not kept", "not shown"]
 
@@ -95,14 +92,10 @@ class Ratio:
 
 def interval(values: Sequence[float]) -> Interval:
     """Returns mean and interval of at least one value, all above zero."""
-    from scipy import stats
+    from tuneserve.significance import geometric
 
-    logs, count = [math.log(value) for value in values], len(values)
-    mean = fmean(logs)
-    if count < 2:
-        return Interval(values[0], None, None, count)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(logs) / math.sqrt(count)
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
+    mean, low, high = geometric(values)
+    return Interval(mean, low, high, len(values)) if len(values) > 1 else Interval(values[0], None, None, 1)
 
 
 def ratios(claims: Sequence[Claim], measured: dict[str, list[float]]) -> list[Ratio]:

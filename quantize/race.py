@@ -14,7 +14,7 @@ from tuneserve import checkpoint
 from tuneserve.measurement import MODEL, speed_at
 from tuneserve.rows import Row
 from tuneserve.serving import launched
-from tuneserve.significance import CONFIDENCE
+from tuneserve.significance import geometric
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,8 @@ class Ratio:
 
 
 def of_rounds(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """Returns the mean ratio of the second's speeds to the first's, of the same rounds: geometric, with Student's
-    interval.
-    """
-    import numpy as np
-    from scipy import stats
-
-    logs = np.log(second) - np.log(first)
-    middle = float(logs.mean())
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * stats.sem(logs))
-    return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+    """Returns the mean ratio of the second's speeds to the first's, of the same rounds."""
+    return Ratio(*geometric([after / before for before, after in zip(first, second, strict=True)]))
 
 
 def in_turns(first: Path, second: Path, rows: Sequence[Row]) -> Ratio:

@@ -66,7 +66,7 @@ def test_the_server_runs_without_torch():
 
 
 def test_benchmarks_speak_to_a_server_by_grpc_only():
-    # And train by the command line; rows and samples are data.
+    # And train by the command line; rows and samples are data, and intervals are numbers.
     allowed = {
         "benchmarks",
         "call_common",
@@ -77,6 +77,7 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
         "runtime",
         "samples",
         "serving",
+        "significance",
         "tiers",
         "v1",
     }

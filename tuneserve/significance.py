@@ -155,6 +155,18 @@ def _error(sums: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(xx - 2 * xy + yy, 0) / count))
 
 
+def geometric(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the geometric mean of numbers above 0, as ratios and rates of several rounds are, and the ends of its
+    interval: Student's t on the logarithms. Of one number the ends are NaN.
+    """
+    logs = np.log(np.asarray(values, float))
+    middle = float(logs.mean())
+    if len(logs) < 2:
+        return math.exp(middle), math.nan, math.nan
+    half = float(stats.t.ppf(1 - _TAIL, len(logs) - 1) * stats.sem(logs))
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
 def wilson(share: float, rows: int) -> Interval:
     """Returns the ends of a share's score interval (Wilson 1927): 0 to 1 where there are no rows."""
     middle = (rows * share + _Z**2 / 2) / (rows + _Z**2)

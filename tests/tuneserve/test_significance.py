@@ -304,3 +304,15 @@ def test_false_alarms_of_a_correlation(rows: int, monkeypatch: pytest.MonkeyPatc
     assert called <= 0.07
     # A bootstrap of few rows is a little too short.
     assert held >= 0.88
+
+
+def test_the_mean_of_rounds_is_students_on_the_logarithms():
+    values = [1.1, 0.9, 1.3, 1.25, 1.0]
+    expected = stats.ttest_1samp(np.log(values), 0).confidence_interval(0.95)
+    mean, low, high = significance.geometric(values)
+    assert mean == pytest.approx(math.prod(values) ** (1 / 5))
+    assert (low, high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
+    one = significance.geometric([3.0])
+    assert one[0] == pytest.approx(3.0)
+    assert math.isnan(one[1])
+    assert math.isnan(one[2])
