@@ -36,7 +36,7 @@ def input_key(row: Row) -> str:
     if "messages" in row:
         tools = {"tools": row["tools"]} if row.get("tools") else {}
         return dumps({"messages": row["messages"][:-1]} | tools)
-    return dumps({key: row[key] for key in ("text", "text_pair", "tokens", "prompt") if key in row})
+    return dumps({key: row[key] for key in ("text", "text_pair", "prompt") if key in row})
 
 
 def digest(key: str) -> bytes:
