@@ -14,28 +14,15 @@ class Scheme:
     bits: int
     # How the weights can be rounded (methods.py), what was best here first (benchmarks/results); `rtn` needs no data.
     methods: tuple[str, ...]
-    summary: str
 
 
 _ALL = (
-    Scheme(
-        "w8a8",
-        "compressed-tensors",
-        8,
-        ("rtn", "smoothquant", "gptq", "smoothquant-gptq"),
-        "int8 weights and activations: half the size, faster on GPUs and on CPUs with VNNI",
-    ),
-    Scheme("fp8", "compressed-tensors", 8, ("rtn",), "8-bit floats: half the size, fastest on new GPUs"),
-    Scheme("w8a16", "compressed-tensors", 8, ("rtn", "gptq"), "int8 weights alone: half the size, on GPUs"),
-    Scheme(
-        "w4a16",
-        "compressed-tensors",
-        4,
-        ("gptq", "awq", "rtn"),
-        "int4 weights in groups: a quarter of the size, fast on GPU only",
-    ),
-    Scheme("nf4", "bitsandbytes", 4, ("rtn",), "4-bit normal float: a quarter of the size, decoders and RoBERTa"),
-    Scheme("int8", "bitsandbytes", 8, ("rtn",), "LLM.int8: half the size, outliers kept in 16 bits"),
+    Scheme("w8a8", "compressed-tensors", 8, ("rtn", "smoothquant", "gptq", "smoothquant-gptq")),
+    Scheme("fp8", "compressed-tensors", 8, ("rtn",)),
+    Scheme("w8a16", "compressed-tensors", 8, ("rtn", "gptq")),
+    Scheme("w4a16", "compressed-tensors", 4, ("gptq", "awq", "rtn")),
+    Scheme("nf4", "bitsandbytes", 4, ("rtn",)),
+    Scheme("int8", "bitsandbytes", 8, ("rtn",)),
 )
 SCHEMES = {scheme.name: scheme for scheme in _ALL}
 
