@@ -17,7 +17,7 @@
     packing       several short rows of generation in one sequence
     processes     several of them, by `accelerate launch`
     run_state     what is saved meanwhile
-    temperature   probabilities as sure as they are right
+    temperature   calibrated probabilities: confidence matches accuracy
     evaluation    held-out quality, through tuneserve.quality
     calibration   training rows that the checkpoint keeps for quantizing
     merging       adapter into base in fp32, saved in bf16, compared before it is kept

@@ -76,7 +76,7 @@ class FinetuneConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     save_steps: int | None = None  # how often the state is saved that --resume goes on from; each epoch unless told
-    temperature_scaling: bool = False  # texts: probabilities made as sure as they are right, on the validation rows
+    temperature_scaling: bool = False  # texts: confidence made to match accuracy (calibration), on the validation rows
     report_to: tuple[str, ...] | None = None  # besides OUTPUT-report: wandb, mlflow, by transformers' integrations
     seed: int = 42
     save_dtype: str = "bfloat16"  # of the checkpoint's weights; float32: as they were trained, and twice the size

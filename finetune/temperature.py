@@ -1,8 +1,8 @@
-"""Temperature scaling: one number that makes a classifier's probabilities as sure as they are right (Guo et al. 2017).
+"""Temperature scaling: one number that calibrates a classifier, so that confidence matches accuracy (Guo et al. 2017).
 
 All logits are divided by it, so the best label stays the best. It is fitted on the validation rows, which the weights
-did not learn from. Its logarithm has a normal prior around 0: rows that the model gets all right would have it be as
-sure as can be, and they are no evidence of that.
+did not learn from. Its logarithm has a normal prior around 0: rows that the model gets all right would push confidence
+towards 1, and they are no evidence of that.
 """
 
 from collections.abc import Sequence

@@ -149,8 +149,8 @@ def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
         yield _table(("label", *columns), rows)
     if manifest.HasField("temperature"):
         yield (
-            f"Its logits are to be divided by {manifest.temperature:.4g} before softmax or sigmoid: then the "
-            "probabilities are as sure as they are right. tuneserve does so; transformers does not by itself."
+            f"Its logits are to be divided by {manifest.temperature:.4g} before softmax or sigmoid, so that confidence "
+            "matches accuracy (calibration). tuneserve does so; transformers does not by itself."
         )
     headline = quality.headline(manifest.task, metrics).name
     if f"{headline}_before" in metrics:
