@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIServer
@@ -52,6 +53,9 @@ _IMPORTING = threading.Lock()
 def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
     """Returns what starts the real engine of a model, in a thread: importing and starting vLLM blocks for long."""
 
+    # Of their own: no other work in threads may keep an engine from starting, nor one that hangs keep up other work.
+    threads = ThreadPoolExecutor(thread_name_prefix="engine-start")
+
     async def start_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
         def start() -> Engine:
             from tuneserve.server import hardware
@@ -69,7 +73,7 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise StepFailed(f"model {name}: the engine did not start: {reason}", "its own log is above") from error
 
-        return await asyncio.to_thread(start)
+        return await asyncio.get_running_loop().run_in_executor(threads, start)
 
     return start_engine
 
@@ -86,6 +90,8 @@ class App:
         self._stopping = asyncio.Event()
         self._stopped = False
         self._reloading: asyncio.Task[None] | None = None
+        # Of its own: no other work in threads keeps a key that was taken away in force.
+        self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
         # Health asks for no key, so with keys it tells no names.
         self._health = Health(self.models, names=config.tenants is None)
         self._running = Running()
@@ -200,7 +206,7 @@ class App:
     async def _reload(self) -> None:
         while self._tenants is not None:
             await asyncio.sleep(_RELOAD_SECONDS)
-            await asyncio.to_thread(self._tenants.reload_if_changed)
+            await asyncio.get_running_loop().run_in_executor(self._reading_keys, self._tenants.reload_if_changed)
 
     async def stop(self) -> None:
         """Flips health, refuses new calls, waits for running ones, ends the engines. The second time does nothing."""
@@ -219,6 +225,7 @@ class App:
         await closing
         if self._reloading:
             self._reloading.cancel()
+        self._reading_keys.shutdown(wait=False)
         await self._shadows.stop()
         await self.supervisor.stop()
         await asyncio.gather(*(model.close() for model in self.models))

@@ -127,7 +127,7 @@ class VllmEngine:
     ) -> AsyncGenerator[list[Delta], None]:
         """See seam.Engine."""
         await self._meet()
-        params = await engine_requests.sampling_params(sampling, stream, self._verify)
+        params = engine_requests.sampling_params(sampling, stream, self._verify)
         prompt = engine_requests.prompt(token_ids, ticket.salt)
         queue: RequestOutputCollector | None = None
         finished = False

@@ -1,10 +1,10 @@
 """A request in vLLM's form, and vLLM's output in ours. Only this file and `engine.py` know vLLM.
 
 vLLM checks a request when it gets it, on the event loop and among the errors of everything else. Here the check is
-made before, by itself and, where it can take long, in a thread: so a refusal is a refusal, and nothing else is one.
+made before, by itself: so a refusal is a refusal, and nothing else is one. What it would do with a constraint may take
+long and can't be ended: `constraints.py` has done that, in a process of its own.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,13 +30,13 @@ _COUNTS = ("minItems", "maxItems")
 
 
 class _Params(SamplingParams):  # type: ignore[misc]
-    """Parameters that were verified: vLLM's second look, which may block the event loop for a second, is left out."""
+    """Parameters that were verified: vLLM's second look is left out."""
 
     def verify(self, *_: Any, **__: Any) -> None:
         """Does nothing."""
 
 
-async def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None]) -> SamplingParams:
+def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None]) -> SamplingParams:
     """Returns what vLLM takes. `verify` is vLLM's check for this model. Raises RequestRefused."""
     with _refusing():
         params = _Params(
@@ -62,23 +62,24 @@ async def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[Sa
             include_stop_str_in_output=sampling.include_stop_text,
             skip_special_tokens=sampling.skip_special_tokens,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            # In the constraint's place: it is not for vLLM to read here.
+            structured_outputs=StructuredOutputsParams(regex="a") if sampling.structured else None,
         )
         verify(params)
     if sampling.structured:
-        await asyncio.to_thread(_add_structured, params, sampling.structured, verify)
+        _set_structured(params, sampling.structured)
     return params
 
 
-def _add_structured(
-    params: SamplingParams, structured: StructuredOutput, verify: Callable[[SamplingParams], None]
-) -> None:
-    """Only the constraint is new to `verify` here: whatever is wrong is wrong with it."""
+def _set_structured(params: SamplingParams, structured: StructuredOutput) -> None:
+    """Puts the constraint in its place, for the library that vLLM chose as it verified."""
+    checked = params.structured_outputs
     try:
         params.structured_outputs = _structured(structured)
-        verify(params)
-    # Its parser is a library in another language, whose panics are no Exceptions. Nothing else ends a thread.
-    except BaseException as error:
+    except (ValueError, RecursionError) as error:
         raise RequestRefused(_STRUCTURED) from error
+    params.structured_outputs._backend = checked._backend
+    params.structured_outputs._backend_was_auto = checked._backend_was_auto
 
 
 def _structured(structured: StructuredOutput) -> StructuredOutputsParams:

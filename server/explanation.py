@@ -4,7 +4,6 @@ Words are found in the text as the model would get it, after redaction, and told
 Knows nothing of how the model is asked.
 """
 
-import asyncio
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
@@ -72,15 +71,17 @@ class Explanation:
             if len(one.text) > most * _WORD_LENGTH:
                 what = f"has {len(one.text)} characters; explanations of {most} words take {most * _WORD_LENGTH}"
                 raise InvalidInput(f"inputs[{index}].text", what)
-        texts = [one.text for one in request.inputs]
+        texts, limit = [one.text for one in request.inputs], max(config.max_inputs, most)
+        if (size := sum(map(len, texts))) > limit * _WORD_LENGTH:
+            what = f"have {size} characters; explanations take {limit * _WORD_LENGTH} in one call"
+            raise InvalidInput("inputs", what)
         masked = await tokenizer.masked(texts)
-        found = await asyncio.to_thread(lambda: list(map(words, masked)))
+        found = await tokenizer.apart(lambda: list(map(words, masked)))
         for index, one_text in enumerate(found):
             if len(one_text) > most:
                 what = f"has {len(one_text)} words to take out; allowed: {most}"
                 raise InvalidInput(f"inputs[{index}].text", what)
-        total, limit = sum(map(len, found)), max(config.max_inputs, most)
-        if total > limit:
+        if (total := sum(map(len, found))) > limit:
             raise InvalidInput("inputs", f"have {total} words to take out; allowed: {limit} in one call")
         return cls(texts, masked, found, convert.UNITS[request.offset_unit])
 

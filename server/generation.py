@@ -1,6 +1,5 @@
 """GenerationService: convert, engine, convert."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -15,7 +14,6 @@ from tuneserve.server.models import Model
 from tuneserve.server.pooling import note
 from tuneserve.server.registry import Models
 from tuneserve.server.seam import Sampling
-from tuneserve.server.structured import structured
 from tuneserve.server.tokenizer import TemplateRefused, Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -99,7 +97,7 @@ async def _prepare(
     convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
     form = None
     if request.sampling.HasField("structured_output"):
-        form = await asyncio.to_thread(structured, request.sampling.structured_output)
+        form = await model.constraints.checked(request.sampling.structured_output)
     if request.prompt.WhichOneof("kind") == "token_ids":
         token_ids = _ready_ids(model, request.prompt, model.engine.max_length)
     else:

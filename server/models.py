@@ -20,6 +20,7 @@ from tuneserve import checkpoint
 from tuneserve.server.adapters import Adapter
 from tuneserve.server.admission import Admission, Entry
 from tuneserve.server.config import ModelConfig
+from tuneserve.server.constraints import Constraints
 from tuneserve.server.context import current, is_copy
 from tuneserve.server.errors import DeadlinePassed, NotFound, Unavailable, WrongState
 from tuneserve.server.metrics import Metrics
@@ -57,6 +58,7 @@ class Model:
     _engine: Engine | None = None
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
+    _constraints: Constraints | None = None
 
     @cached_property
     def version(self) -> str:
@@ -85,6 +87,14 @@ class Model:
         """The queue of a model that was loaded."""
         assert self._admission is not None
         return self._admission
+
+    @property
+    def constraints(self) -> Constraints:
+        """Checks the constraints of calls to a model that was loaded."""
+        if self._constraints is None:
+            size = max(self.engine.vocab_size, self.tokenizer.size)
+            self._constraints = Constraints(self.tokenizer.text, size, self.tokenizer.end_token)
+        return self._constraints
 
     @property
     def metrics(self) -> Metrics:
@@ -208,11 +218,13 @@ class Model:
         return True
 
     async def close(self) -> None:
-        """Ends the engine and the tokenizer's thread."""
+        """Ends the engine, the tokenizer's thread and the process that checks constraints."""
         if self._engine is not None:
             await self._engine.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
+        if self._constraints is not None:
+            await self._constraints.close()
 
     async def add_adapter(self, adapter: Adapter) -> None:
         """Loads a LoRA adapter; other content of the same name is replaced for later calls. Raises WrongState."""

@@ -2,6 +2,9 @@
 
 A constraint becomes an automaton over the model's whole vocabulary; what would make a huge one, or take the engine's
 parser long, is refused by size. No error repeats any of it: a schema may hold what a prompt may hold.
+
+`structured` looks at sizes alone. `check` reads what is in a constraint, which may take minutes, under the
+interpreter's lock: only the process of `constraints.py` calls it.
 """
 
 import json
@@ -15,7 +18,7 @@ from tuneserve.server.errors import InvalidInput
 from tuneserve.server.seam import StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
 
-_FIELD = "sampling.structured_output"
+FIELD = "sampling.structured_output"
 # Of the libraries that an engine may be told to use, one makes an automaton of a schema that is all alternatives in
 # time that grows with the square of its size.
 _MAX_SIZE = 32 << 10
@@ -27,22 +30,28 @@ _REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 def structured(params: pb.StructuredOutput) -> StructuredOutput:
-    """Returns a checked constraint. Takes up to a second for the largest ones: call it in a thread."""
+    """Returns a constraint of a size that is allowed."""
     kind = params.WhichOneof("constraint")
     if kind == "json_schema":
         _check_size(kind, params.json_schema)
-        _check_schema(params.json_schema)
         return StructuredOutput("json", params.json_schema)
     if kind == "regex":
         _check_size(kind, params.regex)
-        _check_pattern(params.regex)
         return StructuredOutput("regex", params.regex)
     if kind == "choice":
         return StructuredOutput("choice", _options(params.choice))
     if kind == "grammar":
         _check_size(kind, params.grammar.strip())
         return StructuredOutput("grammar", params.grammar)
-    raise InvalidInput(_FIELD, "is unset; allowed: json_schema, regex, choice or grammar")
+    raise InvalidInput(FIELD, "is unset; allowed: json_schema, regex, choice or grammar")
+
+
+def check(params: pb.StructuredOutput) -> None:
+    """Raises InvalidInput for a constraint that says nothing that can be followed."""
+    if params.HasField("json_schema"):
+        _check_schema(params.json_schema)
+    if params.HasField("regex"):
+        _check_pattern(params.regex)
 
 
 def _check_size(kind: str, text: str) -> None:
@@ -124,4 +133,4 @@ def _no_constant(name: str) -> NoReturn:
 
 def _refuse(field: str, description: str) -> NoReturn:
     # From None: what was wrong in the eyes of a library holds the caller's text.
-    raise InvalidInput(f"{_FIELD}.{field}", description) from None
+    raise InvalidInput(f"{FIELD}.{field}", description) from None

@@ -83,11 +83,17 @@ class Tokenizer:
         self._whole = self._hf.backend_tokenizer
         self._whole.no_truncation()
         self._whole.no_padding()
-        self._cut = type(self._whole).from_str(self._whole.to_str())
+        self.text = self._whole.to_str()
+        self._cut = type(self._whole).from_str(self.text)
         self._cut.enable_truncation(max_length, strategy="longest_first")
         self._knows_pairs = "token_type_ids" in self._hf.model_input_names
         self._longest = max(_LEAST_LONGEST, *map(len, self._hf.get_vocab()))  # characters of a token
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
+
+    @property
+    def size(self) -> int:
+        """Tokens that it knows."""
+        return len(self._hf)
 
     @property
     def has_chat_template(self) -> bool:

@@ -82,7 +82,7 @@ def missing() -> list[str]:
         PoolingOutput: "data",
         SchedulerConfig: "max_num_seqs policy",
         StructuredOutputsConfig: "backend",
-        StructuredOutputsParams: "json regex choice grammar json_object",
+        StructuredOutputsParams: "json regex choice grammar json_object _backend _backend_was_auto",
         VllmConfig: "model_config scheduler_config speculative_config structured_outputs_config",
     }
     # What is only set when an object is made: looked for in the source.

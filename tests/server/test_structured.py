@@ -6,7 +6,7 @@ import pytest
 
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.seam import StructuredOutput
-from tuneserve.server.structured import structured
+from tuneserve.server.structured import check, structured
 from tuneserve.v1 import generation_pb2 as pb
 
 PERSON = {
@@ -45,6 +45,7 @@ def nested(levels: int) -> str:
     ],
 )
 def test_good_ones(fields, expected):
+    check(pb.StructuredOutput(**fields))
     assert structured(pb.StructuredOutput(**fields)) == expected
 
 
@@ -84,8 +85,12 @@ def test_good_ones(fields, expected):
     ],
 )
 def test_bad_ones_are_named_and_not_repeated(fields, field, reason):
+    def both(params: pb.StructuredOutput) -> None:
+        structured(params)
+        check(params)
+
     with pytest.raises(InvalidInput) as caught:
-        structured(pb.StructuredOutput(**fields))
+        both(pb.StructuredOutput(**fields))
     assert caught.value.field == f"sampling.structured_output.{field}".rstrip(".")
     assert reason in caught.value.description
     assert "CANARY" not in str(caught.value)

@@ -1,6 +1,7 @@
 """What the attacks share: a server on fake engines, and the proof that it is as it was before."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ GENERATE = generation_pb2.GenerateRequest(
 )
 # The longest that a turn of the event loop may take, in seconds of its thread's CPU time.
 _LONGEST_TURN = 0.1
+_numbers = itertools.count()
 # Sockets of ours are closed at once, but the server hears of it a little later.
 _CALM_SECONDS = 10.0
 
@@ -54,7 +56,11 @@ async def _alive(served) -> None:
     response = await health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert response.status == health_pb2.HealthCheckResponse.SERVING
     assert (await ClassificationServiceStub(served.channel).Classify(CLASSIFY, timeout=10)).results
-    assert (await GenerationServiceStub(served.channel).Generate(GENERATE, timeout=10)).completions
+    request = generation_pb2.GenerateRequest()
+    request.CopyFrom(GENERATE)
+    # Another each time, so that the process that checks them runs.
+    request.sampling.structured_output.regex = f"{next(_numbers)}"
+    assert (await GenerationServiceStub(served.channel).Generate(request, timeout=60)).completions
 
 
 @asynccontextmanager

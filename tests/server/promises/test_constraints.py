@@ -1,0 +1,181 @@
+"""A constraint costs bounded time, in a process of its own: neighbours, keys and the event loop don't notice."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from itertools import product
+
+import grpc
+import psutil
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.constraints import Constraints
+from tuneserve.server.context import Call, begin
+from tuneserve.server.errors import InvalidInput
+from tuneserve.server.tenants import Tenant, hashed
+from tuneserve.v1 import generation_pb2 as pb
+from tuneserve.v1 import model_pb2
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+GOOD = pb.StructuredOutput(json_schema='{"type": "object", "properties": {"a": {"enum": ["the film"]}}}')
+# A minute of Python's `re`, under the interpreter's lock.
+LONG = pb.StructuredOutput(regex="(?i)" + "|".join(["[a-\uffff]"] * 3600))
+HARD = {
+    "long": (LONG, "takes too much time or memory"),
+    "a billion items": (pb.StructuredOutput(json_schema='{"type": "array", "maxItems": 1000000000}'), "time or memory"),
+    "doubling rules": (
+        pb.StructuredOutput(grammar="\n".join(["root ::= a0", *(f"a{i} ::= a{i + 1} a{i + 1}" for i in range(40))])),
+        "can't be read",
+    ),
+}
+
+
+def request(form: pb.StructuredOutput) -> pb.GenerateRequest:
+    sampling = pb.SamplingParams(max_tokens=2, structured_output=form)
+    return pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="the film"), sampling=sampling)
+
+
+@pytest.mark.parametrize(("form", "reason"), HARD.values(), ids=HARD)
+async def test_what_takes_long_is_refused_and_what_follows_is_not(served, refused, form, reason):
+    stub = GenerationServiceStub(served.channel)
+    before, sampled = time.thread_time(), len(served.engines["chat"].sampled)
+    error = await refused(stub.Generate(request(form), timeout=120), grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith("sampling.structured_output.")
+    assert reason in error.details()
+    # On this thread, which has the event loop of server and client.
+    assert time.thread_time() - before < 1
+    assert len(served.engines["chat"].sampled) == sampled
+    assert (await stub.Generate(request(GOOD), timeout=120)).completions
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Tokenizer:
+    """20,000 tokens: masks of a few hundred take no time, whatever they are for."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pairs, triples = list(product(letters, repeat=2)), list(product(letters, repeat=3))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *map("".join, pairs), *map("".join, triples)]
+    merges = [*pairs, *((first + second, third) for first, second, third in triples)]
+    tokenizer = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+SLOW = ["start: a\na: /./ | a a", 'root ::= root root | [a-z] | ""', 'root ::= a\na ::= "x" | [^x] | a a a']
+# Of each kind, and as large as they get.
+FAST = [
+    pb.StructuredOutput(grammar='root ::= (word " ")+\nword ::= [a-z]+'),
+    pb.StructuredOutput(grammar='start: sum\nsum: part ("+" part)*\npart: /[0-9]+/ | "(" sum ")"'),
+    pb.StructuredOutput(regex=r"[a-z ]{1,500}\.( [a-z ]{1,500}\.)*"),
+    pb.StructuredOutput(choice=pb.Choice(options=[f"option {number}" for number in range(1024)])),
+    pb.StructuredOutput(
+        json_schema=json.dumps({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(100)}})
+    ),
+    pb.StructuredOutput(json_schema='{"type": "array", "items": {"$ref": "#"}}'),
+    pb.StructuredOutput(json_schema="{}"),
+]
+
+
+async def test_what_makes_masks_slow_is_refused(vocabulary):
+    begin(Call("a", "Generate", Tenant("one"), {}))
+    constraints = Constraints(vocabulary.to_str(), vocabulary.get_vocab_size(), None)
+    for form in FAST:
+        await constraints.checked(form)
+    for grammar in SLOW:
+        with pytest.raises(InvalidInput, match=r"^sampling\.structured_output\.grammar: (takes too long|can't)"):
+            await constraints.checked(pb.StructuredOutput(grammar=grammar))
+    await constraints.close()
+
+
+async def test_neighbours_are_answered_meanwhile(served, refused):
+    stub = GenerationServiceStub(served.channel)
+    # One that nobody has asked for yet.
+    form = pb.StructuredOutput(regex=LONG.regex + "|another")
+    long = asyncio.ensure_future(stub.Generate(request(form), timeout=120))
+    plain = pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="the"), sampling=pb.SamplingParams(max_tokens=2))
+    for _ in range(20):
+        assert (await stub.Generate(plain, timeout=60)).completions
+    assert not long.done()
+    await refused(long, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def checkers() -> list[psutil.Process]:
+    """The processes of this one that check constraints."""
+    return [one for one in psutil.Process().children() if "tuneserve.server.constraint_process" in one.cmdline()]
+
+
+async def test_a_constraint_is_checked_once(served):
+    stub = GenerationServiceStub(served.channel)
+    once = pb.StructuredOutput(regex="once")
+    assert (await stub.Generate(request(once), timeout=120)).completions
+    stopped = checkers()
+    assert stopped
+    for process in stopped:
+        process.suspend()
+    try:
+        assert (await stub.Generate(request(once), timeout=60)).completions
+    finally:
+        for process in stopped:
+            process.resume()
+
+
+async def test_a_check_ends_with_its_call(served, until):
+    stub = GenerationServiceStub(served.channel)
+    assert (await stub.Generate(request(pb.StructuredOutput(regex="before")), timeout=120)).completions
+    [process] = checkers()
+    used = process.cpu_times().user
+    call = stub.Generate(request(pb.StructuredOutput(regex=LONG.regex + "|cancelled")), timeout=120)
+    await until(lambda: process.cpu_times().user - used > 0.2)
+    call.cancel()
+    await until(lambda: not process.is_running())
+    assert (await stub.Generate(request(pb.StructuredOutput(regex="behind")), timeout=120)).completions
+
+
+async def test_a_tenant_that_keeps_it_busy_waits_behind_others(served, until):
+    """Ten of its constraints wait, and another tenant's only for the one that is being checked."""
+    [model] = [one for one in served.app.models if one.name == "chat"]
+    done: list[str] = []
+
+    async def check(tenant: str, form: pb.StructuredOutput) -> None:
+        begin(Call("a", "Generate", Tenant(tenant), {}))
+        with contextlib.suppress(InvalidInput):
+            await model.constraints.checked(form)
+        done.append(tenant)
+
+    slow = [pb.StructuredOutput(grammar=f'start: a\na: /./ | a a | "{number}"') for number in range(10)]
+    greedy = [asyncio.create_task(check("greedy", form)) for form in slow]
+    await asyncio.sleep(0)
+    await check("other", pb.StructuredOutput(regex="other"))
+    assert done.count("greedy") <= 2
+    await asyncio.gather(*greedy)
+
+
+async def test_a_key_is_taken_away_while_every_thread_is_busy(serve_config, make_llama, tmp_path, refused):
+    file = tmp_path / "tenants.yaml"
+    file.write_text(json.dumps({"tenants": {"one": {"keys": [hashed("key")]}, "two": {"keys": [hashed("other")]}}}))
+    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    config = ServerConfig(models={"chat": ModelConfig(make_llama())}, tenants=file, drain_seconds=2, **listen)
+    release = threading.Event()
+    async with serve_config(config) as served:
+        list_models = ModelServiceStub(served.channel).ListModels
+        metadata = (("x-api-key", "key"),)
+        assert (await list_models(model_pb2.ListModelsRequest(), metadata=metadata)).models
+        busy = [asyncio.get_running_loop().run_in_executor(None, release.wait) for _ in range(100)]
+        try:
+            file.write_text(json.dumps({"tenants": {"two": {"keys": [hashed("other")]}}}))
+            code = grpc.StatusCode.OK
+            for _ in range(200):
+                await asyncio.sleep(0.05)
+                call = list_models(model_pb2.ListModelsRequest(), metadata=metadata)
+                if (code := await call.code()) != grpc.StatusCode.OK:
+                    break
+            assert code == grpc.StatusCode.UNAUTHENTICATED
+        finally:
+            release.set()
+            await asyncio.gather(*busy)
