@@ -1,8 +1,10 @@
 """The import rules of the house, by reading every import statement."""
 
 import ast
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {"checkpoint", "disk", "entities", "errors", "quality", "rows", "runtime", "spacing", "tiers", "v1"}
+SPINE = {"checkpoint", "disk", "entities", "errors", "quality", "rows", "runtime", "spacing", "tiers", "v1", "yamls"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -119,6 +121,36 @@ def test_the_server_is_layered():
         # The application starts the engine, late; nothing else may.
         if name != "app":
             assert "engine" not in found, f"{name}.py imports the engine"
+
+
+# Whose extras each folder may import from, beside the dependencies.
+EXTRAS = {
+    "tuneserve": ("train",),
+    "server": ("cpu",),
+    "finetune": ("train",),
+    "quantize": ("train", "quantize"),
+    "benchmarks": ("cpu", "train"),
+}
+
+
+@pytest.mark.parametrize("folder", EXTRAS)
+def test_every_import_is_declared(folder):
+    """What is there only because something else needs it, or for development, is missing at somebody's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = names([*project["dependencies"], *(one for extra in EXTRAS[folder] for one in extras[extra])])
+    # What is made for vLLM stands on what vLLM itself asks for.
+    owners = packages_distributions()
+    of_vllm = names(one for owner in owners.get("vllm", ()) for one in requires(owner) or ())
+    for path in files(folder):
+        for name in {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"tuneserve"}:
+            known = declared | of_vllm if path in ENGINE or folder == "benchmarks" else declared
+            found = {canonicalize_name(owner) for owner in owners.get(name, ())}
+            assert found & known, f"{path.relative_to(ROOT)} imports {name}, of {found or 'nothing that is installed'}"
+
+
+def names(requirements):
+    return {canonicalize_name(Requirement(one).name) for one in requirements}
 
 
 def test_every_requirement_is_pinned():
