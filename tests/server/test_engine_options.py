@@ -32,6 +32,10 @@ def test_every_option_of_ours_is_one_of_vllms(vllm):
     assert engine_options.OURS.keys() <= engine_options._known()
 
 
+def test_what_may_be_set_while_the_server_runs_is_vllms_and_not_ours(vllm):
+    engine_options.check(dict.fromkeys(engine_options.WHILE_RUNNING), "settings.engine")
+
+
 @pytest.mark.parametrize("key", sorted(engine_options.OURS))
 def test_ours_are_refused_with_the_setting_to_use(key):
     with pytest.raises(UserError, match=rf"^models\.chat\.engine: '{key}' ") as caught:
