@@ -22,6 +22,7 @@ from prometheus_client import disable_created_metrics, start_http_server
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.server import failures, logs, ports, tls
+from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
 from tuneserve.server.draining import Running
 from tuneserve.server.health import Health
@@ -40,6 +41,10 @@ from tuneserve.v1 import checkpoint_pb2
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Messages that are on their way in for long, on all ports: each may have all of its bytes here but the last.
+_MOST_SLOW = 16
+# Anybody may ask what the services are, and nobody for long.
+_MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
 # How often the keys' file is looked at.
 _RELOAD_SECONDS = 1.0
 # What is left of the drain for statuses to reach their callers, after calls that did not end were ended.
@@ -94,7 +99,7 @@ class App:
         self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
         # Health asks for no key, so with keys it tells no names.
         self._health = Health(self.models, names=config.tenants is None)
-        self._running = Running()
+        self._running = Running(config.max_calls)
         self._shadows = Shadows(self.models, self.metrics)
         self._tenants = Tenants(config.tenants) if config.tenants else None
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
@@ -109,6 +114,8 @@ class App:
 
     def _bind(self) -> None:
         config = self.config
+        arrivals = Arrivals(_MOST_SLOW, config.stall_seconds)
+        reflecting = Arrivals(_MOST_REFLECTING, _REFLECTION_SECONDS)
 
         def interceptor(**who: Any) -> CallInterceptor:
             return CallInterceptor(
@@ -116,13 +123,22 @@ class App:
                 self._running,
                 self._shadows,
                 config.stall_seconds,
+                arrivals,
+                reflecting,
                 tracing=self._tracing,
                 log_requests=config.log_requests,
                 log_content=config.log_content,
                 **who,
             )
 
-        public = ports.public(interceptor(tenants=self._tenants), self.models, self.operations, self._health)
+        public = ports.public(
+            interceptor(tenants=self._tenants),
+            self.models,
+            self.operations,
+            self._health,
+            ports.connections_within(config.max_connections),
+            config.max_streams,
+        )
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
         self.admin_address = self.health_address = ""

@@ -91,6 +91,9 @@ class ServerConfig:
     tls: TlsConfig | None = None
     tenants: Path | None = None  # API keys and what each may do; read again when it changes
     models_root: Path | None = None  # directory that LoadModel and LoadAdapter may load from
+    max_connections: int = 1024  # of `listen`; those beyond are closed at once
+    max_streams: int = 256  # calls at once on one connection; gRPC's clients keep those beyond to themselves
+    max_calls: int = 8192  # calls at once of all connections, streams that wait for requests among them
     drain_seconds: float = 30.0
     stall_seconds: float = 60.0  # a stream whose client reads nothing for so long is ended
     watchdog_seconds: float = 60.0  # an engine that neither answers nor computes for so long counts as hung
@@ -132,6 +135,8 @@ def checked(config: ServerConfig) -> ServerConfig:
         if (address := getattr(config, key)) is not None:
             host_and_port(address, key)
     _require(config.drain_seconds >= 0, "drain_seconds", config.drain_seconds, "0 or more seconds")
+    for key in ("max_connections", "max_streams", "max_calls"):
+        _require(getattr(config, key) >= 1, key, getattr(config, key), "1 or more")
     for key in ("stall_seconds", "watchdog_seconds"):
         _require(getattr(config, key) >= 1, key, getattr(config, key), "1 or more seconds")
     _require(config.on_engine_failure in FAILURES, "on_engine_failure", config.on_engine_failure, ", ".join(FAILURES))

@@ -1,17 +1,19 @@
-"""The calls that run, so that each can end, or be ended, before the server stops."""
+"""The calls that run: so many at once, and each can end, or be ended, before the server stops."""
 
 import asyncio
 
-from tuneserve.server.errors import Unavailable
+from tuneserve.server.errors import Overloaded, Unavailable
 
 SHUTS_DOWN = "the server shuts down"
 _HOLDS, _HOLD_SECONDS = 10, 0.05
+_RETRY_MS = 1000
 
 
 class Running:
     """Every call of one server, on whichever port."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._limits: set[asyncio.Timeout] = set()
         self._draining = False
         self._ended = asyncio.Event()
@@ -20,11 +22,13 @@ class Running:
         self._refused = 0
 
     async def begin(self, limit: asyncio.Timeout) -> None:
-        """A call begins. Raises Unavailable when the server drains."""
+        """A call begins. Raises Unavailable when the server drains, Overloaded when too many run."""
         if self._draining:
             self._refused += 1
             await self._refusing.wait()
             raise Unavailable(SHUTS_DOWN)
+        if len(self._limits) >= self._most:
+            raise Overloaded(f"{self._most} calls run already", "CALLS", _RETRY_MS)
         self._limits.add(limit)
 
     def end(self, limit: asyncio.Timeout) -> None:

@@ -3,15 +3,21 @@
 An alias serves while one of its versions answers: its calls go there then. A service serves while one of its aliases
 does, and the server while any does: an engine that fails takes no other model out of service. At start none of them
 serves before each model was warmed up.
+
+Anybody may ask, without a key: what is asked is short, soon here, and a connection can watch only so many names.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 
+from tuneserve.server.arrivals import Arrivals
+from tuneserve.server.errors import CallError, InvalidInput, Unavailable
 from tuneserve.server.registry import Models, Route
 from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_pb2
 
@@ -23,7 +29,17 @@ SERVICES: dict[int, str] = {
     checkpoint_pb2.TASK_EMBEDDING: embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
 }
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
-_STATUS = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+# Of a request: the names that there are have less.
+_MOST_BYTES = 1024
+_MOST_SLOW, _SLOW_SECONDS = 8, 2.0
+# Of one connection. A client that watches for each of its channels has a connection for each of them, too.
+_MOST_WATCHES = 32
+
+_Response = health_pb2.HealthCheckResponse
+_STATUS = {True: _Response.SERVING, False: _Response.NOT_SERVING}
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Health:
@@ -55,17 +71,28 @@ def _any_serves(routes: Collection[Route]) -> bool:
     return any(route.serves for route in routes) and not any(route.is_loading for route in routes)
 
 
-class _Servicer(health_pb2_grpc.HealthServicer):
+class _Servicer:
     """The states, for whoever asks or watches.
 
-    Not the library's own: that one has no way to forget a service, and when one of several watchers of a service
-    leaves, it tells the others nothing any more.
+    Not the library's own: that one has no limits, no way to forget a service, and when one of several watchers of a
+    service leaves, it tells the others nothing any more.
     """
 
     def __init__(self) -> None:
         self._serving: Mapping[str, bool] = {}
         self._changed = asyncio.Event()  # of this state; the next one has another
         self._ended = False
+        self._arrivals = Arrivals(_MOST_SLOW, _SLOW_SECONDS)
+        self._watches: Counter[str] = Counter()  # by connection
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server."""
+        # As streams of requests, though there is one: gRPC takes it in when it is asked for.
+        methods: dict[str, Any] = {
+            "Check": grpc.stream_unary_rpc_method_handler(self._check, None, _Response.SerializeToString),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch, None, _Response.SerializeToString),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods),))
 
     def show(self, serving: Mapping[str, bool]) -> None:
         """Replaces all states. A service that is not among them is not known any more."""
@@ -79,22 +106,47 @@ class _Servicer(health_pb2_grpc.HealthServicer):
         self.show(dict.fromkeys(self._serving, False))
         self._ended = True
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
-        """See health.proto."""
-        if request.service not in self._serving:
+    async def _check(self, _: Any, context: _Context) -> health_pb2.HealthCheckResponse:
+        service = await self._asked(context)
+        if service not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND)
-        return health_pb2.HealthCheckResponse(status=_STATUS[self._serving[request.service]])
+        return _Response(status=_STATUS[self._serving[service]])
 
-    async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: Any
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """See health.proto."""
-        told = None
-        while True:
-            changed = self._changed
-            serving = self._serving.get(request.service)
-            status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN if serving is None else _STATUS[serving]
-            if status != told:
-                yield health_pb2.HealthCheckResponse(status=status)
-            told = status
-            await changed.wait()
+    async def _watch(self, _: Any, context: _Context) -> None:
+        peer = context.peer()
+        self._watches[peer] += 1
+        try:
+            if self._watches[peer] > _MOST_WATCHES:
+                text = f"a connection can watch {_MOST_WATCHES} services"
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            service, told = await self._asked(context), None
+            while True:
+                changed = self._changed
+                serving = self._serving.get(service)
+                status = _Response.SERVICE_UNKNOWN if serving is None else _STATUS[serving]
+                if status != told:
+                    await context.write(_Response(status=status))
+                told = status
+                await changed.wait()
+        finally:
+            self._watches[peer] -= 1
+            if not self._watches[peer]:
+                del self._watches[peer]
+
+    async def _asked(self, context: _Context) -> str:
+        """Returns whose health is asked for."""
+        try:
+            return _service(await self._arrivals.read(context))
+        except CallError as error:
+            code = grpc.StatusCode.UNAVAILABLE if isinstance(error, Unavailable) else grpc.StatusCode.INVALID_ARGUMENT
+            await context.abort(code, str(error))
+            raise  # abort did
+
+
+def _service(data: bytes) -> str:
+    if len(data) > _MOST_BYTES:
+        raise InvalidInput("request", f"has {len(data)} bytes; allowed: {_MOST_BYTES}")
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(data).service)
+    except DecodeError:
+        raise InvalidInput("request", "is not a message of this method's kind") from None

@@ -1,6 +1,7 @@
 """Around every call of ours: who it is from, its quota, its time, its log line, and errors turned into statuses.
 
-Health and reflection pass through untouched: probes would drown the calls in the metrics, and have no key.
+A call's message is taken in once its caller is known. Health and reflection, which anybody may call, are in no log
+line and no metric: probes would drown the calls there.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from grpc_status import rpc_status
 
 from tuneserve.server import context as calls
 from tuneserve.server import failures, request_log, wire
+from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.draining import SHUTS_DOWN, Running
 from tuneserve.server.errors import CallError, Overloaded, Unavailable, to_status
 from tuneserve.server.metrics import Metrics
@@ -30,6 +32,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method: TypeAlias = Callable[..., Any]
 
 OURS = ("/tuneserve.", "/inference.")
+REFLECTION = "/grpc.reflection."
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     running: Running
     shadows: Shadows
     stall_seconds: float
+    arrivals: Arrivals
+    reflecting: Arrivals  # whole calls of reflection
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
     tenants: Tenants | None = None
     tracing: Tracing | None = None
@@ -56,20 +61,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if details.method in self._wrapped:
             return self._wrapped[details.method]
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(OURS):
+        if handler is None or not details.method.startswith((*OURS, REFLECTION)):
             return handler
-        wrapped = self._wrapped[details.method] = self._wrap(handler, details.method)
+        wrap = self._wrap if details.method.startswith(OURS) else self._reflect
+        wrapped = self._wrapped[details.method] = wrap(handler, details.method)
         return wrapped
 
     def _wrap(self, handler: Any, name: str) -> Any:
+        # All as streams of requests: gRPC begins to take a message in when it is asked for it.
+        make = grpc.stream_stream_rpc_method_handler
         if handler.unary_unary:
-            answer, make = self._unary(handler.unary_unary, name), grpc.unary_unary_rpc_method_handler
+            answer, make = self._unary(handler.unary_unary, name), grpc.stream_unary_rpc_method_handler
         elif handler.unary_stream:
             answer = self._stream(handler.unary_stream, "server_stream", name)
-            make = grpc.unary_stream_rpc_method_handler
         else:
             answer = self._stream(handler.stream_stream, "bidi_stream", name)
-            make = grpc.stream_stream_rpc_method_handler
         return make(
             answer,
             request_deserializer=wire.lenient(handler.request_deserializer),
@@ -77,25 +83,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, method: Method, name: str) -> Method:
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(_: Any, context: Context) -> Any:
             async with self._call("unary", name, context):
-                response = await method(wire.readable(request), context)
+                request = wire.readable(await self.arrivals.read(context))
+                response = await method(request, context)
                 self.shadows.mirror(method, request, response)
                 return response
 
         return answer
 
     def _stream(self, method: Method, kind: str, name: str) -> Method:
-        async def answer(request: Any, context: Context) -> None:
-            # Closed here, not by the garbage collector: closing is what frees the engine's slot.
-            async with (
-                self._call(kind, name, context),
-                aclosing(method(wire.readable(request), context)) as messages,
-            ):
-                async for message in messages:
-                    await self._write(message, context)
+        async def answer(requests: Any, context: Context) -> None:
+            async with self._call(kind, name, context):
+                request = requests if kind == "bidi_stream" else await self.arrivals.read(context)
+                # Closed here, not by the garbage collector: closing is what frees the engine's slot.
+                async with aclosing(method(wire.readable(request), context)) as messages:
+                    async for message in messages:
+                        await self._write(message, context)
 
         return answer
+
+    def _reflect(self, handler: Any, _: str) -> Any:
+        async def answer(requests: Any, context: Context) -> None:
+            try:
+                async with self.reflecting.place(), aclosing(handler.stream_stream(requests, context)) as messages:
+                    async for message in messages:
+                        await context.write(message)
+            except Unavailable as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
     async def _write(self, message: Any, context: Context) -> None:
         """Sends a message; a client that reads nothing holds it back, and not for longer than `stall_seconds`."""

@@ -1,7 +1,9 @@
 """What the attacks share: a server on fake engines, and the proof that it is as it was before."""
 
 import asyncio
+import contextlib
 import itertools
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -139,3 +141,143 @@ def send() -> Callable:
         return await asyncio.to_thread(_send, address, method, messages, seconds)
 
     return run
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+TABLE_SETTING, WINDOW_SETTING = 1, 4
+
+
+def _frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def _block(*pairs: tuple[str, str]) -> bytes:
+    """Short headers, as HPACK literals that are kept in no table."""
+    return b"".join(b"\0" + b"".join(bytes([len(one)]) + one.encode() for one in pair) for pair in pairs)
+
+
+class RawClient:
+    """A client below gRPC: it keeps to HTTP/2's windows and sends what it likes. `answers` are the bytes of the headers
+    and trailers that came, by stream; `reset` are the streams that the server ended.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._windows: dict[int, int] = {0: 65_535}
+        self._initial = 65_535
+        self._news = asyncio.Event()
+        self.settings: dict[int, int] = {}
+        self.answers: dict[int, bytes] = {}
+        self.reset: set[int] = set()
+        self.closed = False
+        # Without a table of headers, each answer has all of its own, as they are.
+        self._write(PREFACE + _frame(SETTINGS, payload=struct.pack(">HI", TABLE_SETTING, 0)))
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def connect(cls, address: str) -> "RawClient":
+        host, port = address.rsplit(":", 1)
+        client = cls(*await asyncio.open_connection(host, int(port)))
+        await client.until(lambda: client.settings or client.closed)
+        return client
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+        await self._reading
+
+    async def until(self, condition: Callable[[], object], seconds: float = 20.0) -> bool:
+        """Waits until something holds; returns whether it does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._news.clear()
+                    await self._news.wait()
+        return bool(condition())
+
+    def open(self, stream: int, path: str, *more: tuple[str, str], end: bool = False) -> None:
+        """Begins a call."""
+        headers = (
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "localhost"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        )
+        self._windows[stream] = self._initial
+        self._write(_frame(HEADERS, 5 if end else 4, stream, _block(*headers, *more)))
+
+    def cancel(self, stream: int) -> None:
+        self._write(_frame(RST_STREAM, 0, stream, b"\0\0\0\x08"))
+
+    async def drain(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
+
+    async def send(self, stream: int, message: bytes, *, length: int | None = None, compressed: bool = False) -> int:
+        """Sends a message, or of one of another length what there is of it. Returns how many bytes the server took
+        before it ended the stream or kept its window shut for a second.
+        """
+        data, sent = struct.pack(">?I", compressed, len(message) if length is None else length) + message, 0
+
+        def room() -> int:
+            return min(16_384, self._windows[0], self._windows[stream], len(data) - sent)
+
+        while sent < len(data):
+            if not await self.until(lambda: room() > 0 or stream in self.reset or self.closed, 1.0):
+                break
+            if stream in self.reset or self.closed:
+                break
+            size = room()
+            self._write(_frame(DATA, 0, stream, data[sent : sent + size]))
+            sent += size
+            self._windows[0] -= size
+            self._windows[stream] -= size
+            await self.drain()
+        return sent
+
+    def _write(self, data: bytes) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    async def _read(self) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await self._reader.readexactly(9)
+                kind, flags, stream = struct.unpack(">BBI", head[3:])
+                self._take(kind, flags, stream, await self._reader.readexactly(int.from_bytes(head[:3])))
+                self._news.set()
+        self.closed = True
+        self._news.set()
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == SETTINGS and not flags & 1:
+            self.settings |= dict(struct.iter_unpack(">HI", payload))
+            self._initial = self.settings.get(WINDOW_SETTING, self._initial)
+            self._write(_frame(SETTINGS, 1))
+        elif kind == PING and not flags & 1:
+            self._write(_frame(PING, 1, 0, payload))
+        elif kind == WINDOW_UPDATE:
+            self._windows[stream] = self._windows.get(stream, self._initial) + int.from_bytes(payload)
+        elif kind == HEADERS:
+            self.answers[stream] = self.answers.get(stream, b"") + payload
+            if flags & 1:
+                self.reset.add(stream)
+        elif kind == RST_STREAM:
+            self.reset.add(stream)
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[Callable]:
+    """`await raw(address)` is a connection without gRPC; closed at the test's end."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect(address: str) -> RawClient:
+            client = await RawClient.connect(address)
+            stack.push_async_callback(client.close)
+            return client
+
+        yield connect
