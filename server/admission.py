@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ _MEMORY = 5.0
 # Share of the longest wait that a call may expect and still come in. What it expects is a guess, of an engine that gets
 # slower while many are turned away beside it: with too little to spare, those that come in last wait in vain.
 _SURE = 0.6
+# Waiters that gave up and may stay in the queue, beside as many as there are others.
+_KEPT = 64
 # How long a caller that was turned away should wait at least, in milliseconds.
 _RETRY_MS = 100
 
@@ -35,6 +38,7 @@ class _Waiter:
     sequences: int = field(compare=False)
     tokens: int = field(compare=False)
     granted: "asyncio.Future[None]" = field(compare=False)
+    is_live: bool = field(default=True, compare=False)  # its turn did not come, and it did not give up
 
 
 @dataclass(eq=False)
@@ -42,6 +46,7 @@ class Entry:
     """A call that is in. Until its first turn it counts among those that wait: its texts are being tokenized."""
 
     priority: int
+    is_coming: bool = True
 
 
 class Admission:
@@ -63,6 +68,7 @@ class Admission:
         """
         self.calls = 0
         self.running = 0
+        self.waiting = 0
         self.waiting_tokens = 0
         self.empty = asyncio.Event()
         self.empty.set()
@@ -73,8 +79,12 @@ class Admission:
         self._max_wait = max_wait
         self._rejected = rejected
         self._clock = clock
+        # A heap. Those that gave up stay in it until they come to its top, or are most of it: a search for one of them
+        # takes time that grows with it, and a call that is cancelled may have thousands.
         self._queue: list[_Waiter] = []
-        self._coming: set[Entry] = set()
+        # What `expected_wait` counts, by priority: sequences of those that wait, and calls that have not come so far.
+        self._ahead: Counter[int] = Counter()
+        self._coming: Counter[int] = Counter()
         self._order = 0
         self._speed = _Speed()
 
@@ -88,13 +98,13 @@ class Admission:
             what = f"a queue of about {expected:.1f} s, at a longest wait of {self._max_wait:g} s"
             raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
         entry = Entry(priority)
-        self._coming.add(entry)
+        self._coming[priority] += 1
         self.calls += 1
         self.empty.clear()
         try:
             yield entry
         finally:
-            self._coming.discard(entry)
+            self._arrived(entry)
             self.calls -= 1
             if not self.calls:
                 self.empty.set()
@@ -105,7 +115,7 @@ class Admission:
     ) -> AsyncIterator[None]:
         """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long."""
         if entry:
-            self._coming.discard(entry)
+            self._arrived(entry)
         await self._wait(sequences, tokens, priority)
         try:
             yield
@@ -114,24 +124,31 @@ class Admission:
 
     def expected_wait(self, priority: int = 0) -> float:
         """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
-        ahead = sum(waiter.sequences for waiter in self._queue if waiter.priority <= priority)
+        ahead = _up_to(self._ahead, priority)
         # Those that come will wait only if there is no room for them.
-        coming = sum(entry.priority <= priority for entry in self._coming)
+        coming = _up_to(self._coming, priority)
         ahead += max(0, coming - max(0, self._slots - self.running))
         return ahead / self._speed.per_second if ahead and self._speed.per_second else 0.0
 
+    def _arrived(self, entry: Entry) -> None:
+        if entry.is_coming:
+            entry.is_coming = False
+            _subtract(self._coming, entry.priority, 1)
+
     async def _wait(self, sequences: int, tokens: int, priority: int) -> None:
-        if not self._queue and self.running < self._slots:
+        if not self.waiting and self.running < self._slots:
             self.running += sequences
             return
-        if self._queue and self.waiting_tokens + tokens > self._max_tokens:
+        if self.waiting and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
-        if not self._queue:
+        if not self.waiting:
             self._speed.saturated(self._clock())
         self._order += 1
         granted = asyncio.get_running_loop().create_future()
         waiter = _Waiter(priority, self._order, sequences, tokens, granted)
         heapq.heappush(self._queue, waiter)
+        self.waiting += 1
+        self._ahead[priority] += sequences
         self.waiting_tokens += tokens
         try:
             async with asyncio.timeout(self._max_wait):
@@ -147,19 +164,27 @@ class Admission:
             raise
 
     def _forget(self, waiter: _Waiter) -> None:
-        if waiter in self._queue:
-            self._queue.remove(waiter)
+        """Counts a waiter no more: its turn came, or it gave up."""
+        if not waiter.is_live:
+            return
+        waiter.is_live = False
+        self.waiting -= 1
+        _subtract(self._ahead, waiter.priority, waiter.sequences)
+        self.waiting_tokens -= waiter.tokens
+        if len(self._queue) > 2 * self.waiting + _KEPT:
+            self._queue = [one for one in self._queue if one.is_live]
             heapq.heapify(self._queue)
-            self.waiting_tokens -= waiter.tokens
 
     def _release(self, sequences: int) -> None:
         self.running -= sequences
-        if self._queue:
+        if self.waiting:
             self._speed.done(sequences, self._clock())
-        while self._queue and self.running < self._slots:
+        while self.waiting and self.running < self._slots:
             waiter = heapq.heappop(self._queue)
-            self.waiting_tokens -= waiter.tokens
-            # Cancelled: its task has not run yet, or it would not be in the queue any more.
+            if not waiter.is_live:
+                continue
+            self._forget(waiter)
+            # Cancelled: its task has not run yet, or it would be forgotten already.
             if not waiter.granted.cancelled():
                 self.running += waiter.sequences
                 waiter.granted.set_result(None)
@@ -168,6 +193,16 @@ class Admission:
         self._rejected(reason)
         retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
         return Overloaded(f"model {self._name!r} has {what}", reason, retry)
+
+
+def _up_to(counts: Counter[int], priority: int) -> int:
+    return sum(count for one, count in counts.items() if one <= priority)
+
+
+def _subtract(counts: Counter[int], priority: int, count: int) -> None:
+    counts[priority] -= count
+    if not counts[priority]:
+        del counts[priority]
 
 
 class _Speed:

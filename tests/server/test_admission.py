@@ -1,4 +1,5 @@
 import asyncio
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -216,3 +217,71 @@ async def test_what_was_seen_long_ago_is_forgotten():
     assert await busy(8.0) == pytest.approx(8.0)
     clock.now += 600
     assert await busy(0.5) == pytest.approx(0.5, rel=0.01)
+
+
+async def test_giving_up_costs_the_same_however_many_wait():
+    """One call may have thousands of requests that wait, and many calls are cancelled at once."""
+    admission, done, log = make(slots=1, max_tokens=10**9), asyncio.Event(), []
+    running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
+    await settle()
+
+    async def cost(waiting: int) -> float:
+        """CPU seconds of 200 that give up among so many."""
+        tasks = [asyncio.create_task(holding(admission, done=done, log=log, name="x")) for _ in range(waiting)]
+        await settle()
+        # The last ones: those that search find them last.
+        given_up, before = tasks[-200:], time.thread_time()
+        for task in given_up:
+            task.cancel()
+        await settle()
+        passed = time.thread_time() - before
+        assert all(task.done() for task in given_up)
+        assert admission.waiting_tokens == waiting - 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return passed
+
+    few = await cost(1000)
+    assert await cost(20_000) < 5 * few + 0.05
+    assert admission.waiting_tokens == 0
+    done.set()
+    await running
+
+
+async def test_those_that_gave_up_are_neither_waited_for_nor_kept():
+    admission, first, done, log = make(slots=1, max_tokens=10**9), asyncio.Event(), asyncio.Event(), []
+    running = asyncio.create_task(holding(admission, done=first, log=log, name="running"))
+    await settle()
+    early = [asyncio.create_task(holding(admission, done=done, log=log, name="early")) for _ in range(1000)]
+    late = [asyncio.create_task(holding(admission, done=done, log=log, name="late", priority=1)) for _ in range(3)]
+    await settle()
+    for task in early:
+        task.cancel()
+    await settle()
+    assert len(admission._queue) < 200
+    assert admission.waiting_tokens == 3
+    first.set()
+    done.set()
+    await asyncio.gather(running, *late)
+    assert log == ["running", "late", "late", "late"]
+    assert (admission.running, admission.waiting_tokens, admission.expected_wait(9)) == (0, 0, 0)
+
+
+async def test_an_expected_wait_costs_the_same_however_many_wait():
+    clock = Clock()
+    admission, done, log = make(clock, slots=1, max_tokens=10**9, max_calls=10**6), asyncio.Event(), []
+
+    def cost() -> float:
+        before = time.thread_time()
+        for _ in range(200):
+            with admission.enter(priority=1):
+                pass
+        return time.thread_time() - before
+
+    few = cost()
+    tasks = [asyncio.create_task(holding(admission, done=done, log=log, name="x")) for _ in range(10_000)]
+    await settle()
+    assert cost() < 5 * few + 0.05
+    done.set()
+    await asyncio.gather(*tasks)

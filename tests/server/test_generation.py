@@ -285,7 +285,7 @@ async def test_lower_priority_goes_first_where_calls_wait(serve_config, make_lla
             request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=sampling, priority=priority)
             calls.append(stub.Generate(request))
             # One at a time, so that the order in which they came is known.
-            await until(lambda number=number: model.admission.running == 1 and len(model.admission._queue) == number)
+            await until(lambda number=number: model.admission.running == 1 and model.admission.waiting == number)
         may_answer.set()
         await asyncio.gather(*calls)
         # By priority, then in the order of arrival; -3 is no better than what everybody has.

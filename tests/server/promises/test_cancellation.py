@@ -128,7 +128,7 @@ async def cancel(server, method: str, phase: str) -> None:
         speak_at_length(engine)
     calls = [begin(channel, method) for _ in range(AT_ONCE)]
     if phase == "queued":
-        await within(5, lambda: len(model.admission._queue) == AT_ONCE)
+        await within(5, lambda: model.admission.waiting == AT_ONCE)
     elif phase in ("mid-stream", "slow reader"):
         await asyncio.gather(*(call.read() for call in calls[: engine.max_num_seqs]))
     else:
@@ -140,7 +140,7 @@ async def cancel(server, method: str, phase: str) -> None:
         await channel.close()
     for call in calls:
         call.cancel()
-    await within(1, lambda: model.admission.calls == len(holders) and not model.admission._queue)
+    await within(1, lambda: model.admission.calls == len(holders) and not model.admission.waiting)
     for holder in holders:
         holder.cancel()
     await within(1, lambda: not (engine.running or model.admission.calls or model.admission.running))
@@ -185,7 +185,7 @@ async def test_a_deadline_that_passes_in_the_queue_never_reaches_the_engine(serv
     holders = [begin(server.channel, method) for _ in range(model.admission._slots)]
     await within(5, lambda: engine.running == len(holders))
     late = [begin(server.channel, method, timeout=1.5) for _ in range(AT_ONCE)]
-    await within(5, lambda: len(model.admission._queue) == AT_ONCE)
+    await within(5, lambda: model.admission.waiting == AT_ONCE)
     assert [await call.code() for call in late] == [grpc.StatusCode.DEADLINE_EXCEEDED] * AT_ONCE
     for holder in holders:
         await (holder.read() if method.endswith("Stream") else holder)

@@ -133,7 +133,7 @@ async def test_calls_cost_what_was_done_for_them(spending, until, method, phase)
         await until(lambda: model.admission.running >= model.admission._slots)
     call = begin(served.channel, method)
     if phase == "queued":
-        await until(lambda: model.admission._queue)
+        await until(lambda: model.admission.waiting)
     elif phase == "running":
         await until(lambda: work.running)
         await asyncio.sleep(0.03)
