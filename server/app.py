@@ -19,7 +19,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import disable_created_metrics, start_http_server
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, disk
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.server import failures, logs, ports, tls
 from tuneserve.server.arrivals import Arrivals
@@ -265,8 +265,9 @@ class App:
                 "health": self.health_address,
             }
             temporary = ready_file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-            temporary.replace(ready_file)
+            with disk.watched(ready_file):
+                temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+                temporary.replace(ready_file)
 
     def _bind_metrics(self, address: str) -> str:
         host, port = host_and_port(address, "metrics_listen")

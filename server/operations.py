@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, disk
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server import adapters, concurrency, config, engine_options, memory, redaction, settings
 from tuneserve.server.config import ModelConfig, ServerConfig
@@ -118,6 +118,8 @@ class Operations:
         directory = self._below_root(path)
         try:
             adapter = await asyncio.to_thread(self._take, name, directory, model)
+        except StepFailed as error:
+            raise WrongState("the server's disk for adapters is full: free some, or give it another TMPDIR") from error
         except UserError as error:
             raise InvalidInput("path", _public(error, directory)) from error
         await model.add_adapter(adapter)
@@ -184,7 +186,8 @@ class Operations:
     def _take(self, name: str, path: Path, model: Model) -> adapters.Adapter:
         if self._adapters is None:
             self._adapters = Path(tempfile.mkdtemp(prefix="tuneserve-adapters-"))
-        return adapters.take(name, path, self._adapters, model.config.max_adapter_rank)
+        with disk.watched(self._adapters, "free some, or let TMPDIR name a folder on another disk"):
+            return adapters.take(name, path, self._adapters, model.config.max_adapter_rank)
 
 
 def _not_now(allowed: Iterable[str]) -> str:
