@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tuneserve.server import config
 from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput, NotAllowed
 from tuneserve.server.operations import Operations
@@ -49,8 +50,8 @@ class ModelService(ModelServiceServicer):
         """See model.proto."""
         _require_administrator()
         alias = request.alias
-        if not alias.name or "@" in alias.name:
-            raise InvalidInput("alias.name", "is empty or has an @; a name is needed")
+        if not config.is_name(alias.name):
+            raise InvalidInput("alias.name", f"is not a name: {config.A_NAME}")
         return pb.SetAliasResponse(alias=await self._operations.set_alias(alias, request.unload_unused))
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:

@@ -183,7 +183,9 @@ async def test_aliases_are_removed_and_checked(admin, refused, classify):
     await refused(classify("mood"), grpc.StatusCode.NOT_FOUND)
     for bad, code in (
         (model_pb2.Alias(name=""), grpc.StatusCode.INVALID_ARGUMENT),
-        (model_pb2.Alias(name="a@b"), grpc.StatusCode.INVALID_ARGUMENT),
+        (model_pb2.Alias(name="a@b", targets=[target(old)]), grpc.StatusCode.INVALID_ARGUMENT),
+        (model_pb2.Alias(name="a\nb", targets=[target(old)]), grpc.StatusCode.INVALID_ARGUMENT),
+        (model_pb2.Alias(name="a" * 64, targets=[target(old)]), grpc.StatusCode.INVALID_ARGUMENT),
         (model_pb2.Alias(name="a", targets=[target(old, 0)]), grpc.StatusCode.INVALID_ARGUMENT),
         (
             model_pb2.Alias(name="a", targets=[model_pb2.AliasTarget(model="nope", version="x", weight=1)]),
