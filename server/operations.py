@@ -7,7 +7,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _FILES_ALONE = {entry.name for entry in fields(ModelConfig)}.difference(config.W
 
 
 class Operations:
-    """The server's models, as an administrator changes them. One change at a time."""
+    """The server's models, as an administrator changes them. One is loaded or unloaded at a time."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Operations:
         self._supervisor = supervisor
         self._health = health
         self._one_at_a_time = asyncio.Lock()
+        self._leaving: set[str] = set()  # versions that are being unloaded
         self._adapters: Path | None = None  # directory of the copies, made for the first one
 
     def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
@@ -97,21 +98,22 @@ class Operations:
             model = self._models.version(name, version)
             if self._models.is_used(model):
                 raise WrongState(f"an alias points at {model.id}; move it first")
-            await self._unload(model)
+            await self._unload([model])
 
     async def set_alias(self, alias: pb.Alias, unload_unused: bool) -> pb.Alias:
         """Moves an alias, and returns it as it is now. See ModelService.SetAlias."""
-        async with self._one_at_a_time:
-            # Looked up only now: what was there when the call came may be unloaded since.
-            route = self._route(alias) if alias.targets else None
-            before = self._models.route(alias.name)
-            self._models.set_route(alias.name, route)
-            await self._health.publish()
-            logger.info("alias %s: moved", alias.name)
-            if unload_unused and before:
-                unused = [model for model in before.models() if not self._models.is_used(model)]
-                await asyncio.gather(*(self._unload(model) for model in unused))
-            return to_proto(alias.name, route) if route else pb.Alias(name=alias.name)
+        # At once, whatever is being loaded meanwhile: this is how a bad version is taken back.
+        route = self._route(alias) if alias.targets else None
+        before = self._models.route(alias.name)
+        self._models.set_route(alias.name, route)
+        await self._health.publish()
+        logger.info("alias %s: moved", alias.name)
+        if unload_unused and before:
+            async with self._one_at_a_time:
+                # Another change may have come first.
+                there = [model for model in before.models() if any(model is other for other in self._models)]
+                await self._unload([model for model in there if not self._models.is_used(model)])
+        return to_proto(alias.name, route) if route else pb.Alias(name=alias.name)
 
     async def load_adapter(self, model: Model, name: str, path: str) -> adapters.Adapter:
         """Loads a LoRA adapter. See ModelService.LoadAdapter."""
@@ -130,7 +132,14 @@ class Operations:
         if self._adapters:
             shutil.rmtree(self._adapters, ignore_errors=True)
 
-    async def _unload(self, model: Model) -> None:
+    async def _unload(self, models: Sequence[Model]) -> None:
+        self._leaving = {model.id for model in models}
+        try:
+            await asyncio.gather(*(self._drain_and_end(model) for model in models))
+        finally:
+            self._leaving = set()
+
+    async def _drain_and_end(self, model: Model) -> None:
         if not await model.drain(self._config.drain_seconds):
             logger.warning("model %s: calls still running after %g s", model.id, self._config.drain_seconds)
         await concurrency.to_the_end(self._end(model))
@@ -147,12 +156,17 @@ class Operations:
         for index, target in enumerate(alias.targets):
             if not target.weight:
                 raise InvalidInput(f"alias.targets[{index}].weight", "is 0; allowed: 1 or more")
-            targets.append((self._models.version(target.model, target.version), target.weight))
-        shadow = self._models.version(alias.shadow.model, alias.shadow.version) if alias.HasField("shadow") else None
-        route = Route(targets, shadow)
+            targets.append((self._staying(target), target.weight))
+        route = Route(targets, self._staying(alias.shadow) if alias.HasField("shadow") else None)
         if len({model.manifest.task for model in route.models()}) > 1:
             raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
         return route
+
+    def _staying(self, target: pb.AliasTarget) -> Model:
+        model = self._models.version(target.model, target.version)
+        if model.id in self._leaving:
+            raise WrongState(f"{model.id} is being unloaded")
+        return model
 
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
         """The settings of the model's latest version, changed by the request's."""

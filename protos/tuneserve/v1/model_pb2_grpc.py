@@ -112,7 +112,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points a name at one version, or splits its calls over several, at once for all later calls.
+        """Points a name at one version, or splits its calls over several, at once for all later calls, also while a model is
+        being loaded. FAILED_PRECONDITION for a version that is being unloaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

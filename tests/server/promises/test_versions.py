@@ -205,18 +205,47 @@ async def test_an_engine_that_is_being_ended_is_ended_though_nobody_waits(admin,
     assert new.version not in {model.version for model in listed}
 
 
-async def test_a_version_that_is_gone_when_its_turn_comes_is_not_found(admin, server, refused, until):
-    """Two changes at once: the second one waits, and what it names may be gone by then."""
+async def test_what_is_being_unloaded_gets_no_alias_and_is_unloaded_once(admin, server, refused, until):
     _, new = await versions(admin, "sentiment")
     server.engines["sentiment"].delay = 0.3
     running = asyncio.create_task(classify(server, new))
     await until(lambda: server.engines["sentiment"].running)
     first = asyncio.ensure_future(admin.UnloadModel(unload(new)))
     await until(lambda: server.app.models.latest("sentiment").state == model_pb2.MODEL_STATE_DRAINING)
-    again = refused(admin.UnloadModel(unload(new)), grpc.StatusCode.NOT_FOUND)
-    await asyncio.gather(again, refused(alias(admin, "sentiment", target(new, 1)), grpc.StatusCode.NOT_FOUND))
+    error = await refused(alias(admin, "sentiment", target(new, 1)), grpc.StatusCode.FAILED_PRECONDITION)
+    assert f"{new.name}@{new.version} is being unloaded" in error.details()
+    await refused(admin.UnloadModel(unload(new)), grpc.StatusCode.NOT_FOUND)
     await asyncio.gather(first, running)
+    await refused(alias(admin, "sentiment", target(new, 1)), grpc.StatusCode.NOT_FOUND)
     assert (await ClassificationServiceStub(server.channel).Classify(CLASSIFY)).results
+
+
+async def test_an_alias_is_moved_while_a_model_loads(admin, server, monkeypatch, until):
+    """However long that takes, or if it hangs: this is how a bad version is taken back."""
+    old, new = await versions(admin, "sentiment")
+    await alias(admin, "sentiment", target(new, 1))
+    loading, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(_):
+        loading.set()
+        await go.wait()
+
+    monkeypatch.setattr(server.app.operations, "start", slow)
+    load = asyncio.ensure_future(admin.LoadModel(model_pb2.LoadModelRequest(model="chat", path="chat")))
+    await asyncio.wait_for(loading.wait(), 10)
+    wanted = model_pb2.Alias(name="sentiment", targets=[target(old, 1)])
+    moving = asyncio.ensure_future(
+        admin.SetAlias(model_pb2.SetAliasRequest(alias=wanted, unload_unused=True), timeout=60)
+    )
+    await until(lambda: server.app.models.route("sentiment").targets[0][0].version == old.version)
+    call = ClassificationServiceStub(server.channel).Classify(CLASSIFY)
+    await call
+    assert dict(await call.trailing_metadata())["x-model-version"] == f"sentiment@{old.version}"
+    assert not moving.done(), "only the unloading waits"
+    go.set()
+    await asyncio.gather(load, moving)
+    listed = (await admin.ListModels(model_pb2.ListModelsRequest())).models
+    assert new.version not in {model.version for model in listed}
 
 
 async def test_only_inference_is_mirrored(admin, server, until):
