@@ -15,19 +15,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import disable_created_metrics, start_http_server
+from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
-from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import failures, logs, ports, tls
+from tuneserve.errors import StepFailed
+from tuneserve.server import connections, failures, logs, ports, tls
 from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
 from tuneserve.server.draining import Running
 from tuneserve.server.health import Health
 from tuneserve.server.interceptors import CallInterceptor
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.metrics_http import MetricsServer
 from tuneserve.server.models import EngineFactory, Model
 from tuneserve.server.operations import Operations
 from tuneserve.server.registry import Models
@@ -136,30 +136,35 @@ class App:
             self.models,
             self.operations,
             self._health,
-            ports.connections_within(config.max_connections),
-            config.max_streams,
+            config,
         )
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
         self.admin_address = self.health_address = ""
         self._servers = [public]
         if config.admin_listen:
-            admin = ports.admin(interceptor(everybody=ADMINISTRATOR), self.models, self.operations, self._health)
+            admin = ports.admin(
+                interceptor(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config
+            )
             self.admin_address = ports.bind(admin, config.admin_listen, "admin_listen")
             if host_and_port(config.admin_listen, "admin_listen")[0] not in _LOOPBACK:
                 logger.warning("admin_listen: whoever reaches %s is an administrator", self.admin_address)
             self._servers.append(admin)
         if config.health_listen:
-            plain = ports.health_only(self._health)
+            plain = ports.health_only(self._health, config)
             self.health_address = ports.bind(plain, config.health_listen, "health_listen")
             self._servers.append(plain)
-        self.metrics_address = self._bind_metrics(config.metrics_listen)
+        bound = connections.sockets(config.metrics_listen, "metrics_listen")
+        host, _ = host_and_port(config.metrics_listen, "metrics_listen")
+        self.metrics_address = connections.shown(host, bound[0].getsockname()[1])
+        self._metrics_server = MetricsServer(self.metrics.page, bound)
 
     async def start(self) -> None:
         """Serves health and the model list, then loads every model and serves them."""
         await self._health.publish()
         for server in self._servers:
             await server.start()
+        await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         await asyncio.gather(*(self._load(model) for model in self.models))
@@ -251,8 +256,7 @@ class App:
         self.operations.close()
         if self._tracing:
             await asyncio.to_thread(self._tracing.shutdown)
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
+        self._metrics_server.close()
         logger.info("stopped")
 
     def _announce(self, ready_file: Path | None) -> None:
@@ -268,16 +272,6 @@ class App:
             with disk.watched(ready_file):
                 temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
                 temporary.replace(ready_file)
-
-    def _bind_metrics(self, address: str) -> str:
-        host, port = host_and_port(address, "metrics_listen")
-        try:
-            server, _ = start_http_server(port, addr=host, registry=self.metrics.registry)
-        except OSError as error:
-            raise UserError(f"metrics_listen: can't bind {address}: {error.strerror}", "choose another port") from None
-        server.set_app(self.metrics.page)
-        self._metrics_server: WSGIServer = server
-        return f"{host}:{server.server_port}"
 
 
 def serve(config: ServerConfig, ready_file: Path | None = None) -> None:

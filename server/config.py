@@ -92,6 +92,9 @@ class ServerConfig:
     tenants: Path | None = None  # API keys and what each may do; read again when it changes
     models_root: Path | None = None  # directory that LoadModel and LoadAdapter may load from
     max_connections: int = 1024  # of `listen`; those beyond are closed at once
+    max_connection_age_seconds: float = 600.0  # then its client makes a new one; calls that run go on
+    max_connection_idle_seconds: float = 300.0  # without a call
+    keepalive_seconds: float = 60.0  # a client that says nothing for so long is asked whether it is there
     max_streams: int = 256  # calls at once on one connection; gRPC's clients keep those beyond to themselves
     max_calls: int = 8192  # calls at once of all connections, streams that wait for requests among them
     drain_seconds: float = 30.0
@@ -137,7 +140,13 @@ def checked(config: ServerConfig) -> ServerConfig:
     _require(config.drain_seconds >= 0, "drain_seconds", config.drain_seconds, "0 or more seconds")
     for key in ("max_connections", "max_streams", "max_calls"):
         _require(getattr(config, key) >= 1, key, getattr(config, key), "1 or more")
-    for key in ("stall_seconds", "watchdog_seconds"):
+    for key in (
+        "stall_seconds",
+        "watchdog_seconds",
+        "max_connection_age_seconds",
+        "max_connection_idle_seconds",
+        "keepalive_seconds",
+    ):
         _require(getattr(config, key) >= 1, key, getattr(config, key), "1 or more seconds")
     _require(config.on_engine_failure in FAILURES, "on_engine_failure", config.on_engine_failure, ", ".join(FAILURES))
     files = {"tenants": config.tenants}

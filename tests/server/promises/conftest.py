@@ -186,7 +186,11 @@ class RawClient:
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        await self._reading
+        await asyncio.wait((self._reading,))
+
+    def vanish(self) -> None:
+        """Answers nothing any more, and does not hang up either."""
+        self._reading.cancel()
 
     async def until(self, condition: Callable[[], object], seconds: float = 20.0) -> bool:
         """Waits until something holds; returns whether it does."""

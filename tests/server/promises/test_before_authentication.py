@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tuneserve.server import ports
+from tuneserve.server import connections
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.tenants import hashed
 from tuneserve.v1 import classification_pb2, model_pb2
@@ -201,7 +201,7 @@ async def test_reflection_is_for_a_few_at_a_time(start, raw):
 
 
 async def test_connections_are_few_and_say_what_they_are(start, monkeypatch):
-    monkeypatch.setattr(ports, "_HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 1.0)
     async with start(max_connections=8) as server:
         host, port = server.app.address.rsplit(":", 1)
         silent = [await asyncio.open_connection(host, int(port)) for _ in range(40)]
@@ -267,8 +267,8 @@ async def test_so_many_calls_at_once(start, refused, until):
 
 
 def test_files_are_kept_back(monkeypatch, caplog):
-    monkeypatch.setattr(ports.resource, "setrlimit", lambda *_: None)
-    for files, wanted, connections in ((1024, 1024, 768), (256, 1024, 128), (256, 100, 100), (-1, 5000, 5000)):
-        monkeypatch.setattr(ports.resource, "getrlimit", lambda _, files=files: (files, files))
-        assert ports.connections_within(wanted) == connections
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda *_: None)
+    for files, wanted, allowed in ((1024, 1024, 768), (256, 1024, 128), (256, 100, 100), (-1, 5000, 5000)):
+        monkeypatch.setattr(connections.resource, "getrlimit", lambda _, files=files: (files, files))
+        assert connections.within_files(wanted) == allowed
     assert "max_connections: 768, as the process may have 1024 files open" in caplog.text

@@ -1,0 +1,104 @@
+"""The metrics' port: one page, whoever else holds connections to it."""
+
+import asyncio
+import contextlib
+import gzip
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tuneserve.server import connections, metrics_http
+from tuneserve.server.metrics_http import MetricsServer
+
+GET = b"GET /metrics?x=1 HTTP/1.1\r\nHost: localhost\r\n"
+PAGE = b"tuneserve_up 1\n"
+
+
+def page(environ, start_response):
+    """Echoes what it was asked."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if environ["PATH_INFO"] == "/broken":
+        raise ValueError("secret")
+    if "gzip" in environ["HTTP_ACCEPT_ENCODING"]:
+        return [gzip.compress(PAGE)]
+    return [PAGE, f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {environ['QUERY_STRING']}".encode()]
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[str, int]]:
+    bound = connections.sockets("127.0.0.1:0", "metrics_listen")
+    server = MetricsServer(page, bound)
+    await server.start()
+    try:
+        yield bound[0].getsockname()
+    finally:
+        server.close()
+
+
+async def ask(address: tuple[str, int], request: bytes) -> tuple[bytes, bytes]:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head, body
+
+
+async def test_a_page():
+    async with serving() as address:
+        head, body = await ask(address, GET + b"\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: ")
+        assert body == PAGE + b"GET /metrics x=1"
+        _, body = await ask(address, GET + b"Accept-Encoding: deflate, gzip\r\n\r\n")
+        assert gzip.decompress(body) == PAGE
+
+
+async def test_what_is_wrong(caplog):
+    async with serving() as address:
+        assert (await ask(address, b"\x16\x03\x01\r\n\r\n"))[0].startswith(b"HTTP/1.1 400 ")
+        assert (await ask(address, b"GET /broken HTTP/1.1\r\n\r\n"))[0].startswith(b"HTTP/1.1 500 ")
+        assert (await ask(address, GET + b"x" * 100_000))[0] == b""
+    assert "the metrics' page failed: ValueError at " in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("begun", [b"", GET], ids=["silent", "half a request"])
+async def test_connections_are_few_and_short(begun, monkeypatch):
+    """And none of them is a thread, or keeps the page from anybody."""
+    monkeypatch.setattr(metrics_http, "_SECONDS", 2.0)
+    async with serving() as address:
+        threads = threading.active_count()
+        held = []
+        for number in range(200):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(begun)
+            held.append((reader, writer))
+            if number % 50 == 0:
+                assert (await ask(address, GET + b"\r\n"))[1].startswith(PAGE)
+        assert threading.active_count() <= threads + 1
+        for reader, writer in held:
+            with contextlib.suppress(ConnectionError):
+                assert not await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+        assert (await ask(address, GET + b"\r\n"))[1].startswith(PAGE)
+
+
+async def test_a_page_that_nobody_reads_is_given_up(monkeypatch):
+    monkeypatch.setattr(metrics_http, "_SECONDS", 0.5)
+    monkeypatch.setattr(f"{__name__}.PAGE", bytes(64 << 20))
+    before = len(asyncio.all_tasks())
+    async with serving() as address:
+        _, writer = await asyncio.open_connection(*address, limit=1)
+        writer.write(GET + b"\r\n")
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if len(asyncio.all_tasks()) > before:
+                break
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if len(asyncio.all_tasks()) == before:
+                break
+        assert len(asyncio.all_tasks()) == before
+        writer.transport.abort()
