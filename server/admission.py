@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from tuneserve.server.errors import Overloaded
+from tuneserve.server.errors import DeadlinePassed, Overloaded
 
 # Seconds over which the engine's speed is averaged.
 _MEMORY = 5.0
@@ -25,6 +25,7 @@ _MEMORY = 5.0
 _SURE = 0.6
 # Waiters that gave up and may stay in the queue, beside as many as there are others.
 _KEPT = 64
+TOO_LATE = "the deadline passed while the call waited for the engine"
 # How long a caller that was turned away should wait at least, in milliseconds.
 _RETRY_MS = 100
 
@@ -111,12 +112,19 @@ class Admission:
 
     @asynccontextmanager
     async def turn(
-        self, sequences: int, tokens: int, priority: int = 0, entry: Entry | None = None
+        self,
+        sequences: int,
+        tokens: int,
+        priority: int = 0,
+        entry: Entry | None = None,
+        deadline: float | None = None,  # on the clock
     ) -> AsyncIterator[None]:
-        """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long."""
+        """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long; and
+        DeadlinePassed.
+        """
         if entry:
             self._arrived(entry)
-        await self._wait(sequences, tokens, priority)
+        await self._wait(sequences, tokens, priority, deadline)
         try:
             yield
         finally:
@@ -135,7 +143,7 @@ class Admission:
             entry.is_coming = False
             _subtract(self._coming, entry.priority, 1)
 
-    async def _wait(self, sequences: int, tokens: int, priority: int) -> None:
+    async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
         if not self.waiting and self.running < self._slots:
             self.running += sequences
             return
@@ -150,8 +158,9 @@ class Admission:
         self.waiting += 1
         self._ahead[priority] += sequences
         self.waiting_tokens += tokens
+        left = math.inf if deadline is None else max(0.0, deadline - self._clock())
         try:
-            async with asyncio.timeout(self._max_wait):
+            async with asyncio.timeout(min(self._max_wait, left)):
                 await granted
         except BaseException as error:
             if granted.done() and not granted.cancelled():
@@ -159,6 +168,8 @@ class Admission:
                 self._release(sequences)
             else:
                 self._forget(waiter)
+            if isinstance(error, TimeoutError) and left < self._max_wait:
+                raise DeadlinePassed(TOO_LATE) from None
             if isinstance(error, TimeoutError):
                 raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
             raise

@@ -1,6 +1,5 @@
 """ClassificationService: convert, engine, convert."""
 
-import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from tuneserve import checkpoint
 from tuneserve.server import convert, failures, spans, streams, windows
 from tuneserve.server.context import current
-from tuneserve.server.errors import CallError, InvalidInput, to_status
+from tuneserve.server.errors import InvalidInput
 from tuneserve.server.explanation import Explanation
 from tuneserve.server.models import Model, Place
 from tuneserve.server.pooling import encoded, note, pooled
@@ -21,8 +20,6 @@ from tuneserve.server.zero_shot import ZeroShot
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
-
-logger = logging.getLogger(__name__)
 
 # Requests of one stream that run, or whose answers wait to be read.
 STREAM_AHEAD = 64
@@ -102,10 +99,7 @@ class ClassificationService(ClassificationServiceServicer):
                 call.admit()
                 answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
             except Exception as error:
-                shown = failures.for_caller(error)
-                if not isinstance(shown, CallError):
-                    logger.error("request %s: %s failed: %s", call.request_id, call.method, failures.where(error))
-                status = to_status(shown, call.request_id)
+                status = failures.status(error, call)
                 described = pb.Error(code=status.code, message=status.message, details=status.details)
                 answer = pb.ClassifyStreamResponse(id=item.id, error=described)
         yield answer

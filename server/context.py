@@ -46,6 +46,7 @@ class Call:
     metadata: Mapping[str, str]  # what the caller sent, without binary values
     deadline: float | None = None  # on time.monotonic's clock
     is_copy: bool = False  # of a call that somebody else's version answered: shadow traffic
+    asked: str = ""  # the name that its caller used for a model
     model: str = ""
     version: str = ""
     prompt_tokens: int = 0

@@ -6,11 +6,12 @@ protos and the seam; does no I/O.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import struct_pb2
 
-from tuneserve.chat import key_order
+from tuneserve.chat import key_order, number
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.seam import Delta, Logprob, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
@@ -30,23 +31,43 @@ _MAX_TEXT = 1024
 # Each of these is looked at for every token that is made.
 _MAX_STOP_IDS = 1024
 _MAX_BIASES = 1024
+# Values in all the JSON objects of one call, also the ones inside others: turned into Python's on the event loop.
+_MAX_VALUES = 1 << 14
 
 
-def messages(chat: pb.Chat, limit: int) -> list[dict[str, Any]]:
-    """Returns the checked turns of a conversation: at most `limit`, as each makes a token at least."""
+@dataclass(frozen=True)
+class Conversation:
+    """What a chat template takes."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    documents: list[dict[str, Any]]
+    arguments: dict[str, Any]
+
+
+def conversation(chat: pb.Chat, limit: int) -> Conversation:
+    """Returns a checked conversation for a model that reads `limit` tokens: what a template writes for each message,
+    and for each value of a JSON object, is one at least.
+    """
     if not chat.messages:
         raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
     _check_count("prompt.chat.messages", chat.messages, limit)
-    return [_message(message, f"prompt.chat.messages[{index}]", limit) for index, message in enumerate(chat.messages)]
+    json = _Json(min(limit, _MAX_VALUES))
+    return Conversation(
+        [_message(message, f"prompt.chat.messages[{index}]", json) for index, message in enumerate(chat.messages)],
+        json.objects(chat.tools, "prompt.chat.tools"),
+        json.objects(chat.documents, "prompt.chat.documents"),
+        json.object(chat.template_arguments, "prompt.chat.template_arguments"),
+    )
 
 
-def _message(message: pb.ChatMessage, where: str, limit: int) -> dict[str, Any]:
+def _message(message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, Any]:
     if not message.role:
         raise InvalidInput(f"{where}.role", "is empty; for example user")
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     # Templates ask whether these are there, not what they hold.
     if message.tool_calls:
-        turn["tool_calls"] = structs(message.tool_calls, f"{where}.tool_calls", limit)
+        turn["tool_calls"] = json.objects(message.tool_calls, f"{where}.tool_calls")
     if message.tool_call_id:
         turn["tool_call_id"] = message.tool_call_id
     if message.name:
@@ -54,29 +75,41 @@ def _message(message: pb.ChatMessage, where: str, limit: int) -> dict[str, Any]:
     return turn
 
 
-def structs(values: Sequence[struct_pb2.Struct], where: str, limit: int) -> list[dict[str, Any]]:
-    """Returns what a template takes for a list of JSON objects: at most `limit`."""
-    _check_count(where, values, limit)
-    return [struct(value, f"{where}[{index}]") for index, value in enumerate(values)]
+class _Json:
+    """The JSON objects of one call, of at most `limit` values in all: counted before they are looked at."""
 
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
 
-def struct(value: struct_pb2.Struct, where: str) -> dict[str, Any]:
-    """Returns a JSON object as a template takes it: whole numbers as such, the keys in a fixed order."""
-    return {key: _plain(value.fields[key], where) for key in sorted(value.fields, key=key_order)}
+    def objects(self, values: Sequence[struct_pb2.Struct], where: str) -> list[dict[str, Any]]:
+        """Returns what a template takes for a list of JSON objects."""
+        self._count(values, where)
+        return [self.object(value, f"{where}[{index}]") for index, value in enumerate(values)]
 
+    def object(self, value: struct_pb2.Struct, where: str) -> dict[str, Any]:
+        """Returns a JSON object as a template takes it: whole numbers as such, the keys in a fixed order."""
+        self._count(value.fields, where)
+        return {key: self._plain(value.fields[key], where) for key in sorted(value.fields, key=key_order)}
 
-def _plain(value: struct_pb2.Value, where: str) -> Any:
-    kind = value.WhichOneof("kind")
-    if kind == "number_value":
-        number = value.number_value
-        if not math.isfinite(number):
-            raise InvalidInput(where, f"holds {number}, which is not JSON")
-        return int(number) if number.is_integer() else number
-    if kind == "struct_value":
-        return struct(value.struct_value, where)
-    if kind == "list_value":
-        return [_plain(one, where) for one in value.list_value.values]
-    return None if kind in (None, "null_value") else getattr(value, kind)
+    def _plain(self, value: struct_pb2.Value, where: str) -> Any:
+        kind = value.WhichOneof("kind")
+        if kind == "number_value":
+            if not math.isfinite(value.number_value):
+                raise InvalidInput(where, f"holds {value.number_value}, which is not JSON")
+            return number(value.number_value)
+        if kind == "struct_value":
+            return self.object(value.struct_value, where)
+        if kind == "list_value":
+            self._count(value.list_value.values, where)
+            return [self._plain(one, where) for one in value.list_value.values]
+        return None if kind in (None, "null_value") else getattr(value, kind)
+
+    def _count(self, values: Sized, where: str) -> None:
+        self._left -= len(values)
+        if self._left < 0:
+            raise InvalidInput(
+                where, f"goes beyond the {self._limit} values that a call's JSON objects may have in all"
+            )
 
 
 def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:

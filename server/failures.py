@@ -3,8 +3,13 @@
 import logging
 import re
 
-from tuneserve.server.errors import InvalidInput, Unavailable
+from google.rpc import status_pb2
+
+from tuneserve.server.context import Call
+from tuneserve.server.errors import CallError, InvalidInput, Unavailable, to_status
 from tuneserve.server.seam import EngineFailed, RequestRefused
+
+logger = logging.getLogger(__name__)
 
 
 def for_caller(error: Exception) -> Exception:
@@ -14,6 +19,14 @@ def for_caller(error: Exception) -> Exception:
     if isinstance(error, EngineFailed):
         return Unavailable(error.told)
     return error
+
+
+def status(error: Exception, call: Call) -> status_pb2.Status:
+    """Returns what the caller is told, where a part of a stream fails alone. What nobody expected is logged."""
+    shown = for_caller(error)
+    if not isinstance(shown, CallError):
+        logger.error("request %s: %s failed: %s", call.request_id, call.method, where(error))
+    return to_status(shown, call.request_id)
 
 
 def where(error: BaseException) -> str:

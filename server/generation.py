@@ -1,19 +1,21 @@
 """GenerationService: convert, engine, convert."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
+from tuneserve.server import concurrency
 from tuneserve.server import convert_generation as convert
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.context import current
 from tuneserve.server.convert import check_tokens
 from tuneserve.server.errors import InvalidInput
-from tuneserve.server.models import Model
+from tuneserve.server.models import Model, Place
 from tuneserve.server.pooling import note
 from tuneserve.server.registry import Models
-from tuneserve.server.seam import Sampling
+from tuneserve.server.seam import Sampling, StructuredOutput
 from tuneserve.server.tokenizer import TemplateRefused, Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -33,18 +35,28 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with model.admitted(request.priority) as place:
-            token_ids, sampling = await _prepare(model, request, stream=False)
-            outputs = place.generate(token_ids, sampling, stream=False, adapter=request.adapter)
-            async with aclosing(outputs):
-                deltas = [delta async for output in outputs for delta in output]
-        current().note("output", *(delta.text for delta in deltas))
-        return pb.GenerateResponse(
-            completions=[convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
-            prompt_logprobs=convert.logprobs(deltas[0].prompt_logprobs),
-            usage=common_pb2.Usage(
-                prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
-            ),
-        )
+            wish = await _Wish.of(model, request, stream=False)
+            return await _answer(place, wish, request.prompt)
+
+    async def generate_each(self, request: pb.GenerateRequest, texts: Sequence[str]) -> list[pb.GenerateResponse]:
+        """Answers a request for several texts in place of its prompt: by one version, in one place of its queue.
+
+        What is wrong with one of them ends all, and is named texts[INDEX].
+        """
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        with model.admitted(request.priority) as place:
+            wish = await _Wish.of(model, request, stream=False)
+
+            async def one(index: int) -> pb.GenerateResponse:
+                try:
+                    return await _answer(place, wish, pb.Prompt(text=texts[index]))
+                except InvalidInput as error:
+                    if not error.field.startswith("prompt"):
+                        raise
+                    raise InvalidInput(f"texts[{index}]", error.description) from error
+
+            # More would wait in the model's queue, where they are in other callers' way.
+            return await concurrency.together(one, range(len(texts)), model.engine.max_num_seqs)
 
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: Any
@@ -53,10 +65,11 @@ class GenerationService(GenerationServiceServicer):
         last = time.monotonic()
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with model.admitted(request.priority) as place:
-            token_ids, sampling = await _prepare(model, request, stream=True)
+            wish = await _Wish.of(model, request, stream=True)
+            token_ids, sampling = await wish.prepare(request.prompt)
             unfinished = sampling.n
             usage = common_pb2.Usage(prompt_tokens=len(token_ids))
-            outputs = place.generate(token_ids, sampling, stream=True, adapter=request.adapter)
+            outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
             async with aclosing(outputs):
                 async for output in outputs:
                     now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
@@ -88,22 +101,49 @@ class GenerationService(GenerationServiceServicer):
             )
 
 
-async def _prepare(
-    model: Model, request: pb.GenerateRequest | pb.GenerateStreamRequest, stream: bool
-) -> tuple[list[int], Sampling]:
-    """Returns what the engine takes: the prompt's token ids, and the sampling parameters. Checks all of it."""
-    if request.adapter:
-        model.adapter(request.adapter)
-    convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
-    form = None
-    if request.sampling.HasField("structured_output"):
-        form = await model.constraints.checked(request.sampling.structured_output)
-    if request.prompt.WhichOneof("kind") == "token_ids":
-        token_ids = _ready_ids(model, request.prompt, model.engine.max_length)
-    else:
-        _, tokens = await _tokens(model, request.prompt, model.engine.max_length)
-        token_ids = list(tokens.encoded.token_ids)
-    return token_ids, convert.sampling(request.sampling, form, len(token_ids), model.engine.max_length)
+@dataclass(frozen=True)
+class _Wish:
+    """What a call asks for, whatever the prompt: checked."""
+
+    model: Model
+    params: pb.SamplingParams
+    form: StructuredOutput | None
+    adapter: str
+
+    @classmethod
+    async def of(cls, model: Model, request: pb.GenerateRequest | pb.GenerateStreamRequest, stream: bool) -> "_Wish":
+        if request.adapter:
+            model.adapter(request.adapter)
+        convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
+        form = None
+        if request.sampling.HasField("structured_output"):
+            form = await model.constraints.checked(request.sampling.structured_output)
+        return cls(model, request.sampling, form, request.adapter)
+
+    async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling]:
+        """Returns what the engine takes: the prompt's token ids, and the sampling parameters."""
+        most = self.model.engine.max_length
+        if prompt.WhichOneof("kind") == "token_ids":
+            token_ids = _ready_ids(self.model, prompt, most)
+        else:
+            _, tokens = await _tokens(self.model, prompt, most)
+            token_ids = list(tokens.encoded.token_ids)
+        return token_ids, convert.sampling(self.params, self.form, len(token_ids), most)
+
+
+async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateResponse:
+    token_ids, sampling = await wish.prepare(prompt)
+    outputs = place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
+    async with aclosing(outputs):
+        deltas = [delta async for output in outputs for delta in output]
+    current().note("output", *(delta.text for delta in deltas))
+    return pb.GenerateResponse(
+        completions=[convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
+        prompt_logprobs=convert.logprobs(deltas[0].prompt_logprobs),
+        usage=common_pb2.Usage(
+            prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
+        ),
+    )
 
 
 def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:
@@ -130,17 +170,14 @@ async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Toke
 
 
 async def _render(model: Model, chat: pb.Chat) -> str:
-    # What a template writes for each of them is at least one token.
-    limit = model.engine.max_length
-    messages = convert.messages(chat, limit)
-    tools = convert.structs(chat.tools, "prompt.chat.tools", limit)
-    documents = convert.structs(chat.documents, "prompt.chat.documents", limit)
-    arguments = convert.struct(chat.template_arguments, "prompt.chat.template_arguments")
+    given = convert.conversation(chat, model.engine.max_length)
     if not model.tokenizer.has_chat_template:
         raise InvalidInput("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
-    convert.check_arguments(arguments, model.tokenizer.reserved_arguments)
+    convert.check_arguments(given.arguments, model.tokenizer.reserved_arguments)
     open_turn = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
     try:
-        return await model.tokenizer.render(messages, open_turn, tools=tools, documents=documents, arguments=arguments)
+        return await model.tokenizer.render(
+            given.messages, open_turn, tools=given.tools, documents=given.documents, arguments=given.arguments
+        )
     except TemplateRefused as error:
         raise InvalidInput("prompt.chat", str(error)) from None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tuneserve import checkpoint
 from tuneserve.server.adapters import Adapter
-from tuneserve.server.admission import Admission, Entry
+from tuneserve.server.admission import TOO_LATE, Admission, Entry
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.constraints import Constraints
 from tuneserve.server.context import current, is_copy
@@ -335,11 +335,12 @@ class Place:
         model, call, started = self.model, current(), time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             with call.stage("queue"):
-                await stack.enter_async_context(model.admission.turn(sequences, tokens, self.priority, self.entry))
+                turn = model.admission.turn(sequences, tokens, self.priority, self.entry, call.deadline)
+                await stack.enter_async_context(turn)
             model.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
             # While calls wait, the event loop may be late to tell them that their time is up.
             if call.expired():
-                raise DeadlinePassed("the deadline passed while the call waited for the engine")
+                raise DeadlinePassed(TOO_LATE)
             with model.telling():
                 yield
 

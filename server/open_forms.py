@@ -17,8 +17,8 @@ from tuneserve.server.tensors import Input, Output, Spec
 from tuneserve.v1 import checkpoint_pb2, common_pb2, generation_pb2
 
 _ONE = (1,)
-# A field of our own requests that holds a text.
-_TEXT = re.compile(r"(?:inputs|texts)(?:\[(\d+)\](?:\.(text|text_pair))?)?")
+# A field of our own requests that holds a text; a prompt is the only one.
+_TEXT = re.compile(r"(?:inputs|texts)(?:\[(\d+)\](?:\.(text|text_pair))?)?|prompt(?:\..*)?")
 _SAMPLING = tuple(
     # Log probabilities are in none of the tensors.
     field.name
@@ -121,17 +121,11 @@ class Job:
             raise InvalidInput(self._path(shown.field, paths), shown.description) from error
 
     @contextmanager
-    def generation(self, message: Prompted, index: int) -> Iterator[Prompted]:
-        """The same for one prompt, in a request of that kind."""
+    def generation(self, message: Prompted) -> Iterator[Prompted]:
+        """The same for generation, in a request of that kind without a prompt."""
         message.model = self.target
-        message.prompt.text = self.texts.values[index]
         with self.named((message.sampling, _SAMPLING), (message, ("adapter", "priority"))):
-            try:
-                yield message
-            except InvalidInput as error:
-                if not error.field.startswith("prompt"):
-                    raise
-                raise InvalidInput(f"texts[{index}]", error.description) from error
+            yield message
 
     def output(self, name: str, shape: Sequence[int], values: Sequence[Any]) -> Output:
         """Returns an output, of this task, of that name."""
@@ -162,7 +156,7 @@ class Job:
     def _path(self, field: str, paths: Mapping[str, str]) -> str:
         """Returns what the caller calls a field of our own request."""
         if match := _TEXT.fullmatch(field):
-            index, member = match.groups()
+            index, member = ("0", None) if field.startswith("prompt") else match.groups()
             tensor = self.given["text_pair"] if member == "text_pair" else self.texts
             return tensor.path if index is None else f"{tensor.path}[{index}]"
         name, _, rest = field.removeprefix("sampling").lstrip(".").partition(".")

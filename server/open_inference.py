@@ -14,20 +14,19 @@ from typing import Any
 from tuneserve import checkpoint
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
-from tuneserve.server import concurrency, failures, streams
 from tuneserve.server import context as calls
+from tuneserve.server import failures, options, streams
 from tuneserve.server.classification import ClassificationService
 from tuneserve.server.embedding import EmbeddingService
-from tuneserve.server.errors import CallError, InvalidInput, NotFound, to_status
+from tuneserve.server.errors import InvalidInput, NotFound
 from tuneserve.server.generation import GenerationService
 from tuneserve.server.open_forms import FORMS, Job
 from tuneserve.server.registry import Models
-from tuneserve.server.seam import EngineFailed
 from tuneserve.server.tensors import Output
 from tuneserve.v1 import checkpoint_pb2, classification_pb2, common_pb2, embedding_pb2, generation_pb2
 
 PLATFORM = "tuneserve_vllm"
-# Prompts of one request, or requests of one stream, that are answered at a time; the others wait unread.
+# Requests of one stream that are answered at a time; the others wait unread.
 _AT_ONCE = 64
 
 Answer = tuple[list[Output], common_pb2.Usage]
@@ -128,12 +127,11 @@ class InferenceService(GRPCInferenceServiceServicer):
                 async with aclosing(self._generate_stream(job)) as responses:
                     async for response in responses:
                         yield pb.ModelStreamInferResponse(infer_response=response)
-            except (CallError, EngineFailed) as error:
-                shown = failures.for_caller(error)
+            except Exception as error:
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 response.parameters["triton_final_response"].bool_param = True
                 yield pb.ModelStreamInferResponse(
-                    error_message=to_status(shown, calls.current().request_id).message, infer_response=response
+                    error_message=failures.status(error, call).message, infer_response=response
                 )
 
     def _job(self, request: pb.ModelInferRequest, context: Any) -> Job:
@@ -142,9 +140,10 @@ class InferenceService(GRPCInferenceServiceServicer):
         target = _target(request.model_name, request.model_version)
         model = self._models.get(target)
         if "timeout" in request.parameters:
-            # As Triton has it: microseconds, for as long as the call waits.
-            call, seconds = calls.current(), request.parameters["timeout"].int64_param / 1e6
-            call.deadline = min(call.deadline or float("inf"), time.monotonic() + seconds)
+            # As Triton has it: for as long as the call waits.
+            call = calls.current()
+            until = time.monotonic() + options.microseconds(request.parameters["timeout"], "parameters.timeout") / 1e6
+            call.deadline = until if call.deadline is None else min(call.deadline, until)
         return Job.of(request, target, model.manifest.task, model.config.max_inputs, context)
 
     async def _infer(self, job: Job) -> pb.ModelInferResponse:
@@ -194,11 +193,8 @@ class InferenceService(GRPCInferenceServiceServicer):
         return [job.output("embedding", (count, len(values) // count), values)], response.usage
 
     async def _generate(self, job: Job) -> Answer:
-        async def one(index: int) -> generation_pb2.GenerateResponse:
-            with job.generation(generation_pb2.GenerateRequest(), index) as message:
-                return await self._generation.Generate(message, job.context)
-
-        responses = await concurrency.together(one, range(len(job.texts.values)), _AT_ONCE)
+        with job.generation(generation_pb2.GenerateRequest()) as message:
+            responses = await self._generation.generate_each(message, job.texts.values)
         completions = [list(response.completions) for response in responses]
         usage = common_pb2.Usage(
             prompt_tokens=sum(response.usage.prompt_tokens for response in responses),
@@ -211,7 +207,8 @@ class InferenceService(GRPCInferenceServiceServicer):
             raise InvalidInput(job.texts.path, f"has {len(job.texts.values)} elements; allowed in a stream: 1")
         if not job.flag("exclude_input_in_output", default=True):
             raise InvalidInput(job.given["exclude_input_in_output"].path, "is false; streams hold new text only")
-        with job.generation(generation_pb2.GenerateStreamRequest(), 0) as message:
+        with job.generation(generation_pb2.GenerateStreamRequest()) as message:
+            [message.prompt.text] = job.texts.values
             empty = [generation_pb2.Completion(index=index) for index in range(max(1, message.sampling.n))]
             async with aclosing(self._generation.GenerateStream(message, job.context)) as news:  # type: ignore[type-var]
                 async for new in news:

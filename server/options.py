@@ -18,6 +18,9 @@ from tuneserve.server.errors import InvalidInput
 
 # Triton's own, which are about the call and not about the model. No empty response ever ends a stream here.
 _PROTOCOL = ("triton_enable_empty_final_response", "timeout")
+# There are fewer options; and what is read on the event loop takes milliseconds.
+_MOST = 64
+_LONGEST = 256 << 10
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # vLLM's names for fields of ours.
 _SYNONYMS = {
@@ -37,17 +40,31 @@ _EXPECTED = {
 
 
 def parameters(request: inference_pb2.ModelInferRequest) -> dict[str, Any]:
-    """Returns the call's options by name, without the protocol's own."""
+    """Returns the call's options by name, without the protocol's own. Raises InvalidInput."""
+    if len(request.parameters) > _MOST:
+        raise InvalidInput("parameters", f"has {len(request.parameters)} entries; allowed: {_MOST}")
     values = {}
     for name, parameter in request.parameters.items():
         if name not in _PROTOCOL:
             kind = parameter.WhichOneof("parameter_choice")
             values[name] = getattr(parameter, kind) if kind else None
+            if kind == "string_param":
+                _check_length(parameter.string_param, f"parameters.{name}" if _NAME.fullmatch(name) else "parameters")
     return values
+
+
+def microseconds(parameter: inference_pb2.InferParameter, path: str) -> int:
+    """Returns a time to wait. Raises InvalidInput."""
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+    if value < 0:
+        raise InvalidInput(path, "is not a number of microseconds; allowed: whole numbers that are not negative")
+    return int(value)
 
 
 def parse(text: str, path: str) -> dict[str, Any]:
     """Returns options that were written as a JSON object. Raises InvalidInput."""
+    _check_length(text, path)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -55,6 +72,11 @@ def parse(text: str, path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InvalidInput(path, 'is not a JSON object; for example {"max_tokens": 16}')
     return values
+
+
+def _check_length(text: str, path: str) -> None:
+    if len(text) > _LONGEST:
+        raise InvalidInput(path, f"has {len(text)} characters; allowed: {_LONGEST}")
 
 
 def fill(targets: Sequence[tuple[Message, Sequence[str]]], values: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -119,7 +119,13 @@ class Models:
 
     def get(self, name: str) -> Model:
         """Returns the version that a call of the current caller goes to. Raises NotFound or NotAllowed."""
-        return _noted(self._find(name).choose())
+        call = current()
+        # One call goes to one version, however often it is looked up.
+        if call.asked == name and (chosen := self._versions.get(call.model, {}).get(call.version)):
+            return chosen
+        chosen = self._find(name).choose()
+        call.asked = name
+        return _noted(chosen)
 
     def all(self, name: str) -> list[Model]:
         """Returns every version that calls by a name go to, the one with the largest share first. Raises as `get`."""

@@ -60,7 +60,7 @@ def part() -> Iterator[context.Call]:
     Its model, its deadline and its stages are not another request's.
     """
     whole = context.current()
-    call = dataclasses.replace(whole, prompt_tokens=0, completion_tokens=0, stages=[])
+    call = dataclasses.replace(whole, asked="", prompt_tokens=0, completion_tokens=0, stages=[])
     context.begin(call)
     try:
         yield call

@@ -22,13 +22,19 @@ def key_order(key: str) -> tuple[int, str]:
     return _RANK.get(key, len(_RANK)), key
 
 
+def number(value: float) -> int | float:
+    """Returns a JSON number as templates write it: a whole one without a fraction, but none in hundreds of digits."""
+    # From here on JavaScript's JSON has exponents, too.
+    return int(value) if value.is_integer() and abs(value) < 1e21 else value
+
+
 def ordered(value: Any) -> Any:
     """Returns a JSON value with the keys of every object in order, as the server gives it to a template."""
     if isinstance(value, dict):
         return {key: ordered(value[key]) for key in sorted(value, key=key_order)}
     if isinstance(value, list):
         return [ordered(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return number(value) if isinstance(value, float) else value
 
 
 def token_ids(
