@@ -8,7 +8,6 @@ import asyncio
 import gc
 import json
 import logging
-import multiprocessing
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
 from tuneserve.errors import StepFailed
-from tuneserve.server import connections, failures, logs, ports, tls
+from tuneserve.server import concurrency, connections, failures, logs, ports, tls
 from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
 from tuneserve.server.draining import Running
@@ -49,38 +48,32 @@ _MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
 _RELOAD_SECONDS = 1.0
 # What is left of the drain for statuses to reach their callers, after calls that did not end were ended.
 _GOODBYE_SECONDS = 2.0
-# An engine that starts has a process of its own only after some seconds of imports.
-_KILL_SECONDS = 0.2
 # Models start side by side, but vLLM and transformers can't be imported by two threads at once.
 _IMPORTING = threading.Lock()
 
 
 def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
-    """Returns what starts the real engine of a model, in a thread: importing and starting vLLM blocks for long."""
+    """Returns what makes the real engine of a model, in a thread: importing vLLM blocks for long."""
 
     # Of their own: no other work in threads may keep an engine from starting, nor one that hangs keep up other work.
-    threads = ThreadPoolExecutor(thread_name_prefix="engine-start")
+    threads = ThreadPoolExecutor(thread_name_prefix="make-engine")
 
-    async def start_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
-        def start() -> Engine:
+    async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
+        def make() -> Engine:
             from tuneserve.server import hardware
 
             with _IMPORTING:
                 from tuneserve.server.engine import VllmEngine
 
-            try:
-                settings = hardware.detect(config, manifest)
-                logger.info("model %s %s", name, settings.why)
-                for warning in settings.warnings:
-                    logger.warning("model %s: %s", name, warning)
-                return VllmEngine(name, config, manifest, settings, otlp_endpoint)
-            except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise StepFailed(f"model {name}: the engine did not start: {reason}", "its own log is above") from error
+            settings = hardware.detect(config, manifest)
+            logger.info("model %s %s", name, settings.why)
+            for warning in settings.warnings:
+                logger.warning("model %s: %s", name, warning)
+            return VllmEngine(name, config, manifest, settings, otlp_endpoint)
 
-        return await asyncio.get_running_loop().run_in_executor(threads, start)
+        return await asyncio.get_running_loop().run_in_executor(threads, make)
 
-    return start_engine
+    return make_engine
 
 
 class App:
@@ -167,7 +160,8 @@ class App:
         await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
-        await asyncio.gather(*(self._load(model) for model in self.models))
+        models = list(self.models)
+        await concurrency.together(self._load, models, len(models))
         # What was imported stays: without this the garbage collector goes through all of it again, while calls wait.
         await asyncio.to_thread(gc.collect)
         gc.freeze()
@@ -199,13 +193,9 @@ class App:
         starting = asyncio.create_task(self.start())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        while not starting.done():
-            for process in multiprocessing.active_children():
-                process.kill()
-            await asyncio.wait((starting,), timeout=_KILL_SECONDS)
         if self._stopping.is_set():
-            # It failed because of us, if it did.
-            starting.exception()
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
             return False
         stopping.cancel()
         await starting
@@ -250,9 +240,6 @@ class App:
         await self._shadows.stop()
         await self.supervisor.stop()
         await asyncio.gather(*(model.close() for model in self.models))
-        # An engine that was just being started again.
-        for process in multiprocessing.active_children():
-            process.kill()
         self.operations.close()
         if self._tracing:
             await asyncio.to_thread(self._tracing.shutdown)

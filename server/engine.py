@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -58,7 +59,11 @@ _CLOSE_SECONDS = 15.0
 
 
 class VllmEngine:
-    """One model in its own vLLM engine processes. Construction blocks until the weights are loaded."""
+    """One model in its own vLLM engine processes. What it tells of itself is known once it was started."""
+
+    max_length: int
+    max_num_seqs: int
+    vocab_size: int
 
     def __init__(
         self,
@@ -69,25 +74,37 @@ class VllmEngine:
         otlp_endpoint: str | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        options = engine_options.arguments(name, config, manifest, hardware, otlp_endpoint)
-        for key, kind in (("structured_outputs_config", StructuredOutputsConfig), ("pooler_config", PoolerConfig)):
-            if isinstance(options.get(key), Mapping):
-                options[key] = kind(**options[key])
-        with readable(config.path) as tokenizer:
-            options["tokenizer"] = str(tokenizer)
-            with _CONFIGURING:
-                vllm_config = AsyncEngineArgs(**options).create_engine_config()
-            self._engine: AsyncLLM | None = AsyncLLM.from_vllm_config(
-                vllm_config, stat_loggers=[_stat_logger(self.registry)]
-            )
-        self._processes = engine_processes.started_by(self._engine)
-        self.max_length: int = self._engine.model_config.max_model_len
-        self.max_num_seqs: int = vllm_config.scheduler_config.max_num_seqs
-        self.vocab_size: int = self._engine.model_config.get_vocab_size()
+        self._directory = config.path
+        self._options = engine_options.arguments(name, config, manifest, hardware, otlp_endpoint)
+        self._engine: AsyncLLM | None = None
+        self._start: engine_processes.Start | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._processes: Sequence[psutil.Process] = ()
         self._traced = otlp_endpoint is not None
         self._adapters: dict[str, LoRARequest] = {}
         self._adapter_ids = itertools.count(1)
         self._met = False
+
+    async def start(self) -> None:
+        """See seam.Engine."""
+        self._start = engine_processes.Start(self._load)
+        await asyncio.shield(asyncio.wrap_future(self._start.done))
+
+    def _load(self) -> None:
+        options = self._options
+        for key, kind in (("structured_outputs_config", StructuredOutputsConfig), ("pooler_config", PoolerConfig)):
+            if isinstance(options.get(key), Mapping):
+                options[key] = kind(**options[key])
+        with readable(self._directory) as tokenizer:
+            options["tokenizer"] = str(tokenizer)
+            with _CONFIGURING:
+                vllm_config = AsyncEngineArgs(**options).create_engine_config()
+            engine = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
+        self._processes = engine_processes.started_by(engine)
+        self.max_length = engine.model_config.max_model_len
+        self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
+        self.vocab_size = engine.model_config.get_vocab_size()
+        self._engine = engine
 
     @property
     def _llm(self) -> AsyncLLM:
@@ -120,7 +137,7 @@ class VllmEngine:
         if encoded.pair_start is not None:
             params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
         prompt = engine_requests.prompt(encoded.token_ids, ticket.salt)
-        return await self._llm.add_request(request_id, prompt, params, **self._options(ticket))
+        return await self._llm.add_request(request_id, prompt, params, **self._with(ticket))
 
     async def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
@@ -134,7 +151,7 @@ class VllmEngine:
         try:
             with _translated():
                 # Not by `generate`, which tells nobody how much was made of a request that is cancelled.
-                queue = await self._llm.add_request(ticket.request_id, prompt, params, **self._options(ticket))
+                queue = await self._llm.add_request(ticket.request_id, prompt, params, **self._with(ticket))
             while not finished:
                 output = await _next(queue)
                 finished = output.finished
@@ -144,7 +161,7 @@ class VllmEngine:
                 await self._abort([ticket.request_id], queue)
                 ticket.lost(_left(queue) if queue else 0)
 
-    def _options(self, ticket: Ticket) -> dict[str, Any]:
+    def _with(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.adapter and ticket.adapter not in self._adapters:
             raise RequestRefused("adapter")
         return {
@@ -207,15 +224,24 @@ class VllmEngine:
 
     def cpu_seconds(self) -> Mapping[int, float]:
         """See seam.Engine."""
-        return engine_processes.cpu_seconds(self._processes)
+        return engine_processes.cpu_seconds(self._all_processes())
 
     def kill(self) -> None:
         """See seam.Engine. To be called on the event loop."""
         self._end_waiting()
-        engine_processes.kill(self._processes)
+        engine_processes.kill(self._all_processes())
+
+    def _all_processes(self) -> Sequence[psutil.Process]:
+        return self._processes or (self._start.processes() if self._start else ())
 
     async def close(self) -> None:
-        """See seam.Engine. May be called again, and after `kill`."""
+        """See seam.Engine. May be called again, and after `kill`. Goes on when its caller is cancelled."""
+        self._closing = self._closing or asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._start is not None:
+            await self._start.end(_CLOSE_SECONDS)
         if self._engine is None:
             return
         self._end_waiting()

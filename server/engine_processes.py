@@ -3,14 +3,68 @@
 Knows where vLLM's AsyncLLM keeps those it started, and nothing else of vLLM.
 """
 
+import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 _POLL_SECONDS = 0.02
+
+
+class Start:
+    """Work that blocks while it starts processes, in a thread of its own: they are known, and can be ended, meanwhile.
+
+    The thread is one that nobody waits for at the program's end: it may hang where nothing can end it.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.done: Future[None] = Future()
+        self._ended = False
+        # Python's helper that tracks shared memory is none of an engine's processes: starts now, where it does not run.
+        resource_tracker.ensure_running()
+        self._thread = threading.Thread(target=self._run, args=(work,), name="start an engine", daemon=True)
+        self._thread.start()
+
+    def processes(self) -> list[psutil.Process]:
+        """What the thread has started so far, while it is at work."""
+        return [] if self.done.done() else _children(self._thread)
+
+    async def end(self, seconds: float) -> None:
+        """Ends it, and the processes that it has started or still starts. Waits no longer than this for the thread."""
+        self._ended, deadline = True, time.monotonic() + seconds
+        while not self.done.done() and time.monotonic() < deadline:
+            kill(self.processes())
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            kill(_children(self._thread))
+            self.done.set_exception(error)
+            return
+        if self._ended:
+            kill(_children(self._thread))
+        self.done.set_result(None)
+
+
+def _children(thread: threading.Thread) -> list[psutil.Process]:
+    """The processes that a thread has started, and theirs; none where the kernel does not tell."""
+    found = []
+    with contextlib.suppress(OSError):
+        pids = Path(f"/proc/self/task/{thread.native_id}/children").read_text(encoding="ascii").split()
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started = psutil.Process(int(pid))
+                found += [started, *started.children(recursive=True)]
+    return found
 
 
 def started_by(engine: Any) -> list[psutil.Process]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneserve import checkpoint
+from tuneserve.errors import StepFailed
 from tuneserve.server.adapters import Adapter
 from tuneserve.server.admission import TOO_LATE, Admission, Entry
 from tuneserve.server.config import ModelConfig
@@ -56,6 +57,7 @@ class Model:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     failure: str = ""  # what befell its engine, while another is not ready yet
     _engine: Engine | None = None
+    _max_length: int = 0  # the engine's; 0 until the first was started
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
     _constraints: Constraints | None = None
@@ -112,21 +114,18 @@ class Model:
         return self.state == model_pb2.MODEL_STATE_READY
 
     async def load(self, make_engine: EngineFactory) -> None:
-        """Starts the engine and sends one real request through it. Also after the engine died."""
+        """Starts the engine and sends one real request through it. Also after the engine died.
+
+        What fails or is cancelled leaves no engine behind. Raises StepFailed where it does not start.
+        """
         started = time.monotonic()
-        self._engine = engine = await make_engine(self.name, self.config, self.manifest)
-        trained = checkpoint.trained_length(self.manifest)
-        if 0 < trained < engine.max_length:
-            # A generation model reads more unless told: no reason to worry.
-            level = logging.WARNING if self.config.max_length else logging.INFO
-            text = "%s reads %d tokens; it was trained and measured at %d"
-            logger.log(level, text, self.name, engine.max_length, trained)
-        if self._tokenizer is None:
-            redactor = Redactor(self.config.redact) if self.config.redact else None
-            self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)
-        for adapter in self.adapters.values():
-            await engine.load_adapter(adapter.id, adapter.directory)
-        await self._warm_up()
+        try:
+            engine = await self._start(make_engine)
+            await self._prepare(engine)
+        except BaseException:
+            if self._engine is not None:
+                await self.end_engine()
+            raise
         if self._admission is None:
             is_pooling = self.manifest.task in _POOL_TASKS
             self._admission = Admission(
@@ -139,6 +138,31 @@ class Model:
             )
         self.state, self.failure = model_pb2.MODEL_STATE_READY, ""
         self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
+
+    async def _start(self, make_engine: EngineFactory) -> Engine:
+        try:
+            self._engine = await make_engine(self.name, self.config, self.manifest)
+            await self._engine.start()
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            told = f"model {self.name}: the engine did not start: {reason}"
+            raise StepFailed(told, "its own log is above") from error
+        return self._engine
+
+    async def _prepare(self, engine: Engine) -> None:
+        self._max_length = engine.max_length
+        trained = checkpoint.trained_length(self.manifest)
+        if 0 < trained < engine.max_length:
+            # A generation model reads more unless told: no reason to worry.
+            level = logging.WARNING if self.config.max_length else logging.INFO
+            text = "%s reads %d tokens; it was trained and measured at %d"
+            logger.log(level, text, self.name, engine.max_length, trained)
+        if self._tokenizer is None:
+            redactor = Redactor(self.config.redact) if self.config.redact else None
+            self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)
+        for adapter in self.adapters.values():
+            await engine.load_adapter(adapter.id, adapter.directory)
+        await self._warm_up()
 
     async def _warm_up(self) -> None:
         [tokens] = await self.tokenizer.encode(["A warm-up."], truncate=True)
@@ -194,7 +218,7 @@ class Model:
         self.metrics.failed(self.name, self.version)
 
     async def end_engine(self) -> None:
-        """Ends a dead or hung engine's processes, so that another can be started."""
+        """Ends a dead, hung or unfinished engine's processes, so that another can be started."""
         self.engine.kill()
         await self.engine.close()
 
@@ -261,7 +285,6 @@ class Model:
 
     def to_proto(self) -> model_pb2.Model:
         """The public description, for the current caller."""
-        max_length = self._engine.max_length if self._engine else self.manifest.max_length
         return model_pb2.Model(
             name=self.name,
             task=self.manifest.task,
@@ -270,7 +293,7 @@ class Model:
             quantization=self.manifest.quantization,
             labels=self.labels,
             limits=model_pb2.Limits(
-                max_length=max_length,
+                max_length=self._max_length or self.manifest.max_length,
                 max_inputs=self.config.max_inputs,
                 max_queue=self.config.max_queue,
                 max_explained_words=self.config.max_explained_words,

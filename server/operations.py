@@ -65,7 +65,11 @@ class Operations:
 
     async def start(self, model: Model) -> None:
         """Loads a model that was prepared, and watches it."""
-        await model.load(self._make_engine)
+        try:
+            await model.load(self._make_engine)
+        except BaseException:
+            await model.close()
+            raise
         self._supervisor.watch(model)
 
     async def load(self, request: pb.LoadModelRequest) -> Model:

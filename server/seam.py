@@ -127,12 +127,19 @@ class Delta:
 
 
 class Engine(Protocol):
-    """What runs one model. All methods may be called concurrently; cancelling one frees what it held."""
+    """What runs one model. All methods may be called concurrently; cancelling one frees what it held.
 
+    What was made has to be closed, also when it was never started, or its start failed or was cancelled.
+    """
+
+    # Known once it was started.
     max_length: int  # tokens, prompt and completion together
     max_num_seqs: int  # requests in one step
     vocab_size: int
     registry: CollectorRegistry  # the engine's own metrics
+
+    async def start(self) -> None:
+        """Loads the model. Raises whatever was wrong."""
 
     async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Returns one array an input: logits (labels,) for classify, (tokens, labels) for token_classify; for embed
@@ -160,4 +167,4 @@ class Engine(Protocol):
         """Ends the engine's processes at once, stopped or hung ones too. Whatever waits raises EngineFailed."""
 
     async def close(self) -> None:
-        """Ends the engine's processes."""
+        """Ends the engine's processes, also of one that is only starting. May be called again."""

@@ -21,7 +21,8 @@ async def main() -> None:
     job = json.load(sys.stdin)
     config = ModelConfig(Path(model), max_length=256, engine=json.loads(options))
     manifest = checkpoint_pb2.Checkpoint(task=checkpoint_pb2.TASK_GENERATION)
-    engine = await asyncio.to_thread(VllmEngine, "parallel", config, manifest, Hardware("float32", 1 << 27, True))
+    engine = VllmEngine("parallel", config, manifest, Hardware("float32", 1 << 27, True))
+    await engine.start()
     sampling = Sampling(max_tokens=job["max_tokens"], temperature=0, ignore_eos=True)
 
     async def tokens(index: int, prompt: list[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class FakeEngine:
     delay: float = 0.0  # seconds for each step
     broken: Exception | None = None
     hangs: bool = False
+    starts: bool = True  # or waits with that
     share: float = 0.0  # of a core, that its process uses
     killed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
@@ -44,6 +45,12 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         Gauge("vllm:num_requests_running", "Running.", registry=self.registry).set_function(lambda: self.running)
+
+    async def start(self) -> None:
+        while not self.starts:
+            await asyncio.sleep(0.01)
+            if self.killed.is_set():
+                raise EngineFailed("killed")
 
     async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: str) -> list[np.ndarray]:
         self.tickets.append(ticket)
@@ -141,13 +148,16 @@ class Served:
 
 
 @asynccontextmanager
-async def served_by(config: ServerConfig) -> AsyncIterator[Served]:
-    """A server of any settings on fake engines."""
+async def served_by(
+    config: ServerConfig, made: Callable[[str, FakeEngine], None] = lambda name, engine: None
+) -> AsyncIterator[Served]:
+    """A server of any settings on fake engines. `made` is told of each engine before it starts."""
     engines: dict[str, FakeEngine] = {}
 
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> FakeEngine:
         slots = {} if config.max_num_seqs is None else {"max_num_seqs": config.max_num_seqs}
         engines[name] = FakeEngine(len(manifest.labels), max_length=manifest.max_length, **slots)
+        made(name, engines[name])
         return engines[name]
 
     app = App(config, make_engine)

@@ -10,7 +10,7 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import checkpoint
-from tuneserve.errors import CheckpointError, UserError
+from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.metrics import Metrics
@@ -88,7 +88,7 @@ async def test_health_and_calls_while_loading(make_bert, refused):
         error = await refused(ClassificationServiceStub(channel).Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
         assert "loading" in error.details()
     go.set()
-    with pytest.raises(EngineFailed):
+    with pytest.raises(StepFailed, match="model sentiment: the engine did not start: never starts"):
         await starting
     await app.stop()
 

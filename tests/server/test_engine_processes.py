@@ -1,7 +1,9 @@
 """An engine's processes are found, killed when stopped, and waited for. Small real processes stand for vLLM's."""
 
+import asyncio
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -108,3 +110,43 @@ def test_waiting_has_a_bound(process):
     engine_processes.wait_for_end(found, 0.2)
     assert time.monotonic() - started >= 0.2
     assert all(map(engine_processes.runs, found))
+
+
+class Starting:
+    """What a thread does that starts an engine: begins a process with a child, and waits for an answer of it."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.children: list[psutil.Process] = []
+        self.start = engine_processes.Start(self._work)
+
+    def _work(self) -> None:
+        with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as started:
+            started.stdout.readline()
+            own = psutil.Process(started.pid)
+            self.children = [own, *own.children()]
+            self.begun.set()
+            if started.wait() == -9 and not self.go_on.is_set():
+                raise RuntimeError("the engine's process ended")
+
+
+async def test_what_a_start_has_begun_is_known_and_ended_alone(until):
+    one, other = Starting(), Starting()
+    await until(lambda: one.begun.is_set() and other.begun.is_set())
+    assert set(one.start.processes()) == set(one.children)
+    assert set(other.start.processes()) == set(other.children)
+    await one.start.end(30)
+    assert one.start.done.exception() is not None
+    engine_processes.wait_for_end(one.children, 30)
+    assert not any(map(engine_processes.runs, one.children))
+    assert all(map(engine_processes.runs, other.children))
+    await other.start.end(30)
+
+
+async def test_a_thread_that_does_not_end_is_waited_for_no_longer_than_asked(until):
+    hanging = threading.Event()
+    start = engine_processes.Start(lambda: hanging.wait(60) and None)
+    await asyncio.wait_for(start.end(0.2), 30)
+    assert not start.done.done()
+    hanging.set()
+    await until(start.done.done)

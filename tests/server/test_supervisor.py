@@ -44,10 +44,15 @@ async def health(server, service: str = "") -> int:
 
 
 async def test_a_crashed_engine_is_replaced(config, serve_config, refused, until):
-    async with serve_config(config) as server:
+    made = []
+
+    def later(name, engine) -> None:
+        engine.starts = len(made) < len(config.models)
+        made.append(engine)
+
+    async with serve_config(config, later) as server:
         stub, model = ClassificationServiceStub(server.channel), server.app.models.latest("sentiment")
         dead = server.engines["sentiment"]
-        dead.delay, dead.hangs = 0.0, False
         dead.broken = EngineFailed("gone")
         await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
         await until(lambda: not model.is_ready)
@@ -57,6 +62,8 @@ async def test_a_crashed_engine_is_replaced(config, serve_config, refused, until
         error = await refused(stub.Classify(GOOD), grpc.StatusCode.UNAVAILABLE)
         assert "model 'sentiment': its engine died and is being restarted" in error.details()
         assert (await GenerationServiceStub(server.channel).Generate(CHAT)).completions, "other models go on"
+        await until(lambda: server.engines["sentiment"] is not dead)
+        server.engines["sentiment"].starts = True
         await until(lambda: model.is_ready)
         assert server.engines["sentiment"] is not dead
         assert dead.killed.is_set(), "what was left of it was ended"

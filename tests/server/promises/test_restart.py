@@ -1,0 +1,106 @@
+"""A restart is watched, verified and leaks nothing: so is every other load of an engine."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from tuneserve.server import supervisor
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.seam import EngineFailed
+from tuneserve.v1 import classification_pb2, model_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
+LOAD = model_pb2.LoadModelRequest(model="sentiment", path="new")
+
+
+@pytest.fixture
+def config(make_bert, tmp_path, monkeypatch):
+    """One model, and a folder `new` below models_root: other weights for it."""
+    monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.02, 0.05))
+    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(tmp_path / "new")
+    return ServerConfig(
+        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+        models_root=tmp_path,
+        watchdog_seconds=0.3,
+    )
+
+
+class Made(list):
+    """Every engine that was made. The first is sound, and those after it are as `later` makes them."""
+
+    def __init__(self, later=lambda index, engine: None) -> None:
+        super().__init__()
+        self._later = later
+
+    def __call__(self, name, engine) -> None:
+        if self:
+            self._later(len(self), engine)
+        self.append(engine)
+
+    def closed(self) -> list[bool]:
+        return [engine.closed for engine in self]
+
+
+def breaks(index, engine) -> None:
+    engine.broken = EngineFailed("gone")
+
+
+def hangs(index, engine) -> None:
+    engine.hangs = True
+
+
+async def test_attempts_that_fail_leave_no_engine(config, serve_config, until):
+    made = Made(breaks)
+    async with serve_config(config, made) as server:
+        made[0].broken = EngineFailed("gone")
+        await until(lambda: len(made) > 5)
+        assert made.closed()[:5] == [True] * 5
+        assert not server.app.models.latest("sentiment").is_ready
+    assert all(made.closed()), "also the one that was on its way when the server stopped"
+
+
+async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_config, refused):
+    made = Made(breaks)
+    async with serve_config(config, made) as server:
+        await refused(ModelServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
+        assert made.closed() == [False, True]
+        assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
+
+
+@pytest.mark.parametrize("where", ["start", "warm-up"])
+async def test_a_load_that_was_given_up_leaves_no_engine(config, serve_config, until, where):
+    def later(index, engine) -> None:
+        engine.hangs, engine.starts = where == "warm-up", where != "start"
+
+    made = Made(later)
+    async with serve_config(config, made) as server:
+        call = ModelServiceStub(server.admin).LoadModel(LOAD)
+        await until(lambda: len(made) > 1 and (made[1].running or not made[1].starts))
+        call.cancel()
+        await until(lambda: made[1].closed)
+        assert not made[0].closed
+
+
+async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(config, serve_config, until):
+    made = Made()
+
+    def never_ready(name, engine) -> None:
+        engine.hangs = True
+        made.append(engine)
+
+    async def start_and_stop() -> None:
+        async with serve_config(config, never_ready):
+            raise AssertionError("it never starts")
+
+    starting = asyncio.create_task(start_and_stop())
+    await until(lambda: made and made[0].running)
+    starting.cancel()
+    await asyncio.wait((starting,))
+    assert made.closed() == [True]
