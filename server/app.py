@@ -1,7 +1,8 @@
 """The server as a whole: bind, load, serve, drain.
 
 Ports are bound and health answers NOT_SERVING before any model loads, so that a port in use fails at once and
-probes see the loading. SIGTERM and SIGINT flip health first, refuse new calls, let running ones end, and stop.
+probes see the loading. SIGTERM, SIGINT and SIGHUP flip health first, refuse new calls, let running ones end, and stop.
+After SIGTERM new calls are still taken for `linger_seconds`: a proxy that asks for health now and then sends them.
 """
 
 import asyncio
@@ -86,6 +87,7 @@ class App:
         self.metrics = Metrics()
         self.models = Models()
         self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
         self._stopped = False
         self._reloading: asyncio.Task[None] | None = None
         # Of its own: no other work in threads keeps a key that was taken away in force.
@@ -174,19 +176,37 @@ class App:
         logger.info("model %s: %s, ready in %.1f s", model.id, task, seconds)
 
     async def run(self, ready_file: Path | None = None) -> None:
-        """Starts, serves until SIGTERM or SIGINT, drains and stops.
+        """Starts, serves until SIGTERM, SIGINT or SIGHUP, drains and stops.
 
         Raises StepFailed when an engine failed and `on_engine_failure` is exit.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup lets the server outlive its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._end, number)
         try:
             if await self._started():
                 self._announce(ready_file)
                 await self._serve()
+                await self._linger()
         finally:
             await self.stop()
+
+    def _end(self, number: signal.Signals) -> None:
+        # Who sits at a terminal waits for no proxy, and nor does who says it twice.
+        if number != signal.SIGTERM or self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
+
+    async def _linger(self) -> None:
+        """Says NOT_SERVING, and serves until whoever asks for health has heard it."""
+        seconds = self.config.linger_seconds
+        if seconds and not self._hurrying.is_set():
+            logger.info("NOT_SERVING: new calls are taken for %g s more", seconds)
+            await self._health.drain()
+            await asyncio.wait((asyncio.create_task(self._hurrying.wait()),), timeout=seconds)
+            self._hurrying.set()
 
     async def _started(self) -> bool:
         """Starts; returns False when told to stop meanwhile. Engines that start then are killed, not waited for."""

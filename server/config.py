@@ -97,6 +97,7 @@ class ServerConfig:
     keepalive_seconds: float = 60.0  # a client that says nothing for so long is asked whether it is there
     max_streams: int = 256  # calls at once on one connection; gRPC's clients keep those beyond to themselves
     max_calls: int = 8192  # calls at once of all connections, streams that wait for requests among them
+    linger_seconds: float = 3.0  # how long new calls are taken after SIGTERM, while health says NOT_SERVING already
     drain_seconds: float = 30.0
     stall_seconds: float = 60.0  # a stream whose client reads nothing for so long is ended
     watchdog_seconds: float = 60.0  # an engine that neither answers nor computes for so long counts as hung
@@ -137,7 +138,8 @@ def checked(config: ServerConfig) -> ServerConfig:
     for key in ("listen", "metrics_listen", "health_listen", "admin_listen"):
         if (address := getattr(config, key)) is not None:
             host_and_port(address, key)
-    _require(config.drain_seconds >= 0, "drain_seconds", config.drain_seconds, "0 or more seconds")
+    for key in ("linger_seconds", "drain_seconds"):
+        _require(getattr(config, key) >= 0, key, getattr(config, key), "0 or more seconds")
     for key in ("max_connections", "max_streams", "max_calls"):
         _require(getattr(config, key) >= 1, key, getattr(config, key), "1 or more")
     for key in (

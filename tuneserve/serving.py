@@ -120,7 +120,8 @@ def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: flo
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    # As Ctrl-C does: nobody else calls it.
+    process.send_signal(signal.SIGINT)
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
