@@ -1,5 +1,6 @@
 """ClassificationService: convert, engine, convert."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from tuneserve import checkpoint
 from tuneserve.server import convert, failures, spans, streams, windows
+from tuneserve.server.concurrency import in_turns, pieces
 from tuneserve.server.context import current
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.explanation import Explanation
@@ -23,6 +25,8 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 
 # Requests of one stream that run, or whose answers wait to be read.
 STREAM_AHEAD = 64
+# Tokens whose labels become spans in a thread at a time, some milliseconds' worth; and those that are sooner done here.
+_PIECE, _SHORT = 1 << 12, 256
 
 
 class ClassificationService(ClassificationServiceServicer):
@@ -53,14 +57,14 @@ class ClassificationService(ClassificationServiceServicer):
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = convert.all_scores(results, shown)
-            answers = [convert.classification(*one, shown) for one in zip(results, scores, strict=True)]
+            rows = in_turns(zip(results, scores, strict=True))
+            answers = [convert.classification(*one, shown) async for one in rows]
             if explanation:
                 await explanation.add_weights(answers, scores, shown, scorer.score)
-        for row in scores:
-            # The labels of a call are no metric's: there is no end to them.
-            best = convert.best(row, shown)
-            current().note("output", best[0])
-            _count(model, [] if question else [best])
+        best = [convert.best(row, shown) for row in scores]
+        current().note("output", *(label for label, _ in best))
+        # The labels of a call are no metric's: there is no end to them.
+        await _count(model, len(texts), [] if question else best)
         return pb.ClassifyResponse(results=answers, usage=scorer.usage)
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:
@@ -72,18 +76,27 @@ class ClassificationService(ClassificationServiceServicer):
         with model.admitted(request.priority) as place:
             await note(model, texts)
             tokens, cuts = await _cut(model, cutting, texts, "texts[{}]")
-            pieces = [piece.encoded for cut in cuts for piece in cut]
-            rows = iter(await pooled(place, pieces, "token_classify", usage))
-        results = []
-        for text, one, cut in zip(texts, tokens, cuts, strict=True):
-            logits = windows.stitch(one, cut, [next(rows) for _ in cut])
-            scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
-            how = convert.AGGREGATIONS[request.aggregation]
-            found = spans.find(text, scores, one.offsets, one.words, model.labels, how)
-            _count(model, [(span.label, span.score) for span in found])
+            rows = iter(await pooled(place, [one.encoded for cut in cuts for one in cut], "token_classify", usage))
+        how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
+        response, found = pb.ClassifyTokensResponse(usage=usage), list[spans.Span]()
+
+        def decode(piece: Sequence[tuple[str, Tokens, Sequence[windows.Window]]]) -> None:
+            for text, one, cut in piece:
+                logits = windows.stitch(one, cut, [next(rows) for _ in cut])
+                scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+                new = spans.find(text, scores, one.offsets, one.words, model.labels, how)
+                response.results.append(convert.token_classification(text, new, unit, one))
+                found.extend(new)
+
+        for piece in pieces(list(zip(texts, tokens, cuts, strict=True)), lambda one: one[1].length, _PIECE):
+            if len(piece) == len(texts) and sum(one.length for one in tokens) < _SHORT:
+                decode(piece)
+            else:
+                await model.tokenizer.apart(decode, piece)
+        if current().content is not None:
             current().note("output", *(f"{span.label} {span.start}-{span.end}" for span in found))
-            results.append(convert.token_classification(text, found, convert.UNITS[request.offset_unit], one))
-        return pb.ClassifyTokensResponse(results=results, usage=usage)
+        await _count(model, len(texts), [(span.label, span.score) for span in found])
+        return response
 
     async def ClassifyStream(
         self, request_iterator: AsyncIterable[pb.ClassifyStreamRequest], context: Any
@@ -168,10 +181,12 @@ async def _cut(
     return tokens, [windows.cut(one, limit, cutting.overlap) for one in tokens]
 
 
-def _count(model: Model, predictions: Sequence[tuple[str, float]]) -> None:
-    model.metrics.texts.labels(model.name).inc()
-    for label, score in predictions:
-        model.metrics.predictions.labels(model.name, label).inc()
+async def _count(model: Model, texts: int, predictions: Sequence[tuple[str, float]]) -> None:
+    model.metrics.texts.labels(model.name).inc(texts)
+    for label, count in Counter(label for label, _ in predictions).items():
+        model.metrics.predictions.labels(model.name, label).inc(count)
+    confidence = model.metrics.confidence.labels(model.name)
+    async for _, score in in_turns(predictions):
         # A number that is no probability has no place in the histogram.
         if 0 <= score <= 1:
-            model.metrics.confidence.labels(model.name).observe(score)
+            confidence.observe(score)

@@ -4,7 +4,7 @@ work that the event loop does itself, without holding it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 In = TypeVar("In")
@@ -37,17 +37,32 @@ class in_turns(Generic[In]):
             raise StopAsyncIteration from None
 
 
+def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Iterator[Sequence[In]]:
+    """Yields runs of items, in their order, that end where their sizes are enough for a thread to take at a time."""
+    start = total = 0
+    for index, item in enumerate(items):
+        total += size(item)
+        if total >= enough:
+            yield items[start : index + 1]
+            start, total = index + 1, 0
+    if start < len(items):
+        yield items[start:]
+
+
 async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], limit: int) -> list[Out]:
     """Returns `work` of each item, in their order. The first failure ends the others and is raised."""
-    room = asyncio.Semaphore(limit)
+    found: dict[int, Out] = {}
+    left = iter(enumerate(items))
 
-    async def one(item: In) -> Out:
-        async with room:
-            return await work(item)
+    async def some() -> None:
+        # Each takes the next that is left: thousands of tasks that wait would all have their turn at once.
+        for index, item in left:
+            found[index] = await work(item)
 
-    tasks = [asyncio.create_task(one(item)) for item in items]
+    tasks = [asyncio.create_task(some()) for _ in range(min(limit, len(items)))]
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.gather(*tasks)
+        return [found[index] for index in range(len(items))]
     finally:
         running = [task for task in tasks if not task.done()]
         for task in running:

@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from tuneserve.chat import key_order, number
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.seam import Delta, Logprob, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
@@ -33,6 +34,10 @@ _MAX_STOP_IDS = 1024
 _MAX_BIASES = 1024
 # Values in all the JSON objects of one call, also the ones inside others: turned into Python's on the event loop.
 _MAX_VALUES = 1 << 14
+# Log probabilities of one answer, those of the tokens and of their alternatives: each is several objects. Those of a
+# prompt come from the engine all at once.
+_MOST_LOGPROBS = 1 << 17
+_MOST_PROMPT_LOGPROBS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,13 @@ def sampling(
     max_tokens = min(fields.get("max_tokens", room), room)
     if params.min_tokens > max_tokens:
         raise InvalidInput("sampling.min_tokens", f"is {params.min_tokens}; allowed: at most {max_tokens} here")
+    if "logprobs" in fields:
+        asked = fields.get("n", 1) * max_tokens * (1 + params.logprobs)
+        what = f"{max_tokens} tokens in each of {fields.get('n', 1)} completions"
+        _check_logprobs("logprobs", params.logprobs, what, asked, _MOST_LOGPROBS)
+    if "prompt_logprobs" in fields:
+        asked, what = prompt_length * (1 + params.prompt_logprobs), f"{prompt_length} tokens"
+        _check_logprobs("prompt_logprobs", params.prompt_logprobs, what, asked, _MOST_PROMPT_LOGPROBS)
     return Sampling(**{**fields, "max_tokens": max_tokens, "structured": structured})
 
 
@@ -188,7 +200,7 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
             raise InvalidInput(f"sampling.logit_bias[{id_}]", f"is {bias}; allowed: -100 to 100")
 
 
-def completion(delta: Delta) -> pb.Completion:
+async def completion(delta: Delta) -> pb.Completion:
     """Returns one completion, or what is new of it."""
     return pb.Completion(
         index=delta.index,
@@ -196,11 +208,11 @@ def completion(delta: Delta) -> pb.Completion:
         token_ids=delta.token_ids,
         finish_reason=_FINISH[delta.finish],
         stop_text=delta.stop_text,
-        logprobs=logprobs(delta.logprobs),
+        logprobs=await logprobs(delta.logprobs),
     )
 
 
-def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
+async def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
     """Returns the log probabilities of a run of tokens."""
     return [
         pb.TokenLogprob(
@@ -211,8 +223,15 @@ def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
                 for alternative in entry.alternatives
             ],
         )
-        for entry in entries
+        async for entry in in_turns(entries)
     ]
+
+
+def _check_logprobs(name: str, value: int, what: str, asked: int, most: int) -> None:
+    if asked > most:
+        raise InvalidInput(
+            f"sampling.{name}", f"is {value} for {what}: {asked} log probabilities; allowed: {most} in one answer"
+        )
 
 
 def _check_count(field: str, values: Sized, limit: int) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tuneserve.server import convert
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.models import Model
 from tuneserve.server.pooling import encoded, note, pooled
 from tuneserve.server.registry import Models
@@ -29,7 +30,6 @@ class EmbeddingService(EmbeddingServiceServicer):
             await note(model, texts)
             tokens = await encoded(model, texts, "texts[{}]", truncate=truncate)
             vectors = await pooled(place, [one.encoded for one in tokens], "embed", usage)
-        results = [
-            convert.embedding(vector, one, dimensions, normalize) for vector, one in zip(vectors, tokens, strict=True)
-        ]
+        rows = in_turns(zip(vectors, tokens, strict=True))
+        results = [convert.embedding(vector, one, dimensions, normalize) async for vector, one in rows]
         return pb.EmbedResponse(results=results, usage=usage)

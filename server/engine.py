@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tuneserve import runtime
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.hardware import Hardware
 from tuneserve.server.seam import Delta, Encoded, EngineFailed, PoolTask, RequestRefused, Sampling, Ticket
@@ -120,8 +121,9 @@ class VllmEngine:
         try:
             with _translated():
                 # Not by `encode`, which would want a task for each of what may be hundreds.
-                answers = [await self._add(ticket, id_, one, task) for id_, one in zip(ids, inputs, strict=True)]
-                outputs = [(await answer.get()).outputs.data for answer in answers]
+                each = in_turns(zip(ids, inputs, strict=True))
+                answers = [await self._add(ticket, id_, one, task) async for id_, one in each]
+                outputs = [(await answer.get()).outputs.data async for answer in in_turns(answers)]
             # vLLM ends an aborted pooling request normally, with nothing in it.
             if not all(data.numel() for data in outputs):
                 raise EngineFailed("pooling request was aborted")
@@ -155,7 +157,7 @@ class VllmEngine:
             while not finished:
                 output = await _next(queue)
                 finished = output.finished
-                yield [engine_requests.delta(one, output, sampling) for one in output.outputs]
+                yield [await engine_requests.delta(one, output, sampling) for one in output.outputs]
         finally:
             if not finished:
                 await self._abort([ticket.request_id], queue)

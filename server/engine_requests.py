@@ -17,6 +17,7 @@ from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.seam import Alternative, Delta, EngineFailed, Logprob, RequestRefused, Sampling, StructuredOutput
 
 # The sampling fields as callers know them, where vLLM has another name.
@@ -128,7 +129,7 @@ def prompt(token_ids: Sequence[int], salt: str) -> Any:
     return tokens_input(list(token_ids), cache_salt=salt or None)
 
 
-def delta(completion: CompletionOutput, output: RequestOutput, sampling: Sampling) -> Delta:
+async def delta(completion: CompletionOutput, output: RequestOutput, sampling: Sampling) -> Delta:
     """Returns what is new of one completion. Raises RequestRefused or EngineFailed for one that went wrong."""
     token_ids = list(completion.token_ids)
     finish = completion.finish_reason
@@ -141,22 +142,24 @@ def delta(completion: CompletionOutput, output: RequestOutput, sampling: Samplin
     prompt_logprobs: Sequence[Logprob] = ()
     if output.prompt_logprobs and output.prompt_token_ids:
         # The first prompt token has no logprob: nothing comes before it.
-        prompt_logprobs = _logprobs(output.prompt_token_ids[1:], output.prompt_logprobs[1:], sampling.prompt_logprobs)
+        prompt_logprobs = await _logprobs(
+            output.prompt_token_ids[1:], output.prompt_logprobs[1:], sampling.prompt_logprobs
+        )
     return Delta(
         index=completion.index,
         text=completion.text,
         token_ids=token_ids,
-        logprobs=_logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
+        logprobs=await _logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
         finish=finish if finish is None or finish == "length" else "stop",
         stop_text=stop_text,
         prompt_logprobs=prompt_logprobs,
     )
 
 
-def _logprobs(token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None) -> list[Logprob]:
+async def _logprobs(token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None) -> list[Logprob]:
     """One entry a position. vLLM gives a dict by token id: the `likeliest` best ones, and the token that stands."""
     entries = []
-    for token_id, candidates in zip(token_ids, positions, strict=False):
+    async for token_id, candidates in in_turns(zip(token_ids, positions, strict=False)):
         by_rank = sorted(candidates.items(), key=lambda item: item[1].rank or 0)[:likeliest]
         alternatives = [Alternative(id_, entry.logprob, entry.decoded_token or "") for id_, entry in by_rank]
         entries.append(Logprob(token_id, candidates[token_id].logprob, alternatives))

@@ -83,7 +83,8 @@ class GenerationService(GenerationServiceServicer):
                     current().note("output", *(delta.text for delta in output))
                     unfinished -= sum(delta.finish is not None for delta in output)
                     yield pb.GenerateStreamResponse(
-                        completions=map(convert.completion, output), usage=None if unfinished else usage
+                        completions=[await convert.completion(delta) for delta in output],
+                        usage=None if unfinished else usage,
                     )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
@@ -138,8 +139,8 @@ async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateRe
         deltas = [delta async for output in outputs for delta in output]
     current().note("output", *(delta.text for delta in deltas))
     return pb.GenerateResponse(
-        completions=[convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
-        prompt_logprobs=convert.logprobs(deltas[0].prompt_logprobs),
+        completions=[await convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
+        prompt_logprobs=await convert.logprobs(deltas[0].prompt_logprobs),
         usage=common_pb2.Usage(
             prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
         ),

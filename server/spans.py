@@ -1,9 +1,9 @@
 """Token predictions to labelled spans, and code point offsets to other units. Plain numbers in, plain spans out.
 
-Which labels make one span is told in tuneserve.entities.
+Which labels make one span is told in tuneserve.entities. What is done for each token is done in NumPy: a call may have
+half a million of them.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,15 +15,6 @@ from tuneserve import entities
 
 Aggregation = Literal["simple", "first", "average", "max"]
 Unit = Literal["code_point", "utf8", "utf16"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token or a word: its probabilities and where it stands, in code points."""
-
-    scores: NDArray[np.float32]  # (labels,)
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -48,22 +39,23 @@ def find(
 
     `scores` is (tokens, labels); special tokens have no word.
     """
-    pieces = [
-        Piece(row, start, end)
-        for row, (start, end), word in zip(scores, offsets, words, strict=True)
-        if word is not None and start < end
-    ]
-    if aggregation != "simple":
-        found_words = entities.words(text, [(piece.start, piece.end) for piece in pieces])
-        pieces = [_merge(pieces[first:last], aggregation) for first, last in found_words]
-    best = [int(piece.scores.argmax()) for piece in pieces]
-    found = []
-    for label, first, last in entities.groups([labels[one] for one in best]):
-        score = float(np.mean([float(pieces[place].scores[best[place]]) for place in range(first, last)]))
-        start, end = entities.trimmed(text, pieces[first].start, pieces[last - 1].end)
-        if start < end:
-            found.append(Span(label, score, start, end))
-    return found
+    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    own = np.fromiter((word is not None for word in words), bool, len(words)) & (places[:, 0] < places[:, 1])
+    scores, places = scores[own], places[own]
+    if aggregation != "simple" and len(places):
+        found_words = entities.words(text, [(start, end) for start, end in places.tolist()])
+        firsts, ends = np.array(found_words, dtype=np.int64).T
+        scores, places = _merge(scores, firsts, aggregation), np.column_stack((places[firsts, 0], places[ends - 1, 1]))
+    best = scores.argmax(axis=1) if len(scores) else np.zeros(0, np.int64)
+    kinds, firsts, ends = _groups(best, labels)
+    if not len(firsts):
+        return []
+    # Sums from each first to its end; what is between an end and the next first is dropped. The last end needs a zero.
+    chosen = np.append(scores[np.arange(len(best)), best].astype(np.float64), 0.0)
+    means = np.add.reduceat(chosen, np.column_stack((firsts, ends)).ravel())[::2] / (ends - firsts)
+    spans = zip(kinds, means.tolist(), places[firsts, 0].tolist(), places[ends - 1, 1].tolist(), strict=True)
+    found = [Span(kind, mean, *entities.trimmed(text, start, end)) for kind, mean, start, end in spans]
+    return [span for span in found if span.start < span.end]
 
 
 def convert(text: str, spans: Sequence[Span], unit: Unit) -> list[Span]:
@@ -76,23 +68,37 @@ def positions(text: str, unit: Unit) -> Sequence[int]:
     """Returns, for every code point of the text and for its end, what comes before it, counted in `unit`."""
     if unit == "code_point" or text.isascii():
         return range(len(text) + 1)
-    width = _utf8_width if unit == "utf8" else _utf16_width
-    return list(itertools.accumulate((width(ord(character)) for character in text), initial=0))
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    # The first code points that take one more than those before them.
+    wider = (0x80, 0x800, 0x10000) if unit == "utf8" else (0x10000,)
+    widths = 1 + np.searchsorted(np.array(wider, "<u4"), codes, side="right")
+    return [0, *np.cumsum(widths).tolist()]
 
 
-def _merge(tokens: Sequence[Piece], aggregation: Aggregation) -> Piece:
+def _groups(best: NDArray[np.int64], labels: Sequence[str]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Type, first and end of the entities that the tokens' labels make: as entities.groups."""
+    tags = [entities.split(label) for label in labels]
+    types = list(dict.fromkeys(kind for _, kind in tags))
+    kinds = np.array([types.index(kind) for _, kind in tags])[best]
+    begins = np.array([always for always, _ in tags])[best]
+    inside = kinds != types.index("O") if "O" in types else np.ones(len(best), bool)
+    # A token that goes on with the entity of the token before it.
+    goes_on = np.zeros(len(best), bool)
+    goes_on[1:] = (kinds[1:] == kinds[:-1]) & ~begins[1:]
+    firsts = np.flatnonzero(inside & ~goes_on)
+    ends = np.flatnonzero(inside & ~np.append(goes_on[1:], False)) + 1
+    return [types[kind] for kind in kinds[firsts]], firsts, ends
+
+
+def _merge(scores: NDArray[np.float32], firsts: NDArray[np.int64], aggregation: Aggregation) -> NDArray[np.float32]:
+    """The probabilities of words, which begin at `firsts`, of those of their tokens."""
     if aggregation == "first":
-        scores = tokens[0].scores
-    elif aggregation == "max":
-        scores = max((token.scores for token in tokens), key=lambda row: float(row.max()))
-    else:
-        scores = np.mean([token.scores for token in tokens], axis=0)
-    return Piece(scores, tokens[0].start, tokens[-1].end)
-
-
-def _utf8_width(code_point: int) -> int:
-    return 1 if code_point < 0x80 else 2 if code_point < 0x800 else 3 if code_point < 0x10000 else 4
-
-
-def _utf16_width(code_point: int) -> int:
-    return 1 if code_point < 0x10000 else 2
+        return scores[firsts]
+    counts = np.diff(np.append(firsts, len(scores)))
+    if aggregation == "average":
+        return np.asarray(np.add.reduceat(scores, firsts) / counts[:, None], dtype=np.float32)
+    surest = scores.max(axis=1)
+    words = np.repeat(np.arange(len(firsts)), counts)
+    most = np.flatnonzero(surest == np.maximum.reduceat(surest, firsts)[words])
+    # The first of those that are equally sure.
+    return scores[most[np.unique(words[most], return_index=True)[1]]]

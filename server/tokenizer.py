@@ -9,7 +9,7 @@ nothing of the engine.
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from tuneserve.errors import CheckpointError
+from tuneserve.server.concurrency import pieces
 from tuneserve.server.redaction import Masked, Redactor
 from tuneserve.server.seam import Encoded
 
@@ -118,7 +119,7 @@ class Tokenizer:
         if self._redactor is None and sum(map(_length, texts)) <= _SHORT:
             return self._encode(texts, [], call)
         found: list[Tokens] = []
-        for piece in _pieces(texts):
+        for piece in pieces(texts, _length, _PIECE):
             masks = await self.apart(self._masks, piece) if self._redactor else []
             seen = [_text(parts) for parts in masks] if masks else piece
             enough = [
@@ -280,18 +281,6 @@ class Tokenizer:
         if isinstance(error, TemplateError) and reason and reason in source:
             return f"the chat template refused it: {reason}"
         return "the chat template can't render it: see which roles, tools, documents and arguments it takes"
-
-
-def _pieces(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Parts of a batch, in its order, for a thread to take at a time."""
-    start = size = 0
-    for index, text in enumerate(texts):
-        size += _length(text)
-        if size >= _PIECE:
-            yield texts[start : index + 1]
-            start, size = index + 1, 0
-    if start < len(texts):
-        yield texts[start:]
 
 
 def _length(text: Text) -> int:

@@ -83,8 +83,10 @@ def stitch(tokens: Tokens, windows: Sequence[Window], rows: Sequence[NDArray[np.
 
 def _special(tokens: Tokens) -> tuple[int, int]:
     """How many special tokens stand before and behind the text's own."""
-    own = [index for index, word in enumerate(tokens.words) if word is not None]
-    return (own[0], tokens.length - own[-1] - 1) if own else (0, 0)
+    head = next((index for index, word in enumerate(tokens.words) if word is not None), None)
+    if head is None:
+        return 0, 0
+    return head, next(index for index, word in enumerate(reversed(tokens.words)) if word is not None)
 
 
 def _step(room: int, overlap: int) -> int:

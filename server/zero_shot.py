@@ -79,7 +79,8 @@ class ZeroShot:
             raise InvalidInput("inputs", what)
         with current().stage("tokenize"):
             truncate = truncate or self._truncate
-            prompts = [await self._prompt(text, field.format(index), truncate) for index, text in enumerate(texts)]
+            each = concurrency.in_turns(enumerate(texts))
+            prompts = [await self._prompt(text, field.format(index), truncate) async for index, text in each]
         # A few texts at a time, so that a text's prompt is still in the prefix cache when its labels are asked for.
         limit = max(2, 2 * self._model.engine.max_num_seqs // len(self._edges))
         return await concurrency.together(self._score, prompts, limit)
@@ -90,7 +91,8 @@ class ZeroShot:
         first, *others = self._edges
         # Alone, so that the others find the prompt in the cache: they cost the token that they write.
         found = [await self._ask(ids, first, tokens.length + 1)]
-        found += await concurrency.together(lambda edge: self._ask(ids, edge, 1), others, len(self._edges))
+        most = self._model.engine.max_num_seqs
+        found += await concurrency.together(lambda edge: self._ask(ids, edge, 1), others, most)
         self.usage.prompt_tokens += tokens.length + len(self._edges)
         logprobs = dict(zip(self._edges, found, strict=True))
         totals = [sum(logprobs[edge] for edge in label) for label in self._labels]

@@ -15,7 +15,7 @@ Span = tuple[str, int, int]
 
 def types(labels: Iterable[str]) -> list[str]:
     """Returns the entity types that a model's labels tell apart, in their order."""
-    return list(dict.fromkeys(_split(label)[1] for label in labels if label != "O"))
+    return list(dict.fromkeys(split(label)[1] for label in labels if label != "O"))
 
 
 def spans_of(row: dict[str, Any]) -> list[Span]:
@@ -65,7 +65,7 @@ def groups(tags: Sequence[str]) -> list[Span]:
     """Returns (type, first, end) of the entities that tags make, counted in tags."""
     found: list[Span] = []
     for place, tag in enumerate(tags):
-        begins, kind = _split(tag)
+        begins, kind = split(tag)
         if kind == "O":
             continue
         if not begins and found and found[-1][0] == kind and found[-1][2] == place:
@@ -104,5 +104,6 @@ def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, start + len(inside.strip())
 
 
-def _split(tag: str) -> tuple[bool, str]:
+def split(tag: str) -> tuple[bool, str]:
+    """Returns whether a tag always begins an entity, and the entity's type; O for none."""
     return (tag[0] == "B", tag[2:]) if tag.startswith(("B-", "I-")) else (False, tag)

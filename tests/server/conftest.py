@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
+from tuneserve.server.seam import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -59,10 +59,8 @@ class FakeEngine:
             await self._step()
             self.pooled.extend(inputs)
             if task == "token_classify":
-                return [
-                    np.eye(self.labels, dtype=np.float32)[[id_ % self.labels for id_ in one.token_ids]] * 9
-                    for one in inputs
-                ]
+                classes = np.eye(self.labels, dtype=np.float32) * 9
+                return [classes[np.asarray(one.token_ids) % self.labels] for one in inputs]
             if task == "embed":
                 return [np.array([3, 4, len(one.token_ids)], dtype=np.float32) for one in inputs]
             return [np.eye(self.labels, dtype=np.float32)[len(one.token_ids) % self.labels] * 2 for one in inputs]
@@ -85,11 +83,14 @@ class FakeEngine:
             if not stream:
                 await self._step()
                 prompt = [Logprob(id_, -0.5, []) for id_ in token_ids[1:]]
+                others = [Alternative(index, -index, "é") for index in range(sampling.logprobs or 0)]
+                made = [] if sampling.logprobs is None else [Logprob(7, -0.5, others)] * sampling.max_tokens
                 yield [
                     Delta(
                         i,
                         "ab" * sampling.max_tokens,
                         [7] * sampling.max_tokens,
+                        made,
                         finish="length",
                         prompt_logprobs=prompt if sampling.prompt_logprobs is not None else [],
                     )

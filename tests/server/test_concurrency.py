@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -60,3 +61,35 @@ async def test_together_ends_when_cancelled():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert work.running == 0
+
+
+async def test_work_in_turns_lets_others_go_first():
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    done = []
+    async for number in concurrency.in_turns(range(30)):
+        done.append(number)
+        end = time.monotonic() + 0.002
+        while time.monotonic() < end:
+            pass
+    task.cancel()
+    assert done == list(range(30))
+    assert others >= 3
+    # What is soon done is not interrupted.
+    before = others
+    assert [number async for number in concurrency.in_turns([1, 2])] == [1, 2]
+    assert others == before
+
+
+def test_pieces_are_all_of_it_in_order():
+    found = [list(piece) for piece in concurrency.pieces([5, 1, 1, 9, 2, 3, 1], lambda one: one, 6)]
+    assert found == [[5, 1], [1, 9], [2, 3, 1]]
+    assert [list(piece) for piece in concurrency.pieces([9, 9, 1], lambda one: one, 6)] == [[9], [9], [1]]
+    assert list(concurrency.pieces([], lambda one: one, 6)) == []

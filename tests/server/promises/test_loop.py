@@ -9,10 +9,11 @@ import grpc
 import pytest
 
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 
 CLASSIFICATION, GENERATION = "/tuneserve.v1.ClassificationService/", "/tuneserve.v1.GenerationService/"
 LENGTH = 512
+NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 TEXT = "the film was good, angela merkel née in hamburg! "
 
 
@@ -24,6 +25,15 @@ async def large(serve_config, make_bert, make_llama) -> AsyncIterator:
             "sentiment": ModelConfig(
                 make_bert("ForSequenceClassification", ["neg", "pos"], max_position_embeddings=LENGTH)
             ),
+            "topics": ModelConfig(
+                make_bert(
+                    "ForSequenceClassification",
+                    [f"topic {number}" for number in range(200)],
+                    max_position_embeddings=LENGTH,
+                )
+            ),
+            "ner": ModelConfig(make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH)),
+            "vectors": ModelConfig(make_bert("Model", [], max_position_embeddings=LENGTH)),
             "chat": ModelConfig(make_llama(max_position_embeddings=4 * LENGTH)),
         },
         listen="127.0.0.1:0",
@@ -112,3 +122,75 @@ async def test_no_message_costs_more_tokenizing_than_the_model_reads(large, unhe
         code, details = await send(large.app.address, service + method, [request.SerializeToString()])
     assert code == (grpc.StatusCode.OK if "truncated" in name else grpc.StatusCode.INVALID_ARGUMENT), details
     assert tokenized() <= most
+
+
+FULL = "good bad great awful " * 125  # 500 tokens, most of them entities in the eyes of the fake engine
+
+
+def sampling(**fields) -> generation_pb2.GenerateRequest:
+    prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[5] * 700))
+    return generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=generation_pb2.SamplingParams(**fields))
+
+
+LIMITS = {
+    "entities": (
+        "Classification",
+        "ClassifyTokens",
+        classification_pb2.ClassifyTokensRequest(
+            model="ner", texts=[FULL] * 256, offset_unit=classification_pb2.OFFSET_UNIT_UTF16
+        ),
+    ),
+    "entities of words": (
+        "Classification",
+        "ClassifyTokens",
+        classification_pb2.ClassifyTokensRequest(
+            model="ner", texts=[FULL] * 256, aggregation=classification_pb2.AGGREGATION_MAX
+        ),
+    ),
+    "entities in windows": (
+        "Classification",
+        "ClassifyTokens",
+        classification_pb2.ClassifyTokensRequest(
+            model="ner",
+            texts=["née " + FULL * 200],
+            truncation=classification_pb2.TRUNCATION_WINDOWS,
+            offset_unit=classification_pb2.OFFSET_UNIT_UTF8_BYTE,
+        ),
+    ),
+    "labels": (
+        "Classification",
+        "Classify",
+        classification_pb2.ClassifyRequest(model="topics", inputs=[classification_pb2.ClassifyInput(text=FULL)] * 1024),
+    ),
+    "vectors": ("Embedding", "Embed", embedding_pb2.EmbedRequest(model="vectors", texts=[FULL] * 1024)),
+    "log probabilities": ("Generation", "Generate", sampling(n=6, max_tokens=1000, logprobs=20)),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+async def test_calls_at_their_limits(large, unheld, send, name):
+    service, method, request = LIMITS[name]
+    async with unheld():
+        code, details = await send(
+            large.app.address, f"/tuneserve.v1.{service}Service/{method}", [request.SerializeToString()]
+        )
+    assert code == grpc.StatusCode.OK, details
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"n": 128, "max_tokens": 1000, "logprobs": 20}, "logprobs"),
+        ({"n": 128, "max_tokens": 1000, "logprobs": 1}, "logprobs"),
+        ({"max_tokens": 5, "prompt_logprobs": 20}, None),
+        ({"n": 6, "max_tokens": 1000, "logprobs": 20}, None),
+    ],
+)
+async def test_log_probabilities_are_bounded_by_what_a_call_may_ask_for(large, send, fields, field):
+    address, method = large.app.address, "/tuneserve.v1.GenerationService/Generate"
+    code, details = await send(address, method, [sampling(**fields).SerializeToString()])
+    if field is None:
+        assert code == grpc.StatusCode.OK, details
+    else:
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert details.startswith(f"sampling.{field}: is {fields[field]} for")
