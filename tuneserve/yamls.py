@@ -13,7 +13,13 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 def parse(text: str) -> Any:
     """Returns what a YAML text says. Raises yaml.YAMLError, a MarkedYAMLError where the line is known."""
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except ValueError as error:
+        # What the library lets through: a date without a month, a number of thousands of digits.
+        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 class _Loader(yaml.SafeLoader):

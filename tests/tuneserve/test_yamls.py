@@ -31,6 +31,12 @@ def test_what_is_no_duplicate_is_read_as_yaml_has_it():
         yamls.parse("{[a]: 1}")
 
 
+@pytest.mark.parametrize("text", ["a: 2024-13-45", f"a: {'9' * 5000}", "a: !!int x", f"a: {'[' * 5000}"])
+def test_what_the_library_itself_fails_on_is_an_error_of_yaml(text):
+    with pytest.raises(yaml.YAMLError, match=r"not what it looks like|nested too deeply"):
+        yamls.parse(text)
+
+
 def test_a_training_file_with_a_duplicate_key_is_refused(tmp_path):
     file = tmp_path / "train.yaml"
     file.write_text("epochs: 3\noutput: out\nepochs: 30\n")
