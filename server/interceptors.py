@@ -51,6 +51,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     log_requests: bool = False
     log_content: bool = False
     _wrapped: dict[str, Any] = field(default_factory=dict)  # handlers by method
+    _unknown: request_log.Sample = field(init=False)  # lines of callers that nobody knows
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_unknown", request_log.Sample(self.metrics.log_lines_dropped.inc))
 
     async def intercept_service(
         self,
@@ -138,13 +142,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call.content = {} if self.log_content else None
         self.metrics.started.labels(*labels).inc()
         code: grpc.StatusCode | None = None
-        if self.tracing:
-            self.tracing.start(call, service)
         try:
             async with asyncio.timeout(None) as limit:
                 await self.running.begin(limit)
                 if self.tenants:
                     call.tenant = self.tenants.authenticate(call.metadata)
+                if self.tracing:
+                    self.tracing.start(call, service)
+                if self.tenants:
                     call.charge = partial(self.tenants.charge, call.tenant)
                     call.admit = partial(self._admit, self.tenants, call)
                     # The requests of a stream are counted one by one.
@@ -174,7 +179,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if self.tracing:
                 self.tracing.end(call, ended.name)
             if self.log_requests:
-                request_log.log(call, ended.name, seconds)
+                self._log(call, ended, seconds)
+
+    def _log(self, call: calls.Call, ended: grpc.StatusCode, seconds: float) -> None:
+        left_out = self._unknown.take() if ended == grpc.StatusCode.UNAUTHENTICATED else 0
+        if left_out is not None:
+            request_log.log(call, ended.name, seconds, left_out)
 
 
 def _begin(context: Context, method: str, tenant: Tenant) -> calls.Call:

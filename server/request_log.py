@@ -1,5 +1,7 @@
 """One JSON line a call, and the same times for its caller.
 
+Anybody can make calls that fail for want of a key, as many as they like: their lines are a sample.
+
 No prompt, output, key or address: only who called, which model, and what it cost. `content` is there where the
 server's settings ask for it. Lines go out as they are, without a logger's prefix, so that a log collector can parse
 them.
@@ -8,6 +10,8 @@ them.
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tuneserve.server.context import Call
@@ -15,6 +19,7 @@ from tuneserve.server.context import Call
 logger = logging.getLogger("tuneserve.requests")
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_AT_ONCE = 10
 STAGES = ("queue", "tokenize", "engine")
 
 
@@ -27,8 +32,32 @@ def to_stderr() -> None:
     logger.setLevel(logging.INFO)
 
 
-def log(call: Call, code_name: str, seconds: float) -> None:
-    """Writes the line of a call that ended."""
+class Sample:
+    """Which lines of callers that nobody knows are written: ten at once, and one a second. The others are counted, in
+    the next line that is written and by `dropped`.
+    """
+
+    def __init__(self, dropped: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._dropped = dropped
+        self._clock = clock
+        self._room, self._seen = float(_AT_ONCE), clock()
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        """Returns how many were left out since the last one, or None where this one is left out, too."""
+        now = self._clock()
+        self._room, self._seen = min(_AT_ONCE, self._room + now - self._seen), now
+        if self._room < 1:
+            self._left_out += 1
+            self._dropped()
+            return None
+        self._room -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def log(call: Call, code_name: str, seconds: float, left_out: int = 0) -> None:
+    """Writes the line of a call that ended, and how many like it were not written."""
     if not logger.isEnabledFor(logging.INFO):
         return
     line = {
@@ -44,6 +73,8 @@ def log(call: Call, code_name: str, seconds: float) -> None:
         "ms": _ms(seconds * 1e9),
         **{f"{stage}_ms": _ms(call.stage_ns.get(stage, 0)) for stage in STAGES},
     }
+    if left_out:
+        line["left_out"] = left_out
     if call.content is not None:
         line["content"] = call.content
     # Made here: a logger would look for the line of code that it was called from, for every call.

@@ -47,7 +47,7 @@ class Tracing:
         self._spans: dict[int, Span] = {}
 
     def start(self, call: Call, service: str) -> None:
-        """Begins a call's span, and tells the engine of it by `call.trace`. `end` must follow."""
+        """Begins a span as of its call's start, and tells the engine of it by `call.trace`. `end` must follow."""
         span = self._tracer.start_span(
             f"{service}/{call.method}",
             context=self._propagator.extract(call.metadata),
@@ -61,8 +61,10 @@ class Tracing:
         self._spans[id(call)] = span
 
     def end(self, call: Call, code_name: str) -> None:
-        """Ends a call's span, with its stages."""
-        span = self._spans.pop(id(call))
+        """Ends a call's span, with its stages, if it has one."""
+        span = self._spans.pop(id(call), None)
+        if span is None:
+            return
         if span.is_recording():
             self._describe(span, call, code_name)
             context = self._trace.set_span_in_context(span)

@@ -109,3 +109,15 @@ def test_a_long_stream_keeps_sums_only():
             pass
     assert len(one.stages) == 64
     assert one.stage_ns["queue"] >= sum(stage.end_ns - stage.start_ns for stage in one.stages)
+
+
+def test_what_anybody_can_cause_is_sampled():
+    now, dropped = [0.0], []
+    sample = request_log.Sample(lambda: dropped.append(1), lambda: now[0])
+    taken = [sample.take() for _ in range(1000)]
+    assert taken == [0] * 10 + [None] * 990
+    assert len(dropped) == 990
+    now[0] += 2.5
+    assert [sample.take() for _ in range(4)] == [990, 0, None, None]
+    now[0] += 3600
+    assert [sample.take() for _ in range(11)] == [2] + [0] * 9 + [None]

@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import json
+import logging
 import statistics
 from dataclasses import replace
 
@@ -264,6 +266,25 @@ async def test_so_many_calls_at_once(start, refused, until):
             call.cancel()
         await until(lambda: not server.app._running._limits)
         assert (await classify(server.channel)).results
+
+
+async def test_calls_without_a_key_write_few_lines(start, caplog):
+    caplog.set_level(logging.INFO, "tuneserve.requests")
+    async with start(keys=True) as server:
+        for _ in range(300):
+            assert await classify(server.channel).code() == grpc.StatusCode.UNAUTHENTICATED
+        lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "tuneserve.requests"]
+        refused = [line for line in lines if line["status"] == "UNAUTHENTICATED"]
+        dropped = server.app.metrics.log_lines_dropped._value.get()
+        assert len(refused) + dropped == 300
+        assert 10 <= len(refused) < 150
+        handled = server.app.metrics.handled.labels("unary", *CLASSIFY[1:].split("/"), "UNAUTHENTICATED")
+        assert handled._value.get() == 300
+        # Who is known has a line for each call.
+        caplog.clear()
+        for _ in range(30):
+            await classify(server.channel, metadata=KEY)
+        assert len([record for record in caplog.records if record.name == "tuneserve.requests"]) == 30
 
 
 def test_files_are_kept_back(monkeypatch, caplog):
