@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
-from tuneserve.errors import StepFailed
+from tuneserve.errors import StepFailed, UserError
 from tuneserve.server import concurrency, connections, failures, logs, ports, tls
 from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
@@ -97,6 +97,10 @@ class App:
         self._running = Running(config.max_calls)
         self._shadows = Shadows(self.models, self.metrics)
         self._tenants = Tenants(config.tenants) if config.tenants else None
+        if self._tenants and self._tenants.by_certificate and not (config.tls and config.tls.client_ca):
+            raise UserError(
+                "tenants: certificates name some of them", "tls.client_ca says whose certificates these are"
+            )
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         start_engine = make_engine or engine_factory(config.otlp_endpoint)
         self.supervisor = Supervisor(

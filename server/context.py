@@ -7,7 +7,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ class Call:
     method: str  # "Classify"
     tenant: Tenant
     metadata: Mapping[str, str]  # what the caller sent, without binary values
+    names: Sequence[str] = ()  # of the certificate of its connection, where one may name a tenant
     deadline: float | None = None  # on time.monotonic's clock
     is_copy: bool = False  # of a call that somebody else's version answered: shadow traffic
     asked: str = ""  # the name that its caller used for a model

@@ -33,6 +33,7 @@ Method: TypeAlias = Callable[..., Any]
 
 OURS = ("/tuneserve.", "/inference.")
 REFLECTION = "/grpc.reflection."
+_SAN = "x509_subject_alternative_name"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _admit(self, tenants: Tenants, call: calls.Call) -> None:
         """Counts a request against its caller's quota; one whose key was taken away is known no more."""
         try:
-            tenants.admit(tenants.authenticate(call.metadata))
+            tenants.admit(tenants.authenticate(call.metadata, call.names))
         except Overloaded as error:
             self.metrics.rejections.labels("", error.reason.lower()).inc()
             raise
@@ -146,7 +147,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(None) as limit:
                 await self.running.begin(limit)
                 if self.tenants:
-                    call.tenant = self.tenants.authenticate(call.metadata)
+                    call.names = _names(context) if self.tenants.by_certificate else ()
+                    call.tenant = self.tenants.authenticate(call.metadata, call.names)
                 if self.tracing:
                     self.tracing.start(call, service)
                 if self.tenants:
@@ -199,6 +201,11 @@ def _begin(context: Context, method: str, tenant: Tenant) -> calls.Call:
     )
     calls.begin(call)
     return call
+
+
+def _names(context: Context) -> tuple[str, ...]:
+    """The names of the certificate that the client showed; it was asked for one of the right authority."""
+    return tuple(name.decode(errors="replace") for name in context.auth_context().get(_SAN, ()))
 
 
 def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,7 @@
 tenants:
   search:
     keys: [sha256:HEX, ...]     # `tuneserve key` makes one; several, so that a new key can replace an old one
+    certificates: [a.example]   # or names of clients' certificates (SAN: DNS, URI, email), with `tls.client_ca`
     role: user                  # or admin
     priority: 0                 # lower goes first
     models: [sentiment, chat]   # models or aliases, all versions of them; every model when left out
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 ROLES = ("user", "admin")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SAN = re.compile(r"[^\s*]{1,2048}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -91,11 +93,18 @@ class Tenants:
         self._clock = clock
         self._seen = stamp(path)
         self._by_hash: Mapping[str, Tenant] = {}
+        self._by_name: Mapping[str, Tenant] = {}  # names of certificates
         self._quotas: Mapping[str, Quota] = {}
         self._take(_read(path, str(path)))
 
-    def authenticate(self, metadata: Mapping[str, str]) -> Tenant:
+    @property
+    def by_certificate(self) -> bool:
+        """Whether a certificate may name a tenant."""
+        return bool(self._by_name)
+
+    def authenticate(self, metadata: Mapping[str, str], names: Sequence[str] = ()) -> Tenant:
         """Returns whose key came with a call: `authorization: Bearer KEY`, or `x-api-key: KEY`, which goes first.
+        Without a key, who is named by the certificate of its connection, which has these names.
 
         Raises Unauthenticated.
         """
@@ -104,11 +113,20 @@ class Tenants:
             scheme, _, key = metadata.get("authorization", "").partition(" ")
             key = key.strip() if scheme.lower() == "bearer" else ""
         if not key:
-            raise Unauthenticated("an API key is needed: send it as metadata, `authorization: Bearer KEY`")
+            return self._named(names)
         tenant = self._by_hash.get(hashed(key))
         if tenant is None:
             raise Unauthenticated("the API key is not known")
         return tenant
+
+    def _named(self, names: Sequence[str]) -> Tenant:
+        found = {tenant.name: tenant for name in names if (tenant := self._by_name.get(name))}
+        if len(found) > 1:
+            raise Unauthenticated("the certificate names several tenants: send an API key")
+        for tenant in found.values():
+            return tenant
+        certificate = ", or show a certificate that names a tenant" if self._by_name else ""
+        raise Unauthenticated(f"an API key is needed: send it as metadata, `authorization: Bearer KEY`{certificate}")
 
     def admit(self, tenant: Tenant) -> None:
         """Counts one call against a tenant's quotas. Raises Overloaded, and then counts nothing."""
@@ -145,23 +163,27 @@ class Tenants:
     def _take(self, entries: "Mapping[str, _Entry]") -> None:
         """Puts new tenants in force. Each attribute is set at once, so that a call never sees half of it."""
         by_hash: dict[str, Tenant] = {}
+        by_name: dict[str, Tenant] = {}
         quotas: dict[str, Quota] = {}
         owned = {adapter for entry in entries.values() for adapter in entry.adapters or ()}
         for name, entry in entries.items():
             tenant = Tenant(name, entry.role, entry.priority, entry.models, entry.adapters, owned)
             by_hash.update(dict.fromkeys(entry.keys, tenant))
+            by_name.update(dict.fromkeys(entry.certificates, tenant))
             limits = entry.requests_per_second, entry.tokens_per_minute
             if any(limits):
                 quotas[name] = Quota(*limits, self._quotas.get(name), self._clock())
         self._quotas = quotas
         self._by_hash = by_hash
+        self._by_name = by_name
 
 
 @dataclass(frozen=True)
 class _Entry:
     """One tenant, as the file has it."""
 
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
     role: str = "user"
     priority: int = 0
     models: tuple[str, ...] | None = None
@@ -191,6 +213,7 @@ def _read(path: Path, where: str) -> dict[str, _Entry]:
         raise UserError(f"{where}: can't be read: {error.strerror}") from None
     entries: dict[str, _Entry] = {}
     owners: dict[str, str] = {}
+    named: dict[str, str] = {}
     for name, values in settings.build(_File, document, where).tenants.items():
         if not _NAME.fullmatch(name) or name in _RESERVED:
             raise UserError(
@@ -198,6 +221,9 @@ def _read(path: Path, where: str) -> dict[str, _Entry]:
                 f"and none of {', '.join(_RESERVED)}"
             )
         entry = entries[name] = _entry(values, f"{where}: tenants.{name}")
+        for certificate in entry.certificates:
+            if (owner := named.setdefault(certificate, name)) != name:
+                raise UserError(f"{where}: tenants.{name}.certificates: {certificate} is one of {owner}'s, too")
         for key in entry.keys:
             if (owner := owners.setdefault(key, name)) != name:
                 raise UserError(f"{where}: tenants.{name}.keys: one of them is a key of {owner}, too")
@@ -207,8 +233,14 @@ def _read(path: Path, where: str) -> dict[str, _Entry]:
 def _entry(values: Any, where: str) -> _Entry:
     given = settings.mapping(values, where)
     # First of all, so that a key that stands there in place of its hash is in no error.
-    _check_keys(given.get("keys"), f"{where}.keys")
+    _check_keys(given.get("keys", [] if "certificates" in given else None), f"{where}.keys")
     entry = settings.build(_Entry, given, where)
+    for name in entry.certificates:
+        if not _SAN.fullmatch(name):
+            raise UserError(
+                f"{where}.certificates: {name!r} is not the name of a certificate",
+                "allowed: a DNS name, a URI or an email address, as the certificate has it; no wildcards",
+            )
     if entry.role not in ROLES:
         raise UserError(f"{where}.role: {entry.role!r} is not allowed", f"allowed: {', '.join(ROLES)}")
     for model in entry.models or ():

@@ -351,3 +351,39 @@ def test_a_limit_taken_away_is_gone(path):
     rewrite(path, "tenants:\n" + entry("a", "k"))
     tenants.reload_if_changed()
     tenants.admit(tenant)
+
+
+def test_a_certificate_names_a_tenant(load):
+    tenants = load(
+        "tenants:\n"
+        "  web: {certificates: [web.example.org, 'spiffe://example.org/web']}\n"
+        f"  both: {{keys: [{hashed('k')}], certificates: [both.example.org]}}\n" + entry("key", "one")
+    )
+    assert tenants.by_certificate
+    assert tenants.authenticate({}, ["other", "web.example.org"]).name == "web"
+    assert tenants.authenticate({}, ["web.example.org", "spiffe://example.org/web"]).name == "web"
+    assert tenants.authenticate({}, ["both.example.org"]).name == tenants.authenticate(bearer("k")).name == "both"
+    assert tenants.authenticate(bearer("one"), ["web.example.org"]).name == "key", "a key goes first"
+    for metadata, names, text in [
+        ({}, [], "or show a certificate that names a tenant"),
+        ({}, ["example.org", "a.web.example.org", "WEB.example.org"], "an API key is needed"),
+        ({}, ["web.example.org", "both.example.org"], "the certificate names several tenants"),
+        (bearer("wrong"), ["web.example.org"], "not known"),
+    ]:
+        with pytest.raises(Unauthenticated, match=text):
+            tenants.authenticate(metadata, names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {certificates: [x.org]}, b: {certificates: [x.org]}", "tenants.b.certificates: x.org is one of a's, too"),
+        ("a: {certificates: ['*.x.org']}", r"tenants.a.certificates: '\*.x.org' is not the name of a certificate"),
+        ("a: {certificates: ['']}", "is not the name of a certificate"),
+        ("a: {certificates: x.org}", "expected a list"),
+        ("a: {role: user}", "tenants.a.keys: expected a list"),
+    ],
+)
+def test_bad_names_of_certificates(load, text, message):
+    with pytest.raises(UserError, match=message):
+        load(f"tenants: {{{text}}}")

@@ -8,7 +8,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -53,10 +53,10 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._sign(self._name, self._key, x509.BasicConstraints(True, None), 1).public_bytes(PEM)
 
-    def issue(self, days: int = 1) -> Pair:
+    def issue(self, days: int = 1, *more: x509.GeneralName) -> Pair:
         """A certificate for this machine, or of one of its clients; expired for a negative number of days."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *more]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
         certificate = self._sign(subject, key, x509.SubjectAlternativeName(names), days)
         text = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -392,6 +392,44 @@ async def test_the_ports_of_a_server_with_mutual_tls(files, authority, make_bert
         files.write(authority.issue(), client_ca=Authority("another").certificate)
         async with connect(address, roots, authority.issue()) as channel:
             assert await check(channel).code() == grpc.StatusCode.UNAVAILABLE, "reloaded"
+
+
+async def test_a_certificate_names_a_tenant(files, authority, stranger, make_bert, serve_config, tmp_path):
+    files.write(authority.issue(), client_ca=authority.certificate)
+    tenants = tmp_path / "tenants.yaml"
+    tenants.write_text(
+        f"tenants: {{web: {{certificates: [web.example.org]}}, job: {{certificates: ['spiffe://example.org/job'], "
+        f"models: []}}, key: {{keys: ['{hashed('key')}']}}}}"
+    )
+    config = ServerConfig(
+        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        tls=files.config(mutual=True),
+        tenants=tenants,
+        drain_seconds=5,
+    )
+
+    async def models(own: Pair, *metadata: tuple[str, str]) -> int | grpc.StatusCode:
+        """How many models the owner of a certificate may use, or why it is not let in."""
+        async with connect(served.app.address, authority.certificate, own) as channel:
+            stub = model_pb2_grpc.ModelServiceStub(channel)
+            call = stub.ListModels(model_pb2.ListModelsRequest(), metadata=metadata, timeout=20)
+            code = await call.code()
+            return len((await call).models) if code == grpc.StatusCode.OK else code
+
+    web, job = x509.DNSName("web.example.org"), x509.UniformResourceIdentifier("spiffe://example.org/job")
+    async with serve_config(config) as served:
+        assert await models(authority.issue(1, web)) == 1
+        assert await models(authority.issue(1, job)) == 0
+        assert await models(authority.issue(1, job), ("x-api-key", "key")) == 1, "a key goes first"
+        assert await models(authority.issue(1, web), ("x-api-key", "wrong")) == grpc.StatusCode.UNAUTHENTICATED
+        assert await models(authority.issue()) == grpc.StatusCode.UNAUTHENTICATED
+        assert await models(authority.issue(1, web, job)) == grpc.StatusCode.UNAUTHENTICATED, "two tenants"
+        assert await models(stranger.issue(1, web)) == grpc.StatusCode.UNAVAILABLE, "another authority's"
+    for tls in (None, files.config()):
+        with pytest.raises(UserError, match="tenants: certificates name some of them"):
+            App(replace(config, tls=tls))
 
 
 def test_bad_files_are_refused_before_a_server_starts(files, authority, make_bert):
