@@ -102,11 +102,14 @@ class App:
                 "tenants: certificates name some of them", "tls.client_ca says whose certificates these are"
             )
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-        start_engine = make_engine or engine_factory(config.otlp_endpoint)
         self.supervisor = Supervisor(
-            start_engine, config.watchdog_seconds, config.on_engine_failure == "restart", self._health.publish
+            make_engine or engine_factory(config.otlp_endpoint),
+            config.watchdog_seconds,
+            config.load_seconds,
+            config.on_engine_failure == "restart",
+            self._health.publish,
         )
-        self.operations = Operations(config, self.models, self.metrics, start_engine, self.supervisor, self._health)
+        self.operations = Operations(config, self.models, self.metrics, self.supervisor, self._health)
         for name, model in config.models.items():
             self.models.add(self.operations.prepare(name, model, f"models.{name}"))
         self._bind()

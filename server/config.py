@@ -101,6 +101,7 @@ class ServerConfig:
     drain_seconds: float = 30.0
     stall_seconds: float = 60.0  # a stream whose client reads nothing for so long is ended
     watchdog_seconds: float = 60.0  # an engine that neither answers nor computes for so long counts as hung
+    load_seconds: float = 1800.0  # loading a model, with its warm-up, is ended after so long
     on_engine_failure: str = "restart"  # or "exit": the process ends with status 1
     otlp_endpoint: str | None = None  # OpenTelemetry collector, gRPC: http://host:4317
     log_requests: bool = True  # one JSON line a call
@@ -145,6 +146,7 @@ def checked(config: ServerConfig) -> ServerConfig:
     for key in (
         "stall_seconds",
         "watchdog_seconds",
+        "load_seconds",
         "max_connection_age_seconds",
         "max_connection_idle_seconds",
         "keepalive_seconds",

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 
 _POLL_SECONDS = 0.02
+# As much as a second of computing.
+_READ_IN_A_SECOND = 10e6
 
 
 class Start:
@@ -78,7 +80,8 @@ def started_by(engine: Any) -> list[psutil.Process]:
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> dict[int, float]:
-    """Returns the CPU time that each has used so far, and each child that it started since; by process id.
+    """Returns the CPU time that each has used so far, and each child that it started since; by process id. What it
+    has read counts, too: it may load its model from a slow disk.
 
     A process's time holds that of its children that have ended.
     """
@@ -91,7 +94,15 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> dict[int, float]:
         with contextlib.suppress(psutil.NoSuchProcess):
             used = process.cpu_times()
             seconds[process.pid] = used.user + used.system + used.children_user + used.children_system
+            seconds[process.pid] += _bytes_read(process) / _READ_IN_A_SECOND
     return seconds
+
+
+def _bytes_read(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.AccessDenied, AttributeError):
+        counters = process.io_counters()
+        return int(max(counters.read_bytes, counters.read_chars))
+    return 0
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +57,7 @@ class Model:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     failure: str = ""  # what befell its engine, while another is not ready yet
     _engine: Engine | None = None
+    _reads: bool = False  # its own files, while the engine has nothing to do
     _max_length: int = 0  # the engine's; 0 until the first was started
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
@@ -116,9 +117,12 @@ class Model:
     async def load(self, make_engine: EngineFactory) -> None:
         """Starts the engine and sends one real request through it. Also after the engine died.
 
-        What fails or is cancelled leaves no engine behind. Raises StepFailed where it does not start.
+        What fails or is cancelled leaves no engine behind. Raises StepFailed where it does not start, and
+        CheckpointError where the files are no longer those of the version that was loaded before.
         """
         started = time.monotonic()
+        if self._admission is not None:
+            await asyncio.to_thread(self._verify)
         try:
             engine = await self._start(make_engine)
             await self._prepare(engine)
@@ -138,6 +142,10 @@ class Model:
             )
         self.state, self.failure = model_pb2.MODEL_STATE_READY, ""
         self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
+
+    def _verify(self) -> None:
+        checkpoint.refuse_unsafe(self.config.path)
+        checkpoint.verify_files(self.config.path, self.manifest)
 
     async def _start(self, make_engine: EngineFactory) -> Engine:
         try:
@@ -159,7 +167,11 @@ class Model:
             logger.log(level, text, self.name, engine.max_length, trained)
         if self._tokenizer is None:
             redactor = Redactor(self.config.redact) if self.config.redact else None
-            self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)
+            self._reads = True
+            try:
+                self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)
+            finally:
+                self._reads = False
         for adapter in self.adapters.values():
             await engine.load_adapter(adapter.id, adapter.directory)
         await self._warm_up()
@@ -216,6 +228,10 @@ class Model:
         """Goes out of service: the engine is dead or hangs. Its callers are told `failure`."""
         self.state, self.failure = model_pb2.MODEL_STATE_FAILED, failure
         self.metrics.failed(self.name, self.version)
+
+    def cpu_seconds(self) -> Mapping[int, float]:
+        """See seam.Engine; nothing while nobody waits for the engine, or there is none yet."""
+        return {} if self._engine is None or self._reads else self._engine.cpu_seconds()
 
     async def end_engine(self) -> None:
         """Ends a dead, hung or unfinished engine's processes, so that another can be started."""

@@ -21,7 +21,7 @@ from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.errors import AlreadyLoaded, InvalidInput, Unavailable, WrongState
 from tuneserve.server.health import Health
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.models import EngineFactory, Model
+from tuneserve.server.models import Model
 from tuneserve.server.registry import Models, Route, to_proto
 from tuneserve.server.supervisor import Supervisor
 from tuneserve.v1 import model_pb2 as pb
@@ -39,14 +39,12 @@ class Operations:
         settings_: ServerConfig,
         models: Models,
         metrics: Metrics,
-        make_engine: EngineFactory,
         supervisor: Supervisor,
         health: Health,
     ) -> None:
         self._config = settings_
         self._models = models
         self._metrics = metrics
-        self._make_engine = make_engine
         self._supervisor = supervisor
         self._health = health
         self._one_at_a_time = asyncio.Lock()
@@ -66,7 +64,7 @@ class Operations:
     async def start(self, model: Model) -> None:
         """Loads a model that was prepared, and watches it."""
         try:
-            await model.load(self._make_engine)
+            await self._supervisor.load(model)
         except BaseException:
             await model.close()
             raise

@@ -161,7 +161,7 @@ class Engine(Protocol):
         """Goes through the engine's loop and back. Raises EngineFailed when it is dead; hangs when that hangs."""
 
     def cpu_seconds(self) -> Mapping[int, float]:
-        """CPU time that each of the engine's processes has used so far, by its id: grows while it computes."""
+        """CPU time that each of the engine's processes has used, by its id: grows while it computes, or loads."""
 
     def kill(self) -> None:
         """Ends the engine's processes at once, stopped or hung ones too. Whatever waits raises EngineFailed."""

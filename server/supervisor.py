@@ -1,9 +1,12 @@
-"""Watches every engine, and starts a dead one again.
+"""Watches every engine, while it is loaded and after that, and starts a dead one again.
 
 A dead engine says so at the next ping. One that is busy answers only between steps, and a step may take longer than
 `watchdog_seconds` on a slow machine: it is alive as long as its processes compute. One that neither answers nor
 computes for so long hangs: its processes are killed, which makes a dead one of it and ends every call that waits for
 it. One that computes for ever is killed, too, after ten times as long. Other models go on meanwhile.
+
+Loading and the warm-up are watched in the same way, and have `load_seconds` in all. While the event loop itself is
+held, nothing is known of any engine: its answers are not read.
 """
 
 import asyncio
@@ -11,7 +14,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
+from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server import failures
 from tuneserve.server.models import EngineFactory, Model
 
@@ -20,6 +25,8 @@ logger = logging.getLogger(__name__)
 _PING_SECONDS = 0.5
 # While an answer is late: looks at the CPU time, in `watchdog_seconds`.
 _LOOKS = 10
+# A look that comes after so many times its pause was held up: the event loop is busy, and answers may lie there unread.
+_HELD = 2
 # A process that uses less of one core does not compute. A blocked engine's uses 0.02: its threads for gloo look for
 # messages all the time. One that computes has all cores, or its share of a crowded machine.
 _COMPUTES = 0.1
@@ -36,6 +43,7 @@ class Supervisor:
         self,
         make_engine: EngineFactory,
         watchdog_seconds: float,
+        load_seconds: float,
         restarts: bool,
         changed: Callable[[], Awaitable[None]],
     ) -> None:
@@ -43,9 +51,23 @@ class Supervisor:
         self.given_up = asyncio.Event()
         self._make_engine = make_engine
         self._watchdog_seconds = watchdog_seconds
+        self._load_seconds = load_seconds
         self._restarts = restarts
         self._changed = changed
         self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def load(self, model: Model) -> None:
+        """Loads a model, also again, and ends that when it hangs or takes too long. Raises StepFailed then."""
+        loading = asyncio.ensure_future(model.load(self._make_engine))
+        try:
+            if what := await self._overdue(model, loading, self._load_seconds):
+                logger.error("model %s: its engine %s while it was loaded", model.id, what)
+                raise StepFailed(f"model {model.id}: its engine {what} while it was loaded")
+        finally:
+            # Where it is not done, it ends its engine before it ends.
+            loading.cancel()
+            await asyncio.wait((loading,))
+        loading.result()
 
     def watch(self, model: Model) -> None:
         """Begins to watch a model that was loaded."""
@@ -84,7 +106,8 @@ class Supervisor:
         while True:
             ping = asyncio.ensure_future(model.engine.ping())
             try:
-                if what := await self._overdue(model, ping):
+                slow = f"computes one step for over {self._watchdog_seconds:g} s"
+                if what := await self._overdue(model, ping, _LONGEST_STEP * self._watchdog_seconds, slow):
                     return what
             finally:
                 ping.cancel()
@@ -92,23 +115,31 @@ class Supervisor:
                 return "died"
             await asyncio.sleep(_PING_SECONDS)
 
-    async def _overdue(self, model: Model, ping: "asyncio.Future[None]") -> str:
-        """Returns nothing when the answer has come, or why nobody should wait for it any longer."""
+    async def _overdue(self, model: Model, work: "asyncio.Future[Any]", most: float, slow: str = "") -> str:
+        """Returns nothing when the work is done, or why nobody should wait for it any longer: after `most` seconds at
+        the latest. `slow` is logged of an engine that computes for longer than one that hangs may wait.
+        """
         seconds, used = self._watchdog_seconds, deque[tuple[float, Mapping[int, float]]](maxlen=_LOOKS)
-        for look in range(1, _LONGEST_STEP * _LOOKS + 1):
-            await asyncio.wait((ping,), timeout=seconds / _LOOKS)
-            if ping.done():
+        pause, looks = seconds / _LOOKS, 0
+        while looks * pause < most:
+            asked = time.monotonic()
+            await asyncio.wait((work,), timeout=pause)
+            if work.done():
                 return ""
-            used.append((time.monotonic(), model.engine.cpu_seconds()))
-            if look < _LOOKS:
+            if time.monotonic() - asked > _HELD * pause:
                 continue
+            looks += 1
+            used.append((time.monotonic(), model.cpu_seconds()))
             (began, before), (ended, after) = used[0], used[-1]
-            busiest = max((spent - before.get(process, 0.0) for process, spent in after.items()), default=0.0)
+            # Without processes, as before the first is started, nobody can tell.
+            if looks < _LOOKS or not after:
+                continue
+            busiest = max(spent - before.get(process, 0.0) for process, spent in after.items())
             if busiest < _COMPUTES * (ended - began):
                 return f"gave no sign of life for {seconds:g} s"
-            if look == _LOOKS:
-                logger.warning("model %s: its engine computes one step for over %g s", model.id, seconds)
-        return f"computed one step for over {_LONGEST_STEP * seconds:g} s"
+            if slow and looks == _LOOKS:
+                logger.warning("model %s: its engine %s", model.id, slow)
+        return f"computed {'one step ' if slow else ''}for over {most:g} s"
 
     async def _restart(self, model: Model) -> None:
         wait, longest = _BACK_OFF_SECONDS
@@ -116,10 +147,11 @@ class Supervisor:
             await asyncio.sleep(wait)
             model.metrics.restarts.labels(model.name).inc()
             try:
-                await model.load(self._make_engine)
+                await self.load(model)
             except Exception as error:
                 wait = min(2 * wait, longest)
-                what = failures.where(error)
+                changed = isinstance(error, CheckpointError)
+                what = "its files are not those that were loaded" if changed else failures.where(error)
                 logger.error("model %s: did not start again, next attempt in %g s: %s", model.id, wait, what)
             else:
                 logger.info("model %s: its engine was started again", model.id)

@@ -34,7 +34,7 @@ class FakeEngine:
     broken: Exception | None = None
     hangs: bool = False
     starts: bool = True  # or waits with that
-    share: float = 0.0  # of a core, that its process uses
+    share: float = 0.0  # of a core, that its process uses while it hangs or is slow
     killed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
     pooled: list[Encoded] = field(default_factory=list)
@@ -120,7 +120,8 @@ class FakeEngine:
 
     def cpu_seconds(self) -> dict[int, float]:
         # Two processes: one idles.
-        return {1: time.monotonic() * self.share, 2: 5.0}
+        is_sound = self.starts and not self.hangs and not self.delay
+        return {1: time.monotonic() * (1.0 if is_sound else self.share), 2: 5.0}
 
     def kill(self) -> None:
         self.killed.set()

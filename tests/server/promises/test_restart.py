@@ -1,6 +1,8 @@
 """A restart is watched, verified and leaks nothing: so is every other load of an engine."""
 
 import asyncio
+import dataclasses
+import time
 
 import grpc
 import pytest
@@ -104,3 +106,70 @@ async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(co
     starting.cancel()
     await asyncio.wait((starting,))
     assert made.closed() == [True]
+
+
+async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, serve_config, until):
+    def later(index, engine) -> None:
+        engine.starts, engine.hangs = index != 1, index == 2
+
+    made = Made(later)
+    async with serve_config(config, made) as server:
+        model = server.app.models.latest("sentiment")
+        made[0].broken = EngineFailed("gone")
+        await until(lambda: len(made) == 4 and model.is_ready)
+        assert made.closed() == [True, True, True, False]
+        assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
+
+
+async def test_loading_that_computes_for_ever_is_ended(config, serve_config, refused):
+    def later(index, engine) -> None:
+        engine.starts, engine.share = False, 1.0
+
+    made = Made(later)
+    async with serve_config(dataclasses.replace(config, load_seconds=1), made) as server:
+        await refused(ModelServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
+        assert made.closed() == [False, True]
+
+
+@pytest.mark.parametrize("change", ["weights", "pickle"])
+async def test_only_the_same_files_are_loaded_again(config, serve_config, until, caplog, change):
+    made, directory = Made(), config.models["sentiment"].path
+    async with serve_config(config, made) as server:
+        model = server.app.models.latest("sentiment")
+        if change == "weights":
+            path = next(directory.glob("*.safetensors"))
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+        else:
+            (directory / "training_args.bin").write_bytes(b"")
+        made[0].broken = EngineFailed("gone")
+        await until(lambda: "its files are not those that were loaded" in caplog.text)
+        assert len(made) == 1
+        assert not model.is_ready
+        assert str(directory) not in caplog.text
+        if change == "pickle":
+            (directory / "training_args.bin").unlink()
+            await until(lambda: model.is_ready)
+
+
+async def test_no_engine_is_blamed_for_an_event_loop_that_is_held(config, serve_config, until):
+    """The answer goes through several turns of the loop, and each of them takes longer than a look at the engine."""
+    made = Made()
+    async with serve_config(dataclasses.replace(config, watchdog_seconds=1), made):
+        asked = []
+
+        async def ping() -> None:
+            asked.append(0)
+            for _ in range(30):
+                await asyncio.sleep(0)
+
+        made[0].ping, made[0].cpu_seconds = ping, lambda: {1: 5.0}
+        for _ in range(100):
+            time.sleep(0.15)  # noqa: ASYNC251 - what is tested
+            await asyncio.sleep(0)
+            if len(asked) > 1:
+                break
+        assert len(asked) > 1
+        assert len(made) == 1
+        assert not made[0].killed.is_set()
+        made[0].hangs, made[0].ping = True, type(made[0]).ping.__get__(made[0])
+        await until(made[0].killed.is_set)
