@@ -16,6 +16,7 @@ from tuneserve.server.explanation import Explanation
 from tuneserve.server.models import Model, Place
 from tuneserve.server.pooling import encoded, note, pooled
 from tuneserve.server.questions import Question
+from tuneserve.server.redaction import Masked
 from tuneserve.server.registry import Models
 from tuneserve.server.tokenizer import Tokens
 from tuneserve.server.zero_shot import ZeroShot
@@ -50,10 +51,13 @@ class ClassificationService(ClassificationServiceServicer):
             shown = convert.shown(request, model.labels, problem, temperature)
         cutting = convert.cutting(request, model.engine.max_length)
         with model.admitted(request.priority) as place:
-            await note(model, texts)
-            explanation = await Explanation.of(request, model.tokenizer, model.config)
+            seen = await model.redacted(request)
+            texts = convert.pairs(seen.request, model.config.max_inputs)
+            note(texts)
+            explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
             scorer: ZeroShot | Classifier = Classifier(model, place, cutting)
             if question:
+                question = Question.of(seen.request, model.config.max_inputs)
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = convert.all_scores(results, shown)
@@ -74,21 +78,24 @@ class ClassificationService(ClassificationServiceServicer):
         cutting = convert.cutting(request, model.engine.max_length)
         usage = common_pb2.Usage()
         with model.admitted(request.priority) as place:
-            await note(model, texts)
-            tokens, cuts = await _cut(model, cutting, texts, "texts[{}]")
+            seen = await model.redacted(request)
+            masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
+            note(seen.request.texts)
+            tokens, cuts = await _cut(model, cutting, list(seen.request.texts), "texts[{}]")
             rows = iter(await pooled(place, [one.encoded for cut in cuts for one in cut], "token_classify", usage))
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
         response, found = pb.ClassifyTokensResponse(usage=usage), list[spans.Span]()
 
-        def decode(piece: Sequence[tuple[str, Tokens, Sequence[windows.Window]]]) -> None:
-            for text, one, cut in piece:
+        def decode(piece: Sequence[tuple[str, Masked, Tokens, Sequence[windows.Window]]]) -> None:
+            for text, mask, one, cut in piece:
                 logits = windows.stitch(one, cut, [next(rows) for _ in cut])
                 scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
-                new = spans.find(text, scores, one.offsets, one.words, model.labels, how)
+                places = [mask.original(*place) for place in one.offsets]
+                new = spans.find(text, scores, places, one.words, model.labels, how)
                 response.results.append(convert.token_classification(text, new, unit, one))
                 found.extend(new)
 
-        for piece in pieces(list(zip(texts, tokens, cuts, strict=True)), lambda one: one[1].length, _PIECE):
+        for piece in pieces(list(zip(texts, masked, tokens, cuts, strict=True)), lambda one: one[2].length, _PIECE):
             if len(piece) == len(texts) and sum(one.length for one in tokens) < _SHORT:
                 decode(piece)
             else:
@@ -121,13 +128,14 @@ class ClassificationService(ClassificationServiceServicer):
         """See classification.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
         convert.check_text("query", request.query)
-        candidates = convert.plain_texts("candidates", request.candidates, model.config.max_inputs)
+        convert.plain_texts("candidates", request.candidates, model.config.max_inputs)
         label = convert.rank_label(request, model.labels)
         truncate = convert.truncation(request.truncation, windows=False)
         usage = common_pb2.Usage()
         with model.admitted(request.priority) as place:
-            pairs = [(request.query, candidate) for candidate in candidates]
-            await note(model, [request.query, *candidates])
+            seen = await model.redacted(request)
+            pairs = [(seen.request.query, candidate) for candidate in seen.request.candidates]
+            note([seen.request.query, *seen.request.candidates])
             tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
             rows = np.stack(await pooled(place, [one.encoded for one in tokens], "classify", usage))
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)

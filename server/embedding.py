@@ -27,7 +27,9 @@ class EmbeddingService(EmbeddingServiceServicer):
         normalize = request.normalize if request.HasField("normalize") else True
         usage = common_pb2.Usage()
         with model.admitted(request.priority) as place:
-            await note(model, texts)
+            seen = await model.redacted(request)
+            texts = list(seen.request.texts)
+            note(texts)
             tokens = await encoded(model, texts, "texts[{}]", truncate=truncate)
             vectors = await pooled(place, [one.encoded for one in tokens], "embed", usage)
         rows = in_turns(zip(vectors, tokens, strict=True))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tuneserve.server import convert, spans
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.errors import InvalidInput
+from tuneserve.server.masking import Redacted
 from tuneserve.server.redaction import Masked
 from tuneserve.server.tokenizer import Tokenizer
 from tuneserve.v1 import classification_pb2 as pb
@@ -54,7 +55,9 @@ class Explanation:
     unit: spans.Unit
 
     @classmethod
-    async def of(cls, request: pb.ClassifyRequest, tokenizer: Tokenizer, config: ModelConfig) -> "Explanation | None":
+    async def of(
+        cls, request: pb.ClassifyRequest, seen: Redacted[pb.ClassifyRequest], tokenizer: Tokenizer, config: ModelConfig
+    ) -> "Explanation | None":
         """Returns the words of a call that asks for an explanation. Raises InvalidInput for more than are allowed."""
         if not request.HasField("explain"):
             return None
@@ -75,7 +78,7 @@ class Explanation:
         if (size := sum(map(len, texts))) > limit * _WORD_LENGTH:
             what = f"have {size} characters; explanations take {limit * _WORD_LENGTH} in one call"
             raise InvalidInput("inputs", what)
-        masked = await tokenizer.masked(texts)
+        masked = [seen.original(f"inputs[{index}].text", text) for index, text in enumerate(texts)]
         found = await tokenizer.apart(lambda: list(map(words, masked)))
         for index, one_text in enumerate(found):
             if len(one_text) > most:

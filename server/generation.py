@@ -95,10 +95,14 @@ class GenerationService(GenerationServiceServicer):
             if request.prompt.WhichOneof("kind") == "token_ids":
                 ids = _ready_ids(model, request.prompt, most)
                 return pb.TokenizeResponse(tokens=[pb.Token(id=id_) async for id_ in in_turns(ids)])
-            text, tokens = await _tokens(model, request.prompt, most)
+            seen = await model.redacted(request.prompt, "prompt")
+            text, tokens = await _tokens(model, seen.request, most)
+            original = seen.original("prompt.text", text).original
             places = in_turns(zip(tokens.encoded.token_ids, tokens.offsets, strict=True))
+            found = [(id_, original(*place)) async for id_, place in places]
             return pb.TokenizeResponse(
-                text=text, tokens=[pb.Token(id=id_, start=start, end=end) async for id_, (start, end) in places]
+                text=request.prompt.text or text,
+                tokens=[pb.Token(id=id_, start=start, end=end) async for id_, (start, end) in in_turns(found)],
             )
 
 
@@ -116,10 +120,10 @@ class _Wish:
         if request.adapter:
             model.adapter(request.adapter)
         convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
-        form = None
-        if request.sampling.HasField("structured_output"):
-            form = await model.constraints.checked(request.sampling.structured_output)
-        return cls(model, request.sampling, form, request.adapter)
+        params, form = (await model.redacted(request.sampling, "sampling")).request, None
+        if params.HasField("structured_output"):
+            form = await model.constraints.checked(params.structured_output)
+        return cls(model, params, form, request.adapter)
 
     async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling]:
         """Returns what the engine takes: the prompt's token ids, and the sampling parameters."""
@@ -127,7 +131,8 @@ class _Wish:
         if prompt.WhichOneof("kind") == "token_ids":
             token_ids = _ready_ids(self.model, prompt, most)
         else:
-            _, tokens = await _tokens(self.model, prompt, most)
+            seen = await self.model.redacted(prompt, "prompt")
+            _, tokens = await _tokens(self.model, seen.request, most)
             token_ids = list(tokens.encoded.token_ids)
         return token_ids, convert.sampling(self.params, self.form, len(token_ids), most)
 
@@ -166,7 +171,7 @@ async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Toke
     # A template writes the special tokens itself.
     [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
     check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
-    await note(model, [text])
+    note([text])
     return text, tokens
 
 

@@ -24,6 +24,7 @@ from tuneserve.server.config import ModelConfig
 from tuneserve.server.constraints import Constraints
 from tuneserve.server.context import current, is_copy
 from tuneserve.server.errors import DeadlinePassed, NotFound, Unavailable, WrongState
+from tuneserve.server.masking import M, Redacted, redacted
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.redaction import Redactor
 from tuneserve.server.seam import Delta, Encoded, Engine, EngineFailed, PoolTask, Sampling, Ticket
@@ -62,6 +63,7 @@ class Model:
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
     _constraints: Constraints | None = None
+    _redactor: Redactor | None = None
 
     @cached_property
     def version(self) -> str:
@@ -166,12 +168,13 @@ class Model:
             text = "%s reads %d tokens; it was trained and measured at %d"
             logger.log(level, text, self.name, engine.max_length, trained)
         if self._tokenizer is None:
-            redactor = Redactor(self.config.redact) if self.config.redact else None
             self._reads = True
             try:
-                self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length, redactor)
+                self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length)
             finally:
                 self._reads = False
+        if self._redactor is None and self.config.redact:
+            self._redactor = await asyncio.to_thread(Redactor, self.config.redact)
         for adapter in self.adapters.values():
             await engine.load_adapter(adapter.id, adapter.directory)
         await self._warm_up()
@@ -223,6 +226,15 @@ class Model:
         """See Tokenizer.encode; measured as a stage of the call."""
         with current().stage("tokenize"):
             return await self.tokenizer.encode(texts, special_tokens=special_tokens, truncate=truncate, most=most)
+
+    async def redacted(self, request: M, path: str = "") -> Redacted[M]:
+        """Returns a request, or the field of that path, without what the model's settings mask; measured as a stage of
+        the call. Raises InvalidInput.
+        """
+        if self._redactor is None:
+            return Redacted(request)
+        with current().stage("tokenize"):
+            return await redacted(self._redactor, request, path, self.tokenizer.apart)
 
     def failed(self, failure: str) -> None:
         """Goes out of service: the engine is dead or hangs. Its callers are told `failure`."""

@@ -13,11 +13,10 @@ from tuneserve.server.tokenizer import Tokens
 from tuneserve.v1 import common_pb2
 
 
-async def note(model: Model, texts: Sequence[str | tuple[str, str]]) -> None:
+def note(texts: Sequence[str | tuple[str, str]]) -> None:
     """Keeps a call's texts for its log line, where the server's settings say so; as the model sees them."""
     if current().content is not None:
-        parts = [part for one in texts for part in ([one] if isinstance(one, str) else one)]
-        current().note("prompt", *(one.text for one in await model.tokenizer.masked(parts)))
+        current().note("prompt", *(part for one in texts for part in ([one] if isinstance(one, str) else one)))
 
 
 async def encoded(

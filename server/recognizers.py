@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import phonenumbers
 from stdnum import iban, luhn
@@ -63,24 +64,98 @@ def _email(text: str) -> Iterator[Match]:
 
 # Countries whose numbers are known without their +code. Each one costs time, and finds more that is none.
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "BR")
+_ABROAD = {region: "011" if region == "US" else "00" for region in _REGIONS}
 _SEVEN_DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
 # What the library takes for a number of some country and people take for a date, or for "invoice 2024-000123".
 _DATE = re.compile(r"(?<!\d)(?:[0-3]?\d\.[01]?\d\.(?:19|20)\d\d(?!\d)|(?:19|20)\d\d-)")
 
 
+# The library takes a tenth of a millisecond to judge a number in one country. In a text with so many that may be
+# some country's, the rest is taken for what it looks like.
+_MOST_JUDGED = 2000
+
+
 def _phone(text: str) -> Iterator[Match]:
     if not _SEVEN_DIGITS.search(text):
         return
-    for region in _REGIONS:
+    for match in _Matcher(text):
+        # Some begin with the space before them.
+        start = match.end - len(match.raw_string.lstrip())
+        if text[start] in "+＋":
+            yield Match(start, match.end, SHAPED)
+        elif not _DATE.search(match.raw_string):
+            yield Match(start, match.end, LIKELY)
+
+
+class _Matcher(phonenumbers.PhoneNumberMatcher):
+    """The library's, which reads a text for one country, for all of ours at once: each number is judged only for those
+    whose it may be, and a number that was found is not looked for again.
+    """
+
+    def __init__(self, text: str) -> None:
         # The library gives up after so many tries, to save time; this must not.
-        tries = len(text)
-        for match in phonenumbers.PhoneNumberMatcher(text, region, max_tries=tries, min_candidate_length=7):
-            # Some begin with the space before them.
-            start = match.end - len(match.raw_string.lstrip())
-            if text[start] in "+＋":
-                yield Match(start, match.end, SHAPED)
-            elif not _DATE.search(match.raw_string):
-                yield Match(start, match.end, LIKELY)
+        super().__init__(text, None, max_tries=len(text), min_candidate_length=7)
+        self._judged = 0
+
+    def _parse_and_verify(self, candidate: str, offset: int) -> phonenumbers.PhoneNumberMatch | None:
+        for region in _possible_regions(candidate):
+            if self._judged >= _MOST_JUDGED:
+                return phonenumbers.PhoneNumberMatch(offset, candidate, phonenumbers.PhoneNumber())
+            self._judged += 1
+            self.preferred_region = region
+            if match := super()._parse_and_verify(candidate, offset):
+                return match
+        return None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a country's numbers are written: its digits alone, with nothing of what goes before them."""
+
+    code: str
+    number: re.Pattern[str]
+    prefix: re.Pattern[str]  # before a number, in the country; or from it to others
+    without: str  # what stays of a number with a prefix, as `re.sub` takes it
+
+    @classmethod
+    def of(cls, region: str) -> "_Plan":
+        data: Any = phonenumbers.PhoneMetadata.metadata_for_region(region)
+        return cls(
+            str(data.country_code),
+            re.compile(data.general_desc.national_number_pattern),
+            re.compile(rf"(?:{data.national_prefix_for_parsing or '(?!)'})"),
+            data.national_prefix_transform_rule or "",
+        )
+
+    def may_have(self, digits: str) -> bool:
+        """Whether digits may be a number of it, with or without what goes before."""
+        for number in (digits, digits.removeprefix(self.code)):
+            if self.number.fullmatch(number):
+                return True
+            if (found := self.prefix.match(number)) and self.number.fullmatch(
+                (found.expand(self.without) if found.lastindex else "") + number[found.end() :]
+            ):
+                return True
+        return False
+
+
+_PLANS = {region: _Plan.of(region) for region in _REGIONS}
+_PLAIN_NUMBER = re.compile(r"[0-9\s()\[\]./\u2010-\u2015-]*")
+
+
+def _possible_regions(candidate: str) -> Iterator[str]:
+    """The countries that a number may be of; the first of them for one that says of which it is, or that has letters
+    or an extension.
+    """
+    digits = _NOT_DIGITS.sub("", candidate)
+    if candidate.lstrip(" ([（［").startswith(("+", "＋")):
+        yield _REGIONS[0]
+    elif not _PLAIN_NUMBER.fullmatch(candidate):
+        yield from _REGIONS
+    else:
+        for region, plan in _PLANS.items():
+            if digits.startswith(_ABROAD[region]) or plan.may_have(digits):
+                yield region
 
 
 _GROUP = r"[ \u00a0\u202f.–-]"
@@ -160,7 +235,8 @@ def _mac(text: str) -> Iterator[Match]:
 
 
 _URL = re.compile(
-    r"(?<![\w@])(?:(?:https?|ftps?|wss?)://|www[0-9]{0,3}\.)[^\s<>\"«»“”„、。，；）」』]+"
+    # Letters of scripts without spaces may stand before it.
+    r"(?<![a-z0-9_@])(?:(?:https?|ftps?|wss?)://|www[0-9]{0,3}\.)[^\s<>\"«»“”„、。，；）」』]+"
     # Without either, a host counts only with a common ending: "end.Of" would be one.
     r"|(?<![\w@.-])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+"
     r"(?:com|org|net|edu|gov|mil|int|info|biz|io|dev|app|me|co|ai|eu|uk|de|fr)(?![\w-]|\.\w)(?::[0-9]{1,5})?(?:/[^\s<>\"«»]*)?",

@@ -2,8 +2,7 @@
 
 Works in threads of its own, a piece of a batch at a time: the Rust tokenizer lets go of the GIL, so the event loop goes
 on, other calls have their turn between two pieces, and what nobody waits for any more ends there. A text that is far
-too long is not tokenized to its end. Where the model redacts, texts are masked here, before anything else. It knows
-nothing of the engine.
+too long is not tokenized to its end. It knows nothing of the engine, and gets texts as the model may see them.
 """
 
 import asyncio
@@ -18,7 +17,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from tuneserve.errors import CheckpointError
 from tuneserve.server.concurrency import pieces
-from tuneserve.server.redaction import Masked, Redactor
 from tuneserve.server.seam import Encoded
 
 _IMPORTING = threading.Lock()
@@ -45,7 +43,7 @@ class TemplateRefused(Exception):
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenized text or pair. Offsets count code points of the caller's own string."""
+    """One tokenized text or pair. Offsets count code points of the text."""
 
     encoded: Encoded
     offsets: Sequence[tuple[int, int]]  # per token; (0, 0) for special tokens
@@ -68,13 +66,12 @@ class _Call:
 class Tokenizer:
     """One checkpoint's tokenizer."""
 
-    def __init__(self, directory: Path, max_length: int, redactor: Redactor | None = None) -> None:
+    def __init__(self, directory: Path, max_length: int) -> None:
         """Raises CheckpointError when the directory has no fast tokenizer."""
         # Seconds of import, and not safe in two threads at once.
         with _IMPORTING:
             from transformers import AutoTokenizer
 
-        self._redactor = redactor
         self._max_length = max_length
         self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         if not getattr(self._hf, "is_fast", False):
@@ -116,20 +113,18 @@ class Tokenizer:
         ends the list. It has a length, over `most`, and no ids: how far too long it is, is not worth any work.
         """
         call = _Call(special_tokens, truncate, self._max_length if most is None else most)
-        if self._redactor is None and sum(map(_length, texts)) <= _SHORT:
-            return self._encode(texts, [], call)
+        if sum(map(_length, texts)) <= _SHORT:
+            return self._encode(texts, call)
         found: list[Tokens] = []
         for piece in pieces(texts, _length, _PIECE):
-            masks = await self.apart(self._masks, piece) if self._redactor else []
-            seen = [_text(parts) for parts in masks] if masks else piece
             enough = [
                 await self._enough(text, call)
                 if isinstance(text, str)
                 else (await self._enough(text[0], call), await self._enough(text[1], call))
-                for text in seen
+                for text in piece
             ]
-            cut = [_length(one) < _length(text) for one, text in zip(enough, seen, strict=True)]
-            for tokens, is_cut in zip(await self.apart(self._encode, enough, masks, call), cut, strict=True):
+            cut = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
+            for tokens, is_cut in zip(await self.apart(self._encode, enough, call), cut, strict=True):
                 if is_cut and truncate:
                     tokens = replace(tokens, truncated=True)
                 elif is_cut:
@@ -140,7 +135,7 @@ class Tokenizer:
         return found
 
     async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
-        """Returns as much of a masked text as makes so many tokens, and how many it makes if that is all of it."""
+        """Returns as much of a text as makes so many tokens, and how many it makes if that is all of it."""
         enough = await self._enough(text, _Call(False, True, tokens))
         [encoding] = await self.apart(self._batch, self._whole, [enough], False)
         if len(encoding) <= tokens:
@@ -170,14 +165,6 @@ class Tokenizer:
         given = {**arguments, "tools": tools or None, "documents": documents or None}
         return await self.apart(self._render, messages, add_generation_prompt, given)
 
-    async def masked(self, texts: Sequence[str]) -> list[Masked]:
-        """Returns texts as `encode` and `render` would see them, for whoever cuts a text up before it is tokenized: a
-        part of a phone number is not found any more.
-        """
-        if self._redactor is None:
-            return [Masked(text) for text in texts]
-        return await self.apart(list, map(self._redactor.mask, texts))
-
     def close(self) -> None:
         """Ends the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -200,7 +187,7 @@ class Tokenizer:
                 return text[: start + end]
         return text
 
-    def _encode(self, texts: Sequence[Text], masks: Sequence[Sequence[Masked]], call: _Call) -> list[Tokens]:
+    def _encode(self, texts: Sequence[Text], call: _Call) -> list[Tokens]:
         backend = self._cut if call.truncate else self._whole
         parts = dict.fromkeys(part for text in texts if not isinstance(text, str) for part in text)
         new = [part for part in parts if part not in call.halves]
@@ -220,12 +207,12 @@ class Tokenizer:
             if len(encoding) > call.most and not call.truncate
             else Tokens(
                 encoded=Encoded(encoding.ids, self._pair_start(encoding, text)),
-                offsets=_original(encoding, masks[index]) if masks else encoding.offsets,
+                offsets=encoding.offsets,
                 words=encoding.word_ids,
                 length=len(encoding),
                 truncated=bool(encoding.overflowing),
             )
-            for index, (encoding, text) in enumerate(zip(encodings, texts, strict=True))
+            for encoding, text in zip(encodings, texts, strict=True)
         ]
 
     def _batch(self, backend: Any, texts: list[str], special_tokens: bool) -> list[Any]:
@@ -238,10 +225,6 @@ class Tokenizer:
             raise RuntimeError("the tokenizer failed") from error
         return encodings
 
-    def _masks(self, texts: Sequence[Text]) -> list[list[Masked]]:
-        assert self._redactor is not None
-        return [[self._redactor.mask(part) for part in ([text] if isinstance(text, str) else text)] for text in texts]
-
     def _pair_start(self, encoding: Any, text: Text) -> int | None:
         if not self._knows_pairs or isinstance(text, str):
             return None
@@ -253,23 +236,12 @@ class Tokenizer:
     ) -> str:
         try:
             text = self._hf.apply_chat_template(
-                self._masked(messages),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **self._masked(given),
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given
             )
         except Exception as error:
             # Whatever it is, it comes of what the caller sent: others are rendered by the same template.
             raise TemplateRefused(self._reason(error)) from None
         return str(text)
-
-    def _masked(self, value: Any) -> Any:
-        """Returns what a template takes without personal data, in whatever it is nested."""
-        if isinstance(value, Mapping):
-            return {key: self._masked(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._masked(inner) for inner in value]
-        return self._redactor.mask(value).text if self._redactor and isinstance(value, str) else value
 
     def _reason(self, error: Exception) -> str:
         """Returns the template's own reason, when it stands in the template: others may repeat the prompt."""
@@ -285,18 +257,3 @@ class Tokenizer:
 
 def _length(text: Text) -> int:
     return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
-
-
-def _text(parts: Sequence[Masked]) -> Text:
-    return parts[0].text if len(parts) == 1 else (parts[0].text, parts[1].text)
-
-
-def _original(encoding: Any, parts: Sequence[Masked]) -> list[tuple[int, int]]:
-    """Offsets in the caller's own text, by which text of the pair a token is of; special tokens are of none."""
-    # Of a pair whose texts were tokenized apart, only the second's tokens know which text they are of.
-    return [
-        (0, 0) if is_special else parts[part or 0].original(*offset)
-        for offset, part, is_special in zip(
-            encoding.offsets, encoding.sequence_ids, encoding.special_tokens_mask, strict=True
-        )
-    ]

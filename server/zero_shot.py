@@ -113,8 +113,6 @@ class ZeroShot:
     async def _prompt(self, text: str, field: str, truncate: bool) -> tuple[Tokens, bool]:
         """Returns a text's prompt, and whether the text's end was cut off to make it fit."""
         limit = self._model.engine.max_length - self._longest
-        [masked] = await self._model.tokenizer.masked([text])
-        text = masked.text
         # Of a text that fits alone, and of what goes around it that does.
         most = 2 * self._model.engine.max_length
         tokens = await self._form.prompt(text, most)
