@@ -29,9 +29,12 @@ _MAX_N = 128
 # Every stop string is looked for after every token; every bad word is tokenized.
 _MAX_STOPS = 64
 _MAX_TEXT = 1024
-# Each of these is looked at for every token that is made.
-_MAX_STOP_IDS = 1024
+# What vLLM's engine has room for on GPUs: more of them take it down, with everybody's calls. Of stop ids it takes 128,
+# the model's own among them.
+_MAX_STOP_IDS = 64
+_MAX_ALLOWED_IDS = 1024
 _MAX_BIASES = 1024
+MAX_BAD_TOKENS = 1024
 # Values in all the JSON objects of one call, also the ones inside others: turned into Python's on the event loop.
 _MAX_VALUES = 1 << 14
 # Log probabilities of one answer, those of the tokens and of their alternatives: each is several objects. Those of a
@@ -191,7 +194,7 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
         if word.isspace():
             raise InvalidInput(f"sampling.bad_words[{index}]", "is blank")
     _check_ids("sampling.stop_token_ids", params.stop_token_ids, _MAX_STOP_IDS, vocab_size)
-    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, vocab_size, vocab_size)
+    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, _MAX_ALLOWED_IDS, vocab_size)
     _check_count("sampling.logit_bias", params.logit_bias, _MAX_BIASES)
     for id_, bias in params.logit_bias.items():
         if id_ >= vocab_size:

@@ -121,6 +121,7 @@ class _Wish:
             model.adapter(request.adapter)
         convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
         params, form = (await model.redacted(request.sampling, "sampling")).request, None
+        await _check_bad_words(model, params.bad_words)
         if params.HasField("structured_output"):
             form = await model.constraints.checked(params.structured_output)
         return cls(model, params, form, request.adapter)
@@ -150,6 +151,17 @@ async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateRe
             prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
         ),
     )
+
+
+async def _check_bad_words(model: Model, words: Sequence[str]) -> None:
+    # As vLLM reads them: as the beginning of a text, and behind a space.
+    forms = [space + word.lstrip() for word in words for space in ("", " ")]
+    if not forms:
+        return
+    tokens = await model.encode(forms, special_tokens=False, most=convert.MAX_BAD_TOKENS)
+    if (count := sum(one.length for one in tokens)) > convert.MAX_BAD_TOKENS:
+        what = f"make {count} tokens or more, with and without a space before; allowed: {convert.MAX_BAD_TOKENS}"
+        raise InvalidInput("sampling.bad_words", what)
 
 
 def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:

@@ -138,6 +138,11 @@ NAN = float("nan")
         ("min_tokens", 65),
         ("stop", [""]),
         ("stop_token_ids", [300]),
+        ("stop_token_ids", [5] * 65),
+        ("allowed_token_ids", [5] * 1025),
+        # More tokens than letters, and each with a space before, too.
+        ("bad_words", ["é" * 300]),
+        ("bad_words", ["qz" * 5] * 128),
         ("seed", 1 << 63),
         ("stop", ["x"] * 65),
         ("stop", ["x" * 1025]),
