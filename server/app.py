@@ -23,6 +23,7 @@ from tuneserve.errors import StepFailed, UserError
 from tuneserve.server import concurrency, connections, failures, logs, ports, tls
 from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
+from tuneserve.server.departures import Departures
 from tuneserve.server.draining import Running
 from tuneserve.server.health import Health
 from tuneserve.server.interceptors import CallInterceptor
@@ -95,6 +96,8 @@ class App:
         # Health asks for no key, so with keys it tells no names.
         self._health = Health(self.models, names=config.tenants is None)
         self._running = Running(config.max_calls)
+        self._departures = Departures(self.metrics.rejections.labels("", "unread").inc)
+        self.metrics.unread.set_function(lambda: self._departures.bytes)
         self._shadows = Shadows(self.models, self.metrics)
         self._tenants = Tenants(config.tenants) if config.tenants else None
         if self._tenants and self._tenants.by_certificate and not (config.tls and config.tls.client_ca):
@@ -127,6 +130,7 @@ class App:
                 config.stall_seconds,
                 arrivals,
                 reflecting,
+                self._departures,
                 tracing=self._tracing,
                 log_requests=config.log_requests,
                 log_content=config.log_content,
@@ -254,7 +258,7 @@ class App:
         seconds = self.config.drain_seconds
         logger.info("draining: running calls have %g s", seconds)
         await self._health.drain()
-        calls = asyncio.create_task(self._running.drain(max(0.0, seconds - _GOODBYE_SECONDS)))
+        calls = asyncio.create_task(self._drain(max(0.0, seconds - _GOODBYE_SECONDS)))
         await asyncio.gather(*(model.drain(seconds) for model in self.models), asyncio.wait((calls,), timeout=seconds))
         calls.cancel()
         await self._running.hold()
@@ -272,6 +276,11 @@ class App:
             await asyncio.to_thread(self._tracing.shutdown)
         self._metrics_server.close()
         logger.info("stopped")
+
+    async def _drain(self, seconds: float) -> None:
+        """Until no call runs, and all that was answered has been read."""
+        await self._running.drain(seconds)
+        await self._departures.none.wait()
 
     def _announce(self, ready_file: Path | None) -> None:
         logger.info("ready")

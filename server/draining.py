@@ -1,6 +1,7 @@
 """The calls that run: so many at once, and each can end, or be ended, before the server stops."""
 
 import asyncio
+import contextlib
 
 from tuneserve.server.errors import Overloaded, Unavailable
 
@@ -65,4 +66,6 @@ class Running:
 
     def _end_all(self) -> None:
         for limit in self._limits:
-            limit.reschedule(asyncio.get_running_loop().time())
+            # One of which only the status is on its way can't be ended any more.
+            with contextlib.suppress(RuntimeError):
+                limit.reschedule(asyncio.get_running_loop().time())

@@ -110,7 +110,7 @@ class NotAllowed(CallError):
 
 class Overloaded(CallError):
     """Turned away for now. `reason` tells a full queue from a spent quota: QUEUE_FULL, QUEUE_TOKENS, QUEUE_WAIT,
-    REQUEST_QUOTA or TOKEN_QUOTA.
+    REQUEST_QUOTA, TOKEN_QUOTA, CALLS (too many run) or UNREAD (too much was not read).
     """
 
     code = code_pb2.RESOURCE_EXHAUSTED

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from tuneserve.server import context as calls
 from tuneserve.server import failures, request_log, wire
 from tuneserve.server.arrivals import Arrivals
+from tuneserve.server.departures import Departures
 from tuneserve.server.draining import SHUTS_DOWN, Running
 from tuneserve.server.errors import CallError, Overloaded, Unavailable, to_status
 from tuneserve.server.metrics import Metrics
@@ -46,6 +47,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     stall_seconds: float
     arrivals: Arrivals
     reflecting: Arrivals  # whole calls of reflection
+    departures: Departures
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
     tenants: Tenants | None = None
     tracing: Tracing | None = None
@@ -76,35 +78,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # All as streams of requests: gRPC begins to take a message in when it is asked for it.
         make = grpc.stream_stream_rpc_method_handler
         if handler.unary_unary:
-            answer, make = self._unary(handler.unary_unary, name), grpc.stream_unary_rpc_method_handler
+            answer, make = self._unary(handler, name), grpc.stream_unary_rpc_method_handler
         elif handler.unary_stream:
-            answer = self._stream(handler.unary_stream, "server_stream", name)
+            answer = self._stream(handler.unary_stream, "server_stream", handler.response_serializer, name)
         else:
-            answer = self._stream(handler.stream_stream, "bidi_stream", name)
-        return make(
-            answer,
-            request_deserializer=wire.lenient(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+            answer = self._stream(handler.stream_stream, "bidi_stream", handler.response_serializer, name)
+        # What is sent is bytes already: so many may wait to be read.
+        return make(answer, request_deserializer=wire.lenient(handler.request_deserializer))
 
-    def _unary(self, method: Method, name: str) -> Method:
+    def _unary(self, handler: Any, name: str) -> Method:
+        method, serialize = handler.unary_unary, handler.response_serializer
+
         async def answer(_: Any, context: Context) -> Any:
             async with self._call("unary", name, context):
                 request = wire.readable(await self.arrivals.read(context))
                 response = await method(request, context)
                 self.shadows.mirror(method, request, response)
-                return response
+                data = serialize(response)
+                self.departures.until_done(len(data), context)
+                return data
 
         return answer
 
-    def _stream(self, method: Method, kind: str, name: str) -> Method:
+    def _stream(self, method: Method, kind: str, serialize: Callable[[Any], bytes], name: str) -> Method:
         async def answer(requests: Any, context: Context) -> None:
-            async with self._call(kind, name, context):
+            async with self._call(kind, name, context) as ended:
                 request = requests if kind == "bidi_stream" else await self.arrivals.read(context)
                 # Closed here, not by the garbage collector: closing is what frees the engine's slot.
                 async with aclosing(method(wire.readable(request), context)) as messages:
                     async for message in messages:
-                        await self._write(message, context)
+                        await self._write(serialize(message), context, messages, ended)
 
         return answer
 
@@ -119,13 +122,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
-    async def _write(self, message: Any, context: Context) -> None:
-        """Sends a message; a client that reads nothing holds it back, and not for longer than `stall_seconds`."""
+    async def _write(self, data: bytes, context: Context, messages: Any, ended: Callable[[], object]) -> None:
+        """Sends a message. Ends a stream whose client reads nothing for `stall_seconds`: its work at once, and its call
+        once the client has read after all, or is gone. Until then gRPC holds the message.
+        """
+        closing: asyncio.Task[None] | None = None
+
+        def stalled() -> None:
+            nonlocal closing
+            closing = asyncio.create_task(messages.aclose())
+            ended()
+
+        late = asyncio.get_running_loop().call_later(self.stall_seconds, stalled)
         try:
-            async with asyncio.timeout(self.stall_seconds):
-                await context.write(message)
-        except TimeoutError:
-            raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s") from None
+            with self.departures.held(len(data), context):
+                await context.write(data)
+        finally:
+            late.cancel()
+            if closing:
+                await closing
+        if closing:
+            raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s")
 
     def _admit(self, tenants: Tenants, call: calls.Call) -> None:
         """Counts a request against its caller's quota; one whose key was taken away is known no more."""
@@ -136,7 +153,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
 
     @asynccontextmanager
-    async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[None]:
+    async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
+        """Around a call. Gives what to do when it runs no more, but is not over: it is not waited for as others are."""
         _, service, method = name.split("/", 2)
         labels = (kind, service, method)
         call, started = _begin(context, method, self.everybody), time.monotonic()
@@ -157,7 +175,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # The requests of a stream are counted one by one.
                     if kind != "bidi_stream":
                         call.admit()
-                yield
+                self.departures.check(context)
+                yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK
             context.set_trailing_metadata(_trailing(call))
         except Exception as error:

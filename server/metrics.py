@@ -50,6 +50,9 @@ class Metrics:
         self.rejections = Counter(
             "tuneserve_admission_rejections", "Calls turned away.", (*model, "reason"), registry=registry
         )
+        self.unread = Gauge(
+            "tuneserve_unread_bytes", "Bytes of answers that wait to be read by their callers.", registry=registry
+        )
         self.first_token = Histogram(
             "tuneserve_time_to_first_token_seconds",
             "Time from a call's start to its first token.",
