@@ -69,6 +69,8 @@ _CACHED_ADAPTERS = 16
 _TOKEN_CLASSIFIERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
 # vLLM's default of 128 tokens on CPUs is more than most prompts have: none would share a prefix with another.
 _CPU_BLOCK = 32
+# Our own 4-bit scheme, and what other people's may be.
+_FOUR_BITS = ("nf4", "bitsandbytes")
 # Not vLLM's choice by request: an engine keeps to the library of its first one. Of the two it would choose from, the
 # other takes seconds for a large schema and, as a text gets longer, for each token of a nested pattern.
 _STRUCTURED_BACKEND = "guidance"
@@ -103,7 +105,10 @@ def arguments(
             "max_cpu_loras": max(config.max_adapters, _CACHED_ADAPTERS),
             "max_lora_rank": next((rank for rank in _RANKS if rank >= config.max_adapter_rank), _RANKS[-1]),
         }
-        if not has_nvidia_gpu():
+    if not has_nvidia_gpu():
+        if manifest.quantization in _FOUR_BITS:
+            options["worker_extension_cls"] = "tuneserve.server.engine_nf4_cpu.Worker"
+        elif config.max_adapters:
             options["worker_extension_cls"] = "tuneserve.server.engine_lora_cpu.Worker"
     if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
         # vLLM has no class for tokens of this model; that for whole texts judges each token too, when it is told to.

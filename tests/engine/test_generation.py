@@ -110,7 +110,7 @@ def test_a_prompt_past_the_models_length_is_refused(real):
     with pytest.raises(grpc.RpcError) as caught:
         real.generation.Generate(greedy(prompt, 1))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "10000 tokens" in caught.value.details()
+    assert "has 10000 entries; allowed: 8192" in caught.value.details()
 
 
 def test_max_tokens_is_reached_exactly(real):

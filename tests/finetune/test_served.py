@@ -262,3 +262,12 @@ def test_each_smaller_form(forms, answers) -> None:
         small, whole = (checkpoint.size_of(checkpoint.read_manifest(forms[name])) for name in (one, one[:3]))
         assert small < whole, one
     assert {one: share for one, share in found.items() if not 1e-5 < share < (0.2 if "8" in one[3] else 0.7)} == {}
+
+
+def test_four_bits_in_float32(forms, answers) -> None:
+    """As CPUs without native bf16 compute."""
+    one = (SEQUENCE, "roberta", "lora", "nf4")
+    directory = forms[one]
+    job = {"directory": str(directory), "engine": "nf4", "dtype": "float32", "inputs": inputs_of(directory)}
+    [found] = served([job])
+    assert apart(found, answers[one]) < 0.1

@@ -71,9 +71,11 @@ def arguments(tmp_path, monkeypatch):
     """The engine's options for a model on a CPU."""
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: False)
 
-    def make(task=pb.TASK_GENERATION, architecture="", lineage=(), **settings):
+    def make(task=pb.TASK_GENERATION, architecture="", lineage=(), quantization="", **settings):
         hardware = Hardware("bfloat16", 1 << 30, enforce_eager=True)
-        manifest = pb.Checkpoint(task=task, architecture=architecture, max_length=64, lineage=lineage)
+        manifest = pb.Checkpoint(
+            task=task, architecture=architecture, max_length=64, lineage=lineage, quantization=quantization
+        )
         return engine_options.arguments("chat", ModelConfig(tmp_path, **settings), manifest, hardware)
 
     return make
@@ -127,3 +129,9 @@ def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
     assert arguments(max_adapters=1)["worker_extension_cls"].endswith("engine_lora_cpu.Worker")
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: True)
     assert not {"worker_extension_cls", "block_size"} & arguments(max_adapters=1).keys()
+    assert "worker_extension_cls" not in arguments(quantization="nf4")
+
+
+def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
+    assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine_nf4_cpu.Worker")
+    assert "worker_extension_cls" not in arguments(quantization="w8a8")

@@ -28,7 +28,8 @@ def metrics() -> Metrics:
     metrics = Metrics()
     for value in vars(metrics).values():
         if hasattr(value, "_labelnames"):
-            child = value.labels(*(f"{name}-value" for name in value._labelnames))
+            labels = [f"{name}-value" for name in value._labelnames]
+            child = value.labels(*labels) if labels else value
             (child.observe if isinstance(value, Histogram) else child.inc)(1)
     metrics.loaded("reviews", "aaa", MANIFEST, engine(1), 12.5)
     metrics.loaded("reviews", "bbb", MANIFEST, engine(2), 3.5)
