@@ -156,6 +156,16 @@ def names(requirements):
     return {canonicalize_name(Requirement(one).name) for one in requirements}
 
 
+def test_yaml_of_ours_is_read_by_one_loader():
+    """The library's own takes the last of duplicate keys. Samples are other people's."""
+    for folder in EXTRAS:
+        for path in files(folder):
+            if path.relative_to(ROOT).as_posix() not in ("tuneserve/yamls.py", "tuneserve/samples.py"):
+                text = path.read_text(encoding="utf-8")
+                assert "yaml.load" not in text, path
+                assert "yaml.safe_load" not in text, path
+
+
 def test_every_requirement_is_pinned():
     """What `make setup` installs comes from the lock files alone: one that was not made again lacks it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -3,13 +3,16 @@
 import itertools
 import re
 import time
+from pathlib import Path
 
+from tuneserve.server import context
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 CLASSIFY = classification_pb2.ClassifyRequest(
     model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
 )
+SERVER = Path(context.__file__).parent
 HOUR_NS = 3600 * 10**9
 
 
@@ -25,3 +28,13 @@ async def test_times_are_those_that_passed(served, monkeypatch):
         assert stages.keys() == {"queue", "tokenize", "engine"}, timing
         assert all(0 <= ms < 60_000 for ms in stages.values()), timing
         assert stages["engine"] >= 20
+
+
+def test_the_clock_of_the_day_tells_when_a_call_began_and_nothing_else():
+    uses = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(SERVER.glob("**/*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\btime\.time(_ns)?\b|\bfrom time import\b", line)
+    ]
+    assert uses == ["context.py: started_ns: int = field(default_factory=time.time_ns)"]
