@@ -432,7 +432,7 @@ async def test_a_certificate_names_a_tenant(files, authority, stranger, make_ber
             App(replace(config, tls=tls))
 
 
-def test_bad_files_are_refused_before_a_server_starts(files, authority, make_bert):
+async def test_bad_files_are_refused_before_a_server_starts(files, authority, make_bert):
     files.write(authority.issue())
     files.put("key.pem", authority.issue().key)
     model = ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))

@@ -1,6 +1,5 @@
 """A disk that is full costs what had to be written, and no call. /dev/full is one that always is."""
 
-import asyncio
 import json
 import signal
 import subprocess
@@ -30,10 +29,10 @@ def command(tmp_path) -> list[str]:
     return [*program, "serve", "--config", str(tmp_path / "server.yaml"), "--ready-file", str(tmp_path / "ready.json")]
 
 
-async def call(address: str, count: int) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
+def call(address: str, count: int) -> None:
+    with grpc.insecure_channel(address) as channel:
         for _ in range(count):
-            await ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(), timeout=30)
+            ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(), timeout=30)
 
 
 def test_log_lines_that_have_no_room_stop_nothing(command, tmp_path):
@@ -44,7 +43,7 @@ def test_log_lines_that_have_no_room_stop_nothing(command, tmp_path):
                 if ready.exists() or process.poll() is not None:
                     break
                 time.sleep(0.05)
-            asyncio.run(call(json.loads(ready.read_text())["grpc"], 200))
+            call(json.loads(ready.read_text())["grpc"], 200)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
         finally:
