@@ -90,7 +90,7 @@ def unload_command(version: str, server: Server, as_json: bool) -> None:
 @admin_command.command("alias")
 @click.argument("name")
 @click.argument("targets", nargs=-1, metavar="[MODEL@VERSION[=WEIGHT]]...")
-@click.option("--shadow", metavar="MODEL@VERSION", help="Gets a copy of every unary call; answers are only compared.")
+@click.option("--shadow", metavar="MODEL@VERSION", help="Gets copies of unary inference calls; answers are compared.")
 @click.option("--remove", is_flag=True, help="Take the alias away.")
 @click.option("--unload-unused", is_flag=True, help="Unload versions that no alias points at any more.")
 @client_options(timeout=300.0)
