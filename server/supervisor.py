@@ -5,8 +5,8 @@ A dead engine says so at the next ping. One that is busy answers only between st
 computes for so long hangs: its processes are killed, which makes a dead one of it and ends every call that waits for
 it. One that computes for ever is killed, too, after ten times as long. Other models go on meanwhile.
 
-Loading and the warm-up are watched in the same way, and have `load_seconds` in all. While the event loop itself is
-held, nothing is known of any engine: its answers are not read.
+Loading and the warm-up are watched in the same way, with more patience, and have `load_seconds` in all. While the event
+loop itself is held, nothing is known of any engine: its answers are not read.
 """
 
 import asyncio
@@ -32,6 +32,9 @@ _HELD = 2
 _COMPUTES = 0.1
 # The longest step, in `watchdog_seconds`.
 _LONGEST_STEP = 10
+# Nobody waits for an engine that is loaded, and its processes wait now and then for ours, which is at work on it, too,
+# and on other models: how much longer it may give no sign of life then.
+_PATIENCE = 4
 # Between attempts to start an engine again: doubled each time, from the first to the second.
 _BACK_OFF_SECONDS = (1.0, 60.0)
 
@@ -60,7 +63,7 @@ class Supervisor:
         """Loads a model, also again, and ends that when it hangs or takes too long. Raises StepFailed then."""
         loading = asyncio.ensure_future(model.load(self._make_engine))
         try:
-            if what := await self._overdue(model, loading, self._load_seconds):
+            if what := await self._overdue(model, loading, _PATIENCE * self._watchdog_seconds, self._load_seconds):
                 logger.error("model %s: its engine %s while it was loaded", model.id, what)
                 raise StepFailed(f"model {model.id}: its engine {what} while it was loaded")
         finally:
@@ -107,7 +110,8 @@ class Supervisor:
             ping = asyncio.ensure_future(model.engine.ping())
             try:
                 slow = f"computes one step for over {self._watchdog_seconds:g} s"
-                if what := await self._overdue(model, ping, _LONGEST_STEP * self._watchdog_seconds, slow):
+                seconds = self._watchdog_seconds
+                if what := await self._overdue(model, ping, seconds, _LONGEST_STEP * seconds, slow):
                     return what
             finally:
                 ping.cancel()
@@ -115,11 +119,14 @@ class Supervisor:
                 return "died"
             await asyncio.sleep(_PING_SECONDS)
 
-    async def _overdue(self, model: Model, work: "asyncio.Future[Any]", most: float, slow: str = "") -> str:
-        """Returns nothing when the work is done, or why nobody should wait for it any longer: after `most` seconds at
-        the latest. `slow` is logged of an engine that computes for longer than one that hangs may wait.
+    async def _overdue(
+        self, model: Model, work: "asyncio.Future[Any]", seconds: float, most: float, slow: str = ""
+    ) -> str:
+        """Returns nothing when the work is done, or why nobody should wait for it any longer: after `seconds` without
+        a sign of life, and after `most` at the latest. `slow` is logged of an engine that computes for longer than one
+        that hangs may wait.
         """
-        seconds, used = self._watchdog_seconds, deque[tuple[float, Mapping[int, float]]](maxlen=_LOOKS)
+        used = deque[tuple[float, Mapping[int, float]]](maxlen=_LOOKS)
         pause, looks = seconds / _LOOKS, 0
         while looks * pause < most:
             asked = time.monotonic()
