@@ -59,8 +59,8 @@ class ModelService(ModelServiceServicer):
         _require_administrator()
         if not request.adapter:
             raise InvalidInput("adapter", "is empty; a name is needed")
-        adapter = await self._operations.load_adapter(self._models.only(request.model), request.adapter, request.path)
-        return pb.LoadAdapterResponse(adapter=pb.Adapter(name=adapter.name, version=adapter.version))
+        version = await self._operations.load_adapter(self._models.only(request.model), request.adapter, request.path)
+        return pb.LoadAdapterResponse(adapter=pb.Adapter(name=request.adapter, version=version))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
         """See model.proto."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed
-from tuneserve.server.adapters import Adapter
+from tuneserve.server.adapters import Adapter, Adapters
 from tuneserve.server.admission import TOO_LATE, Admission, Entry
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.constraints import Constraints
@@ -55,7 +55,7 @@ class Model:
     manifest: pb.Checkpoint
     _metrics: Metrics
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
-    adapters: dict[str, Adapter] = field(default_factory=dict)
+    adapters: Adapters = field(default_factory=Adapters)
     failure: str = ""  # what befell its engine, while another is not ready yet
     _engine: Engine | None = None
     _reads: bool = False  # its own files, while the engine has nothing to do
@@ -167,16 +167,15 @@ class Model:
             level = logging.WARNING if self.config.max_length else logging.INFO
             text = "%s reads %d tokens; it was trained and measured at %d"
             logger.log(level, text, self.name, engine.max_length, trained)
-        if self._tokenizer is None:
-            self._reads = True
-            try:
+        self._reads = True
+        try:
+            if self._tokenizer is None:
                 self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length)
-            finally:
-                self._reads = False
-        if self._redactor is None and self.config.redact:
-            self._redactor = await asyncio.to_thread(Redactor, self.config.redact)
-        for adapter in self.adapters.values():
-            await engine.load_adapter(adapter.id, adapter.directory)
+            if self._redactor is None and self.config.redact:
+                self._redactor = await asyncio.to_thread(Redactor, self.config.redact)
+        finally:
+            self._reads = False
+        await self.adapters.start(engine)
         await self._warm_up()
 
     async def _warm_up(self) -> None:
@@ -273,25 +272,22 @@ class Model:
         """Ends the engine, the tokenizer's thread and the process that checks constraints."""
         if self._engine is not None:
             await self._engine.close()
+        await self.adapters.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
         if self._constraints is not None:
             await self._constraints.close()
 
-    async def add_adapter(self, adapter: Adapter) -> None:
-        """Loads a LoRA adapter; other content of the same name is replaced for later calls. Raises WrongState."""
+    def check_takes_adapters(self) -> None:
+        """Raises WrongState when it takes no LoRA adapters, and Unavailable while it does not answer."""
         if not self.config.max_adapters:
             raise WrongState(f"model {self.name!r} takes no adapters: set max_adapters in its settings")
-        await self.engine.load_adapter(adapter.id, adapter.directory)
-        replaced, self.adapters[adapter.name] = self.adapters.get(adapter.name), adapter
-        if replaced is not None and replaced.id != adapter.id:
-            await self._forget(replaced)
+        self.check_ready()
 
     async def remove_adapter(self, name: str) -> None:
         """Takes an adapter away once no call uses it. Raises NotFound."""
-        adapter = self.adapter(name)
-        del self.adapters[name]
-        await self._forget(adapter)
+        self.adapter(name)
+        await self.adapters.remove(name)
 
     def adapter(self, name: str) -> Adapter:
         """Returns an adapter of the current caller's by its name. Raises NotFound, for others' as for none at all."""
@@ -303,13 +299,7 @@ class Model:
     def _known_adapters(self) -> dict[str, Adapter]:
         """The adapters that the current caller may use, sorted by name."""
         tenant = current().tenant
-        return {name: self.adapters[name] for name in sorted(self.adapters) if tenant.may_use_adapter(name)}
-
-    async def _forget(self, adapter: Adapter) -> None:
-        await adapter.unused.wait()
-        # Loaded again meanwhile, perhaps under another name.
-        if all(other.id != adapter.id for other in self.adapters.values()):
-            await self.engine.unload_adapter(adapter.id)
+        return {name: adapter for name, adapter in self.adapters.names.items() if tenant.may_use_adapter(name)}
 
     def to_proto(self) -> model_pb2.Model:
         """The public description, for the current caller."""
@@ -327,8 +317,8 @@ class Model:
                 max_explained_words=self.config.max_explained_words,
             ),
             adapters=[
-                model_pb2.Adapter(name=adapter.name, version=adapter.version)
-                for adapter in self._known_adapters().values()
+                model_pb2.Adapter(name=name, version=adapter.version)
+                for name, adapter in self._known_adapters().items()
             ],
         )
 

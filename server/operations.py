@@ -5,8 +5,6 @@ Nothing that answers is touched before what replaces it has answered a warm-up.
 
 import asyncio
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve import checkpoint, disk
+from tuneserve import checkpoint
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server import adapters, concurrency, config, engine_options, memory, redaction, settings
 from tuneserve.server.config import ModelConfig, ServerConfig
@@ -49,7 +47,7 @@ class Operations:
         self._health = health
         self._one_at_a_time = asyncio.Lock()
         self._leaving: set[str] = set()  # versions that are being unloaded
-        self._adapters: Path | None = None  # directory of the copies, made for the first one
+        self._store = adapters.Store()
 
     def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
         """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
@@ -58,7 +56,7 @@ class Operations:
         engine_options.check(model.engine, f"{where}.engine")
         prepared = Model(name, model, checkpoint.load(model.path, f"model {name}"), self._metrics)
         for adapter, path in model.adapters.items():
-            prepared.adapters[adapter] = self._take(adapter, path, prepared)
+            prepared.adapters.prepare(adapter, self._store.take(path, model.max_adapter_rank))
         return prepared
 
     async def start(self, model: Model) -> None:
@@ -117,22 +115,30 @@ class Operations:
                 await self._unload([model for model in there if not self._models.is_used(model)])
         return to_proto(alias.name, route) if route else pb.Alias(name=alias.name)
 
-    async def load_adapter(self, model: Model, name: str, path: str) -> adapters.Adapter:
-        """Loads a LoRA adapter. See ModelService.LoadAdapter."""
+    async def load_adapter(self, model: Model, name: str, path: str) -> str:
+        """Loads a LoRA adapter, and returns its version. See ModelService.LoadAdapter."""
+        model.check_takes_adapters()
         directory = self._below_root(path)
+        taking = asyncio.ensure_future(asyncio.to_thread(self._store.take, directory, model.config.max_adapter_rank))
         try:
-            adapter = await asyncio.to_thread(self._take, name, directory, model)
+            copy = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(self._given_up)
+            raise
         except StepFailed as error:
             raise WrongState("the server's disk for adapters is full: free some, or give it another TMPDIR") from error
         except UserError as error:
             raise InvalidInput("path", _public(error, directory)) from error
-        await model.add_adapter(adapter)
-        return adapter
+        await model.adapters.add(name, copy)
+        return copy.version
+
+    def _given_up(self, taking: "asyncio.Future[adapters.Copy]") -> None:
+        if taking.exception() is None:
+            self._store.release(taking.result())
 
     def close(self) -> None:
         """Removes the copies of adapters."""
-        if self._adapters:
-            shutil.rmtree(self._adapters, ignore_errors=True)
+        self._store.close()
 
     async def _unload(self, models: Sequence[Model]) -> None:
         self._leaving = {model.id for model in models}
@@ -198,12 +204,6 @@ class Operations:
         if not is_below:
             raise InvalidInput("path", "is not a directory below the server's models_root")
         return wanted
-
-    def _take(self, name: str, path: Path, model: Model) -> adapters.Adapter:
-        if self._adapters is None:
-            self._adapters = Path(tempfile.mkdtemp(prefix="tuneserve-adapters-"))
-        with disk.watched(self._adapters, "free some, or let TMPDIR name a folder on another disk"):
-            return adapters.take(name, path, self._adapters, model.config.max_adapter_rank)
 
 
 def _not_now(allowed: Iterable[str]) -> str:
