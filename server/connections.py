@@ -7,6 +7,7 @@ import socket
 
 from tuneserve.errors import UserError
 from tuneserve.server.config import ServerConfig, host_and_port
+from tuneserve.server.departures import LARGEST
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def options(config: ServerConfig, connections: int, streams: int) -> list[tuple[
         ("grpc.so_reuseport", 0),
         # Looked at once a message is whole: `arrivals` bounds what is not.
         ("grpc.max_receive_message_length", 32 * _MIB),
-        ("grpc.max_send_message_length", 64 * _MIB),
+        ("grpc.max_send_message_length", LARGEST),
         # Identity alone: a megabyte of gzip may be a gigabyte.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_allowed_incoming_connections", connections),

@@ -13,10 +13,12 @@ from typing import Any, TypeAlias
 import grpc
 
 from tuneserve.server.context import current
-from tuneserve.server.errors import Overloaded
+from tuneserve.server.errors import InvalidInput, Overloaded
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+# Bytes of one message: gRPC refuses larger ones, in words of its own and behind our back.
+LARGEST = 64 << 20
 # Bytes of answers that wait to be read: those to all callers, and those to one tenant on one connection.
 _MOST = 256 << 20
 _MOST_OF_ONE = 32 << 20
@@ -41,7 +43,10 @@ class Departures:
         self._check(_caller(context), 1)
 
     def until_done(self, size: int, context: Context) -> None:
-        """Counts a call's only answer, of so many bytes, until gRPC is through with it. Raises Overloaded."""
+        """Counts a call's only answer, of so many bytes, until gRPC is through with it.
+
+        Raises Overloaded, and InvalidInput for a call that asks for too much.
+        """
         caller = self._add(size, context)
         self._remove_when_done(size, caller, context)
 
@@ -49,7 +54,7 @@ class Departures:
     def held(self, size: int, context: Context) -> Iterator[None]:
         """Counts a message while the block writes it; one that was not read then, as long as its call is there.
 
-        Raises Overloaded.
+        Raises as `until_done` does.
         """
         caller = self._add(size, context)
         try:
@@ -64,13 +69,15 @@ class Departures:
         if self.bytes + size > _MOST:
             most = _LEAST
         elif not held:
-            return  # a single answer: gRPC bounds its size
+            return
         if held + size > most:
             self._rejected()
             what = f"answers wait to be read, {held} bytes of them on this connection; allowed now: {most}"
             raise Overloaded(what, "UNREAD", _RETRY_MS)
 
     def _add(self, size: int, context: Context) -> tuple[str, str]:
+        if size > LARGEST:
+            raise InvalidInput("request", f"has an answer of {size} bytes; allowed: {LARGEST}; ask for less")
         caller = _caller(context)
         self._check(caller, size)
         self._by_caller[caller] = self._by_caller.get(caller, 0) + size
