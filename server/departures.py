@@ -25,6 +25,8 @@ _MOST_OF_ONE = 32 << 20
 # So much each may have, whatever others leave unread.
 _LEAST = 1 << 20
 _RETRY_MS = 1000
+# Bytes that gRPC puts before each message, also before an empty one.
+_HEADER = 5
 
 
 class Departures:
@@ -47,8 +49,7 @@ class Departures:
 
         Raises Overloaded, and InvalidInput for a call that asks for too much.
         """
-        caller = self._add(size, context)
-        self._remove_when_done(size, caller, context)
+        self._remove_when_done(*self._add(size, context), context)
 
     @contextmanager
     def held(self, size: int, context: Context) -> Iterator[None]:
@@ -56,13 +57,13 @@ class Departures:
 
         Raises as `until_done` does.
         """
-        caller = self._add(size, context)
+        added = self._add(size, context)
         try:
             yield
         except BaseException:
-            self._remove_when_done(size, caller, context)
+            self._remove_when_done(*added, context)
             raise
-        self._remove(size, caller)
+        self._remove(*added)
 
     def _check(self, caller: tuple[str, str], size: int) -> None:
         held, most = self._by_caller.get(caller, 0), _MOST_OF_ONE
@@ -75,15 +76,15 @@ class Departures:
             what = f"answers wait to be read, {held} bytes of them on this connection; allowed now: {most}"
             raise Overloaded(what, "UNREAD", _RETRY_MS)
 
-    def _add(self, size: int, context: Context) -> tuple[str, str]:
+    def _add(self, size: int, context: Context) -> tuple[int, tuple[str, str]]:
         if size > LARGEST:
             raise InvalidInput("request", f"has an answer of {size} bytes; allowed: {LARGEST}; ask for less")
-        caller = _caller(context)
+        size, caller = size + _HEADER, _caller(context)
         self._check(caller, size)
         self._by_caller[caller] = self._by_caller.get(caller, 0) + size
         self.bytes += size
         self.none.clear()
-        return caller
+        return size, caller
 
     def _remove_when_done(self, size: int, caller: tuple[str, str], context: Any) -> None:
         context.add_done_callback(lambda _: self._remove(size, caller))

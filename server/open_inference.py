@@ -17,12 +17,13 @@ from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
 from tuneserve.server import context as calls
 from tuneserve.server import failures, options, streams
 from tuneserve.server.classification import ClassificationService
+from tuneserve.server.departures import LARGEST
 from tuneserve.server.embedding import EmbeddingService
 from tuneserve.server.errors import InvalidInput, NotFound
 from tuneserve.server.generation import GenerationService
 from tuneserve.server.open_forms import FORMS, Job
 from tuneserve.server.registry import Models
-from tuneserve.server.tensors import Output
+from tuneserve.server.tensors import Input, Output
 from tuneserve.v1 import checkpoint_pb2, classification_pb2, common_pb2, embedding_pb2, generation_pb2
 
 PLATFORM = "tuneserve_vllm"
@@ -193,14 +194,17 @@ class InferenceService(GRPCInferenceServiceServicer):
         return [job.output("embedding", (count, len(values) // count), values)], response.usage
 
     async def _generate(self, job: Job) -> Answer:
+        prepend = not job.flag("exclude_input_in_output")
         with job.generation(generation_pb2.GenerateRequest()) as message:
+            if prepend:
+                _check_repeats(job.texts, message.sampling.n)
             responses = await self._generation.generate_each(message, job.texts.values)
         completions = [list(response.completions) for response in responses]
         usage = common_pb2.Usage(
             prompt_tokens=sum(response.usage.prompt_tokens for response in responses),
             completion_tokens=sum(response.usage.completion_tokens for response in responses),
         )
-        return job.completions(completions, prepend=not job.flag("exclude_input_in_output")), usage
+        return job.completions(completions, prepend), usage
 
     async def _generate_stream(self, job: Job) -> AsyncGenerator[pb.ModelInferResponse, None]:
         if len(job.texts.values) != 1:
@@ -217,6 +221,14 @@ class InferenceService(GRPCInferenceServiceServicer):
                     response = job.response(job.completions([found], prepend=False), new.usage)
                     response.parameters["triton_final_response"].bool_param = new.HasField("usage")
                     yield response
+
+
+def _check_repeats(prompts: Input, n: int) -> None:
+    """Raises InvalidInput for prompts that an answer would repeat too often, once for each completion."""
+    size = sum(map(len, prompts.values)) * max(1, n)
+    if size > LARGEST:
+        what = f"would be {size} characters in the answer, once for each completion; allowed: {LARGEST}"
+        raise InvalidInput("texts", f"{what}; exclude_input_in_output leaves them out")
 
 
 def _target(name: str, version_: str) -> str:

@@ -138,6 +138,16 @@ async def test_a_request_that_breaks_a_model_ends_no_stream(server):
     assert answers["1"].infer_response.parameters["triton_final_response"].bool_param
 
 
+async def test_prompts_that_an_answer_would_repeat_too_often_are_refused(server, refused):
+    """Six hundred thousand characters, 128 times over."""
+    long = request("one", "text_input", *["good " * 10_000] * 4, n=128, max_tokens=1)
+    long.inputs[0].contents.bytes_contents.extend([b"good " * 20_000] * 4)
+    long.inputs[0].shape[0] = 8
+    error = await refused(stub(server).ModelInfer(long), grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith("inputs[0] (text_input): would be 76800000 characters in the answer")
+    assert not server.engines["one"].tickets
+
+
 def large(kind: str) -> pb.ModelInferRequest:
     if kind == "sampling_parameters":
         message = batch("one")
