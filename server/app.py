@@ -20,7 +20,7 @@ from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import concurrency, connections, failures, logs, ports, tls
+from tuneserve.server import arrivals, concurrency, connections, failures, hardware, logs, ports, tls
 from tuneserve.server.arrivals import Arrivals
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
 from tuneserve.server.departures import Departures
@@ -62,8 +62,6 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
 
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
         def make() -> Engine:
-            from tuneserve.server import hardware
-
             with _IMPORTING:
                 from tuneserve.server.engine import VllmEngine
 
@@ -91,6 +89,7 @@ class App:
         self._hurrying = asyncio.Event()
         self._stopped = False
         self._reloading: asyncio.Task[None] | None = None
+        self._guarding: asyncio.Task[None] | None = None
         # Of its own: no other work in threads keeps a key that was taken away in force.
         self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
         # Health asks for no key, so with keys it tells no names.
@@ -119,8 +118,9 @@ class App:
 
     def _bind(self) -> None:
         config = self.config
-        arrivals = Arrivals(_MOST_SLOW, config.stall_seconds)
+        requests = Arrivals(_MOST_SLOW, config.stall_seconds)
         reflecting = Arrivals(_MOST_REFLECTING, _REFLECTION_SECONDS)
+        self._arrivals = (requests, reflecting, self._health.servicer.arrivals)
 
         def interceptor(**who: Any) -> CallInterceptor:
             return CallInterceptor(
@@ -128,7 +128,7 @@ class App:
                 self._running,
                 self._shadows,
                 config.stall_seconds,
-                arrivals,
+                requests,
                 reflecting,
                 self._departures,
                 tracing=self._tracing,
@@ -172,6 +172,7 @@ class App:
             await server.start()
         await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
+        self._guarding = asyncio.create_task(arrivals.guard(self._arrivals, hardware.available_memory))
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)
         await concurrency.together(self._load, models, len(models))
@@ -265,8 +266,9 @@ class App:
         closing = asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers))
         asyncio.get_running_loop().call_soon(self._running.release)
         await closing
-        if self._reloading:
-            self._reloading.cancel()
+        for task in (self._reloading, self._guarding):
+            if task:
+                task.cancel()
         self._reading_keys.shutdown(wait=False)
         await self._shadows.stop()
         await self.supervisor.stop()

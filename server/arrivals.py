@@ -1,22 +1,40 @@
 """Requests that are on their way in: how long one may take, and how many may take long, so that memory is bounded.
 
-gRPC keeps what it has of a message until it is whole, checks its size only then, and has no limit of its own in time or
-number. It begins to take a message in when it is asked for it: we ask once the caller is known. Most are there already.
+gRPC keeps what it has of a message until it is whole, looks at its size only then, and has no limit of its own in time
+or number. It begins to take a message in when it is asked for it: we ask once the caller is known. Most are there
+already. What is sent too fast for all this is ended when memory runs short, before the system ends the whole server.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from tuneserve.server.errors import InvalidInput, Unavailable
 
+logger = logging.getLogger(__name__)
+
 # What takes longer than this, on a loaded machine too, is one of the few that may.
 _SOON_SECONDS = 0.25
 # A caller that cancels at once and one that sends nothing look the same, until its cancellation is here.
 _CANCELLED_SECONDS = 1.0
+_KEPT_BYTES = 256 << 20
+
+
+@dataclass(eq=False)
+class _Place:
+    """Of one request."""
+
+    limit: asyncio.Timeout
+    why: str  # it ends, if it does
+
+    def end(self, why: str) -> None:
+        self.why = why
+        self.limit.reschedule(asyncio.get_running_loop().time())
 
 
 class Arrivals:
@@ -27,7 +45,8 @@ class Arrivals:
     def __init__(self, most: int, seconds: float) -> None:
         self._most = most
         self._seconds = seconds
-        self._slow: dict[asyncio.Timeout, None] = {}
+        self._slow: dict[_Place, None] = {}
+        self._streams: dict[_Place, None] = {}
 
     async def read(self, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         """Returns the only message of a call. Raises Unavailable when it takes too long, InvalidInput without one."""
@@ -41,26 +60,62 @@ class Arrivals:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Around what may take long. Raises Unavailable when it takes too long."""
-        loop = asyncio.get_running_loop()
+        place = _Place(asyncio.timeout(None), f"the request did not arrive within {self._seconds:g} s")
         try:
-            async with asyncio.timeout(None) as limit:
-                later = loop.call_later(_SOON_SECONDS, self._takes_long, limit, loop)
+            async with place.limit:
+                later = asyncio.get_running_loop().call_later(_SOON_SECONDS, self._takes_long, place)
                 try:
                     yield
                 finally:
                     later.cancel()
-                    self._slow.pop(limit, None)
+                    self._slow.pop(place, None)
         except TimeoutError:
-            if not limit.expired():
+            if not place.limit.expired():
                 raise
-            raise Unavailable(
-                f"the request did not arrive within {self._seconds:g} s, or too many others were as slow"
-            ) from None
+            raise Unavailable(place.why) from None
 
-    def _takes_long(self, limit: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
-        self._slow[limit] = None
-        limit.reschedule(loop.time() + self._seconds)
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[None]:
+        """Around a call that sends one message after the other, when it likes. Raises Unavailable to end it."""
+        place = _Place(asyncio.timeout(None), "")
+        self._streams[place] = None
+        try:
+            async with place.limit:
+                yield
+        except TimeoutError:
+            if not place.limit.expired():
+                raise
+            raise Unavailable(place.why) from None
+        finally:
+            self._streams.pop(place, None)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is something that `end_all` would end."""
+        return bool(self._slow or self._streams)
+
+    def _takes_long(self, place: _Place) -> None:
+        self._slow[place] = None
+        place.limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
         if len(self._slow) > self._most:
             oldest = next(iter(self._slow))
             del self._slow[oldest]
-            oldest.reschedule(loop.time())
+            oldest.end("the request took long to arrive, and too many others did")
+
+    def end_all(self, why: str) -> int:
+        """Ends all that take long, and streams; returns how many there were."""
+        places = [*self._slow, *self._streams]
+        self._slow.clear()
+        self._streams.clear()
+        for place in places:
+            place.end(why)
+        return len(places)
+
+
+async def guard(arrivals: Sequence[Arrivals], free: Callable[[], int]) -> None:
+    """Ends what is on its way whenever memory is short. `free` returns how many bytes are left. Does not return."""
+    while True:
+        await asyncio.sleep(_SOON_SECONDS)
+        if any(one.under_way for one in arrivals) and free() < _KEPT_BYTES:
+            ended = sum(one.end_all("the server's memory is short") for one in arrivals)
+            logger.error("memory is short: %d calls were ended whose requests were on their way", ended)

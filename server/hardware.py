@@ -14,6 +14,7 @@ from tuneserve.tiers import GPU, Tier, saturation, this_tier
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 _GIB = 1 << 30
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ def available_memory() -> int:
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        limit, used, kinds = (_CGROUP.joinpath(f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return available
-    return min(available, int(limit)) if limit.isdigit() else available
+    if not limit.strip().isdigit():
+        return available
+    # Pages of files that were not used for long are given back before anything is killed.
+    [cached] = [int(line.split()[1]) for line in kinds.splitlines() if line.startswith("inactive_file ")]
+    return max(0, min(available, int(limit) - int(used) + cached))

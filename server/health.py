@@ -82,7 +82,7 @@ class _Servicer:
         self._serving: Mapping[str, bool] = {}
         self._changed = asyncio.Event()  # of this state; the next one has another
         self._ended = False
-        self._arrivals = Arrivals(_MOST_SLOW, _SLOW_SECONDS)
+        self.arrivals = Arrivals(_MOST_SLOW, _SLOW_SECONDS)
         self._watches: Counter[str] = Counter()  # by connection
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -136,7 +136,7 @@ class _Servicer:
     async def _asked(self, context: _Context) -> str:
         """Returns whose health is asked for."""
         try:
-            return _service(await self._arrivals.read(context))
+            return _service(await self.arrivals.read(context))
         except CallError as error:
             code = grpc.StatusCode.UNAVAILABLE if isinstance(error, Unavailable) else grpc.StatusCode.INVALID_ARGUMENT
             await context.abort(code, str(error))

@@ -102,14 +102,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: Method, kind: str, serialize: Callable[[Any], bytes], name: str) -> Method:
         async def answer(requests: Any, context: Context) -> None:
-            async with self._call(kind, name, context) as ended:
-                request = requests if kind == "bidi_stream" else await self.arrivals.read(context)
-                # Closed here, not by the garbage collector: closing is what frees the engine's slot.
-                async with aclosing(method(wire.readable(request), context)) as messages:
-                    async for message in messages:
-                        await self._write(serialize(message), context, messages, ended)
+            # The messages are closed here, not by the garbage collector: closing is what frees the engine's slot.
+            async with (
+                self._call(kind, name, context) as ended,
+                self._arriving(kind, requests, context) as request,
+                aclosing(method(request, context)) as messages,
+            ):
+                async for message in messages:
+                    await self._write(serialize(message), context, messages, ended)
 
         return answer
+
+    @asynccontextmanager
+    async def _arriving(self, kind: str, requests: Any, context: Context) -> AsyncIterator[Any]:
+        """Gives the request of a call, or all of them, which may come as long as it runs."""
+        if kind == "bidi_stream":
+            async with self.arrivals.stream():
+                yield wire.readable(requests)
+        else:
+            yield wire.readable(await self.arrivals.read(context))
 
     def _reflect(self, handler: Any, _: str) -> Any:
         async def answer(requests: Any, context: Context) -> None:

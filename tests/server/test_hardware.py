@@ -77,3 +77,14 @@ def test_int8_of_the_full_range_is_warned_about_where_it_saturates(on):
         assert bool(found.warnings) == (tier in (tiers.AVX2, tiers.AVX512))
         assert not found.warnings or "quantize --reduce-range" in found.warnings[0]
         assert not on(tier, quantization="int8").warnings
+
+
+def test_memory_is_what_the_container_has_left(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    machine = hardware.available_memory()
+    assert machine > 64 << 20
+    (tmp_path / "memory.current").write_text(f"{60 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {10 << 20}\nactive_file 5\n")
+    for limit, left in (("max", machine), (str(64 << 20), 14 << 20), (str(40 << 20), 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert abs(hardware.available_memory() - left) < (1 << 30 if limit == "max" else 1)

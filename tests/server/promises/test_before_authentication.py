@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tuneserve.server import connections
+from tuneserve.server import connections, hardware
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.tenants import hashed
 from tuneserve.v1 import classification_pb2, model_pb2
@@ -142,6 +142,23 @@ async def test_no_message_may_take_for_ever(start, raw):
         assert await client.until(lambda: client.reset == {1, 3, 5, 7})
         assert all(status(grpc.StatusCode.UNAVAILABLE) in answer for answer in client.answers.values())
         assert not server.app._running._limits
+
+
+async def test_what_is_on_its_way_ends_when_memory_is_short(start, raw, monkeypatch, caplog):
+    """A message may be sent faster than all limits of time: gRPC looks at its size when it is whole."""
+    free = 10 << 30
+    monkeypatch.setattr(hardware, "available_memory", lambda: free)
+    async with start() as server:
+        client = await raw(server.app.address)
+        for stream, path in ((1, CLASSIFY), (3, STREAM), (5, f"{CLASSIFY}Stream")):
+            client.open(stream, path)
+            await client.send(stream, bytes(1000), length=1 << 30)
+        assert not await client.until(lambda: client.reset, 1.0)
+        free = 100 << 20
+        assert await client.until(lambda: client.reset == {1, 3, 5})
+        assert all(status(grpc.StatusCode.UNAVAILABLE) in answer for answer in client.answers.values())
+        assert "memory is short: 3 calls were ended" in caplog.text
+        assert (await classify(server.channel)).results, "what is here already is answered"
 
 
 async def test_a_call_without_a_message(start, raw):
