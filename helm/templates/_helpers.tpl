@@ -52,9 +52,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $config := dict
   "listen" (printf "0.0.0.0:%d" (int .Values.grpcPort))
   "metrics_listen" (printf "0.0.0.0:%d" (int .Values.metricsPort))
+  "max_connections" .Values.maxConnections
+  "max_connection_age_seconds" .Values.maxConnectionAgeSeconds
+  "max_connection_idle_seconds" .Values.maxConnectionIdleSeconds
+  "keepalive_seconds" .Values.keepaliveSeconds
+  "max_streams" .Values.maxStreams
+  "max_calls" .Values.maxCalls
+  "linger_seconds" .Values.lingerSeconds
   "drain_seconds" .Values.drainSeconds
   "stall_seconds" .Values.stallSeconds
   "watchdog_seconds" .Values.watchdogSeconds
+  "load_seconds" .Values.loadSeconds
   "on_engine_failure" .Values.onEngineFailure
   "log_requests" .Values.logRequests
   "log_content" .Values.logContent

@@ -152,9 +152,17 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
         "tenantsSecret": "keys",
         "adminEnabled": True,
         "modelsRoot": "/models",
+        "maxConnections": 10,
+        "maxConnectionAgeSeconds": 11,
+        "maxConnectionIdleSeconds": 12.5,
+        "keepaliveSeconds": 13,
+        "maxStreams": 14,
+        "maxCalls": 15,
+        "lingerSeconds": 6,
         "drainSeconds": 7,
         "stallSeconds": 8,
         "watchdogSeconds": 9.5,
+        "loadSeconds": 90,
         "onEngineFailure": "exit",
         "otlpEndpoint": "http://collector.observability:4317",
         "logRequests": False,
@@ -165,7 +173,10 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     assert set(document) == names(server_config.ServerConfig)
     assert set(document["tls"]) == names(server_config.TlsConfig)
     config = read_server_config(manifests, tmp_path)
-    assert (config.drain_seconds, config.stall_seconds, config.watchdog_seconds) == (7, 8, 9.5)
+    assert (config.linger_seconds, config.drain_seconds, config.stall_seconds) == (6, 7, 8)
+    assert (config.watchdog_seconds, config.load_seconds, config.keepalive_seconds) == (9.5, 90, 13)
+    assert (config.max_connections, config.max_streams, config.max_calls) == (10, 14, 15)
+    assert (config.max_connection_age_seconds, config.max_connection_idle_seconds) == (11, 12.5)
     assert (config.on_engine_failure, config.log_requests, config.log_content) == ("exit", False, True)
     assert (config.health_listen, config.admin_listen) == ("0.0.0.0:8034", "127.0.0.1:8035")
     assert config.otlp_endpoint == "http://collector.observability:4317"
@@ -229,7 +240,7 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
     # Nothing restarts the pod while it loads, nor while it drains, nor while it starts a dead engine again.
     assert server["startupProbe"]["failureThreshold"] * server["startupProbe"]["periodSeconds"] >= 602
     leaves, ends = int(server["lifecycle"]["preStop"]["exec"]["command"][1]), 20
-    assert pod["terminationGracePeriodSeconds"] >= leaves + 60 + ends
+    assert pod["terminationGracePeriodSeconds"] >= leaves + 3 + 60 + ends
     assert [server[probe]["grpc"].get("service") for probe in PROBES] == [None, None, MODEL_SERVICE]
     assert server["command"] == ["tuneserve", "serve", "--config", "/etc/tuneserve/server.yaml"]
 
