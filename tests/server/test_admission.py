@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from tuneserve.server.admission import Admission
-from tuneserve.server.errors import Overloaded
+from tuneserve.server.errors import DeadlinePassed, Overloaded
 
 
 class Clock:
@@ -43,6 +43,24 @@ async def test_as_many_run_as_there_are_slots():
     await asyncio.gather(*tasks)
     assert log == ["0", "1", "2", "3"]
     assert (admission.running, admission.waiting_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "max_wait", "error"),
+    [(0.05, 30.0, DeadlinePassed), (-1.0, 30.0, DeadlinePassed), (30.0, 0.05, Overloaded)],
+)
+async def test_a_wait_ends_at_the_deadline_or_when_it_was_too_long(deadline, max_wait, error):
+    admission, done = make(slots=1, max_wait=max_wait), asyncio.Event()
+    holder = asyncio.create_task(holding(admission, done=done, log=[], name="first"))
+    await settle()
+    with pytest.raises(error):
+        async with admission.turn(1, 5, deadline=deadline):
+            raise AssertionError("its turn came")
+    assert (admission.running, admission.waiting_tokens) == (1, 0)
+    done.set()
+    await holder
+    async with admission.turn(1, 5, deadline=deadline):
+        assert admission.running == 1, "there was nothing to wait for"
 
 
 async def test_the_lower_priority_number_goes_first_and_equals_in_order():
