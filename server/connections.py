@@ -26,7 +26,7 @@ _KEPT_FILES = 256
 _FILES = 1 << 16
 
 
-def options(config: ServerConfig, connections: int, streams: int) -> list[tuple[str, int]]:
+def options(config: ServerConfig, connections: int) -> list[tuple[str, int]]:
     """Returns gRPC's own limits, which hold before anything of ours sees a call."""
     return [
         # Otherwise a second server would share the port without a word.
@@ -38,10 +38,9 @@ def options(config: ServerConfig, connections: int, streams: int) -> list[tuple[
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_SECONDS)),
-        # Those that were reset count until we have forgotten them, and that is what bounds a rapid reset.
-        ("grpc.max_concurrent_streams", streams),
-        # A client that resets a stream has to answer a ping before it opens many more.
-        ("grpc.http2.ping_on_rst_stream_percent", 100),
+        # Streams that ended, or were reset, count until we have forgotten them: that is what bounds a rapid reset. A
+        # client that keeps to the limit may be refused for it, too: the limit is far above what clients need.
+        ("grpc.max_concurrent_streams", config.max_streams),
         # With it a connection may send 4 MiB that nobody asked for. What is asked for comes as fast without.
         ("grpc.http2.bdp_probe", 0),
         # A client that is gone is noticed. The second limit is the one that counts where it is longer.

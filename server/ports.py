@@ -29,7 +29,7 @@ def public(
     config: ServerConfig,
 ) -> grpc.aio.Server:
     """Returns the callers' port: everything."""
-    options = connections.options(config, connections.within_files(config.max_connections), config.max_streams)
+    options = connections.options(config, connections.within_files(config.max_connections))
     server = _with_models(interceptor, models, operations, health, options)
     classification = ClassificationService(models)
     embedding = EmbeddingService(models)
@@ -47,7 +47,7 @@ def admin(
     interceptor: CallInterceptor, models: Models, operations: Operations, health: Health, config: ServerConfig
 ) -> grpc.aio.Server:
     """Returns the administrators' port: models and health."""
-    options = connections.options(config, connections.MOST_BESIDE, connections.MOST_BESIDE)
+    options = connections.options(config, connections.MOST_BESIDE)
     server = _with_models(interceptor, models, operations, health, options)
     _reflect(server, MODEL_SERVICE, HEALTH_SERVICE)
     return server
@@ -55,7 +55,7 @@ def admin(
 
 def health_only(health: Health, config: ServerConfig) -> grpc.aio.Server:
     """Returns the probes' port."""
-    options = connections.options(config, connections.MOST_BESIDE, connections.MOST_BESIDE)
+    options = connections.options(config, connections.MOST_BESIDE)
     server = grpc.aio.server(options=options)
     health.servicer.add_to(server)
     return server

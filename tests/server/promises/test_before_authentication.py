@@ -267,6 +267,26 @@ async def test_a_rapid_reset_holds_nobody_up(start, raw):
         assert max(ahead) <= 8 * most
 
 
+async def test_a_client_in_a_hurry_is_not_refused(start):
+    """Hundreds of calls at once on a new connection, and others as soon as they end, or are cancelled."""
+    async with start() as server:
+        model = ModelServiceStub(server.channel)
+
+        async def one_after_the_other() -> list[grpc.StatusCode]:
+            codes = []
+            for number in range(6):
+                call = model.ListModels(model_pb2.ListModelsRequest())
+                if number % 3 == 1:
+                    await asyncio.sleep(0)
+                    call.cancel()
+                codes.append(await call.code())
+            return codes
+
+        found = await asyncio.gather(*(one_after_the_other() for _ in range(400)))
+        assert {code for codes in found for code in codes} <= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+        assert [code for codes in found for code in codes].count(grpc.StatusCode.OK) >= 4 * 400
+
+
 async def test_so_many_calls_at_once(start, refused, until):
     async def nothing():
         await asyncio.sleep(600)
