@@ -26,6 +26,9 @@ from tuneserve.v1 import model_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
+# Of the settings of a model that is loaded while the server runs, as they are sent.
+_MOST_BYTES = 1 << 16
+
 _FILES_ALONE = {entry.name for entry in fields(ModelConfig)}.difference(config.WHILE_RUNNING)
 
 
@@ -178,6 +181,8 @@ class Operations:
 
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
         """The settings of the model's latest version, changed by the request's."""
+        if (size := request.settings.ByteSize()) > _MOST_BYTES:
+            raise InvalidInput("settings", f"has {size} bytes; allowed: {_MOST_BYTES}")
         given = _whole(json_format.MessageToDict(request.settings))
         for key in given.keys() & _FILES_ALONE:
             raise InvalidInput(f"settings.{key}", _not_now(config.WHILE_RUNNING))

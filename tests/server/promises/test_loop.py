@@ -3,13 +3,16 @@
 Nor does tokenizing one caller's texts keep another's waiting: it is bounded by what the model reads, whatever is sent.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
+from tuneserve.oip import inference_pb2
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
 
 CLASSIFICATION, GENERATION = "/tuneserve.v1.ClassificationService/", "/tuneserve.v1.GenerationService/"
 LENGTH = 512
@@ -93,7 +96,7 @@ def zero_shot() -> classification_pb2.ClassifyRequest:
     return classification_pb2.ClassifyRequest(model="chat", inputs=inputs, labels=labels, instruction="x " * 8192)
 
 
-PROMPT = generation_pb2.Prompt(text="x y " * (1 << 20))
+PROMPT = generation_pb2.Prompt(text="x y " * 1_000_000)
 EXPENSIVE = {
     "a long query": ("Rank", rank(classification_pb2.TRUNCATION_REJECT), 30_000),
     "a long query, truncated": ("Rank", rank(classification_pb2.TRUNCATION_END), 60_000),
@@ -194,3 +197,78 @@ async def test_log_probabilities_are_bounded_by_what_a_call_may_ask_for(large, s
     else:
         assert code == grpc.StatusCode.INVALID_ARGUMENT
         assert details.startswith(f"sampling.{field}: is {fields[field]} for")
+
+
+FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, inference_pb2)
+METHODS = [
+    method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
+]
+MOST_BYTES = (4 << 20) - 100  # with all that goes around them
+
+
+def varint(value: int) -> bytes:
+    data = bytearray()
+    while value > 127:
+        data.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*data, value])
+
+
+def filled(descriptor: Descriptor, seen: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
+    """Messages as large as they may be, each of one field: as many as fit of the smallest it can hold, or one text."""
+    for field in descriptor.fields:
+        tag = varint(field.number << 3 | 2)
+        if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES) and not field.is_repeated:
+            if seen:
+                continue  # soon parsed, and looked at as those further out are
+            yield field.name, tag + varint(MOST_BYTES) + b"x" * MOST_BYTES
+        elif field.is_repeated and field.cpp_type not in (
+            FieldDescriptor.CPPTYPE_STRING,
+            FieldDescriptor.CPPTYPE_MESSAGE,
+        ):
+            yield field.name, tag + varint(MOST_BYTES) + bytes([1]) * MOST_BYTES
+        elif field.is_repeated:
+            # Empty; and of a byte, or of a field that nobody knows.
+            for part in (b"\0", b"\x02\x78\x01" if field.message_type else b"\x01x"):
+                yield f"{field.name} of {part!r}", (tag + part) * (MOST_BYTES // len(tag + part))
+        if field.message_type and field.message_type.full_name not in seen:
+            for name, inside in filled(field.message_type, (*seen, field.message_type.full_name)):
+                yield f"{field.name}.{name}", tag + varint(len(inside)) + inside
+
+
+INPUTS = [classification_pb2.ClassifyInput(text="good")]
+TENSOR = inference_pb2.ModelInferRequest.InferInputTensor(
+    name="text", datatype="BYTES", shape=[1], contents=inference_pb2.InferTensorContents(bytes_contents=[b"good"])
+)
+# What is right about a message of which one field is as large as it may be: where more than one kind of model answers,
+# one message for each.
+RIGHT: dict[str, list[Message]] = {
+    "Classify": [
+        classification_pb2.ClassifyRequest(model="topics", inputs=INPUTS),
+        classification_pb2.ClassifyRequest(model="chat", inputs=INPUTS, labels=["good", "bad"]),
+    ],
+    "ClassifyStream": [
+        classification_pb2.ClassifyStreamRequest(
+            request=classification_pb2.ClassifyRequest(model="topics", inputs=INPUTS)
+        )
+    ],
+    "ClassifyTokens": [classification_pb2.ClassifyTokensRequest(model="ner", texts=["good"])],
+    "Rank": [classification_pb2.RankRequest(model="sentiment", query="good", candidates=["bad"], label="pos")],
+    "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"])],
+    "Generate": [generation_pb2.GenerateRequest(model="chat")],
+    "GenerateStream": [generation_pb2.GenerateStreamRequest(model="chat")],
+    "Tokenize": [generation_pb2.TokenizeRequest(model="chat")],
+    "ModelInfer": [inference_pb2.ModelInferRequest(model_name="topics", inputs=[TENSOR])],
+    "ModelStreamInfer": [inference_pb2.ModelInferRequest(model_name="topics", inputs=[TENSOR])],
+}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=[method.full_name.split(".", 2)[-1] for method in METHODS])
+async def test_messages_of_one_field_as_large_as_they_may_be(large, soon, send, method):
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    for right in RIGHT.get(method.name, [None]):
+        before = right.SerializeToString() if right else b""
+        for name, data in filled(method.input_type):
+            # Bytes behind bytes are the two messages merged.
+            code, details = await soon(lambda data=before + data: send(large.app.address, path, [data]), name)
+            assert code.name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "PERMISSION_DENIED"), details
