@@ -22,13 +22,15 @@ class Running:
         self._refusing.set()
         self._refused = 0
 
-    async def begin(self, limit: asyncio.Timeout) -> None:
-        """A call begins. Raises Unavailable when the server drains, Overloaded when too many run."""
+    async def begin(self, limit: asyncio.Timeout, always: bool = False) -> None:
+        """A call begins. Raises Unavailable when the server drains, and Overloaded when too many run but for one that
+        may `always`.
+        """
         if self._draining:
             self._refused += 1
             await self._refusing.wait()
             raise Unavailable(SHUTS_DOWN)
-        if len(self._limits) >= self._most:
+        if len(self._limits) >= self._most and not always:
             raise Overloaded(f"{self._most} calls run already", "CALLS", _RETRY_MS)
         self._limits.add(limit)
 

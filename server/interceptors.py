@@ -24,7 +24,7 @@ from tuneserve.server.draining import SHUTS_DOWN, Running
 from tuneserve.server.errors import CallError, Overloaded, Unavailable, to_status
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.shadow import Shadows
-from tuneserve.server.tenants import ANYBODY, Tenant, Tenants
+from tuneserve.server.tenants import ADMINISTRATOR, ANYBODY, Tenant, Tenants
 from tuneserve.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code: grpc.StatusCode | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                await self.running.begin(limit)
+                await self.running.begin(limit, self.everybody is ADMINISTRATOR)
                 if self.tenants:
                     call.names = _names(context) if self.tenants.by_certificate else ()
                     call.tenant = self.tenants.authenticate(call.metadata, call.names)

@@ -52,6 +52,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $config := dict
   "listen" (printf "0.0.0.0:%d" (int .Values.grpcPort))
   "metrics_listen" (printf "0.0.0.0:%d" (int .Values.metricsPort))
+  "health_listen" (printf "0.0.0.0:%d" (int .Values.healthPort))
   "max_connections" .Values.maxConnections
   "max_connection_age_seconds" .Values.maxConnectionAgeSeconds
   "max_connection_idle_seconds" .Values.maxConnectionIdleSeconds
@@ -73,7 +74,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $tls "client_ca" "/etc/tuneserve-client-ca/ca.crt" }}
 {{- end }}
 {{- $_ := set $config "tls" $tls }}
-{{- $_ := set $config "health_listen" (printf "0.0.0.0:%d" (int .Values.healthPort)) }}
 {{- end }}
 {{- if .Values.tenantsSecret }}
 {{- $_ := set $config "tenants" "/etc/tuneserve-tenants/tenants.yaml" }}
@@ -103,11 +103,6 @@ tenants: {{ . | quote }}
 {{- end }}
 {{- end }}
 
-{{/* Where probes ask: not on a port that speaks TLS. */}}
-{{- define "tuneserve.probedPort" -}}
-{{- ternary .Values.healthPort .Values.grpcPort (not (empty .Values.tlsSecret)) }}
-{{- end }}
-
 {{/* What the schema can't say, because it looks at more than one value or at what has no default. */}}
 {{- define "tuneserve.check" -}}
 {{- if not .Values.models }}
@@ -116,10 +111,7 @@ tenants: {{ . | quote }}
 {{- if and .Values.modelsClaim .Values.modelsVolume }}
 {{- fail "modelsClaim and modelsVolume: give one of them, not both" }}
 {{- end }}
-{{- $ports := list (int .Values.grpcPort) (int .Values.metricsPort) }}
-{{- if .Values.tlsSecret }}
-{{- $ports = append $ports (int .Values.healthPort) }}
-{{- end }}
+{{- $ports := list (int .Values.grpcPort) (int .Values.metricsPort) (int .Values.healthPort) }}
 {{- if .Values.adminEnabled }}
 {{- $ports = append $ports (int .Values.adminPort) }}
 {{- end }}

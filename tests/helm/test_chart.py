@@ -183,7 +183,7 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
 
 
 def test_the_chart_has_the_servers_own_defaults(chart: helm_python.Chart, tmp_path: Path) -> None:
-    here = {"listen": "0.0.0.0:8033", "metrics_listen": "0.0.0.0:9033"}
+    here = {"listen": "0.0.0.0:8033", "metrics_listen": "0.0.0.0:9033", "health_listen": "0.0.0.0:8034"}
     models = {"sentiment": server_config.ModelConfig(path=tmp_path)}
     assert read_server_config(render(chart, MINIMAL), tmp_path) == server_config.ServerConfig(models, **here)
 
@@ -219,8 +219,9 @@ def test_administrators_come_through_the_pods_loopback_alone(chart: helm_python.
     assert "admin_listen" not in yaml.safe_load(render(chart, MINIMAL)["configmap"]["data"]["server.yaml"])
 
 
-def test_probes_ask_a_port_that_has_no_tls(chart: helm_python.Chart, tmp_path: Path) -> None:
-    manifests = render(chart, MINIMAL | {"tlsSecret": "web", "healthPort": 8134})
+@pytest.mark.parametrize("more", [{}, {"tlsSecret": "web"}])
+def test_probes_ask_a_port_of_their_own(chart: helm_python.Chart, tmp_path: Path, more: dict[str, str]) -> None:
+    manifests = render(chart, MINIMAL | {"healthPort": 8134} | more)
     server = container(manifests)
     assert read_server_config(manifests, tmp_path).health_listen == "0.0.0.0:8134"
     assert {server[probe]["grpc"]["port"] for probe in PROBES} == {8134}
@@ -236,7 +237,7 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert server["securityContext"]["readOnlyRootFilesystem"] is True
     assert {mount["mountPath"] for mount in server["volumeMounts"] if not mount.get("readOnly")} == {"/tmp", "/dev/shm"}
-    assert {server[probe]["grpc"]["port"] for probe in PROBES} == {8033}
+    assert {server[probe]["grpc"]["port"] for probe in PROBES} == {8034}
     # Nothing restarts the pod while it loads, nor while it drains, nor while it starts a dead engine again.
     assert server["startupProbe"]["failureThreshold"] * server["startupProbe"]["periodSeconds"] >= 602
     leaves, ends = int(server["lifecycle"]["preStop"]["exec"]["command"][1]), 20
@@ -436,7 +437,7 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"models": {}}, "models: name at least one"),
         ({"modelsClaim": "a", "modelsVolume": {"emptyDir": {}}}, "modelsClaim and modelsVolume: give one"),
         ({"grpcPort": 9033}, "give different ports"),
-        ({"tlsSecret": "web", "healthPort": 8033}, "give different ports"),
+        ({"healthPort": 8033}, "give different ports"),
         ({"adminEnabled": True, "adminPort": 9033}, "give different ports"),
         ({"clientCaSecret": "clients"}, "clientCaSecret: needs tlsSecret"),
         ({"models": {"a": {"path": "/a", "adapters": {"b": "/b"}}}}, "models.a.maxAdapters: must be at least 1"),

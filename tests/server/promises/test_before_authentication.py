@@ -292,13 +292,15 @@ async def test_so_many_calls_at_once(start, refused, until):
         await asyncio.sleep(600)
         yield
 
-    async with start(max_calls=3) as server:
+    async with start(max_calls=3, admin_listen="127.0.0.1:0") as server:
         stub = ClassificationServiceStub(server.channel)
         waiting = [stub.ClassifyStream(nothing()) for _ in range(3)]
         await until(lambda: len(server.app._running._limits) == 3)
         error = await refused(classify(server.channel), grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert b"CALLS" in rpc_status.from_call(error).details[1].value
         assert (await check(server.channel)).status == health_pb2.HealthCheckResponse.SERVING
+        admin = ModelServiceStub(server.admin)
+        assert (await admin.ListModels(model_pb2.ListModelsRequest())).models, "an administrator gets in"
         for call in waiting:
             call.cancel()
         await until(lambda: not server.app._running._limits)
