@@ -69,7 +69,7 @@ class Supervisor:
         finally:
             # Where it is not done, it ends its engine before it ends.
             loading.cancel()
-            await asyncio.wait((loading,))
+            await asyncio.gather(loading, return_exceptions=True)
         loading.result()
 
     def watch(self, model: Model) -> None:
