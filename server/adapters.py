@@ -41,8 +41,8 @@ class Store:
         for file in (_CONFIG, _WEIGHTS):
             if not (directory / file).is_file() or (directory / file).is_symlink():
                 raise CheckpointError(f"{directory.name}: no {file} here", "give the directory of a PEFT LoRA adapter")
-        root = self._root()
-        with disk.watched(root, "free some, or let TMPDIR name a folder on another disk"):
+        with disk.watched(Path(tempfile.gettempdir()), "free some, or let TMPDIR name a folder on another disk"):
+            root = self._root()
             new = Path(tempfile.mkdtemp(dir=root))
             try:
                 # The source is read once: it may be changed meanwhile.

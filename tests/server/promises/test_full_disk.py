@@ -73,8 +73,9 @@ async def test_an_adapter_that_has_no_room_is_refused(serve_config, make_llama, 
     async with serve_config(config) as server:
         admin = ModelServiceStub(server.admin)
         load = model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
+        copy = adapters._copy
         with monkeypatch.context() as patch:
-            patch.setattr(adapters, "take", lambda *_: FULL.write_text("weights"))
+            patch.setattr(adapters, "_copy", lambda source, target: copy(source, FULL))
             error = await refused(admin.LoadAdapter(load), grpc.StatusCode.FAILED_PRECONDITION)
             assert "disk for adapters is full" in error.details()
             assert str(tmp_path) not in error.details()

@@ -15,7 +15,7 @@ from tuneserve.server import engine_processes
 LAUNCHES = """
 import sys, time
 from tuneserve.serving import launched
-with launched("--config", sys.argv[1], start_seconds=120) as server:
+with launched("--config", sys.argv[1]) as server:
     print(server.process.pid, flush=True)
     time.sleep(300)
 """
