@@ -22,6 +22,7 @@ import llguidance
 import numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from tuneserve.server.engine_limits import limits
 from tuneserve.server.errors import InvalidInput
 from tuneserve.server.structured import FIELD, check, structured
 from tuneserve.server.vocabulary import put_right
@@ -76,7 +77,7 @@ def _wrong(tokenizer: Any, params: pb.StructuredOutput) -> tuple[str, str] | Non
         return error.field, error.description
     except ValueError:
         return field, "can't be read"
-    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
     if matcher.is_error():
         return field, "can't be read, or is too large"
     if what := _slow(tokenizer, matcher):
