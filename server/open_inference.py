@@ -17,6 +17,7 @@ from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
 from tuneserve.server import context as calls
 from tuneserve.server import failures, options, streams
 from tuneserve.server.classification import ClassificationService
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.departures import LARGEST
 from tuneserve.server.embedding import EmbeddingService
 from tuneserve.server.errors import InvalidInput, NotFound
@@ -162,8 +163,11 @@ class InferenceService(GRPCInferenceServiceServicer):
             response = await self._classification.Classify(message, job.context)
         rows = [result.labels for result in response.results]
         count, width = len(rows), len(rows[0])
-        labels = [one.label.encode() for row in rows for one in row]
-        scores = [one.score for row in rows for one in row]
+        labels: list[bytes] = []
+        scores: list[float] = []
+        async for row in in_turns(rows):
+            labels += [one.label.encode() for one in row]
+            scores += [one.score for one in row]
         return [
             job.output("label", (count,), labels[::width]),
             job.output("score", (count,), scores[::width]),
@@ -180,16 +184,18 @@ class InferenceService(GRPCInferenceServiceServicer):
                 {"label": one.label, "score": one.score, "start": one.start, "end": one.end, "text": one.text}
                 for one in result.spans
             ]
-            for result in response.results
+            async for result in in_turns(response.results)
         ]
-        values = [json.dumps(spans, ensure_ascii=False).encode() for spans in lists]
+        values = [json.dumps(spans, ensure_ascii=False).encode() async for spans in in_turns(lists)]
         return [job.output("spans", (len(values),), values)], response.usage
 
     async def _embed(self, job: Job) -> Answer:
         message = embedding_pb2.EmbedRequest(model=job.target, texts=job.texts.values)
         with job.named((message, ("truncation", "normalize", "dimensions", "priority"))):
             response = await self._embedding.Embed(message, job.context)
-        values = [value for result in response.results for value in result.values]
+        values: list[float] = []
+        async for result in in_turns(response.results):
+            values += result.values
         count = len(response.results)
         return [job.output("embedding", (count, len(values) // count), values)], response.usage
 

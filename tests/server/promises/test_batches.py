@@ -152,14 +152,14 @@ def large(kind: str) -> pb.ModelInferRequest:
     if kind == "sampling_parameters":
         message = batch("one")
         tensor = message.inputs.add(name=kind, datatype="BYTES", shape=[1])
-        tensor.contents.bytes_contents.append(b'{"stop_token_ids": [' + b"1," * (8 << 20) + b"1]}")
+        tensor.contents.bytes_contents.append(b'{"stop_token_ids": [' + b"1," * (1 << 20) + b"1]}")
         return message
     if kind == "parameters":
         message = batch("one")
-        for index in range(500_000):
+        for index in range(5_000):
             message.parameters[f"key {index}"].bool_param = True
         return message
-    return batch("one", structured_outputs='{"regex": "' + "a" * (16 << 20) + '"}')
+    return batch("one", structured_outputs='{"regex": "' + "a" * (3 << 20) + '"}')
 
 
 @pytest.mark.parametrize("kind", ["sampling_parameters", "parameters", "structured_outputs"])

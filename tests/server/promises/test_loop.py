@@ -166,8 +166,75 @@ LIMITS = {
         classification_pb2.ClassifyRequest(model="topics", inputs=[classification_pb2.ClassifyInput(text=FULL)] * 1024),
     ),
     "vectors": ("Embedding", "Embed", embedding_pb2.EmbedRequest(model="vectors", texts=[FULL] * 1024)),
+    "candidates": (
+        "Classification",
+        "Rank",
+        classification_pb2.RankRequest(
+            model="sentiment", query="good " * 300, candidates=["bad " * 190] * 1024, label="pos"
+        ),
+    ),
+    "words": (
+        "Classification",
+        "Classify",
+        classification_pb2.ClassifyRequest(
+            model="sentiment",
+            inputs=[classification_pb2.ClassifyInput(text="née good " * 64)] * 8,
+            explain={},
+            offset_unit=classification_pb2.OFFSET_UNIT_UTF8_BYTE,
+        ),
+    ),
+    "messages": (
+        "Generation",
+        "Tokenize",
+        generation_pb2.TokenizeRequest(
+            model="chat",
+            prompt=generation_pb2.Prompt(
+                chat=generation_pb2.Chat(messages=[generation_pb2.ChatMessage(role="user", content="good film")] * 2000)
+            ),
+        ),
+    ),
+    "a stream": (
+        "Generation",
+        "GenerateStream",
+        generation_pb2.GenerateStreamRequest(
+            model="chat",
+            prompt=generation_pb2.Prompt(text="good"),
+            sampling=generation_pb2.SamplingParams(n=128, max_tokens=30, logprobs=20),
+        ),
+    ),
     "log probabilities": ("Generation", "Generate", sampling(n=6, max_tokens=1000, logprobs=20)),
 }
+
+
+def tensor(model: str, texts: list[str]) -> inference_pb2.ModelInferRequest:
+    contents = inference_pb2.InferTensorContents(bytes_contents=[text.encode() for text in texts])
+    kind = inference_pb2.ModelInferRequest.InferInputTensor
+    return inference_pb2.ModelInferRequest(
+        model_name=model, inputs=[kind(name="text", datatype="BYTES", shape=[len(texts)], contents=contents)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "model"), [("ModelInfer", "topics"), ("ModelStreamInfer", "ner"), ("ModelInfer", "vectors")]
+)
+async def test_tensors_at_their_limits(large, unheld, send, method, model):
+    request = tensor(model, [FULL] * 256 if model == "ner" else ["good film"] * 1024)
+    async with unheld():
+        code, details = await send(
+            large.app.address, f"/inference.GRPCInferenceService/{method}", [request.SerializeToString()]
+        )
+    assert code == grpc.StatusCode.OK, details
+
+
+async def test_a_stream_of_calls_at_their_limits(large, unheld, send):
+    inputs = [classification_pb2.ClassifyInput(text="good film")] * 500
+    request = classification_pb2.ClassifyRequest(model="sentiment", inputs=inputs)
+    messages = [
+        classification_pb2.ClassifyStreamRequest(id=number, request=request).SerializeToString() for number in range(40)
+    ]
+    async with unheld():
+        code, details = await send(large.app.address, CLASSIFICATION + "ClassifyStream", messages)
+    assert code == grpc.StatusCode.OK, details
 
 
 @pytest.mark.parametrize("name", LIMITS)
