@@ -183,6 +183,16 @@ LIMITS = {
             offset_unit=classification_pb2.OFFSET_UNIT_UTF8_BYTE,
         ),
     ),
+    "labels of the call": (
+        "Classification",
+        "Classify",
+        classification_pb2.ClassifyRequest(
+            model="chat",
+            inputs=[classification_pb2.ClassifyInput(text="good " * 9)] * 20,
+            labels=[f"l{number}" for number in range(200)],
+            examples=[classification_pb2.ClassifyExample(text="good", label="l7")] * 20,
+        ),
+    ),
     "messages": (
         "Generation",
         "Tokenize",
