@@ -233,19 +233,19 @@ async def test_a_text_is_masked_once_a_call(server, counted):
 
 
 async def test_masking_ends_with_its_call(server, counted, until):
-    """Of a thousand texts that take a while, none is begun any more once the call is given up."""
-    texts = [f"{number} " + "(0301) 90 18-20/44 " * 800 for number in range(300)]
+    """Of many texts that take a while, none is begun any more once the call is given up."""
+    texts = [f"{number} " + "(0301) 90 18-20/44 " * 800 for number in range(120)]
     call = EmbeddingServiceStub(server.channel).Embed(embedding_pb2.EmbedRequest(model="vectors", texts=texts))
     waiting = asyncio.ensure_future(call.code())
     await until(lambda: len(counted) >= 2)
     # A neighbour's text goes between two of them.
     neighbour = embedding_pb2.EmbedRequest(model="vectors", texts=["good"])
     assert (await EmbeddingServiceStub(server.channel).Embed(neighbour, timeout=60)).results
-    assert len(counted) < 100
+    assert len(counted) < 60
     call.cancel()
     await waiting
     await asyncio.sleep(1)
     begun, used = len(counted), time.process_time()
     await asyncio.sleep(1)
-    assert len(counted) == begun < 200
+    assert len(counted) == begun < 100
     assert time.process_time() - used < 0.9
