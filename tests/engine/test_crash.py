@@ -1,5 +1,6 @@
 """A crashed or hung engine process: no call hangs, health says so, other models go on, the engine comes back."""
 
+import re
 import signal
 import threading
 import time
@@ -80,9 +81,11 @@ def callers(real) -> Iterator[Callers]:
 
 
 def engines(real) -> list[psutil.Process]:
-    """The servers' engine processes: its children, without Python's helper that tracks shared memory."""
+    """The servers' engine processes: its children, without Python's helper that tracks shared memory, and without those
+    that check constraints.
+    """
     children = psutil.Process(real.server.process.pid).children()
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    return [child for child in children if not re.search("resource_tracker|constraint_process", str(child.cmdline()))]
 
 
 def states(real) -> dict[str, int]:

@@ -103,7 +103,7 @@ class Server(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.Model
         if is_chat:
             messages = [json_format.MessageToDict(message) for message in prompt.chat.messages]
             text = await self.tokenizer.render(messages, prompt.chat.add_generation_prompt)
-        [found] = await self.tokenizer.encode([text], special_tokens=not is_chat)
+        [found] = await self.tokenizer.encode([text], special_tokens=not is_chat, most=1000)
         return gen.TokenizeResponse(text=text, tokens=[gen.Token(id=id_) for id_ in found.encoded.token_ids])
 
     def Generate(self, request: gen.GenerateRequest, context: Any) -> gen.GenerateResponse:
