@@ -134,8 +134,10 @@ class ClassificationService(ClassificationServiceServicer):
         usage = common_pb2.Usage()
         with model.admitted(request.priority) as place:
             seen = await model.redacted(request)
-            pairs = [(seen.request.query, candidate) for candidate in seen.request.candidates]
-            note([seen.request.query, *seen.request.candidates])
+            # Read once: a message makes a new text of a field each time.
+            query, candidates = seen.request.query, list(seen.request.candidates)
+            pairs = [(query, candidate) for candidate in candidates]
+            note([query, *candidates])
             tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
             rows = np.stack(await pooled(place, [one.encoded for one in tokens], "classify", usage))
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)

@@ -30,6 +30,8 @@ from tuneserve.v1 import checkpoint_pb2, classification_pb2, common_pb2, embeddi
 PLATFORM = "tuneserve_vllm"
 # Requests of one stream that are answered at a time; the others wait unread.
 _AT_ONCE = 64
+# Characters of an id: each answer carries it, and a stream has one for each token.
+_LONGEST_ID = 1024
 
 Answer = tuple[list[Output], common_pb2.Usage]
 
@@ -130,13 +132,15 @@ class InferenceService(GRPCInferenceServiceServicer):
                     async for response in responses:
                         yield pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
-                response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+                response = pb.ModelInferResponse(model_name=request.model_name, id=request.id[:_LONGEST_ID])
                 response.parameters["triton_final_response"].bool_param = True
                 yield pb.ModelStreamInferResponse(
                     error_message=failures.status(error, call).message, infer_response=response
                 )
 
     def _job(self, request: pb.ModelInferRequest, context: Any) -> Job:
+        if len(request.id) > _LONGEST_ID:
+            raise InvalidInput("id", f"has {len(request.id)} characters; allowed: {_LONGEST_ID}")
         if not request.model_name:
             raise InvalidInput("model_name", "is empty; a model's name is needed")
         target = _target(request.model_name, request.model_version)
