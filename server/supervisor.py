@@ -32,8 +32,8 @@ _HELD = 2
 _COMPUTES = 0.1
 # The longest step, in `watchdog_seconds`.
 _LONGEST_STEP = 10
-# Nobody waits for an engine that is loaded, and its processes wait now and then for ours, which is at work on it, too,
-# and on other models: how much longer it may give no sign of life then.
+# While it loads, an engine may give no sign of life for so many times `watchdog_seconds`: no call waits for it, and its
+# processes wait now and then for the server's own, which prepares every model.
 _PATIENCE = 4
 # Between attempts to start an engine again: doubled each time, from the first to the second.
 _BACK_OFF_SECONDS = (1.0, 60.0)
@@ -77,13 +77,13 @@ class Supervisor:
         self._tasks[model.id] = asyncio.create_task(self._watch(model))
 
     async def forget(self, model: Model) -> None:
-        """Stops to watch a model, before it is closed."""
+        """Stops watching a model, before it is closed."""
         if task := self._tasks.pop(model.id, None):
             task.cancel()
             await asyncio.wait((task,))
 
     async def stop(self) -> None:
-        """Stops to watch any model."""
+        """Stops watching all models."""
         tasks, self._tasks = list(self._tasks.values()), {}
         for task in tasks:
             task.cancel()
