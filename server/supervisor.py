@@ -138,10 +138,10 @@ class Supervisor:
             looks += 1
             used.append((time.monotonic(), model.cpu_seconds()))
             (began, before), (ended, after) = used[0], used[-1]
-            # Without processes, as before the first is started, nobody can tell.
-            if looks < _LOOKS or not after:
+            # Without processes, as before the first is started, nobody can tell. One that is new is a sign of life.
+            if looks < _LOOKS or not after or after.keys() - before.keys():
                 continue
-            busiest = max(spent - before.get(process, 0.0) for process, spent in after.items())
+            busiest = max(spent - before[process] for process, spent in after.items())
             if busiest < _COMPUTES * (ended - began):
                 return f"gave no sign of life for {seconds:g} s"
             if slow and looks == _LOOKS:

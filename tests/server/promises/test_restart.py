@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import time
 
 import grpc
@@ -106,6 +107,27 @@ async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(co
     starting.cancel()
     await asyncio.wait((starting,))
     assert made.closed() == [True]
+
+
+async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_config, until):
+    """It waited for the server's own first, and has not computed for the whole time that the watchdog looks back."""
+
+    def later(index, engine) -> None:
+        engine.starts = False
+        looks = itertools.count()
+        # Its first process computes for a moment, its second is started while that one waits, late in the time.
+        engine.cpu_seconds = lambda: {1: 0.1} if next(looks) < 9 else {1: 0.1, 2: 0.0}
+
+    made = Made(later)
+    async with serve_config(config, made) as server:
+        call = ModelServiceStub(server.admin).LoadModel(LOAD)
+        await until(lambda: len(made) > 1)
+        # The first time that the watchdog could judge, and then some.
+        await asyncio.sleep(1.5 * supervisor._PATIENCE * config.watchdog_seconds)
+        assert not made[1].closed
+        made[1].starts = True
+        del made[1].cpu_seconds
+        assert (await call).model.state == model_pb2.MODEL_STATE_READY
 
 
 async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, serve_config, until):
