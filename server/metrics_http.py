@@ -60,6 +60,8 @@ class MetricsServer:
                 await writer.wait_closed()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # it was too slow, too long or not there any more
+        except asyncio.CancelledError:
+            pass  # hung up on: asyncio would log the cancellation as an error
         finally:
             del self._serving[task]
             writer.transport.abort()

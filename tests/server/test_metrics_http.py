@@ -65,7 +65,7 @@ async def test_what_is_wrong(caplog):
 
 
 @pytest.mark.parametrize("begun", [b"", GET], ids=["silent", "half a request"])
-async def test_connections_are_few_and_short(begun, monkeypatch):
+async def test_connections_are_few_and_short(begun, monkeypatch, caplog):
     """And none of them is a thread, or keeps the page from anybody."""
     monkeypatch.setattr(metrics_http, "_SECONDS", 2.0)
     async with serving() as address:
@@ -83,6 +83,7 @@ async def test_connections_are_few_and_short(begun, monkeypatch):
                 assert not await asyncio.wait_for(reader.read(), 20)
             writer.close()
         assert (await ask(address, GET + b"\r\n"))[1].startswith(PAGE)
+    assert not caplog.text
 
 
 async def test_a_page_that_nobody_reads_is_given_up(monkeypatch):
