@@ -34,6 +34,7 @@ from tuneserve.server.operations import Operations
 from tuneserve.server.registry import Models
 from tuneserve.server.seam import Engine
 from tuneserve.server.shadow import Shadows
+from tuneserve.server.shares import Shares
 from tuneserve.server.supervisor import Supervisor
 from tuneserve.server.tenants import ADMINISTRATOR, Tenants
 from tuneserve.server.tracing import Tracing
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # Messages that are on their way in for long, on all ports: each may have all of its bytes here but the last.
 _MOST_SLOW = 16
+# Bytes of requests that run, or wait for their turn. What is made of them takes about six times as much.
+_MOST_REQUESTS = 128 << 20
 # Anybody may ask what the services are, and nobody for long.
 _MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
 # How often the keys' file is looked at.
@@ -95,8 +98,13 @@ class App:
         # Health asks for no key, so with keys it tells no names.
         self._health = Health(self.models, names=config.tenants is None)
         self._running = Running(config.max_calls)
-        self._departures = Departures(self.metrics.rejections.labels("", "unread").inc)
-        self.metrics.unread.set_function(lambda: self._departures.bytes)
+        rejected = self.metrics.rejections.labels
+        self._departures = Departures(rejected("", "unread").inc)
+        self._requests = Shares(
+            _MOST_REQUESTS, _MOST_REQUESTS // 2, "large requests run", "REQUESTS", rejected("", "requests").inc
+        )
+        self.metrics.requests.set_function(lambda: self._requests.bytes)
+        self.metrics.unread.set_function(lambda: self._departures.shares.bytes)
         self._shadows = Shadows(self.models, self.metrics)
         self._tenants = Tenants(config.tenants) if config.tenants else None
         if self._tenants and self._tenants.by_certificate and not (config.tls and config.tls.client_ca):
@@ -131,6 +139,7 @@ class App:
                 requests,
                 reflecting,
                 self._departures,
+                self._requests,
                 tracing=self._tracing,
                 log_requests=config.log_requests,
                 log_content=config.log_content,
@@ -282,7 +291,7 @@ class App:
     async def _drain(self, seconds: float) -> None:
         """Until no call runs, and all that was answered has been read."""
         await self._running.drain(seconds)
-        await self._departures.none.wait()
+        await self._departures.shares.none.wait()
 
     def _announce(self, ready_file: Path | None) -> None:
         logger.info("ready")

@@ -117,7 +117,8 @@ class ClassificationService(ClassificationServiceServicer):
         with streams.part() as call:
             try:
                 call.admit()
-                answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
+                with call.hold(item.ByteSize()):
+                    answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
             except Exception as error:
                 status = failures.status(error, call)
                 described = pb.Error(code=status.code, message=status.message, details=status.details)

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -56,6 +56,8 @@ class Call:
     charge: Callable[[int], object] = lambda tokens: None
     # Counts one more request of this call against its caller's quota: for streams of requests.
     admit: Callable[[], None] = lambda: None
+    # Around the work on a request of so many bytes, or on one of a stream's: raises Overloaded where all are too many.
+    hold: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext()
     stages: list[Stage] = field(default_factory=list)  # the first ones
     stage_ns: dict[str, int] = field(default_factory=dict)  # how long all of each name took
     # Prompts and outputs, for the log line; kept only where the server's settings say so.

@@ -24,6 +24,7 @@ from tuneserve.server.draining import SHUTS_DOWN, Running
 from tuneserve.server.errors import CallError, Overloaded, Unavailable, to_status
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.shadow import Shadows
+from tuneserve.server.shares import Shares, caller
 from tuneserve.server.tenants import ADMINISTRATOR, ANYBODY, Tenant, Tenants
 from tuneserve.server.tracing import Tracing
 
@@ -48,6 +49,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     arrivals: Arrivals
     reflecting: Arrivals  # whole calls of reflection
     departures: Departures
+    requests: Shares  # bytes of those that run
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
     tenants: Tenants | None = None
     tracing: Tracing | None = None
@@ -90,8 +92,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method, serialize = handler.unary_unary, handler.response_serializer
 
         async def answer(_: Any, context: Context) -> Any:
-            async with self._call("unary", name, context):
-                request = wire.readable(await self.arrivals.read(context))
+            async with self._call("unary", name, context), self._arriving("unary", None, context) as request:
                 response = await method(request, context)
                 self.shadows.mirror(method, request, response)
                 data = serialize(response)
@@ -120,7 +121,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with self.arrivals.stream():
                 yield wire.readable(requests)
         else:
-            yield wire.readable(await self.arrivals.read(context))
+            request = wire.readable(await self.arrivals.read(context))
+            with calls.current().hold(request.ByteSize()):
+                yield request
 
     def _reflect(self, handler: Any, _: str) -> Any:
         async def answer(requests: Any, context: Context) -> None:
@@ -186,6 +189,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # The requests of a stream are counted one by one.
                     if kind != "bidi_stream":
                         call.admit()
+                call.hold = partial(self.requests.held, caller(context))
                 self.departures.check(context)
                 yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK

@@ -50,6 +50,7 @@ class Metrics:
         self.rejections = Counter(
             "tuneserve_admission_rejections", "Calls turned away.", (*model, "reason"), registry=registry
         )
+        self.requests = Gauge("tuneserve_request_bytes", "Bytes of the requests that wait or run.", registry=registry)
         self.unread = Gauge(
             "tuneserve_unread_bytes", "Bytes of answers that wait to be read by their callers.", registry=registry
         )

@@ -122,15 +122,16 @@ class InferenceService(GRPCInferenceServiceServicer):
         with streams.part() as call:
             try:
                 call.admit()
-                job = self._job(request, context)
-                if not job.flag("stream"):
-                    response = await self._infer(job)
-                    response.parameters["triton_final_response"].bool_param = True
-                    yield pb.ModelStreamInferResponse(infer_response=response)
-                    return
-                async with aclosing(self._generate_stream(job)) as responses:
-                    async for response in responses:
+                with call.hold(request.ByteSize()):
+                    job = self._job(request, context)
+                    if not job.flag("stream"):
+                        response = await self._infer(job)
+                        response.parameters["triton_final_response"].bool_param = True
                         yield pb.ModelStreamInferResponse(infer_response=response)
+                        return
+                    async with aclosing(self._generate_stream(job)) as responses:
+                        async for response in responses:
+                            yield pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id[:_LONGEST_ID])
                 response.parameters["triton_final_response"].bool_param = True

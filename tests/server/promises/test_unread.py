@@ -95,7 +95,7 @@ async def test_answers_that_nobody_reads_are_bounded(server, until):
         calls = [unread(lazy) for _ in range(CALLS)]
         await until(lambda: handled(server).total() == CALLS)
         held = value(server, "tuneserve_unread_bytes")
-        assert 0 < held <= departures._MOST_OF_ONE
+        assert 0 < held <= server.app._departures.shares.most_of_one
         codes = handled(server)
         assert codes["OK"] < 33
         assert codes["RESOURCE_EXHAUSTED"] == CALLS - codes["OK"]
@@ -104,7 +104,7 @@ async def test_answers_that_nobody_reads_are_bounded(server, until):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         grown = psutil.Process().memory_info().rss - before
-        assert grown < 8 * departures._MOST_OF_ONE, f"{grown >> 20} MiB"
+        assert grown < 8 * server.app._departures.shares.most_of_one, f"{grown >> 20} MiB"
         # Refused before any work, on that connection; on others nothing has changed.
         asked = value(server, "tuneserve_prompt_tokens_total", model="chat")
         refused = [call for call in calls if call.done()]
@@ -120,12 +120,12 @@ async def test_answers_that_nobody_reads_are_bounded(server, until):
             call.cancel()
     # The client is gone, and what it left unread with it.
     await until(lambda: value(server, "tuneserve_unread_bytes") == 0)
-    assert server.app._departures.none.is_set()
-    assert not server.app._departures._by_caller
+    assert server.app._departures.shares.none.is_set()
+    assert not server.app._departures.shares._by_caller
 
 
 async def test_who_leaves_much_unread_is_given_no_more_work(server, monkeypatch, until, refused):
-    monkeypatch.setattr(departures, "_MOST_OF_ONE", 2 * MIB)
+    monkeypatch.setattr(server.app._departures.shares, "most_of_one", 2 * MIB)
     async with channel(server) as lazy:
         # One answer is larger than all that a caller may have unread: it gets it, and nothing more.
         server.engines["chat"].generate = writing(3 * MIB)
@@ -152,7 +152,7 @@ async def test_an_answer_that_is_too_large_is_said_to_be(server, monkeypatch, re
 
 
 async def test_small_answers_get_through_whatever_others_leave_unread(server, monkeypatch, until, refused):
-    monkeypatch.setattr(departures, "_MOST", 4 * MIB)
+    monkeypatch.setattr(server.app._departures.shares, "most", 4 * MIB)
     server.engines["chat"].generate = writing(MIB + 4096)
     lazy = [channel(server) for _ in range(6)]
     calls = [unread(one) for one in lazy]
@@ -212,7 +212,7 @@ async def test_a_stream_that_is_stuck_keeps_no_other_from_its_end(serve_config, 
         engine = server.engines["chat"]
         plain, engine.generate = engine.generate, writing(MIB)
         stuck = stream(lazy)
-        await until(lambda: server.app._departures.bytes)
+        await until(lambda: server.app._departures.shares.bytes)
         await asyncio.sleep(0.5)
         engine.generate, engine.delay = plain, 600
         endless = stream(server.channel)
