@@ -38,9 +38,11 @@ MAX_BAD_TOKENS = 1024
 # Values in all the JSON objects of one call, also the ones inside others: turned into Python's on the event loop.
 _MAX_VALUES = 1 << 14
 # Log probabilities of one answer, those of the tokens and of their alternatives: each is several objects. Those of a
-# prompt come from the engine all at once.
+# prompt come from the engine all at once, and vLLM makes their texts on the event loop. For a token that is a part of a
+# character it looks at those before it, which takes four times as long.
 _MOST_LOGPROBS = 1 << 17
-_MOST_PROMPT_LOGPROBS = 1 << 14
+_MOST_PROMPT_LOGPROBS = 1 << 13
+_FRAGMENT = 4
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,15 @@ def token_ids(prompt: pb.TokenIds, limit: int, vocab_size: int, redacted: bool) 
 
 
 def sampling(
-    params: pb.SamplingParams, structured: StructuredOutput | None, prompt_length: int, max_length: int
+    params: pb.SamplingParams,
+    structured: StructuredOutput | None,
+    prompt_length: int,
+    max_length: int,
+    fragments: int = 0,
 ) -> Sampling:
-    """Returns what the engine takes, for a prompt of `prompt_length` tokens and params that were checked."""
+    """Returns what the engine takes, for params that were checked and a prompt of `prompt_length` tokens, `fragments`
+    of which are parts of characters: that is asked only for `prompt_logprobs`.
+    """
     room = max_length - prompt_length
     if not prompt_length:
         raise InvalidInput("prompt", "has no tokens; at least one is needed")
@@ -158,7 +166,10 @@ def sampling(
         what = f"{max_tokens} tokens in each of {fields.get('n', 1)} completions"
         _check_logprobs("logprobs", params.logprobs, what, asked, _MOST_LOGPROBS)
     if "prompt_logprobs" in fields:
-        asked, what = prompt_length * (1 + params.prompt_logprobs), f"{prompt_length} tokens"
+        counted, what = prompt_length + (_FRAGMENT - 1) * fragments, f"{prompt_length} tokens"
+        if fragments:
+            what += f", {fragments} of them parts of characters, which count {_FRAGMENT} times"
+        asked = counted * (1 + params.prompt_logprobs)
         _check_logprobs("prompt_logprobs", params.prompt_logprobs, what, asked, _MOST_PROMPT_LOGPROBS)
     return Sampling(**{**fields, "max_tokens": max_tokens, "structured": structured})
 

@@ -135,7 +135,9 @@ class _Wish:
             seen = await self.model.redacted(prompt, "prompt")
             _, tokens = await _tokens(self.model, seen.request, most)
             token_ids = list(tokens.encoded.token_ids)
-        return token_ids, convert.sampling(self.params, self.form, len(token_ids), most)
+        asks = self.params.HasField("prompt_logprobs")
+        fragments = await self.model.tokenizer.fragments(token_ids) if asks else 0
+        return token_ids, convert.sampling(self.params, self.form, len(token_ids), most, fragments)
 
 
 async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateResponse:

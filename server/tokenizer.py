@@ -8,6 +8,7 @@ too long is not tokenized to its end. It knows nothing of the engine, and gets t
 import asyncio
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -133,6 +134,15 @@ class Tokenizer:
                 if not truncate and tokens.length > call.most:
                     return found
         return found
+
+    async def fragments(self, ids: Sequence[int]) -> int:
+        """Returns how many tokens are a part of a character: one has several where the vocabulary lacks it."""
+        return await self.apart(self._fragments, ids)
+
+    def _fragments(self, ids: Sequence[int]) -> int:
+        counts = Counter(ids)
+        texts = self._whole.decode_batch([[id_] for id_ in counts], skip_special_tokens=False)
+        return sum(count for count, text in zip(counts.values(), texts, strict=True) if text.endswith("\ufffd"))
 
     async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
         """Returns as much of a text as makes so many tokens, and how many it makes if that is all of it."""

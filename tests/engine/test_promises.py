@@ -7,18 +7,23 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle, islice
 
 import grpc
 import pytest
 from google.protobuf.message import Message
 from prometheus_client.parser import text_string_to_metric_families
 
+from tuneserve import samples
+from tuneserve.server import convert_generation as convert
 from tuneserve.v1 import classification_pb2, embedding_pb2, model_pb2
 from tuneserve.v1 import generation_pb2 as pb
 
 pytestmark = pytest.mark.engine
 
 CANARY = "canary7f3a"
+# The longest that a turn of the event loop may take, in seconds of its thread's CPU time.
+LONGEST_TURN = 0.1
 TEXTS = ["A wonderful film.", "Angela Merkel was born in Hamburg.", "It was long, dull, and far too loud for its age."]
 ROUNDS = 2
 
@@ -175,3 +180,32 @@ def test_the_engines_spans_are_under_ours(real):
     assert ours.name == "tuneserve.v1.GenerationService/Generate"
     under = {one.name for one in spans if one.parent_span_id == ours.span_id}
     assert {"tokenize", "queue", "engine", "llm_request"} <= under, under
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("others", [0, 20])
+@pytest.mark.parametrize("kind", ["characters", "parts of characters"])
+def test_the_texts_of_a_prompts_log_probabilities_are_made_in_one_turn(kind, others):
+    """As many as one call may ask for, by vLLM itself: it makes them on the event loop."""
+    import torch
+    from transformers import AutoTokenizer
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.outputs import LogprobsTensors
+
+    tokenizer = AutoTokenizer.from_pretrained(samples.chat_model())
+    texts = tokenizer.backend_tokenizer.decode_batch([[id_] for id_ in range(len(tokenizer))])
+    is_part = kind != "characters"
+    known = [id_ for id_, text in enumerate(texts) if text.endswith("\ufffd") == is_part]
+    most = convert._MOST_PROMPT_LOGPROBS // (convert._FRAGMENT if is_part else 1) // (1 + others)
+    ids = torch.tensor(list(islice(cycle(known), most)), dtype=torch.int32)[:, None].repeat(1, 1 + others)
+    tensors = LogprobsTensors(ids, torch.zeros(ids.shape), torch.ones(most, dtype=torch.int32))
+
+    def turn() -> float:
+        made = LogprobsProcessor(tokenizer, None, [None], None, None, others)
+        began = time.thread_time()
+        made._update_prompt_logprobs(tensors)
+        seconds = time.thread_time() - began
+        assert len(made.prompt_logprobs) == 1 + most
+        return seconds
+
+    assert min(turn() for _ in range(5)) < LONGEST_TURN

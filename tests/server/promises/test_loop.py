@@ -262,7 +262,8 @@ async def test_calls_at_their_limits(large, unheld, send, name):
     [
         ({"n": 128, "max_tokens": 1000, "logprobs": 20}, "logprobs"),
         ({"n": 128, "max_tokens": 1000, "logprobs": 1}, "logprobs"),
-        ({"max_tokens": 5, "prompt_logprobs": 20}, None),
+        ({"max_tokens": 5, "prompt_logprobs": 10}, None),
+        ({"max_tokens": 5, "prompt_logprobs": 11}, "prompt_logprobs"),
         ({"n": 6, "max_tokens": 1000, "logprobs": 20}, None),
     ],
 )
@@ -274,6 +275,22 @@ async def test_log_probabilities_are_bounded_by_what_a_call_may_ask_for(large, s
     else:
         assert code == grpc.StatusCode.INVALID_ARGUMENT
         assert details.startswith(f"sampling.{field}: is {fields[field]} for")
+
+
+async def test_a_part_of_a_character_counts_as_four_tokens(large, send):
+    """vLLM makes their texts on the event loop, and looks at the tokens before each."""
+    request = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="é" * 350 + "goo"))
+    request.sampling.CopyFrom(generation_pb2.SamplingParams(max_tokens=1, prompt_logprobs=1))
+    address, method = large.app.address, "/tuneserve.v1.GenerationService/Generate"
+    code, details = await send(address, method, [request.SerializeToString()])
+    assert code == grpc.StatusCode.OK, details
+    request.sampling.prompt_logprobs = 2
+    code, details = await send(address, method, [request.SerializeToString()])
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith(
+        "sampling.prompt_logprobs: is 2 for 702 tokens, 700 of them parts of characters, which count 4 times: "
+        "8406 log probabilities; allowed: 8192 in one answer"
+    )
 
 
 FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, inference_pb2)
