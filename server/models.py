@@ -311,7 +311,7 @@ class Model:
             quantization=self.manifest.quantization,
             labels=self.labels,
             limits=model_pb2.Limits(
-                max_length=self._max_length or self.manifest.max_length,
+                max_length=self._max_length,
                 max_inputs=self.config.max_inputs,
                 max_queue=self.config.max_queue,
                 max_explained_words=self.config.max_explained_words,

@@ -85,7 +85,8 @@ class ModelServiceServicer:
 
     def GetModel(self, request, context):
         """One model with its checkpoint: labels, lineage, metrics and limits. Of an alias whose calls are split, every version.
-        NOT_FOUND names the models there are.
+        NOT_FOUND names the models that the caller may use; PERMISSION_DENIED, whether there is such a model or not, when
+        its key is not for the name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
