@@ -156,7 +156,8 @@ PLAIN = st.text(st.characters(exclude_characters="\x00", exclude_categories=("Nd
 def test_offsets_map_back_whatever_stands_around(pairs, last):
     text, wanted = "", []
     for plain, personal in pairs:
-        text += f"{plain} , "
+        # A number, a comma and "#", or "x", say that the digits behind them are its extension.
+        text += f"{plain} and "
         wanted.append((len(text), len(text) + len(personal)))
         text += f"{personal} , "
     text += last
