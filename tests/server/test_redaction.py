@@ -156,10 +156,10 @@ PLAIN = st.text(st.characters(exclude_characters="\x00", exclude_categories=("Nd
 def test_offsets_map_back_whatever_stands_around(pairs, last):
     text, wanted = "", []
     for plain, personal in pairs:
-        # A number, a comma and "#", or "x", say that the digits behind them are its extension.
+        # Not signs alone: "#" or "x" behind a number says that the digits behind it are its extension.
         text += f"{plain} and "
         wanted.append((len(text), len(text) + len(personal)))
-        text += f"{personal} , "
+        text += f"{personal} and "
     text += last
     masked = Redactor(["email", "phone", "card", "iban", "ip"]).mask(text)
 
