@@ -258,7 +258,7 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the checkpoint PATH as NAME. Repeat for more."
 )
-@click.option("--config", type=FilePath, help="A YAML file in place of --model, with every setting (see README).")
+@click.option("--config", type=FilePath, help="A YAML file in place of --model, with every setting (docs/serving.md).")
 @click.option("--listen", metavar="HOST:PORT", help="Address for gRPC.  [default: 127.0.0.1:8033]")
 @click.option(
     "--metrics-listen", metavar="HOST:PORT", help="Address for /metrics over HTTP.  [default: 127.0.0.1:9033]"

@@ -100,7 +100,7 @@ def preload() -> None:
     wanted = [paths[0] for name, paths in found.items() if paths and name not in present]
     if os.environ.get(_DONE) or not wanted:
         if missing:
-            logger.warning("%s not found: slower on CPU (README, CPU runtime)", " and ".join(missing))
+            logger.warning("%s not found: slower on CPU (docs/serving.md, the CPU runtime)", " and ".join(missing))
         return
     os.environ[_DONE] = "1"
     os.environ["LD_PRELOAD"] = ":".join([*wanted, *filter(None, [present])])
