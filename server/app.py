@@ -20,24 +20,28 @@ from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import arrivals, concurrency, connections, failures, hardware, logs, ports, tls
-from tuneserve.server.arrivals import Arrivals
+from tuneserve.server import concurrency
+from tuneserve.server.call import arrivals, failures, logs
+from tuneserve.server.call.arrivals import Arrivals
+from tuneserve.server.call.departures import Departures
+from tuneserve.server.call.draining import Running
+from tuneserve.server.call.shares import Shares
+from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants
+from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
-from tuneserve.server.departures import Departures
-from tuneserve.server.draining import Running
-from tuneserve.server.health import Health
-from tuneserve.server.interceptors import CallInterceptor
+from tuneserve.server.engine import hardware
+from tuneserve.server.engine.interface import Engine
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.metrics_http import MetricsServer
-from tuneserve.server.models import EngineFactory, Model
-from tuneserve.server.operations import Operations
-from tuneserve.server.registry import Models
-from tuneserve.server.seam import Engine
-from tuneserve.server.shadow import Shadows
-from tuneserve.server.shares import Shares
-from tuneserve.server.supervisor import Supervisor
-from tuneserve.server.tenants import ADMINISTRATOR, Tenants
-from tuneserve.server.tracing import Tracing
+from tuneserve.server.models.administration import Operations
+from tuneserve.server.models.health import Health
+from tuneserve.server.models.model import EngineFactory, Model
+from tuneserve.server.models.registry import Models
+from tuneserve.server.models.shadow import Shadows
+from tuneserve.server.models.supervisor import Supervisor
+from tuneserve.server.transport import connections, tls
+from tuneserve.server.transport import servers as ports
+from tuneserve.server.transport.interceptor import CallInterceptor
+from tuneserve.server.transport.metrics_http import MetricsServer
 from tuneserve.v1 import checkpoint_pb2
 
 logger = logging.getLogger(__name__)
@@ -66,7 +70,7 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
         def make() -> Engine:
             with _IMPORTING:
-                from tuneserve.server.engine import VllmEngine
+                from tuneserve.server.engine.vllm_engine import VllmEngine
 
             settings = hardware.detect(config, manifest)
             logger.info("model %s %s", name, settings.why)

@@ -1,15 +1,10 @@
 """The import rules of the house, by reading every import statement."""
 
 import ast
-import sys
-import tomllib
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
@@ -50,7 +45,7 @@ def test_the_spine_knows_no_program():
 
 # What goes into vLLM and comes out of it stands beside the engine. The benchmarks measure plain vLLM too, in a
 # process of its own.
-ENGINE = {ROOT / "server" / f"{name}.py" for name in ("engine", "engine_requests", "engine_lora_cpu", "engine_nf4_cpu")}
+ENGINE = {ROOT / "server" / "engine" / f"{name}.py" for name in ("vllm_engine", "requests", "lora_cpu", "nf4_cpu")}
 ENGINE |= {ROOT / "benchmarks" / "offline.py"}
 
 
@@ -88,13 +83,46 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
         assert ours <= allowed, f"{path.name} imports {ours - allowed}"
 
 
+# The rooms of the server, from the ground up: each imports from itself and from those before it. Loose files stand
+# between them.
+TOWER = [
+    "settings",
+    "files",
+    "concurrency",
+    "config",
+    "metrics",
+    "engine",
+    "call",
+    "text",
+    "models",
+    "api",
+    "open_inference",
+    "transport",
+    "app",
+]
+
+
 def server_imports() -> dict[str, set[str]]:
-    """Which files of the server each of them imports, by name without suffix."""
-    prefix = "tuneserve.server."
-    return {
-        path.stem: {name.removeprefix(prefix).split(".")[0] for name in imports(path) if name.startswith(prefix)}
-        for path in files("server")
+    """Which modules of the server each of them imports, by name without the package's."""
+    prefix, root = "tuneserve.server.", ROOT / "server"
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in files("server")}
+    known = set(names.values())
+    found = {
+        name: {one.removeprefix(prefix) for one in imports(path) if one.startswith(prefix)}
+        for path, name in names.items()
     }
+    # `from room import module` and `from room.module import thing` are the same here.
+    return {
+        name: {one if one in known else one.rpartition(".")[0] for one in ones} & known for name, ones in found.items()
+    }
+
+
+def test_the_server_is_a_tower():
+    for name, found in server_imports().items():
+        room = name.split(".")[0]
+        if room != "__init__":
+            above = {one for one in found if TOWER.index(one.split(".")[0]) > TOWER.index(room)}
+            assert not above, f"{name} imports {above}"
 
 
 def test_the_server_has_no_circles():
@@ -105,74 +133,7 @@ def test_the_server_has_no_circles():
         graph = {name: found for name, found in graph.items() if name not in leaves}
 
 
-# What answers calls stands on everything else, and nothing else knows it.
-EDGE = {"app", "catalog", "classification", "embedding", "generation", "interceptors", "open_inference", "operations"}
-EDGE |= {"open_forms", "ports"}
-# What has no idea that there is gRPC, a model or a request.
-GROUND = {"admission", "files", "quota", "seam", "settings", "spans"}
-
-
-def test_the_server_is_layered():
-    for name, found in server_imports().items():
-        if name not in EDGE:
-            assert not found & EDGE, f"{name}.py imports {found & EDGE}"
-        if name in GROUND:
-            assert found <= GROUND | {"errors"}, f"{name}.py imports {found - GROUND}"
-        # The application starts the engine, late; nothing else may.
-        if name != "app":
-            assert "engine" not in found, f"{name}.py imports the engine"
-
-
-# Whose extras each folder may import from, beside the dependencies.
-EXTRAS = {
-    "tuneserve": ("train",),
-    "server": ("cpu",),
-    "finetune": ("train",),
-    "quantize": ("train", "quantize"),
-    "benchmarks": ("cpu", "train"),
-}
-
-
-@pytest.mark.parametrize("folder", EXTRAS)
-def test_every_import_is_declared(folder):
-    """What is there only because something else needs it, or for development, is missing at somebody's."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    declared = names([*project["dependencies"], *(one for extra in EXTRAS[folder] for one in extras[extra])])
-    # What is made for vLLM stands on what vLLM itself asks for.
-    owners = packages_distributions()
-    of_vllm = names(one for owner in owners.get("vllm", ()) for one in requires(owner) or ())
-    # Pinned by hand for the CPU build (requirements/lock.sh); the module of ours that imports it is loaded where a
-    # checkpoint needs it.
-    of_vllm.add("vllm-bnb-plugin")
-    for path in files(folder):
-        for name in {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"tuneserve"}:
-            known = declared | of_vllm if path in ENGINE or folder == "benchmarks" else declared
-            found = {canonicalize_name(owner) for owner in owners.get(name, ())}
-            assert found & known, f"{path.relative_to(ROOT)} imports {name}, of {found or 'nothing that is installed'}"
-
-
-def names(requirements):
-    return {canonicalize_name(Requirement(one).name) for one in requirements}
-
-
-def test_yaml_of_ours_is_read_by_one_loader():
-    """The library's own takes the last of duplicate keys. Samples are other people's."""
-    for folder in EXTRAS:
-        for path in files(folder):
-            if path.relative_to(ROOT).as_posix() not in ("tuneserve/yamls.py", "tuneserve/samples.py"):
-                text = path.read_text(encoding="utf-8")
-                assert "yaml.load" not in text, path
-                assert "yaml.safe_load" not in text, path
-
-
-def test_every_requirement_is_pinned():
-    """What `make setup` installs comes from the lock files alone: one that was not made again lacks it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    for build in ("cpu", "gpu"):
-        lines = (ROOT / "requirements" / f"{build}.txt").read_text().splitlines()
-        pinned = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
-        wanted = [*project["dependencies"], *extras[build], *extras["train"], *extras["quantize"], *extras["dev"]]
-        lacking = {name for one in wanted if (name := canonicalize_name(Requirement(one).name)) not in pinned}
-        assert not lacking, f"requirements/{build}.txt lacks {lacking}: make lock"
+def test_rooms_are_small():
+    for folder in (ROOT / "server").iterdir():
+        if folder.is_dir():
+            assert len(list(folder.glob("*.py"))) <= 16, f"{folder.name} is a street, not a room"

@@ -295,8 +295,8 @@ def serve(
         replace(chosen, **{key: value for key, value in settings.items() if value is not None})
     )
     _preload()
-    from tuneserve.server import request_log
     from tuneserve.server.app import serve as run
+    from tuneserve.server.call import request_log
 
     request_log.to_stderr()
     run(chosen, ready_file)
@@ -310,7 +310,7 @@ def key() -> None:
     The hash of a key you have already is `sha256:` and what `printf %s KEY | sha256sum` prints; only long random keys
     are safe in that form.
     """
-    from tuneserve.server.tenants import hashed, new_key
+    from tuneserve.server.call.tenants import hashed, new_key
 
     made = new_key()
     click.echo(f"key   {made}")

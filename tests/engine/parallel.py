@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.hardware import Hardware
-from tuneserve.server.seam import Sampling, Ticket
+from tuneserve.server.engine.hardware import Hardware
+from tuneserve.server.engine.interface import Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2
 
 
 async def main() -> None:
-    from tuneserve.server.engine import VllmEngine
+    from tuneserve.server.engine.vllm_engine import VllmEngine
 
     model, options = sys.argv[1:]
     job = json.load(sys.stdin)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.engine
 # In a process of its own: importing the file changes vLLM.
 CODE = """
 import torch
-from tuneserve.server import engine_lora_cpu as ours
+from tuneserve.server.engine import lora_cpu as ours
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 

@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from tuneserve import samples
-from tuneserve.server import engine_processes
+from tuneserve.server.engine import processes as engine_processes
 from tuneserve.serving import launched
 
 pytestmark = pytest.mark.engine

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import samples
-from tuneserve.server import convert_generation as convert
+from tuneserve.server.api import generation_messages as convert
 from tuneserve.v1 import classification_pb2, embedding_pb2, model_pb2
 from tuneserve.v1 import generation_pb2 as pb
 

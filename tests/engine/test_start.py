@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tuneserve import samples
-from tuneserve.server import engine_processes
+from tuneserve.server.engine import processes as engine_processes
 from tuneserve.serving import Server, launched
 from tuneserve.v1.model_pb2 import LoadModelRequest
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

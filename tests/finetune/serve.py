@@ -21,9 +21,9 @@ from vllm.config import PoolerConfig
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from tuneserve import checkpoint
-from tuneserve.server import engine_options
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.hardware import Hardware
+from tuneserve.server.engine import options as engine_options
+from tuneserve.server.engine.hardware import Hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 POOLING = {pb.TASK_SEQUENCE_CLASSIFICATION: "classify", pb.TASK_TOKEN_CLASSIFICATION: "token_classify"}

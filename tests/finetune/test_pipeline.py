@@ -16,7 +16,7 @@ from tuneserve import card, checkpoint, rows, tiers
 from tuneserve.errors import UserError
 from tuneserve.finetune import merging, models
 from tuneserve.finetune.report import validate
-from tuneserve.server.tokenizer import Tokenizer
+from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 from .conftest import WORDS

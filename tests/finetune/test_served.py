@@ -16,8 +16,8 @@ from tuneserve.finetune import models
 from tuneserve.finetune.merging import target_of
 from tuneserve.finetune.tokens import encode
 from tuneserve.quantize import preflight, weights
-from tuneserve.server import hardware
 from tuneserve.server.config import ModelConfig
+from tuneserve.server.engine import hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 from .conftest import WORDS, write_jsonl

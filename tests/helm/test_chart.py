@@ -21,9 +21,9 @@ from hypothesis_jsonschema import from_schema
 
 import tuneserve
 from tuneserve.server import config as server_config
-from tuneserve.server import redaction
-from tuneserve.server.health import MODEL_SERVICE
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.health import MODEL_SERVICE
+from tuneserve.server.text import redaction
 
 CHART = Path(__file__).parents[2] / "helm"
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))

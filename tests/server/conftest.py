@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
+from tuneserve.server.engine.interface import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]

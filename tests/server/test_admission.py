@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tuneserve.server.admission import Admission
-from tuneserve.server.errors import DeadlinePassed, Overloaded
+from tuneserve.server.call.errors import DeadlinePassed, Overloaded
+from tuneserve.server.models.admission import Admission
 
 
 class Clock:

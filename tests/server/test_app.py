@@ -13,9 +13,9 @@ from tuneserve import checkpoint
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.models import Model
-from tuneserve.server.seam import EngineFailed
+from tuneserve.server.models.model import Model
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

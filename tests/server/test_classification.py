@@ -7,7 +7,7 @@ from grpc_status import rpc_status
 from tuneserve import checkpoint
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server import request_log
+from tuneserve.server.call import request_log
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

@@ -12,7 +12,7 @@ from itertools import product
 import llguidance, numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tuneserve.server.engine_limits import install
+from tuneserve.server.engine.limits import install
 
 install()
 install()
@@ -51,7 +51,7 @@ assert not write(llguidance.grammar_from("regex", "[a-z ]{1,300}"), 50)[1]
 
 def test_vllm_finds_them():
     found = importlib.metadata.entry_points(group="vllm.general_plugins", name="tuneserve")
-    assert [one.value for one in found] == ["tuneserve.server.engine_limits:install"]
+    assert [one.value for one in found] == ["tuneserve.server.engine.limits:install"]
 
 
 def test_what_gets_slow_later_ends():

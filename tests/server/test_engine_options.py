@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from tuneserve.errors import UserError
-from tuneserve.server import engine_options
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.hardware import Hardware
+from tuneserve.server.engine import options as engine_options
+from tuneserve.server.engine.hardware import Hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 PASSED_ON = """
@@ -60,7 +60,7 @@ def test_without_vllm_names_are_not_checked(monkeypatch):
 
 def test_vllm_is_not_imported():
     code = (
-        "import sys; from tuneserve.server import engine_options; engine_options.check({'block_size': 32}, 'x'); "
+        "import sys; from tuneserve.server.engine import options; options.check({'block_size': 32}, 'x'); "
         "sys.exit(bool({'vllm', 'torch'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -126,12 +126,12 @@ def test_adapters_are_padded_to_a_rank_there_is(arguments):
 
 
 def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
-    assert arguments(max_adapters=1)["worker_extension_cls"].endswith("engine_lora_cpu.Worker")
+    assert arguments(max_adapters=1)["worker_extension_cls"].endswith("engine.lora_cpu.Worker")
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: True)
     assert not {"worker_extension_cls", "block_size"} & arguments(max_adapters=1).keys()
     assert "worker_extension_cls" not in arguments(quantization="nf4")
 
 
 def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
-    assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine_nf4_cpu.Worker")
+    assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine.nf4_cpu.Worker")
     assert "worker_extension_cls" not in arguments(quantization="w8a8")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tuneserve.server import engine_processes
+from tuneserve.server.engine import processes as engine_processes
 
 PARENT = """
 import subprocess, sys, time

@@ -1,7 +1,7 @@
 import pytest
 
-from tuneserve.server.explanation import without, words
-from tuneserve.server.redaction import Masked, Redactor
+from tuneserve.server.api.occlusion import without, words
+from tuneserve.server.text.redaction import Masked, Redactor
 
 
 def split(text: str) -> list[str]:

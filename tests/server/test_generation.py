@@ -11,9 +11,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from safetensors.numpy import save_file
 
-from tuneserve.server import request_log
+from tuneserve.server.call import request_log
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Delta, Sampling, StructuredOutput
+from tuneserve.server.engine.interface import Delta, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 

@@ -6,8 +6,8 @@ import pytest
 
 from tuneserve import tiers
 from tuneserve.errors import UserError
-from tuneserve.server import hardware
 from tuneserve.server.config import ModelConfig
+from tuneserve.server.engine import hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tuneserve.server import connections, metrics_http
-from tuneserve.server.metrics_http import MetricsServer
+from tuneserve.server.transport import connections, metrics_http
+from tuneserve.server.transport.metrics_http import MetricsServer
 
 GET = b"GET /metrics?x=1 HTTP/1.1\r\nHost: localhost\r\n"
 PAGE = b"tuneserve_up 1\n"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server.seam import RequestRefused
+from tuneserve.server.engine.interface import RequestRefused
 from tuneserve.v1 import generation_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

@@ -13,9 +13,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from safetensors.numpy import save_file
 
-from tuneserve.server import memory
+from tuneserve.server.call.errors import WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.errors import WrongState
+from tuneserve.server.models import memory
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

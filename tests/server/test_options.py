@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2
-from tuneserve.server import options
-from tuneserve.server.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.open_inference import parameters as options
 from tuneserve.v1 import classification_pb2, generation_pb2
 
 NAMES = tuple(field.name for field in generation_pb2.SamplingParams.DESCRIPTOR.fields)

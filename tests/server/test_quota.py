@@ -2,8 +2,8 @@
 
 import pytest
 
-from tuneserve.server.errors import Overloaded
-from tuneserve.server.quota import Bucket, Quota
+from tuneserve.server.call.errors import Overloaded
+from tuneserve.server.call.quota import Bucket, Quota
 
 SECOND = 1_000_000_000
 

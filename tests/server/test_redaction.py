@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneserve.errors import UserError
-from tuneserve.server.recognizers import FINDERS
-from tuneserve.server.redaction import KINDS, Redactor, check
+from tuneserve.server.text.recognizers import FINDERS
+from tuneserve.server.text.redaction import KINDS, Redactor, check
 
 EVERYTHING = Redactor(KINDS)
 
@@ -231,7 +231,7 @@ def test_kinds_are_checked():
 
 def test_recognizers_are_imported_late():
     code = (
-        "import sys; from tuneserve.server import redaction; redaction.check(['email'], 'x'); "
+        "import sys; from tuneserve.server.text import redaction; redaction.check(['email'], 'x'); "
         "assert not {'stdnum', 'phonenumbers'} & set(sys.modules); redaction.Redactor(['email']); "
         "assert 'stdnum' in sys.modules"
     )

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tuneserve.server import request_log
-from tuneserve.server.context import Call
-from tuneserve.server.tenants import Tenant
+from tuneserve.server.call import request_log
+from tuneserve.server.call.context import Call
+from tuneserve.server.call.tenants import Tenant
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from tuneserve.server import spans
-from tuneserve.server.spans import Span
+from tuneserve.server.text import spans
+from tuneserve.server.text.spans import Span
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 

@@ -19,8 +19,8 @@ from grpc_status import rpc_status
 from prometheus_client import generate_latest
 
 from tuneserve.oip import inference_pb2, inference_pb2_grpc
+from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.tenants import hashed
 from tuneserve.v1 import (
     classification_pb2,
     classification_pb2_grpc,

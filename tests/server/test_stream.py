@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from tuneserve.server.classification import STREAM_AHEAD
+from tuneserve.server.api.classification import STREAM_AHEAD
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 

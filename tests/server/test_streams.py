@@ -5,8 +5,9 @@ from contextlib import aclosing
 
 import pytest
 
-from tuneserve.server import context, streams
-from tuneserve.server.tenants import ANYBODY
+from tuneserve.server.api import streams
+from tuneserve.server.call import context
+from tuneserve.server.call.tenants import ANYBODY
 
 
 async def requests(*items):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tuneserve.server.errors import InvalidInput
-from tuneserve.server.seam import StructuredOutput
-from tuneserve.server.structured import check, structured
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.engine.interface import StructuredOutput
+from tuneserve.server.text.structured_output import check, structured
 from tuneserve.v1 import generation_pb2 as pb
 
 PERSON = {

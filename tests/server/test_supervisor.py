@@ -9,9 +9,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneserve.errors import StepFailed
-from tuneserve.server import supervisor
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import EngineFailed
+from tuneserve.server.engine.interface import EngineFailed
+from tuneserve.server.models import supervisor
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tuneserve.errors import UserError
-from tuneserve.server.errors import Overloaded, Unauthenticated
-from tuneserve.server.tenants import ADMINISTRATOR, ANYBODY, Tenants, hashed, new_key
+from tuneserve.server.call.errors import Overloaded, Unauthenticated
+from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenants, hashed, new_key
 
 SECOND = 1_000_000_000
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2 as pb
-from tuneserve.server import tensors
-from tuneserve.server.errors import InvalidInput
-from tuneserve.server.tensors import Output, Spec
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.open_inference import tensors
+from tuneserve.server.open_inference.tensors import Output, Spec
 
 SPECS = (Spec("text"), Spec("flag", "BOOL", (1,)), Spec("note", "BYTES", (1,)))
 MOST = 5

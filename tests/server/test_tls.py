@@ -21,9 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneserve.errors import UserError
 from tuneserve.server.app import App
+from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig, TlsConfig
-from tuneserve.server.tenants import hashed
-from tuneserve.server.tls import credentials
+from tuneserve.server.transport.tls import credentials
 from tuneserve.v1 import model_pb2, model_pb2_grpc
 
 PEM = serialization.Encoding.PEM

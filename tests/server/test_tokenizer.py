@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from tuneserve.server.tokenizer import Tokenizer
+from tuneserve.server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

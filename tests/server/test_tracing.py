@@ -9,10 +9,10 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from tuneserve.server.call.context import Call, Stage
+from tuneserve.server.call.tenants import Tenant
+from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.context import Call, Stage
-from tuneserve.server.tenants import Tenant
-from tuneserve.server.tracing import Tracing
 from tuneserve.v1 import classification_pb2, classification_pb2_grpc
 
 SERVICE = "tuneserve.v1.ClassificationService"
@@ -198,5 +198,7 @@ def test_nothing_is_global(collector):
 
 
 def test_nothing_is_imported_without_an_endpoint():
-    code = "import sys; import tuneserve.server.tracing; assert not [m for m in sys.modules if 'opentelemetry' in m]"
+    code = (
+        "import sys; import tuneserve.server.call.tracing; assert not [m for m in sys.modules if 'opentelemetry' in m]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tuneserve import server
+from tuneserve.server import engine
 
 CODE = """
 import json, logging, logging.config, sys
@@ -19,7 +19,7 @@ logging.getLogger("vllm.v1.structured_output.backend_guidance").error("CANARY")
 
 
 def test_errors_are_logged_without_what_callers_sent():
-    file = Path(server.__file__).with_name("vllm_logging.json")
+    file = Path(engine.__file__).with_name("vllm_logging.json")
     result = subprocess.run([sys.executable, "-c", CODE, file], capture_output=True, text=True, check=True, timeout=60)
     assert "the engine ended" in result.stderr
     assert "a warning" not in result.stderr

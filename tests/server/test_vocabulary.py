@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tuneserve.server.vocabulary import readable
+from tuneserve.server.engine.tokenizer_files import readable
 
 
 def with_decoder(directory, *kinds: str):

@@ -3,9 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from tuneserve.server import windows
-from tuneserve.server.seam import Encoded
-from tuneserve.server.tokenizer import Tokens
+from tuneserve.server.engine.interface import Encoded
+from tuneserve.server.text import windows
+from tuneserve.server.text.tokenizer import Tokens
 
 
 def tokens(body: int, special: bool = True) -> Tokens:

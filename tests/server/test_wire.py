@@ -1,8 +1,8 @@
 import pytest
 from google.protobuf.struct_pb2 import ListValue
 
-from tuneserve.server import wire
-from tuneserve.server.errors import InvalidInput
+from tuneserve.server.call import wire
+from tuneserve.server.call.errors import InvalidInput
 from tuneserve.v1 import classification_pb2, generation_pb2
 
 LARGE = "x" * (1 << 19)

@@ -10,9 +10,9 @@ import pytest
 from scipy.special import softmax
 from transformers import AutoTokenizer
 
-from tuneserve.server import zero_shot
+from tuneserve.server.api import zero_shot
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Delta, EngineFailed, Logprob
+from tuneserve.server.engine.interface import Delta, EngineFailed, Logprob
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 

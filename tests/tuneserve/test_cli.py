@@ -89,7 +89,7 @@ def test_serve_refuses_a_port_in_use(make_bert):
 
 
 def test_a_key_and_its_hash_for_the_tenants_file(tmp_path):
-    from tuneserve.server.tenants import Tenants
+    from tuneserve.server.call.tenants import Tenants
 
     result = tuneserve("key")
     assert result.returncode == 0

@@ -17,7 +17,7 @@ from tuneserve import checkpoint, examples, measurement, verify
 from tuneserve.errors import UserError
 from tuneserve.finetune import evaluation, tokens
 from tuneserve.rows import Row
-from tuneserve.server.tokenizer import Tokenizer as Served
+from tuneserve.server.text.tokenizer import Tokenizer as Served
 from tuneserve.v1 import generation_pb2 as gen
 from tuneserve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 

@@ -43,8 +43,8 @@ Traceback (most recent call last):
   File "/x/vllm/v1/engine/core.py", line 5, in run
 ValueError: No available memory for the cache blocks.
 {requests}
-2026-11-28 15:29:15,327 WARNING tuneserve.server.supervisor: model m@1: its engine computes one step for over 60 s
-2026-11-28 15:30:15,327 ERROR tuneserve.server.supervisor: model m@1: its engine gave no sign of life for 60 s
+2026-11-28 15:29:15,327 WARNING tuneserve.server.models.supervisor: model m: its engine computes one step for over 60 s
+2026-11-28 15:30:15,327 ERROR tuneserve.server.models.supervisor: model m: its engine gave no sign of life for 60 s
 {requests}
 2026-11-28 15:30:16,327 INFO tuneserve.server.app: draining: running calls have 30 s
 """
@@ -64,8 +64,8 @@ def test_an_error_inside_shows_what_the_server_found_wrong_and_no_request_lines(
     assert caplog.messages[-1].splitlines()[1:] == [
         "  EngineCore failed to start.",
         "  ValueError: No available memory for the cache blocks.",
-        "  model m@1: its engine computes one step for over 60 s",
-        "  model m@1: its engine gave no sign of life for 60 s",
+        "  model m: its engine computes one step for over 60 s",
+        "  model m: its engine gave no sign of life for 60 s",
     ]
 
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """A server's models behind one tensor interface. `server/open_inference.py` says which tensors each kind of model
+    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of model
     takes and gives.
     """
 
@@ -74,7 +74,7 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """A server's models behind one tensor interface. `server/open_inference.py` says which tensors each kind of model
+    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of model
     takes and gives.
     """
 
@@ -175,7 +175,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """A server's models behind one tensor interface. `server/open_inference.py` says which tensors each kind of model
+    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of model
     takes and gives.
     """
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tuneserve.server import adapters
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import RequestRefused
+from tuneserve.server.engine.interface import RequestRefused
+from tuneserve.server.models import adapters
 from tuneserve.v1 import generation_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

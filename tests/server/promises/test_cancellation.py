@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Delta
+from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

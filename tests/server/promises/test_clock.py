@@ -5,7 +5,7 @@ import re
 import time
 from pathlib import Path
 
-from tuneserve.server import context
+from tuneserve.server.call import context
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 

@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from tuneserve.errors import UserError
-from tuneserve.server import connections
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.transport import connections
 from tuneserve.v1 import generation_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

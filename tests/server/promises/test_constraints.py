@@ -12,11 +12,11 @@ import psutil
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tuneserve.server.call.context import Call, begin
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.tenants import Tenant, hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.constraints import Constraints
-from tuneserve.server.context import Call, begin
-from tuneserve.server.errors import InvalidInput
-from tuneserve.server.tenants import Tenant, hashed
+from tuneserve.server.text.constraints import Constraints
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -107,7 +107,7 @@ async def test_neighbours_are_answered_meanwhile(served, refused):
 
 def checkers() -> list[psutil.Process]:
     """The processes of this one that check constraints."""
-    return [one for one in psutil.Process().children() if "tuneserve.server.constraint_process" in one.cmdline()]
+    return [one for one in psutil.Process().children() if "tuneserve.server.text.constraint_process" in one.cmdline()]
 
 
 async def test_a_constraint_is_checked_once(served):

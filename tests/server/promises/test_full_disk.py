@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tuneserve.server import adapters
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.models import adapters
 from tuneserve.v1 import generation_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

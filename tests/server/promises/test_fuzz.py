@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, Verbosity, given, settings
 from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2 as oip
-from tuneserve.server import memory
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.models import memory
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
 
 FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, oip)

@@ -17,10 +17,10 @@ from google.protobuf.message import Message
 
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server import memory
+from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import EngineFailed, RequestRefused
-from tuneserve.server.tenants import hashed
+from tuneserve.server.engine.interface import EngineFailed, RequestRefused
+from tuneserve.server.models import memory
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -350,7 +350,7 @@ async def test_a_dying_engine_takes_no_text_with_it(ear, server, capfd, monkeypa
     async def fail(*_args) -> None:
         raise RuntimeError(f"can't load {CANARY}")
 
-    monkeypatch.setattr("tuneserve.server.supervisor._BACK_OFF_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("tuneserve.server.models.supervisor._BACK_OFF_SECONDS", (0.05, 0.1))
     monkeypatch.setattr(server.app.supervisor, "_make_engine", fail)
     monkeypatch.setattr(server.engines["chat"], "ping", fail)
     for _ in range(100):

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import RequestRefused
+from tuneserve.server.engine.interface import RequestRefused
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

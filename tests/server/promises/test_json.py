@@ -6,9 +6,9 @@ import grpc
 import pytest
 from google.protobuf import struct_pb2
 
-from tuneserve.server import convert_generation
+from tuneserve.server.api import generation_messages as convert_generation
+from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.errors import InvalidInput
 from tuneserve.v1 import generation_pb2 as pb
 
 TOKENIZE = "/tuneserve.v1.GenerationService/Tokenize"

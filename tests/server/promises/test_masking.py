@@ -11,9 +11,9 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server import masking
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.redaction import Redactor
+from tuneserve.server.text import masking
+from tuneserve.server.text.redaction import Redactor
 from tuneserve.v1 import classification_pb2, embedding_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tuneserve.oip import inference_pb2
-from tuneserve.server import shares
+from tuneserve.server.call import shares
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

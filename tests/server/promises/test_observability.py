@@ -23,7 +23,7 @@ PROGRAM = """
 import sys
 import time
 from tuneserve import cli
-from tuneserve.server import logs
+from tuneserve.server.call import logs
 logs._MOST_BYTES = int(sys.argv.pop())
 cli.main()
 """
@@ -95,7 +95,7 @@ def test_the_last_words_come_out(tmp_path):
     """Also those of a program that fails."""
     code = """
 import logging
-from tuneserve.server import logs
+from tuneserve.server.call import logs
 logging.basicConfig(level=logging.INFO)
 logs.never_wait()
 for number in range(1000):

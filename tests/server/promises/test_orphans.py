@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tuneserve.server import engine_processes
+from tuneserve.server.engine import processes as engine_processes
 
 # As `tuneserve demo`, `evaluate` and `quantize` do it; a server without models, which needs no engine.
 LAUNCHES = """

@@ -8,9 +8,9 @@ import time
 import grpc
 import pytest
 
-from tuneserve.server import supervisor
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import EngineFailed
+from tuneserve.server.engine.interface import EngineFailed
+from tuneserve.server.models import supervisor
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

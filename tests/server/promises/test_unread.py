@@ -11,9 +11,9 @@ import grpc
 import psutil
 import pytest
 
-from tuneserve.server import departures
+from tuneserve.server.call import departures
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import Delta
+from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import generation_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 

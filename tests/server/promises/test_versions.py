@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server import supervisor
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.seam import EngineFailed
+from tuneserve.server.engine.interface import EngineFailed
+from tuneserve.server.models import supervisor
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

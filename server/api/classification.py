@@ -1,0 +1,206 @@
+"""ClassificationService: convert, engine, convert."""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+
+from tuneserve import checkpoint
+from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api import streams
+from tuneserve.server.api.label_prompts import Question
+from tuneserve.server.api.occlusion import Explanation
+from tuneserve.server.api.pooling import encoded, note, pooled
+from tuneserve.server.api.zero_shot import ZeroShot
+from tuneserve.server.call import failures
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.concurrency import in_turns, pieces
+from tuneserve.server.models.model import Model, Place
+from tuneserve.server.models.registry import Models
+from tuneserve.server.text import spans, windows
+from tuneserve.server.text.redaction import Masked
+from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.v1 import checkpoint_pb2, common_pb2
+from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
+
+# Requests of one stream that run, or whose answers wait to be read.
+STREAM_AHEAD = 64
+# Tokens whose labels become spans in a thread at a time, some milliseconds' worth; and those that are sooner done here.
+_PIECE, _SHORT = 1 << 12, 256
+
+
+class ClassificationService(ClassificationServiceServicer):
+    """Labels for texts and for spans inside texts."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+        """See classification.proto."""
+        tasks = checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION, checkpoint_pb2.TASK_GENERATION
+        model = self._models.for_task(request.model, *tasks)
+        texts = convert.pairs(request, model.config.max_inputs)
+        question = None
+        if model.manifest.task == checkpoint_pb2.TASK_GENERATION:
+            question = Question.of(request, model.config.max_inputs)
+            shown = convert.shown(request, question.labels, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+        else:
+            convert.check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
+            problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
+            shown = convert.shown(request, model.labels, problem, temperature)
+        cutting = convert.cutting(request, model.engine.max_length)
+        with model.admitted(request.priority) as place:
+            seen = await model.redacted(request)
+            texts = convert.pairs(seen.request, model.config.max_inputs)
+            note(texts)
+            explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
+            scorer: ZeroShot | Classifier = Classifier(model, place, cutting)
+            if question:
+                question = Question.of(seen.request, model.config.max_inputs)
+                scorer = await ZeroShot.of(model, place, question, cutting.truncate)
+            results = await scorer.score(texts, "inputs[{}].text")
+            scores = convert.all_scores(results, shown)
+            rows = in_turns(zip(results, scores, strict=True))
+            answers = [convert.classification(*one, shown) async for one in rows]
+            if explanation:
+                await explanation.add_weights(answers, scores, shown, scorer.score)
+        best = [convert.best(row, shown) for row in scores]
+        current().note("output", *(label for label, _ in best))
+        # The labels of a call are no metric's: there is no end to them.
+        await _count(model, len(texts), [] if question else best)
+        return pb.ClassifyResponse(results=answers, usage=scorer.usage)
+
+    async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:
+        """See classification.proto."""
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_TOKEN_CLASSIFICATION)
+        texts = convert.texts(request, model.config.max_inputs)
+        cutting = convert.cutting(request, model.engine.max_length)
+        usage = common_pb2.Usage()
+        with model.admitted(request.priority) as place:
+            seen = await model.redacted(request)
+            masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
+            note(seen.request.texts)
+            tokens, cuts = await _cut(model, cutting, list(seen.request.texts), "texts[{}]")
+            rows = iter(await pooled(place, [one.encoded for cut in cuts for one in cut], "token_classify", usage))
+        how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
+        response, found = pb.ClassifyTokensResponse(usage=usage), list[spans.Span]()
+
+        def decode(piece: Sequence[tuple[str, Masked, Tokens, Sequence[windows.Window]]]) -> None:
+            for text, mask, one, cut in piece:
+                logits = windows.stitch(one, cut, [next(rows) for _ in cut])
+                scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+                places = [mask.original(*place) for place in one.offsets]
+                new = spans.find(text, scores, places, one.words, model.labels, how)
+                response.results.append(convert.token_classification(text, new, unit, one))
+                found.extend(new)
+
+        for piece in pieces(list(zip(texts, masked, tokens, cuts, strict=True)), lambda one: one[2].length, _PIECE):
+            if len(piece) == len(texts) and sum(one.length for one in tokens) < _SHORT:
+                decode(piece)
+            else:
+                await model.tokenizer.apart(decode, piece)
+        if current().content is not None:
+            current().note("output", *(f"{span.label} {span.start}-{span.end}" for span in found))
+        await _count(model, len(texts), [(span.label, span.score) for span in found])
+        return response
+
+    async def ClassifyStream(
+        self, request_iterator: AsyncIterable[pb.ClassifyStreamRequest], context: Any
+    ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+        """See classification.proto."""
+        async with aclosing(streams.merged(request_iterator, self._one, STREAM_AHEAD)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _one(self, item: pb.ClassifyStreamRequest) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+        with streams.part() as call:
+            try:
+                call.admit()
+                with call.hold(item.ByteSize()):
+                    answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
+            except Exception as error:
+                status = failures.status(error, call)
+                described = pb.Error(code=status.code, message=status.message, details=status.details)
+                answer = pb.ClassifyStreamResponse(id=item.id, error=described)
+        yield answer
+
+    async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
+        """See classification.proto."""
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
+        convert.check_text("query", request.query)
+        convert.plain_texts("candidates", request.candidates, model.config.max_inputs)
+        label = convert.rank_label(request, model.labels)
+        truncate = convert.truncation(request.truncation, windows=False)
+        usage = common_pb2.Usage()
+        with model.admitted(request.priority) as place:
+            seen = await model.redacted(request)
+            # Read once: a message makes a new text of a field each time.
+            query, candidates = seen.request.query, list(seen.request.candidates)
+            pairs = [(query, candidate) for candidate in candidates]
+            note([query, *candidates])
+            tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
+            rows = np.stack(await pooled(place, [one.encoded for one in tokens], "classify", usage))
+        problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
+        scores = convert.probabilities(rows, problem, temperature)
+        shown = (rows if request.raw_scores else scores)[:, label]
+        # By what is returned: probabilities may be equal where logits are not.
+        order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]
+        return pb.RankResponse(
+            results=[pb.RankedCandidate(index=int(index), score=float(shown[index])) for index in order], usage=usage
+        )
+
+
+class Classifier:
+    """One call to a sequence classifier."""
+
+    def __init__(self, model: Model, place: Place, cutting: convert.Cutting) -> None:
+        self.usage = common_pb2.Usage()
+        self._model = model
+        self._place = place
+        self._cutting = cutting
+
+    async def score(
+        self, texts: Sequence[str | tuple[str, str]], field: str, truncate: bool = False
+    ) -> list[convert.Result]:
+        """Returns the raw outputs for each text; long ones are cut as the call says, or anyhow with `truncate`."""
+        cutting = convert.Cutting(truncate=True) if truncate else self._cutting
+        tokens, cuts = await _cut(self._model, cutting, texts, field)
+        pieces = [piece.encoded for cut in cuts for piece in cut]
+        rows = iter(await pooled(self._place, pieces, "classify", self.usage))
+        return [
+            convert.Result(
+                windows.pool([next(rows) for _ in cut], cutting.pooling), one.length, one.truncated, len(cut)
+            )
+            for one, cut in zip(tokens, cuts, strict=True)
+        ]
+
+
+async def _cut(
+    model: Model, cutting: convert.Cutting, texts: Sequence[str | tuple[str, str]], field: str
+) -> tuple[list[Tokens], list[list[windows.Window]]]:
+    """Returns the tokens of each text, and its windows: one that shows all of it, unless windows were asked for."""
+    limit = model.engine.max_length
+    if cutting.overlap is None:
+        tokens = await encoded(model, texts, field, truncate=cutting.truncate)
+        return tokens, [[windows.Window(one.encoded, 0, one.length)] for one in tokens]
+    tokens = await encoded(model, texts, field, truncate=False, limited=False)
+    total = sum(windows.count(one, limit, cutting.overlap) for one in tokens)
+    if total > model.config.max_inputs:
+        what = f"make {total} windows; allowed: {model.config.max_inputs} in one call"
+        raise InvalidInput(field.partition("[")[0], what)
+    return tokens, [windows.cut(one, limit, cutting.overlap) for one in tokens]
+
+
+async def _count(model: Model, texts: int, predictions: Sequence[tuple[str, float]]) -> None:
+    model.metrics.texts.labels(model.name).inc(texts)
+    for label, count in Counter(label for label, _ in predictions).items():
+        model.metrics.predictions.labels(model.name, label).inc(count)
+    confidence = model.metrics.confidence.labels(model.name)
+    async for _, score in in_turns(predictions):
+        # A number that is no probability has no place in the histogram.
+        if 0 <= score <= 1:
+            confidence.observe(score)

@@ -1,0 +1,315 @@
+"""Classification's and embedding's messages to what the engine takes, and back. Every check of their fields is here.
+
+Raises errors.InvalidInput with the field's path. Knows the protos and the seam; does no I/O.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.text import spans, windows
+from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.v1 import checkpoint_pb2, embedding_pb2
+from tuneserve.v1 import classification_pb2 as pb
+
+AGGREGATIONS: dict[int, spans.Aggregation] = {
+    pb.AGGREGATION_UNSPECIFIED: "simple",
+    pb.AGGREGATION_SIMPLE: "simple",
+    pb.AGGREGATION_FIRST: "first",
+    pb.AGGREGATION_AVERAGE: "average",
+    pb.AGGREGATION_MAX: "max",
+}
+UNITS: dict[int, spans.Unit] = {
+    pb.OFFSET_UNIT_UNSPECIFIED: "code_point",
+    pb.OFFSET_UNIT_CODE_POINT: "code_point",
+    pb.OFFSET_UNIT_UTF8_BYTE: "utf8",
+    pb.OFFSET_UNIT_UTF16: "utf16",
+}
+POOLINGS: dict[int, windows.Pooling] = {
+    pb.WINDOW_POOLING_UNSPECIFIED: "mean",
+    pb.WINDOW_POOLING_MEAN: "mean",
+    pb.WINDOW_POOLING_MAX: "max",
+}
+_NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION_REJECT or TRUNCATION_END"
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What to do with a text that is too long: nothing, cut its end, or cut it into windows."""
+
+    truncate: bool = False
+    overlap: int | None = None  # tokens that windows share; None for no windows
+    pooling: windows.Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which labels of a result are returned, and how."""
+
+    labels: Sequence[str]
+    problem: checkpoint_pb2.ProblemType
+    top_k: int | None = None
+    raw: bool = False
+    least: Sequence[float] | None = None  # probability, by label
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model made of one text: raw outputs, and the text as it saw it."""
+
+    raw: NDArray[np.float32]  # (labels,)
+    length: int  # tokens
+    truncated: bool = False
+    windows: int = 1
+
+
+def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str, str]]:
+    """Returns the checked texts of a Classify call; a tuple where there is a second text."""
+    check_count("inputs", len(request.inputs), max_inputs)
+    texts: list[str | tuple[str, str]] = []
+    for index, one in enumerate(request.inputs):
+        check_text(f"inputs[{index}].text", one.text)
+        if one.HasField("text_pair"):
+            check_text(f"inputs[{index}].text_pair", one.text_pair)
+            texts.append((one.text, one.text_pair))
+        else:
+            texts.append(one.text)
+    return texts
+
+
+def texts(request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
+    """Returns the checked texts of a ClassifyTokens call."""
+    check_enum("aggregation", request.aggregation, AGGREGATIONS)
+    check_enum("offset_unit", request.offset_unit, UNITS)
+    return plain_texts("texts", request.texts, max_inputs)
+
+
+def plain_texts(field: str, given: Sequence[str], max_inputs: int) -> list[str]:
+    """Returns the checked texts of a field."""
+    check_count(field, len(given), max_inputs)
+    for index, text in enumerate(given):
+        check_text(f"{field}[{index}]", text)
+    return list(given)
+
+
+def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int) -> Cutting:
+    """Returns what to do with texts over `max_length` tokens."""
+    truncate = truncation(request.truncation)
+    if request.truncation != pb.TRUNCATION_WINDOWS:
+        if request.HasField("windows"):
+            raise InvalidInput("windows", "is set; only TRUNCATION_WINDOWS makes windows")
+        return Cutting(truncate)
+    if isinstance(request, pb.ClassifyRequest):
+        for index, one in enumerate(request.inputs):
+            if one.HasField("text_pair"):
+                raise InvalidInput(f"inputs[{index}].text_pair", "is not for TRUNCATION_WINDOWS")
+    check_enum("windows.pooling", request.windows.pooling, POOLINGS)
+    overlap = request.windows.overlap if request.windows.HasField("overlap") else max_length // 4
+    if overlap > max_length // 2:
+        raise InvalidInput("windows.overlap", f"is {overlap}; allowed: at most {max_length // 2}, half of the length")
+    return Cutting(overlap=overlap, pooling=POOLINGS[request.windows.pooling])
+
+
+def truncation(value: pb.Truncation, windows: bool = True) -> bool:
+    """Returns whether a text that is too long loses its end."""
+    check_enum("truncation", value, pb.Truncation.values())
+    if value == pb.TRUNCATION_WINDOWS and not windows:
+        raise InvalidInput("truncation", _NO_WINDOWS)
+    return value == pb.TRUNCATION_END
+
+
+def shown(
+    request: pb.ClassifyRequest,
+    labels: Sequence[str],
+    problem: checkpoint_pb2.ProblemType,
+    temperature: float = 1.0,
+) -> Shown:
+    """Returns how results are shown, for a model or a call of these labels."""
+    check_top_k(request)
+    check_enum("offset_unit", request.offset_unit, UNITS)
+    given = dict(request.thresholds)
+    for name in given:
+        if name not in labels:
+            # The caller's own labels are not repeated.
+            known = "is not among the labels" if request.labels else f"is no label here; labels: {listed(labels)}"
+            raise InvalidInput(f"thresholds[{name[:64]}]", known)
+    for field, value in {"threshold": request.threshold, **{f"thresholds[{k}]": v for k, v in given.items()}}.items():
+        # `not a <= b` also refuses NaN, which compares false to everything.
+        if not 0 <= value <= 1:
+            raise InvalidInput(field, f"is {value}; allowed: 0 to 1")
+    least = [given.get(label, request.threshold) for label in labels]
+    if problem == checkpoint_pb2.PROBLEM_TYPE_REGRESSION and (any(least) or request.HasField("explain")):
+        raise InvalidInput(
+            "explain" if request.HasField("explain") else "threshold",
+            "is for probabilities; this model gives numbers that are none",
+        )
+    top_k = request.top_k if request.HasField("top_k") else None
+    return Shown(labels, problem, top_k, request.raw_scores, least if any(least) else None, temperature)
+
+
+def problem_of(manifest: checkpoint_pb2.Checkpoint) -> checkpoint_pb2.ProblemType:
+    """Returns how a sequence classifier's outputs become scores: a single one is a yes or no, unless it is a number."""
+    if len(manifest.labels) == 1 and manifest.problem_type != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        return checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL
+    return manifest.problem_type
+
+
+def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
+    """Returns the position of the label whose score ranks."""
+    check_top_k(request)
+    if request.HasField("label"):
+        if request.label not in labels:
+            raise InvalidInput("label", f"is no label of the model; its labels: {listed(labels)}")
+        return list(labels).index(request.label)
+    if len(labels) != 1:
+        raise InvalidInput("label", f"is unset, and the model has {len(labels)}: {listed(labels)}")
+    return 0
+
+
+def check_tokens(
+    field: str,
+    tokens: Sequence[Tokens],
+    max_length: int | None,
+    vocab_size: int,
+    remedy: str = "shorten it or set TRUNCATION_END",
+) -> None:
+    """Raises InvalidInput for the first input that the model can't take; for one of more than `max_length` tokens, if
+    there is a limit. `field` has a {} for the index.
+    """
+    for index, one in enumerate(tokens):
+        if max_length is not None and one.length > max_length:
+            # Of one that is far too long, nobody counted the tokens.
+            known = "is far too long" if one.truncated else f"has {one.length} tokens"
+            raise InvalidInput(field.format(index), f"{known}, the model takes {max_length}; {remedy}")
+        if not one.length:
+            raise InvalidInput(field.format(index), "has nothing in it that the model reads")
+        # An id without an embedding would take the engine down, with everybody's calls.
+        if max(one.encoded.token_ids, default=0) >= vocab_size:
+            raise InvalidInput(field.format(index), "has a token that the model does not know")
+
+
+def probabilities(
+    logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType, temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Returns softmax over the last axis of the logits divided by the temperature, or sigmoid of each for multi-label;
+    numbers as they are for regression. Computed in float64.
+    """
+    _check_numbers(logits)
+    scores = logits.astype(np.float64)
+    if problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        scores /= temperature
+    if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
+        scores = expit(scores)
+    elif problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        # As SciPy's softmax, in a fifth of its time.
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+    return np.asarray(scores, dtype=np.float32)
+
+
+def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
+    """Returns (results, labels), see `probabilities`: all at once, because once costs as much as sixty times."""
+    return probabilities(np.stack([result.raw for result in results]), shown.problem, shown.temperature)
+
+
+def best(scores: NDArray[np.float32], shown: Shown) -> tuple[str, float]:
+    """Returns the best label and its probability."""
+    index = int(scores.argmax())
+    return shown.labels[index], float(scores[index])
+
+
+def classification(result: Result, scores: NDArray[np.float32], shown: Shown) -> pb.Classification:
+    """Returns the best labels of one input; equal scores stay in the labels' order."""
+    best = np.argsort(-scores, kind="stable")
+    if shown.least is not None:
+        best = best[scores[best] >= np.asarray(shown.least, dtype=np.float32)[best]]
+    values = result.raw if shown.raw else scores
+    return pb.Classification(
+        labels=[pb.LabelScore(label=shown.labels[i], score=float(values[i])) for i in best[: shown.top_k]],
+        token_count=result.length,
+        truncated=result.truncated,
+        windows=result.windows,
+    )
+
+
+def token_classification(
+    text: str, found: Sequence[spans.Span], unit: spans.Unit, tokens: Tokens
+) -> pb.TokenClassification:
+    """Returns the spans of one text with offsets in the caller's unit."""
+    converted = spans.convert(text, found, unit)
+    return pb.TokenClassification(
+        spans=[
+            pb.Span(
+                label=span.label,
+                score=span.score,
+                start=span.start,
+                end=span.end,
+                text=text[original.start : original.end],
+            )
+            for span, original in zip(converted, found, strict=True)
+        ],
+        token_count=tokens.length,
+        truncated=tokens.truncated,
+    )
+
+
+def embedding(
+    vector: NDArray[np.float32], tokens: Tokens, dimensions: int | None, normalize: bool
+) -> embedding_pb2.Embedding:
+    """Returns the first dimensions of a vector, scaled to length 1 unless it is zero."""
+    _check_numbers(vector)
+    if dimensions is not None and not 1 <= dimensions <= len(vector):
+        raise InvalidInput("dimensions", f"is {dimensions}; allowed: 1 to {len(vector)}")
+    kept = vector[:dimensions].astype(np.float64)
+    if normalize and (length := np.linalg.norm(kept)):
+        kept = kept / length
+    return embedding_pb2.Embedding(values=kept, token_count=tokens.length, truncated=tokens.truncated)
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Returns the first labels, for a message: a status has little room."""
+    return ", ".join([label[:64] for label in labels[:20]] + ["..."] * (len(labels) > 20))
+
+
+def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
+    # A model that overflowed: anything made of it would look like an answer.
+    if not np.isfinite(values).all():
+        raise ArithmeticError("the model's outputs are not numbers")
+
+
+def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:
+    """Raises InvalidInput for a `top_k` of nothing."""
+    if request.HasField("top_k") and request.top_k < 1:
+        raise InvalidInput("top_k", "is 0; allowed: 1 or more, or unset for all")
+
+
+def check_unset(request: Message, fields: Sequence[str], description: str) -> None:
+    """Raises InvalidInput for the first of the fields that is set."""
+    for field, _ in request.ListFields():
+        if field.name in fields:
+            raise InvalidInput(field.name, description)
+
+
+def check_count(field: str, count: int, limit: int) -> None:
+    """Raises InvalidInput unless there is at least one entry and at most `limit`."""
+    if not 1 <= count <= limit:
+        raise InvalidInput(field, f"has {count} entries; allowed: 1 to {limit}")
+
+
+def check_text(field: str, text: str) -> None:
+    """Raises InvalidInput for an empty or blank text."""
+    if not text.strip():
+        raise InvalidInput(field, "is empty or blank; a text is needed")
+
+
+def check_enum(field: str, value: int, known: object) -> None:
+    """Raises InvalidInput for a value that is not among the known."""
+    if value not in known:  # type: ignore[operator]
+        raise InvalidInput(field, f"is {value}, which this server does not know")

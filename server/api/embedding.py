@@ -1,0 +1,37 @@
+"""EmbeddingService: convert, engine, convert."""
+
+from typing import Any
+
+from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api.pooling import encoded, note, pooled
+from tuneserve.server.concurrency import in_turns
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.registry import Models
+from tuneserve.v1 import checkpoint_pb2, common_pb2
+from tuneserve.v1 import embedding_pb2 as pb
+from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceServicer
+
+
+class EmbeddingService(EmbeddingServiceServicer):
+    """Texts as vectors."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        """See embedding.proto."""
+        model: Model = self._models.for_task(request.model, checkpoint_pb2.TASK_EMBEDDING)
+        texts = convert.plain_texts("texts", request.texts, model.config.max_inputs)
+        truncate = convert.truncation(request.truncation, windows=False)
+        dimensions = request.dimensions if request.HasField("dimensions") else None
+        normalize = request.normalize if request.HasField("normalize") else True
+        usage = common_pb2.Usage()
+        with model.admitted(request.priority) as place:
+            seen = await model.redacted(request)
+            texts = list(seen.request.texts)
+            note(texts)
+            tokens = await encoded(model, texts, "texts[{}]", truncate=truncate)
+            vectors = await pooled(place, [one.encoded for one in tokens], "embed", usage)
+        rows = in_turns(zip(vectors, tokens, strict=True))
+        results = [convert.embedding(vector, one, dimensions, normalize) async for vector, one in rows]
+        return pb.EmbedResponse(results=results, usage=usage)

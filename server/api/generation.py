@@ -1,0 +1,203 @@
+"""GenerationService: convert, engine, convert."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from tuneserve.server import concurrency
+from tuneserve.server.api import generation_messages as convert
+from tuneserve.server.api.classification_messages import check_tokens
+from tuneserve.server.api.pooling import note
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.concurrency import in_turns
+from tuneserve.server.engine.interface import Sampling, StructuredOutput
+from tuneserve.server.models.model import Model, Place
+from tuneserve.server.models.registry import Models
+from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
+from tuneserve.v1 import checkpoint_pb2, common_pb2
+from tuneserve.v1 import generation_pb2 as pb
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceServicer
+
+# Tokens that Tokenize counts, also where the model reads fewer.
+_MOST_TOKENIZED = 1 << 16
+
+
+class GenerationService(GenerationServiceServicer):
+    """Text continued by a generation model."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
+        """See generation.proto."""
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        with model.admitted(request.priority) as place:
+            wish = await _Wish.of(model, request, stream=False)
+            return await _answer(place, wish, request.prompt)
+
+    async def generate_each(self, request: pb.GenerateRequest, texts: Sequence[str]) -> list[pb.GenerateResponse]:
+        """Answers a request for several texts in place of its prompt: by one version, in one place of its queue.
+
+        What is wrong with one of them ends all, and is named texts[INDEX].
+        """
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        with model.admitted(request.priority) as place:
+            wish = await _Wish.of(model, request, stream=False)
+
+            async def one(index: int) -> pb.GenerateResponse:
+                try:
+                    return await _answer(place, wish, pb.Prompt(text=texts[index]))
+                except InvalidInput as error:
+                    if not error.field.startswith("prompt"):
+                        raise
+                    raise InvalidInput(f"texts[{index}]", error.description) from error
+
+            # More would wait in the model's queue, where they are in other callers' way.
+            return await concurrency.together(one, range(len(texts)), model.engine.max_num_seqs)
+
+    async def GenerateStream(
+        self, request: pb.GenerateStreamRequest, context: Any
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """See generation.proto."""
+        last = time.monotonic()
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        with model.admitted(request.priority) as place:
+            wish = await _Wish.of(model, request, stream=True)
+            token_ids, sampling = await wish.prepare(request.prompt)
+            unfinished = sampling.n
+            usage = common_pb2.Usage(prompt_tokens=len(token_ids))
+            outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
+                    if new and not usage.completion_tokens:
+                        model.metrics.first_token.labels(model.name).observe(now - last)
+                    elif new:
+                        model.metrics.token_gap.labels(model.name).observe((now - last) / new)
+                    if new:
+                        last = now
+                        usage.completion_tokens += new
+                    current().note("output", *(delta.text for delta in output))
+                    unfinished -= sum(delta.finish is not None for delta in output)
+                    yield pb.GenerateStreamResponse(
+                        completions=[await convert.completion(delta) for delta in output],
+                        usage=None if unfinished else usage,
+                    )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """See generation.proto."""
+        model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        most = max(model.engine.max_length, _MOST_TOKENIZED)
+        with model.admitted():
+            if request.prompt.WhichOneof("kind") == "token_ids":
+                ids = _ready_ids(model, request.prompt, most)
+                return pb.TokenizeResponse(tokens=[pb.Token(id=id_) async for id_ in in_turns(ids)])
+            seen = await model.redacted(request.prompt, "prompt")
+            text, tokens = await _tokens(model, seen.request, most)
+            original = seen.original("prompt.text", text).original
+            places = in_turns(zip(tokens.encoded.token_ids, tokens.offsets, strict=True))
+            found = [(id_, original(*place)) async for id_, place in places]
+            return pb.TokenizeResponse(
+                text=request.prompt.text or text,
+                tokens=[pb.Token(id=id_, start=start, end=end) async for id_, (start, end) in in_turns(found)],
+            )
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a call asks for, whatever the prompt: checked."""
+
+    model: Model
+    params: pb.SamplingParams
+    form: StructuredOutput | None
+    adapter: str
+
+    @classmethod
+    async def of(cls, model: Model, request: pb.GenerateRequest | pb.GenerateStreamRequest, stream: bool) -> "_Wish":
+        if request.adapter:
+            model.adapter(request.adapter)
+        convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
+        params, form = (await model.redacted(request.sampling, "sampling")).request, None
+        await _check_bad_words(model, params.bad_words)
+        if params.HasField("structured_output"):
+            form = await model.constraints.checked(params.structured_output)
+        return cls(model, params, form, request.adapter)
+
+    async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling]:
+        """Returns what the engine takes: the prompt's token ids, and the sampling parameters."""
+        most = self.model.engine.max_length
+        if prompt.WhichOneof("kind") == "token_ids":
+            token_ids = _ready_ids(self.model, prompt, most)
+        else:
+            seen = await self.model.redacted(prompt, "prompt")
+            _, tokens = await _tokens(self.model, seen.request, most)
+            token_ids = list(tokens.encoded.token_ids)
+        asks = self.params.HasField("prompt_logprobs")
+        fragments = await self.model.tokenizer.fragments(token_ids) if asks else 0
+        return token_ids, convert.sampling(self.params, self.form, len(token_ids), most, fragments)
+
+
+async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateResponse:
+    token_ids, sampling = await wish.prepare(prompt)
+    outputs = place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
+    async with aclosing(outputs):
+        deltas = [delta async for output in outputs for delta in output]
+    current().note("output", *(delta.text for delta in deltas))
+    return pb.GenerateResponse(
+        completions=[await convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
+        prompt_logprobs=await convert.logprobs(deltas[0].prompt_logprobs),
+        usage=common_pb2.Usage(
+            prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
+        ),
+    )
+
+
+async def _check_bad_words(model: Model, words: Sequence[str]) -> None:
+    # As vLLM reads them: as the beginning of a text, and behind a space.
+    forms = [space + word.lstrip() for word in words for space in ("", " ")]
+    if not forms:
+        return
+    tokens = await model.encode(forms, special_tokens=False, most=convert.MAX_BAD_TOKENS)
+    if (count := sum(one.length for one in tokens)) > convert.MAX_BAD_TOKENS:
+        what = f"make {count} tokens or more, with and without a space before; allowed: {convert.MAX_BAD_TOKENS}"
+        raise InvalidInput("sampling.bad_words", what)
+
+
+def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:
+    return convert.token_ids(prompt.token_ids, most, model.engine.vocab_size, redacted=bool(model.config.redact))
+
+
+async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Tokens]:
+    """Returns a text or chat prompt as the text that was tokenized, and its tokens: at most so many."""
+    kind = prompt.WhichOneof("kind")
+    if kind == "text":
+        if not prompt.text:
+            raise InvalidInput("prompt.text", "is empty; a text is needed")
+        text = prompt.text
+    elif kind == "chat":
+        with current().stage("tokenize"):
+            text = await _render(model, prompt.chat)
+    else:
+        raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
+    # A template writes the special tokens itself.
+    [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
+    check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
+    note([text])
+    return text, tokens
+
+
+async def _render(model: Model, chat: pb.Chat) -> str:
+    given = convert.conversation(chat, model.engine.max_length)
+    if not model.tokenizer.has_chat_template:
+        raise InvalidInput("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
+    convert.check_arguments(given.arguments, model.tokenizer.reserved_arguments)
+    open_turn = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
+    try:
+        return await model.tokenizer.render(
+            given.messages, open_turn, tools=given.tools, documents=given.documents, arguments=given.arguments
+        )
+    except TemplateRefused as error:
+        raise InvalidInput("prompt.chat", str(error)) from None

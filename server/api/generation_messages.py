@@ -1,0 +1,268 @@
+"""Generation's messages to what the engine takes, and back. Every check of their fields is here, but `structured.py`.
+
+Raises errors.InvalidInput with the field's path, and with numbers, never with a text of the caller's. Knows the
+protos and the seam; does no I/O.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import struct_pb2
+
+from tuneserve.chat import key_order, number
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.concurrency import in_turns
+from tuneserve.server.engine.interface import Delta, Logprob, Sampling, StructuredOutput
+from tuneserve.v1 import generation_pb2 as pb
+
+_FINISH = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+}
+# vLLM's own bounds, checked here so that the error can name the field.
+_MAX_LOGPROBS = 20
+_MAX_BAD_WORDS = 128
+_MAX_N = 128
+# Every stop string is looked for after every token; every bad word is tokenized.
+_MAX_STOPS = 64
+_MAX_TEXT = 1024
+# What vLLM's engine has room for on GPUs: more of them take it down, with everybody's calls. Of stop ids it takes 128,
+# the model's own among them.
+_MAX_STOP_IDS = 64
+_MAX_ALLOWED_IDS = 1024
+_MAX_BIASES = 1024
+MAX_BAD_TOKENS = 1024
+# Values in all the JSON objects of one call, also the ones inside others: turned into Python's on the event loop.
+_MAX_VALUES = 1 << 14
+# Log probabilities of one answer, those of the tokens and of their alternatives: each is several objects. Those of a
+# prompt come from the engine all at once, and vLLM makes their texts on the event loop. For a token that is a part of a
+# character it looks at those before it, which takes four times as long.
+_MOST_LOGPROBS = 1 << 17
+_MOST_PROMPT_LOGPROBS = 1 << 13
+_FRAGMENT = 4
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a chat template takes."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    documents: list[dict[str, Any]]
+    arguments: dict[str, Any]
+
+
+def conversation(chat: pb.Chat, limit: int) -> Conversation:
+    """Returns a checked conversation for a model that reads `limit` tokens: what a template writes for each message,
+    and for each value of a JSON object, is one at least.
+    """
+    if not chat.messages:
+        raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
+    _check_count("prompt.chat.messages", chat.messages, limit)
+    json = _Json(min(limit, _MAX_VALUES))
+    return Conversation(
+        [_message(message, f"prompt.chat.messages[{index}]", json) for index, message in enumerate(chat.messages)],
+        json.objects(chat.tools, "prompt.chat.tools"),
+        json.objects(chat.documents, "prompt.chat.documents"),
+        json.object(chat.template_arguments, "prompt.chat.template_arguments"),
+    )
+
+
+def _message(message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, Any]:
+    if not message.role:
+        raise InvalidInput(f"{where}.role", "is empty; for example user")
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    # Templates ask whether these are there, not what they hold.
+    if message.tool_calls:
+        turn["tool_calls"] = json.objects(message.tool_calls, f"{where}.tool_calls")
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name:
+        turn["name"] = message.name
+    return turn
+
+
+class _Json:
+    """The JSON objects of one call, of at most `limit` values in all: counted before they are looked at."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def objects(self, values: Sequence[struct_pb2.Struct], where: str) -> list[dict[str, Any]]:
+        """Returns what a template takes for a list of JSON objects."""
+        self._count(values, where)
+        return [self.object(value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+    def object(self, value: struct_pb2.Struct, where: str) -> dict[str, Any]:
+        """Returns a JSON object as a template takes it: whole numbers as such, the keys in a fixed order."""
+        self._count(value.fields, where)
+        return {key: self._plain(value.fields[key], where) for key in sorted(value.fields, key=key_order)}
+
+    def _plain(self, value: struct_pb2.Value, where: str) -> Any:
+        kind = value.WhichOneof("kind")
+        if kind == "number_value":
+            if not math.isfinite(value.number_value):
+                raise InvalidInput(where, f"holds {value.number_value}, which is not JSON")
+            return number(value.number_value)
+        if kind == "struct_value":
+            return self.object(value.struct_value, where)
+        if kind == "list_value":
+            self._count(value.list_value.values, where)
+            return [self._plain(one, where) for one in value.list_value.values]
+        return None if kind in (None, "null_value") else getattr(value, kind)
+
+    def _count(self, values: Sized, where: str) -> None:
+        self._left -= len(values)
+        if self._left < 0:
+            raise InvalidInput(
+                where, f"goes beyond the {self._limit} values that a call's JSON objects may have in all"
+            )
+
+
+def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:
+    """Raises InvalidInput for a template argument that would stand in for something of the server's."""
+    taken = sorted(arguments.keys() & set(reserved))
+    if taken:
+        raise InvalidInput("prompt.chat.template_arguments", f"may not hold {', '.join(taken)}")
+
+
+def token_ids(prompt: pb.TokenIds, limit: int, vocab_size: int, redacted: bool) -> list[int]:
+    """Returns checked token ids: at most `limit`."""
+    if redacted:
+        raise InvalidInput("prompt.token_ids", "is not for this model, which masks personal data in texts; use text")
+    if not prompt.ids:
+        raise InvalidInput("prompt.token_ids.ids", "is empty; at least one token is needed")
+    _check_ids("prompt.token_ids.ids", prompt.ids, limit, vocab_size)
+    return list(prompt.ids)
+
+
+def sampling(
+    params: pb.SamplingParams,
+    structured: StructuredOutput | None,
+    prompt_length: int,
+    max_length: int,
+    fragments: int = 0,
+) -> Sampling:
+    """Returns what the engine takes, for params that were checked and a prompt of `prompt_length` tokens, `fragments`
+    of which are parts of characters: that is asked only for `prompt_logprobs`.
+    """
+    room = max_length - prompt_length
+    if not prompt_length:
+        raise InvalidInput("prompt", "has no tokens; at least one is needed")
+    if room < 1:
+        raise InvalidInput(
+            "prompt",
+            f"has {prompt_length} tokens, the model takes {max_length} with at least one more to make",
+        )
+    fields = {field.name: value for field, value in params.ListFields() if field.name != "structured_output"}
+    max_tokens = min(fields.get("max_tokens", room), room)
+    if params.min_tokens > max_tokens:
+        raise InvalidInput("sampling.min_tokens", f"is {params.min_tokens}; allowed: at most {max_tokens} here")
+    if "logprobs" in fields:
+        asked = fields.get("n", 1) * max_tokens * (1 + params.logprobs)
+        what = f"{max_tokens} tokens in each of {fields.get('n', 1)} completions"
+        _check_logprobs("logprobs", params.logprobs, what, asked, _MOST_LOGPROBS)
+    if "prompt_logprobs" in fields:
+        counted, what = prompt_length + (_FRAGMENT - 1) * fragments, f"{prompt_length} tokens"
+        if fragments:
+            what += f", {fragments} of them parts of characters, which count {_FRAGMENT} times"
+        asked = counted * (1 + params.prompt_logprobs)
+        _check_logprobs("prompt_logprobs", params.prompt_logprobs, what, asked, _MOST_PROMPT_LOGPROBS)
+    return Sampling(**{**fields, "max_tokens": max_tokens, "structured": structured})
+
+
+def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> None:
+    """Raises InvalidInput for the first field that no prompt could make right."""
+    fields = {field.name: value for field, value in params.ListFields()}
+
+    def check(name: str, ok: bool, allowed: str) -> None:
+        if name in fields and not ok:
+            raise InvalidInput(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}")
+
+    # `not a < b` also refuses NaN, which compares false to everything.
+    check("max_tokens", params.max_tokens >= 1, "1 or more")
+    check("temperature", 0 <= params.temperature < math.inf, "0 or more")
+    check("top_p", 0 < params.top_p <= 1, "over 0, at most 1")
+    check("min_p", 0 <= params.min_p <= 1, "0 to 1")
+    check("presence_penalty", -2 <= params.presence_penalty <= 2, "-2 to 2")
+    check("frequency_penalty", -2 <= params.frequency_penalty <= 2, "-2 to 2")
+    check("repetition_penalty", 0 < params.repetition_penalty < math.inf, "over 0")
+    check("top_k", params.top_k <= vocab_size, f"0 to {vocab_size}")
+    check("seed", params.seed < 1 << 63, "0 to 2^63 - 1")
+    check("n", 1 <= params.n <= _MAX_N, f"1 to {_MAX_N}")
+    check("logprobs", params.logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    check("prompt_logprobs", params.prompt_logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    if stream and "prompt_logprobs" in fields:
+        raise InvalidInput("sampling.prompt_logprobs", "is not for streams; use Generate")
+    if params.n > 1 and params.temperature == 0 and "temperature" in fields:
+        raise InvalidInput("sampling.n", f"is {params.n} with temperature 0: all completions would be the same")
+    _check_texts("sampling.stop", params.stop, _MAX_STOPS)
+    _check_texts("sampling.bad_words", params.bad_words, _MAX_BAD_WORDS)
+    for index, word in enumerate(params.bad_words):
+        if word.isspace():
+            raise InvalidInput(f"sampling.bad_words[{index}]", "is blank")
+    _check_ids("sampling.stop_token_ids", params.stop_token_ids, _MAX_STOP_IDS, vocab_size)
+    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, _MAX_ALLOWED_IDS, vocab_size)
+    _check_count("sampling.logit_bias", params.logit_bias, _MAX_BIASES)
+    for id_, bias in params.logit_bias.items():
+        if id_ >= vocab_size:
+            raise InvalidInput("sampling.logit_bias", f"has a token {id_}; allowed: 0 to {vocab_size - 1}")
+        if not -100 <= bias <= 100:
+            raise InvalidInput(f"sampling.logit_bias[{id_}]", f"is {bias}; allowed: -100 to 100")
+
+
+async def completion(delta: Delta) -> pb.Completion:
+    """Returns one completion, or what is new of it."""
+    return pb.Completion(
+        index=delta.index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        finish_reason=_FINISH[delta.finish],
+        stop_text=delta.stop_text,
+        logprobs=await logprobs(delta.logprobs),
+    )
+
+
+async def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
+    """Returns the log probabilities of a run of tokens."""
+    return [
+        pb.TokenLogprob(
+            token_id=entry.token_id,
+            logprob=entry.logprob,
+            alternatives=[
+                pb.TokenAlternative(token_id=alternative.token_id, logprob=alternative.logprob, text=alternative.text)
+                for alternative in entry.alternatives
+            ],
+        )
+        async for entry in in_turns(entries)
+    ]
+
+
+def _check_logprobs(name: str, value: int, what: str, asked: int, most: int) -> None:
+    if asked > most:
+        raise InvalidInput(
+            f"sampling.{name}", f"is {value} for {what}: {asked} log probabilities; allowed: {most} in one answer"
+        )
+
+
+def _check_count(field: str, values: Sized, limit: int) -> None:
+    if len(values) > limit:
+        raise InvalidInput(field, f"has {len(values)} entries; allowed: {limit}")
+
+
+def _check_ids(field: str, ids: Sequence[int], limit: int, vocab_size: int) -> None:
+    """The number comes first: what is allowed is looked at in milliseconds, what is sent may take seconds."""
+    _check_count(field, ids, limit)
+    if max(ids, default=0) >= vocab_size:
+        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if id_ >= vocab_size)
+        raise InvalidInput(f"{field}[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
+
+
+def _check_texts(field: str, texts: Sequence[str], limit: int) -> None:
+    _check_count(field, texts, limit)
+    for index, text in enumerate(texts):
+        if not 1 <= len(text) <= _MAX_TEXT:
+            raise InvalidInput(f"{field}[{index}]", f"has {len(text)} characters; allowed: 1 to {_MAX_TEXT}")

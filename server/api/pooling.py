@@ -1,0 +1,41 @@
+"""Texts through a model that gives numbers: tokenized, checked and pooled. For classifiers and embeddings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.call.context import current
+from tuneserve.server.engine.interface import Encoded, PoolTask
+from tuneserve.server.models.model import Model, Place
+from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.v1 import common_pb2
+
+
+def note(texts: Sequence[str | tuple[str, str]]) -> None:
+    """Keeps a call's texts for its log line, where the server's settings say so; as the model sees them."""
+    if current().content is not None:
+        current().note("prompt", *(part for one in texts for part in ([one] if isinstance(one, str) else one)))
+
+
+async def encoded(
+    model: Model, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool, limited: bool = True
+) -> list[Tokens]:
+    """Returns tokens that the model can take; of any length unless `limited`. Raises InvalidInput naming the first text
+    of which it can't; `field` has a {} for the index.
+    """
+    limit = model.engine.max_length
+    # What no number of windows that are allowed could show.
+    most = limit if limited else limit * model.config.max_inputs
+    tokens = await model.encode(texts, truncate=truncate, most=most)
+    convert.check_tokens(field, tokens, limit if limited else None, model.engine.vocab_size)
+    return tokens
+
+
+async def pooled(
+    place: Place, inputs: Sequence[Encoded], task: PoolTask, usage: common_pb2.Usage
+) -> list[NDArray[np.float32]]:
+    """Returns what the model makes of the inputs, and adds them to the call's usage."""
+    usage.prompt_tokens += sum(len(one.token_ids) for one in inputs)
+    return await place.pool(inputs, task)

@@ -1,0 +1,136 @@
+"""Classification by a generation model: how likely it is to answer with each of the caller's labels.
+
+The score of a label is the log probability of its tokens, and of the token that ends the answer, behind a prompt that
+asks for one of the labels. Each token is one request to the engine that may make nothing but this token. All requests
+of a text share the prompt, and so the engine's prefix cache; labels that begin alike share those of their beginning.
+
+The engine could give the log probabilities of several chosen tokens at once, but then vLLM (0.26 to 0.32) spoils the
+`logprobs` of every other request that runs in the same step.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuneserve.server import concurrency
+from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.engine.interface import EngineFailed, Sampling
+from tuneserve.server.models.model import Model, Place
+from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.v1 import common_pb2
+
+# Requests to the engine for one call.
+MOST_REQUESTS = 8192
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A token of a label, and what stands before it."""
+
+    path: tuple[int, ...]
+    token: int
+
+
+class ZeroShot:
+    """One call's labels, ready to be scored for texts."""
+
+    def __init__(self, model: Model, place: Place, form: Form, labels: Sequence[Sequence[int]], truncate: bool) -> None:
+        self.usage = common_pb2.Usage()
+        self._model = model
+        self._place = place
+        self._form = form
+        self._truncate = truncate
+        self._labels = [[Edge(tuple(ids[:i]), ids[i]) for i in range(len(ids))] for ids in labels]
+        # Each once, and the first label's first token first.
+        self._edges = list(dict.fromkeys(edge for label in self._labels for edge in label))
+        self._longest = max(map(len, labels))
+        # More would wait in the model's queue, where it is in other callers' way.
+        self._room = asyncio.Semaphore(model.engine.max_num_seqs)
+
+    @classmethod
+    async def of(cls, model: Model, place: Place, question: Question, truncate: bool) -> "ZeroShot":
+        """Returns the labels as the model would write them. Raises InvalidInput for those it can't tell apart."""
+        with current().stage("tokenize"):
+            form = await Form.of(model.tokenizer, question)
+            labels = await form.label_tokens()
+        for index, ids in enumerate(labels):
+            field = f"labels[{index}]"
+            if len(ids) > LONGEST_LABEL:
+                raise InvalidInput(field, f"has {len(ids)} tokens; allowed: 1 to {LONGEST_LABEL}")
+            if not ids or max(ids) >= model.engine.vocab_size:
+                raise InvalidInput(field, "is nothing that the model can write")
+            for other, others in enumerate(labels[:index]):
+                if ids[: len(others)] == others or others[: len(ids)] == ids:
+                    raise InvalidInput(field, f"is not told apart from labels[{other}] by the model")
+        return cls(model, place, form, labels, truncate)
+
+    async def score(self, texts: Sequence[Any], field: str, truncate: bool = False) -> list[convert.Result]:
+        """Returns the labels' log probabilities for each text. `field` names a text in errors, by its index."""
+        if len(texts) * len(self._edges) > MOST_REQUESTS:
+            most = MOST_REQUESTS // len(self._edges)
+            what = f"have {len(texts)} texts, words taken out included; allowed with these labels: {most}"
+            raise InvalidInput("inputs", what)
+        with current().stage("tokenize"):
+            truncate = truncate or self._truncate
+            each = concurrency.in_turns(enumerate(texts))
+            prompts = [await self._prompt(text, field.format(index), truncate) async for index, text in each]
+        # A few texts at a time, so that a text's prompt is still in the prefix cache when its labels are asked for.
+        limit = max(2, 2 * self._model.engine.max_num_seqs // len(self._edges))
+        return await concurrency.together(self._score, prompts, limit)
+
+    async def _score(self, prompt: tuple[Tokens, bool]) -> convert.Result:
+        tokens, truncated = prompt
+        ids = list(tokens.encoded.token_ids)
+        first, *others = self._edges
+        # Alone, so that the others find the prompt in the cache: they cost the token that they write.
+        found = [await self._ask(ids, first, tokens.length + 1)]
+        most = self._model.engine.max_num_seqs
+        found += await concurrency.together(lambda edge: self._ask(ids, edge, 1), others, most)
+        self.usage.prompt_tokens += tokens.length + len(self._edges)
+        logprobs = dict(zip(self._edges, found, strict=True))
+        totals = [sum(logprobs[edge] for edge in label) for label in self._labels]
+        return convert.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
+
+    async def _ask(self, prompt: list[int], edge: Edge, cost: int) -> float:
+        # The log probability given is the one before anything was ruled out.
+        sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=0, allowed_token_ids=[edge.token])
+        async with self._room:
+            outputs = self._place.generate([*prompt, *edge.path], sampling, stream=False, cost=cost)
+            async with aclosing(outputs):
+                async for deltas in outputs:
+                    for delta in deltas:
+                        if delta.logprobs and delta.logprobs[0].token_id == edge.token:
+                            return delta.logprobs[0].logprob
+        raise EngineFailed("no log probability was given")
+
+    async def _prompt(self, text: str, field: str, truncate: bool) -> tuple[Tokens, bool]:
+        """Returns a text's prompt, and whether the text's end was cut off to make it fit."""
+        limit = self._model.engine.max_length - self._longest
+        # Of a text that fits alone, and of what goes around it that does.
+        most = 2 * self._model.engine.max_length
+        tokens = await self._form.prompt(text, most)
+        if tokens.length > limit and not truncate:
+            length = f"over {most}" if tokens.truncated else tokens.length
+            what = f"makes a prompt of {length} tokens with what goes around it; the model takes {limit}"
+            raise InvalidInput(field, f"{what} before the label; shorten it or set TRUNCATION_END")
+        # First to what fits if nothing goes around it: how long the rest is, is known only then.
+        truncated, keep = False, limit
+        for _ in range(_TRIES):
+            if tokens.length <= limit:
+                convert.check_tokens(field, [tokens], None, self._model.engine.vocab_size)
+                return tokens, truncated
+            if keep < 1:
+                break
+            # Tokens may join differently where the text ends now, so that one cut is not always enough.
+            text, own = await self._model.tokenizer.beginning(text, keep)
+            truncated, tokens = True, await self._form.prompt(text, most)
+            keep = own - (tokens.length - limit)
+        raise InvalidInput(field, f"can't be cut to fit: the rest of the prompt leaves no room in {limit} tokens")

@@ -1,0 +1,70 @@
+"""Exceptions as callers and as the log may know them. Neither gets an exception's own text: it may repeat a prompt."""
+
+import logging
+import re
+
+from google.rpc import status_pb2
+
+from tuneserve.server.call.context import Call
+from tuneserve.server.call.errors import CallError, InvalidInput, Unavailable, to_status
+from tuneserve.server.engine.interface import EngineFailed, RequestRefused
+
+logger = logging.getLogger(__name__)
+
+
+def for_caller(error: Exception) -> Exception:
+    """Returns what the seam raises as one of the errors that callers may see; others as they are."""
+    if isinstance(error, RequestRefused):
+        return InvalidInput(f"sampling.{error.field}" if error.field else "sampling", "the engine can't do this")
+    if isinstance(error, EngineFailed):
+        return Unavailable(error.told)
+    return error
+
+
+def status(error: Exception, call: Call) -> status_pb2.Status:
+    """Returns what the caller is told, where a part of a stream fails alone. What nobody expected is logged."""
+    shown = for_caller(error)
+    if not isinstance(shown, CallError):
+        logger.error("request %s: %s failed: %s", call.request_id, call.method, where(error))
+    return to_status(shown, call.request_id)
+
+
+def where(error: BaseException) -> str:
+    """Returns the types of an exception and of its causes, with the lines of code they came through."""
+    parts = []
+    seen: BaseException | None = error
+    while seen is not None:
+        places, trace = [], seen.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} {code.co_name}")
+            trace = trace.tb_next
+        parts.append(f"{type(seen).__name__} at {' > '.join(places[-6:])}")
+        seen = seen.__cause__
+    return "; from ".join(parts)
+
+
+# What a message was or would be filled with.
+_FILLED = re.compile(r"\[.*\]|%[sdr]")
+
+
+class _Redacted(logging.Filter):
+    """Leaves of a record what happened, and not with what."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        first = _FILLED.sub("…", str(record.msg).split("\n", 1)[0])
+        error = record.exc_info[1] if record.exc_info else None
+        record.msg = f"{first}: {where(error)}" if error else first
+        record.args, record.exc_info, record.exc_text = (), None, None
+        return True
+
+
+_REDACTED = _Redacted()
+
+
+def redact_libraries() -> None:
+    """Keeps callers' headers and exceptions' texts out of what gRPC and asyncio log: a key that is no text, for one,
+    and an exception that nobody caught, for the other.
+    """
+    for name in ("grpc._cython.cygrpc", "asyncio"):
+        logging.getLogger(name).addFilter(_REDACTED)

@@ -1,0 +1,71 @@
+"""How much of its quotas a tenant has left, in requests and in tokens.
+
+Both are token buckets: so much at once, and so much more as time goes by. They know nothing of keys or models, and
+read no clock: time is given, in nanoseconds, and whole numbers keep it exact.
+"""
+
+from tuneserve.server.call.errors import Overloaded
+
+_MINUTE = 60
+
+
+class Bucket:
+    """Holds `size` units and gets `per_second` of them back. It may go below empty, and then has to make up for it.
+
+    Its whole state is one number: the time at which it will be full again.
+    """
+
+    def __init__(self, per_second: float, size: float) -> None:
+        self._cost = max(1, round(1e9 / per_second))  # of one unit, in time
+        self._window = round(size * self._cost)  # from empty to full
+        self._full_at = 0
+
+    def wait(self, units: int, now: int) -> int:
+        """Returns the nanoseconds until that many units are there; 0 when they are."""
+        return max(0, self._full_at + units * self._cost - now - self._window)
+
+    def take(self, units: int, now: int) -> None:
+        """Takes units out, whether they are there or not."""
+        self._full_at = max(self._full_at, now) + units * self._cost
+
+    def carry_over(self, old: "Bucket", now: int) -> None:
+        """Starts where a bucket of another size stood: as much is missing, or as much of its time, whichever is less.
+
+        So a larger quota helps at once, and a smaller one does not turn what was allowed into a long debt.
+        """
+        missing = max(0, old._full_at - now)
+        self._full_at = now + min(missing, missing * self._cost // old._cost)
+
+
+class Quota:
+    """What one tenant has left. A limit that is None is none; `old` is what the tenant had before a change."""
+
+    def __init__(
+        self, requests_per_second: float | None, tokens_per_minute: int | None, old: "Quota | None", now: int
+    ) -> None:
+        self.requests = self.tokens = None
+        if requests_per_second:
+            self.requests = Bucket(requests_per_second, max(1.0, requests_per_second))
+        if tokens_per_minute:
+            self.tokens = Bucket(tokens_per_minute / _MINUTE, tokens_per_minute)
+        if old and old.requests and self.requests:
+            self.requests.carry_over(old.requests, now)
+        if old and old.tokens and self.tokens:
+            self.tokens.carry_over(old.tokens, now)
+
+    def admit(self, now: int) -> None:
+        """Counts one request. Raises Overloaded, and then counts nothing."""
+        requests = self.requests.wait(1, now) if self.requests else 0
+        # How many tokens a call takes is known later: one that is left lets it in.
+        tokens = self.tokens.wait(1, now) if self.tokens else 0
+        if requests or tokens:
+            what, reason = ("tokens", "TOKEN_QUOTA") if tokens > requests else ("requests", "REQUEST_QUOTA")
+            milliseconds = -(-max(requests, tokens) // 1_000_000)
+            raise Overloaded(f"this API key's quota of {what} is spent for now", reason, milliseconds)
+        if self.requests:
+            self.requests.take(1, now)
+
+    def charge(self, tokens: int, now: int) -> None:
+        """Takes tokens, whether they are left or not."""
+        if self.tokens:
+            self.tokens.take(tokens, now)

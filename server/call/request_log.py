@@ -1,0 +1,91 @@
+"""One JSON line a call, and the same times for its caller.
+
+Anybody can make calls that fail for want of a key, as many as they like: their lines are a sample.
+
+No prompt, output, key or address: only who called, which model, and what it cost. `content` is there where the
+server's settings ask for it. Lines go out as they are, without a logger's prefix, so that a log collector can parse
+them.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from tuneserve.server.call.context import Call
+
+logger = logging.getLogger("tuneserve.requests")
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_AT_ONCE = 10
+STAGES = ("queue", "tokenize", "engine")
+
+
+def to_stderr() -> None:
+    """Writes the lines to standard error. Without this they go where the process's other log lines go."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+class Sample:
+    """Which lines of callers that nobody knows are written: ten at once, and one a second. The others are counted, in
+    the next line that is written and by `dropped`.
+    """
+
+    def __init__(self, dropped: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._dropped = dropped
+        self._clock = clock
+        self._room, self._seen = float(_AT_ONCE), clock()
+        self._left_out = 0
+
+    def take(self) -> int | None:
+        """Returns how many were left out since the last one, or None where this one is left out, too."""
+        now = self._clock()
+        self._room, self._seen = min(_AT_ONCE, self._room + now - self._seen), now
+        if self._room < 1:
+            self._left_out += 1
+            self._dropped()
+            return None
+        self._room -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def log(call: Call, code_name: str, seconds: float, left_out: int = 0) -> None:
+    """Writes the line of a call that ended, and how many like it were not written."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "request_id": call.request_id,
+        "method": call.method,
+        "tenant": call.tenant.name,
+        "model": call.model,
+        "version": call.version,
+        "status": code_name,
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.completion_tokens,
+        "ms": _ms(seconds * 1e9),
+        **{f"{stage}_ms": _ms(call.stage_ns.get(stage, 0)) for stage in STAGES},
+    }
+    if left_out:
+        line["left_out"] = left_out
+    if call.content is not None:
+        line["content"] = call.content
+    # Made here: a logger would look for the line of code that it was called from, for every call.
+    logger.handle(logging.LogRecord(logger.name, logging.INFO, __file__, 0, _encode(line), None, None))
+
+
+def server_timing(call: Call) -> str:
+    """Returns where a call's time went, in milliseconds, as W3C Server-Timing writes it: `queue;dur=1.2, …`."""
+    return ", ".join(f"{stage};dur={_ms(call.stage_ns[stage])}" for stage in STAGES if stage in call.stage_ns)
+
+
+def _ms(nanoseconds: float) -> float:
+    # Microseconds: a stage of a small classifier takes a few hundred of them.
+    return round(nanoseconds / 1e6, 3)

@@ -1,0 +1,78 @@
+"""Bytes that callers make the server hold: bounded in sum, and for one tenant on one connection."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import Overloaded
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Caller: TypeAlias = tuple[str, str]
+
+# So much each may have held, whatever is held of others.
+_LEAST = 1 << 20
+_RETRY_MS = 1000
+
+
+@dataclass
+class Shares:
+    """Of one kind of bytes: `most` at a time, and `most_of_one` of one caller, or one message of any size."""
+
+    most: int
+    most_of_one: int
+    what: str  # is held: "answers wait to be read"
+    reason: str  # of a call that is turned away: "UNREAD"
+    rejected: Callable[[], object] = lambda: None  # is told of each
+    bytes: int = 0
+    none: asyncio.Event = field(default_factory=asyncio.Event)
+    _by_caller: dict[Caller, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.none.set()
+
+    def check(self, caller: Caller, size: int = 1) -> None:
+        """Raises Overloaded where so many bytes more would be too many."""
+        held, most = self._by_caller.get(caller, 0), self.most_of_one
+        if self.bytes + size > self.most:
+            most = _LEAST
+        elif not held:
+            return
+        if held + size > most:
+            self.rejected()
+            told = f"{self.what}, {held} bytes of them on this connection; allowed now: {most}"
+            raise Overloaded(told, self.reason, _RETRY_MS)
+
+    def add(self, caller: Caller, size: int) -> None:
+        """Holds bytes. Raises as `check` does."""
+        self.check(caller, size)
+        self._by_caller[caller] = self._by_caller.get(caller, 0) + size
+        self.bytes += size
+        self.none.clear()
+
+    def remove(self, caller: Caller, size: int) -> None:
+        """Holds bytes no longer that were added."""
+        self.bytes -= size
+        self._by_caller[caller] -= size
+        if not self._by_caller[caller]:
+            del self._by_caller[caller]
+        if not self._by_caller:
+            self.none.set()
+
+    @contextmanager
+    def held(self, caller: Caller, size: int) -> Iterator[None]:
+        """Holds bytes while the block runs. Raises as `check` does."""
+        self.add(caller, size)
+        try:
+            yield
+        finally:
+            self.remove(caller, size)
+
+
+def caller(context: Context) -> Caller:
+    """Who makes the current call: an address, and a tenant."""
+    return context.peer(), current().tenant.name

@@ -1,0 +1,1 @@
+"""The engine: what the server asks of it, and vLLM behind that."""

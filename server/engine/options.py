@@ -1,0 +1,161 @@
+"""The options of a model's engine, by vLLM's names: what the server decides, and what a model's `engine:` adds.
+
+Known without vLLM: the names there are come from the source of the one that is installed, as importing it takes ten
+seconds. What their values may be is vLLM's to say, when the engine starts.
+"""
+
+import ast
+import difflib
+import functools
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneserve import checkpoint
+from tuneserve.errors import UserError
+from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.server.config import ModelConfig
+from tuneserve.server.engine.hardware import Hardware
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+# Set by the server itself, with the setting of ours that decides it.
+OURS = {
+    "convert": "the checkpoint's task",
+    "disable_log_stats": "metrics are always on",
+    "dtype": "`dtype`",
+    "enable_log_requests": "`log_content` of the server",
+    "enable_lora": "`max_adapters`",
+    "gpu_memory_utilization": "`gpu_memory_utilization`",
+    "hf_config_path": "`path`",
+    "kv_cache_memory_bytes": "`kv_cache_gib`",
+    "max_lora_rank": "`max_adapter_rank`",
+    "max_loras": "`max_adapters`",
+    "max_model_len": "`max_length`",
+    "max_num_seqs": "`max_num_seqs`",
+    "model": "`path`",
+    "model_weights": "`path`",
+    "otlp_traces_endpoint": "`otlp_endpoint` of the server",
+    "runner": "the checkpoint's task",
+    "served_model_name": "the model's name in `models`",
+    "skip_tokenizer_init": "texts are always made",
+    "tokenizer": "`path`",
+    "trust_remote_code": "code of checkpoints never runs",
+    "worker_cls": "the server",
+    "worker_extension_cls": "the server",
+}
+
+
+# What an administrator may set while the server runs: numbers and switches. Others name files, modules or classes that
+# vLLM reads or imports (`scheduler_cls`, `load_format`, `speculative_config`): those are for the server's file.
+WHILE_RUNNING = (
+    "block_size",
+    "enable_chunked_prefill",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "kv_cache_dtype",
+    "long_prefill_token_threshold",
+    "max_logprobs",
+    "max_num_batched_tokens",
+    "seed",
+    "tensor_parallel_size",
+)
+
+# vLLM has kernels for these ranks; others are padded to the next.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# Adapters kept in memory; the least used of more are read from their directories again.
+_CACHED_ADAPTERS = 16
+# Architectures that vLLM has a token classifier for: encoders.
+_TOKEN_CLASSIFIERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
+# vLLM's default of 128 tokens on CPUs is more than most prompts have: none would share a prefix with another.
+_CPU_BLOCK = 32
+# Our own 4-bit scheme, and what other people's may be.
+_FOUR_BITS = ("nf4", "bitsandbytes")
+# Not vLLM's choice by request: an engine keeps to the library of its first one. Of the two it would choose from, the
+# other takes seconds for a large schema and, as a text gets longer, for each token of a nested pattern.
+_STRUCTURED_BACKEND = "guidance"
+
+
+def arguments(
+    name: str, config: ModelConfig, manifest: pb.Checkpoint, hardware: Hardware, otlp_endpoint: str | None = None
+) -> dict[str, Any]:
+    """Returns what vLLM's AsyncEngineArgs take; configurations within it are mappings. What is None is left out."""
+    task = manifest.task
+    options: dict[str, Any] = {
+        "model": str(config.path),
+        "served_model_name": name,
+        "runner": "generate" if task == pb.TASK_GENERATION else "pooling",
+        "convert": "embed" if task == pb.TASK_EMBEDDING else None,
+        "dtype": hardware.dtype,
+        "max_model_len": config.max_length or _length(manifest),
+        "max_num_seqs": config.max_num_seqs,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "kv_cache_memory_bytes": hardware.kv_cache_bytes or None,
+        "block_size": _CPU_BLOCK if task == pb.TASK_GENERATION and not has_nvidia_gpu() else None,
+        "enforce_eager": hardware.enforce_eager,
+        "scheduling_policy": "priority",
+        "trust_remote_code": False,
+        "use_tqdm_on_load": False,
+        "otlp_traces_endpoint": otlp_endpoint,
+    }
+    if config.max_adapters:
+        options |= {
+            "enable_lora": True,
+            "max_loras": config.max_adapters,
+            "max_cpu_loras": max(config.max_adapters, _CACHED_ADAPTERS),
+            "max_lora_rank": next((rank for rank in _RANKS if rank >= config.max_adapter_rank), _RANKS[-1]),
+        }
+    if not has_nvidia_gpu():
+        if manifest.quantization in _FOUR_BITS:
+            options["worker_extension_cls"] = "tuneserve.server.engine.nf4_cpu.Worker"
+        elif config.max_adapters:
+            options["worker_extension_cls"] = "tuneserve.server.engine.lora_cpu.Worker"
+    if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
+        # vLLM has no class for tokens of this model; that for whole texts judges each token too, when it is told to.
+        whole = manifest.architecture.replace("ForTokenClassification", "ForSequenceClassification")
+        options |= {"hf_overrides": {"architectures": [whole]}, "pooler_config": {"task": "token_classify"}}
+    options |= config.engine
+    options["structured_outputs_config"] = {
+        "backend": _STRUCTURED_BACKEND,
+        **options.get("structured_outputs_config", {}),
+    }
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _length(manifest: pb.Checkpoint) -> int | None:
+    """Returns what a classifier reads unless told: as much as it was trained and measured at; None leaves it to vLLM.
+
+    Generation has what its base model reads: there, training's length is only where rows were cut, and an answer may
+    be longer than those.
+    """
+    return None if manifest.task == pb.TASK_GENERATION else checkpoint.trained_length(manifest) or None
+
+
+def check(options: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an option that vLLM does not have or that the server sets itself."""
+    for key in options:
+        if key in OURS:
+            raise UserError(f"{where}: {key!r} is not for here", f"decided by: {OURS[key]}")
+    known = _known()
+    for key in options if known else ():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "vLLM's `AsyncEngineArgs` has the names"
+            raise UserError(f"{where}: vLLM has no engine option {key!r}", hint)
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """The fields of vLLM's AsyncEngineArgs and what it is made of; none where vLLM is not installed."""
+    spec = importlib.util.find_spec("vllm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        source = Path(folder) / "engine" / "arg_utils.py"
+        if source.is_file():
+            return frozenset(
+                field.target.id
+                for node in ast.parse(source.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
+                for field in node.body
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            )
+    return frozenset()

@@ -1,0 +1,174 @@
+"""A request in vLLM's form, and vLLM's output in ours. Only this file and `engine.py` know vLLM.
+
+vLLM checks a request when it gets it, on the event loop and among the errors of everything else. Here the check is
+made before, by itself: so a refusal is a refusal, and nothing else is one. What it would do with a constraint may take
+long and can't be ended: `constraints.py` has done that, in a process of its own.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from tuneserve.server.concurrency import in_turns
+from tuneserve.server.engine.interface import (
+    Alternative,
+    Delta,
+    EngineFailed,
+    Logprob,
+    RequestRefused,
+    Sampling,
+    StructuredOutput,
+)
+
+# The sampling fields as callers know them, where vLLM has another name.
+_FIELDS = {"include_stop_str_in_output": "include_stop_text", "structured_outputs": "structured_output"}
+_KNOWN = {field.name for field in fields(Sampling)} - {"structured"}
+_STRUCTURED = "structured_output"
+# Items that the arrays of one schema may count, all together. llguidance writes each out: a billion of them abort the
+# process that asks, and ten thousand take 50 MB.
+_MAX_ITEMS = 10_000
+_COUNTS = ("minItems", "maxItems")
+
+
+class _Params(SamplingParams):  # type: ignore[misc]
+    """Parameters that were verified: vLLM's second look is left out."""
+
+    def verify(self, *_: Any, **__: Any) -> None:
+        """Does nothing."""
+
+
+def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None]) -> SamplingParams:
+    """Returns what vLLM takes. `verify` is vLLM's check for this model. Raises RequestRefused."""
+    with _refusing():
+        params = _Params(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+            n=sampling.n,
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
+            logit_bias=dict(sampling.logit_bias) or None,
+            allowed_token_ids=list(sampling.allowed_token_ids) or None,
+            bad_words=list(sampling.bad_words),
+            include_stop_str_in_output=sampling.include_stop_text,
+            skip_special_tokens=sampling.skip_special_tokens,
+            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            # In the constraint's place: it is not for vLLM to read here.
+            structured_outputs=StructuredOutputsParams(regex="a") if sampling.structured else None,
+        )
+        verify(params)
+    if sampling.structured:
+        _set_structured(params, sampling.structured)
+    return params
+
+
+def _set_structured(params: SamplingParams, structured: StructuredOutput) -> None:
+    """Puts the constraint in its place, for the library that vLLM chose as it verified."""
+    checked = params.structured_outputs
+    try:
+        params.structured_outputs = _structured(structured)
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(_STRUCTURED) from error
+    params.structured_outputs._backend = checked._backend
+    params.structured_outputs._backend_was_auto = checked._backend_was_auto
+
+
+def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
+    if structured.kind != "json":
+        if structured.kind == "grammar" and "%json" in structured.value:
+            raise ValueError("a schema inside a grammar")
+        value = list(structured.value) if structured.kind == "choice" else structured.value
+        return StructuredOutputsParams(**{structured.kind: value})
+    assert isinstance(structured.value, str)
+    schema = json.loads(structured.value)
+    if not isinstance(schema, dict):
+        raise ValueError("not an object")
+    counts = list(_counts(schema))
+    # Not one below 0, nor one that is no number, to make up for another.
+    if not all(count >= 0 for count in counts) or sum(counts) > _MAX_ITEMS:
+        raise ValueError("too many items")
+    # As text of our own: of a key given twice, one.
+    return StructuredOutputsParams(json=json.dumps(schema)) if schema else StructuredOutputsParams(json_object=True)
+
+
+def _counts(value: Any) -> Iterator[float]:
+    """The item counts of a schema, wherever they stand."""
+    if isinstance(value, dict):
+        yield from (value[key] for key in _COUNTS if isinstance(value.get(key), int | float))
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _counts(inner)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A refusal by vLLM names the field where vLLM did; its text is left behind, as it may repeat the prompt."""
+    try:
+        yield
+    # Before 0.27 some checks raise the bare type.
+    except (VLLMValidationError, ValueError) as error:
+        name = getattr(error, "parameter", None) or ""
+        name = _FIELDS.get(name, name)
+        raise RequestRefused(name if name in _KNOWN else "") from error
+
+
+def prompt(token_ids: Sequence[int], salt: str) -> Any:
+    """A rendered prompt: vLLM takes it as it is, without work of its own on the event loop. Its prefix cache finds it
+    for prompts of the same salt alone.
+    """
+    return tokens_input(list(token_ids), cache_salt=salt or None)
+
+
+async def delta(completion: CompletionOutput, output: RequestOutput, sampling: Sampling) -> Delta:
+    """Returns what is new of one completion. Raises RequestRefused or EngineFailed for one that went wrong."""
+    token_ids = list(completion.token_ids)
+    finish = completion.finish_reason
+    if finish == "error" and sampling.structured:
+        # The constraint could not be compiled for this vocabulary, or no token was allowed by it.
+        raise RequestRefused(_STRUCTURED)
+    if finish in ("abort", "error"):
+        raise EngineFailed("generation was aborted")
+    stop_text = completion.stop_reason if isinstance(completion.stop_reason, str) else ""
+    prompt_logprobs: Sequence[Logprob] = ()
+    if output.prompt_logprobs and output.prompt_token_ids:
+        # The first prompt token has no logprob: nothing comes before it.
+        prompt_logprobs = await _logprobs(
+            output.prompt_token_ids[1:], output.prompt_logprobs[1:], sampling.prompt_logprobs
+        )
+    return Delta(
+        index=completion.index,
+        text=completion.text,
+        token_ids=token_ids,
+        logprobs=await _logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
+        finish=finish if finish is None or finish == "length" else "stop",
+        stop_text=stop_text,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+async def _logprobs(token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None) -> list[Logprob]:
+    """One entry a position. vLLM gives a dict by token id: the `likeliest` best ones, and the token that stands."""
+    entries = []
+    async for token_id, candidates in in_turns(zip(token_ids, positions, strict=False)):
+        by_rank = sorted(candidates.items(), key=lambda item: item[1].rank or 0)[:likeliest]
+        alternatives = [Alternative(id_, entry.logprob, entry.decoded_token or "") for id_, entry in by_rank]
+        entries.append(Logprob(token_id, candidates[token_id].logprob, alternatives))
+    return entries

@@ -1,0 +1,316 @@
+"""The engine: vLLM's AsyncLLM behind `seam.Engine`. Only this file and `engine_requests.py` know vLLM (0.26 to 0.32).
+
+It knows token ids and numbers, and nothing of gRPC, texts or labels. Importing it imports torch and vLLM, so the
+application does it late, in a thread.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tuneserve import runtime
+from tuneserve.server.concurrency import in_turns
+from tuneserve.server.config import ModelConfig
+from tuneserve.server.engine.hardware import Hardware
+from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, PoolTask, RequestRefused, Sampling, Ticket
+from tuneserve.server.engine.tokenizer_files import readable
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+# Must stand before vLLM is imported, which reads them then. Spawned, never forked: gRPC has threads running.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+# Errors only: on CPUs vLLM warns, a dozen times in each process, of what only GPUs have. And none of those that repeat
+# what a caller sent: a grammar, stop strings, tokens. Who sets a level for vLLM sees all of it.
+if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
+    os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
+os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.update(runtime.engine_environment() | os.environ)
+
+from vllm import PoolingParams, SamplingParams
+from vllm.config import PoolerConfig, StructuredOutputsConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+from tuneserve.server.engine import options as engine_options
+from tuneserve.server.engine import processes as engine_processes
+from tuneserve.server.engine import requests as engine_requests
+
+T = TypeVar("T")
+
+# Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.
+_CONFIGURING = threading.Lock()
+_LIVENESS_SECONDS = 0.1
+# vLLM gives its processes 5 s to end by themselves.
+_CLOSE_SECONDS = 15.0
+
+
+class VllmEngine:
+    """One model in its own vLLM engine processes. What it tells of itself is known once it was started."""
+
+    max_length: int
+    max_num_seqs: int
+    vocab_size: int
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        manifest: pb.Checkpoint,
+        hardware: Hardware,
+        otlp_endpoint: str | None = None,
+    ) -> None:
+        self.registry = CollectorRegistry()
+        self._directory = config.path
+        self._options = engine_options.arguments(name, config, manifest, hardware, otlp_endpoint)
+        self._engine: AsyncLLM | None = None
+        self._start: engine_processes.Start | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._processes: Sequence[psutil.Process] = ()
+        self._traced = otlp_endpoint is not None
+        self._adapters: dict[str, LoRARequest] = {}
+        self._adapter_ids = itertools.count(1)
+        self._met = False
+
+    async def start(self) -> None:
+        """See seam.Engine."""
+        self._start = engine_processes.Start(self._load)
+        await asyncio.shield(asyncio.wrap_future(self._start.done))
+
+    def _load(self) -> None:
+        options = self._options
+        for key, kind in (("structured_outputs_config", StructuredOutputsConfig), ("pooler_config", PoolerConfig)):
+            if isinstance(options.get(key), Mapping):
+                options[key] = kind(**options[key])
+        with readable(self._directory) as tokenizer:
+            options["tokenizer"] = str(tokenizer)
+            with _CONFIGURING:
+                vllm_config = AsyncEngineArgs(**options).create_engine_config()
+            engine = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
+        self._processes = engine_processes.started_by(engine)
+        self.max_length = engine.model_config.max_model_len
+        self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
+        self.vocab_size = engine.model_config.get_vocab_size()
+        self._engine = engine
+
+    @property
+    def _llm(self) -> AsyncLLM:
+        if self._engine is None:
+            raise EngineFailed("the engine was closed")
+        return self._engine
+
+    async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
+        """See seam.Engine."""
+        await self._meet()
+        ids = [f"{ticket.request_id}#{index}" for index in range(len(inputs))]
+        done = False
+        try:
+            with _translated():
+                # Not by `encode`, which would want a task for each of what may be hundreds.
+                each = in_turns(zip(ids, inputs, strict=True))
+                answers = [await self._add(ticket, id_, one, task) async for id_, one in each]
+                outputs = [(await answer.get()).outputs.data async for answer in in_turns(answers)]
+            # vLLM ends an aborted pooling request normally, with nothing in it.
+            if not all(data.numel() for data in outputs):
+                raise EngineFailed("pooling request was aborted")
+            done = True
+            return [np.asarray(data.float().cpu().numpy(), dtype=np.float32) for data in outputs]
+        finally:
+            if not done:
+                await self._abort(ids)
+
+    async def _add(self, ticket: Ticket, request_id: str, encoded: Encoded, task: PoolTask) -> RequestOutputCollector:
+        # As the model gives it: logits, or a vector that is not scaled to length one.
+        params = PoolingParams(task=task, use_activation=False)
+        if encoded.pair_start is not None:
+            params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
+        prompt = engine_requests.prompt(encoded.token_ids, ticket.salt)
+        return await self._llm.add_request(request_id, prompt, params, **self._with(ticket))
+
+    async def generate(
+        self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
+    ) -> AsyncGenerator[list[Delta], None]:
+        """See seam.Engine."""
+        await self._meet()
+        params = engine_requests.sampling_params(sampling, stream, self._verify)
+        prompt = engine_requests.prompt(token_ids, ticket.salt)
+        queue: RequestOutputCollector | None = None
+        finished = False
+        try:
+            with _translated():
+                # Not by `generate`, which tells nobody how much was made of a request that is cancelled.
+                queue = await self._llm.add_request(ticket.request_id, prompt, params, **self._with(ticket))
+            while not finished:
+                output = await _next(queue)
+                finished = output.finished
+                yield [await engine_requests.delta(one, output, sampling) for one in output.outputs]
+        finally:
+            if not finished:
+                await self._abort([ticket.request_id], queue)
+                ticket.lost(_left(queue) if queue else 0)
+
+    def _with(self, ticket: Ticket) -> dict[str, Any]:
+        if ticket.adapter and ticket.adapter not in self._adapters:
+            raise RequestRefused("adapter")
+        return {
+            "lora_request": self._adapters[ticket.adapter] if ticket.adapter else None,
+            "priority": ticket.priority,
+            "trace_headers": ticket.trace if self._traced and ticket.trace else None,
+        }
+
+    def _verify(self, params: Any) -> None:
+        """vLLM's own check of sampling parameters, as it makes it when it gets a request."""
+        config, processor = self._llm.vllm_config, self._llm.input_processor
+        # Not params.verify: that of `engine_requests` does nothing.
+        SamplingParams.verify(
+            params,
+            config.model_config,
+            config.speculative_config,
+            config.structured_outputs_config,
+            processor.tokenizer,
+        )
+
+    async def load_adapter(self, name: str, directory: Path) -> None:
+        """See seam.Engine. Raises RequestRefused for one that does not fit the model."""
+        request = LoRARequest(name, next(self._adapter_ids), str(directory))
+        try:
+            await self._while_alive(self._llm.add_lora(request))
+        except EngineFailed:
+            raise
+        # vLLM passes on what the engine's process raised as a bare Exception.
+        except Exception as error:
+            raise RequestRefused("adapter") from error
+        self._adapters[name] = request
+
+    async def unload_adapter(self, name: str) -> None:
+        """See seam.Engine."""
+        request = self._adapters.pop(name)
+        await self._while_alive(self._llm.remove_lora(request.lora_int_id))
+
+    async def ping(self) -> None:
+        """See seam.Engine. `check_health` only reads a flag; this is a round trip through the engine's loop."""
+        await self._while_alive(self._llm.is_sleeping())
+
+    async def _meet(self) -> None:
+        """vLLM's first request waits for an answer that a dead engine never gives: asks for it here."""
+        if not self._met:
+            await self._while_alive(self._llm.get_supported_tasks())
+            self._met = True
+
+    async def _while_alive(self, answer: Awaitable[T]) -> T:
+        """Waits for an answer of the engine's process. vLLM alone would wait for that of a dead one forever."""
+        task = asyncio.ensure_future(answer)
+        try:
+            while not task.done():
+                await asyncio.wait((task,), timeout=_LIVENESS_SECONDS)
+                if not task.done() and (self._engine is None or self._engine.errored):
+                    raise EngineFailed("the engine is dead")
+            with _translated():
+                return task.result()
+        finally:
+            task.cancel()
+
+    def cpu_seconds(self) -> Mapping[int, float]:
+        """See seam.Engine."""
+        return engine_processes.cpu_seconds(self._all_processes())
+
+    def kill(self) -> None:
+        """See seam.Engine. To be called on the event loop."""
+        self._end_waiting()
+        engine_processes.kill(self._all_processes())
+
+    def _all_processes(self) -> Sequence[psutil.Process]:
+        return self._processes or (self._start.processes() if self._start else ())
+
+    async def close(self) -> None:
+        """See seam.Engine. May be called again, and after `kill`. Goes on when its caller is cancelled."""
+        self._closing = self._closing or asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._start is not None:
+            await self._start.end(_CLOSE_SECONDS)
+        if self._engine is None:
+            return
+        self._end_waiting()
+        engine, self._engine = self._engine, None
+        shutdown = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
+        await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
+        # Also what outlived its parent. Its memory is free, for another engine, only once it is gone.
+        engine_processes.kill(self._processes)
+        await asyncio.to_thread(engine_processes.wait_for_end, self._processes, _CLOSE_SECONDS)
+        await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
+        # Its __del__ shuts down again, and fails when that comes as late as the interpreter's end.
+        del engine, shutdown
+
+    def _end_waiting(self) -> None:
+        """Whatever waits for the engine raises EngineFailed."""
+        if self._engine is None or self._engine.output_handler is None or self._engine.output_handler.done():
+            return
+        # It would take the end of the engine's processes for a failure, and log it.
+        self._engine.output_handler.cancel()
+        self._engine.output_processor.propagate_error(EngineDeadError())
+
+    async def _abort(self, request_ids: list[str], queue: RequestOutputCollector | None = None) -> None:
+        if self._engine is None or self._engine.errored:
+            return
+        # By vLLM's own id, where it is known: by ours it would not forget what several completions have in common.
+        ids, internal = (request_ids, False) if queue is None else ([queue.request_id], True)
+        # Shielded, because we are being cancelled.
+        with contextlib.suppress(EngineDeadError):
+            await asyncio.shield(self._engine.abort(ids, internal))
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """For vLLM's code alone: a ValueError of ours is a mistake of ours."""
+    try:
+        yield
+    except (EngineDeadError, EngineGenerateError) as error:
+        raise EngineFailed("the engine failed") from error
+    # What is left of vLLM's checks after `_verify`: of the prompt. Before 0.27 it raises the bare type.
+    except (VLLMValidationError, ValueError) as error:
+        raise RequestRefused from error
+
+
+async def _next(queue: RequestOutputCollector) -> RequestOutput:
+    """The next output. What vLLM leaves there in its place, when the engine ends, is no fault of the request's."""
+    try:
+        return queue.get_nowait() or await queue.get()
+    except Exception as error:
+        raise EngineFailed("the engine failed") from error
+
+
+def _left(queue: RequestOutputCollector) -> int:
+    """Tokens that were made and not taken; vLLM leaves those of an aborted request there, too."""
+    with contextlib.suppress(Exception):
+        if output := queue.get_nowait():
+            return sum(len(one.token_ids) for one in output.outputs)
+    return 0
+
+
+def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:
+    """vLLM's Prometheus logger on a registry of its own: on the global one a second engine removes the first's."""
+
+    class StatLogger(PrometheusStatLogger):  # type: ignore[misc]
+        _gauge_cls = partial(Gauge, registry=registry)
+        _counter_cls = partial(Counter, registry=registry)
+        _histogram_cls = partial(Histogram, registry=registry)
+
+    return StatLogger

@@ -1,0 +1,239 @@
+"""What an administrator does to a running server: load and unload versions, move aliases, load adapters.
+
+Nothing that answers is touched before what replaces it has answered a warm-up.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from tuneserve import checkpoint
+from tuneserve.errors import CheckpointError, StepFailed, UserError
+from tuneserve.server import concurrency, config, settings
+from tuneserve.server.call.errors import AlreadyLoaded, InvalidInput, Unavailable, WrongState
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.engine import options as engine_options
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.models import adapters, memory
+from tuneserve.server.models.health import Health
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.registry import Models, Route, to_proto
+from tuneserve.server.models.supervisor import Supervisor
+from tuneserve.server.text import redaction
+from tuneserve.v1 import model_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+# Of the settings of a model that is loaded while the server runs, as they are sent.
+_MOST_BYTES = 1 << 16
+
+_FILES_ALONE = {entry.name for entry in fields(ModelConfig)}.difference(config.WHILE_RUNNING)
+
+
+class Operations:
+    """The server's models, as an administrator changes them. One is loaded or unloaded at a time."""
+
+    def __init__(
+        self,
+        settings_: ServerConfig,
+        models: Models,
+        metrics: Metrics,
+        supervisor: Supervisor,
+        health: Health,
+    ) -> None:
+        self._config = settings_
+        self._models = models
+        self._metrics = metrics
+        self._supervisor = supervisor
+        self._health = health
+        self._one_at_a_time = asyncio.Lock()
+        self._leaving: set[str] = set()  # versions that are being unloaded
+        self._store = adapters.Store()
+
+    def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
+        """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
+        config.checked_model(name, model, where)
+        redaction.check(model.redact, f"{where}.redact")
+        engine_options.check(model.engine, f"{where}.engine")
+        prepared = Model(name, model, checkpoint.load(model.path, f"model {name}"), self._metrics)
+        for adapter, path in model.adapters.items():
+            prepared.adapters.prepare(adapter, self._store.take(path, model.max_adapter_rank))
+        return prepared
+
+    async def start(self, model: Model) -> None:
+        """Loads a model that was prepared, and watches it."""
+        try:
+            await self._supervisor.load(model)
+        except BaseException:
+            await model.close()
+            raise
+        self._supervisor.watch(model)
+
+    async def load(self, request: pb.LoadModelRequest) -> Model:
+        """Loads a version beside those there are. See ModelService.LoadModel."""
+        async with self._one_at_a_time:
+            if not config.is_name(request.model):
+                raise InvalidInput("model", f"is not a name: {config.A_NAME}")
+            path = self._below_root(request.path)
+            try:
+                model = await asyncio.to_thread(self.prepare, request.model, self._settings(request, path), "settings")
+            except CheckpointError as error:
+                raise InvalidInput("path", _public(error, path)) from error
+            except UserError as error:
+                raise InvalidInput("settings", _public(error, path)) from error
+            if self._models.has(model):
+                raise AlreadyLoaded(model.id)
+            await asyncio.to_thread(memory.check, model.config, model.manifest)
+            try:
+                await self.start(model)
+            except StepFailed as error:
+                raise Unavailable(f"the engine of {model.id} did not start; the server's log says why") from error
+            self._models.add(model)
+            await self._health.publish()
+            logger.info("model %s: loaded", model.id)
+            return model
+
+    async def unload(self, name: str, version: str) -> None:
+        """Drains a version and ends it. See ModelService.UnloadModel."""
+        async with self._one_at_a_time:
+            model = self._models.version(name, version)
+            if self._models.is_used(model):
+                raise WrongState(f"an alias points at {model.id}; move it first")
+            await self._unload([model])
+
+    async def set_alias(self, alias: pb.Alias, unload_unused: bool) -> pb.Alias:
+        """Moves an alias, and returns it as it is now. See ModelService.SetAlias."""
+        # At once, whatever is being loaded meanwhile: this is how a bad version is taken back.
+        route = self._route(alias) if alias.targets else None
+        before = self._models.route(alias.name)
+        self._models.set_route(alias.name, route)
+        await self._health.publish()
+        logger.info("alias %s: moved", alias.name)
+        if unload_unused and before:
+            async with self._one_at_a_time:
+                # Another change may have come first.
+                there = [model for model in before.models() if any(model is other for other in self._models)]
+                await self._unload([model for model in there if not self._models.is_used(model)])
+        return to_proto(alias.name, route) if route else pb.Alias(name=alias.name)
+
+    async def load_adapter(self, model: Model, name: str, path: str) -> str:
+        """Loads a LoRA adapter, and returns its version. See ModelService.LoadAdapter."""
+        model.check_takes_adapters()
+        directory = self._below_root(path)
+        taking = asyncio.ensure_future(asyncio.to_thread(self._store.take, directory, model.config.max_adapter_rank))
+        try:
+            copy = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(self._given_up)
+            raise
+        except StepFailed as error:
+            raise WrongState("the server's disk for adapters is full: free some, or give it another TMPDIR") from error
+        except UserError as error:
+            raise InvalidInput("path", _public(error, directory)) from error
+        await model.adapters.add(name, copy)
+        return copy.version
+
+    def _given_up(self, taking: "asyncio.Future[adapters.Copy]") -> None:
+        if taking.exception() is None:
+            self._store.release(taking.result())
+
+    def close(self) -> None:
+        """Removes the copies of adapters."""
+        self._store.close()
+
+    async def _unload(self, models: Sequence[Model]) -> None:
+        self._leaving = {model.id for model in models}
+        try:
+            await asyncio.gather(*(self._drain_and_end(model) for model in models))
+        finally:
+            self._leaving = set()
+
+    async def _drain_and_end(self, model: Model) -> None:
+        if not await model.drain(self._config.drain_seconds):
+            logger.warning("model %s: calls still running after %g s", model.id, self._config.drain_seconds)
+        await concurrency.to_the_end(self._end(model))
+
+    async def _end(self, model: Model) -> None:
+        await self._supervisor.forget(model)
+        self._models.remove(model)
+        await model.close()
+        self._metrics.forget(model.name, model.version)
+        logger.info("model %s: unloaded", model.id)
+
+    def _route(self, alias: pb.Alias) -> Route:
+        targets: list[tuple[Model, int]] = []
+        for index, target in enumerate(alias.targets):
+            if not target.weight:
+                raise InvalidInput(f"alias.targets[{index}].weight", "is 0; allowed: 1 or more")
+            targets.append((self._staying(target), target.weight))
+        route = Route(targets, self._staying(alias.shadow) if alias.HasField("shadow") else None)
+        if len({model.manifest.task for model in route.models()}) > 1:
+            raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
+        return route
+
+    def _staying(self, target: pb.AliasTarget) -> Model:
+        model = self._models.version(target.model, target.version)
+        if model.id in self._leaving:
+            raise WrongState(f"{model.id} is being unloaded")
+        return model
+
+    def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
+        """The settings of the model's latest version, changed by the request's."""
+        if (size := request.settings.ByteSize()) > _MOST_BYTES:
+            raise InvalidInput("settings", f"has {size} bytes; allowed: {_MOST_BYTES}")
+        given = _whole(json_format.MessageToDict(request.settings))
+        for key in given.keys() & _FILES_ALONE:
+            raise InvalidInput(f"settings.{key}", _not_now(config.WHILE_RUNNING))
+        changed = settings.build(ModelConfig, {**given, "path": "."}, "settings")
+        for key, value in changed.engine.items():
+            if key not in engine_options.WHILE_RUNNING:
+                raise InvalidInput(f"settings.engine.{key}", _not_now(engine_options.WHILE_RUNNING))
+            if not isinstance(value, bool | int | float | str):
+                raise InvalidInput(f"settings.engine.{key}", "is no number, switch or word")
+        latest = self._models.latest(request.model)
+        base = replace(latest.config, adapters={}) if latest else ModelConfig(path)
+        values = {key: getattr(changed, key) for key in given} | {"engine": {**base.engine, **changed.engine}}
+        return replace(base, path=path, **values)
+
+    def _below_root(self, path: str) -> Path:
+        root = self._config.models_root
+        if root is None:
+            raise WrongState("the server has no models_root to load from")
+        try:
+            wanted = (root / path).resolve()
+            is_below = bool(path) and wanted.is_relative_to(root.resolve()) and wanted.is_dir()
+        except (OSError, ValueError):
+            is_below = False  # too long, or with a NUL in it
+        if not is_below:
+            raise InvalidInput("path", "is not a directory below the server's models_root")
+        return wanted
+
+
+def _not_now(allowed: Iterable[str]) -> str:
+    return f"can't be set while the server runs, only in its file; allowed: {', '.join(allowed)}"
+
+
+def _public(error: UserError, path: Path) -> str:
+    """An error's text without the path of what was to be loaded."""
+    text = str(error)
+    for shown in (str(path), path.name):
+        text = text.replace(f"{shown}/", "").removeprefix(f"{shown}: ")
+    return text
+
+
+def _whole(values: dict[str, Any]) -> dict[str, Any]:
+    """A Struct has only doubles: whole ones become integers again."""
+
+    def fix(value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, dict):
+            return {key: fix(one) for key, one in value.items()}
+        return [fix(one) for one in value] if isinstance(value, list) else value
+
+    return {key: fix(value) for key, value in values.items()}

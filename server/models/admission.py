@@ -1,0 +1,248 @@
+"""Who comes in and who goes next: the bounded queue before one engine.
+
+A call comes in through `enter`, which turns it away at once when the queue is full or the wait would be too long. Each
+of its requests to the engine then waits its `turn`. The engine is given as many sequences as it runs in a step, so
+that what waits, waits here: where its deadline, its priority and its cancellation count.
+
+Knows numbers and time; nothing of models or gRPC.
+"""
+
+import asyncio
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from tuneserve.server.call.errors import DeadlinePassed, Overloaded
+
+# Seconds over which the engine's speed is averaged.
+_MEMORY = 5.0
+# Share of the longest wait that a call may expect and still come in. What it expects is a guess, of an engine that gets
+# slower while many are turned away beside it: with too little to spare, those that come in last wait in vain.
+_SURE = 0.6
+# Waiters that gave up and may stay in the queue, beside as many as there are others.
+_KEPT = 64
+TOO_LATE = "the deadline passed while the call waited for the engine"
+# How long a caller that was turned away should wait at least, in milliseconds.
+_RETRY_MS = 100
+
+
+@dataclass(order=True)
+class _Waiter:
+    """A request in the queue, in the order in which the heap hands them out."""
+
+    priority: int
+    order: int
+    sequences: int = field(compare=False)
+    tokens: int = field(compare=False)
+    granted: "asyncio.Future[None]" = field(compare=False)
+    is_live: bool = field(default=True, compare=False)  # its turn did not come, and it did not give up
+
+
+@dataclass(eq=False)
+class Entry:
+    """A call that is in. Until its first turn it counts among those that wait: its texts are being tokenized."""
+
+    priority: int
+    is_coming: bool = True
+
+
+class Admission:
+    """The queue of one engine."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        slots: int,
+        max_calls: int,
+        max_tokens: int,
+        max_wait: float,
+        rejected: Callable[[str], object] = lambda reason: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`slots` sequences run at a time; at most `max_calls` calls are in, `max_tokens` tokens wait, and no call
+        waits for longer than `max_wait` seconds. `rejected` is told the reason of each that was turned away.
+        """
+        self.calls = 0
+        self.running = 0
+        self.waiting = 0
+        self.waiting_tokens = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._name = name
+        self._slots = slots
+        self._max_calls = max_calls
+        self._max_tokens = max_tokens
+        self._max_wait = max_wait
+        self._rejected = rejected
+        self._clock = clock
+        # A heap. Those that gave up stay in it until they come to its top, or are most of it: a search for one of them
+        # takes time that grows with it, and a call that is cancelled may have thousands.
+        self._queue: list[_Waiter] = []
+        # What `expected_wait` counts, by priority: sequences of those that wait, and calls that have not come so far.
+        self._ahead: Counter[int] = Counter()
+        self._coming: Counter[int] = Counter()
+        self._order = 0
+        self._speed = _Speed()
+
+    @contextmanager
+    def enter(self, priority: int = 0) -> Iterator[Entry]:
+        """Holds a call's place. Raises Overloaded at once when there is none."""
+        if self.calls >= self._max_calls:
+            raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
+        expected = self.expected_wait(priority)
+        if expected > _SURE * self._max_wait:
+            what = f"a queue of about {expected:.1f} s, at a longest wait of {self._max_wait:g} s"
+            raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
+        entry = Entry(priority)
+        self._coming[priority] += 1
+        self.calls += 1
+        self.empty.clear()
+        try:
+            yield entry
+        finally:
+            self._arrived(entry)
+            self.calls -= 1
+            if not self.calls:
+                self.empty.set()
+
+    @asynccontextmanager
+    async def turn(
+        self,
+        sequences: int,
+        tokens: int,
+        priority: int = 0,
+        entry: Entry | None = None,
+        deadline: float | None = None,  # on the clock
+    ) -> AsyncIterator[None]:
+        """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long; and
+        DeadlinePassed.
+        """
+        if entry:
+            self._arrived(entry)
+        await self._wait(sequences, tokens, priority, deadline)
+        try:
+            yield
+        finally:
+            self._release(sequences)
+
+    def expected_wait(self, priority: int = 0) -> float:
+        """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
+        ahead = _up_to(self._ahead, priority)
+        # Those that come will wait only if there is no room for them.
+        coming = _up_to(self._coming, priority)
+        ahead += max(0, coming - max(0, self._slots - self.running))
+        return ahead / self._speed.per_second if ahead and self._speed.per_second else 0.0
+
+    def _arrived(self, entry: Entry) -> None:
+        if entry.is_coming:
+            entry.is_coming = False
+            _subtract(self._coming, entry.priority, 1)
+
+    async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
+        if not self.waiting and self.running < self._slots:
+            self.running += sequences
+            return
+        if self.waiting and self.waiting_tokens + tokens > self._max_tokens:
+            raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
+        if not self.waiting:
+            self._speed.saturated(self._clock())
+        self._order += 1
+        granted = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(priority, self._order, sequences, tokens, granted)
+        heapq.heappush(self._queue, waiter)
+        self.waiting += 1
+        self._ahead[priority] += sequences
+        self.waiting_tokens += tokens
+        left = math.inf if deadline is None else max(0.0, deadline - self._clock())
+        try:
+            async with asyncio.timeout(min(self._max_wait, left)):
+                await granted
+        except BaseException as error:
+            if granted.done() and not granted.cancelled():
+                # Its turn came in the moment in which it gave up.
+                self._release(sequences)
+            else:
+                self._forget(waiter)
+            if isinstance(error, TimeoutError) and left < self._max_wait:
+                raise DeadlinePassed(TOO_LATE) from None
+            if isinstance(error, TimeoutError):
+                raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
+            raise
+
+    def _forget(self, waiter: _Waiter) -> None:
+        """Counts a waiter no more: its turn came, or it gave up."""
+        if not waiter.is_live:
+            return
+        waiter.is_live = False
+        self.waiting -= 1
+        _subtract(self._ahead, waiter.priority, waiter.sequences)
+        self.waiting_tokens -= waiter.tokens
+        if len(self._queue) > 2 * self.waiting + _KEPT:
+            self._queue = [one for one in self._queue if one.is_live]
+            heapq.heapify(self._queue)
+
+    def _release(self, sequences: int) -> None:
+        self.running -= sequences
+        if self.waiting:
+            self._speed.done(sequences, self._clock())
+        while self.waiting and self.running < self._slots:
+            waiter = heapq.heappop(self._queue)
+            if not waiter.is_live:
+                continue
+            self._forget(waiter)
+            # Cancelled: its task has not run yet, or it would be forgotten already.
+            if not waiter.granted.cancelled():
+                self.running += waiter.sequences
+                waiter.granted.set_result(None)
+
+    def _overloaded(self, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
+        self._rejected(reason)
+        retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
+        return Overloaded(f"model {self._name!r} has {what}", reason, retry)
+
+
+def _up_to(counts: Counter[int], priority: int) -> int:
+    return sum(count for one, count in counts.items() if one <= priority)
+
+
+def _subtract(counts: Counter[int], priority: int, count: int) -> None:
+    counts[priority] -= count
+    if not counts[priority]:
+        del counts[priority]
+
+
+class _Speed:
+    """Sequences that the engine finishes in a second, over the time in which more were waiting."""
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._seconds = 0.0
+        self._last = 0.0
+
+    @property
+    def per_second(self) -> float:
+        """0 while too little was seen."""
+        return self._count / self._seconds if self._seconds > 0 and self._count >= 1 else 0.0
+
+    def saturated(self, now: float) -> None:
+        """The queue begins. What was seen before the last one ended counts less, the longer that is ago."""
+        self._fade(now - self._last)
+        self._last = now
+
+    def done(self, sequences: int, now: float) -> None:
+        """Sequences ended while others waited."""
+        passed = now - self._last
+        self._fade(passed)
+        self._count += sequences
+        self._seconds += passed
+        self._last = now
+
+    def _fade(self, seconds: float) -> None:
+        fade = math.exp(-seconds / _MEMORY)
+        self._count *= fade
+        self._seconds *= fade

@@ -1,0 +1,152 @@
+"""What grpc.health.v1 says: per service, per alias and for the whole server.
+
+An alias serves while one of its versions answers: its calls go there then. A service serves while one of its aliases
+does, and the server while any does: an engine that fails takes no other model out of service. At start none of them
+serves before each model was warmed up.
+
+Anybody may ask, without a key: what is asked is short, soon here, and a connection can watch only so many names.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from tuneserve.server.call.arrivals import Arrivals
+from tuneserve.server.call.errors import CallError, InvalidInput, Unavailable
+from tuneserve.server.models.registry import Models, Route
+from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_pb2
+
+_CLASSIFICATION = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name
+SERVICES: dict[int, str] = {
+    checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: _CLASSIFICATION,
+    checkpoint_pb2.TASK_TOKEN_CLASSIFICATION: _CLASSIFICATION,
+    checkpoint_pb2.TASK_GENERATION: generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
+    checkpoint_pb2.TASK_EMBEDDING: embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
+}
+MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+# Of a request: the names that there are have less.
+_MOST_BYTES = 1024
+_MOST_SLOW, _SLOW_SECONDS = 8, 2.0
+# Of one connection. A client that watches for each of its channels has a connection for each of them, too.
+_MOST_WATCHES = 32
+
+_Response = health_pb2.HealthCheckResponse
+_STATUS = {True: _Response.SERVING, False: _Response.NOT_SERVING}
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Health:
+    """The health service, kept in step with the models."""
+
+    def __init__(self, models: Models, names: bool = True) -> None:
+        """`names` tells anybody the state of `models/ALIAS`, and with it which aliases there are."""
+        self.servicer = _Servicer()
+        self._models = models
+        self._names = names
+
+    async def publish(self) -> None:
+        """Tells the watchers how the models are now."""
+        routes = self._models.routes
+        of_service: dict[str, list[Route]] = {service: [] for service in SERVICES.values()}
+        for route in routes.values():
+            of_service[SERVICES[route.task]].append(route)
+        serving = {service: _any_serves(of) for service, of in of_service.items()}
+        if self._names:
+            serving |= {f"models/{alias}": route.serves for alias, route in routes.items()}
+        self.servicer.show({"": _any_serves(routes.values()), MODEL_SERVICE: True, **serving})
+
+    async def drain(self) -> None:
+        """Says NOT_SERVING for good."""
+        self.servicer.end()
+
+
+def _any_serves(routes: Collection[Route]) -> bool:
+    return any(route.serves for route in routes) and not any(route.is_loading for route in routes)
+
+
+class _Servicer:
+    """The states, for whoever asks or watches.
+
+    Not the library's own: that one has no limits, no way to forget a service, and when one of several watchers of a
+    service leaves, it tells the others nothing any more.
+    """
+
+    def __init__(self) -> None:
+        self._serving: Mapping[str, bool] = {}
+        self._changed = asyncio.Event()  # of this state; the next one has another
+        self._ended = False
+        self.arrivals = Arrivals(_MOST_SLOW, _SLOW_SECONDS)
+        self._watches: Counter[str] = Counter()  # by connection
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server."""
+        # As streams of requests, though there is one: gRPC takes it in when it is asked for.
+        methods: dict[str, Any] = {
+            "Check": grpc.stream_unary_rpc_method_handler(self._check, None, _Response.SerializeToString),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch, None, _Response.SerializeToString),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods),))
+
+    def show(self, serving: Mapping[str, bool]) -> None:
+        """Replaces all states. A service that is not among them is not known any more."""
+        if not self._ended:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """No service serves, for good."""
+        self.show(dict.fromkeys(self._serving, False))
+        self._ended = True
+
+    async def _check(self, _: Any, context: _Context) -> health_pb2.HealthCheckResponse:
+        service = await self._asked(context)
+        if service not in self._serving:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return _Response(status=_STATUS[self._serving[service]])
+
+    async def _watch(self, _: Any, context: _Context) -> None:
+        peer = context.peer()
+        self._watches[peer] += 1
+        try:
+            if self._watches[peer] > _MOST_WATCHES:
+                text = f"a connection can watch {_MOST_WATCHES} services"
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            service, told = await self._asked(context), None
+            while True:
+                changed = self._changed
+                serving = self._serving.get(service)
+                status = _Response.SERVICE_UNKNOWN if serving is None else _STATUS[serving]
+                if status != told:
+                    await context.write(_Response(status=status))
+                told = status
+                await changed.wait()
+        finally:
+            self._watches[peer] -= 1
+            if not self._watches[peer]:
+                del self._watches[peer]
+
+    async def _asked(self, context: _Context) -> str:
+        """Returns whose health is asked for."""
+        try:
+            return _service(await self.arrivals.read(context))
+        except CallError as error:
+            code = grpc.StatusCode.UNAVAILABLE if isinstance(error, Unavailable) else grpc.StatusCode.INVALID_ARGUMENT
+            await context.abort(code, str(error))
+            raise  # abort did
+
+
+def _service(data: bytes) -> str:
+    if len(data) > _MOST_BYTES:
+        raise InvalidInput("request", f"has {len(data)} bytes; allowed: {_MOST_BYTES}")
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(data).service)
+    except DecodeError:
+        raise InvalidInput("request", "is not a message of this method's kind") from None

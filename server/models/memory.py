@@ -1,0 +1,43 @@
+"""Whether one more model fits beside those there are, before anything is touched.
+
+An estimate from the checkpoint's size, a little on the safe side; the engine's own start is what decides.
+"""
+
+import subprocess
+
+from tuneserve import checkpoint
+from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.server.call.errors import WrongState
+from tuneserve.server.config import ModelConfig
+from tuneserve.server.engine.hardware import available_memory, detect
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+_GIB = 1 << 30
+# Code and working memory of an engine's processes, beside weights and KV cache.
+_PROCESSES = int(1.5 * _GIB)
+
+
+def check(config: ModelConfig, manifest: pb.Checkpoint) -> None:
+    """Raises WrongState when the model would not fit, saying what it needs and what there is."""
+    if has_nvidia_gpu():
+        total, free = _gpu_memory()
+        needed, where = int(total * config.gpu_memory_utilization), "on the GPU; lower gpu_memory_utilization"
+    else:
+        hardware = detect(config, manifest)
+        cache = hardware.kv_cache_bytes if manifest.task == pb.TASK_GENERATION else 0
+        # A file of 16 bits, computed with in 32. Of a quantized one that is less, but not known from here.
+        widened = 2 if hardware.dtype == "float32" and manifest.dtype != "float32" else 1
+        needed, free = checkpoint.size_of(manifest) * widened + cache + _PROCESSES, available_memory()
+        where = "on this machine"
+    if needed > free:
+        raise WrongState(
+            f"the model needs about {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free {where}; unload another"
+        )
+
+
+def _gpu_memory() -> tuple[int, int]:
+    """Total and free bytes of the first GPU."""
+    query = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    line = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()[0]
+    total, free = (int(part) << 20 for part in line.split(","))
+    return total, free

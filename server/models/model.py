@@ -1,0 +1,390 @@
+"""One version of a model: what it is, whether it answers, and the way through it to its engine.
+
+A version is loaded, answers until it is drained or its engine dies, and may be loaded again after that. What it does
+not know: names that point at it (`registry.py`) and who watches its engine (`supervisor.py`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneserve import checkpoint
+from tuneserve.errors import StepFailed
+from tuneserve.server.call.context import current, is_copy
+from tuneserve.server.call.errors import DeadlinePassed, NotFound, Unavailable, WrongState
+from tuneserve.server.config import ModelConfig
+from tuneserve.server.engine.interface import Delta, Encoded, Engine, EngineFailed, PoolTask, Sampling, Ticket
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.adapters import Adapter, Adapters
+from tuneserve.server.models.admission import TOO_LATE, Admission, Entry
+from tuneserve.server.text.constraints import Constraints
+from tuneserve.server.text.masking import M, Redacted, redacted
+from tuneserve.server.text.redaction import Redactor
+from tuneserve.server.text.tokenizer import Text, Tokenizer, Tokens
+from tuneserve.v1 import checkpoint_pb2 as pb
+from tuneserve.v1 import model_pb2
+
+logger = logging.getLogger(__name__)
+
+EngineFactory = Callable[[str, ModelConfig, pb.Checkpoint], Awaitable[Engine]]
+
+_POOL_TASKS: dict[int, PoolTask] = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
+    pb.TASK_TOKEN_CLASSIFICATION: "token_classify",
+    pb.TASK_EMBEDDING: "embed",
+}
+# Sequences given to an encoder's engine per one that it runs in a step, so that the next step is ready when one ends.
+_POOL_AHEAD = 2
+_UNSEEN = Metrics()
+
+
+@dataclass
+class Model:
+    """A version of a model. `engine` and `tokenizer` are there once it was loaded."""
+
+    name: str
+    config: ModelConfig
+    manifest: pb.Checkpoint
+    _metrics: Metrics
+    state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
+    adapters: Adapters = field(default_factory=Adapters)
+    failure: str = ""  # what befell its engine, while another is not ready yet
+    _engine: Engine | None = None
+    _reads: bool = False  # its own files, while the engine has nothing to do
+    _max_length: int = 0  # the engine's; 0 until the first was started
+    _tokenizer: Tokenizer | None = None
+    _admission: Admission | None = None
+    _constraints: Constraints | None = None
+    _redactor: Redactor | None = None
+
+    @cached_property
+    def version(self) -> str:
+        """12 hex digits, equal for equal content."""
+        return checkpoint.version_of(self.manifest)
+
+    @property
+    def id(self) -> str:
+        """NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a model that was loaded."""
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a model that was loaded."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def admission(self) -> Admission:
+        """The queue of a model that was loaded."""
+        assert self._admission is not None
+        return self._admission
+
+    @property
+    def constraints(self) -> Constraints:
+        """Checks the constraints of calls to a model that was loaded."""
+        if self._constraints is None:
+            size = max(self.engine.vocab_size, self.tokenizer.size)
+            self._constraints = Constraints(self.tokenizer.text, size, self.tokenizer.end_token)
+        return self._constraints
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where the current call is counted: nowhere, when it is a copy of one that was."""
+        return _UNSEEN if is_copy() else self._metrics
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names by class index."""
+        return list(self.manifest.labels)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.state == model_pb2.MODEL_STATE_READY
+
+    async def load(self, make_engine: EngineFactory) -> None:
+        """Starts the engine and sends one real request through it. Also after the engine died.
+
+        What fails or is cancelled leaves no engine behind. Raises StepFailed where it does not start, and
+        CheckpointError where the files are no longer those of the version that was loaded before.
+        """
+        started = time.monotonic()
+        if self._admission is not None:
+            await asyncio.to_thread(self._verify)
+        try:
+            engine = await self._start(make_engine)
+            await self._prepare(engine)
+        except BaseException:
+            if self._engine is not None:
+                await self.end_engine()
+            raise
+        if self._admission is None:
+            is_pooling = self.manifest.task in _POOL_TASKS
+            self._admission = Admission(
+                self.name,
+                slots=engine.max_num_seqs * (_POOL_AHEAD if is_pooling else 1),
+                max_calls=self.config.max_queue,
+                max_tokens=self.config.max_queue_tokens,
+                max_wait=self.config.max_wait_seconds,
+                rejected=lambda reason: self.metrics.rejections.labels(self.name, reason.lower()).inc(),
+            )
+        self.state, self.failure = model_pb2.MODEL_STATE_READY, ""
+        self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
+
+    def _verify(self) -> None:
+        checkpoint.refuse_unsafe(self.config.path)
+        checkpoint.verify_files(self.config.path, self.manifest)
+
+    async def _start(self, make_engine: EngineFactory) -> Engine:
+        try:
+            self._engine = await make_engine(self.name, self.config, self.manifest)
+            await self._engine.start()
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            told = f"model {self.name}: the engine did not start: {reason}"
+            raise StepFailed(told, "its own log is above") from error
+        return self._engine
+
+    async def _prepare(self, engine: Engine) -> None:
+        self._max_length = engine.max_length
+        trained = checkpoint.trained_length(self.manifest)
+        if 0 < trained < engine.max_length:
+            # A generation model reads more unless told: no reason to worry.
+            level = logging.WARNING if self.config.max_length else logging.INFO
+            text = "%s reads %d tokens; it was trained and measured at %d"
+            logger.log(level, text, self.name, engine.max_length, trained)
+        self._reads = True
+        try:
+            if self._tokenizer is None:
+                self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length)
+            if self._redactor is None and self.config.redact:
+                self._redactor = await asyncio.to_thread(Redactor, self.config.redact)
+        finally:
+            self._reads = False
+        await self.adapters.start(engine)
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        [tokens] = await self.tokenizer.encode(["A warm-up."], truncate=True)
+        ticket = Ticket("warm-up")
+        if self.manifest.task == pb.TASK_GENERATION:
+            sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+            async for _ in self.engine.generate(ticket, tokens.encoded.token_ids, sampling, stream=False):
+                pass
+        else:
+            await self.engine.pool(ticket, [tokens.encoded], _POOL_TASKS[self.manifest.task])
+
+    def check_ready(self) -> None:
+        """Raises Unavailable, saying why, while it does not answer."""
+        if self.state == model_pb2.MODEL_STATE_FAILED:
+            raise Unavailable(self._told)
+        if not self.is_ready:
+            state = model_pb2.ModelState.Name(self.state).removeprefix("MODEL_STATE_").lower()
+            raise Unavailable(f"model {self.name!r} is {state}")
+
+    @property
+    def _told(self) -> str:
+        """What callers are told of an engine that failed; until somebody has looked, only that it did."""
+        return f"model {self.name!r}: its engine {self.failure or 'died'}"
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Around what asks the engine: when that fails, callers are told why."""
+        try:
+            yield
+        except EngineFailed as error:
+            error.told = self._told
+            raise
+
+    @contextmanager
+    def admitted(self, priority: int = 0) -> Iterator["Place"]:
+        """Holds one of the model's places for a call. Raises Overloaded or Unavailable at once."""
+        self.check_ready()
+        priority = max(priority, current().tenant.priority)
+        depth = self.metrics.queue_depth.labels(self.name)
+        with self.admission.enter(priority) as entry, depth.track_inprogress():
+            yield Place(self, priority, entry)
+
+    async def encode(
+        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
+    ) -> list[Tokens]:
+        """See Tokenizer.encode; measured as a stage of the call."""
+        with current().stage("tokenize"):
+            return await self.tokenizer.encode(texts, special_tokens=special_tokens, truncate=truncate, most=most)
+
+    async def redacted(self, request: M, path: str = "") -> Redacted[M]:
+        """Returns a request, or the field of that path, without what the model's settings mask; measured as a stage of
+        the call. Raises InvalidInput.
+        """
+        if self._redactor is None:
+            return Redacted(request)
+        with current().stage("tokenize"):
+            return await redacted(self._redactor, request, path, self.tokenizer.apart)
+
+    def failed(self, failure: str) -> None:
+        """Goes out of service: the engine is dead or hangs. Its callers are told `failure`."""
+        self.state, self.failure = model_pb2.MODEL_STATE_FAILED, failure
+        self.metrics.failed(self.name, self.version)
+
+    def cpu_seconds(self) -> Mapping[int, float]:
+        """See seam.Engine; nothing while nobody waits for the engine, or there is none yet."""
+        return {} if self._engine is None or self._reads else self._engine.cpu_seconds()
+
+    async def end_engine(self) -> None:
+        """Ends a dead, hung or unfinished engine's processes, so that another can be started."""
+        self.engine.kill()
+        await self.engine.close()
+
+    async def drain(self, seconds: float) -> bool:
+        """Takes no more calls and waits for those inside. Returns whether all of them ended in time.
+
+        Cancelled, it leaves the version as it was.
+        """
+        before, self.state = self.state, model_pb2.MODEL_STATE_DRAINING
+        if self._admission is None:
+            return True
+        try:
+            await asyncio.wait_for(self._admission.empty.wait(), seconds)
+        except TimeoutError:
+            return False
+        except asyncio.CancelledError:
+            # Not over what became of its engine meanwhile.
+            if self.state == model_pb2.MODEL_STATE_DRAINING:
+                self.state = before
+            raise
+        return True
+
+    async def close(self) -> None:
+        """Ends the engine, the tokenizer's thread and the process that checks constraints."""
+        if self._engine is not None:
+            await self._engine.close()
+        await self.adapters.close()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+        if self._constraints is not None:
+            await self._constraints.close()
+
+    def check_takes_adapters(self) -> None:
+        """Raises WrongState when it takes no LoRA adapters, and Unavailable while it does not answer."""
+        if not self.config.max_adapters:
+            raise WrongState(f"model {self.name!r} takes no adapters: set max_adapters in its settings")
+        self.check_ready()
+
+    async def remove_adapter(self, name: str) -> None:
+        """Takes an adapter away once no call uses it. Raises NotFound."""
+        self.adapter(name)
+        await self.adapters.remove(name)
+
+    def adapter(self, name: str) -> Adapter:
+        """Returns an adapter of the current caller's by its name. Raises NotFound, for others' as for none at all."""
+        known = self._known_adapters()
+        if name not in known:
+            raise NotFound("adapter", name, list(known))
+        return known[name]
+
+    def _known_adapters(self) -> dict[str, Adapter]:
+        """The adapters that the current caller may use, sorted by name."""
+        tenant = current().tenant
+        return {name: adapter for name, adapter in self.adapters.names.items() if tenant.may_use_adapter(name)}
+
+    def to_proto(self) -> model_pb2.Model:
+        """The public description, for the current caller."""
+        return model_pb2.Model(
+            name=self.name,
+            task=self.manifest.task,
+            state=self.state,
+            version=self.version,
+            quantization=self.manifest.quantization,
+            labels=self.labels,
+            limits=model_pb2.Limits(
+                max_length=self._max_length,
+                max_inputs=self.config.max_inputs,
+                max_queue=self.config.max_queue,
+                max_explained_words=self.config.max_explained_words,
+            ),
+            adapters=[
+                model_pb2.Adapter(name=name, version=adapter.version)
+                for name, adapter in self._known_adapters().items()
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call's place in a model: its way to the engine."""
+
+    model: Model
+    priority: int
+    entry: Entry
+
+    async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
+        """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
+        tokens = sum(len(one.token_ids) for one in inputs)
+        async with self._turn(len(inputs), tokens):
+            self._read(tokens)
+            with current().stage("engine"):
+                return await self.model.engine.pool(current().ticket(self.priority), inputs, task)
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        stream: bool,
+        adapter: str = "",
+        cost: int | None = None,
+    ) -> AsyncGenerator[list[Delta], None]:
+        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate.
+
+        `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
+        """
+        wrote = self._wrote if cost is None else _nothing
+        with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
+            async with self._turn(sampling.n, len(token_ids)):
+                self._read(len(token_ids) if cost is None else cost)
+                with current().stage("engine"):
+                    ticket = current().ticket(self.priority, adapter_id, wrote)
+                    outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
+                    async with contextlib.aclosing(outputs):
+                        async for output in outputs:
+                            wrote(sum(len(delta.token_ids) for delta in output))
+                            yield output
+
+    def _read(self, tokens: int) -> None:
+        current().count(prompt=tokens)
+        self.model.metrics.tokens_in.labels(self.model.name).inc(tokens)
+
+    def _wrote(self, tokens: int) -> None:
+        current().count(completion=tokens)
+        self.model.metrics.tokens_out.labels(self.model.name).inc(tokens)
+
+    @asynccontextmanager
+    async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
+        model, call, started = self.model, current(), time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            with call.stage("queue"):
+                turn = model.admission.turn(sequences, tokens, self.priority, self.entry, call.deadline)
+                await stack.enter_async_context(turn)
+            model.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
+            # While calls wait, the event loop may be late to tell them that their time is up.
+            if call.expired():
+                raise DeadlinePassed(TOO_LATE)
+            with model.telling():
+                yield
+
+
+def _nothing(tokens: int) -> None:
+    """Counts nothing."""

@@ -1,0 +1,190 @@
+"""Every model of the server: names, versions, and the aliases that callers use.
+
+A caller's name is an alias first, and NAME@VERSION reaches one version directly. An alias points at one version or
+splits its calls by weight; moving it is one assignment, so every call goes to the old or to the new.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tuneserve import checkpoint
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import InvalidInput, NotAllowed, NotFound, WrongState, WrongTask
+from tuneserve.server.models.model import Model
+from tuneserve.v1 import checkpoint_pb2 as pb
+from tuneserve.v1 import model_pb2
+
+METHODS = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: "ClassificationService.Classify, ClassifyStream and Rank",
+    pb.TASK_TOKEN_CLASSIFICATION: "ClassificationService.ClassifyTokens",
+    pb.TASK_GENERATION: "GenerationService.Generate, GenerateStream and Tokenize, and Classify with labels",
+    pb.TASK_EMBEDDING: "EmbeddingService.Embed",
+}
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the calls to an alias go."""
+
+    targets: Sequence[tuple[Model, int]]  # with weights
+    shadow: Model | None = None
+
+    @property
+    def task(self) -> pb.Task:
+        """What it does: all its versions do the same."""
+        return self.targets[0][0].manifest.task
+
+    @property
+    def serves(self) -> bool:
+        """Whether its calls are answered: one version that answers gets those of the others, too."""
+        return any(model.is_ready for model, _ in self.targets)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a version of it has not answered yet, as at the server's start."""
+        return any(model.state == model_pb2.MODEL_STATE_LOADING for model, _ in self.targets)
+
+    def choose(self) -> Model:
+        """Returns a target by weight; of those that answer, when some do not."""
+        targets = [target for target in self.targets if target[0].is_ready] or self.targets
+        if len(targets) == 1:
+            return targets[0][0]
+        return random.choices([model for model, _ in targets], [weight for _, weight in targets])[0]
+
+    def models(self) -> list[Model]:
+        """Every version it needs."""
+        return [model for model, _ in self.targets] + ([self.shadow] if self.shadow else [])
+
+
+class Models:
+    """Versions by name, and routes by alias."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, dict[str, Model]] = {}
+        self._routes: dict[str, Route] = {}
+
+    def __iter__(self) -> Iterator[Model]:
+        for _, versions in sorted(self._versions.items()):
+            yield from (model for _, model in sorted(versions.items()))
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        """Routes by alias, sorted."""
+        return dict(sorted(self._routes.items()))
+
+    def add(self, model: Model) -> None:
+        """Adds a version. The first of a model gets the alias of its name, where there is none yet."""
+        self._versions.setdefault(model.name, {})[model.version] = model
+        self._routes.setdefault(model.name, Route([(model, 1)]))
+
+    def remove(self, model: Model) -> None:
+        """Takes a version out that no alias points at."""
+        versions = self._versions[model.name]
+        del versions[model.version]
+        if not versions:
+            del self._versions[model.name]
+
+    def set_route(self, alias: str, route: Route | None) -> None:
+        """Moves an alias, or removes it."""
+        if route is None:
+            self._routes.pop(alias, None)
+        else:
+            self._routes[alias] = route
+
+    def is_used(self, model: Model) -> bool:
+        """Whether an alias points at a version."""
+        return any(model in route.models() for route in self._routes.values())
+
+    def version(self, name: str, version: str) -> Model:
+        """Returns one version. Raises NotFound."""
+        versions = self._versions.get(name)
+        if versions is None:
+            raise NotFound("model", name, [one for one in sorted(self._versions) if current().tenant.may_use(one)])
+        if version not in versions:
+            raise NotFound("version", f"{name}@{version}", [f"{name}@{known}" for known in sorted(versions)])
+        return versions[version]
+
+    def has(self, model: Model) -> bool:
+        """Whether this very content is loaded under this name."""
+        return model.version in self._versions.get(model.name, {})
+
+    def latest(self, name: str) -> Model | None:
+        """Returns the version of a model that was loaded last, if any."""
+        return next(reversed(self._versions.get(name, {}).values()), None)
+
+    def route(self, alias: str) -> Route | None:
+        """Where the calls to an alias go, if there is one of that name."""
+        return self._routes.get(alias)
+
+    def get(self, name: str) -> Model:
+        """Returns the version that a call of the current caller goes to. Raises NotFound or NotAllowed."""
+        call = current()
+        # One call goes to one version, however often it is looked up.
+        if call.asked == name and (chosen := self._versions.get(call.model, {}).get(call.version)):
+            return chosen
+        chosen = self._find(name).choose()
+        call.asked = name
+        return _noted(chosen)
+
+    def all(self, name: str) -> list[Model]:
+        """Returns every version that calls by a name go to, the one with the largest share first. Raises as `get`."""
+        targets = sorted(self._find(name).targets, key=lambda target: -target[1])
+        _noted(targets[0][0])
+        return [model for model, _ in targets]
+
+    def only(self, name: str) -> Model:
+        """Returns the one version that a name stands for. Raises WrongState for several, and as `get`."""
+        targets = self._find(name).targets
+        if len(targets) > 1:
+            raise WrongState(f"{name} leads to several versions; name one: {', '.join(m.id for m, _ in targets)}")
+        return _noted(targets[0][0])
+
+    def _find(self, name: str) -> Route:
+        call = current()
+        base, separator, version = name.partition("@")
+        # Before anything else, so that a stranger can't learn which names there are.
+        if not call.tenant.may_use(base):
+            raise NotAllowed("this API key is not for that model")
+        if separator:
+            return Route([(self.version(base, version), 1)])
+        if name not in self._routes:
+            raise NotFound("model", name, [alias for alias in self.routes if call.tenant.may_use(alias)])
+        return self._routes[name]
+
+    def for_task(self, name: str, *tasks: pb.Task) -> Model:
+        """The same for a call that only models of some tasks answer, and only while they do.
+
+        Raises InvalidInput, WrongTask or Unavailable, too.
+        """
+        if not name:
+            raise InvalidInput("model", "is empty; a model's name is needed")
+        model = self.get(name)
+        if model.manifest.task not in tasks:
+            raise WrongTask(name, checkpoint.TASK_NAMES[model.manifest.task], METHODS[model.manifest.task])
+        model.check_ready()
+        return model
+
+    def aliases(self) -> list[model_pb2.Alias]:
+        """The public description of the routes that the current caller may use."""
+        return [to_proto(alias, route) for alias, route in self.routes.items() if current().tenant.may_use(alias)]
+
+
+def _noted(model: Model) -> Model:
+    """Tells the current call which version it is about, for its log line and its caller."""
+    call = current()
+    call.model, call.version = model.name, model.version
+    return model
+
+
+def to_proto(alias: str, route: Route) -> model_pb2.Alias:
+    """The public description of a route."""
+    shadow = route.shadow
+    return model_pb2.Alias(
+        name=alias,
+        targets=[
+            model_pb2.AliasTarget(model=model.name, version=model.version, weight=weight)
+            for model, weight in route.targets
+        ],
+        shadow=model_pb2.AliasTarget(model=shadow.name, version=shadow.version) if shadow else None,
+    )

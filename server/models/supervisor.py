@@ -1,0 +1,165 @@
+"""Watches every engine, while it is loaded and after that, and starts a dead one again.
+
+A dead engine says so at the next ping. One that is busy answers only between steps, and a step may take longer than
+`watchdog_seconds` on a slow machine: it is alive as long as its processes compute. One that neither answers nor
+computes for so long hangs: its processes are killed, which makes a dead one of it and ends every call that waits for
+it. One that computes for ever is killed, too, after ten times as long. Other models go on meanwhile.
+
+Loading and the warm-up are watched in the same way, with more patience, and have `load_seconds` in all. While the event
+loop itself is held, nothing is known of any engine: its answers are not read.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from tuneserve.errors import CheckpointError, StepFailed
+from tuneserve.server.call import failures
+from tuneserve.server.models.model import EngineFactory, Model
+
+logger = logging.getLogger(__name__)
+
+_PING_SECONDS = 0.5
+# While an answer is late: looks at the CPU time, in `watchdog_seconds`.
+_LOOKS = 10
+# A look that comes after so many times its pause was held up: the event loop is busy, and answers may lie there unread.
+_HELD = 2
+# A process that uses less of one core does not compute. A blocked engine's uses 0.02: its threads for gloo look for
+# messages all the time. One that computes has all cores, or its share of a crowded machine.
+_COMPUTES = 0.1
+# The longest step, in `watchdog_seconds`.
+_LONGEST_STEP = 10
+# While it loads, an engine may give no sign of life for so many times `watchdog_seconds`: no call waits for it, and its
+# processes wait now and then for the server's own, which prepares every model.
+_PATIENCE = 4
+# Between attempts to start an engine again: doubled each time, from the first to the second.
+_BACK_OFF_SECONDS = (1.0, 60.0)
+
+
+class Supervisor:
+    """The tasks that watch, one a model version."""
+
+    def __init__(
+        self,
+        make_engine: EngineFactory,
+        watchdog_seconds: float,
+        load_seconds: float,
+        restarts: bool,
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`changed` is called whenever a model goes out of service or comes back."""
+        self.given_up = asyncio.Event()
+        self._make_engine = make_engine
+        self._watchdog_seconds = watchdog_seconds
+        self._load_seconds = load_seconds
+        self._restarts = restarts
+        self._changed = changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def load(self, model: Model) -> None:
+        """Loads a model, also again, and ends that when it hangs or takes too long. Raises StepFailed then."""
+        loading = asyncio.ensure_future(model.load(self._make_engine))
+        try:
+            if what := await self._overdue(model, loading, _PATIENCE * self._watchdog_seconds, self._load_seconds):
+                logger.error("model %s: its engine %s while it was loaded", model.id, what)
+                raise StepFailed(f"model {model.id}: its engine {what} while it was loaded")
+        finally:
+            # Where it is not done, it ends its engine before it ends.
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        loading.result()
+
+    def watch(self, model: Model) -> None:
+        """Begins to watch a model that was loaded."""
+        self._tasks[model.id] = asyncio.create_task(self._watch(model))
+
+    async def forget(self, model: Model) -> None:
+        """Stops watching a model, before it is closed."""
+        if task := self._tasks.pop(model.id, None):
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def stop(self) -> None:
+        """Stops watching all models."""
+        tasks, self._tasks = list(self._tasks.values()), {}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _watch(self, model: Model) -> None:
+        while True:
+            what = await self._failure(model)
+            model.failed(f"{what} and {'is being restarted' if self._restarts else 'the server ends'}")
+            logger.error("model %s: its engine %s", model.id, model.failure)
+            await self._changed()
+            # Also for an engine whose core died alone: its workers would keep the memory.
+            await model.end_engine()
+            if not self._restarts:
+                self.given_up.set()
+                return
+            await self._restart(model)
+            await self._changed()
+
+    async def _failure(self, model: Model) -> str:
+        """Returns what befell the engine, once it is dead or has to be killed."""
+        while True:
+            ping = asyncio.ensure_future(model.engine.ping())
+            try:
+                slow = f"computes one step for over {self._watchdog_seconds:g} s"
+                seconds = self._watchdog_seconds
+                if what := await self._overdue(model, ping, seconds, _LONGEST_STEP * seconds, slow):
+                    return what
+            finally:
+                ping.cancel()
+            if ping.exception():
+                return "died"
+            await asyncio.sleep(_PING_SECONDS)
+
+    async def _overdue(
+        self, model: Model, work: "asyncio.Future[Any]", seconds: float, most: float, slow: str = ""
+    ) -> str:
+        """Returns nothing when the work is done, or why nobody should wait for it any longer: after `seconds` without
+        a sign of life, and after `most` at the latest. `slow` is logged of an engine that computes for longer than one
+        that hangs may wait.
+        """
+        used = deque[tuple[float, Mapping[int, float]]](maxlen=_LOOKS)
+        pause, looks = seconds / _LOOKS, 0
+        while looks * pause < most:
+            asked = time.monotonic()
+            await asyncio.wait((work,), timeout=pause)
+            if work.done():
+                return ""
+            if time.monotonic() - asked > _HELD * pause:
+                continue
+            looks += 1
+            used.append((time.monotonic(), model.cpu_seconds()))
+            (began, before), (ended, after) = used[0], used[-1]
+            # Without processes, as before the first is started, nobody can tell. One that is new is a sign of life.
+            if looks < _LOOKS or not after or after.keys() - before.keys():
+                continue
+            busiest = max(spent - before[process] for process, spent in after.items())
+            if busiest < _COMPUTES * (ended - began):
+                return f"gave no sign of life for {seconds:g} s"
+            if slow and looks == _LOOKS:
+                logger.warning("model %s: its engine %s", model.id, slow)
+        return f"computed {'one step ' if slow else ''}for over {most:g} s"
+
+    async def _restart(self, model: Model) -> None:
+        wait, longest = _BACK_OFF_SECONDS
+        while True:
+            await asyncio.sleep(wait)
+            model.metrics.restarts.labels(model.name).inc()
+            try:
+                await self.load(model)
+            except Exception as error:
+                wait = min(2 * wait, longest)
+                changed = isinstance(error, CheckpointError)
+                what = "its files are not those that were loaded" if changed else failures.where(error)
+                logger.error("model %s: did not start again, next attempt in %g s: %s", model.id, wait, what)
+            else:
+                logger.info("model %s: its engine was started again", model.id)
+                return

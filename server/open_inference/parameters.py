@@ -1,0 +1,142 @@
+"""Options of the Open Inference Protocol's calls, loosely typed, into the fields of our own requests.
+
+They come as parameters of the call or, for generation, as JSON in a tensor, with our names or with vLLM's. Only what
+can't be a field's value at all is refused here; what a field may hold is checked where our own requests are.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from tuneserve.oip import inference_pb2
+from tuneserve.server.call.errors import InvalidInput
+
+# Triton's own, which are about the call and not about the model. No empty response ever ends a stream here.
+_PROTOCOL = ("triton_enable_empty_final_response", "timeout")
+# There are fewer options; and what is read on the event loop takes milliseconds.
+_MOST = 64
+_LONGEST = 256 << 10
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# vLLM's names for fields of ours.
+_SYNONYMS = {
+    "include_stop_str_in_output": "include_stop_text",
+    "lora_name": "adapter",
+    "structured_outputs": "structured_output",
+}
+_STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+_EXPECTED = {
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_INT32: "a whole number",
+    FieldDescriptor.CPPTYPE_UINT32: "a whole number that is not negative",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number that is not negative",
+    FieldDescriptor.CPPTYPE_STRING: "text",
+}
+
+
+def parameters(request: inference_pb2.ModelInferRequest) -> dict[str, Any]:
+    """Returns the call's options by name, without the protocol's own. Raises InvalidInput."""
+    if len(request.parameters) > _MOST:
+        raise InvalidInput("parameters", f"has {len(request.parameters)} entries; allowed: {_MOST}")
+    values = {}
+    for name, parameter in request.parameters.items():
+        if name not in _PROTOCOL:
+            kind = parameter.WhichOneof("parameter_choice")
+            values[name] = getattr(parameter, kind) if kind else None
+            if kind == "string_param":
+                _check_length(parameter.string_param, f"parameters.{name}" if _NAME.fullmatch(name) else "parameters")
+    return values
+
+
+def microseconds(parameter: inference_pb2.InferParameter, path: str) -> int:
+    """Returns a time to wait. Raises InvalidInput."""
+    kind = parameter.WhichOneof("parameter_choice")
+    value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+    if value < 0:
+        raise InvalidInput(path, "is not a number of microseconds; allowed: whole numbers that are not negative")
+    return int(value)
+
+
+def parse(text: str, path: str) -> dict[str, Any]:
+    """Returns options that were written as a JSON object. Raises InvalidInput."""
+    _check_length(text, path)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidInput(path, "is not JSON") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(path, 'is not a JSON object; for example {"max_tokens": 16}')
+    return values
+
+
+def _check_length(text: str, path: str) -> None:
+    if len(text) > _LONGEST:
+        raise InvalidInput(path, f"has {len(text)} characters; allowed: {_LONGEST}")
+
+
+def fill(targets: Sequence[tuple[Message, Sequence[str]]], values: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Sets fields by name, each in the first target that allows it. Returns what to call each field in an error.
+
+    Raises InvalidInput for what no target allows, or can't be a value of the field.
+    """
+    paths = {}
+    for given, value in values.items():
+        path = f"{where}.{given}" if _NAME.fullmatch(given) else where
+        name = _SYNONYMS.get(given, given)
+        message = next((message for message, names in targets if name in names), None)
+        if message is None:
+            allowed = ", ".join(name for _, names in targets for name in names)
+            raise InvalidInput(path, f"is no option of this model; allowed: {allowed}")
+        paths[name] = path
+        if value is None:
+            continue
+        field: FieldDescriptor = message.DESCRIPTOR.fields_by_name[name]  # type: ignore[assignment]
+        try:
+            json_format.ParseDict({name: _converted(field, value)}, message)
+        except (json_format.ParseError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+            raise InvalidInput(path, f"is not {_expected(field)}") from None
+    return paths
+
+
+def _converted(field: FieldDescriptor, value: Any) -> Any:
+    """Returns a value as the JSON form of the field has it."""
+    if field.name == "structured_output":
+        return _structured(value)
+    if field.name == "top_k" and value in (-1, "-1"):  # vLLM's word for all of them
+        return 0
+    if field.enum_type and isinstance(value, str):
+        # "end" for TRUNCATION_END.
+        return value if value in field.enum_type.values_by_name else _prefix(field.enum_type) + value.upper()
+    if field.is_repeated and not isinstance(value, list | dict):
+        return [value]
+    return value
+
+
+def _structured(value: Any) -> dict[str, Any]:
+    """Returns vLLM's structured_outputs, {"regex": "..."} as an object or as text, as our message's JSON."""
+    [(kind, content)] = dict(json.loads(value) if isinstance(value, str) else value).items()
+    if kind == "json" and not isinstance(content, str):
+        content = json.dumps(content)
+    return {_STRUCTURED[kind]: {"options": content} if kind == "choice" else content}
+
+
+def _prefix(enum: EnumDescriptor) -> str:
+    zero: str = enum.values_by_number[0].name
+    return zero.removesuffix("UNSPECIFIED")
+
+
+def _expected(field: FieldDescriptor) -> str:
+    if field.name == "structured_output":
+        return 'one of {"json": ...}, {"regex": ...}, {"choice": [...]} and {"grammar": ...}'
+    if field.enum_type:
+        names = [value.name.removeprefix(_prefix(field.enum_type)).lower() for value in field.enum_type.values[1:]]
+        return f"one of {', '.join(names)}"
+    if field.message_type:
+        return "a JSON object of numbers by token id"
+    expected = _EXPECTED[field.cpp_type]
+    return f"a list, each {expected}" if field.is_repeated else expected

@@ -1,0 +1,146 @@
+"""Tensors of the Open Inference Protocol to Python's values, and back. Knows nothing of models.
+
+A shape and a length are only what a caller wrote: no more elements are read than the model takes, and none that the
+message does not hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuneserve.oip import inference_pb2 as pb
+from tuneserve.server.call.errors import InvalidInput
+
+_LISTS = {"BOOL": "bool_contents", "BYTES": "bytes_contents", "FP32": "fp32_contents", "UINT32": "uint_contents"}
+_NUMBERS = {"FP32": "<f4", "UINT32": "<u4"}
+# Extensions of Triton's that change what a tensor means. Other parameters of a tensor are hints, and are passed over.
+_REFUSED = ("shared_memory_region", "classification")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor that a model takes or gives. A shape of (1,) is one value for the whole call."""
+
+    name: str
+    datatype: str = "BYTES"
+    shape: tuple[int, ...] = (-1,)
+
+    def to_proto(self) -> pb.ModelMetadataResponse.TensorMetadata:
+        """The public description."""
+        return pb.ModelMetadataResponse.TensorMetadata(name=self.name, datatype=self.datatype, shape=self.shape)
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input's values: texts, or what is true or not. `path` is what errors call it."""
+
+    path: str
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output's values, row by row: bytes or numbers."""
+
+    spec: Spec
+    shape: Sequence[int]
+    values: Sequence[Any]
+
+
+def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dict[str, Input]:
+    """Returns the inputs by name; of each at most `most` values. Raises InvalidInput naming the tensor."""
+    known = {spec.name: spec for spec in specs}
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidInput("raw_input_contents", f"has {len(raw)} entries for {len(request.inputs)} inputs")
+    found: dict[str, Input] = {}
+    for index, tensor in enumerate(request.inputs):
+        if tensor.name not in known:
+            raise InvalidInput(f"inputs[{index}].name", f"is no input of this model; allowed: {', '.join(known)}")
+        spec = known[tensor.name]
+        path = f"inputs[{index}] ({spec.name})"
+        if spec.name in found:
+            raise InvalidInput(path, "is there twice")
+        if tensor.datatype != spec.datatype:
+            raise InvalidInput(path, f"has another datatype; allowed: {spec.datatype}")
+        _refuse_extensions(tensor.parameters, path)
+        count = _count(tensor.shape, 1 if spec.shape == (1,) else most, path)
+        if raw and tensor.HasField("contents"):
+            raise InvalidInput(path, "has contents, and raw_input_contents is there too; allowed: one of them")
+        values: Sequence[Any] = getattr(tensor.contents, _LISTS[spec.datatype])
+        if raw:
+            # The bytes of a BOOL tensor are its elements.
+            values = _split(raw[index], count, path) if spec.datatype == "BYTES" else raw[index]
+        if len(values) != count:
+            raise InvalidInput(path, f"has {len(values)} elements where its shape says {count}")
+        if spec.datatype == "BYTES":
+            values = [_text(one, f"{path}[{place}]") for place, one in enumerate(values)]
+        found[spec.name] = Input(path, values)
+    return found
+
+
+def wanted(request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
+    """Returns the names of the outputs that the answer shall have, in order. Raises InvalidInput."""
+    known = [spec.name for spec in specs]
+    names: list[str] = []
+    for index, output in enumerate(request.outputs):
+        if output.name not in known:
+            raise InvalidInput(f"outputs[{index}].name", f"is no output of this model; allowed: {', '.join(known)}")
+        if output.name in names:
+            raise InvalidInput(f"outputs[{index}] ({output.name})", "is there twice")
+        _refuse_extensions(output.parameters, f"outputs[{index}] ({output.name})")
+        names.append(output.name)
+    return names or known
+
+
+def write(response: pb.ModelInferResponse, outputs: Sequence[Output], names: Sequence[str], raw: bool) -> None:
+    """Adds the outputs of these names to a response, as raw bytes or as typed lists."""
+    by_name = {output.spec.name: output for output in outputs}
+    for output in (by_name[name] for name in names):
+        spec = output.spec
+        tensor = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=output.shape)
+        if not raw:
+            getattr(tensor.contents, _LISTS[spec.datatype]).extend(output.values)
+        elif spec.datatype == "BYTES":
+            parts = [part for value in output.values for part in (len(value).to_bytes(4, "little"), value)]
+            response.raw_output_contents.append(b"".join(parts))
+        else:
+            response.raw_output_contents.append(np.asarray(output.values, _NUMBERS[spec.datatype]).tobytes())
+
+
+def _count(shape: Sequence[int], most: int, path: str) -> int:
+    if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+        raise InvalidInput(path, "has another shape; allowed: [N] or [N, 1]")
+    if not 1 <= shape[0] <= most:
+        raise InvalidInput(path, f"has {shape[0]} elements; allowed: {f'1 to {most}' if most > 1 else '1'}")
+    return shape[0]
+
+
+def _split(raw: bytes, count: int, path: str) -> list[bytes]:
+    """Returns the elements of a BYTES tensor: each has its length in four bytes before it."""
+    values: list[bytes] = []
+    position = 0
+    while position < len(raw):
+        if len(values) == count:
+            raise InvalidInput(path, f"has more raw bytes than {count} elements, which its shape says")
+        start = position + 4
+        position = start + int.from_bytes(raw[position:start], "little")
+        if start > len(raw) or position > len(raw):
+            raise InvalidInput(f"{path}[{len(values)}]", "is cut off: its length is more than the raw bytes left")
+        values.append(raw[start:position])
+    return values
+
+
+def _text(value: bytes, path: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(path, "is not UTF-8") from None
+
+
+def _refuse_extensions(parameters: Mapping[str, Any], path: str) -> None:
+    for name in _REFUSED:
+        if name in parameters:
+            raise InvalidInput(path, f"has the parameter {name}, which this server does not take")

@@ -1,0 +1,149 @@
+"""A call's request without personal data, before anything else is made of it.
+
+Every text of a request is masked, once, wherever it stands; so is a field that is new, unless it is named here. Keys of
+JSON objects are texts. What the model must write, or must not, can't be masked: personal data there is refused.
+"""
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.concurrency import pieces
+from tuneserve.server.text.redaction import LONGEST, Masked, Redactor
+
+# Characters that a thread takes at a time.
+_PIECE = 1 << 14
+# Names of what the server has: no text of the caller's.
+_NAMES = {
+    *("ClassifyRequest.model", "ClassifyTokensRequest.model", "RankRequest.model", "EmbedRequest.model"),
+    *("GenerateRequest.model", "GenerateStreamRequest.model", "TokenizeRequest.model"),
+    *("GenerateRequest.adapter", "GenerateStreamRequest.adapter", "RankRequest.label", "ClassifyRequest.thresholds"),
+}
+_REFUSED = {
+    *("ClassifyRequest.labels", "ClassifyExample.label", "SamplingParams.stop", "SamplingParams.bad_words"),
+    *("Choice.options", "StructuredOutput.json_schema", "StructuredOutput.regex", "StructuredOutput.grammar"),
+}
+_PACKAGE = "tuneserve.v1."
+# What a schema says of itself: addresses, and none that anybody writes.
+_ADDRESSES = re.compile(r'"\$(?:schema|id|ref)": "[^"]*"')
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Redacted(Generic[M]):
+    """A request as the model may see it."""
+
+    request: M
+    masks: Mapping[str, Masked] = field(default_factory=dict)  # by field: texts that were changed
+
+    def original(self, path: str, text: str) -> Masked:
+        """Returns a text of the request with the way back to the caller's."""
+        return self.masks.get(path) or Masked(text)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A text in a request."""
+
+    path: str  # its field, or that of the JSON object it is in
+    text: str
+    is_refused: bool
+    replace: Callable[[str], None]
+
+
+async def redacted(redactor: Redactor, request: M, path: str, apart: Callable[..., Awaitable[Any]]) -> Redacted[M]:
+    """Returns a request, or the field of that path, without personal data. Raises InvalidInput naming the field.
+
+    `apart` runs a function in a thread: a piece of the work at a time, so that it ends with the call.
+    """
+    copy = type(request)()
+    copy.CopyFrom(request)
+    places: list[_Place] = await apart(list, _places(copy, path))
+    for place in places:
+        if len(place.text) > LONGEST:
+            what = f"has {len(place.text)} characters; a model that masks personal data takes {LONGEST} in one text"
+            raise InvalidInput(place.path, what)
+    known: dict[str, Masked] = {}
+    for piece in pieces(places, lambda place: len(place.text), _PIECE):
+        await apart(_mask, redactor, piece, known)
+    for place in places:
+        if place.is_refused and known[place.text].found:
+            raise InvalidInput(place.path, "holds personal data, which this model masks in texts; leave it out")
+    found = [place for place in places if known[place.text].found]
+    # What is inside an object first, then its key.
+    await apart(_replace, reversed(found), known)
+    return Redacted(copy, {place.path: known[place.text] for place in found})
+
+
+def _places(message: Message, path: str) -> Iterator[_Place]:
+    """The texts of a message, outer ones first. Below a JSON object, all have the object's path."""
+    for descriptor, value in message.ListFields():
+        name = descriptor.full_name.removeprefix(_PACKAGE)
+        if name in _NAMES:
+            continue
+        is_ours = descriptor.full_name.startswith(_PACKAGE)
+        where = ".".join(filter(None, (path, descriptor.name))) if is_ours else path
+        if _is_map(descriptor):
+            yield from _entries(value, where)
+        elif descriptor.is_repeated:
+            for index, one in enumerate(value):
+                inner = f"{where}[{index}]" if is_ours else where
+                yield from _one(descriptor, one, inner, partial(value.__setitem__, index))
+        else:
+            yield from _one(descriptor, value, where, partial(setattr, message, descriptor.name))
+
+
+def _one(descriptor: FieldDescriptor, value: Any, path: str, replace: Callable[[str], None]) -> Iterator[_Place]:
+    if descriptor.message_type:
+        yield from _places(value, path)
+    elif descriptor.type == FieldDescriptor.TYPE_STRING:
+        yield _Place(path, value, descriptor.full_name.removeprefix(_PACKAGE) in _REFUSED, replace)
+
+
+def _entries(entries: Any, path: str) -> Iterator[_Place]:
+    for key in list(entries):
+        if isinstance(key, str):
+            yield _Place(path, key, False, partial(_rename, entries, key, path))
+        if isinstance(entries[key], Message):
+            yield from _places(entries[key], path)
+
+
+def _rename(entries: Any, key: str, path: str, new: str) -> None:
+    if new in entries:
+        raise InvalidInput(path, "holds two keys that are the same once personal data is masked in them")
+    entries[new].CopyFrom(entries[key])
+    del entries[key]
+
+
+def _is_map(descriptor: FieldDescriptor) -> bool:
+    return bool(descriptor.message_type and descriptor.message_type.GetOptions().map_entry)
+
+
+def _mask(redactor: Redactor, places: Sequence[_Place], known: dict[str, Masked]) -> None:
+    for place in places:
+        if place.text not in known:
+            known[place.text] = redactor.mask(_read(place) if place.is_refused else place.text)
+
+
+def _read(place: _Place) -> str:
+    """What a constraint says, without what is only its notation."""
+    if place.path.endswith(".json_schema"):
+        try:
+            return _ADDRESSES.sub("", json.dumps(json.loads(place.text), ensure_ascii=False))
+        except (ValueError, RecursionError):
+            return place.text
+    return place.text.replace("\\", "")
+
+
+def _replace(places: Iterator[_Place], known: Mapping[str, Masked]) -> None:
+    for place in places:
+        place.replace(known[place.text].text)

@@ -1,0 +1,151 @@
+"""Personal data out of a text before it goes anywhere, and places in what is left back to the caller's own text.
+
+Each match becomes a placeholder, [EMAIL]. Where matches overlap, all of their characters go, and the surest of them,
+then the longest, names the placeholder. What is found, and how, is `recognizers.py`.
+
+It is looked for as it reads: digits of any script, full-width letters and dashes as the plain ones, without what nobody
+sees between them.
+"""
+
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from tuneserve.errors import UserError
+
+# Characters of one text: masking takes up to 20 ms for each thousand of a hostile one.
+LONGEST = 20_000
+KINDS = ("email", "phone", "card", "iban", "ip", "mac", "url", "ssn", "national_id")
+
+
+def check(kinds: Sequence[str], where: str) -> None:
+    """Raises UserError naming the first kind that there is not."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"{where}: {kind!r} is not allowed", f"allowed: {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A placeholder: where it is in the masked text, and what it stands for in the caller's."""
+
+    start: int
+    end: int
+    original_start: int
+    original_end: int
+
+
+# Nothing is found without one of these.
+_NEEDED = re.compile(r"[0-9@.:]")
+# Of what a character is compatible with, signs that are looked for; not those at which an address ends.
+_SIGNS = frozenset("@.:-/+_#%&=~")
+# What is not seen, beside what Unicode calls a format character.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0]")
+_MOST_READ = 1 << 16
+
+
+class _Read(dict[int, str]):
+    """What each character is read as, by its code point."""
+
+    def __missing__(self, code: int) -> str:
+        if len(self) > _MOST_READ:
+            self.clear()
+        read = self[code] = _read(chr(code))
+        return read
+
+
+def _read(character: str) -> str:
+    category = unicodedata.category(character)
+    # Marks, too: a digit stays one under a keycap.
+    if category in ("Cf", "Mn", "Me") or _UNSEEN.match(character):
+        return ""
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category == "Pd" or character == "\u2212":
+        return "-"
+    if category == "Zs":
+        return " "
+    plain = unicodedata.normalize("NFKC", character)
+    return plain if plain.isalnum() or plain in _SIGNS else character
+
+
+_READ = _Read()
+
+
+class Masked:
+    """A text without its personal data."""
+
+    def __init__(self, text: str, cuts: Sequence[_Cut] = ()) -> None:
+        self.text = text
+        self.found = bool(cuts)
+        self._cuts = cuts
+        self._starts = [cut.start for cut in cuts]
+        self._ends = [cut.end for cut in cuts]
+
+    def original(self, start: int, end: int) -> tuple[int, int]:
+        """Returns the place in the caller's text. One that touches a placeholder covers all that it stands for."""
+        if not self._cuts:
+            return start, end
+        return self._map(start, bisect_right(self._starts, start), False), self._map(
+            end, bisect_left(self._starts, end), True
+        )
+
+    def _map(self, position: int, before: int, is_end: bool) -> int:
+        """`before` placeholders begin before the position, or at it where it is a start."""
+        if not before:
+            return position
+        cut = self._cuts[before - 1]
+        if position < cut.end:
+            return cut.original_end if is_end else cut.original_start
+        return position + cut.original_end - cut.end
+
+
+class Redactor:
+    """Masks some kinds of personal data. May be used by several threads."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        """`kinds` are of KINDS."""
+        from tuneserve.server.text.recognizers import FINDERS
+
+        self._finders = [(f"[{kind.upper()}]", FINDERS[kind]) for kind in dict.fromkeys(kinds)]
+
+    def mask(self, text: str) -> Masked:
+        """Returns the text with a placeholder for each match, in time in proportion to its length."""
+        if text.isascii() and not _NEEDED.search(text):
+            return Masked(text)
+        read = text if text.isascii() else text.translate(_READ)
+        found = [
+            (match.start, match.end, match.score, placeholder)
+            for placeholder, find in self._finders
+            for match in find(read)
+        ]
+        if read != text and found:
+            starts = list(accumulate((len(_READ[ord(character)]) for character in text), initial=0))[:-1]
+
+            def place(position: int) -> int:
+                """Of what nobody sees and what comes behind it, the latter."""
+                return bisect_right(starts, position) - 1
+
+            found = [(place(start), place(end - 1) + 1, *what) for start, end, *what in found]  # type: ignore[misc]
+        found.sort()
+        if not found:
+            return Masked(text)
+        parts: list[str] = []
+        cuts: list[_Cut] = []
+        length = done = index = 0
+        while index < len(found):
+            start, end = found[index][:2]
+            best = found[index]
+            while index < len(found) and found[index][0] < end:
+                end = max(end, found[index][1])
+                best = max(best, found[index], key=lambda match: (match[2], match[1] - match[0]))
+                index += 1
+            parts += [text[done:start], best[3]]
+            length += start - done
+            cuts.append(_Cut(length, length + len(best[3]), start, end))
+            length += len(best[3])
+            done = end
+        return Masked("".join([*parts, text[done:]]), cuts)

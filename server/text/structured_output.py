@@ -1,0 +1,136 @@
+"""The form that a completion must have: checked here, so that a malformed one never reaches the engine.
+
+A constraint becomes an automaton over the model's whole vocabulary; what would make a huge one, or take the engine's
+parser long, is refused by size. No error repeats any of it: a schema may hold what a prompt may hold.
+
+`structured` looks at sizes alone. `check` reads what is in a constraint, which may take minutes, under the
+interpreter's lock: only the process of `constraints.py` calls it.
+"""
+
+import json
+import re
+from itertools import pairwise
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator, exceptions, validators
+
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.engine.interface import StructuredOutput
+from tuneserve.v1 import generation_pb2 as pb
+
+FIELD = "sampling.structured_output"
+# Of the libraries that an engine may be told to use, one makes an automaton of a schema that is all alternatives in
+# time that grows with the square of its size.
+_MAX_SIZE = 32 << 10
+_MAX_OPTIONS = 1024
+_MAX_NESTING = 32
+# And it writes out the repetitions of a schema's patterns.
+_MAX_REPEATS = 2000
+_REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
+
+
+def structured(params: pb.StructuredOutput) -> StructuredOutput:
+    """Returns a constraint of a size that is allowed."""
+    kind = params.WhichOneof("constraint")
+    if kind == "json_schema":
+        _check_size(kind, params.json_schema)
+        return StructuredOutput("json", params.json_schema)
+    if kind == "regex":
+        _check_size(kind, params.regex)
+        return StructuredOutput("regex", params.regex)
+    if kind == "choice":
+        return StructuredOutput("choice", _options(params.choice))
+    if kind == "grammar":
+        _check_size(kind, params.grammar.strip())
+        return StructuredOutput("grammar", params.grammar)
+    raise InvalidInput(FIELD, "is unset; allowed: json_schema, regex, choice or grammar")
+
+
+def check(params: pb.StructuredOutput) -> None:
+    """Raises InvalidInput for a constraint that says nothing that can be followed."""
+    if params.HasField("json_schema"):
+        _check_schema(params.json_schema)
+    if params.HasField("regex"):
+        _check_pattern(params.regex)
+
+
+def _check_size(kind: str, text: str) -> None:
+    if not text:
+        _refuse(kind, "is empty")
+    if (size := len(text.encode())) > _MAX_SIZE:
+        _refuse(kind, f"has {size} bytes; allowed: {_MAX_SIZE}")
+    if "\0" in text:
+        _refuse(kind, "holds a NUL character")
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        _refuse("json_schema", f"is not JSON: line {error.lineno}, column {error.colno}")
+    except (ValueError, RecursionError):
+        _refuse("json_schema", "is not JSON that can be read")
+    if not isinstance(schema, dict):
+        _refuse("json_schema", "is not a JSON object")
+    if _depth(schema) > _MAX_NESTING:
+        _refuse("json_schema", f"is nested more than {_MAX_NESTING} deep")
+    # Written again, so that no escape hides a brace.
+    found = _REPEATS.findall(json.dumps(schema, ensure_ascii=False))
+    repeats = sum(max(int(number.lstrip("0")[:10] or 0) for number in pair) for pair in found)
+    if repeats > _MAX_REPEATS:
+        _refuse("json_schema", f"has patterns that repeat {repeats} times in all; allowed: {_MAX_REPEATS}")
+    try:
+        dialect = schema.get("$schema")
+        known = validators.validator_for(schema, Draft202012Validator) if isinstance(dialect, str) else None
+        (known or Draft202012Validator).check_schema(schema)
+    except exceptions.SchemaError as error:
+        _refuse("json_schema", f"is not a JSON Schema{_keyword(error)}")
+    except RecursionError:
+        _refuse("json_schema", "is not a JSON Schema that can be checked")
+
+
+def _keyword(error: exceptions.SchemaError) -> str:
+    """Names the wrong keyword. The path is in the schema of schemas, so it holds nothing of the caller's."""
+    path = [str(step) for step in error.absolute_schema_path]
+    names = [name for before, name in pairwise(path) if before == "properties"]
+    return f": its {names[-1]!r} is wrong" if names else ""
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        _refuse(
+            "regex", "is not a regular expression" + ("" if error.pos is None else f"; see character {error.pos + 1}")
+        )
+    except (RecursionError, OverflowError):
+        _refuse("regex", "is nested too deep, or repeats too often")
+
+
+def _options(choice: pb.Choice) -> list[str]:
+    field = "choice.options"
+    if not 1 <= len(choice.options) <= _MAX_OPTIONS:
+        _refuse(field, f"has {len(choice.options)} entries; allowed: 1 to {_MAX_OPTIONS}")
+    for index, option in enumerate(choice.options):
+        _check_size(f"{field}[{index}]", option)
+    if (size := sum(len(option.encode()) for option in choice.options)) > _MAX_SIZE:
+        _refuse(field, f"has {size} bytes; allowed: {_MAX_SIZE}")
+    return list(choice.options)
+
+
+def _depth(schema: Any) -> int:
+    """Levels of objects and arrays. Without recursion: the depth is not known yet."""
+    level, depth = [schema], 0
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        depth += 1
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+    return depth
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse(field: str, description: str) -> NoReturn:
+    # From None: what was wrong in the eyes of a library holds the caller's text.
+    raise InvalidInput(f"{FIELD}.{field}", description) from None

@@ -1,0 +1,269 @@
+"""Text to token ids and back to places in the text, with the checkpoint's own tokenizer.
+
+Works in threads of its own, a piece of a batch at a time: the Rust tokenizer lets go of the GIL, so the event loop goes
+on, other calls have their turn between two pieces, and what nobody waits for any more ends there. A text that is far
+too long is not tokenized to its end. It knows nothing of the engine, and gets texts as the model may see them.
+"""
+
+import asyncio
+import inspect
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
+
+from tuneserve.errors import CheckpointError
+from tuneserve.server.concurrency import pieces
+from tuneserve.server.engine.interface import Encoded
+
+_IMPORTING = threading.Lock()
+# Characters that are tokenized in less time than the way to another thread and back takes.
+_SHORT = 512
+# Characters that a thread takes at a time: some milliseconds.
+_PIECE = 1 << 14
+_THREADS = 2
+# Characters for each token that is allowed: a longer text is looked at piece by piece, and only until it is too long.
+_USUAL = 4
+# Tokens that pieces may have more than the text that they make.
+_SEAM, _MARGIN = 8, 64
+# A token of white space or of what the vocabulary lacks may be longer than the longest in the vocabulary, which may be
+# short.
+_LEAST_LONGEST = 32
+
+Text: TypeAlias = str | tuple[str, str]
+T = TypeVar("T")
+
+
+class TemplateRefused(Exception):
+    """The chat template would not render the conversation. The message holds nothing of the caller's."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenized text or pair. Offsets count code points of the text."""
+
+    encoded: Encoded
+    offsets: Sequence[tuple[int, int]]  # per token; (0, 0) for special tokens
+    words: Sequence[int | None]  # per token: index of its word; None for special tokens
+    length: int  # tokens, special ones included
+    truncated: bool  # tokens were dropped, or were not even counted
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the texts of a call are tokenized, and what is known of those that stand in it more than once."""
+
+    special_tokens: bool
+    truncate: bool
+    most: int
+    enough: dict[str, str] = field(default_factory=dict)  # of long texts: as much as was looked at
+    halves: dict[str, Any] = field(default_factory=dict)  # encodings of the texts of pairs
+
+
+class Tokenizer:
+    """One checkpoint's tokenizer."""
+
+    def __init__(self, directory: Path, max_length: int) -> None:
+        """Raises CheckpointError when the directory has no fast tokenizer."""
+        # Seconds of import, and not safe in two threads at once.
+        with _IMPORTING:
+            from transformers import AutoTokenizer
+
+        self._max_length = max_length
+        self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        if not getattr(self._hf, "is_fast", False):
+            raise CheckpointError(f"{directory}: no tokenizer.json", "only fast tokenizers are served")
+        # Two copies, because truncation is a state of the Rust object, and calls run side by side. tokenizer.json
+        # may carry truncation and padding of its own: both are switched off.
+        self._whole = self._hf.backend_tokenizer
+        self._whole.no_truncation()
+        self._whole.no_padding()
+        self.text = self._whole.to_str()
+        self._cut = type(self._whole).from_str(self.text)
+        self._cut.enable_truncation(max_length, strategy="longest_first")
+        self._knows_pairs = "token_type_ids" in self._hf.model_input_names
+        self._longest = max(_LEAST_LONGEST, *map(len, self._hf.get_vocab()))  # characters of a token
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
+
+    @property
+    def size(self) -> int:
+        """Tokens that it knows."""
+        return len(self._hf)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render` works."""
+        return bool(self._hf.chat_template)
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends a text, for models that write."""
+        id_: int | None = self._hf.eos_token_id
+        return id_
+
+    async def encode(
+        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
+    ) -> list[Tokens]:
+        """Tokenizes texts and text pairs, in their order.
+
+        Unless they are truncated, the first one of more than `most` tokens (as many as the model reads, unless told)
+        ends the list. It has a length, over `most`, and no ids: how far too long it is, is not worth any work.
+        """
+        call = _Call(special_tokens, truncate, self._max_length if most is None else most)
+        if sum(map(_length, texts)) <= _SHORT:
+            return self._encode(texts, call)
+        found: list[Tokens] = []
+        for piece in pieces(texts, _length, _PIECE):
+            enough = [
+                await self._enough(text, call)
+                if isinstance(text, str)
+                else (await self._enough(text[0], call), await self._enough(text[1], call))
+                for text in piece
+            ]
+            cut = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
+            for tokens, is_cut in zip(await self.apart(self._encode, enough, call), cut, strict=True):
+                if is_cut and truncate:
+                    tokens = replace(tokens, truncated=True)
+                elif is_cut:
+                    tokens = Tokens(Encoded([]), [], [], call.most + 1, True)
+                found.append(tokens)
+                if not truncate and tokens.length > call.most:
+                    return found
+        return found
+
+    async def fragments(self, ids: Sequence[int]) -> int:
+        """Returns how many tokens are a part of a character: one has several where the vocabulary lacks it."""
+        return await self.apart(self._fragments, ids)
+
+    def _fragments(self, ids: Sequence[int]) -> int:
+        counts = Counter(ids)
+        texts = self._whole.decode_batch([[id_] for id_ in counts], skip_special_tokens=False)
+        return sum(count for count, text in zip(counts.values(), texts, strict=True) if text.endswith("\ufffd"))
+
+    async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
+        """Returns as much of a text as makes so many tokens, and how many it makes if that is all of it."""
+        enough = await self._enough(text, _Call(False, True, tokens))
+        [encoding] = await self.apart(self._batch, self._whole, [enough], False)
+        if len(encoding) <= tokens:
+            return text, len(encoding)
+        return enough[: encoding.token_to_chars(tokens - 1)[1]], tokens
+
+    async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Runs what takes a text some milliseconds in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    @property
+    def reserved_arguments(self) -> set[str]:
+        """Names that are not for `arguments` of `render`: what the template gets from elsewhere, and its renderer's."""
+        parameters = inspect.signature(self._hf.apply_chat_template).parameters
+        return {"self", "messages", "conversations", *parameters, *self._hf.special_tokens_map}
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        documents: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """Returns the text that the checkpoint's chat template makes of a conversation. Raises TemplateRefused."""
+        given = {**arguments, "tools": tools or None, "documents": documents or None}
+        return await self.apart(self._render, messages, add_generation_prompt, given)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _enough(self, text: str, call: _Call) -> str:
+        """Returns as much of a text as shows that it has more than `most` tokens; all of it, if it has not."""
+        if len(text) <= _USUAL * call.most:
+            return text
+        if text not in call.enough:
+            call.enough[text] = await self._looked_at(text[: self._longest * call.most], call.most)
+        return call.enough[text]
+
+    async def _looked_at(self, text: str, most: int) -> str:
+        tokens = -_MARGIN
+        for start in range(0, len(text), _PIECE):
+            [piece] = await self.apart(self._batch, self._whole, [text[start : start + _PIECE]], False)
+            tokens += max(0, len(piece) - _SEAM)
+            if tokens > most:
+                _, end = piece.token_to_chars(len(piece) - (tokens - most)) or (0, _PIECE)
+                return text[: start + end]
+        return text
+
+    def _encode(self, texts: Sequence[Text], call: _Call) -> list[Tokens]:
+        backend = self._cut if call.truncate else self._whole
+        parts = dict.fromkeys(part for text in texts if not isinstance(text, str) for part in text)
+        new = [part for part in parts if part not in call.halves]
+        if new:
+            call.halves.update(zip(new, self._batch(self._whole, new, False), strict=True))
+        singles = [text for text in texts if isinstance(text, str)]
+        encoded = iter(self._batch(backend, singles, call.special_tokens))
+        encodings = [
+            next(encoded)
+            if isinstance(text, str)
+            # A query that stands in a thousand pairs is tokenized once.
+            else backend.post_process(*(call.halves[part] for part in text), call.special_tokens)
+            for text in texts
+        ]
+        return [
+            Tokens(Encoded([]), [], [], len(encoding), False)
+            if len(encoding) > call.most and not call.truncate
+            else Tokens(
+                encoded=Encoded(encoding.ids, self._pair_start(encoding, text)),
+                offsets=encoding.offsets,
+                words=encoding.word_ids,
+                length=len(encoding),
+                truncated=bool(encoding.overflowing),
+            )
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+    def _batch(self, backend: Any, texts: list[str], special_tokens: bool) -> list[Any]:
+        try:
+            encodings: list[Any] = backend.encode_batch(texts, add_special_tokens=special_tokens)
+        except Exception:
+            raise
+        except BaseException as error:
+            # A panic of the Rust code is no Exception to Python: it would end more than this call.
+            raise RuntimeError("the tokenizer failed") from error
+        return encodings
+
+    def _pair_start(self, encoding: Any, text: Text) -> int | None:
+        if not self._knows_pairs or isinstance(text, str):
+            return None
+        type_ids: list[int] = encoding.type_ids
+        return type_ids.index(1) if 1 in type_ids else None
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, given: Mapping[str, Any]
+    ) -> str:
+        try:
+            text = self._hf.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given
+            )
+        except Exception as error:
+            # Whatever it is, it comes of what the caller sent: others are rendered by the same template.
+            raise TemplateRefused(self._reason(error)) from None
+        return str(text)
+
+    def _reason(self, error: Exception) -> str:
+        """Returns the template's own reason, when it stands in the template: others may repeat the prompt."""
+        from jinja2 import TemplateError
+
+        templates = self._hf.chat_template
+        source = templates if isinstance(templates, str) else "\n".join(templates.values())
+        reason = str(error)
+        if isinstance(error, TemplateError) and reason and reason in source:
+            return f"the chat template refused it: {reason}"
+        return "the chat template can't render it: see which roles, tools, documents and arguments it takes"
+
+
+def _length(text: Text) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])

@@ -1,0 +1,1 @@
+"""Ports, connections, and what is around every call."""

@@ -1,0 +1,115 @@
+"""Connections to the ports: which sockets an address means, how many there may be, and what gRPC limits of each."""
+
+import errno
+import logging
+import resource
+import socket
+
+from tuneserve.errors import UserError
+from tuneserve.server.call.departures import LARGEST
+from tuneserve.server.config import ServerConfig, host_and_port
+
+logger = logging.getLogger(__name__)
+
+_MIB = 1 << 20
+# Of the ports beside the callers' own: a few connections, always, so that probes and administrators get in.
+MOST_BESIDE = 64
+# For a connection to say what it is, TLS and HTTP/2 both.
+_HANDSHAKE_SECONDS = 10.0
+# For the answer to a ping.
+_PING_SECONDS = 20.0
+# A client may send pings of its own so often.
+_PINGS_EVERY_SECONDS = 5.0
+# What the process may have open beside connections to `listen`: models' files, engines, the other ports.
+_KEPT_FILES = 256
+# As many as anybody needs, where the system would allow more.
+_FILES = 1 << 16
+
+
+def options(config: ServerConfig, connections: int) -> list[tuple[str, int]]:
+    """Returns gRPC's own limits, which hold before anything of ours sees a call."""
+    return [
+        # Otherwise a second server would share the port without a word.
+        ("grpc.so_reuseport", 0),
+        # Looked at once a message is whole: `arrivals` bounds what is not.
+        # gRPC's own default; a thousand texts of 512 tokens fit in. `wire` bounds the parts.
+        ("grpc.max_receive_message_length", 4 * _MIB),
+        ("grpc.max_send_message_length", LARGEST),
+        # Identity alone: a megabyte of gzip may be a gigabyte.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_SECONDS)),
+        # Streams that ended, or were reset, count until we have forgotten them: that is what bounds a rapid reset. A
+        # client that keeps to the limit may be refused for it, too: the limit is far above what clients need.
+        ("grpc.max_concurrent_streams", config.max_streams),
+        # With it a connection may send 4 MiB that nobody asked for. What is asked for comes as fast without.
+        ("grpc.http2.bdp_probe", 0),
+        # A client that is gone is noticed. The second limit is the one that counts where it is longer.
+        ("grpc.keepalive_time_ms", _ms(config.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", _ms(_PING_SECONDS)),
+        ("grpc.http2.ping_timeout_ms", _ms(_PING_SECONDS)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(_PINGS_EVERY_SECONDS)),
+        # gRPC adds or takes a tenth, so that not all clients come at once. Calls that run may end when they like.
+        ("grpc.max_connection_age_ms", _ms(config.max_connection_age_seconds)),
+        ("grpc.max_connection_idle_ms", _ms(config.max_connection_idle_seconds)),
+    ]
+
+
+def within_files(wanted: int) -> int:
+    """Returns how many connections `listen` may have, so that files are left for health, metrics and models. Lets the
+    process open as many as the system allows it: what a shell begins with is for programs that use select().
+    """
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < _FILES:
+        files = min(_FILES, most) if most != resource.RLIM_INFINITY else _FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    if files == resource.RLIM_INFINITY or wanted <= files - _KEPT_FILES:
+        return wanted
+    allowed = max(1, files - _KEPT_FILES, files // 2)
+    logger.warning("max_connections: %d, as the process may have %d files open (ulimit -n)", allowed, files)
+    return min(wanted, allowed)
+
+
+def sockets(address: str, key: str) -> list[socket.socket]:
+    """Returns a bound socket for each address that a host has on this machine: localhost has two, often.
+
+    Raises UserError naming the setting when another program has the port at one of them, or none can be had.
+    """
+    host, port = host_and_port(address, key)
+    bound: list[socket.socket] = []
+    refused = OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, where in found:
+            one = socket.socket(family, kind, protocol)
+            bound.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                one.bind((where[0], port or (bound[0].getsockname()[1] if len(bound) > 1 else 0), *where[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                # A name may have an address of IPv6 where there is no IPv6.
+                bound.pop().close()
+                refused = error
+        if not bound:
+            raise refused
+    except OSError as error:
+        for one in bound:
+            one.close()
+        in_use = error.errno == errno.EADDRINUSE
+        hint = "another program has the port: choose another" if in_use else (error.strerror or "")
+        raise UserError(f"{key}: can't bind {address}", hint) from None
+    return bound
+
+
+def shown(host: str, port: int) -> str:
+    """Returns HOST:PORT, an address of IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

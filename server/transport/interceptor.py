@@ -1,0 +1,254 @@
+"""Around every call of ours: who it is from, its quota, its time, its log line, and errors turned into statuses.
+
+A call's message is taken in once its caller is known. Health and reflection, which anybody may call, are in no log
+line and no metric: probes would drown the calls there.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_status import rpc_status
+
+from tuneserve.server.call import context as calls
+from tuneserve.server.call import failures, request_log, wire
+from tuneserve.server.call.arrivals import Arrivals
+from tuneserve.server.call.departures import Departures
+from tuneserve.server.call.draining import SHUTS_DOWN, Running
+from tuneserve.server.call.errors import CallError, Overloaded, Unavailable, to_status
+from tuneserve.server.call.shares import Shares, caller
+from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenant, Tenants
+from tuneserve.server.call.tracing import Tracing
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.shadow import Shadows
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Method: TypeAlias = Callable[..., Any]
+
+OURS = ("/tuneserve.", "/inference.")
+REFLECTION = "/grpc.reflection."
+_SAN = "x509_subject_alternative_name"
+
+
+@dataclass(frozen=True)
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of our services, on one port."""
+
+    metrics: Metrics
+    running: Running
+    shadows: Shadows
+    stall_seconds: float
+    arrivals: Arrivals
+    reflecting: Arrivals  # whole calls of reflection
+    departures: Departures
+    requests: Shares  # bytes of those that run
+    everybody: Tenant = ANYBODY  # who calls, where there are no keys
+    tenants: Tenants | None = None
+    tracing: Tracing | None = None
+    log_requests: bool = False
+    log_content: bool = False
+    _wrapped: dict[str, Any] = field(default_factory=dict)  # handlers by method
+    _unknown: request_log.Sample = field(init=False)  # lines of callers that nobody knows
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_unknown", request_log.Sample(self.metrics.log_lines_dropped.inc))
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        if details.method in self._wrapped:
+            return self._wrapped[details.method]
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith((*OURS, REFLECTION)):
+            return handler
+        wrap = self._wrap if details.method.startswith(OURS) else self._reflect
+        wrapped = self._wrapped[details.method] = wrap(handler, details.method)
+        return wrapped
+
+    def _wrap(self, handler: Any, name: str) -> Any:
+        # All as streams of requests: gRPC begins to take a message in when it is asked for it.
+        make = grpc.stream_stream_rpc_method_handler
+        if handler.unary_unary:
+            answer, make = self._unary(handler, name), grpc.stream_unary_rpc_method_handler
+        elif handler.unary_stream:
+            answer = self._stream(handler.unary_stream, "server_stream", handler.response_serializer, name)
+        else:
+            answer = self._stream(handler.stream_stream, "bidi_stream", handler.response_serializer, name)
+        # What is sent is bytes already: so many may wait to be read.
+        return make(answer, request_deserializer=wire.lenient(handler.request_deserializer))
+
+    def _unary(self, handler: Any, name: str) -> Method:
+        method, serialize = handler.unary_unary, handler.response_serializer
+
+        async def answer(_: Any, context: Context) -> Any:
+            async with self._call("unary", name, context), self._arriving("unary", None, context) as request:
+                response = await method(request, context)
+                self.shadows.mirror(method, request, response)
+                data = serialize(response)
+                self.departures.until_done(len(data), context)
+                return data
+
+        return answer
+
+    def _stream(self, method: Method, kind: str, serialize: Callable[[Any], bytes], name: str) -> Method:
+        async def answer(requests: Any, context: Context) -> None:
+            # The messages are closed here, not by the garbage collector: closing is what frees the engine's slot.
+            async with (
+                self._call(kind, name, context) as ended,
+                self._arriving(kind, requests, context) as request,
+                aclosing(method(request, context)) as messages,
+            ):
+                async for message in messages:
+                    await self._write(serialize(message), context, messages, ended)
+
+        return answer
+
+    @asynccontextmanager
+    async def _arriving(self, kind: str, requests: Any, context: Context) -> AsyncIterator[Any]:
+        """Gives the request of a call, or all of them, which may come as long as it runs."""
+        if kind == "bidi_stream":
+            async with self.arrivals.stream():
+                yield wire.readable(requests)
+        else:
+            request = wire.readable(await self.arrivals.read(context))
+            with calls.current().hold(request.ByteSize()):
+                yield request
+
+    def _reflect(self, handler: Any, _: str) -> Any:
+        async def answer(requests: Any, context: Context) -> None:
+            try:
+                async with self.reflecting.place(), aclosing(handler.stream_stream(requests, context)) as messages:
+                    async for message in messages:
+                        await context.write(message)
+            except Unavailable as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+    async def _write(self, data: bytes, context: Context, messages: Any, ended: Callable[[], object]) -> None:
+        """Sends a message. Ends a stream whose client reads nothing for `stall_seconds`: its work at once, and its call
+        once the client has read after all, or is gone. Until then gRPC holds the message.
+        """
+        closing: asyncio.Task[None] | None = None
+
+        def stalled() -> None:
+            nonlocal closing
+            closing = asyncio.create_task(messages.aclose())
+            ended()
+
+        late = asyncio.get_running_loop().call_later(self.stall_seconds, stalled)
+        try:
+            with self.departures.held(len(data), context):
+                await context.write(data)
+        finally:
+            late.cancel()
+            if closing:
+                await closing
+        if closing:
+            raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s")
+
+    def _admit(self, tenants: Tenants, call: calls.Call) -> None:
+        """Counts a request against its caller's quota; one whose key was taken away is known no more."""
+        try:
+            tenants.admit(tenants.authenticate(call.metadata, call.names))
+        except Overloaded as error:
+            self.metrics.rejections.labels("", error.reason.lower()).inc()
+            raise
+
+    @asynccontextmanager
+    async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
+        """Around a call. Gives what to do when it runs no more, but is not over: it is not waited for as others are."""
+        _, service, method = name.split("/", 2)
+        labels = (kind, service, method)
+        call, started = _begin(context, method, self.everybody), time.monotonic()
+        call.content = {} if self.log_content else None
+        self.metrics.started.labels(*labels).inc()
+        code: grpc.StatusCode | None = None
+        try:
+            async with asyncio.timeout(None) as limit:
+                await self.running.begin(limit, self.everybody is ADMINISTRATOR)
+                if self.tenants:
+                    call.names = _names(context) if self.tenants.by_certificate else ()
+                    call.tenant = self.tenants.authenticate(call.metadata, call.names)
+                if self.tracing:
+                    self.tracing.start(call, service)
+                if self.tenants:
+                    call.charge = partial(self.tenants.charge, call.tenant)
+                    call.admit = partial(self._admit, self.tenants, call)
+                    # The requests of a stream are counted one by one.
+                    if kind != "bidi_stream":
+                        call.admit()
+                call.hold = partial(self.requests.held, caller(context))
+                self.departures.check(context)
+                yield partial(self.running.end, limit)
+            code = grpc.StatusCode.OK
+            context.set_trailing_metadata(_trailing(call))
+        except Exception as error:
+            shown = Unavailable(SHUTS_DOWN) if limit.expired() else failures.for_caller(error)
+            status = rpc_status.to_status(to_status(shown, call.request_id))
+            code = status.code
+            if not isinstance(shown, CallError):
+                # Its type and place, not its text: that may hold what the caller sent.
+                logger.error("request %s: %s failed: %s", call.request_id, method, failures.where(error))
+            await context.abort(code, status.details, (*status.trailing_metadata, *_trailing(call, shown)))
+        finally:
+            # Whatever ended it: an answer, an error, a cancellation or a closed generator.
+            self.running.end(limit)
+            ended = code or (grpc.StatusCode.DEADLINE_EXCEEDED if call.expired() else grpc.StatusCode.CANCELLED)
+            seconds = time.monotonic() - started
+            self.metrics.handled.labels(*labels, ended.name).inc()
+            self.metrics.handling.labels(*labels).observe(seconds)
+            self.metrics.count_tenant(
+                call.tenant.name, call.model, ended.name, call.prompt_tokens, call.completion_tokens
+            )
+            if self.tracing:
+                self.tracing.end(call, ended.name)
+            if self.log_requests:
+                self._log(call, ended, seconds)
+
+    def _log(self, call: calls.Call, ended: grpc.StatusCode, seconds: float) -> None:
+        left_out = self._unknown.take() if ended == grpc.StatusCode.UNAUTHENTICATED else 0
+        if left_out is not None:
+            request_log.log(call, ended.name, seconds, left_out)
+
+
+def _begin(context: Context, method: str, tenant: Tenant) -> calls.Call:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    remaining = context.time_remaining()
+    call = calls.Call(
+        request_id=calls.request_id(metadata),
+        method=method,
+        tenant=tenant,
+        metadata=metadata,
+        deadline=None if remaining is None else time.monotonic() + remaining,
+    )
+    calls.begin(call)
+    return call
+
+
+def _names(context: Context) -> tuple[str, ...]:
+    """The names of the certificate that the client showed; it was asked for one of the right authority."""
+    return tuple(name.decode(errors="replace") for name in context.auth_context().get(_SAN, ()))
+
+
+def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[str, str], ...]:
+    """The metadata behind an answer: its id, which version gave it, and where its time went."""
+    pairs = [(calls.HEADER, call.request_id)]
+    if call.version:
+        pairs.append(("x-model-version", f"{call.model}@{call.version}"))
+    if call.stages:
+        pairs.append(("server-timing", request_log.server_timing(call)))
+    if isinstance(error, Overloaded):
+        pairs.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
+    return tuple(pairs)

@@ -1,0 +1,95 @@
+"""`/metrics` over HTTP, on the event loop: one request a connection, few connections, and none for long.
+
+Knows nothing of metrics: the page is a WSGI application's, made in a thread of its own.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from wsgiref.types import WSGIApplication
+
+from tuneserve.server.call import failures
+
+logger = logging.getLogger(__name__)
+
+# Of connections. One more hangs up on the oldest: whoever holds them, a page that is asked for at once is there.
+_MOST = 32
+# From a connection's start to its end.
+_SECONDS = 10.0
+_HEAD_BYTES = 8192
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class MetricsServer:
+    """The server of one page, on sockets that are bound."""
+
+    def __init__(self, page: WSGIApplication, sockets: Sequence[socket.socket]) -> None:
+        self._page = page
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
+        self._serving: dict[asyncio.Task[None], None] = {}
+        self._pages = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+
+    async def start(self) -> None:
+        """Listens."""
+        self._servers = [await asyncio.start_server(self._serve, sock=one, limit=_HEAD_BYTES) for one in self._sockets]
+
+    def close(self) -> None:
+        """Hangs up on everybody."""
+        for server in self._servers:
+            server.close()
+        for one in self._sockets:
+            one.close()
+        for task in self._serving:
+            task.cancel()
+        self._pages.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._serving[task] = None
+        if len(self._serving) > _MOST:
+            next(iter(self._serving)).cancel()
+        try:
+            async with asyncio.timeout(_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await asyncio.get_running_loop().run_in_executor(self._pages, self._answer, head))
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # it was too slow, too long or not there any more
+        except asyncio.CancelledError:
+            pass  # hung up on: asyncio would log the cancellation as an error
+        finally:
+            del self._serving[task]
+            writer.transport.abort()
+
+    def _answer(self, head: bytes) -> bytes:
+        """Returns the whole answer to a request."""
+        request, *lines = head.decode("latin-1").split("\r\n")
+        method, _, rest = request.partition(" ")
+        target, _, version = rest.partition(" ")
+        if not version.startswith("HTTP/1."):
+            return _BAD_REQUEST
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        path, _, query = target.partition("?")
+        environ = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "HTTP_ACCEPT_ENCODING": headers.get("accept-encoding", ""),
+        }
+        answered: list[str] = []
+
+        def start(status: str, fields: list[tuple[str, str]], _: object = None) -> None:
+            answered[:] = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields)]
+
+        try:
+            body = b"".join(self._page(environ, start))  # type: ignore[arg-type]  # nothing is written by its result
+        except Exception as error:
+            logger.error("the metrics' page failed: %s", failures.where(error))
+            body, answered = b"", ["HTTP/1.1 500 Internal Server Error"]
+        lines = [*answered, f"Content-Length: {len(body)}", "Connection: close", "", ""]
+        return "\r\n".join(lines).encode("latin-1") + body

@@ -1,0 +1,91 @@
+"""The gRPC ports: which services each of them has."""
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from tuneserve.errors import UserError
+from tuneserve.oip import inference_pb2, inference_pb2_grpc
+from tuneserve.server.api.classification import ClassificationService
+from tuneserve.server.api.embedding import EmbeddingService
+from tuneserve.server.api.generation import GenerationService
+from tuneserve.server.api.model_service import ModelService
+from tuneserve.server.config import ServerConfig, host_and_port
+from tuneserve.server.models.administration import Operations
+from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICE, SERVICES, Health
+from tuneserve.server.models.registry import Models
+from tuneserve.server.open_inference.service import InferenceService
+from tuneserve.server.transport import connections
+from tuneserve.server.transport.interceptor import CallInterceptor
+from tuneserve.v1 import classification_pb2_grpc, embedding_pb2_grpc, generation_pb2_grpc, model_pb2_grpc
+
+_INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+def public(
+    interceptor: CallInterceptor,
+    models: Models,
+    operations: Operations,
+    health: Health,
+    config: ServerConfig,
+) -> grpc.aio.Server:
+    """Returns the callers' port: everything."""
+    options = connections.options(config, connections.within_files(config.max_connections))
+    server = _with_models(interceptor, models, operations, health, options)
+    classification = ClassificationService(models)
+    embedding = EmbeddingService(models)
+    generation = GenerationService(models)
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+    inference = InferenceService(models, classification, embedding, generation)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
+    _reflect(server, *SERVICES.values(), MODEL_SERVICE, _INFERENCE_SERVICE, HEALTH_SERVICE)
+    return server
+
+
+def admin(
+    interceptor: CallInterceptor, models: Models, operations: Operations, health: Health, config: ServerConfig
+) -> grpc.aio.Server:
+    """Returns the administrators' port: models and health."""
+    options = connections.options(config, connections.MOST_BESIDE)
+    server = _with_models(interceptor, models, operations, health, options)
+    _reflect(server, MODEL_SERVICE, HEALTH_SERVICE)
+    return server
+
+
+def health_only(health: Health, config: ServerConfig) -> grpc.aio.Server:
+    """Returns the probes' port."""
+    options = connections.options(config, connections.MOST_BESIDE)
+    server = grpc.aio.server(options=options)
+    health.servicer.add_to(server)
+    return server
+
+
+def bind(server: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
+    """Returns where the server listens, as host:port. Raises UserError naming the setting."""
+    host, port = host_and_port(address, key)
+    # gRPC is content with one of a name's addresses, and then another program has its port at the others.
+    for one in connections.sockets(address, key):
+        one.close()
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError:
+        raise UserError(f"{key}: can't bind {address}", "another program has the port: choose another") from None
+    return connections.shown(host, port)
+
+
+def _with_models(
+    interceptor: CallInterceptor,
+    models: Models,
+    operations: Operations,
+    health: Health,
+    options: list[tuple[str, int]],
+) -> grpc.aio.Server:
+    server = grpc.aio.server(interceptors=[interceptor], options=options)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models, operations), server)
+    health.servicer.add_to(server)
+    return server
+
+
+def _reflect(server: grpc.aio.Server, *services: str) -> None:
+    reflection.enable_server_reflection((*sorted(set(services)), reflection.SERVICE_NAME), server)
