@@ -3,34 +3,99 @@ work that the event loop does itself, without holding it.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# Seconds of work on the event loop after which others have their turn.
+# Seconds of work on the event loop, of all calls together, after which others have their turn.
 _TURN = 0.01
 
 
+class _Turns:
+    """Whose turn it is to work on one event loop. One of those that wait goes on each time the loop comes round: now
+    the call that has worked least so far, now the one that has waited longest.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._began: float | None = None  # the work of this time round
+        self._waiting: dict[asyncio.Future[None], float] = {}  # how long each has worked, in the order of their coming
+        self._by_age = itertools.cycle((False, True))
+
+    def is_over(self, now: float) -> bool:
+        """Whether enough was worked this time round."""
+        if self._began is None:
+            self._begin()
+            return False
+        return now - self._began > _TURN
+
+    async def next(self, worked: float) -> None:
+        """Waits for a turn, for a call that has worked so many seconds."""
+        turn = self._loop.create_future()
+        self._waiting[turn] = worked
+        try:
+            await turn
+        finally:
+            self._waiting.pop(turn, None)
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._began is None:
+            self._loop.call_soon(self._came_round)
+        self._began = time.monotonic()
+
+    def _came_round(self) -> None:
+        self._began = None
+        if self._waiting:
+            choose = next if next(self._by_age) else partial(min, key=self._waiting.__getitem__)
+            turn = choose(iter(self._waiting))
+            del self._waiting[turn]
+            if not turn.done():
+                turn.set_result(None)
+            # Also where the chosen one does nothing.
+            self._began = time.monotonic()
+            self._loop.call_soon(self._came_round)
+
+
+_turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]" = WeakKeyDictionary()
+# Seconds that the current call has worked on the event loop. Its tasks share it.
+_worked: ContextVar[list[float] | None] = ContextVar("worked", default=None)
+
+
 class in_turns(Generic[In]):
-    """Yields the items of work that the event loop does itself; whenever that took some milliseconds, others go first.
+    """Yields the items of work that the event loop does itself; whenever that took some milliseconds, of this call or
+    of others, those that wait go first.
 
     What is done with each item should be short. No generator, which somebody would have to close.
     """
 
     def __init__(self, items: Iterable[In]) -> None:
         self._items = iter(items)
-        self._since = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self._turns = _turns.get(loop) or _turns.setdefault(loop, _Turns(loop))
+        self._worked = _worked.get() or [0.0]
+        _worked.set(self._worked)
+        self._since: float | None = None
 
     def __aiter__(self) -> AsyncIterator[In]:
         return self
 
     async def __anext__(self) -> In:
-        if time.monotonic() - self._since > _TURN:
-            await asyncio.sleep(0)
-            self._since = time.monotonic()
+        now = time.monotonic()
+        if self._since is not None:
+            # No more than a turn: what is done with an item may wait for something.
+            self._worked[0] += min(now - self._since, _TURN)
+        if self._turns.is_over(now):
+            await self._turns.next(self._worked[0])
+            now = time.monotonic()
+        self._since = now
         try:
             return next(self._items)
         except StopIteration:

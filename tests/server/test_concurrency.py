@@ -93,3 +93,73 @@ def test_pieces_are_all_of_it_in_order():
     assert found == [[5, 1], [1, 9], [2, 3, 1]]
     assert [list(piece) for piece in concurrency.pieces([9, 9, 1], lambda one: one, 6)] == [[9], [9], [1]]
     assert list(concurrency.pieces([], lambda one: one, 6)) == []
+
+
+def spin(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+async def test_many_calls_work_no_longer_at_a_time_than_one(monkeypatch):
+    """Each in its turn: forty that worked ten milliseconds each held the loop for 0.4 s a time."""
+    monkeypatch.setattr(concurrency, "_TURN", 0.002)
+    turns, ended = [], []
+
+    async def call(items: int) -> None:
+        for _ in range(3):  # as one that converts several lists
+            async for _ in concurrency.in_turns(range(items)):
+                turns[-1] += 1
+                spin(0.0005)
+        ended.append(items)
+
+    async def count() -> None:
+        while len(ended) < 41:
+            turns.append(0)
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    await asyncio.sleep(0)
+    calls = [asyncio.create_task(call(20)) for _ in range(40)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    calls.append(asyncio.create_task(call(1)))
+    await asyncio.gather(*calls, counting)
+    # Two turns of 2 ms: that of the one that waited, and that of those who come. An item before each of them, too.
+    assert max(turns) <= 12
+    assert ended.index(1) < 5, "one that has worked little goes before those that have worked much"
+
+
+async def test_one_that_is_given_up_while_it_waits_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(concurrency, "_TURN", 0.0005)
+    done = []
+
+    async def call(number: int) -> None:
+        async for _ in concurrency.in_turns(range(20)):
+            spin(0.0002)
+        done.append(number)
+
+    calls = [asyncio.create_task(call(number)) for number in range(20)]
+    await settled()
+    for task in calls[::2]:
+        task.cancel()
+    await asyncio.wait(calls)
+    assert set(done) >= set(range(1, 20, 2))
+    assert not concurrency._turns[asyncio.get_running_loop()]._waiting
+
+
+async def test_all_get_on_whoever_comes(monkeypatch):
+    """One that has worked much is not kept waiting by ever new ones that have not."""
+    monkeypatch.setattr(concurrency, "_TURN", 0.0005)
+    old = asyncio.create_task(_spins(200))
+    new: set[asyncio.Task[None]] = set()
+    while not old.done():
+        new.add(asyncio.create_task(_spins(2)))
+        await asyncio.sleep(0)
+        assert len(new) < 20_000
+    await asyncio.gather(*new)
+
+
+async def _spins(items: int) -> None:
+    async for _ in concurrency.in_turns(range(items)):
+        spin(0.0002)
