@@ -1,11 +1,12 @@
 """ClassificationService: convert, engine, convert."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneserve import checkpoint
 from tuneserve.server.api import classification_messages as convert
@@ -31,6 +32,12 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 STREAM_AHEAD = 64
 # Tokens whose labels become spans in a thread at a time, some milliseconds' worth; and those that are sooner done here.
 _PIECE, _SHORT = 1 << 12, 256
+# Characters of texts that are looked at together before their windows are counted.
+_WINDOWED = 1 << 18
+# Scores that are computed at a time; and bytes of one in the answer, beside its label.
+_SCORES, _SCORE_BYTES = 1 << 16, 12
+# Bytes of a span in the answer, beside its label and its text: there may be one a token.
+_SPAN_BYTES = 24
 
 
 class ClassificationService(ClassificationServiceServicer):
@@ -54,6 +61,7 @@ class ClassificationService(ClassificationServiceServicer):
             shown = convert.shown(request, model.labels, problem, temperature)
         cutting = convert.cutting(request, model.engine.max_length)
         with model.admitted(request.priority) as place:
+            current().hold(len(texts) * shown.width(_SCORE_BYTES))
             seen = await model.redacted(request)
             texts = convert.pairs(seen.request, model.config.max_inputs)
             note(texts)
@@ -63,16 +71,19 @@ class ClassificationService(ClassificationServiceServicer):
                 question = Question.of(seen.request, model.config.max_inputs)
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
-            scores = convert.all_scores(results, shown)
-            rows = in_turns(zip(results, scores, strict=True))
-            answers = [convert.classification(*one, shown) async for one in rows]
+            scores = await _scores(results, shown)
+            response = pb.ClassifyResponse()
+            # One by one: a message copies what it is given.
+            async for one in in_turns(zip(results, scores, strict=True)):
+                response.results.append(convert.classification(*one, shown))
             if explanation:
-                await explanation.add_weights(answers, scores, shown, scorer.score)
-        best = [convert.best(row, shown) for row in scores]
+                await explanation.add_weights(response.results, scores, shown, scorer.score)
+        best = [convert.best(row, shown) async for row in in_turns(scores)]
         current().note("output", *(label for label, _ in best))
         # The labels of a call are no metric's: there is no end to them.
         await _count(model, len(texts), [] if question else best)
-        return pb.ClassifyResponse(results=answers, usage=scorer.usage)
+        response.usage.CopyFrom(scorer.usage)
+        return response
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:
         """See classification.proto."""
@@ -86,8 +97,11 @@ class ClassificationService(ClassificationServiceServicer):
             note(seen.request.texts)
             tokens, cuts = await _cut(model, cutting, list(seen.request.texts), "texts[{}]")
             rows = iter(await pooled(place, [one.encoded for cut in cuts for one in cut], "token_classify", usage))
+        current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
-        response, found = pb.ClassifyTokensResponse(usage=usage), list[spans.Span]()
+        response = pb.ClassifyTokensResponse(usage=usage)
+        # Half a million spans, kept as objects, take the garbage collector long to go through.
+        labels, sure, noted = list[str](), list[float](), list[str]()
 
         def decode(piece: Sequence[tuple[str, Masked, Tokens, Sequence[windows.Window]]]) -> None:
             for text, mask, one, cut in piece:
@@ -96,16 +110,19 @@ class ClassificationService(ClassificationServiceServicer):
                 places = [mask.original(*place) for place in one.offsets]
                 new = spans.find(text, scores, places, one.words, model.labels, how)
                 response.results.append(convert.token_classification(text, new, unit, one))
-                found.extend(new)
+                labels.extend(span.label for span in new)
+                sure.extend(span.score for span in new)
+                if current_call.content is not None:
+                    noted.extend(f"{span.label} {span.start}-{span.end}" for span in new)
 
+        current().hold(_SPAN_BYTES * sum(one.length for one in tokens))
         for piece in pieces(list(zip(texts, masked, tokens, cuts, strict=True)), lambda one: one[2].length, _PIECE):
             if len(piece) == len(texts) and sum(one.length for one in tokens) < _SHORT:
                 decode(piece)
             else:
                 await model.tokenizer.apart(decode, piece)
-        if current().content is not None:
-            current().note("output", *(f"{span.label} {span.start}-{span.end}" for span in found))
-        await _count(model, len(texts), [(span.label, span.score) for span in found])
+        current_call.note("output", *noted)
+        await _count(model, len(texts), zip(labels, sure, strict=True))
         return response
 
     async def ClassifyStream(
@@ -120,8 +137,8 @@ class ClassificationService(ClassificationServiceServicer):
         with streams.part() as call:
             try:
                 call.admit()
-                with call.hold(item.ByteSize()):
-                    answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
+                call.hold(item.ByteSize())
+                answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
             except Exception as error:
                 status = failures.status(error, call)
                 described = pb.Error(code=status.code, message=status.message, details=status.details)
@@ -179,28 +196,41 @@ class Classifier:
         ]
 
 
+async def _scores(results: Sequence[convert.Result], shown: convert.Shown) -> NDArray[np.float32]:
+    """Returns (results, labels), see convert.all_scores."""
+    few = max(1, _SCORES // len(shown.labels))
+    runs = in_turns(range(0, len(results), few))
+    return np.concatenate([convert.all_scores(results[start : start + few], shown) async for start in runs])
+
+
 async def _cut(
     model: Model, cutting: convert.Cutting, texts: Sequence[str | tuple[str, str]], field: str
 ) -> tuple[list[Tokens], list[list[windows.Window]]]:
     """Returns the tokens of each text, and its windows: one that shows all of it, unless windows were asked for."""
     limit = model.engine.max_length
     if cutting.overlap is None:
-        tokens = await encoded(model, texts, field, truncate=cutting.truncate)
-        return tokens, [[windows.Window(one.encoded, 0, one.length)] for one in tokens]
-    tokens = await encoded(model, texts, field, truncate=False, limited=False)
-    total = sum(windows.count(one, limit, cutting.overlap) for one in tokens)
-    if total > model.config.max_inputs:
-        what = f"make {total} windows; allowed: {model.config.max_inputs} in one call"
-        raise InvalidInput(field.partition("[")[0], what)
+        whole = await encoded(model, texts, field, truncate=cutting.truncate)
+        return whole, [[windows.Window(one.encoded, 0, one.length)] for one in whole]
+    tokens: list[Tokens] = []
+    most, total = model.config.max_inputs, 0
+    # Piece by piece, and no text further than the windows that are allowed could show.
+    for piece in pieces(texts, len, _WINDOWED):
+        some = await model.encode(piece, most=most * (limit - cutting.overlap) + cutting.overlap)
+        total += sum(windows.count(one, limit, cutting.overlap) for one in some)
+        if total > most:
+            raise InvalidInput(field.partition("[")[0], f"make {total} windows or more; allowed: {most} in one call")
+        tokens += some
+    convert.check_tokens(field, tokens, None, model.engine.vocab_size)
     return tokens, [windows.cut(one, limit, cutting.overlap) for one in tokens]
 
 
-async def _count(model: Model, texts: int, predictions: Sequence[tuple[str, float]]) -> None:
+async def _count(model: Model, texts: int, predictions: Iterable[tuple[str, float]]) -> None:
     model.metrics.texts.labels(model.name).inc(texts)
-    for label, count in Counter(label for label, _ in predictions).items():
-        model.metrics.predictions.labels(model.name, label).inc(count)
-    confidence = model.metrics.confidence.labels(model.name)
-    async for _, score in in_turns(predictions):
+    counts, confidence = Counter[str](), model.metrics.confidence.labels(model.name)
+    async for label, score in in_turns(predictions):
+        counts[label] += 1
         # A number that is no probability has no place in the histogram.
         if 0 <= score <= 1:
             confidence.observe(score)
+    for label, count in counts.items():
+        model.metrics.predictions.labels(model.name, label).inc(count)

@@ -59,6 +59,11 @@ class Shown:
     least: Sequence[float] | None = None  # probability, by label
     temperature: float = 1.0
 
+    def width(self, beside: int) -> int:
+        """Returns about how many bytes one result takes, `beside` the label of each."""
+        shown = len(self.labels) if self.top_k is None else min(self.top_k, len(self.labels))
+        return shown * (beside + sum(map(len, self.labels)) // len(self.labels))
+
 
 @dataclass(frozen=True)
 class Result:

@@ -23,6 +23,8 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceServicer
 
 # Tokens that Tokenize counts, also where the model reads fewer.
 _MOST_TOKENIZED = 1 << 16
+# Bytes of a token, or of a log probability, in an answer.
+_ENTRY_BYTES = 16
 
 
 class GenerationService(GenerationServiceServicer):
@@ -44,6 +46,9 @@ class GenerationService(GenerationServiceServicer):
         What is wrong with one of them ends all, and is named texts[INDEX].
         """
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
+        made, most = len(texts) * max(1, request.sampling.n), model.config.max_inputs
+        if len(texts) > 1 and made > most:
+            raise InvalidInput("texts", f"would make {made} completions; allowed: {most} of several prompts")
         with model.admitted(request.priority) as place:
             wish = await _Wish.of(model, request, stream=False)
 
@@ -142,6 +147,7 @@ class _Wish:
 
 async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateResponse:
     token_ids, sampling = await wish.prepare(prompt)
+    current().hold(_entries(sampling, len(token_ids)) * _ENTRY_BYTES)
     outputs = place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
     async with aclosing(outputs):
         deltas = [delta async for output in outputs for delta in output]
@@ -153,6 +159,12 @@ async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateRe
             prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
         ),
     )
+
+
+def _entries(sampling: Sampling, prompt_length: int) -> int:
+    """How many tokens and log probabilities an answer may have."""
+    made = sampling.n * sampling.max_tokens * (1 if sampling.logprobs is None else 2 + sampling.logprobs)
+    return made + (0 if sampling.prompt_logprobs is None else prompt_length * (1 + sampling.prompt_logprobs))
 
 
 async def _check_bad_words(model: Model, words: Sequence[str]) -> None:

@@ -19,17 +19,13 @@ def note(texts: Sequence[str | tuple[str, str]]) -> None:
         current().note("prompt", *(part for one in texts for part in ([one] if isinstance(one, str) else one)))
 
 
-async def encoded(
-    model: Model, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool, limited: bool = True
-) -> list[Tokens]:
-    """Returns tokens that the model can take; of any length unless `limited`. Raises InvalidInput naming the first text
-    of which it can't; `field` has a {} for the index.
+async def encoded(model: Model, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool) -> list[Tokens]:
+    """Returns tokens that the model can take. Raises InvalidInput naming the first text of which it can't; `field` has
+    a {} for the index.
     """
     limit = model.engine.max_length
-    # What no number of windows that are allowed could show.
-    most = limit if limited else limit * model.config.max_inputs
-    tokens = await model.encode(texts, truncate=truncate, most=most)
-    convert.check_tokens(field, tokens, limit if limited else None, model.engine.vocab_size)
+    tokens = await model.encode(texts, truncate=truncate, most=limit)
+    convert.check_tokens(field, tokens, limit, model.engine.vocab_size)
     return tokens
 
 

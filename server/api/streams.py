@@ -63,7 +63,8 @@ def part() -> Iterator[context.Call]:
     call = dataclasses.replace(whole, asked="", prompt_tokens=0, completion_tokens=0, stages=[])
     context.begin(call)
     try:
-        yield call
+        with whole.holding() as call.hold:
+            yield call
     finally:
         whole.model, whole.version = call.model, call.version
         whole.prompt_tokens += call.prompt_tokens

@@ -56,8 +56,10 @@ class Call:
     charge: Callable[[int], object] = lambda tokens: None
     # Counts one more request of this call against its caller's quota: for streams of requests.
     admit: Callable[[], None] = lambda: None
-    # Around the work on a request of so many bytes, or on one of a stream's: raises Overloaded where all are too many.
-    hold: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext()
+    # Counts so many bytes for as long as the request is worked on; raises Overloaded where those of all are too many.
+    hold: Callable[[int], None] = lambda size: None
+    # The same for one request of a stream: gives its `hold`.
+    holding: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda size: None)
     stages: list[Stage] = field(default_factory=list)  # the first ones
     stage_ns: dict[str, int] = field(default_factory=dict)  # how long all of each name took
     # Prompts and outputs, for the log line; kept only where the server's settings say so.

@@ -12,10 +12,17 @@ from typing import Any
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.shares import Caller, Context, Shares, caller
 
-# Bytes of one message: gRPC refuses larger ones, in words of its own and behind our back.
-LARGEST = 64 << 20
+# Bytes of one message: gRPC refuses larger ones, in words of its own and behind our back. As many are written in less
+# than a tenth of a second.
+LARGEST = 32 << 20
 # Bytes that gRPC puts before each message, also before an empty one.
 _HEADER = 5
+
+
+def check_size(size: int) -> None:
+    """Raises InvalidInput for an answer of too many bytes."""
+    if size > LARGEST:
+        raise InvalidInput("request", f"has an answer of {size} bytes; allowed: {LARGEST}; ask for less")
 
 
 class Departures:
@@ -51,8 +58,7 @@ class Departures:
         self.shares.remove(*added)
 
     def _add(self, size: int, context: Context) -> tuple[Caller, int]:
-        if size > LARGEST:
-            raise InvalidInput("request", f"has an answer of {size} bytes; allowed: {LARGEST}; ask for less")
+        check_size(size)
         added = caller(context), size + _HEADER
         self.shares.add(*added)
         return added

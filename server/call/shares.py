@@ -35,21 +35,21 @@ class Shares:
     def __post_init__(self) -> None:
         self.none.set()
 
-    def check(self, caller: Caller, size: int = 1) -> None:
-        """Raises Overloaded where so many bytes more would be too many."""
+    def check(self, caller: Caller, size: int = 1, own: int = 0) -> None:
+        """Raises Overloaded where so many bytes more would be too many, beside others than the `own` ones of a call."""
         held, most = self._by_caller.get(caller, 0), self.most_of_one
-        if self.bytes + size > self.most:
+        if self.bytes + size > self.most and self.bytes > own:
             most = _LEAST
-        elif not held:
+        elif held == own:
             return
         if held + size > most:
             self.rejected()
             told = f"{self.what}, {held} bytes of them on this connection; allowed now: {most}"
             raise Overloaded(told, self.reason, _RETRY_MS)
 
-    def add(self, caller: Caller, size: int) -> None:
+    def add(self, caller: Caller, size: int, own: int = 0) -> None:
         """Holds bytes. Raises as `check` does."""
-        self.check(caller, size)
+        self.check(caller, size, own)
         self._by_caller[caller] = self._by_caller.get(caller, 0) + size
         self.bytes += size
         self.none.clear()
@@ -64,13 +64,20 @@ class Shares:
             self.none.set()
 
     @contextmanager
-    def held(self, caller: Caller, size: int) -> Iterator[None]:
-        """Holds bytes while the block runs. Raises as `check` does."""
-        self.add(caller, size)
+    def holding(self, caller: Caller) -> Iterator[Callable[[int], None]]:
+        """Gives what holds more bytes, each time it is called, until the block ends. It raises as `check` does."""
+        own = 0
+
+        def hold(size: int) -> None:
+            nonlocal own
+            self.add(caller, size, own)
+            own += size
+
         try:
-            yield
+            yield hold
         finally:
-            self.remove(caller, size)
+            if own:
+                self.remove(caller, own)
 
 
 def caller(context: Context) -> Caller:

@@ -1,56 +1,131 @@
-"""Bytes that are no message of their method's kind, or one of far too many parts: the caller's fault, and told so.
+"""Messages from bytes and to bytes.
 
-gRPC itself would end such a call with UNKNOWN, before anything of ours sees it: no count, no request id.
+Bytes that are no message of their method's kind, or one of far too many parts, are the caller's fault, and told so:
+gRPC itself would end such a call with UNKNOWN, before anything of ours sees it, without a count or a request id. And a
+long answer is made into bytes in turns.
 """
 
 from collections.abc import AsyncIterator, Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.concurrency import in_turns
 
 _UNREADABLE, _CROWDED = object(), object()
 # Fields of a message, those of the messages inside it included. The smallest are two bytes and take a hundred in
 # memory, and the event loop is held while they are parsed: a megabyte of them for as long as a hundred of text.
 _MOST_FIELDS = 1 << 15
+# Bytes of a list of numbers, which are a byte each and take eight: far more than any model reads token ids.
+_MOST_NUMBERS = 1 << 20
+_NO_NUMBERS = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
 # Bytes of a message whose fields are not worth counting.
 _SMALL = 1 << 18
 
 
-def lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+# Messages in the lists of an answer that are made into bytes at once.
+_FEW = 16
+
+
+class Received(NamedTuple):
+    """A message that came, or what is wrong with it; and its size in bytes."""
+
+    message: Any
+    size: int
+
+
+def lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Received]:
     """Returns a deserializer that leaves what it can't read, or should not, to `readable`. `parse` is a message's."""
     descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
 
-    def read(data: bytes) -> Any:
+    def read(data: bytes) -> Received:
         if len(data) > _SMALL and _is_crowded(data, descriptor):
-            return _CROWDED
+            return Received(_CROWDED, len(data))
         try:
-            return parse(data)
+            return Received(parse(data), len(data))
         except DecodeError:
-            return _UNREADABLE
+            return Received(_UNREADABLE, len(data))
 
     return read
 
 
-def readable(request: Any) -> Any:
-    """Returns a call's message or, for a stream, its messages. Raises InvalidInput, or they do."""
-    if request is _UNREADABLE:
+def readable(received: Received) -> Any:
+    """Returns a call's message. Raises InvalidInput."""
+    if received.message is _UNREADABLE:
         raise InvalidInput("request", "is not a message of this method's kind")
-    if request is _CROWDED:
-        raise InvalidInput("request", f"has too many fields; allowed: {_MOST_FIELDS} in all, in messages of this size")
-    return _Messages(request) if hasattr(request, "__aiter__") else request
+    if received.message is _CROWDED:
+        raise InvalidInput(
+            "request",
+            f"has too many fields; allowed: {_MOST_FIELDS} in all, in messages of this size, and {_MOST_NUMBERS} bytes "
+            "of numbers in one",
+        )
+    return received.message
 
 
-class _Messages:
-    """Iterates as the stream itself does: no generator, which somebody would have to close."""
+async def serialized(message: Message) -> bytes:
+    """Returns a message's bytes; where it has long lists of messages, others have their turn between two of those."""
+    # What made it may have taken long already.
+    async for _ in in_turns((message,)):
+        if _entries(message) <= _FEW:
+            return message.SerializeToString()
+    parts, rest = list[bytes](), type(message)()
+    for field, value in message.ListFields():
+        if field.message_type is None or _is_map(field):
+            _copy(field, value, rest)
+        elif field.is_repeated:
+            async for one in in_turns(value):
+                parts += _framed(field, one.SerializeToString())
+        else:
+            parts += _framed(field, await serialized(value))
+    return b"".join((*parts, rest.SerializeToString()))
 
-    def __init__(self, requests: AsyncIterator[Any]) -> None:
+
+def _entries(message: Message) -> int:
+    """How many messages are in its lists, and in those of the messages that it has one of."""
+    found = 0
+    for field, value in message.ListFields():
+        if field.message_type is not None and not _is_map(field):
+            found += len(value) if field.is_repeated else _entries(value)
+    return found
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return bool(field.message_type and field.message_type.GetOptions().map_entry)
+
+
+def _copy(field: FieldDescriptor, value: Any, target: Message) -> None:
+    if field.is_repeated:
+        getattr(target, field.name).MergeFrom(value)
+    else:
+        setattr(target, field.name, value)
+
+
+def _framed(field: FieldDescriptor, data: bytes) -> tuple[bytes, bytes]:
+    return _number(field.number << 3 | 2) + _number(len(data)), data
+
+
+def _number(value: int) -> bytes:
+    """A varint."""
+    data = bytearray()
+    while value > 127:
+        data.append(value & 127 | 128)
+        value >>= 7
+    data.append(value)
+    return bytes(data)
+
+
+class Messages:
+    """Iterates over a call's messages as the stream itself does: no generator, which somebody would have to close.
+    Raises InvalidInput.
+    """
+
+    def __init__(self, requests: AsyncIterator[Received]) -> None:
         self._requests = aiter(requests)
 
-    def __aiter__(self) -> "_Messages":
+    def __aiter__(self) -> "Messages":
         return self
 
     async def __anext__(self) -> Any:
@@ -61,10 +136,11 @@ def _is_crowded(data: bytes, descriptor: Descriptor) -> bool:
     """Whether there are more fields than are allowed: no more are counted. Of what is no message it says anything, as
     the parser refuses it.
     """
-    inside, fields = [(_messages(descriptor), 0, len(data))], 0
+    inside, fields = [(descriptor, 0, len(data))], 0
     try:
         while inside:
-            messages, at, end = inside.pop()
+            of, at, end = inside.pop()
+            messages, numbers = _messages(of), _numbers(of)
             while at < end:
                 fields += 1
                 if fields > _MOST_FIELDS:
@@ -74,7 +150,9 @@ def _is_crowded(data: bytes, descriptor: Descriptor) -> bool:
                 if kind == 2:
                     size, at = _varint(data, at)
                     if size and tag >> 3 in messages:
-                        inside.append((_messages(messages[tag >> 3]), at, min(at + size, end)))
+                        inside.append((messages[tag >> 3], at, min(at + size, end)))
+                    elif size > _MOST_NUMBERS and tag >> 3 in numbers:
+                        return True
                     at += size
                 elif kind == 0:
                     _, at = _varint(data, at)
@@ -102,3 +180,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _messages(descriptor: Descriptor) -> dict[int, Descriptor]:
     """The kinds of the messages inside one, by field number."""
     return {field.number: field.message_type for field in descriptor.fields if field.message_type}
+
+
+@cache
+def _numbers(descriptor: Descriptor) -> set[int]:
+    """The numbers of the fields that are lists of numbers."""
+    return {field.number for field in descriptor.fields if field.is_repeated and field.cpp_type not in _NO_NUMBERS}

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.server.call import failures
@@ -129,7 +131,7 @@ class Job:
         with self.named((message.sampling, _SAMPLING), (message, ("adapter", "priority"))):
             yield message
 
-    def output(self, name: str, shape: Sequence[int], values: Sequence[Any]) -> Output:
+    def output(self, name: str, shape: Sequence[int], values: Sequence[Any] | NDArray[np.float32]) -> Output:
         """Returns an output, of this task, of that name."""
         [spec] = (spec for spec in FORMS[self.task].outputs if spec.name == name)
         return Output(spec, shape, values)
@@ -145,12 +147,12 @@ class Job:
             self.output("num_output_tokens", shape, [len(one.token_ids) for _, one in flat]),
         ]
 
-    def response(self, outputs: Sequence[Output], usage: common_pb2.Usage) -> pb.ModelInferResponse:
+    async def response(self, outputs: Sequence[Output], usage: common_pb2.Usage) -> pb.ModelInferResponse:
         """Returns the answer, its tensors in the form in which the request's came."""
         response = pb.ModelInferResponse(
             model_name=self.request.model_name, model_version=current().version, id=self.request.id
         )
-        tensors.write(response, outputs, self.names, raw=bool(self.request.raw_input_contents))
+        await tensors.write(response, outputs, self.names, raw=bool(self.request.raw_input_contents))
         response.parameters["prompt_tokens"].int64_param = usage.prompt_tokens
         response.parameters["completion_tokens"].int64_param = usage.completion_tokens
         return response

@@ -6,10 +6,12 @@ the errors. What each kind of model takes and gives is in `FORMS`; for generatio
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any
+
+import numpy as np
 
 from tuneserve import checkpoint
 from tuneserve.oip import inference_pb2 as pb
@@ -124,16 +126,16 @@ class InferenceService(GRPCInferenceServiceServicer):
         with streams.part() as call:
             try:
                 call.admit()
-                with call.hold(request.ByteSize()):
-                    job = self._job(request, context)
-                    if not job.flag("stream"):
-                        response = await self._infer(job)
-                        response.parameters["triton_final_response"].bool_param = True
+                call.hold(request.ByteSize())
+                job = self._job(request, context)
+                if not job.flag("stream"):
+                    response = await self._infer(job)
+                    response.parameters["triton_final_response"].bool_param = True
+                    yield pb.ModelStreamInferResponse(infer_response=response)
+                    return
+                async with aclosing(self._generate_stream(job)) as responses:
+                    async for response in responses:
                         yield pb.ModelStreamInferResponse(infer_response=response)
-                        return
-                    async with aclosing(self._generate_stream(job)) as responses:
-                        async for response in responses:
-                            yield pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id[:_LONGEST_ID])
                 response.parameters["triton_final_response"].bool_param = True
@@ -157,7 +159,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def _infer(self, job: Job) -> pb.ModelInferResponse:
         outputs, usage = await self._answers[job.task](job)
-        return job.response(outputs, usage)
+        return await job.response(outputs, usage)
 
     async def _classify(self, job: Job) -> Answer:
         message = classification_pb2.ClassifyRequest(model=job.target)
@@ -186,25 +188,16 @@ class InferenceService(GRPCInferenceServiceServicer):
         message = classification_pb2.ClassifyTokensRequest(model=job.target, texts=job.texts.values)
         with job.named((message, ("aggregation", "offset_unit", "truncation", "priority"))):
             response = await self._classification.ClassifyTokens(message, job.context)
-        lists = [
-            [
-                {"label": one.label, "score": one.score, "start": one.start, "end": one.end, "text": one.text}
-                for one in result.spans
-            ]
-            async for result in in_turns(response.results)
-        ]
-        values = [json.dumps(spans, ensure_ascii=False).encode() async for spans in in_turns(lists)]
+        # A text's at a time: as many objects, kept, take the garbage collector long to go through.
+        values = [_json(result.spans) async for result in in_turns(response.results)]
         return [job.output("spans", (len(values),), values)], response.usage
 
     async def _embed(self, job: Job) -> Answer:
         message = embedding_pb2.EmbedRequest(model=job.target, texts=job.texts.values)
         with job.named((message, ("truncation", "normalize", "dimensions", "priority"))):
             response = await self._embedding.Embed(message, job.context)
-        values: list[float] = []
-        async for result in in_turns(response.results):
-            values += result.values
-        count = len(response.results)
-        return [job.output("embedding", (count, len(values) // count), values)], response.usage
+        rows = [np.array(result.values, np.float32) async for result in in_turns(response.results)]
+        return [job.output("embedding", (len(rows), len(rows[0])), np.concatenate(rows))], response.usage
 
     async def _generate(self, job: Job) -> Answer:
         prepend = not job.flag("exclude_input_in_output")
@@ -231,9 +224,16 @@ class InferenceService(GRPCInferenceServiceServicer):
                 async for new in news:
                     by_index = {one.index: one for one in new.completions}
                     found = [by_index.get(one.index, one) for one in empty]
-                    response = job.response(job.completions([found], prepend=False), new.usage)
+                    response = await job.response(job.completions([found], prepend=False), new.usage)
                     response.parameters["triton_final_response"].bool_param = new.HasField("usage")
                     yield response
+
+
+def _json(found: Sequence[classification_pb2.Span]) -> bytes:
+    spans = [
+        {"label": one.label, "score": one.score, "start": one.start, "end": one.end, "text": one.text} for one in found
+    ]
+    return json.dumps(spans, ensure_ascii=False).encode()
 
 
 def _check_repeats(prompts: Input, n: int) -> None:

@@ -4,17 +4,22 @@ A shape and a length are only what a caller wrote: no more elements are read tha
 message does not hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneserve.oip import inference_pb2 as pb
+from tuneserve.server.call.departures import check_size
 from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.concurrency import in_turns, pieces
 
 _LISTS = {"BOOL": "bool_contents", "BYTES": "bytes_contents", "FP32": "fp32_contents", "UINT32": "uint_contents"}
 _NUMBERS = {"FP32": "<f4", "UINT32": "<u4"}
+# Bytes of an output that are written at a time, and those of a number.
+_RUN, _NUMBER = 1 << 16, 4
 # Extensions of Triton's that change what a tensor means. Other parameters of a tensor are hints, and are passed over.
 _REFUSED = ("shared_memory_region", "classification")
 
@@ -46,7 +51,7 @@ class Output:
 
     spec: Spec
     shape: Sequence[int]
-    values: Sequence[Any]
+    values: Sequence[Any] | NDArray[np.float32]
 
 
 def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dict[str, Input]:
@@ -95,19 +100,31 @@ def wanted(request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
     return names or known
 
 
-def write(response: pb.ModelInferResponse, outputs: Sequence[Output], names: Sequence[str], raw: bool) -> None:
-    """Adds the outputs of these names to a response, as raw bytes or as typed lists."""
+async def write(response: pb.ModelInferResponse, outputs: Sequence[Output], names: Sequence[str], raw: bool) -> None:
+    """Adds the outputs of these names to a response, as raw bytes or as typed lists; a run of elements at a time."""
     by_name = {output.spec.name: output for output in outputs}
     for output in (by_name[name] for name in names):
-        spec = output.spec
+        spec, data = output.spec, bytearray()
         tensor = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=output.shape)
-        if not raw:
-            getattr(tensor.contents, _LISTS[spec.datatype]).extend(output.values)
-        elif spec.datatype == "BYTES":
-            parts = [part for value in output.values for part in (len(value).to_bytes(4, "little"), value)]
-            response.raw_output_contents.append(b"".join(parts))
-        else:
-            response.raw_output_contents.append(np.asarray(output.values, _NUMBERS[spec.datatype]).tobytes())
+        contents = None if raw else getattr(tensor.contents, _LISTS[spec.datatype])
+        check_size(sum(map(len, output.values)) if spec.datatype == "BYTES" else _NUMBER * len(output.values))
+        async for values in in_turns(_runs(output)):
+            if contents is not None:
+                contents.extend(values)
+            elif spec.datatype == "BYTES":
+                data += b"".join(part for value in values for part in (len(value).to_bytes(4, "little"), value))
+            else:
+                data += np.asarray(values, _NUMBERS[spec.datatype]).tobytes()
+        if raw:
+            response.raw_output_contents.append(bytes(data))
+
+
+def _runs(output: Output) -> Iterator[Sequence[Any] | NDArray[np.float32]]:
+    if output.spec.datatype == "BYTES":
+        yield from pieces(list(output.values), lambda value: len(value) + _NUMBER, _RUN)
+    else:
+        step = _RUN // _NUMBER
+        yield from (output.values[start : start + step] for start in range(0, len(output.values), step))
 
 
 def _count(shape: Sequence[int], most: int, path: str) -> int:

@@ -106,17 +106,25 @@ class Tokenizer:
         return id_
 
     async def encode(
-        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
+        self,
+        texts: Sequence[Text],
+        *,
+        special_tokens: bool = True,
+        truncate: bool = False,
+        most: int | None = None,
+        taken: Callable[[int], object] = lambda tokens: None,
     ) -> list[Tokens]:
-        """Tokenizes texts and text pairs, in their order.
+        """Tokenizes texts and text pairs, in their order. `taken` is told of the tokens there are, as they are made.
 
         Unless they are truncated, the first one of more than `most` tokens (as many as the model reads, unless told)
         ends the list. It has a length, over `most`, and no ids: how far too long it is, is not worth any work.
         """
         call = _Call(special_tokens, truncate, self._max_length if most is None else most)
-        if sum(map(_length, texts)) <= _SHORT:
-            return self._encode(texts, call)
         found: list[Tokens] = []
+        if sum(map(_length, texts)) <= _SHORT:
+            found = self._encode(texts, call)
+            taken(sum(one.length for one in found))
+            return found
         for piece in pieces(texts, _length, _PIECE):
             enough = [
                 await self._enough(text, call)
@@ -125,7 +133,9 @@ class Tokenizer:
                 for text in piece
             ]
             cut = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
-            for tokens, is_cut in zip(await self.apart(self._encode, enough, call), cut, strict=True):
+            encoded = await self.apart(self._encode, enough, call)
+            taken(sum(one.length for one in encoded))
+            for tokens, is_cut in zip(encoded, cut, strict=True):
                 if is_cut and truncate:
                     tokens = replace(tokens, truncated=True)
                 elif is_cut:

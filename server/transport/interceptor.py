@@ -82,26 +82,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             answer, make = self._unary(handler, name), grpc.stream_unary_rpc_method_handler
         elif handler.unary_stream:
-            answer = self._stream(handler.unary_stream, "server_stream", handler.response_serializer, name)
+            answer = self._stream(handler.unary_stream, "server_stream", name)
         else:
-            answer = self._stream(handler.stream_stream, "bidi_stream", handler.response_serializer, name)
+            answer = self._stream(handler.stream_stream, "bidi_stream", name)
         # What is sent is bytes already: so many may wait to be read.
         return make(answer, request_deserializer=wire.lenient(handler.request_deserializer))
 
     def _unary(self, handler: Any, name: str) -> Method:
-        method, serialize = handler.unary_unary, handler.response_serializer
+        method = handler.unary_unary
 
         async def answer(_: Any, context: Context) -> Any:
             async with self._call("unary", name, context), self._arriving("unary", None, context) as request:
                 response = await method(request, context)
                 self.shadows.mirror(method, request, response)
-                data = serialize(response)
+                data = await wire.serialized(response)
                 self.departures.until_done(len(data), context)
                 return data
 
         return answer
 
-    def _stream(self, method: Method, kind: str, serialize: Callable[[Any], bytes], name: str) -> Method:
+    def _stream(self, method: Method, kind: str, name: str) -> Method:
         async def answer(requests: Any, context: Context) -> None:
             # The messages are closed here, not by the garbage collector: closing is what frees the engine's slot.
             async with (
@@ -110,7 +110,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 aclosing(method(request, context)) as messages,
             ):
                 async for message in messages:
-                    await self._write(serialize(message), context, messages, ended)
+                    await self._write(await wire.serialized(message), context, messages, ended)
 
         return answer
 
@@ -119,11 +119,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Gives the request of a call, or all of them, which may come as long as it runs."""
         if kind == "bidi_stream":
             async with self.arrivals.stream():
-                yield wire.readable(requests)
+                yield wire.Messages(requests)
         else:
-            request = wire.readable(await self.arrivals.read(context))
-            with calls.current().hold(request.ByteSize()):
-                yield request
+            call, received = calls.current(), await self.arrivals.read(context)
+            with call.holding() as call.hold:
+                call.hold(received.size)
+                yield wire.readable(received)
 
     def _reflect(self, handler: Any, _: str) -> Any:
         async def answer(requests: Any, context: Context) -> None:
@@ -189,7 +190,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # The requests of a stream are counted one by one.
                     if kind != "bidi_stream":
                         call.admit()
-                call.hold = partial(self.requests.held, caller(context))
+                call.holding = partial(self.requests.holding, caller(context))
                 self.departures.check(context)
                 yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK

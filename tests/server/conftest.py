@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from tuneserve.server.app import App
+from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2
@@ -60,10 +61,11 @@ class FakeEngine:
             self.pooled.extend(inputs)
             if task == "token_classify":
                 classes = np.eye(self.labels, dtype=np.float32) * 9
-                return [classes[np.asarray(one.token_ids) % self.labels] for one in inputs]
+                return [classes[np.asarray(one.token_ids) % self.labels] async for one in in_turns(inputs)]
             if task == "embed":
-                return [np.array([3, 4, len(one.token_ids)], dtype=np.float32) for one in inputs]
-            return [np.eye(self.labels, dtype=np.float32)[len(one.token_ids) % self.labels] * 2 for one in inputs]
+                return [np.array([3, 4, len(one.token_ids)], dtype=np.float32) async for one in in_turns(inputs)]
+            rows = np.eye(self.labels, dtype=np.float32) * 2
+            return [rows[len(one.token_ids) % self.labels] async for one in in_turns(inputs)]
         finally:
             self.running -= len(inputs)
 

@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol: what is written is read again, and everything else is refused by name."""
 
+import asyncio
 import struct
 import tracemalloc
 
@@ -127,10 +128,10 @@ MADE = [
 ]
 
 
-def test_outputs_are_written_raw_or_typed():
+async def test_outputs_are_written_raw_or_typed():
     raw, typed = pb.ModelInferResponse(), pb.ModelInferResponse()
-    tensors.write(raw, MADE, ["count", "text", "scores"], raw=True)
-    tensors.write(typed, MADE, ["count", "text", "scores"], raw=False)
+    await tensors.write(raw, MADE, ["count", "text", "scores"], raw=True)
+    await tensors.write(typed, MADE, ["count", "text", "scores"], raw=False)
     assert [(one.name, one.datatype, list(one.shape)) for one in raw.outputs] == [
         ("count", "UINT32", [2]),
         ("text", "BYTES", [2]),
@@ -197,7 +198,7 @@ def test_texts_survive_the_way_in_and_out(texts):
     read = tensors.read(request(shape=(len(texts),), raw=raw_bytes(*encoded)), SPECS, MOST)["text"]
     assert list(read.values) == texts
     response = pb.ModelInferResponse()
-    tensors.write(response, [Output(Spec("text"), (len(texts),), encoded)], ["text"], raw=True)
+    asyncio.run(tensors.write(response, [Output(Spec("text"), (len(texts),), encoded)], ["text"], raw=True))
     assert response.raw_output_contents[0] == raw_bytes(*encoded)
 
 

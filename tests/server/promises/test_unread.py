@@ -144,7 +144,7 @@ async def test_who_leaves_much_unread_is_given_no_more_work(server, monkeypatch,
 @pytest.mark.parametrize("ask", [generate, lambda channel: stream(channel).read()], ids=["one answer", "stream"])
 async def test_an_answer_that_is_too_large_is_said_to_be(server, monkeypatch, refused, until, ask):
     """gRPC's own limit is the same; it would end the call without a word of ours, and we would count it as answered."""
-    assert departures.LARGEST == 64 * MIB
+    assert departures.LARGEST == 32 * MIB
     monkeypatch.setattr(departures, "LARGEST", MIB)
     error = await refused(ask(server.channel), grpc.StatusCode.INVALID_ARGUMENT)
     assert f"allowed: {MIB}; ask for less" in error.details()
