@@ -23,8 +23,7 @@ class _Turns:
     the call that has worked least so far, now the one that has waited longest.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._began: float | None = None  # the work of this time round
         self._waiting: dict[asyncio.Future[None], float] = {}  # how long each has worked, in the order of their coming
         self._by_age = itertools.cycle((False, True))
@@ -38,7 +37,7 @@ class _Turns:
 
     async def next(self, worked: float) -> None:
         """Waits for a turn, for a call that has worked so many seconds."""
-        turn = self._loop.create_future()
+        turn = asyncio.get_running_loop().create_future()
         self._waiting[turn] = worked
         try:
             await turn
@@ -48,7 +47,7 @@ class _Turns:
 
     def _begin(self) -> None:
         if self._began is None:
-            self._loop.call_soon(self._came_round)
+            asyncio.get_running_loop().call_soon(self._came_round)
         self._began = time.monotonic()
 
     def _came_round(self) -> None:
@@ -61,7 +60,7 @@ class _Turns:
                 turn.set_result(None)
             # Also where the chosen one does nothing.
             self._began = time.monotonic()
-            self._loop.call_soon(self._came_round)
+            asyncio.get_running_loop().call_soon(self._came_round)
 
 
 _turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]" = WeakKeyDictionary()
@@ -79,7 +78,7 @@ class in_turns(Generic[In]):
     def __init__(self, items: Iterable[In]) -> None:
         self._items = iter(items)
         loop = asyncio.get_running_loop()
-        self._turns = _turns.get(loop) or _turns.setdefault(loop, _Turns(loop))
+        self._turns = _turns.get(loop) or _turns.setdefault(loop, _Turns())
         self._worked = _worked.get() or [0.0]
         _worked.set(self._worked)
         self._since: float | None = None

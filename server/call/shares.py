@@ -70,8 +70,10 @@ class Shares:
 
         def hold(size: int) -> None:
             nonlocal own
-            self.add(caller, size, own)
-            own += size
+            # A message without fields has no bytes, and nothing would take its caller off the list again.
+            if size:
+                self.add(caller, size, own)
+                own += size
 
         try:
             yield hold

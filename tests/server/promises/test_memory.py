@@ -13,7 +13,9 @@ from tuneserve.oip import inference_pb2
 from tuneserve.server.call import shares
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 RANK, INFER = "/tuneserve.v1.ClassificationService/Rank", "/inference.GRPCInferenceService/ModelInfer"
 
@@ -86,6 +88,12 @@ def large(server, monkeypatch):
 
 def held(server) -> float:
     return server.app.metrics.registry.get_sample_value("tuneserve_request_bytes")
+
+
+async def test_messages_of_no_bytes_leave_nothing(server):
+    """Each connection's first would stay on the list of callers for good."""
+    assert (await ModelServiceStub(server.channel).ListModels(model_pb2.ListModelsRequest())).models
+    assert not server.app._requests._by_caller
 
 
 async def codes(calls) -> Counter[str]:
