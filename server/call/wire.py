@@ -104,11 +104,10 @@ def _copy(field: FieldDescriptor, value: Any, target: Message) -> None:
 
 
 def _framed(field: FieldDescriptor, data: bytes) -> tuple[bytes, bytes]:
-    return _number(field.number << 3 | 2) + _number(len(data)), data
+    return _as_varint(field.number << 3 | 2) + _as_varint(len(data)), data
 
 
-def _number(value: int) -> bytes:
-    """A varint."""
+def _as_varint(value: int) -> bytes:
     data = bytearray()
     while value > 127:
         data.append(value & 127 | 128)

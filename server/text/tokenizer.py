@@ -120,11 +120,11 @@ class Tokenizer:
         ends the list. It has a length, over `most`, and no ids: how far too long it is, is not worth any work.
         """
         call = _Call(special_tokens, truncate, self._max_length if most is None else most)
-        found: list[Tokens] = []
         if sum(map(_length, texts)) <= _SHORT:
-            found = self._encode(texts, call)
-            taken(sum(one.length for one in found))
-            return found
+            encoded = self._encode(texts, call)
+            taken(sum(one.length for one in encoded))
+            return encoded
+        found: list[Tokens] = []
         for piece in pieces(texts, _length, _PIECE):
             enough = [
                 await self._enough(text, call)

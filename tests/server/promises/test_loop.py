@@ -254,19 +254,11 @@ TENSORS = {
 }
 
 
-def tensor(model: str, texts: list[str]) -> inference_pb2.ModelInferRequest:
-    contents = inference_pb2.InferTensorContents(bytes_contents=[text.encode() for text in texts])
-    kind = inference_pb2.ModelInferRequest.InferInputTensor
-    return inference_pb2.ModelInferRequest(
-        model_name=model, inputs=[kind(name="text", datatype="BYTES", shape=[len(texts)], contents=contents)]
-    )
-
-
 @pytest.mark.parametrize(
     ("method", "model"), [("ModelInfer", "topics"), ("ModelStreamInfer", "ner"), ("ModelInfer", "vectors")]
 )
 async def test_tensors_at_their_limits(large, unheld, send, method, model):
-    request = tensor(model, [FULL] * 256 if model == "ner" else ["good film"] * 1024)
+    request = infer(model, [FULL] * 256 if model == "ner" else ["good film"] * 1024)
     async with unheld():
         code, details = await send(
             large.app.address, f"/inference.GRPCInferenceService/{method}", [request.SerializeToString()]
