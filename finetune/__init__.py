@@ -6,7 +6,7 @@
     data          raw rows checked into the canonical form, split into train and test
     split         which rows are held out, drawn by their places
     spool         rows on disk, which may be more than the memory holds
-    continual     going on from a finished checkpoint, and what is forgotten by it
+    previous      what training goes on from; continual: what is forgotten by it
     parents       rows that a base model or a teacher was trained on, or held out: they stay what they were
     tokens        canonical rows as token ids with the targets of the loss
     models        base models with a task's head, adapters, and what vLLM can serve

@@ -14,11 +14,23 @@ import yaml
 from tuneserve import yamls
 from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
-from tuneserve.finetune.formats import SUFFIXES
 
 # By how they train: the learning rate unless told.
 METHODS = {"lora": 5e-4, "dora": 5e-4, "rslora": 2e-4, "adalora": 2e-3, "ia3": 5e-3, "qlora": 5e-4, "full": 5e-5}
 TRACKERS = ("wandb", "mlflow")
+# The formats of files.
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".txt": "conll",
+}
 # Settings that may be paths.
 PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
 # What makes another loss than the plain one.
@@ -201,7 +213,7 @@ CHECKS: dict[str, Check] = {
     "replay_share": _number(0, 0.9, above=True),
     "test": _TEXT,
     "test_size": _number(0, 0.9, above=True),
-    "format": _choice(*sorted(set(SUFFIXES.values()))),
+    "format": _choice(*sorted(set(FORMATS.values()))),
     "columns": (_is_columns, f"a mapping of {', '.join(COLUMNS)} to your columns"),
     "prompt_template": (_is_template, "text with {columns} of your rows in it"),
     "chat_template": _TEXT,
@@ -414,5 +426,5 @@ def _local(directory: Path, text: str) -> Path:
 def _path_or_id(directory: Path, text: str) -> str:
     """A hub id stays as it is; whatever exists, or is written like a path, becomes an absolute path."""
     path = _local(directory, text)
-    looks_local = text.startswith((".", "/", "~")) or path.suffix in SUFFIXES
+    looks_local = text.startswith((".", "/", "~")) or path.suffix in FORMATS
     return str(path) if path.exists() or looks_local else text

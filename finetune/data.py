@@ -15,10 +15,10 @@ import numpy as np
 
 from tuneserve import entities
 from tuneserve.errors import UserError
-from tuneserve.finetune import calibration, canonical, continual, formats, parents
+from tuneserve.finetune import calibration, canonical, formats, parents, previous
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.continual import Old
 from tuneserve.finetune.parents import Parents
+from tuneserve.finetune.previous import Old
 from tuneserve.finetune.split import GROUP, Table, counted_labels, first_of_input, shuffled
 from tuneserve.finetune.spool import Places
 from tuneserve.rows import Row, digest, dumps, input_key
@@ -87,7 +87,7 @@ def load(config: FinetuneConfig) -> Data:
     Raises UserError with the number of bad rows and the first of them as `file:line: reason`, and StepFailed when the
     disk has no room for the rows.
     """
-    old, before = continual.load(config), parents.load(config)
+    old, before = previous.load(config), parents.load(config)
     problems, table = _Problems(), Table()
 
     def read(source: str | None) -> Places:
@@ -248,7 +248,7 @@ def _split(
     test = np.append(test, table.without(carried, test))
     new = new[np.isin(new, validation, invert=True)]
     before_it = max(0, old.learned - again)
-    sample = continual.sample(new, sampled, before_it, calibration.ROWS, config.seed)
+    sample = previous.sample(new, sampled, before_it, calibration.ROWS, config.seed)
     return Data(
         rows(kept),
         rows(test),

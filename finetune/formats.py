@@ -8,22 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve.errors import UserError
+from tuneserve.finetune.config import FORMATS
 
 # (where it is, the row or why it is none)
 Raw = tuple[str, dict[str, Any] | str]
 
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".iob2": "conll",
-    ".txt": "conll",
-}
 _EXAMPLE = re.compile(r'\[\s*"')  # of spaCy's: [text, {"entities": ...}]
 _BETWEEN = re.compile(r"[\s,]*")  # of two values in a JSON array
 _BATCH = 1024  # rows of Parquet that are in memory together
@@ -40,7 +29,7 @@ def read(source: str, format: str | None = None) -> Iterator[Raw]:
         return
     if not path.is_file():
         raise UserError(f"{path}: no such file", "train and test are files, or data set ids on the hub")
-    format = format or SUFFIXES.get(path.suffix.lower())
+    format = format or FORMATS.get(path.suffix.lower())
     if path.suffix.lower() == ".spacy":
         raise UserError(
             f"{path}: only spaCy reads a DocBin",

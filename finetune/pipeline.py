@@ -14,7 +14,7 @@ import numpy as np
 
 from tuneserve import checkpoint, disk, rows, seen, tiers
 from tuneserve.errors import UserError
-from tuneserve.finetune import calibration, continual, data, models, preparation, processes, report
+from tuneserve.finetune import calibration, continual, data, models, preparation, previous, processes, report
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import Data
 from tuneserve.finetune.spool import Spool
@@ -68,7 +68,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.data_sha256 = rows.sha256(ready.train)
     if split.left_out:
         entry.metrics["left_out_rows"] = sum(split.left_out.values())
-    entry.metrics[continual.LEARNED] = split.learned
+    entry.metrics[previous.LEARNED] = split.learned
     if config.replay_share:
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
@@ -148,7 +148,7 @@ def train_model(
         encoded, validation = (packing.packed(some, target.max_length) for some in (encoded, validation))
     known = replace(target, labels=old.labels or target.labels)
 
-    def begin(old: continual.Old) -> tuple[Any, dict[str, float]]:
+    def begin(old: previous.Old) -> tuple[Any, dict[str, float]]:
         # Before the model: the new head and LoRA's matrices start random.
         set_seed(config.seed)
         model, new_modules = models.load_model(
@@ -160,7 +160,7 @@ def train_model(
             entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
         return methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
 
-    model, before = begin(old if processes.is_main() else continual.Old())
+    model, before = begin(old if processes.is_main() else previous.Old())
     disk.check(config.output, run_state.needed(model, config))
     started = time.monotonic()
     trained = training.train(
@@ -171,7 +171,7 @@ def train_model(
         return model, trained.history
     if trained.weights:
         # What was trained holds a part of them.
-        model, _ = begin(continual.Old())
+        model, _ = begin(previous.Old())
         model.load_state_dict(trained.weights)
     entry.metrics["train_rows"] = len(ready.train)
     entry.metrics["train_loss"] = trained.loss

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import config, continual, data, models
+from tuneserve.finetune import config, continual, data, models, previous
 from tuneserve.finetune.tokens import Target
 from tuneserve.rows import input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -196,14 +196,14 @@ def test_what_is_kept_is_a_sample_of_all_generations() -> None:
         kept, learned = np.arange(0), 0
         for generation, rows_of_it in enumerate((600, 100, 300)):
             new = np.random.default_rng([seed, generation]).permutation(1000 * generation + np.arange(rows_of_it))
-            kept = continual.sample(new, kept, learned, 50, seed)
+            kept = previous.sample(new, kept, learned, 50, seed)
             learned += rows_of_it
             assert len(set(kept.tolist())) == 50
         counts += np.bincount(kept // 1000, minlength=3)
     assert counts / counts.sum() == pytest.approx([0.6, 0.1, 0.3], abs=0.015)
     # Where all of them fit, all are kept.
-    assert sorted(continual.sample(np.arange(5), np.arange(5, 9), 4, 50, 0)) == list(range(9))
-    assert continual.sample(np.arange(99), np.arange(0), 0, 50, 0).tolist() == list(range(50))
+    assert sorted(previous.sample(np.arange(5), np.arange(5, 9), 4, 50, 0)) == list(range(9))
+    assert previous.sample(np.arange(99), np.arange(0), 0, 50, 0).tolist() == list(range(50))
 
 
 def test_three_generations(run: Run, tmp_path: Path, trained: Path, new: Path) -> None:

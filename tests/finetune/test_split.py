@@ -15,7 +15,7 @@ import pytest
 
 from tuneserve import rows
 from tuneserve.errors import UserError
-from tuneserve.finetune import config, continual, data, split
+from tuneserve.finetune import config, data, previous, split
 
 WORDS = ("sky", "sea", "rain", "snow", "wind", "sun", "fog")
 
@@ -104,8 +104,8 @@ def test_and_for_the_same_old_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, replayed: int, expected: str
 ) -> None:
     # In place of a checkpoint that was trained.
-    old = continual.Old(("rare", "common"), [{"text": text, "label": "rare"} for text, _ in texts(30, 60)])
-    monkeypatch.setattr(continual, "load", lambda _: old)
+    old = previous.Old(("rare", "common"), [{"text": text, "label": "rare"} for text, _ in texts(30, 60)])
+    monkeypatch.setattr(previous, "load", lambda _: old)
     before = [{"text": text, "label": chance.choice(["rare", "common"])} for text, chance in texts(300, 300)]
     rows.write(tmp_path / "old.jsonl", before)
     given = replace(settings(tmp_path, "texts.jsonl"), replay=str(tmp_path / "old.jsonl"), replay_share=share)
