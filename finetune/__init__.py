@@ -1,30 +1,20 @@
 """Fine-tune: labelled rows and a base model in, a merged and verified bf16 checkpoint out.
 
     config        one YAML file, checked key by key
-    formats       jsonl, csv, parquet, CoNLL and hub data sets as raw rows that know their line
-    annotations   entities as annotation tools export them
-    data          raw rows checked into the canonical form, split into train and test
-    split         which rows are held out, drawn by their places
-    spool         rows on disk, which may be more than the memory holds
-    previous      what training goes on from; continual: what is forgotten by it
-    parents       rows that a base model or a teacher was trained on, or held out: they stay what they were
-    tokens        canonical rows as token ids with the targets of the loss
-    models        base models with a task's head, adapters, and what vLLM can serve
+    data/         rows: read (formats, annotations), checked (canonical), split (dataset, split), kept on disk (spool),
+                  made more (augmentation), into token ids (tokens), several in one sequence (packing); what a model
+                  that training goes on from has seen (previous, parents), and what the checkpoint keeps (kept_rows)
+    model/        base models with a head (base_models), which weights learn (adapters), fewer blocks (layer_drop)
+    eval/         quality on held-out rows (evaluation), calibrated probabilities (temperature)
+    train/        Trainer for the classifiers (training, losses), TRL's SFTTrainer for generation (sft), a teacher
+                  (distillation), what is forgotten (continual), several processes (distributed), --resume (run_state)
+    export/       adapter into base in fp32 (merging), saved in bf16 (rounding), compared before it is kept
     preparation   what a run begins with, once nothing is wrong with it
-    distillation  learning from a teacher's answers
-    depth         base models with fewer blocks
-    training      Trainer, for the classifiers; sft: TRL's SFTTrainer, for generation
-    packing       several short rows of generation in one sequence
-    processes     several of them, by `accelerate launch`
-    run_state     what is saved meanwhile
-    temperature   calibrated probabilities: confidence matches accuracy
-    evaluation    held-out quality, through tuneserve.quality
-    calibration   training rows that the checkpoint keeps for quantizing
-    merging       adapter into base in fp32, saved in bf16, compared before it is kept
-    report        `validate`, and tables for people
-    run_report    what OUTPUT-report holds; run_sections: what its page shows; figures: how that is drawn
+    report/       `validate` and tables on stdout (tables), OUTPUT-report (page, sections, plots)
     pipeline      `finetune`: all of it in order
-    search        the same many times over, for the best settings; search_space says among which
+    soup          several runs' weights averaged
+    search/       the same many times over, for the best settings
 
-Knows nothing of quantization and serving; the checkpoint directory is all that they share.
+Each imports from those above it. Knows nothing of quantization and serving; the checkpoint directory is all that they
+share.
 """

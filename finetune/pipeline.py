@@ -14,11 +14,15 @@ import numpy as np
 
 from tuneserve import checkpoint, disk, rows, seen, tiers
 from tuneserve.errors import UserError
-from tuneserve.finetune import calibration, continual, data, models, preparation, previous, processes, report
+from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import Data
-from tuneserve.finetune.spool import Spool
-from tuneserve.finetune.tokens import encode, lengths
+from tuneserve.finetune.data import dataset, kept_rows, previous
+from tuneserve.finetune.data.dataset import Data
+from tuneserve.finetune.data.spool import Spool
+from tuneserve.finetune.data.tokens import encode, lengths
+from tuneserve.finetune.model import base_models
+from tuneserve.finetune.report import tables
+from tuneserve.finetune.train import continual, distributed
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -36,30 +40,25 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     main one does all this, and the others return when training is over. Raises UserError for bad data or settings,
     before anything is trained.
     """
-    main = processes.is_main()
+    main = distributed.is_main()
     if not main:
         # The main process has checked everything then.
-        processes.meet()
+        distributed.meet()
     adapter, state, about = adapter_directory(config), _beside(config, "training"), _beside(config, "report")
     beside = [about] + [adapter] * (config.method != "full")
     for path in [config.output] + beside * (not resume):
         if path.exists() and not overwrite:
             raise UserError(f"{path}: already exists", "choose another output, or pass --overwrite")
-    processes.share(config.batch_size)
-    models.quiet()
-    split = data.load(config)
+    distributed.share(config.batch_size)
+    base_models.quiet()
+    split = dataset.load(config)
     ready = preparation.prepare(config, split)
     split, target, tokenizer = ready.split, ready.target, ready.tokenizer
 
-    from tuneserve.finetune import (
-        evaluation,
-        merging,
-        run_report,
-        run_sections,
-        run_state,
-        temperature,
-        training,
-    )
+    from tuneserve.finetune.eval import evaluation, temperature
+    from tuneserve.finetune.export import merging
+    from tuneserve.finetune.report import page, sections
+    from tuneserve.finetune.train import run_state, training
 
     logger.info("training on %d rows, %d held out", len(ready.train), len(split.test))
     entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
@@ -73,7 +72,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         entry.metrics["replayed_rows"] = split.replayed
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
         if main:
-            processes.meet()
+            distributed.meet()
         model, history = train_model(ready, state, entry)
     if not main:
         return config.output
@@ -104,12 +103,10 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
             result = merging.merge_into(directory, adapter, manifest, split.test)
     path = config.output / merging.SAMPLES
     samples = rows.read(path) if path.exists() else []
-    run = run_sections.Finished(
-        config, split, lengths(ready.encoded), history, result.manifest, result.answers, samples
-    )
-    run_report.write(about, run, state / training.TENSORBOARD, overwrite or resume)
+    run = sections.Finished(config, split, lengths(ready.encoded), history, result.manifest, result.answers, samples)
+    page.write(about, run, state / training.TENSORBOARD, overwrite or resume)
     shutil.rmtree(state, ignore_errors=True)
-    report.show_checkpoint(config.output, result.manifest)
+    tables.show_checkpoint(config.output, result.manifest)
     continual.show(result.manifest.task, entry.metrics)
     return config.output
 
@@ -129,7 +126,8 @@ def train_model(
     """Returns the trained model, in fp32, and what was logged; notes loss, time and the like in `entry`."""
     from transformers import set_seed
 
-    from tuneserve.finetune import depth, distillation, methods, run_state, training
+    from tuneserve.finetune.model import adapters, layer_drop
+    from tuneserve.finetune.train import distillation, run_state, training
 
     config, split, target, tokenizer, bf16 = ready.config, ready.split, ready.target, ready.tokenizer, ready.bf16
     encoded, old, teacher = ready.encoded, split.old, None
@@ -143,7 +141,7 @@ def train_model(
             teacher = None
     validation = encode(tokenizer, target, split.validation)
     if config.packing:
-        from tuneserve.finetune import packing
+        from tuneserve.finetune.data import packing
 
         encoded, validation = (packing.packed(some, target.max_length) for some in (encoded, validation))
     known = replace(target, labels=old.labels or target.labels)
@@ -151,23 +149,23 @@ def train_model(
     def begin(old: previous.Old) -> tuple[Any, dict[str, float]]:
         # Before the model: the new head and LoRA's matrices start random.
         set_seed(config.seed)
-        model, new_modules = models.load_model(
+        model, new_modules = base_models.load_model(
             known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
         )
         before = continual.measure(model, tokenizer, known, old)
         new_modules += continual.extend_head(model, target.labels)
         if config.keep_layers:
-            entry.config["kept_layers"] = depth.drop_blocks(model, config.keep_layers)
-        return methods.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
+            entry.config["kept_layers"] = layer_drop.drop_blocks(model, config.keep_layers)
+        return adapters.choose_weights(model, new_modules, config, training.steps(len(encoded), config)), before
 
-    model, before = begin(old if processes.is_main() else previous.Old())
+    model, before = begin(old if distributed.is_main() else previous.Old())
     disk.check(config.output, run_state.needed(model, config))
     started = time.monotonic()
     trained = training.train(
         training.Run(model, tokenizer, encoded, validation, target, config, bf16, state, teacher, callbacks)
     )
-    processes.part()
-    if not processes.is_main():
+    distributed.part()
+    if not distributed.is_main():
         return model, trained.history
     if trained.weights:
         # What was trained holds a part of them.
@@ -205,7 +203,7 @@ def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
 def _keep(directory: Path, manifest: pb.Checkpoint, config: FinetuneConfig, split: Data) -> None:
     """Writes what later steps need of the training rows: some of them, and what tells all of them."""
     if config.keep_test_split:
-        calibration.keep(directory, manifest, split.sample)
+        kept_rows.keep(directory, manifest, split.sample)
     # Those that chose the best epoch are no measure of it either.
     own = seen.learned(chain(split.train, split.validation))
     seen.keep(directory, manifest, np.append(own, split.parents.trained))
@@ -220,7 +218,7 @@ def _save_adapter(
     kept: Sequence[Row],
 ) -> None:
     """Writes an ordinary PEFT directory, with what `merge` needs beside it."""
-    from tuneserve.finetune import merging
+    from tuneserve.finetune.export import merging
 
     merging.save(model, tokenizer, directory)
     # A model card that is all placeholders.

@@ -8,10 +8,11 @@ from typing import Any
 
 from tuneserve import examples
 from tuneserve.errors import UserError
-from tuneserve.finetune import augmentation, data, models, tokens
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import Data
-from tuneserve.finetune.tokens import Target, encode
+from tuneserve.finetune.data import augmentation, dataset, tokens
+from tuneserve.finetune.data.dataset import Data
+from tuneserve.finetune.data.tokens import Target, encode
+from tuneserve.finetune.model import base_models
 from tuneserve.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,10 @@ class Ready:
 def prepare(config: FinetuneConfig, split: Data) -> Ready:
     """Checks, and encodes the training rows. Raises UserError."""
     target, tokenizer = check(config, split)
-    bf16 = models.use_bf16(config.precision)
+    bf16 = base_models.use_bf16(config.precision)
     split = usable(config, split, target, tokenizer)
     if split.left_out:
-        logger.warning(data.left_out(split))
+        logger.warning(dataset.left_out(split))
     train = augmentation.augmented(split.train, config)
     encoded = encode(tokenizer, target, train, config.train_on)
     if more := len(encoded) - len(train):
@@ -71,12 +72,12 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
 
     Raises UserError when the base model can't be served, or the teacher can't teach it.
     """
-    models.check_servable(config.task, config.base_model)
+    base_models.check_servable(config.task, config.base_model)
     augmentation.check(config)
-    tokenizer = models.load_tokenizer(config.base_model)
+    tokenizer = base_models.load_tokenizer(config.base_model)
     if config.chat_template:
         tokenizer.chat_template = config.chat_template
-    longest = models.max_length(config.base_model, tokenizer)
+    longest = base_models.max_length(config.base_model, tokenizer)
     if config.task == "generation":
         # Measured through the server, where each call has to have room for one token to make.
         longest -= 1
@@ -90,14 +91,14 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     )
     if config.temperature_scaling:
         # Late: it imports scipy.
-        from tuneserve.finetune import temperature
+        from tuneserve.finetune.eval import temperature
 
         temperature.check(len(split.parents.unseen(split.validation)))
-    if config.rdrop_alpha and not config.lora_dropout and not models.has_dropout(config.base_model):
+    if config.rdrop_alpha and not config.lora_dropout and not base_models.has_dropout(config.base_model):
         remedy = "leave it out" if config.method in ("full", "ia3") else "set lora_dropout: 0.1, or leave it out"
         raise UserError(f"rdrop_alpha: {config.base_model} has no dropout: both of its passes are the same", remedy)
     # Late: it imports torch.
-    from tuneserve.finetune import distillation
+    from tuneserve.finetune.train import distillation
 
     distillation.check(config, target, tokenizer)
     return target, tokenizer

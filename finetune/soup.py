@@ -36,24 +36,27 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
 
     import torch
 
-    from tuneserve.finetune import calibration, merging, models, report
+    from tuneserve.finetune.data import kept_rows
+    from tuneserve.finetune.export import merging
+    from tuneserve.finetune.model import base_models
+    from tuneserve.finetune.report import tables
 
-    models.quiet()
-    target, tokenizer = merging.target_of(manifest), models.load_tokenizer(str(first))
-    model, _ = models.load_model(target, str(first), tokenizer.pad_token_id)
+    base_models.quiet()
+    target, tokenizer = merging.target_of(manifest), base_models.load_tokenizer(str(first))
+    model, _ = base_models.load_model(target, str(first), tokenizer.pad_token_id)
     mean = dict(model.named_parameters())
     with torch.no_grad():
         for count, run in enumerate(runs[1:], start=2):
-            other, _ = models.load_model(target, str(run))
+            other, _ = base_models.load_model(target, str(run))
             for name, parameter in other.named_parameters():
                 mean[name].lerp_(parameter, 1 / count)
     entry = checkpoint.step("soup", first.name, {"runs": [run.name for run in runs]}, PACKAGES)
     reference = merging.probe_logits(model, tokenizer, target, test)
     with checkpoint.writing(output, overwrite) as directory:
-        calibration.copy(first, directory, manifest)
+        kept_rows.copy(first, directory, manifest)
         _keep_digests(directory, manifest, runs)
         result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, test).manifest
-    report.show_checkpoint(output, result)
+    tables.show_checkpoint(output, result)
     _show(runs, manifests, result)
     return output
 

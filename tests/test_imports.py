@@ -83,29 +83,18 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
         assert ours <= allowed, f"{path.name} imports {ours - allowed}"
 
 
-# The rooms of the server, from the ground up: each imports from itself and from those before it. Loose files stand
+# The rooms of a program, from the ground up: each imports from itself and from those before it. Loose files stand
 # between them.
-TOWER = [
-    "settings",
-    "files",
-    "concurrency",
-    "config",
-    "metrics",
-    "engine",
-    "call",
-    "text",
-    "models",
-    "api",
-    "open_inference",
-    "transport",
-    "app",
-]
+TOWERS = {
+    "finetune": "config data model eval train export preparation report pipeline soup search",
+    "server": ("settings files concurrency config metrics engine call text models api open_inference transport app"),
+}
 
 
-def server_imports() -> dict[str, set[str]]:
-    """Which modules of the server each of them imports, by name without the package's."""
-    prefix, root = "tuneserve.server.", ROOT / "server"
-    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in files("server")}
+def imports_within(program: str) -> dict[str, set[str]]:
+    """Which modules of a program each of them imports, by name without the package's."""
+    prefix, root = f"tuneserve.{program}.", ROOT / program
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in files(program)}
     known = set(names.values())
     found = {
         name: {one.removeprefix(prefix) for one in imports(path) if one.startswith(prefix)}
@@ -117,23 +106,27 @@ def server_imports() -> dict[str, set[str]]:
     }
 
 
-def test_the_server_is_a_tower():
-    for name, found in server_imports().items():
+@pytest.mark.parametrize("program", TOWERS)
+def test_a_program_is_a_tower(program):
+    tower = TOWERS[program].split()
+    for name, found in imports_within(program).items():
         room = name.split(".")[0]
         if room != "__init__":
-            above = {one for one in found if TOWER.index(one.split(".")[0]) > TOWER.index(room)}
+            above = {one for one in found if tower.index(one.split(".")[0]) > tower.index(room)}
             assert not above, f"{name} imports {above}"
 
 
-def test_the_server_has_no_circles():
-    graph = server_imports()
+@pytest.mark.parametrize("program", TOWERS)
+def test_no_module_imports_itself_by_others(program):
+    graph = imports_within(program)
     while graph:
         leaves = {name for name, found in graph.items() if not found & graph.keys()}
         assert leaves, f"a circle among {sorted(graph)}"
         graph = {name: found for name, found in graph.items() if name not in leaves}
 
 
-def test_rooms_are_small():
-    for folder in (ROOT / "server").iterdir():
+@pytest.mark.parametrize("program", TOWERS)
+def test_rooms_are_small(program):
+    for folder in (ROOT / program).iterdir():
         if folder.is_dir():
             assert len(list(folder.glob("*.py"))) <= 16, f"{folder.name} is a street, not a room"

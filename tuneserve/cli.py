@@ -68,7 +68,7 @@ def validate(config: Path) -> None:
     Prints the number of rows, the share of each label, the lengths in tokens and how many rows would be cut. Every
     bad row is listed with its file, line and reason.
     """
-    from tuneserve.finetune.report import validate as run
+    from tuneserve.finetune.report.tables import validate as run
 
     run(config)
 
@@ -110,7 +110,7 @@ def search(config: Path, trials: int, overwrite: bool) -> None:
     OUTPUT-search: a search that was cut short goes on, and OUTPUT-search/best.yaml has the best values.
     """
     _preload()
-    from tuneserve.finetune.search import search as run
+    from tuneserve.finetune.search.search import search as run
 
     run(config, trials, overwrite=overwrite)
 
@@ -122,7 +122,7 @@ def search(config: Path, trials: int, overwrite: bool) -> None:
 def merge(adapter: Path, output: Path, overwrite: bool) -> None:
     """Merge a LoRA ADAPTER that finetune left into a checkpoint at OUTPUT, and verify it."""
     _preload()
-    from tuneserve.finetune.merging import merge as run
+    from tuneserve.finetune.export.merging import merge as run
 
     run(adapter, output, overwrite=overwrite)
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from tuneserve import card, checkpoint, rows, tiers
 from tuneserve.errors import UserError
-from tuneserve.finetune import merging, models
-from tuneserve.finetune.report import validate
+from tuneserve.finetune.export import merging
+from tuneserve.finetune.model import base_models
+from tuneserve.finetune.report.tables import validate
 from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -213,7 +214,7 @@ def test_chat(run: Run, tmp_path: Path, chat: Path) -> None:
     samples = rows.read(output / merging.SAMPLES)
     assert samples[0]["expected"] == "yes"
     assert samples[0]["answer"] == "yes"
-    before, after = models.load_tokenizer(str(chat)), models.load_tokenizer(str(output))
+    before, after = base_models.load_tokenizer(str(chat)), base_models.load_tokenizer(str(output))
     messages = [{"role": "user", "content": "hi"}]
     assert before.apply_chat_template(messages) == after.apply_chat_template(messages)
     assert manifest.chat_template_sha256 == checkpoint.describe(chat).chat_template_sha256

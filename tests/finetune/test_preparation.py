@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tuneserve.errors import UserError
-from tuneserve.finetune import config, data, preparation
+from tuneserve.finetune import config, preparation
+from tuneserve.finetune.data import dataset
 
 pytestmark = [
     pytest.mark.train,
@@ -18,7 +19,7 @@ pytestmark = [
 def check(base_model: Path, reviews: Path, **more: Any) -> None:
     values = {"task": "sequence-classification", "base_model": str(base_model), "train": str(reviews), "output": "o"}
     given = config.parse(values | more, reviews.parent)
-    preparation.check(given, data.load(given))
+    preparation.check(given, dataset.load(given))
 
 
 def test_two_passes_without_dropout_are_refused(encoder: Path, chat: Path, reviews: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tuneserve import checkpoint, rows
-from tuneserve.finetune import models
-from tuneserve.finetune.merging import target_of
-from tuneserve.finetune.tokens import encode
+from tuneserve.finetune.data.tokens import encode
+from tuneserve.finetune.export.merging import target_of
+from tuneserve.finetune.model import base_models
 from tuneserve.quantize import preflight, weights
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine import hardware
@@ -145,7 +145,7 @@ def by_method(
 
 def inputs_of(directory: Path) -> list[list[int]]:
     manifest = checkpoint.load(directory)
-    tokenizer = models.load_tokenizer(str(directory))
+    tokenizer = base_models.load_tokenizer(str(directory))
     held_out = rows.read(directory / checkpoint.TEST_SPLIT)[:INPUTS]
     return [row["input_ids"][:30] for row in encode(tokenizer, target_of(manifest), held_out)]
 
@@ -156,7 +156,7 @@ def expected(directory: Path) -> list[Any]:
 
     manifest = checkpoint.load(directory)
     task = checkpoint.TASK_NAMES[manifest.task]
-    model = models.auto_class(task).from_pretrained(directory, dtype=torch.float32).eval()
+    model = base_models.auto_class(task).from_pretrained(directory, dtype=torch.float32).eval()
     answers = []
     for ids in inputs_of(directory):
         with torch.inference_mode():

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from tuneserve import checkpoint, examples, measurement, verify
 from tuneserve.errors import UserError
-from tuneserve.finetune import evaluation, tokens
+from tuneserve.finetune.data import tokens
+from tuneserve.finetune.eval import evaluation
 from tuneserve.rows import Row
 from tuneserve.server.text.tokenizer import Tokenizer as Served
 from tuneserve.v1 import generation_pb2 as gen

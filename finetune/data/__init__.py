@@ -1,0 +1,1 @@
+"""Rows: read, checked, split, changed, and made into token ids."""

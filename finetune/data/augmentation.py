@@ -1,0 +1,110 @@
+"""More rows out of few: copies of training rows in which words are missing, have changed places, or say the same
+otherwise (Wei and Zou 2019).
+
+Made once, before training, from the seed: the same rows each time, in the report and after a kill.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from tuneserve.errors import UserError
+from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.data.spool import Spool
+from tuneserve.rows import Row
+
+# Words as a dictionary has them: no names, which begin with a capital, and no parts of don't or co-op.
+_WORD = re.compile(r"(?<![\w'’-])[a-z]+(?![\w'’-])")
+
+
+def check(config: FinetuneConfig) -> None:
+    """Raises UserError when what makes the copies is not there."""
+    if config.augment_copies and config.synonyms:
+        _wordnet()
+
+
+def augmented(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
+    """Returns the rows and, after them, `augment_copies` changed copies of each, without those that came out equal."""
+    if not config.augment_copies:
+        return rows
+    chance = random.Random(config.seed)
+    copies = ((_copy(row, config, chance), row) for _ in range(config.augment_copies) for row in rows)
+    return Spool(chain(rows, (copy for copy, row in copies if copy != row)))
+
+
+def _copy(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
+    if "entities" in row:
+        return _around_entities(row, config, chance)
+    changed = {key: _changed(row[key], config, chance) for key in ("text", "text_pair") if key in row}
+    return row | changed
+
+
+def _around_entities(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
+    """Changes only words that no entity has a part in: the entities stay, and their order."""
+    text, spans = "", [dict(one) for one in row["entities"]]
+    for word in re.finditer(r"\s*\S+", row["text"]):
+        inside = [place for place, one in enumerate(row["entities"]) if _overlap(one, word)]
+        for place in inside:
+            # Of those that go over several words, each says the same: nothing is left out between them.
+            spans[place] |= {key: row["entities"][place][key] - word.start() + len(text) for key in ("start", "end")}
+        if inside:
+            text += word[0]
+        elif chance.random() >= config.word_dropout:
+            text += _said_otherwise(word[0], config, chance)
+    shift = len(text) - len(text.lstrip())
+    for one in spans:
+        one |= {"start": one["start"] - shift, "end": one["end"] - shift}
+    return {"text": text[shift:], "entities": spans} if text else row
+
+
+def _overlap(entity: Row, word: re.Match[str]) -> bool:
+    return bool(entity["start"] < word.end() and word.start() < entity["end"])
+
+
+def _changed(text: str, config: FinetuneConfig, chance: random.Random) -> str:
+    words = text.split()
+    kept = [word for word in words if chance.random() >= config.word_dropout] or words[:1]
+    for _ in range(round(config.word_swap * len(kept))):
+        first, second = chance.randrange(len(kept)), chance.randrange(len(kept))
+        kept[first], kept[second] = kept[second], kept[first]
+    return _said_otherwise(" ".join(kept), config, chance)
+
+
+def _said_otherwise(text: str, config: FinetuneConfig, chance: random.Random) -> str:
+    """Returns the text with `synonyms` of its words replaced by others of one meaning, where WordNet knows some."""
+
+    def other(match: re.Match[str]) -> str:
+        known = _synonyms(match[0]) if chance.random() < config.synonyms else ()
+        return chance.choice(known) if known else match[0]
+
+    return _WORD.sub(other, text) if config.synonyms else text
+
+
+@lru_cache(100_000)
+def _synonyms(word: str) -> tuple[str, ...]:
+    """Returns what else is said for a word, in the meaning that it has most often."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    meanings = [] if word in ENGLISH_STOP_WORDS else _wordnet().lemmas(word)
+    if not meanings:
+        return ()
+    commonest = max(meanings, key=lambda lemma: lemma.count())
+    # One word for one word: a token stays a token.
+    return tuple(name for name in commonest.synset().lemma_names() if name.isalpha() and name.lower() != word)
+
+
+def _wordnet() -> Any:
+    """Returns NLTK's WordNet (Princeton, English). Raises UserError when its files are not on this machine."""
+    from nltk.corpus import wordnet
+
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        raise UserError(
+            "synonyms is given, and WordNet is not on this machine",
+            "python -m nltk.downloader wordnet, or its folder as corpora/wordnet where NLTK_DATA says",
+        ) from None
+    return wordnet

@@ -1,0 +1,237 @@
+"""One raw row, of any of the formats that people have, checked into its canonical form (tuneserve.rows).
+
+Nothing here needs torch or a tokenizer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tuneserve import entities
+from tuneserve.finetune.config import FinetuneConfig, template_columns
+from tuneserve.finetune.data import annotations
+from tuneserve.rows import Row
+
+
+class BadRow(Exception):
+    """Why a row can't be used."""
+
+
+def row(raw: Row, config: FinetuneConfig) -> Row:
+    """Returns the canonical row of the config's task. Raises BadRow."""
+    return _CANONICAL[config.task](_chosen(raw, config), config)
+
+
+# Of each task, forms of which a row has one, and where it has more, the one that `columns` names.
+_FORMS: dict[str, list[tuple[set[str], ...]]] = {
+    "sequence-classification": [],
+    "token-classification": [
+        ({"tokens", "tags"}, {"text", "label", "labels"}),
+        ({"label", "labels"}, {"entities", "spans"}),
+    ],
+    "generation": [({"prompt", "completion"}, {"messages"}, {"conversations"}, {"instruction", "input", "output"})],
+}
+
+
+def _chosen(raw: Row, config: FinetuneConfig) -> Row:
+    named = set(config.columns or ())
+    others: set[str] = set()
+    # A template has columns of any name in it.
+    for forms in _FORMS[config.task] if not config.prompt_template else ():
+        if any(named & form for form in forms):
+            others.update(*(form for form in forms if not named & form))
+    return {key: value for key, value in raw.items() if key not in others}
+
+
+def _text(raw: Row, name: str) -> str:
+    if name not in raw:
+        raise BadRow(f"no {name}; found {', '.join(map(str, raw))} (map with `columns`)")
+    return _good_text(raw[name], name)
+
+
+def _good_text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is not text but {type(value).__name__}")
+    if not value.strip():
+        raise BadRow(f"{name} is blank")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"{name} is not valid Unicode (half of a surrogate pair)") from None
+    return value
+
+
+def _label(value: Any, name: str) -> str:
+    # Class numbers are common; true and false are what YAML and JSON make of yes and no.
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise BadRow(f"{name} is {value}")
+        return str(value)
+    return _good_text(value, name)
+
+
+def _sequence_row(raw: Row, config: FinetuneConfig) -> Row:
+    row: Row = {"text": _text(raw, "text")}
+    if "head" in raw or "tail" in raw:
+        row["text"] = _marked(row["text"], raw.get("head"), raw.get("tail"))
+    # An empty cell, of a file in which other rows have one.
+    if raw.get("text_pair") is not None and raw["text_pair"] != "" and not str(raw["text_pair"]).isspace():
+        row["text_pair"] = _text(raw, "text_pair")
+    if config.problem_type == "multi-label":
+        return row | {"labels": _label_set(raw.get("labels"))}
+    if "label" not in raw:
+        raise BadRow(f"no label; found {', '.join(map(str, raw))} (map with `columns`)")
+    if config.problem_type == "regression":
+        return row | {"label": _number(raw["label"])}
+    return row | {"label": _label(raw["label"], "label")}
+
+
+def _label_set(labels: Any) -> list[str]:
+    if isinstance(labels, str):
+        # A CSV cell.
+        labels = [name.strip() for name in labels.split("|") if name.strip()]
+    if not isinstance(labels, list):
+        raise BadRow("labels is not a list (in CSV: names with | between)")
+    return sorted({_label(label, "labels") for label in labels})
+
+
+def _number(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"label is {value!r}, not a number")
+    return number
+
+
+def _marked(text: str, head: Any, tail: Any) -> str:
+    """Returns the text with signs around two of its parts, as who asks the model for their relation has to give it.
+
+    Signs that every tokenizer knows (Zhou and Chen 2021), so that no new token has to be learned.
+    """
+    spans = []
+    for name, span, sign in (("head", head, "@"), ("tail", tail, "#")):
+        is_span = isinstance(span, list) and len(span) == 2 and all(type(place) is int for place in span)
+        if not is_span or not 0 <= span[0] < span[1] <= len(text):
+            raise BadRow(f"{name} is not [start, end] within the text, in characters")
+        spans.append((span[0], span[1], sign))
+    spans.sort()
+    if spans[0][1] > spans[1][0]:
+        raise BadRow("head and tail overlap")
+    for start, end, sign in reversed(spans):
+        text = f"{text[:start]}{sign} {text[start:end]} {sign}{text[end:]}"
+    return text
+
+
+def _token_row(raw: Row, config: FinetuneConfig) -> Row:
+    if "tokens" not in raw and "tags" not in raw:
+        try:
+            text, found = annotations.read(raw)
+        except ValueError as error:
+            raise BadRow(str(error)) from None
+        spans = [{"start": start, "end": end, "label": _label(label, "label")} for start, end, label in found]
+        return {"text": _good_text(text, "text"), "entities": spans}
+    tokens, tags = raw.get("tokens"), raw.get("tags")
+    if not isinstance(tokens, list) or not isinstance(tags, list):
+        raise BadRow("tokens and tags must be lists (map with `columns`)")
+    if not tokens:
+        raise BadRow("tokens is empty")
+    if len(tokens) != len(tags):
+        raise BadRow(f"{len(tokens)} tokens but {len(tags)} tags")
+    words = [_good_text(token, f"token {number}") for number, token in enumerate(tokens, start=1)]
+    return entities.from_words(words, iob2([_label(tag, "tag") for tag in tags]))
+
+
+# Prefixes of the schemes that say more (BILOU, IOBES, BMES), as IOB2 has them.
+_PREFIXES = {"B": "B", "I": "I", "M": "I", "L": "I", "E": "I", "U": "B", "S": "B"}
+
+
+def iob2(tags: Sequence[str]) -> list[str]:
+    """Returns IOB2 tags for those of IOB1, IOB2, BILOU, IOBES or BMES: every entity begins with B-.
+
+    Raises BadRow for a tag of none of them.
+    """
+    fixed: list[str] = []
+    for tag in tags:
+        prefix, dash, kind = tag.partition("-")
+        if tag != "O" and not (prefix in _PREFIXES and dash and kind):
+            raise BadRow(f"tag {tag!r} is not O, B-TYPE or I-TYPE (or L-, U-, M-, E-, S- of BILOU, IOBES and BMES)")
+        tag = tag if tag == "O" else f"{_PREFIXES[prefix]}-{kind}"
+        begins = tag.startswith("I-") and (not fixed or fixed[-1][2:] != kind)
+        fixed.append(f"B-{kind}" if begins else tag)
+    return fixed
+
+
+def _generation_row(raw: Row, config: FinetuneConfig) -> Row:
+    if config.prompt_template:
+        return {"prompt": _filled(config.prompt_template, raw), "completion": _text(raw, "completion")}
+    prompt, completion = raw.get("prompt"), raw.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _chat(raw, [*prompt, *completion])
+    if "messages" in raw:
+        return _chat(raw, raw["messages"])
+    if "conversations" in raw:
+        return _chat(raw, _from_sharegpt(raw))
+    if "instruction" in raw and "output" in raw:
+        # Alpaca: what is given besides the instruction is often an empty text.
+        asked = [_text(raw, "instruction"), *([_text(raw, "input")] if raw.get("input") else [])]
+        turns = [{"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": raw["output"]}]
+        return _chat(raw, [*_system(raw), *turns])
+    return {"prompt": _text(raw, "prompt"), "completion": _text(raw, "completion")}
+
+
+def _system(raw: Row) -> list[Any]:
+    return [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
+
+
+def _filled(template: str, raw: Row) -> str:
+    return template.format(**{name: _text(raw, name) for name in template_columns(template)})
+
+
+_SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+             "tool": "tool", "observation": "tool"}  # fmt: skip
+
+
+def _from_sharegpt(raw: Row) -> list[Any]:
+    turns = raw["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise BadRow("conversations is not a list of {from, value}")
+    for number, turn in enumerate(turns, start=1):
+        if turn.get("from") not in _SHAREGPT:
+            raise BadRow(
+                f"conversations: turn {number}: from is {turn.get('from')!r}, not one of {', '.join(_SHAREGPT)}"
+            )
+    return _system(raw) + [{"role": _SHAREGPT[turn["from"]], "content": turn.get("value")} for turn in turns]
+
+
+# Of a message, besides its role and content: what templates for tools read.
+_TOOL_KEYS = ("tool_calls", "tool_call_id", "name")
+
+
+def _chat(raw: Row, value: Any) -> Row:
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise BadRow("messages is not a list of {role, content}")
+    messages = []
+    for number, message in enumerate(value, start=1):
+        if message.get("role") not in ("system", "user", "assistant", "tool"):
+            raise BadRow(f"message {number}: role is {message.get('role')!r}, not system, user, assistant or tool")
+        more = {key: message[key] for key in _TOOL_KEYS if message.get(key)}
+        # An assistant that calls a tool may say nothing.
+        content = message.get("content") or "" if "tool_calls" in more else message.get("content")
+        if "tool_calls" not in more:
+            content = _good_text(content, f"content of message {number}")
+        messages.append({"role": message["role"], "content": content} | more)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise BadRow("messages does not end with an assistant's answer to something")
+    tools = raw.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadRow("tools is not a list of JSON objects")
+    return {"messages": messages} | ({"tools": tools} if tools else {})
+
+
+_CANONICAL: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
+    "sequence-classification": _sequence_row,
+    "token-classification": _token_row,
+    "generation": _generation_row,
+}

@@ -1,0 +1,74 @@
+"""Several short rows in one sequence, so that little is padding: positions begin again with each of them.
+
+Transformers makes of such positions a mask in which no row sees another, where it is given no mask. Whether a model
+keeps to that is tried before it is trained: one that has no attention, or positions of its own, does not.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import pack_dataset
+
+from tuneserve.errors import UserError
+from tuneserve.finetune.data.spool import Spool
+from tuneserve.finetune.data.tokens import IGNORED
+from tuneserve.rows import Row
+
+# Rows in memory: a multiple of the thousand that TRL packs together, so that it is as if all were given to it.
+_AT_ONCE = 10_000
+# Logits are sums in another order, no more.
+_TOLERANCE = 1e-3
+
+
+def packed(encoded: Sequence[Row], max_length: int) -> Spool:
+    """Returns `input_ids`, `labels` and `position_ids` of fewer, longer rows, none longer than `max_length`.
+
+    Each goes to the fullest one that it fits into, the longest first, a thousand rows at a time.
+    """
+    starts = range(0, len(encoded), _AT_ONCE)
+    return Spool(row for start in starts for row in _packed(encoded[start : start + _AT_ONCE], max_length))
+
+
+def _packed(encoded: Sequence[Row], max_length: int) -> Iterator[Row]:
+    columns = {name: [row[name] for row in encoded] for name in ("input_ids", "labels")}
+    together = pack_dataset(Dataset.from_dict(columns), max_length)
+    for row in together:
+        positions = [place for length in row["seq_lengths"] for place in range(length)]
+        yield {"input_ids": row["input_ids"], "labels": row["labels"], "position_ids": positions}
+
+
+def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Returns a batch without a mask: what fills its rows up is one more row of theirs, which nobody sees."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def filled(name: str, filling: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([[*row[name], *filling[: longest - len(row[name])]] for row in rows])
+
+    return {
+        "input_ids": filled("input_ids", [pad_token_id] * longest),
+        "labels": filled("labels", [IGNORED] * longest),
+        "position_ids": filled("position_ids", range(longest)),
+    }
+
+
+def check(model: Any) -> None:
+    """Raises UserError for a model in which rows that are packed see each other."""
+    ids = torch.tensor([[3, 5, 4, 6, 5, 3, 4]], device=model.device)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=model.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = model(input_ids=ids[:, 3:], use_cache=False).logits
+            together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:]
+        apart = bool((alone - together).abs().max() <= _TOLERANCE * alone.abs().max())
+    except TypeError:
+        # It takes no positions.
+        apart = False
+    model.train(training)
+    if not apart:
+        raise UserError(
+            f"packing: in {type(model).__name__} rows that are packed would see each other", "leave packing out"
+        )

@@ -1,0 +1,112 @@
+"""Canonical rows as token ids, the same for training, evaluation and merge checks.
+
+IGNORED marks positions that no loss and no metric counts.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuneserve import entities, examples
+from tuneserve.finetune.data.spool import Spool, View
+from tuneserve.rows import Row
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model is trained to answer, and how much of a row it sees."""
+
+    task: str
+    labels: tuple[str, ...]  # the position is the class index; empty for generation
+    problem_type: str  # of sequence classification: single-label, multi-label or regression
+    max_length: int  # tokens
+    temperature: float = 1.0  # what logits are divided by before they become probabilities
+
+
+def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> Spool:
+    """Returns `input_ids`, `attention_mask`, `labels` and what else the model wants, one dict a row, not padded.
+
+    With `train_on: all-turns` every answer of a conversation has labels, and some conversations give several dicts.
+    What is measured is always the last one, as whoever measures it later can't know how it was trained.
+    """
+    if target.task == "sequence-classification":
+        return Spool(_sequences(tokenizer, rows, target.labels, target.max_length))
+    if target.task == "token-classification":
+        return Spool(_entities(tokenizer, rows, target.labels, target.max_length))
+    return Spool(_answers(tokenizer, rows, target.max_length, train_on))
+
+
+def usable(
+    tokenizer: Any, target: Target, rows: Sequence[Row], long_prompts: str
+) -> tuple[Sequence[Row], Counter[str]]:
+    """Returns the rows of generation that there is something to learn of, and how many others there are, by reason."""
+    kept, left_out = array("q"), Counter[str]()
+    for place, row in enumerate(rows):
+        found = examples.example(tokenizer, row, target.max_length)
+        if not any(found.counted):
+            left_out["answer without tokens"] += 1
+        elif found.is_cut and long_prompts == "drop":
+            left_out["prompt too long"] += 1
+        else:
+            kept.append(place)
+    return (View(rows, np.array(kept, np.int64)) if left_out else rows), left_out
+
+
+def lengths(encoded: Iterable[Row]) -> Sequence[int]:
+    """Returns the number of tokens of each row, in 4 bytes each."""
+    return array("i", (len(row["input_ids"]) for row in encoded))
+
+
+def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
+    index = {label: position for position, label in enumerate(labels)}
+    for row in rows:
+        item = dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=max_length))
+        if isinstance(row.get("label"), float):
+            item["labels"] = row["label"]
+        elif "labels" in row:
+            # Floats: the loss is binary cross-entropy of each label by itself.
+            item["labels"] = [float(label in row["labels"]) for label in labels]
+        else:
+            item["labels"] = index[row["label"]]
+        yield item
+
+
+def _entities(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
+    """Every token carries the tag of its entity; those that are no text of the row are ignored."""
+    index = {label: position for position, label in enumerate(labels)}
+    for row in rows:
+        item, offsets = with_offsets(tokenizer, row["text"], max_length)
+        tags = entities.tags(entities.spans_of(row), offsets)
+        yield item | {"labels": [IGNORED if tag is None else index[tag] for tag in tags]}
+
+
+def with_offsets(tokenizer: Any, text: str, max_length: int | None = None) -> tuple[Row, list[tuple[int, int]]]:
+    """Returns a text as token ids, and where each token begins and ends in it; (0, 0) for special tokens."""
+    item = dict(tokenizer(text, truncation=max_length is not None, max_length=max_length, return_offsets_mapping=True))
+    return item, item.pop("offset_mapping")
+
+
+def lost_entities(tokenizer: Any, row: Row) -> int:
+    """Returns how many entities of a row begin or end inside a token: their tokens stand for another span."""
+    spans = entities.spans_of(row)
+    _, offsets = with_offsets(tokenizer, row["text"])
+    tags = [(tag, offset) for tag, offset in zip(entities.tags(spans, offsets), offsets, strict=True) if tag]
+    found = entities.found(row["text"], [tag for tag, _ in tags], [offset for _, offset in tags])
+    return len(set(spans) - set(found))
+
+
+def _answers(tokenizer: Any, rows: Iterable[Row], max_length: int, train_on: str) -> Iterator[Row]:
+    for row in rows:
+        if train_on == "all-turns":
+            found = examples.of_all_turns(tokenizer, row, max_length)
+        else:
+            found = [examples.example(tokenizer, row, max_length)]
+        for one in found:
+            targets = [id_ if counts else IGNORED for id_, counts in zip(one.ids, one.counted, strict=True)]
+            yield {"input_ids": one.ids, "attention_mask": [1] * len(one.ids), "labels": targets}

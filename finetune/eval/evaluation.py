@@ -1,0 +1,203 @@
+"""What a model answers on held-out rows, and how good that is (tuneserve.quality)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from tuneserve import entities, examples, quality, significance
+from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
+from tuneserve.rows import Row
+
+BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered, row by row, and how good that is as a whole."""
+
+    metrics: dict[str, float]
+    losses: list[float]  # the mean over a row's labels or tokens; for numbers the absolute error
+    predicted: list[Any] = field(default_factory=list)  # labels, numbers or entities; empty for generation
+    scores: list[list[float]] = field(default_factory=list)  # of texts, by label: probabilities; or the number
+    row_sums: quality.RowSums = field(default_factory=list)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The metrics, and the ends of the headline's interval."""
+        return self.metrics | significance.ends(self.metrics, self.row_sums)
+
+
+def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
+    """Returns the model's answers to canonical rows, with the metrics of the target's task."""
+    encoded = encode(tokenizer, target, rows)
+    if target.task == "generation":
+        return _generation(model, tokenizer, encoded, bf16)
+    outputs = logits(model, tokenizer, target, encoded, bf16)
+    if target.task == "token-classification":
+        return _entities(tokenizer, target, rows, encoded, outputs)
+    return texts(target, rows, torch.cat(outputs))
+
+
+def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers:
+    """Returns what the logits [rows, classes] of a sequence classifier answer."""
+    if target.problem_type == "regression":
+        numbers, expected = outputs[:, 0].tolist(), [row["label"] for row in rows]
+        errors = [abs(gold - guess) for gold, guess in zip(expected, numbers, strict=True)]
+        sums = quality.number_rows(expected, numbers)
+        return Answers(quality.regression(expected, numbers), errors, numbers, outputs.tolist(), sums)
+    logits = outputs / target.temperature
+    if target.problem_type == "multi-label":
+        present = torch.tensor([[float(label in row["labels"]) for label in target.labels] for row in rows])
+        sets = [[target.labels[int(place)] for place in line.nonzero()] for line in outputs > 0]
+        losses = functional.binary_cross_entropy_with_logits(logits, present, reduction="none").mean(-1)
+        metrics = quality.multi_label([row["labels"] for row in rows], sets, target.labels)
+        metrics |= _calibration(target, outputs, present)
+        sums = quality.right_rows([set(row["labels"]) for row in rows], list(map(set, sets)))
+        return Answers(metrics, losses.tolist(), sets, logits.sigmoid().tolist(), sums)
+    expected = [row["label"] for row in rows]
+    right = torch.tensor([target.labels.index(label) for label in expected])
+    predicted = [target.labels[place] for place in outputs.argmax(-1).tolist()]
+    metrics = quality.sequence_classification(expected, predicted, target.labels)
+    metrics |= _calibration(target, outputs, right)
+    losses = functional.cross_entropy(logits, right, reduction="none")
+    sums = quality.right_rows(expected, predicted)
+    return Answers(metrics, losses.tolist(), predicted, logits.softmax(-1).tolist(), sums)
+
+
+def _calibration(target: Target, outputs: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
+    """Returns the calibration error of the probabilities, and what it would be without the target's temperature."""
+    metrics = {"calibration_error": _gap(target, outputs / target.temperature, right)}
+    if target.temperature != 1:
+        metrics["unscaled_calibration_error"] = _gap(target, outputs, right)
+    return metrics
+
+
+def _gap(target: Target, logits: torch.Tensor, right: torch.Tensor) -> float:
+    if target.problem_type == "multi-label":
+        return quality.calibration_error(logits.sigmoid().flatten().tolist(), right.flatten().tolist())
+    best = logits.softmax(-1).max(-1)
+    return quality.calibration_error(best.values.tolist(), (best.indices == right).tolist())
+
+
+def _entities(
+    tokenizer: Any, target: Target, rows: Sequence[Row], encoded: Sequence[Row], outputs: Sequence[torch.Tensor]
+) -> Answers:
+    """What was cut off has no entities."""
+    found, losses = [], []
+    for row, one, output in zip(rows, encoded, outputs, strict=True):
+        _, offsets = with_offsets(tokenizer, row["text"], target.max_length)
+        found.append(_spans(row["text"], [target.labels[label] for label in output.argmax(-1).tolist()], offsets))
+        expected = torch.tensor([label for label in one["labels"] if label != IGNORED])
+        total = float(functional.cross_entropy(output, expected, reduction="sum"))
+        losses.append(total / max(1, len(expected)))
+    there = list(map(entities.spans_of, rows))
+    return Answers(
+        quality.token_classification(there, found), losses, found, row_sums=quality.entity_rows(there, found)
+    )
+
+
+def _spans(text: str, tags: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[entities.Span]:
+    """A word is what its first token is, as tuneserve.measurement asks the server for."""
+    places = [offset for offset in offsets if offset[0] < offset[1]]
+    words = entities.words(text, places)
+    ends = [(places[first][0], places[last - 1][1]) for first, last in words]
+    return entities.found(text, [tags[first] for first, _ in words], ends)
+
+
+def logits(
+    model: Any, tokenizer: Any, target: Target, encoded: Sequence[Row], bf16: bool = False, limit: int | None = None
+) -> list[torch.Tensor]:
+    """Returns a float32 tensor [positions, classes] for each encoded row, on the CPU, in the rows' order.
+
+    Positions: one for a sequence classifier; all tokens of a text but special ones; the places that predict the
+    answer's tokens. `limit` keeps only the first of them.
+    """
+    found = dict(each(model, tokenizer, target, encoded, bf16, limit))
+    return [found[index] for index in range(len(encoded))]
+
+
+def each(
+    model: Any, tokenizer: Any, target: Target, encoded: Sequence[Row], bf16: bool, limit: int | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields (index, what `logits` returns of it), in the order in which the rows are answered."""
+    for indices, output in _forward(model, tokenizer, encoded, bf16):
+        for place, index in enumerate(indices):
+            if target.task == "sequence-classification":
+                chosen = output[place : place + 1]
+            else:
+                counted = torch.tensor(encoded[index]["labels"]) != IGNORED
+                positions = counted.nonzero()[:limit, 0] - (1 if target.task == "generation" else 0)
+                chosen = output[place][positions.to(output.device)]
+            yield index, chosen.float().cpu()
+
+
+def sample_answers(
+    model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], max_new_tokens: int = 64
+) -> list[Row]:
+    """Returns greedy answers beside the expected ones: {"prompt", "expected", "answer"}."""
+    samples = []
+    for row in rows:
+        asked = examples.example(tokenizer, row, target.max_length)
+        prompt = torch.tensor([asked.ids[: asked.start]], device=model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        samples.append(
+            {
+                "prompt": row["prompt"] if "prompt" in row else row["messages"][-2]["content"],
+                "expected": row["completion"] if "completion" in row else row["messages"][-1]["content"],
+                "answer": tokenizer.decode(output[0, asked.start :], skip_special_tokens=True).strip(),
+            }
+        )
+    return samples
+
+
+def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) -> Answers:
+    total, tokens, losses, sums = 0.0, 0, [0.0] * len(encoded), [[0.0, 0.0] for _ in encoded]
+    for indices, output in _forward(model, tokenizer, encoded, bf16):
+        for place, index in enumerate(indices):
+            targets = torch.tensor(encoded[index]["labels"], device=output.device)[1:]
+            counted = targets != IGNORED
+            scores = output[place, : len(targets)][counted].float().log_softmax(-1)
+            likelihood, count = float(scores.gather(1, targets[counted][:, None]).sum()), int(counted.sum())
+            losses[index], sums[index] = -likelihood / max(1, count), [likelihood, float(count)]
+            total += likelihood
+            tokens += count
+    return Answers(quality.generation(total, tokens), losses, row_sums=sums)
+
+
+def _forward(
+    model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yields (indices, logits) with rows of about the same length together."""
+    autocast: AbstractContextManager[Any] = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
+    model.eval()
+    batches = _batches(lengths(encoded))
+    for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True):
+        inputs = [{key: value for key, value in encoded[index].items() if key != "labels"} for index in indices]
+        batch = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        with torch.inference_mode(), autocast:
+            output = model(**batch).logits
+        yield indices, output
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Returns the indices of `lengths`, shortest first, in batches of at most BATCH_TOKENS."""
+    batches: list[list[int]] = [[]]
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

@@ -1,0 +1,1 @@
+"""The trained weights as a checkpoint: merged, rounded, and compared before they are kept."""

@@ -1,0 +1,1 @@
+"""Base models with a task's head, and which of their weights learn."""

@@ -1,0 +1,1 @@
+"""What people are shown: tables on stdout, and a page with figures."""

@@ -1,0 +1,282 @@
+"""What the page of a run shows, section by section: the figures and tables that fit the task.
+
+Texts of held-out rows appear only where the run may keep them.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+from numpy.typing import ArrayLike
+
+from tuneserve import entities
+from tuneserve.entities import Span
+from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.data.dataset import Data
+from tuneserve.finetune.eval.evaluation import Answers
+from tuneserve.finetune.report import plots
+from tuneserve.rows import Row, dumps
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+SHOWN_LABELS = 30  # of a matrix or of bars
+LISTED_LABELS = 6  # from how many on what was confused is listed, too
+SHOWN_ROWS = 30
+SHOWN_TEXT = 400  # characters
+_OTHERS = "(others)"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: what went in, how it went, and what its checkpoint answered."""
+
+    config: FinetuneConfig
+    split: Data
+    lengths: Sequence[int]  # tokens of each training row, as it was trained on
+    history: Sequence[dict[str, float]]  # from `training.Trained`
+    manifest: pb.Checkpoint
+    answers: Answers  # to the test rows
+    samples: Sequence[Row] = ()  # from `evaluation.sample_answers`
+
+    @property
+    def has_one_label(self) -> bool:
+        """Whether each row has one of several labels."""
+        return self.config.task == "sequence-classification" and self.config.problem_type == "single-label"
+
+    @property
+    def confidence(self) -> list[float]:
+        """The probability of each answer, where a row has one label."""
+        return [max(scores) for scores in self.answers.scores]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, as the lineage has them."""
+        return json_format.MessageToDict(self.step.config)
+
+    @property
+    def step(self) -> pb.Step:
+        """The training's place in the lineage."""
+        return next(step for step in reversed(self.manifest.lineage) if step.name == "finetune")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with figures and one table below it; `numbers` are the columns that are set to the right."""
+
+    title: str
+    note: str = ""
+    figures: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+    numbers: Sequence[int] = field(default_factory=tuple)
+
+
+def sections(run: Finished) -> list[Section]:
+    """Returns the page from top to bottom."""
+    parts = [_training(run), *_quality(run), *_classes(run)]
+    if run.config.keep_test_split:
+        parts += [_mistakes(run), *_samples(run)]
+    else:
+        parts.append(Section("Mistakes", "keep_test_split is false: no texts are shown here."))
+    return [*parts, _data(run), *_settings(run)]
+
+
+def _training(run: Finished) -> Section:
+    metrics = run.step.metrics
+    note = (
+        f"{len(run.lengths):,} rows, {metrics['train_steps']:,.0f} steps in {metrics['train_seconds']:,.0f} seconds, "
+        f"{metrics['trained_parameters']:,.0f} weights learned."
+    )
+    if run.split.validation:
+        note += f" {len(run.split.validation):,} more rows told which epoch was best; its weights were kept."
+    return Section("Training", note, [plots.curves(run.history)])
+
+
+def _quality(run: Finished) -> Iterator[Section]:
+    answers, test = run.answers, run.split.test
+    if run.config.task == "generation":
+        note = "How surprised the model is by the right answer, per token: the mean of each held-out row, in nats."
+        yield Section("Loss of the answers", note, [plots.histogram(answers.losses, "loss")])
+    elif run.config.task == "token-classification":
+        pairs = Counter(
+            pair
+            for row, spans in zip(test, answers.predicted, strict=True)
+            for pair in _overlapping(entities.spans_of(row), spans)
+        )
+        note = "Entities of each type, by the type of what the model found there, wherever that ends; O is none."
+        yield _confusion(pairs, [name for name, _ in _support(run)] + ["O"], note)
+    elif run.config.problem_type == "regression":
+        expected = [row["label"] for row in test]
+        yield Section("Numbers and errors", figures=[plots.scatter(expected, answers.predicted)])
+    elif run.config.problem_type == "multi-label":
+        present = [[label in row["labels"] for label in run.split.labels] for row in test]
+        yield _reliability(run, np.ravel(answers.scores), np.ravel(present))
+    else:
+        expected = [row["label"] for row in test]
+        labels = [name for name, _ in _support(run)]
+        yield _confusion(Counter(zip(expected, answers.predicted, strict=True)), labels, "Held-out rows.")
+        right = [gold == guess for gold, guess in zip(expected, answers.predicted, strict=True)]
+        yield _reliability(run, run.confidence, right)
+
+
+def _reliability(run: Finished, sure: ArrayLike, right: ArrayLike) -> Section:
+    metrics = run.answers.metrics
+    note = (
+        f"Expected calibration error {metrics['calibration_error']:.3f}: so far is the probability of an answer from "
+        "how often it is right, in the mean. Bars below the line are of answers that were too sure."
+    )
+    if "unscaled_calibration_error" in metrics:
+        note += (
+            f" Without the temperature {run.manifest.temperature:.3f}, fitted on the validation rows, the error would "
+            f"be {metrics['unscaled_calibration_error']:.3f}."
+        )
+    return Section("Reliability", note, [plots.reliability(sure, right)])
+
+
+def _confusion(pairs: Counter[tuple[str, str]], labels: Sequence[str], note: str) -> Section:
+    """`labels` by their number of rows; of many, the first are shown, and the rest as one."""
+    shown = list(labels) if len(labels) <= SHOWN_LABELS else [*labels[: SHOWN_LABELS - 1], _OTHERS]
+    place = {label: min(index, len(shown) - 1) for index, label in enumerate(labels)}
+    matrix = np.zeros((len(shown), len(shown)), int)
+    for (gold, guess), count in pairs.items():
+        # Between two words outside of all entities there is nothing to confuse.
+        if (gold, guess) != ("O", "O"):
+            matrix[place[gold], place[guess]] += count
+    wrong = [(gold, guess, count) for (gold, guess), count in pairs.most_common() if gold != guess][:SHOWN_ROWS]
+    # Of few labels the matrix says it all.
+    table = wrong if len(labels) > LISTED_LABELS else []
+    drawn = [plots.confusion(matrix, shown)]
+    return Section("Confusion", note, drawn, ("expected", "predicted", "count"), table, (2,))
+
+
+def _classes(run: Finished) -> Iterator[Section]:
+    metrics = run.answers.metrics
+    rows = [
+        (name, *(f"{metrics[f'{name}/{one}']:.3f}" for one in ("precision", "recall", "f1")), f"{support:.0f}")
+        for name, support in _support(run)
+    ]
+    if rows:
+        title = "Entities" if run.config.task == "token-classification" else "Classes"
+        yield Section(title, "", (), ("label", "precision", "recall", "F1", "support"), rows, (1, 2, 3, 4))
+
+
+def _support(run: Finished) -> list[tuple[str, float]]:
+    """Returns the labels that were measured and their numbers of rows or entities, the most first."""
+    end = "/support"
+    found = [(key.removesuffix(end), value) for key, value in run.answers.metrics.items() if key.endswith(end)]
+    return sorted(found, key=lambda one: -one[1])
+
+
+def _mistakes(run: Finished) -> Section:
+    config, test, answers = run.config, run.split.test, run.answers
+    if config.task == "generation":
+        return _surprises(run)
+    wrong = [index for index, row in enumerate(test) if _gold(row) != answers.predicted[index]]
+    name, badness, note = "loss", answers.losses, f"{len(wrong):,} of {len(test):,} rows are answered wrong."
+    if config.problem_type == "regression":
+        name, note = "error", ""
+    elif run.has_one_label:
+        name, badness = "probability", run.confidence
+        note += " The surest of them:"
+    wrong.sort(key=lambda index: -badness[index])
+    rows = [
+        (_text(test[index]), *_both(test[index], answers.predicted[index]), f"{badness[index]:.3f}")
+        for index in wrong[:SHOWN_ROWS]
+    ]
+    return Section("Worst mistakes", note, (), ("text", "expected", "predicted", name), rows, (3,))
+
+
+def _surprises(run: Finished) -> Section:
+    losses = run.answers.losses
+    order = sorted(range(len(losses)), key=lambda index: -losses[index])[:SHOWN_ROWS]
+    rows = [(*_exchange(run.split.test[index]), f"{losses[index]:.2f}") for index in order]
+    note = "The held-out answers that surprise the model most."
+    return Section("Highest loss", note, (), ("prompt", "right answer", "loss"), rows, (2,))
+
+
+def _samples(run: Finished) -> Iterator[Section]:
+    rows = [tuple(map(_cut, (one["prompt"], one["expected"], one["answer"]))) for one in run.samples]
+    if rows:
+        note = "What the model said to the first held-out prompts, the likeliest token at each step."
+        yield Section("Sample answers", note, (), ("prompt", "right answer", "answered"), rows)
+
+
+def _data(run: Finished) -> Section:
+    split, lengths, longest = run.split, run.lengths, run.settings["max_length"]
+    cut = sum(length >= longest for length in lengths)
+    shown = [plots.histogram(lengths, "tokens", longest)]
+    shares = {"training": split.label_distribution(), "held out": split.label_distribution(split.test)}
+    if run.config.problem_type == "regression":
+        shown.append(plots.histogram(array("d", (row["label"] for row in split.train)), "number"))
+    elif shares["training"]:
+        most = sorted(shares["training"], key=lambda label: -shares["training"][label])[:SHOWN_LABELS]
+        shown.append(plots.bars({name: {label: of[label] for label in most} for name, of in shares.items()}))
+    note = (
+        f"{len(split.train):,} rows to train on, {len(split.test):,} held out. "
+        f"{cut:,} of the {len(lengths):,} rows that were trained on have max_length tokens, or were cut to that."
+    )
+    return Section("Data", note, shown)
+
+
+def _settings(run: Finished) -> Iterator[Section]:
+    entry = run.step
+    rows = [(key, _plain(value)) for key, value in sorted(run.settings.items())]
+    yield Section("Settings", "", (), ("key", "value"), rows)
+    made = [*sorted(entry.packages.items()), ("seed", entry.seed), ("SHA-256 of the training rows", entry.data_sha256)]
+    made.append(("SHA-256 of the held-out rows", run.manifest.test_split.sha256))
+    yield Section("Made with", "", (), ("what", "which"), made)
+
+
+def _plain(value: Any) -> str:
+    # Numbers of a Struct are all floats.
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else dumps(value)
+
+
+def _overlapping(expected: Sequence[Span], predicted: Sequence[Span]) -> Iterator[tuple[str, str]]:
+    """Yields the types of entities that share a character, and O beside those that share none."""
+    for first, second, swapped in ((expected, predicted, False), (predicted, expected, True)):
+        for kind, start, end in first:
+            found = [other for other, begin, stop in second if begin < end and start < stop]
+            if not found:
+                yield ("O", kind) if swapped else (kind, "O")
+            elif not swapped:
+                yield from ((kind, other) for other in found)
+
+
+def _gold(row: Row) -> Any:
+    if "entities" in row:
+        return entities.spans_of(row)
+    return next(row[key] for key in ("labels", "label") if key in row)
+
+
+def _text(row: Row) -> str:
+    return _cut("\n".join(row[key] for key in ("text", "text_pair") if key in row))
+
+
+def _both(row: Row, predicted: Any) -> tuple[str, str]:
+    """Returns the right answer and the model's, for people."""
+    answers = (_gold(row), predicted)
+    if "entities" in row:
+        return tuple(_entities(row["text"], spans) for spans in answers)  # type: ignore[return-value]
+    if "labels" in row:
+        return tuple(", ".join(labels) or "(none)" for labels in answers)  # type: ignore[return-value]
+    return tuple(f"{one:.3g}" if isinstance(one, float) else one for one in answers)  # type: ignore[return-value]
+
+
+def _entities(text: str, spans: Iterable[Span]) -> str:
+    return "\n".join(f"{kind}: {text[start:end]}" for kind, start, end in spans) or "(none)"
+
+
+def _exchange(row: Row) -> tuple[str, str]:
+    """Returns the last prompt of a row for generation, and its answer."""
+    if "prompt" in row:
+        return _cut(row["prompt"]), _cut(row["completion"])
+    question, answer = row["messages"][-2:]
+    return _cut(question["content"]), _cut(answer["content"] or dumps(answer))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"

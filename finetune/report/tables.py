@@ -1,0 +1,121 @@
+"""Tables for people, on stdout: what `validate` found, and what training gave."""
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from tuneserve import examples
+from tuneserve.finetune import config as config_module
+from tuneserve.finetune import preparation
+from tuneserve.finetune.data import dataset
+from tuneserve.finetune.data.tokens import lost_entities
+from tuneserve.finetune.model import base_models
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+# So many times as many rows of one label as of another are called out.
+_IMBALANCE = 5
+
+
+def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
+    """Checks a YAML file, its data and its base model without training, prints what was found and returns it.
+
+    The keys: train, test, validation (rows); duplicates (rows left out of training because they are held out);
+    left_out (rows that nothing can be learned of, by reason); repeated (rows with another's input), contradictory
+    (those of them with another answer); labels (share by name); lengths (tokens: median, 95 %, longest, and the share
+    of rows past max_length); inexact (entities that begin or end inside a token). Raises UserError as finetune would.
+    """
+    console = console or Console()
+    config = config_module.load(path)
+    base_models.quiet()
+    split = dataset.load(config)
+    target, tokenizer = preparation.check(config, split)
+    split = preparation.usable(config, split, target, tokenizer)
+    longest = target.max_length
+    lengths = np.sort(np.fromiter((_length(tokenizer, row) for row in chain(split.train, split.test)), int))
+    shares = split.label_distribution()
+    cut = int((lengths > longest).sum())
+    console.print(f"{path}: good. {config.task}, {config.method}, base model {config.public()['base_model']}")
+    console.print(
+        f"{len(split.train)} rows to train on, {len(split.test)} held out, "
+        f"{split.duplicates} left out because they are held out too"
+    )
+    if split.left_out:
+        console.print(dataset.left_out(split))
+    if split.validation:
+        console.print(f"{len(split.validation)} more rows tell which epoch is best")
+    if config.continue_from:
+        console.print(
+            f"{split.replayed} of the rows to train on are old ones; {len(split.old.test)} stay held out as before"
+        )
+    repeated, contradictory = split.repeated()
+    if repeated:
+        console.print(f"{repeated} rows repeat the input of another, {contradictory} of them with another answer")
+    if shares:
+        table = Table("label", "share of training data")
+        for label, share in shares.items():
+            table.add_row(label, f"{share:6.1%}")
+        console.print(table)
+        if max(shares.values()) > _IMBALANCE * min(shares.values()):
+            console.print("some labels are rare: `class_weights: balanced` makes each count as much")
+    console.print(_histogram(lengths, longest))
+    console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are cut")
+    inexact = 0
+    if config.task == "token-classification":
+        inexact = sum(lost_entities(tokenizer, row) for row in chain(split.train, split.test))
+        count = sum(len(row["entities"]) for row in chain(split.train, split.test))
+        console.print(f"{inexact} of {count} entities begin or end inside a token, and can't be found exactly")
+    return {
+        "train": len(split.train),
+        "test": len(split.test),
+        "validation": len(split.validation),
+        "duplicates": split.duplicates,
+        "left_out": dict(split.left_out),
+        "repeated": repeated,
+        "contradictory": contradictory,
+        "labels": shares,
+        "lengths": {
+            "median": int(lengths[len(lengths) // 2]),
+            "p95": int(lengths[int(len(lengths) * 0.95)]),
+            "longest": int(lengths[-1]),
+            "cut": cut / len(lengths),
+        },
+        "inexact": inexact,
+    }
+
+
+def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console | None = None) -> None:
+    """Prints a finished checkpoint and the metrics of its steps, and sample answers when it has some."""
+    from tuneserve import inspect, rows
+    from tuneserve.finetune.export.merging import SAMPLES
+
+    console = console or Console()
+    inspect.show_manifest(directory, manifest, console)
+    if (directory / SAMPLES).exists():
+        for sample in rows.read(directory / SAMPLES):
+            console.print(f"? {sample['prompt']}", markup=False)
+            console.print(f"  expected: {sample['expected']}", markup=False)
+            console.print(f"  answered: {sample['answer']}", markup=False)
+
+
+def _length(tokenizer: Any, row: dict[str, Any]) -> int:
+    if "text" in row:
+        return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
+    return len(examples.answer(tokenizer, row)[0])
+
+
+def _histogram(lengths: NDArray[np.int_], longest: int) -> Table:
+    """Rows by length in tokens, doubling from 16."""
+    edges = [16 * 2**power for power in range(12)]
+    counts = Counter(next((edge for edge in edges if length <= edge), edges[-1]) for length in lengths)
+    table = Table("tokens, up to", "rows", "")
+    for edge in edges:
+        if counts[edge] or edge == longest:
+            bar = "█" * round(40 * counts[edge] / len(lengths))
+            table.add_row(f"{edge}{'  max_length' if edge == longest else ''}", str(counts[edge]), bar)
+    return table

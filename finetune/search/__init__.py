@@ -1,0 +1,1 @@
+"""Settings looked for: many runs of one config."""

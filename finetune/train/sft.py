@@ -1,0 +1,77 @@
+"""Training to generate: TRL's SFTTrainer on rows that are tokenized already, with their own labels."""
+
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from torch.nn import functional
+from trl import SFTConfig, SFTTrainer
+
+from tuneserve.finetune.data import packing
+from tuneserve.finetune.data.tokens import IGNORED
+
+
+def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
+    """Returns the trainer of a `training.Run`; `common` is what every trainer is told.
+
+    Raises UserError for a model whose rows can't be packed.
+    """
+    settings = SFTConfig(
+        **common,
+        # Rows come tokenized, cut and with their own labels: the loss counts the answers only.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
+    options: dict[str, Any] = {
+        "model": run.model,
+        "args": settings,
+        # TRL takes a Dataset alone, which holds all rows or copies them to disk: it checks one, and gets ours below.
+        "train_dataset": Dataset.from_list([run.encoded[0]]),
+        "eval_dataset": Dataset.from_list([run.validation[0]]) if run.validation else None,
+        "processing_class": run.tokenizer,
+    }
+    if run.config.packing:
+        packing.check(run.model)
+        options["data_collator"] = partial(packing.collate, pad_token_id=run.tokenizer.pad_token_id)
+    if run.teacher:
+        if run.config.packing:
+            packing.check(run.teacher.model)
+        from tuneserve.finetune.train.distillation_generation import DistillingTrainer
+
+        made = DistillingTrainer(teacher=run.teacher, config=run.config, **options)
+    else:
+        made = AnswerTrainer(**options)
+    made.train_dataset, made.eval_dataset = run.encoded, run.validation or None
+    # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
+    for parameter in run.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return made
+
+
+class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer that on a CPU, too, asks for no scores over the vocabulary where no answer is.
+
+    TRL's own loss does so where there is Triton. Elsewhere it scores every place, padding included, piece by piece,
+    and a second time on the way back: a third of the time of a small model.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """See Trainer."""
+        if self.args.device.type != "cpu" or self.aux_loss_enabled or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        targets = functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+        counted = targets != IGNORED
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        # Before the head, and not by its weights, so that what a model does to its scores afterwards stays done.
+        with head.register_forward_pre_hook(lambda _module, given: (given[0][counted][None], *given[1:])):
+            scores = model(**inputs, use_cache=False).logits[0]
+        total = functional.cross_entropy(scores.float(), targets[counted], reduction="sum")
+        if num_items_in_batch is None:
+            return total / counted.sum().clamp_min(1)
+        # Counted over all processes, whose gradients are then averaged.
+        return total / num_items_in_batch * self.accelerator.num_processes
