@@ -92,7 +92,7 @@ class Ratio:
 
 def interval(values: Sequence[float]) -> Interval:
     """Returns mean and interval of at least one value, all above zero."""
-    from tuneserve.significance import geometric
+    from tuneserve.evaluation.significance import geometric
 
     mean, low, high = geometric(values)
     return Interval(mean, low, high, len(values)) if len(values) > 1 else Interval(values[0], None, None, 1)

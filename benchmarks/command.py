@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tuneserve.call_common import server_options
+from tuneserve.call.common import server_options
 
 
 @click.command("bench")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneserve import checkpoint, quality, seen
+from tuneserve import checkpoint, seen
 from tuneserve.errors import UserError
-from tuneserve.evaluate import held_out_rows
+from tuneserve.evaluation import quality
+from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 from tuneserve import examples
 from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
-from tuneserve.evaluate import check_rows
-from tuneserve.measurement import batches
+from tuneserve.evaluation.evaluate import check_rows
+from tuneserve.evaluation.measurement import batches
 from tuneserve.rows import Row, input_key, read
 from tuneserve.v1 import checkpoint_pb2 as pb
 

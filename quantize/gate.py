@@ -7,8 +7,8 @@ more passes in one of forty cases; there are at most LOOKS of them, which togeth
 import math
 from dataclasses import dataclass
 
-from tuneserve import significance
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.evaluation import significance
 from tuneserve.quantize.report import ERROR, Report
 from tuneserve.v1 import checkpoint_pb2 as pb
 

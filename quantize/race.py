@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from tuneserve import checkpoint
-from tuneserve.measurement import MODEL, speed_at
+from tuneserve.evaluation.measurement import MODEL, speed_at
+from tuneserve.evaluation.significance import geometric
 from tuneserve.rows import Row
 from tuneserve.serving import launched
-from tuneserve.significance import geometric
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tuneserve import quality, significance
-from tuneserve.measurement import Measurement
+from tuneserve.evaluation import quality, significance
+from tuneserve.evaluation.measurement import Measurement
+from tuneserve.evaluation.significance import Difference
 from tuneserve.quantize.race import Ratio
 from tuneserve.quantize.schemes import Recipe
-from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 ERROR = "root_mean_square_error"

@@ -19,8 +19,8 @@ import numpy as np
 
 from tuneserve import card, checkpoint, disk, tiers
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.evaluate import held_out_rows, measure
-from tuneserve.measurement import Measurement
+from tuneserve.evaluation.evaluate import held_out_rows, measure
+from tuneserve.evaluation.measurement import Measurement
 from tuneserve.quantize import attempts, calibration, methods, preflight, race, sensitivity, weights
 from tuneserve.quantize.attempts import Attempt
 from tuneserve.quantize.gate import LOOKS, Gate

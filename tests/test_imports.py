@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {"checkpoint", "disk", "entities", "errors", "quality", "rows", "runtime", "spacing", "tiers", "v1", "yamls"}
+SPINE = {"checkpoint", "disk", "entities", "errors", "rows", "runtime", "spacing", "tiers", "yamls"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -37,7 +37,7 @@ def test_programs_do_not_know_each_other(program):
 
 
 def test_the_spine_knows_no_program():
-    for name in SPINE - {"v1"}:
+    for name in (*SPINE, "evaluation/quality", "evaluation/significance"):
         path = ROOT / "tuneserve" / f"{name}.py"
         bad = [module for module in imports(path) if module.startswith(tuple(f"tuneserve.{p}" for p in PROGRAMS))]
         assert not bad, f"{path.name} imports {bad}"
@@ -66,15 +66,15 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
     # And train by the command line; rows and samples are data, and intervals are numbers.
     allowed = {
         "benchmarks",
-        "call_common",
+        "call",
         "checkpoint",
         "client",
         "errors",
+        "evaluation",
         "rows",
         "runtime",
         "samples",
         "serving",
-        "significance",
         "tiers",
         "v1",
     }

@@ -11,7 +11,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint
+from tuneserve.evaluation import quality
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 _PIPELINES = {

@@ -14,7 +14,7 @@ import click
 
 from tuneserve import __version__, lifetime, progress
 from tuneserve.benchmarks.command import bench_command
-from tuneserve.call import call_command
+from tuneserve.call.command import call_command
 from tuneserve.errors import StepFailed, UserError
 
 # Engines are processes of the server's, spawned with this module as their main one.
@@ -216,7 +216,7 @@ def quantize(
 def evaluate(checkpoint: Path, data: Path | None, as_json: bool) -> None:
     """Measure quality and throughput of CHECKPOINT on held-out rows, through the server and vLLM."""
     from tuneserve import rows, seen
-    from tuneserve.evaluate import measure, show
+    from tuneserve.evaluation.evaluate import measure, show
 
     show(measure(checkpoint, seen.unseen(rows.read(data), [checkpoint]) if data else None), as_json=as_json)
 
@@ -232,7 +232,7 @@ def verify(checkpoint: Path, data: Path | None) -> None:
     Also for checkpoints that were not made here.
     """
     from tuneserve import rows
-    from tuneserve.verify import verify as run
+    from tuneserve.evaluation.verify import verify as run
 
     run(checkpoint, rows.read(data) if data else None)
 
@@ -248,8 +248,8 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
     McNemar's exact test; entity F1, perplexity and correlation with a paired permutation test.
     """
     from tuneserve import rows
-    from tuneserve.evaluate import compare as run
-    from tuneserve.evaluate import show_comparison
+    from tuneserve.evaluation.evaluate import compare as run
+    from tuneserve.evaluation.evaluate import show_comparison
 
     show_comparison(*run(first, second, rows.read(data) if data else None))
 

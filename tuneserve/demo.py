@@ -17,11 +17,12 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve import samples, significance
+from tuneserve import samples
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.evaluation import significance
+from tuneserve.evaluation.measurement import calling
 from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
-from tuneserve.measurement import calling
 from tuneserve.quantize import Report, quantize
 from tuneserve.serving import serving
 from tuneserve.tiers import this_tier

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint
+from tuneserve.evaluation import quality
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 if TYPE_CHECKING:

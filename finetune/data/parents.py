@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tuneserve import checkpoint, seen
-from tuneserve.evaluate import held_out_rows
+from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.rows import Row
 from tuneserve.seen import NONE, Digests

@@ -12,7 +12,7 @@ import numpy as np
 
 from tuneserve import checkpoint
 from tuneserve.errors import UserError
-from tuneserve.evaluate import held_out_rows, kept_rows
+from tuneserve.evaluation.evaluate import held_out_rows, kept_rows
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.spool import Places
 from tuneserve.rows import Row

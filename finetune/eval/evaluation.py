@@ -1,4 +1,4 @@
-"""What a model answers on held-out rows, and how good that is (tuneserve.quality)."""
+"""What a model answers on held-out rows, and how good that is (tuneserve.evaluation.quality)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve import entities, examples, quality, significance
+from tuneserve import entities, examples
+from tuneserve.evaluation import quality, significance
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
 from tuneserve.rows import Row
 
@@ -102,7 +103,7 @@ def _entities(
 
 
 def _spans(text: str, tags: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[entities.Span]:
-    """A word is what its first token is, as tuneserve.measurement asks the server for."""
+    """A word is what its first token is, as tuneserve.evaluation.measurement asks the server for."""
     places = [offset for offset in offsets if offset[0] < offset[1]]
     words = entities.words(text, places)
     ends = [(places[first][0], places[last - 1][1]) for first, last in words]

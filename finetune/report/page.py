@@ -14,7 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint
+from tuneserve.evaluation import quality
 from tuneserve.finetune.report.sections import Finished, sections
 
 logger = logging.getLogger(__name__)

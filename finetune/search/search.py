@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 
-from tuneserve import checkpoint, quality, rows
+from tuneserve import checkpoint, rows
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.evaluation import quality
 from tuneserve.finetune import pipeline, preparation
 from tuneserve.finetune.config import PATHS, FinetuneConfig, changed_settings, parse
 from tuneserve.finetune.data import dataset

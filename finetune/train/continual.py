@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint
+from tuneserve.evaluation import quality
 from tuneserve.finetune.data.previous import Old
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.layers import heads

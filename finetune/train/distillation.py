@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint
 from tuneserve.errors import UserError
+from tuneserve.evaluation import quality
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.spool import Spool, View
 from tuneserve.finetune.data.tokens import Target, encode

@@ -13,8 +13,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tuneserve import checkpoint, measurement, rows
+from tuneserve import checkpoint, rows
 from tuneserve.entities import spans_of
+from tuneserve.evaluation import measurement
 from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import classification_pb2 as pb

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint, verify
-from tuneserve.evaluate import held_out_rows
+from tuneserve import checkpoint
+from tuneserve.evaluation import verify
+from tuneserve.evaluation.evaluate import held_out_rows
 
 pytestmark = pytest.mark.engine
 

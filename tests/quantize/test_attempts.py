@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuneserve.errors import StepFailed
-from tuneserve.measurement import Measurement
+from tuneserve.evaluation.measurement import Measurement
 from tuneserve.quantize import attempts
 from tuneserve.quantize.attempts import Attempt
 from tuneserve.quantize.race import Ratio

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuneserve import checkpoint, quality
-from tuneserve.evaluate import held_out_rows
-from tuneserve.measurement import Measurement
+from tuneserve import checkpoint
+from tuneserve.evaluation import quality
+from tuneserve.evaluation.evaluate import held_out_rows
+from tuneserve.evaluation.measurement import Measurement
 from tuneserve.quantize import quantize
 
 pytestmark = pytest.mark.engine

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from tuneserve import quality
 from tuneserve.errors import UserError
-from tuneserve.measurement import Measurement
+from tuneserve.evaluation import quality
+from tuneserve.evaluation.measurement import Measurement
 from tuneserve.quantize.gate import Gate
 from tuneserve.quantize.report import Report
 from tuneserve.quantize.schemes import SCHEMES, Recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tuneserve import checkpoint
-from tuneserve.evaluate import held_out_rows
+from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.quantize import race
 from tuneserve.quantize.race import Ratio
 

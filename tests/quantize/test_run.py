@@ -14,9 +14,9 @@ import pytest
 
 from tuneserve import card, checkpoint, rows, seen, tiers
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.evaluate import held_out_rows
-from tuneserve.latency import Latency
-from tuneserve.measurement import Measurement
+from tuneserve.evaluation.evaluate import held_out_rows
+from tuneserve.evaluation.latency import Latency
+from tuneserve.evaluation.measurement import Measurement
 from tuneserve.quantize import calibration, preflight, quantize, race, run
 from tuneserve.quantize.race import Ratio
 from tuneserve.rows import Row, input_key, read, sha256

@@ -13,8 +13,9 @@ from google.protobuf import json_format
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tuneserve import checkpoint, examples, measurement, verify
+from tuneserve import checkpoint, examples
 from tuneserve.errors import UserError
+from tuneserve.evaluation import measurement, verify
 from tuneserve.finetune.data import tokens
 from tuneserve.finetune.eval import evaluation
 from tuneserve.rows import Row

@@ -17,7 +17,7 @@ def test_words_and_tags_are_read_as_text_with_entities(tmp_path: Path) -> None:
 
 def test_the_hash_of_rows_is_that_of_their_file(tmp_path: Path) -> None:
     from tuneserve.checkpoint import sha256_file
-    from tuneserve.evaluate import held_out_rows
+    from tuneserve.evaluation.evaluate import held_out_rows
 
     old = [{"tokens": ["Zoë", "\u2028"], "tags": ["B-PER", "O"]}]
     rows.write(tmp_path / "r.jsonl", old)

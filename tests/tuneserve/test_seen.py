@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuneserve import checkpoint, evaluate, seen
+from tuneserve import checkpoint, seen
 from tuneserve.errors import CheckpointError, UserError
-from tuneserve.measurement import Measurement
+from tuneserve.evaluation import evaluate
+from tuneserve.evaluation.measurement import Measurement
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 ROWS: list[dict[str, Any]] = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)]

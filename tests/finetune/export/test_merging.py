@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tuneserve import checkpoint, rows
 from tuneserve.errors import CheckpointError, StepFailed
-from tuneserve.evaluate import held_out_rows
+from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.finetune.export import merging
 
 from ..conftest import WORDS

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve import checkpoint, entities, quality
+from tuneserve import checkpoint, entities
 from tuneserve.entities import spans_of
 from tuneserve.errors import UserError
+from tuneserve.evaluation import quality
 from tuneserve.finetune import config
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.tokens import Target

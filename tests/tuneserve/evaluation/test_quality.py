@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tuneserve import entities, quality
+from tuneserve import entities
+from tuneserve.evaluation import quality
 
 
 def test_calibration_error() -> None:

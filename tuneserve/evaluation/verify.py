@@ -17,9 +17,10 @@ from typing import Any
 
 import grpc
 
-from tuneserve import checkpoint, entities, measurement
+from tuneserve import checkpoint, entities
 from tuneserve.errors import StepFailed
-from tuneserve.evaluate import check_rows, held_out_rows
+from tuneserve.evaluation import measurement
+from tuneserve.evaluation.evaluate import check_rows, held_out_rows
 from tuneserve.examples import answer, example
 from tuneserve.rows import Row
 from tuneserve.serving import serving

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from tuneserve import quality, significance
-from tuneserve.significance import Difference
+from tuneserve.evaluation import quality, significance
+from tuneserve.evaluation.significance import Difference
 
 Array = NDArray[np.float64]
 Model = Callable[[np.random.Generator], tuple[Array, Array]]

@@ -14,7 +14,7 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from tuneserve.call import call_command
+from tuneserve.call.command import call_command
 from tuneserve.v1 import (
     checkpoint_pb2,
     classification_pb2,

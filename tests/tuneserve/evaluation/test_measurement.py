@@ -12,8 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tuneserve import measurement, rows
+from tuneserve import rows
 from tuneserve.errors import StepFailed
+from tuneserve.evaluation import measurement
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2 as cls
 from tuneserve.v1 import classification_pb2_grpc, generation_pb2_grpc, model_pb2, model_pb2_grpc

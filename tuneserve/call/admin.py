@@ -7,7 +7,7 @@ import click
 import yaml
 
 from tuneserve import yamls
-from tuneserve.call_common import client_options, print_json, print_table
+from tuneserve.call.common import client_options, print_json, print_table
 from tuneserve.client import Server, connected
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """How long a single call takes."""
 
-from tuneserve import latency
+from tuneserve.evaluation import latency
 
 
 def test_slow_calls_are_fewer():

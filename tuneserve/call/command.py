@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuneserve.call_admin import admin_command, models_command
-from tuneserve.call_chat import chat_command
-from tuneserve.call_common import (
+from tuneserve.call.admin import admin_command, models_command
+from tuneserve.call.chat import chat_command
+from tuneserve.call.common import (
     client_options,
     lines_of_stdin,
     model_option,

@@ -26,11 +26,12 @@ import grpc
 from google.protobuf import json_format
 from tqdm import tqdm
 
-from tuneserve import checkpoint, quality
+from tuneserve import checkpoint
 from tuneserve.entities import Span, spans_of
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.evaluation import quality
+from tuneserve.evaluation.latency import Latency, latency
 from tuneserve.examples import Example, example
-from tuneserve.latency import Latency, latency
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import evaluate, quality, rows, tiers
+from tuneserve import rows, tiers
 from tuneserve.errors import UserError
-from tuneserve.measurement import Measurement
-from tuneserve.significance import Difference
+from tuneserve.evaluation import evaluate, quality
+from tuneserve.evaluation.measurement import Measurement
+from tuneserve.evaluation.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 LABELS = ["bad", "good"]

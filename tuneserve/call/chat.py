@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuneserve.call_common import client_options, model_option, print_json, stdin_text
+from tuneserve.call.common import client_options, model_option, print_json, stdin_text
 from tuneserve.client import Server, connected
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, entities, quality, significance, tiers
+from tuneserve import checkpoint, entities, tiers
 from tuneserve.errors import UserError
-from tuneserve.measurement import MODEL, PROMPTS, Measurement, measure_at
+from tuneserve.evaluation import quality, significance
+from tuneserve.evaluation.measurement import MODEL, PROMPTS, Measurement, measure_at
+from tuneserve.evaluation.significance import Difference
 from tuneserve.rows import Row, read
 from tuneserve.seen import unseen
 from tuneserve.serving import launched, resident_bytes
-from tuneserve.significance import Difference
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Fields of a measurement with a value for each row.

@@ -1,0 +1,1 @@
+"""`tuneserve call`: one question to a running server, from the shell."""
