@@ -36,7 +36,7 @@ fuzz: $(READY) ## ten thousand messages and garbage at every call of the API
 
 bench: $(READY) ## our server beside plain vLLM and `vllm serve`, on the demo's models; REPORT=1 writes a file
 	@test -d demo/chat && test -d demo/sentiment || { echo "make bench measures the demo's models: run make demo first"; exit 2; }
-	$(BIN)/python -m tuneserve.benchmarks.cost demo/sentiment demo/chat $(if $(REPORT),--report)
+	$(BIN)/python -m tuneserve.benchmarks.serving.cost demo/sentiment demo/chat $(if $(REPORT),--report)
 
 protos: $(READY) ## regenerate the stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \

@@ -1,1 +1,1 @@
-"""Load on a running server, and what it measures."""
+"""Measures: load on servers (serving), how fast training is (training), and what both need to be claims."""

@@ -46,7 +46,7 @@ def test_the_spine_knows_no_program():
 # What goes into vLLM and comes out of it stands beside the engine. The benchmarks measure plain vLLM too, in a
 # process of its own.
 ENGINE = {ROOT / "server" / "engine" / f"{name}.py" for name in ("vllm_engine", "requests", "lora_cpu", "nf4_cpu")}
-ENGINE |= {ROOT / "benchmarks" / "offline.py"}
+ENGINE |= {ROOT / "benchmarks" / "serving" / "offline.py"}
 
 
 def test_only_the_engine_knows_vllm():

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tuneserve import __version__, lifetime, progress
-from tuneserve.benchmarks.command import bench_command
+from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.call.command import call_command
 from tuneserve.errors import StepFailed, UserError
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Ratio, interval, ratios
-from tuneserve.benchmarks.interleave import Sample
 from tuneserve.benchmarks.machine import machine
-from tuneserve.benchmarks.overload import Overload
+from tuneserve.benchmarks.serving.interleave import Sample
+from tuneserve.benchmarks.serving.overload import Overload
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 # From this many cores on, used by programs that have nothing to do with it, a run is no measurement.
 DISTURBED_CORES = 0.1
 
@@ -93,7 +93,7 @@ def write(report: Report) -> Path:
         path = path.with_name(f"{today}-{facts['kind']}-{number}.md")
     lines = [f"# {today}, {facts['kind'].upper()}", ""]
     lines += [f"Machine: {facts['tier']}, {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
-    lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/cost.py`. {METHOD}."]
+    lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/serving/cost.py`. {METHOD}."]
     lines += [f"A promise is kept, or not, where the whole interval says so, from {MIN_ROUNDS} rounds on."]
     for table in _tables(report):
         lines += ["", f"## {table.title}", "", _line(table.heading), "|---|" + "---:|" * (len(table.heading) - 1)]

@@ -7,11 +7,19 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tuneserve.benchmarks import open_loop as module
-from tuneserve.benchmarks import overload as overload_module
-from tuneserve.benchmarks.grpc_client import open_channels
-from tuneserve.benchmarks.open_loop import UNFINISHED, UNSENT, Call, closed_loop, open_loop, queue_seconds, usual
-from tuneserve.benchmarks.overload import classify, overload
+from tuneserve.benchmarks.serving import open_loop as module
+from tuneserve.benchmarks.serving import overload as overload_module
+from tuneserve.benchmarks.serving.grpc_client import open_channels
+from tuneserve.benchmarks.serving.open_loop import (
+    UNFINISHED,
+    UNSENT,
+    Call,
+    closed_loop,
+    open_loop,
+    queue_seconds,
+    usual,
+)
+from tuneserve.benchmarks.serving.overload import classify, overload
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import classification_pb2_grpc
 

@@ -1,6 +1,6 @@
 """Training as the libraries' own pages show it: transformers' Trainer for a classifier, TRL's SFTTrainer for a chat.
 
-Run only as a process of its own: `python -m tuneserve.benchmarks.plain_training`, with a `Training` as JSON on
+Run only as a process of its own: `python -m tuneserve.benchmarks.training.plain`, with a `Training` as JSON on
 standard input; the last line of its output is what came of it. Rows of a length stand together, as users of the
 libraries have it who care for speed (`train_sampling_strategy`); what is not set stays as the libraries have it:
 batches are padded to their longest row.

@@ -1,6 +1,6 @@
 """`make bench`: what our server costs, beside vLLM without a server and beside `vllm serve`, as ratios.
 
-    python -m tuneserve.benchmarks.cost demo/sentiment demo/chat
+    python -m tuneserve.benchmarks.serving.cost demo/sentiment demo/chat
 
 Regime. Jobs are fixed amounts of work, the same for all systems: 32 prompts of 128 random tokens with 64 tokens to
 make; texts to classify in batches of 64 on 4 connections, or one by one on 64. All systems of a comparison are up at
@@ -29,13 +29,13 @@ from pathlib import Path
 
 import click
 
-from tuneserve.benchmarks import cost_report, interleave, job, systems, worker
 from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim, ratios
-from tuneserve.benchmarks.cost_report import Report
-from tuneserve.benchmarks.interleave import Scenario
-from tuneserve.benchmarks.job import Job
-from tuneserve.benchmarks.overload import overload
-from tuneserve.benchmarks.systems import Engine, System
+from tuneserve.benchmarks.serving import cost_report, interleave, job, systems, worker
+from tuneserve.benchmarks.serving.cost_report import Report
+from tuneserve.benchmarks.serving.interleave import Scenario
+from tuneserve.benchmarks.serving.job import Job
+from tuneserve.benchmarks.serving.overload import overload
+from tuneserve.benchmarks.serving.systems import Engine, System
 from tuneserve.errors import StepFailed
 from tuneserve.runtime import has_nvidia_gpu, preload
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tuneserve.benchmarks import cost, cost_report, systems
-from tuneserve.benchmarks.interleave import Sample, Scenario
-from tuneserve.benchmarks.job import Job, Outcome
-from tuneserve.benchmarks.open_loop import Result as Measured
-from tuneserve.benchmarks.overload import Overload, Round
+from tuneserve.benchmarks.serving import cost, cost_report, systems
+from tuneserve.benchmarks.serving.interleave import Sample, Scenario
+from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.open_loop import Result as Measured
+from tuneserve.benchmarks.serving.overload import Overload, Round
 from tuneserve.errors import StepFailed
 from tuneserve.tiers import measured_on
 
@@ -77,7 +77,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
             samples[scenario.name] = [Sample(rate, 1.5, 2.5, 0.25, 12.0 if job.stream else None, 0.02)] * rounds
         return samples
 
-    monkeypatch.setattr("tuneserve.benchmarks.interleave.measure", measure)
+    monkeypatch.setattr("tuneserve.benchmarks.serving.interleave.measure", measure)
 
     async def overload(target: str, model: str, session: int, *, rounds: int, show: object) -> Overload:
         figures = {"reject_ms_p99": 4.0, "failed_ms_p99": None}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneserve.benchmarks import systems, worker
-from tuneserve.benchmarks.job import Job
-from tuneserve.benchmarks.systems import Engine, peer_environment
+from tuneserve.benchmarks.serving import systems, worker
+from tuneserve.benchmarks.serving.job import Job
+from tuneserve.benchmarks.serving.systems import Engine, peer_environment
 from tuneserve.errors import StepFailed
 from tuneserve.runtime import engine_environment
 from tuneserve.serving import Addresses, Server

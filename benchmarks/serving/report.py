@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from tuneserve.benchmarks.load import Result
+from tuneserve.benchmarks.serving.load import Result
 from tuneserve.tiers import measured_on
 
 # Above this share of one core, Python's own speed limits what is sent.

@@ -1,6 +1,6 @@
 """What fine-tuning reaches on the sample data: every method and seed on one fixed split, the same for all.
 
-    python -m tuneserve.benchmarks.recipes WORK [--seeds 3] [--only movies-lora]
+    python -m tuneserve.benchmarks.training.recipes WORK [--seeds 3] [--only movies-lora]
 
     movies   all movie sentences that people rated clearly (10,043), MiniLM 22M: accuracy
     tweets   all tweets with entities of ten types (2,394), MiniLM 22M: entity F1

@@ -9,10 +9,10 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from tuneserve.benchmarks.calls import Settings
-from tuneserve.benchmarks.command import bench_command
-from tuneserve.benchmarks.load import measure
-from tuneserve.benchmarks.report import table
+from tuneserve.benchmarks.serving.calls import Settings
+from tuneserve.benchmarks.serving.command import bench_command
+from tuneserve.benchmarks.serving.load import measure
+from tuneserve.benchmarks.serving.report import table
 from tuneserve.client import CallFailed
 from tuneserve.client import Server as Reached
 from tuneserve.errors import StepFailed, UserError

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from tuneserve.benchmarks import plain_training, training
-from tuneserve.benchmarks.plain_training import Training
-from tuneserve.benchmarks.training import Sample
+from tuneserve.benchmarks.training import beside_trainer, plain
+from tuneserve.benchmarks.training.beside_trainer import Sample
+from tuneserve.benchmarks.training.plain import Training
 from tuneserve.tiers import measured_on
 
 GIVEN = Training("sequence-classification", "m", "a", "b", "out", 64, 8, 1.0, 1e-3, 0, False)
@@ -23,7 +23,7 @@ def test_the_plain_trainer_puts_rows_of_a_length_together(tmp_path: Path) -> Non
 
     lengths = [2, 50, 3, 51, 2, 52, 3, 50] * 16
     rows = Dataset.from_list([{"input_ids": [1] * length, "labels": 0} for length in lengths])
-    arguments = TrainingArguments(**plain_training.settings(replace(GIVEN, output=str(tmp_path))))
+    arguments = TrainingArguments(**plain.settings(replace(GIVEN, output=str(tmp_path))))
     trainer = Trainer(model=torch.nn.Linear(1, 1), args=arguments, train_dataset=rows)
     order = [lengths[index] for index in trainer._get_train_sampler()]
     batches = [order[start : start + 8] for start in range(0, len(order), 8)]
@@ -36,10 +36,10 @@ def test_the_plain_trainer_puts_rows_of_a_length_together(tmp_path: Path) -> Non
 def test_what_is_said_names_rounds_method_and_tier(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"plain": [100.0, 110.0, 90.0], "ours": [150.0, 154.0, 135.0]}
     samples = {name: [Sample(rate, 0.8, 0.0) for rate in some] for name, some in rates.items()}
-    monkeypatch.setattr(training, "trainings", lambda scratch, texts, chats: [GIVEN, GIVEN])
-    monkeypatch.setattr(training, "measure", lambda given, rounds, console: samples)
-    monkeypatch.setattr(training, "Console", lambda **options: Console(width=300, **options))
-    result = CliRunner().invoke(training.main, ["--rounds", "3", "--chats", "0"], catch_exceptions=False)
+    monkeypatch.setattr(beside_trainer, "trainings", lambda scratch, texts, chats: [GIVEN, GIVEN])
+    monkeypatch.setattr(beside_trainer, "measure", lambda given, rounds, console: samples)
+    monkeypatch.setattr(beside_trainer, "Console", lambda **options: Console(width=300, **options))
+    result = CliRunner().invoke(beside_trainer.main, ["--rounds", "3", "--chats", "0"], catch_exceptions=False)
     found = json.loads(result.stdout.splitlines()[-1])
     ratio = found["sequence-classification"]["ratio"]
     assert ratio["mean"] == pytest.approx((1.5 * 1.4 * 1.5) ** (1 / 3))

@@ -44,9 +44,9 @@ def bench_command(**settings: Any) -> None:
     """
     from rich.console import Console
 
-    from tuneserve.benchmarks.calls import Settings
-    from tuneserve.benchmarks.load import run
-    from tuneserve.benchmarks.report import table
+    from tuneserve.benchmarks.serving.calls import Settings
+    from tuneserve.benchmarks.serving.load import run
+    from tuneserve.benchmarks.serving.report import table
 
     chosen = Settings(**settings)
     waiting = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s on {chosen.connections} connections"

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from tuneserve.benchmarks import worker
-from tuneserve.benchmarks.job import Job, Outcome
+from tuneserve.benchmarks.serving import worker
+from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.errors import StepFailed
 from tuneserve.runtime import engine_environment, has_nvidia_gpu
 from tuneserve.serving import START_SECONDS, STOP_SECONDS, launched

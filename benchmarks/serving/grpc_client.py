@@ -6,9 +6,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 import grpc
 
-from tuneserve.benchmarks.job import Job, Outcome
-from tuneserve.benchmarks.load import OPTIONS
-from tuneserve.benchmarks.worker import drive, watch, work
+from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.load import OPTIONS
+from tuneserve.benchmarks.serving.worker import drive, watch, work
 from tuneserve.v1 import classification_pb2 as classification
 from tuneserve.v1 import generation_pb2 as generation
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

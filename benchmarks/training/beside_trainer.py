@@ -1,6 +1,6 @@
 """How fast training is: `tuneserve finetune` beside the libraries' Trainer as their own pages write it.
 
-    python -m tuneserve.benchmarks.training            # 15 rounds, over an hour on two cores; --rounds 3 for a look
+    python -m tuneserve.benchmarks.training.beside_trainer    # 15 rounds, over an hour; --rounds 3 for a look
 
 Regime. The demo's models and data: MiniLM (22M) on movie sentences, SmolLM2 (135M) on questions with answers. Both
 sides are processes of their own, one after the other, in turns: the same rows, base model, LoRA on every linear layer,
@@ -32,7 +32,7 @@ from tuneserve import checkpoint, rows, samples
 from tuneserve.benchmarks import processes
 from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Interval, interval, ratios
 from tuneserve.benchmarks.machine import machine
-from tuneserve.benchmarks.plain_training import Training
+from tuneserve.benchmarks.training.plain import Training
 from tuneserve.errors import StepFailed
 from tuneserve.tiers import this_tier
 
@@ -83,7 +83,7 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
 
 def plain(training: Training) -> tuple[dict[str, float], float]:
     """Trains as the libraries' pages show it; returns tokens, seconds and quality, and what others used."""
-    output, others = _child([sys.executable, "-m", "tuneserve.benchmarks.plain_training"], json.dumps(asdict(training)))
+    output, others = _child([sys.executable, "-m", "tuneserve.benchmarks.training.plain"], json.dumps(asdict(training)))
     return json.loads(output.splitlines()[-1]), others
 
 

@@ -1,7 +1,7 @@
 """Worker: vLLM without any server, which gets a whole job in one call: the limit that a server can come near.
 
-Run only as a process of its own: `python -m tuneserve.benchmarks.offline SETTINGS`, the arguments of vLLM's `LLM` as
-JSON. The only file here that imports vLLM.
+Run only as a process of its own: `python -m tuneserve.benchmarks.serving.offline SETTINGS`, the arguments of vLLM's
+`LLM` as JSON. The only file here that imports vLLM.
 """
 
 import json
@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tuneserve.benchmarks.job import Job, Outcome
-from tuneserve.benchmarks.worker import work
+from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.worker import work
 
 
 def prepare() -> Callable[[Job], Outcome]:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tuneserve.benchmarks.interleave import Scenario, measure
-from tuneserve.benchmarks.job import Job, Outcome
-from tuneserve.benchmarks.systems import System
+from tuneserve.benchmarks.serving.interleave import Scenario, measure
+from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.systems import System
 from tuneserve.errors import StepFailed
 
 
@@ -78,7 +78,7 @@ def test_less_work_is_no_better_result(session: int) -> None:
 
 
 def test_a_system_that_works_unasked_is_no_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneserve.benchmarks.interleave._REST_PATIENCE", 1.0)
+    monkeypatch.setattr("tuneserve.benchmarks.serving.interleave._REST_PATIENCE", 1.0)
     command = [sys.executable, "-c", "while True: pass"]
     with subprocess.Popen(command, start_new_session=True) as process:
         system = System(process.pid, Pretender(process), "m")  # type: ignore[arg-type]

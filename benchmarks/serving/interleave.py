@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from tuneserve.benchmarks import processes
-from tuneserve.benchmarks.job import Job, Outcome
-from tuneserve.benchmarks.systems import System
+from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.systems import System
 from tuneserve.errors import StepFailed
 
 # Idle engines look after themselves now and then.

@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 
-from tuneserve.benchmarks.tally import milliseconds
+from tuneserve.benchmarks.serving.tally import milliseconds
 
 # Makes one call, whose running number it gets. Returns how long the server says that it waited (see `queue_seconds`),
 # None when it does not say. Raises AioRpcError for any other end than an answer.

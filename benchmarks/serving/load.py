@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from tuneserve.benchmarks.calls import Call, Settings, calls_of
-from tuneserve.benchmarks.tally import Tally, milliseconds
+from tuneserve.benchmarks.serving.calls import Call, Settings, calls_of
+from tuneserve.benchmarks.serving.tally import Tally, milliseconds
 from tuneserve.checkpoint import TASK_NAMES
 from tuneserve.client import Server, failure
 from tuneserve.errors import StepFailed, UserError

@@ -1,0 +1,1 @@
+"""Load on servers: ours, `vllm serve`, and vLLM without one."""
