@@ -59,11 +59,7 @@ def classifier(given: Training, common: dict[str, Any]) -> dict[str, float]:
     encoded, held_out = (Dataset.from_list(some).map(encode, remove_columns=["text"]) for some in (train, test))
     base = AutoModelForSequenceClassification.from_pretrained(given.base_model, num_labels=len(labels))
     lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=16,
-        lora_alpha=32,
-        target_modules="all-linear",
-        modules_to_save=["classifier", "bert.pooler"],
+        task_type=TaskType.SEQ_CLS, r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["classifier"]
     )
     trainer = Trainer(
         model=get_peft_model(base, lora),
