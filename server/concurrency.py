@@ -15,7 +15,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 # Seconds of work on the event loop, of all calls together, after which others have their turn.
-_TURN = 0.01
+_TURN = 0.003
 
 
 class _Turns:
