@@ -42,6 +42,7 @@ from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
+from tuneserve.server.transport.strangers import Strangers
 from tuneserve.v1 import checkpoint_pb2
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ _MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
 _RELOAD_SECONDS = 1.0
 # What is left of the drain for statuses to reach their callers, after calls that did not end were ended.
 _GOODBYE_SECONDS = 2.0
+# How often the garbage collector may go through all objects, and with how many calls at most.
+_COLLECT_SECONDS, _FEW_CALLS, _NEVER = 10.0, 64, 1 << 30
 # Models start side by side, but vLLM and transformers can't be imported by two threads at once.
 _IMPORTING = threading.Lock()
 
@@ -97,6 +100,8 @@ class App:
         self._stopped = False
         self._reloading: asyncio.Task[None] | None = None
         self._guarding: asyncio.Task[None] | None = None
+        self._collecting: asyncio.Task[None] | None = None
+        self._keeping_few: asyncio.Task[None] | None = None
         # Of its own: no other work in threads keeps a key that was taken away in force.
         self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
         # Health asks for no key, so with keys it tells no names.
@@ -150,8 +155,9 @@ class App:
                 **who,
             )
 
+        strangers = self._strangers = Strangers(self.metrics.hung_up.inc) if self._tenants else None
         public = ports.public(
-            interceptor(tenants=self._tenants),
+            interceptor(tenants=self._tenants, strangers=strangers),
             self.models,
             self.operations,
             self._health,
@@ -159,6 +165,8 @@ class App:
         )
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
+        if strangers:
+            strangers.port = host_and_port(self.address, "listen")[1]
         self.admin_address = self.health_address = ""
         self._servers = [public]
         if config.admin_listen:
@@ -185,14 +193,31 @@ class App:
             await server.start()
         await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
+        if self._strangers:
+            self._keeping_few = asyncio.create_task(self._strangers.keep_few())
         self._guarding = asyncio.create_task(arrivals.guard(self._arrivals, hardware.available_memory))
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)
         await concurrency.together(self._load, models, len(models))
-        # What was imported stays: without this the garbage collector goes through all of it again, while calls wait.
+        self._collecting = asyncio.create_task(self._collect())
+        await self._health.publish()
+
+    async def _collect(self) -> None:
+        """Has the garbage collector go through all objects while few calls run. By itself it does that in the middle
+        of many, for tenths of a second.
+        """
+        # What was imported stays: it is never looked at again.
         await asyncio.to_thread(gc.collect)
         gc.freeze()
-        await self._health.publish()
+        young, middle, old = gc.get_threshold()
+        gc.set_threshold(young, middle, _NEVER)
+        try:
+            while True:
+                await asyncio.sleep(_COLLECT_SECONDS)
+                if len(self._running) <= _FEW_CALLS:
+                    gc.collect()
+        finally:
+            gc.set_threshold(young, middle, old)
 
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
@@ -279,7 +304,7 @@ class App:
         closing = asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers))
         asyncio.get_running_loop().call_soon(self._running.release)
         await closing
-        for task in (self._reloading, self._guarding):
+        for task in (self._reloading, self._guarding, self._collecting, self._keeping_few):
             if task:
                 task.cancel()
         self._reading_keys.shutdown(wait=False)

@@ -95,7 +95,7 @@ class ServerConfig:
     max_connection_age_seconds: float = 600.0  # then its client makes a new one; calls that run go on
     max_connection_idle_seconds: float = 300.0  # without a call
     keepalive_seconds: float = 60.0  # a client that says nothing for so long is asked whether it is there
-    max_streams: int = 1024  # calls at once on one connection, those among them that ended a moment ago
+    max_streams: int = 256  # calls at once on one connection, those among them that ended a moment ago
     max_calls: int = 8192  # calls at once of all connections, streams that wait for requests among them
     linger_seconds: float = 3.0  # how long new calls are taken after SIGTERM, while health says NOT_SERVING already
     drain_seconds: float = 30.0

@@ -125,6 +125,11 @@ class Metrics:
             "Log lines lost because nobody read standard error fast enough.",
             registry=registry,
         )
+        self.hung_up = Counter(
+            "tuneserve_connections_hung_up",
+            "Connections closed because too many calls came on them without a key.",
+            registry=registry,
+        )
         self._engines: dict[tuple[str, str], CollectorRegistry] = {}
         self._described: dict[tuple[str, str], tuple[str, str, str, str]] = {}
         registry.register(_Merged(self._engines))

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 
 from tuneserve.server.call.errors import Overloaded, Unavailable
+from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenant
 
 SHUTS_DOWN = "the server shuts down"
 _HOLDS, _HOLD_SECONDS = 10, 0.05
@@ -15,28 +17,38 @@ class Running:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._limits: set[asyncio.Timeout] = set()
+        self._limits: dict[asyncio.Timeout, str] = {}  # with the name of whoever calls
+        self._by_tenant: Counter[str] = Counter()
         self._draining = False
         self._ended = asyncio.Event()
         self._refusing = asyncio.Event()
         self._refusing.set()
         self._refused = 0
 
-    async def begin(self, limit: asyncio.Timeout, always: bool = False) -> None:
-        """A call begins. Raises Unavailable when the server drains, and Overloaded when too many run but for one that
-        may `always`.
+    def __len__(self) -> int:
+        return len(self._limits)
+
+    async def begin(self, limit: asyncio.Timeout, tenant: Tenant) -> None:
+        """A call begins. Raises Unavailable when the server drains, and Overloaded when too many run: those of one
+        tenant leave half of the places to others, and whoever calls on `admin_listen` always gets one.
         """
         if self._draining:
             self._refused += 1
             await self._refusing.wait()
             raise Unavailable(SHUTS_DOWN)
-        if len(self._limits) >= self._most and not always:
-            raise Overloaded(f"{self._most} calls run already", "CALLS", _RETRY_MS)
-        self._limits.add(limit)
+        if tenant is not ADMINISTRATOR:
+            most = self._most if tenant is ANYBODY else max(1, self._most // 2)
+            if len(self._limits) >= self._most or self._by_tenant[tenant.name] >= most:
+                raise Overloaded(f"{min(len(self._limits), most)} calls run already", "CALLS", _RETRY_MS)
+        self._limits[limit] = tenant.name
+        self._by_tenant[tenant.name] += 1
 
     def end(self, limit: asyncio.Timeout) -> None:
         """A call ended, if it ever began."""
-        self._limits.discard(limit)
+        if (name := self._limits.pop(limit, None)) is not None:
+            self._by_tenant[name] -= 1
+            if not self._by_tenant[name]:
+                del self._by_tenant[name]
         if self._draining and not self._limits:
             self._ended.set()
 

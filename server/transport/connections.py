@@ -20,6 +20,7 @@ _HANDSHAKE_SECONDS = 10.0
 _PING_SECONDS = 20.0
 # A client may send pings of its own so often.
 _PINGS_EVERY_SECONDS = 5.0
+_METADATA = 4096
 # What the process may have open beside connections to `listen`: models' files, engines, the other ports.
 _KEPT_FILES = 256
 # As many as anybody needs, where the system would allow more.
@@ -42,6 +43,10 @@ def options(config: ServerConfig, connections: int) -> list[tuple[str, int]]:
         # Streams that ended, or were reset, count until we have forgotten them: that is what bounds a rapid reset. A
         # client that keeps to the limit may be refused for it, too: the limit is far above what clients need.
         ("grpc.max_concurrent_streams", config.max_streams),
+        # A key, a trace and its baggage; what is over the first of these is refused now and then. Sent once, a header
+        # can be named again by one byte on each stream.
+        ("grpc.max_metadata_size", _METADATA),
+        ("grpc.absolute_max_metadata_size", 2 * _METADATA),
         # With it a connection may send 4 MiB that nobody asked for. What is asked for comes as fast without.
         ("grpc.http2.bdp_probe", 0),
         # A client that is gone is noticed. The second limit is the one that counts where it is longer.

@@ -21,12 +21,13 @@ from tuneserve.server.call import failures, request_log, wire
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
 from tuneserve.server.call.draining import SHUTS_DOWN, Running
-from tuneserve.server.call.errors import CallError, Overloaded, Unavailable, to_status
+from tuneserve.server.call.errors import CallError, Overloaded, Unauthenticated, Unavailable, to_status
 from tuneserve.server.call.shares import Shares, caller
-from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenant, Tenants
+from tuneserve.server.call.tenants import ANYBODY, Tenant, Tenants
 from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.shadow import Shadows
+from tuneserve.server.transport.strangers import Strangers
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ Method: TypeAlias = Callable[..., Any]
 
 OURS = ("/tuneserve.", "/inference.")
 REFLECTION = "/grpc.reflection."
+_TOO_MANY = "too many calls without a key on one connection"
 _SAN = "x509_subject_alternative_name"
 
 
@@ -52,6 +54,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     requests: Shares  # bytes of those that run
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
     tenants: Tenants | None = None
+    strangers: Strangers | None = None  # where there are keys
     tracing: Tracing | None = None
     log_requests: bool = False
     log_content: bool = False
@@ -70,11 +73,44 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if details.method in self._wrapped:
             return self._wrapped[details.method]
         handler = await continuation(details)
-        if handler is None or not details.method.startswith((*OURS, REFLECTION)):
-            return handler
-        wrap = self._wrap if details.method.startswith(OURS) else self._reflect
-        wrapped = self._wrapped[details.method] = wrap(handler, details.method)
+        if handler is None:
+            # Not kept: anybody can make up names.
+            return self._for_anybody(_UNKNOWN) if self.strangers else None
+        if details.method.startswith(OURS):
+            wrapped = self._wrap(handler, details.method)
+        elif details.method.startswith(REFLECTION):
+            wrapped = self._for_anybody(self._reflect(handler))
+        else:
+            wrapped = self._for_anybody(handler)
+        self._wrapped[details.method] = wrapped
         return wrapped
+
+    def _while_open(self, answer: Method) -> Method:
+        """Leaves out what still comes of connections that were closed: gRPC hands it on, and each call costs time."""
+        if self.strangers is None:
+            return answer
+        has_closed = self.strangers.has_closed
+
+        async def unless_closed(requests: Any, context: Context) -> Any:
+            if has_closed(context.peer()):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, _TOO_MANY)
+            return await answer(requests, context)
+
+        return unless_closed
+
+    def _for_anybody(self, handler: Any) -> Any:
+        """A handler of a stream of requests that asks for no key: a connection may call so often."""
+        if self.strangers is None:
+            return handler
+        may_ask, method = self.strangers.may_ask, handler.stream_unary or handler.stream_stream
+        make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.stream_stream_rpc_method_handler
+
+        async def answer(requests: Any, context: Context) -> Any:
+            if not may_ask(context.peer()):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, _TOO_MANY)
+            return await method(requests, context)
+
+        return make(answer, handler.request_deserializer, handler.response_serializer)
 
     def _wrap(self, handler: Any, name: str) -> Any:
         # All as streams of requests: gRPC begins to take a message in when it is asked for it.
@@ -86,7 +122,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         else:
             answer = self._stream(handler.stream_stream, "bidi_stream", name)
         # What is sent is bytes already: so many may wait to be read.
-        return make(answer, request_deserializer=wire.lenient(handler.request_deserializer))
+        return make(self._while_open(answer), request_deserializer=wire.lenient(handler.request_deserializer))
 
     def _unary(self, handler: Any, name: str) -> Method:
         method = handler.unary_unary
@@ -126,7 +162,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.hold(received.size)
                 yield wire.readable(received)
 
-    def _reflect(self, handler: Any, _: str) -> Any:
+    def _reflect(self, handler: Any) -> Any:
         async def answer(requests: Any, context: Context) -> None:
             try:
                 async with self.reflecting.place(), aclosing(handler.stream_stream(requests, context)) as messages:
@@ -167,6 +203,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self.metrics.rejections.labels("", error.reason.lower()).inc()
             raise
 
+    def _authenticate(self, tenants: Tenants, call: calls.Call, context: Context) -> Tenant:
+        """Returns who calls. Raises Unauthenticated."""
+        try:
+            tenant = tenants.authenticate(call.metadata, call.names)
+        except Unauthenticated:
+            if self.strangers:
+                self.strangers.may_ask(context.peer())
+            raise
+        if self.strangers:
+            self.strangers.authenticated(context.peer())
+        return tenant
+
     @asynccontextmanager
     async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
         """Around a call. Gives what to do when it runs no more, but is not over: it is not waited for as others are."""
@@ -178,10 +226,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code: grpc.StatusCode | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                await self.running.begin(limit, self.everybody is ADMINISTRATOR)
                 if self.tenants:
                     call.names = _names(context) if self.tenants.by_certificate else ()
-                    call.tenant = self.tenants.authenticate(call.metadata, call.names)
+                    call.tenant = self._authenticate(self.tenants, call, context)
+                await self.running.begin(limit, call.tenant)
                 if self.tracing:
                     self.tracing.start(call, service)
                 if self.tenants:
@@ -253,3 +301,10 @@ def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[s
     if isinstance(error, Overloaded):
         pairs.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
     return tuple(pairs)
+
+
+async def _unknown(requests: Any, context: Context) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+_UNKNOWN: Any = grpc.stream_stream_rpc_method_handler(_unknown)

@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import hardware
-from tuneserve.server.transport import connections
+from tuneserve.server.transport import connections, strangers
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -269,7 +269,7 @@ async def test_a_rapid_reset_holds_nobody_up(start, raw):
 
 
 async def test_a_client_in_a_hurry_is_not_refused(start):
-    """Hundreds of calls at once on a new connection, and others as soon as they end, or are cancelled."""
+    """A hundred calls at once on a new connection, and others as soon as they end, or are cancelled."""
     async with start() as server:
         model = ModelServiceStub(server.channel)
 
@@ -283,9 +283,9 @@ async def test_a_client_in_a_hurry_is_not_refused(start):
                 codes.append(await call.code())
             return codes
 
-        found = await asyncio.gather(*(one_after_the_other() for _ in range(400)))
+        found = await asyncio.gather(*(one_after_the_other() for _ in range(100)))
         assert {code for codes in found for code in codes} <= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
-        assert [code for codes in found for code in codes].count(grpc.StatusCode.OK) >= 4 * 400
+        assert [code for codes in found for code in codes].count(grpc.StatusCode.OK) >= 4 * 100
 
 
 async def test_so_many_calls_at_once(start, refused, until):
@@ -308,7 +308,8 @@ async def test_so_many_calls_at_once(start, refused, until):
         assert (await classify(server.channel)).results
 
 
-async def test_calls_without_a_key_write_few_lines(start, caplog):
+async def test_calls_without_a_key_write_few_lines(start, caplog, monkeypatch):
+    monkeypatch.setattr(strangers, "_CONNECTION", (1000, 1.0))
     caplog.set_level(logging.INFO, "tuneserve.requests")
     async with start(keys=True) as server:
         for _ in range(300):

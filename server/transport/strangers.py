@@ -1,0 +1,160 @@
+"""Connections on which nobody has shown a key: few of them, and few calls on each; then they are closed.
+
+gRPC hands the calls of all connections to Python one after the other. Each costs some tenths of a millisecond, whatever
+it is answered, and some kilobytes; a client writes one in fifteen bytes. A connection that was ever authenticated is
+never closed: behind a proxy it is everybody's.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+# Calls at once, and a second: of one connection, and of all connections of an address. Probes need one now and then.
+_CONNECTION = (64, 8.0)
+_ADDRESS = (512, 64.0)
+# Connections, and how often they are counted. A client shows its key with its first call.
+_MOST_CONNECTIONS = 128
+_COUNT_SECONDS = 1.0
+# By then an address has all of its calls again, and no call of a closed connection waits any more.
+_FORGET_SECONDS = 60.0
+
+
+@dataclass
+class _Allowance:
+    """So many at once, and so many a second."""
+
+    most: int
+    per_second: float
+    left: float
+    at: float
+
+    def take(self, now: float) -> bool:
+        """Takes one, if there is one."""
+        self.left = min(self.most, self.left + (now - self.at) * self.per_second)
+        self.at = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+class Strangers:
+    """The connections of one port. Peers are named as gRPC does: ipv4:127.0.0.1:4711, or ipv6:%5B::1%5D:4711."""
+
+    def __init__(self, closed: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+        """`closed` is told of each connection that is."""
+        self.port = 0  # that they come to, once it is known
+        self._tell = closed
+        self._clock = clock
+        self._known: set[str] = set()
+        self._closed: dict[str, float] = {}  # and when: calls of theirs still come
+        self._connections: dict[str, _Allowance] = {}
+        self._addresses: dict[str, _Allowance] = {}
+        self._files: dict[str, int] = {}  # by peer, in the order of their coming, as they were when last looked at
+
+    def authenticated(self, peer: str) -> None:
+        """A call on a connection showed a key."""
+        self._known.add(peer)
+
+    def has_closed(self, peer: str) -> bool:
+        """Whether a connection was closed."""
+        return peer in self._closed
+
+    def may_ask(self, peer: str) -> bool:
+        """Counts a call without a key. The first one of a connection always may; where one may not, the connection is
+        closed.
+        """
+        if peer in self._known:
+            return True
+        if peer in self._closed:
+            return False
+        now, is_first = self._clock(), peer not in self._connections
+        of_all = _allowance(self._addresses, peer.rpartition(":")[0], _ADDRESS, now).take(now)
+        of_one = _allowance(self._connections, peer, _CONNECTION, now).take(now)
+        if is_first or (of_all and of_one):
+            return True
+        # Looked at again: its file may have been another connection's before, or it may be gone already.
+        if not self._close(peer):
+            self._look(_files(self.port))
+            self._close(peer)
+        self._closed[peer] = now
+        return False
+
+    async def keep_few(self) -> None:
+        """Closes the oldest connections without a key while there are too many, and forgets those that are gone. Does
+        not return.
+        """
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            self._look(await asyncio.to_thread(_files, self.port))
+            self._known &= self._files.keys()
+            for peer in self._connections.keys() - self._files.keys():
+                del self._connections[peer]
+            now = self._clock()
+            self._addresses = {key: one for key, one in self._addresses.items() if now - one.at < _FORGET_SECONDS}
+            self._closed = {peer: at for peer, at in self._closed.items() if now - at < _FORGET_SECONDS}
+            without_key = [peer for peer in self._files if peer not in self._known]
+            for peer in without_key[:-_MOST_CONNECTIONS]:
+                self._close(peer)
+
+    def _look(self, found: dict[str, int]) -> None:
+        old = {peer: found[peer] for peer in self._files if peer in found}
+        self._files = old | found
+
+    def _close(self, peer: str) -> bool:
+        # gRPC has no call for it.
+        file = self._files.get(peer)
+        if file is None or not _shut_down(file, peer):
+            return False
+        self._closed[peer] = self._clock()
+        self._tell()
+        return True
+
+
+def _allowance(among: dict[str, _Allowance], key: str, rate: tuple[int, float], now: float) -> _Allowance:
+    if (found := among.get(key)) is None:
+        found = among[key] = _Allowance(*rate, left=rate[0], at=now)
+    return found
+
+
+def _files(port: int) -> dict[str, int]:
+    """Returns the file numbers of the connections to one of our ports, by their peers."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), _opened(int(name)) as one:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
+                found[_peer(one)] = int(name)
+    return found
+
+
+def _shut_down(file: int, peer: str) -> bool:
+    """Closes a connection, if the file is still the one to that peer."""
+    with suppress(OSError), _opened(file) as one:
+        if _peer(one) == peer:
+            one.shutdown(socket.SHUT_RDWR)
+            return True
+    return False
+
+
+@contextmanager
+def _opened(file: int) -> Iterator[socket.socket]:
+    """A file as a socket, of our own: it stays the same connection, whatever becomes of the number. Raises OSError."""
+    copy = os.dup(file)
+    try:
+        one = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with one:
+        yield one
+
+
+def _peer(one: socket.socket) -> str:
+    """Returns whom a socket of the internet is connected to, as gRPC writes it. Raises OSError where it is not."""
+    host, port = one.getpeername()[:2]
+    host = host.removeprefix("::ffff:")
+    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
