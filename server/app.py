@@ -174,7 +174,7 @@ class App:
                 interceptor(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config
             )
             self.admin_address = ports.bind(admin, config.admin_listen, "admin_listen")
-            if host_and_port(config.admin_listen, "admin_listen")[0] not in _LOOPBACK:
+            if host_and_port(config.admin_listen)[0] not in _LOOPBACK:
                 logger.warning("admin_listen: whoever reaches %s is an administrator", self.admin_address)
             self._servers.append(admin)
         if config.health_listen:
@@ -182,7 +182,7 @@ class App:
             self.health_address = ports.bind(plain, config.health_listen, "health_listen")
             self._servers.append(plain)
         bound = connections.sockets(config.metrics_listen, "metrics_listen")
-        host, _ = host_and_port(config.metrics_listen, "metrics_listen")
+        host, _ = host_and_port(config.metrics_listen)
         self.metrics_address = connections.shown(host, bound[0].getsockname()[1])
         self._metrics_server = MetricsServer(self.metrics.page, bound)
 

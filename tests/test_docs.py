@@ -1,9 +1,7 @@
 """What docs/serving.md says of the server's settings is what the server has: every one of them, with its default."""
 
 import re
-from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,22 +15,18 @@ def settings_block() -> str:
     return block
 
 
-def default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
 def test_every_setting_is_there_with_its_default() -> None:
     block = settings_block()
     server = yaml.safe_load(block)
     [model] = server["models"].values()
     for kind, values in ((ServerConfig, server), (TlsConfig, server["tls"]), (ModelConfig, model)):
-        assert values.keys() == {field.name for field in fields(kind)}
-        for field in fields(kind):
-            if field.name in ("models", "path") or default(field) is MISSING:
+        assert values.keys() == kind.model_fields.keys()
+        for name, field in kind.model_fields.items():
+            if name == "models" or field.is_required():
                 continue
             # Where an example stands in place of the default, the comment says so.
-            [comment] = re.findall(rf"^ +{field.name}:.*# (.*)$", block, re.MULTILINE)
-            assert comment.startswith("[") == (values[field.name] != default(field)), field.name
+            [comment] = re.findall(rf"^ +{name}:.*# (.*)$", block, re.MULTILINE)
+            assert comment.startswith("[") == (values[name] != field.default), name
 
 
 def test_links_lead_somewhere() -> None:

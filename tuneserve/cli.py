@@ -269,7 +269,7 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
     "--end-with-input", is_flag=True, help="Be killed when the pipe at standard input is closed, or its writer ends."
 )
 def serve(
-    models: tuple[str, ...], config: Path | None, ready_file: Path | None, end_with_input: bool, **settings: Any
+    models: tuple[str, ...], config: Path | None, ready_file: Path | None, end_with_input: bool, **flags: Any
 ) -> None:
     """Serve checkpoints over gRPC, each on a vLLM engine of its own.
 
@@ -280,20 +280,16 @@ def serve(
     Health answers SERVING once a real request went through every model. SIGTERM drains: no new calls, running ones
     finish, exit 0.
     """
-    from dataclasses import replace
-
+    from tuneserve import settings
     from tuneserve.server import config as server_config
 
     if end_with_input:
         lifetime.end_with(sys.stdin.fileno())
     if bool(models) == bool(config):
         raise UserError("give either --model NAME=PATH, once or more, or --config FILE")
-    chosen = (
-        server_config.load(config) if config else server_config.ServerConfig(models=server_config.parse_models(models))
-    )
-    chosen = server_config.checked(
-        replace(chosen, **{key: value for key, value in settings.items() if value is not None})
-    )
+    given = dict(server_config.load(config)) if config else {"models": server_config.parse_models(models)}
+    given |= {key: value for key, value in flags.items() if value is not None}
+    chosen = server_config.checked(settings.build(server_config.ServerConfig, given))
     _preload()
     from tuneserve.server.app import serve as run
     from tuneserve.server.call import request_log

@@ -4,11 +4,26 @@ YAML itself takes the last one, and a model, a tenant or a setting would be gone
 """
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tuneserve.errors import UserError
+
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+def read(path: Path) -> Any:
+    """Returns what a file says. Raises UserError naming it, and the line where that is known."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def parse(text: str) -> Any:

@@ -6,15 +6,14 @@ Nothing that answers is touched before what replaces it has answered a warm-up.
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, settings
 from tuneserve.errors import CheckpointError, StepFailed, UserError
-from tuneserve.server import concurrency, config, settings
+from tuneserve.server import concurrency, config
 from tuneserve.server.call.errors import AlreadyLoaded, InvalidInput, Unavailable, WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import options as engine_options
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 # Of the settings of a model that is loaded while the server runs, as they are sent.
 _MOST_BYTES = 1 << 16
 
-_FILES_ALONE = {entry.name for entry in fields(ModelConfig)}.difference(config.WHILE_RUNNING)
+_FILES_ALONE = ModelConfig.model_fields.keys() - set(config.WHILE_RUNNING)
 
 
 class Operations:
@@ -57,7 +56,7 @@ class Operations:
 
     def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
         """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
-        config.checked_model(name, model, where)
+        config.check_directories(model, where)
         redaction.check(model.redact, f"{where}.redact")
         engine_options.check(model.engine, f"{where}.engine")
         prepared = Model(name, model, checkpoint.load(model.path, f"model {name}"), self._metrics)
@@ -196,9 +195,10 @@ class Operations:
             if not isinstance(value, bool | int | float | str):
                 raise InvalidInput(f"settings.engine.{key}", "is no number, switch or word")
         latest = self._models.latest(request.model)
-        base = replace(latest.config, adapters={}) if latest else ModelConfig(path)
+        base = latest.config if latest else ModelConfig(path=path)
         values = {key: getattr(changed, key) for key in given} | {"engine": {**base.engine, **changed.engine}}
-        return replace(base, path=path, **values)
+        # Checked, each of them, in one model or the other; and without adapters none is too many.
+        return base.model_copy(update={**values, "path": path, "adapters": {}})
 
     def _below_root(self, path: str) -> Path:
         root = self._config.models_root

@@ -81,7 +81,7 @@ def sockets(address: str, key: str) -> list[socket.socket]:
 
     Raises UserError naming the setting when another program has the port at one of them, or none can be had.
     """
-    host, port = host_and_port(address, key)
+    host, port = host_and_port(address)
     bound: list[socket.socket] = []
     refused = OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
     try:

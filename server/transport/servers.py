@@ -63,7 +63,7 @@ def health_only(health: Health, config: ServerConfig) -> grpc.aio.Server:
 
 def bind(server: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Returns where the server listens, as host:port. Raises UserError naming the setting."""
-    host, port = host_and_port(address, key)
+    host, port = host_and_port(address)
     # gRPC is content with one of a name's addresses, and then another program has its port at the others.
     for one in connections.sockets(address, key):
         one.close()

@@ -19,7 +19,7 @@ async def main() -> None:
 
     model, options = sys.argv[1:]
     job = json.load(sys.stdin)
-    config = ModelConfig(Path(model), max_length=256, engine=json.loads(options))
+    config = ModelConfig(path=Path(model), max_length=256, engine=json.loads(options))
     manifest = checkpoint_pb2.Checkpoint(task=checkpoint_pb2.TASK_GENERATION)
     engine = VllmEngine("parallel", config, manifest, Hardware("float32", 1 << 27, True))
     await engine.start()

@@ -37,7 +37,7 @@ def engine(directory: Path, manifest: pb.Checkpoint, dtype: str) -> Any:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
             break
     hardware = Hardware(dtype, 1 << 26, enforce_eager=True)
-    known = engine_options.arguments("m", ModelConfig(directory), manifest, hardware)
+    known = engine_options.arguments("m", ModelConfig(path=directory), manifest, hardware)
     options = {key: known[key] for key in ("hf_overrides", "pooler_config", "worker_extension_cls") if key in known}
     if "pooler_config" in options:
         options["pooler_config"] = PoolerConfig(**options["pooler_config"])

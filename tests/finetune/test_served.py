@@ -224,7 +224,7 @@ def forms(by_method: ByMethod, kept: Callable[..., Path]) -> dict[tuple[str, ...
 
 
 def _dtype(directory: Path) -> str:
-    return hardware.detect(ModelConfig(directory), checkpoint.load(directory)).dtype
+    return hardware.detect(ModelConfig(path=directory), checkpoint.load(directory)).dtype
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ their fields that we set are checked.
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tuneserve.server import config as server_config
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.health import MODEL_SERVICE
 from tuneserve.server.text import redaction
+from tuneserve.settings import Settings
 
 CHART = Path(__file__).parents[2] / "helm"
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -76,8 +76,8 @@ def snake_case(key: str) -> str:
     return re.sub("([A-Z])", r"_\1", key).lower()
 
 
-def names(kind: type) -> set[str]:
-    return {field.name for field in fields(kind)}
+def names(kind: type[Settings]) -> set[str]:
+    return set(kind.model_fields)
 
 
 @pytest.mark.parametrize("values", [None, *VARIANTS], ids=lambda path: path.stem if path else "defaults")
@@ -185,7 +185,7 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
 def test_the_chart_has_the_servers_own_defaults(chart: helm_python.Chart, tmp_path: Path) -> None:
     here = {"listen": "0.0.0.0:8033", "metrics_listen": "0.0.0.0:9033", "health_listen": "0.0.0.0:8034"}
     models = {"sentiment": server_config.ModelConfig(path=tmp_path)}
-    assert read_server_config(render(chart, MINIMAL), tmp_path) == server_config.ServerConfig(models, **here)
+    assert read_server_config(render(chart, MINIMAL), tmp_path) == server_config.ServerConfig(models=models, **here)
 
 
 def test_secrets_are_mounted_where_the_server_looks(chart: helm_python.Chart) -> None:

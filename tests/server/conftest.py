@@ -176,13 +176,15 @@ async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
     """Five models, one of each kind, on fake engines."""
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]), max_queue=4, max_inputs=8),
-            "topics": ModelConfig(
-                make_bert("ForSequenceClassification", ["a", "b", "c"], problem_type="multi_label_classification")
+            "sentiment": ModelConfig(
+                path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_queue=4, max_inputs=8
             ),
-            "ner": ModelConfig(make_bert("ForTokenClassification", NER_LABELS)),
-            "chat": ModelConfig(make_llama(), max_queue=4, max_adapters=2),
-            "vectors": ModelConfig(make_bert("Model", [])),
+            "topics": ModelConfig(
+                path=make_bert("ForSequenceClassification", ["a", "b", "c"], problem_type="multi_label_classification")
+            ),
+            "ner": ModelConfig(path=make_bert("ForTokenClassification", NER_LABELS)),
+            "chat": ModelConfig(path=make_llama(), max_queue=4, max_adapters=2),
+            "vectors": ModelConfig(path=make_bert("Model", [])),
         },
         **{
             "listen": "127.0.0.1:0",

@@ -76,7 +76,7 @@ async def test_health_and_calls_while_loading(make_bert, refused):
         raise EngineFailed("never starts")
 
     config = ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
     )
@@ -184,7 +184,7 @@ async def test_stop_lets_running_calls_finish(own_server, until):
 
 def bert_config(make_bert, **addresses: str) -> ServerConfig:
     return ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         **{"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", **addresses},
     )
 
@@ -229,7 +229,7 @@ async def test_reading_more_than_was_trained_is_said_in_one_line(
     manifest.max_length = 16
     manifest.lineage.add(name="finetune")
     checkpoint.seal(directory, manifest)
-    model = Model("m", ModelConfig(directory, max_length=given), checkpoint.load(directory), Metrics())
+    model = Model("m", ModelConfig(path=directory, max_length=given), checkpoint.load(directory), Metrics())
 
     async def make_engine(*_):
         return type(served.engines["chat"])(2, max_length=48)

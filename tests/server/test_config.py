@@ -44,15 +44,17 @@ def test_a_whole_file(load, tmp_path):
         ("models: {a: {path: nope}}", "models.a.path: .*nope is not a directory"),
         ("models: {a: {path: m}}\ntenants: nope.yaml", "tenants: .*nope.yaml: no such file"),
         ("models: {a: {path: m}}\ntls: {certificate: c.pem, key: k.pem}", "tls.certificate: .*c.pem: no such file"),
-        ("models: {a: {path: m, max_queue: many}}", "models.a: max_queue: expected a whole number, found 'many'"),
-        ("models: {a: {path: m, max_queue: true}}", "models.a: max_queue: expected a whole number"),
+        ("models: {a: {path: m, max_queue: many}}", "models.a.max_queue: expected a whole number, found 'many'"),
+        ("models: {a: {path: m, max_queue: true}}", "models.a.max_queue: expected a whole number"),
         ("models: {a: {path: m, max_queue: 0}}", "models.a.max_queue: 0 is not allowed"),
         ("models: {a: {path: m, dtype: int3}}", "models.a.dtype: 'int3' is not allowed"),
-        ("models: {a: {path: m, gpu_memory_utilization: 2}}", "models.a.gpu_memory_utilization: 2.0 is not allowed"),
+        ("models: {a: {path: m, gpu_memory_utilization: 2}}", "models.a.gpu_memory_utilization: 2 is not allowed"),
         ("models: {'../a': {path: m}}", "a name is 1 to 63 letters"),
         ("listen: nowhere\nmodels: {a: {path: m}}", "listen: 'nowhere' is not HOST:PORT"),
         ("listen: a:70000\nmodels: {a: {path: m}}", "listen: 'a:70000' is not HOST:PORT"),
-        ("drain_seconds: -1\nmodels: {a: {path: m}}", "drain_seconds: -1.0 is not allowed"),
+        ("drain_seconds: .inf\nmodels: {a: {path: m}}", "drain_seconds: inf is not allowed"),
+        ("models: {a: {path: m, adapters: {b: m}}}", "models.a.max_adapters: 0 is not allowed"),
+        ("drain_seconds: -1\nmodels: {a: {path: m}}", "drain_seconds: -1 is not allowed"),
     ],
 )
 def test_bad_files_name_the_key(load, text, message):
@@ -67,7 +69,10 @@ def test_a_misspelt_key_gets_a_suggestion(load):
 
 
 def test_flags():
-    assert config.parse_models(["a=x", "b=y=z"]) == {"a": ModelConfig(Path("x")), "b": ModelConfig(Path("y=z"))}
+    assert config.parse_models(["a=x", "b=y=z"]) == {
+        "a": ModelConfig(path=Path("x")),
+        "b": ModelConfig(path=Path("y=z")),
+    }
     for bad in ("a", "a="):
         with pytest.raises(UserError, match="expected NAME=PATH"):
             config.parse_models([bad])

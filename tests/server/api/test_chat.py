@@ -89,10 +89,10 @@ async def stub(serve_config, make_llama):
     """Models `tools` and `odd` by their template, `masked` that masks, and `plain` without a template."""
     config = ServerConfig(
         models={
-            "tools": ModelConfig(make_llama(TOOLS_TEMPLATE)),
-            "odd": ModelConfig(make_llama(ODD_TEMPLATE)),
-            "masked": ModelConfig(make_llama(ODD_TEMPLATE), redact=("email",)),
-            "plain": ModelConfig(make_llama(None)),
+            "tools": ModelConfig(path=make_llama(TOOLS_TEMPLATE)),
+            "odd": ModelConfig(path=make_llama(ODD_TEMPLATE)),
+            "masked": ModelConfig(path=make_llama(ODD_TEMPLATE), redact=("email",)),
+            "plain": ModelConfig(path=make_llama(None)),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

@@ -230,8 +230,8 @@ async def test_words_are_weighed_by_taking_them_out(served, reading):
 
 async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, refused, reading):
     models = {
-        "fits": ModelConfig(make_bert("ForSequenceClassification", ["fits"])),
-        "stars": ModelConfig(make_bert("ForSequenceClassification", ["stars"], problem_type="regression")),
+        "fits": ModelConfig(path=make_bert("ForSequenceClassification", ["fits"])),
+        "stars": ModelConfig(path=make_bert("ForSequenceClassification", ["stars"], problem_type="regression")),
     }
     local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
     async with serve_config(ServerConfig(models=models, **local)) as served:
@@ -260,9 +260,9 @@ async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, re
 
 async def test_a_temperature_divides_what_becomes_a_probability(serve_config, make_bert, reading):
     models = {
-        "one": ModelConfig(tempered(make_bert("ForSequenceClassification", ["neg", "pos"]))),
+        "one": ModelConfig(path=tempered(make_bert("ForSequenceClassification", ["neg", "pos"]))),
         "several": ModelConfig(
-            tempered(make_bert("ForSequenceClassification", ["a", "b"], problem_type="multi_label_classification"))
+            path=tempered(make_bert("ForSequenceClassification", ["a", "b"], problem_type="multi_label_classification"))
         ),
     }
     local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
@@ -300,7 +300,7 @@ async def test_a_temperature_divides_what_becomes_a_probability(serve_config, ma
 async def test_masked_words_never_come_apart(serve_config, make_bert):
     directory = make_bert("ForSequenceClassification", ["neg", "pos"])
     local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config = ServerConfig(models={"masked": ModelConfig(directory, redact=("email",))}, **local)
+    config = ServerConfig(models={"masked": ModelConfig(path=directory, redact=("email",))}, **local)
     async with serve_config(config) as served:
         served.engines["masked"].pooled.clear()  # the warm-up
         response = await ClassificationServiceStub(served.channel).Classify(
@@ -320,7 +320,7 @@ async def test_texts_are_kept_for_the_log_only_when_wanted_and_masked(serve_conf
     monkeypatch.setattr(request_log, "log", lambda call, *_: calls.append(call))
     directory = make_bert("ForSequenceClassification", ["neg", "pos"])
     local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    models = {"masked": ModelConfig(directory, redact=("email",))}
+    models = {"masked": ModelConfig(path=directory, redact=("email",))}
     async with serve_config(ServerConfig(models=models, log_content=wanted, **local)) as served:
         await ClassificationServiceStub(served.channel).Classify(request("good a@example.com", model="masked"))
         content = calls[-1].content

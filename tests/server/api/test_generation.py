@@ -261,7 +261,9 @@ def alone(model: ModelConfig) -> ServerConfig:
 async def test_an_adapter_reaches_the_engine_by_its_content(serve_config, make_llama, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
     save_file({"a": np.zeros((2, 2), dtype=np.float32)}, tmp_path / "adapter_model.safetensors")
-    async with serve_config(alone(ModelConfig(make_llama(), adapters={"polite": tmp_path}, max_adapters=1))) as served:
+    async with serve_config(
+        alone(ModelConfig(path=make_llama(), adapters={"polite": tmp_path}, max_adapters=1))
+    ) as served:
         stub, engine = GenerationServiceStub(served.channel), served.engines["chat"]
         [known] = engine.adapters
         engine.tickets.clear()
@@ -273,7 +275,7 @@ async def test_an_adapter_reaches_the_engine_by_its_content(serve_config, make_l
 
 
 async def test_lower_priority_goes_first_where_calls_wait(serve_config, make_llama, until):
-    async with serve_config(alone(ModelConfig(make_llama(), max_num_seqs=1))) as served:
+    async with serve_config(alone(ModelConfig(path=make_llama(), max_num_seqs=1))) as served:
         stub, engine, [model] = GenerationServiceStub(served.channel), served.engines["chat"], served.app.models
         answers, may_answer = engine.generate, asyncio.Event()
 
@@ -374,7 +376,7 @@ async def test_a_cancelled_answer_counts_its_prompt(own_server, ended, until):
 
 
 async def test_what_never_reached_the_engine_is_not_counted(serve_config, make_llama, ended, until, refused):
-    async with serve_config(alone(ModelConfig(make_llama(), max_num_seqs=1, max_wait_seconds=0.2))) as served:
+    async with serve_config(alone(ModelConfig(path=make_llama(), max_num_seqs=1, max_wait_seconds=0.2))) as served:
         stub, engine = GenerationServiceStub(served.channel), served.engines["chat"]
         engine.delay = 1
         request = pb.GenerateRequest(model="chat", prompt=IDS)
@@ -440,7 +442,7 @@ async def test_content_is_logged_only_where_that_was_asked_for(serve_config, mak
     caplog.set_level("INFO", logger="tuneserve.requests")
     for asked in (False, True):
         config = ServerConfig(
-            models={"chat": ModelConfig(make_llama())},
+            models={"chat": ModelConfig(path=make_llama())},
             listen="127.0.0.1:0",
             metrics_listen="127.0.0.1:0",
             admin_listen="127.0.0.1:0",

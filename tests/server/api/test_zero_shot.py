@@ -106,7 +106,9 @@ def one_model(serve_config, make_llama, monkeypatch):
     async def serve(template: str | None, **settings):
         directory = make_llama(template)
         local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-        async with serve_config(ServerConfig(models={"chat": ModelConfig(directory, **settings)}, **local)) as served:
+        async with serve_config(
+            ServerConfig(models={"chat": ModelConfig(path=directory, **settings)}, **local)
+        ) as served:
             yield Model(served, "chat", directory, monkeypatch)
 
     return serve

@@ -111,8 +111,8 @@ def config(tmp_path, make_bert, make_llama) -> ServerConfig:
     (tmp_path / "models").mkdir()
     return ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(make_llama()),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(path=make_llama()),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

@@ -157,7 +157,7 @@ def test_calls_go_on_without_a_collector():
 
 async def test_a_real_call_is_traced_logged_and_timed(collector, serve_config, make_bert, caplog):
     config = ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",

@@ -20,7 +20,7 @@ def on(monkeypatch):
     ) -> hardware.Hardware:
         manifest = pb.Checkpoint(dtype=stored, quantization=quantization)
         monkeypatch.setattr(hardware, "this_tier", lambda: tier)
-        return hardware.detect(ModelConfig(Path("checkpoints/chat"), dtype=dtype), manifest)
+        return hardware.detect(ModelConfig(path=Path("checkpoints/chat"), dtype=dtype), manifest)
 
     return detect
 

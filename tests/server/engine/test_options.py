@@ -76,7 +76,7 @@ def arguments(tmp_path, monkeypatch):
         manifest = pb.Checkpoint(
             task=task, architecture=architecture, max_length=64, lineage=lineage, quantization=quantization
         )
-        return engine_options.arguments("chat", ModelConfig(tmp_path, **settings), manifest, hardware)
+        return engine_options.arguments("chat", ModelConfig(path=tmp_path, **settings), manifest, hardware)
 
     return make
 

@@ -1,7 +1,6 @@
 """Versions, aliases and adapters of a running server, over the wire."""
 
 import asyncio
-import dataclasses
 import json
 from collections import Counter
 
@@ -42,8 +41,8 @@ async def server(serve_config, make_bert, make_llama, tmp_path):
     make_adapter(root / "polite")
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(first, max_queue=99),
-            "chat": ModelConfig(make_llama(), max_adapters=2, max_adapter_rank=8),
+            "sentiment": ModelConfig(path=first, max_queue=99),
+            "chat": ModelConfig(path=make_llama(), max_adapters=2, max_adapter_rank=8),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
@@ -250,7 +249,7 @@ async def test_no_setting_reaches_code_or_files(admin, server, settings, field):
 
 async def test_options_of_the_engine_are_added_to_the_files(admin, server):
     old = server.app.models.latest("sentiment")
-    old.config = dataclasses.replace(old.config, engine={"revision": "of the file", "seed": 1})
+    old.config = old.config.model_copy(update={"engine": {"revision": "of the file", "seed": 1}})
     await load_new(admin, engine={"seed": 2, "enable_prefix_caching": False})
     assert server.app.models.latest("sentiment").config.engine == {
         "revision": "of the file",
@@ -283,7 +282,7 @@ def test_memory_is_compared_with_what_the_checkpoint_needs(make_llama, monkeypat
     from tuneserve import checkpoint
 
     directory = make_llama()
-    config, manifest = ModelConfig(directory, kv_cache_gib=2.0), checkpoint.load(directory)
+    config, manifest = ModelConfig(path=directory, kv_cache_gib=2.0), checkpoint.load(directory)
     monkeypatch.setattr(memory, "available_memory", lambda: 16 << 30)
     memory.check(config, manifest)
     monkeypatch.setattr(memory, "available_memory", lambda: 2 << 30)

@@ -1,7 +1,6 @@
 """Crashed and hung engines: no call hangs, health says so, other models go on, the engine comes back."""
 
 import asyncio
-import dataclasses
 import itertools
 
 import grpc
@@ -28,14 +27,13 @@ def config(make_bert, make_llama, monkeypatch):
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.05, 0.2))
     return ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(make_llama()),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(path=make_llama()),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",
-        watchdog_seconds=0.3,
-    )
+    ).model_copy(update={"watchdog_seconds": 0.3})  # less than a file may say
 
 
 async def health(server, service: str = "") -> int:
@@ -113,7 +111,7 @@ async def test_an_engine_that_stops_computing_is_killed_though_it_was_slow_befor
 
 
 async def test_a_step_without_an_end_is_ended(config, serve_config, until):
-    async with serve_config(dataclasses.replace(config, watchdog_seconds=0.1)) as server:
+    async with serve_config(config.model_copy(update={"watchdog_seconds": 0.1})) as server:
         spinning = server.engines["sentiment"]
         spinning.share, spinning.hangs = 1.0, True
         call = asyncio.ensure_future(_await(ClassificationServiceStub(server.channel).Classify(GOOD)))
@@ -146,7 +144,7 @@ async def test_attempts_go_on_with_more_time_between_them(config, serve_config, 
 
 
 async def test_the_process_ends_where_that_was_asked_for(config, serve_config, until):
-    async with serve_config(dataclasses.replace(config, on_engine_failure="exit")) as server:
+    async with serve_config(config.model_copy(update={"on_engine_failure": "exit"})) as server:
         serving = asyncio.create_task(server.app._serve())
         server.engines["sentiment"].broken = EngineFailed("gone")
         with pytest.raises(StepFailed, match=r"model sentiment@.*: its engine died and the server ends"):

@@ -59,7 +59,7 @@ async def server(serve_config, make_llama, tmp_path, copies):
     make_adapter(tmp_path / "root" / "polite")
     make_adapter(tmp_path / "root" / "rude", scale=2.0)
     config = ServerConfig(
-        models={"chat": ModelConfig(make_llama(), max_adapters=2, max_adapter_rank=8)},
+        models={"chat": ModelConfig(path=make_llama(), max_adapters=2, max_adapter_rank=8)},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",

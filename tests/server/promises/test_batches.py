@@ -23,10 +23,10 @@ async def server(serve_config, make_bert, make_llama):
     chat = {"max_queue": 1, "max_num_seqs": 2}
     config = ServerConfig(
         models={
-            "one": ModelConfig(make_llama(), **chat),
-            "two": ModelConfig(make_llama(), **chat),
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "mood": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]), max_inputs=2),
+            "one": ModelConfig(path=make_llama(), **chat),
+            "two": ModelConfig(path=make_llama(), **chat),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "mood": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_inputs=2),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

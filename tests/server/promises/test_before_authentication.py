@@ -5,7 +5,6 @@ import gzip
 import json
 import logging
 import statistics
-from dataclasses import replace
 
 import grpc
 import psutil
@@ -36,7 +35,7 @@ GOOD = classification_pb2.ClassifyRequest(
 @pytest.fixture
 def config(make_bert) -> ServerConfig:
     return ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         health_listen="127.0.0.1:0",
@@ -52,7 +51,7 @@ def start(config, serve_config, tmp_path):
         if keys:
             (tmp_path / "tenants.yaml").write_text(f"tenants: {{a: {{keys: ['{hashed('key')}']}}}}")
             settings["tenants"] = tmp_path / "tenants.yaml"
-        return serve_config(replace(config, **settings))
+        return serve_config(config.model_copy(update=settings))
 
     return started
 

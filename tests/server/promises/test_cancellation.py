@@ -48,8 +48,8 @@ async def server(serve_config, make_bert, make_llama):
     settings = {"max_queue": 100, "max_num_seqs": 2}
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]), **settings),
-            "chat": ModelConfig(make_llama(), **settings),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), **settings),
+            "chat": ModelConfig(path=make_llama(), **settings),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
@@ -229,12 +229,11 @@ async def test_a_deadline_that_passes_in_the_engine_frees_it(server, unharmed, m
 
 async def test_a_client_that_reads_nothing_loses_its_stream(serve_config, make_llama, unharmed):
     config = ServerConfig(
-        models={"chat": ModelConfig(make_llama())},
+        models={"chat": ModelConfig(path=make_llama())},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
-        stall_seconds=0.3,
         drain_seconds=3,
-    )
+    ).model_copy(update={"stall_seconds": 0.3})  # less than a file may say
     async with serve_config(config) as server:
         model, engine = model_of(server, "GenerateStream")
         tasks, plain = len(asyncio.all_tasks()), engine.generate

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from dataclasses import replace
 
 import grpc
 import psutil
@@ -20,7 +19,7 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 @pytest.fixture
 def config(make_llama) -> ServerConfig:
     return ServerConfig(
-        models={"chat": ModelConfig(make_llama())},
+        models={"chat": ModelConfig(path=make_llama())},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         drain_seconds=3,
@@ -47,7 +46,7 @@ def clients(server) -> set[int]:
 async def test_a_client_that_vanished_is_noticed(config, serve_config, raw, until, monkeypatch):
     """It does not hang up: it is not there any more, and answers no ping."""
     monkeypatch.setattr(connections, "_PING_SECONDS", 1.0)
-    async with serve_config(replace(config, keepalive_seconds=1)) as server:
+    async with serve_config(config.model_copy(update={"keepalive_seconds": 1})) as server:
         client = await raw(server.app.address)
         message = generation_pb2.GenerateStreamRequest(
             model="chat",
@@ -64,7 +63,7 @@ async def test_a_client_that_vanished_is_noticed(config, serve_config, raw, unti
 
 
 async def test_a_connection_without_calls_ends(config, serve_config, raw):
-    async with serve_config(replace(config, max_connection_idle_seconds=1)) as server:
+    async with serve_config(config.model_copy(update={"max_connection_idle_seconds": 1})) as server:
         client = await raw(server.app.address)
         assert await client.until(lambda: client.closed)
         # One that gRPC made makes another.
@@ -74,7 +73,7 @@ async def test_a_connection_without_calls_ends(config, serve_config, raw):
 
 
 async def test_an_old_connection_ends_and_its_calls_do_not(config, serve_config, raw):
-    async with serve_config(replace(config, max_connection_age_seconds=1)) as server:
+    async with serve_config(config.model_copy(update={"max_connection_age_seconds": 1})) as server:
         server.engines["chat"].delay = 0.15
         call, stub = stream(server.channel, 25), ModelServiceStub(server.channel)
         answers = [await call.read()]
@@ -96,7 +95,7 @@ async def test_a_port_that_is_taken_at_one_of_its_addresses(config):
         port = taken.getsockname()[1]
         for key in ("listen", "metrics_listen", "health_listen", "admin_listen"):
             with pytest.raises(UserError, match=f"{key}: can't bind localhost:{port}"):
-                App(replace(config, **{key: f"localhost:{port}"}))
+                App(config.model_copy(update={key: f"localhost:{port}"}))
 
 
 async def test_an_address_of_ipv6_keeps_its_brackets(config, serve_config):
@@ -107,7 +106,7 @@ async def test_an_address_of_ipv6_keeps_its_brackets(config, serve_config):
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6")
-    async with serve_config(replace(config, listen="[::1]:0", metrics_listen="[::1]:0")) as server:
+    async with serve_config(config.model_copy(update={"listen": "[::1]:0", "metrics_listen": "[::1]:0"})) as server:
         assert server.app.address.startswith("[::1]:")
         assert server.app.metrics_address.startswith("[::1]:")
         await ModelServiceStub(server.channel).ListModels(model_pb2.ListModelsRequest())

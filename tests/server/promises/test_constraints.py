@@ -160,7 +160,7 @@ async def test_a_key_is_taken_away_while_every_thread_is_busy(serve_config, make
     file = tmp_path / "tenants.yaml"
     file.write_text(json.dumps({"tenants": {"one": {"keys": [hashed("key")]}, "two": {"keys": [hashed("other")]}}}))
     listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config = ServerConfig(models={"chat": ModelConfig(make_llama())}, tenants=file, drain_seconds=2, **listen)
+    config = ServerConfig(models={"chat": ModelConfig(path=make_llama())}, tenants=file, drain_seconds=2, **listen)
     release = threading.Event()
     async with serve_config(config) as served:
         list_models = ModelServiceStub(served.channel).ListModels

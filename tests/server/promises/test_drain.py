@@ -27,8 +27,8 @@ CLASSIFY = classification_pb2.ClassifyRequest(
 async def server(serve_config, make_bert, make_llama):
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(make_llama(), max_num_seqs=STREAMS),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(path=make_llama(), max_num_seqs=STREAMS),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

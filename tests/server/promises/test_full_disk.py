@@ -64,7 +64,7 @@ async def test_an_adapter_that_has_no_room_is_refused(serve_config, make_llama, 
     (tmp_path / "polite" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     (tmp_path / "polite" / "adapter_model.safetensors").write_bytes(b"any")
     config = ServerConfig(
-        models={"chat": ModelConfig(make_llama(), max_adapters=2)},
+        models={"chat": ModelConfig(path=make_llama(), max_adapters=2)},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",

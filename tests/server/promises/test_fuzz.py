@@ -302,8 +302,8 @@ async def administered(serve_config, make_bert, make_llama, tmp_path, monkeypatc
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"any")
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(make_llama(), max_adapters=2),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(path=make_llama(), max_adapters=2),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

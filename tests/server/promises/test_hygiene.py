@@ -92,12 +92,12 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     config = ServerConfig(
         models={
             "sentiment": ModelConfig(
-                named("sentiment", make_bert("ForSequenceClassification", ["neg", "pos"])), max_inputs=8
+                path=named("sentiment", make_bert("ForSequenceClassification", ["neg", "pos"])), max_inputs=8
             ),
-            "ner": ModelConfig(named("ner", make_bert("ForTokenClassification", NER_LABELS))),
-            "vectors": ModelConfig(named("vectors", make_bert("Model", []))),
+            "ner": ModelConfig(path=named("ner", make_bert("ForTokenClassification", NER_LABELS))),
+            "vectors": ModelConfig(path=named("vectors", make_bert("Model", []))),
             "chat": ModelConfig(
-                named("chat", make_llama()), max_adapters=2, adapters={"polite": root / f"{CANARY}-polite"}
+                path=named("chat", make_llama()), max_adapters=2, adapters={"polite": root / f"{CANARY}-polite"}
             ),
         },
         listen="127.0.0.1:0",

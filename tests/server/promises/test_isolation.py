@@ -129,7 +129,7 @@ async def overgrown(serve_config, make_llama):
     assert tokenizer.token_to_id("<extra>") == 300
     tokenizer.save(str(directory / "tokenizer.json"))
     config = ServerConfig(
-        models={"chat": ModelConfig(directory)},
+        models={"chat": ModelConfig(path=directory)},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",

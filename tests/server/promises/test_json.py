@@ -82,7 +82,7 @@ def test_all_objects_of_a_call_are_counted_together(given, field):
 async def server(serve_config, make_llama):
     """A model that reads more tokens than JSON values are taken."""
     config = ServerConfig(
-        models={"chat": ModelConfig(make_llama(TEMPLATE, max_position_embeddings=1 << 20))},
+        models={"chat": ModelConfig(path=make_llama(TEMPLATE, max_position_embeddings=1 << 20))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         drain_seconds=3,

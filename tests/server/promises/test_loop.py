@@ -28,18 +28,18 @@ async def large(serve_config, make_bert, make_llama) -> AsyncIterator:
     config = ServerConfig(
         models={
             "sentiment": ModelConfig(
-                make_bert("ForSequenceClassification", ["neg", "pos"], max_position_embeddings=LENGTH)
+                path=make_bert("ForSequenceClassification", ["neg", "pos"], max_position_embeddings=LENGTH)
             ),
             "topics": ModelConfig(
-                make_bert(
+                path=make_bert(
                     "ForSequenceClassification",
                     [f"topic {number}" for number in range(1000)],
                     max_position_embeddings=LENGTH,
                 )
             ),
-            "ner": ModelConfig(make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH)),
-            "vectors": ModelConfig(make_bert("Model", [], max_position_embeddings=LENGTH)),
-            "chat": ModelConfig(make_llama(max_position_embeddings=4 * LENGTH)),
+            "ner": ModelConfig(path=make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH)),
+            "vectors": ModelConfig(path=make_bert("Model", [], max_position_embeddings=LENGTH)),
+            "chat": ModelConfig(path=make_llama(max_position_embeddings=4 * LENGTH)),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

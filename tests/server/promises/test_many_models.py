@@ -25,7 +25,7 @@ async def server(serve_config, make_bert):
     manifest.lineage.add(name="finetune", metrics=metrics)
     checkpoint.seal(directory, manifest)
     config = ServerConfig(
-        models={f"model-{number}": ModelConfig(directory) for number in range(MODELS)},
+        models={f"model-{number}": ModelConfig(path=directory) for number in range(MODELS)},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",

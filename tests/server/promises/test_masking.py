@@ -31,11 +31,11 @@ async def server(serve_config, make_bert, make_llama):
     masked = {"redact": ("email", "card")}
     long = {"max_position_embeddings": 1 << 20}
     models = {
-        "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"], **long), **masked),
-        "ner": ModelConfig(make_bert("ForTokenClassification", NER, **long), **masked),
-        "vectors": ModelConfig(make_bert("Model", [], **long), **masked),
-        "chat": ModelConfig(make_llama(TEMPLATE), **masked),
-        "plain": ModelConfig(make_llama(TEMPLATE)),
+        "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"], **long), **masked),
+        "ner": ModelConfig(path=make_bert("ForTokenClassification", NER, **long), **masked),
+        "vectors": ModelConfig(path=make_bert("Model", [], **long), **masked),
+        "chat": ModelConfig(path=make_llama(TEMPLATE), **masked),
+        "plain": ModelConfig(path=make_llama(TEMPLATE)),
     }
     listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
     async with serve_config(ServerConfig(models=models, **listen)) as served:

@@ -23,8 +23,8 @@ RANK, INFER = "/tuneserve.v1.ClassificationService/Rank", "/inference.GRPCInfere
 @pytest.fixture(scope="module")
 async def server(serve_config, make_bert) -> AsyncIterator:
     """One with a classifier."""
-    models = {"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["negative", "positive"]))}
-    async with serve_config(ServerConfig(models, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")) as served:
+    models = {"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["negative", "positive"]))}
+    async with serve_config(ServerConfig(models=models, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")) as served:
         yield served
 
 

@@ -40,7 +40,7 @@ REASONS = {"calls": "QUEUE_FULL", "wait": "QUEUE_WAIT", "tokens": "QUEUE_TOKENS"
 async def limited(request, serve_config, make_llama):
     """A server whose engine takes four at a time and a fifth of a second for each; and what limits its queue."""
     config = ServerConfig(
-        models={"chat": ModelConfig(make_llama(), max_num_seqs=SLOTS, **LIMITS[request.param])},
+        models={"chat": ModelConfig(path=make_llama(), max_num_seqs=SLOTS, **LIMITS[request.param])},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         drain_seconds=2,

@@ -71,8 +71,8 @@ async def spending(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     path.write_text(f"tenants: {{spender: {{keys: ['{hashed('spender-key')}'], tokens_per_minute: 1000000000}}}}\n")
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=2),
-            "chat": ModelConfig(make_llama(), max_num_seqs=4),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=2),
+            "chat": ModelConfig(path=make_llama(), max_num_seqs=4),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

@@ -1,7 +1,6 @@
 """A restart is watched, verified and leaks nothing: so is every other load of an engine."""
 
 import asyncio
-import dataclasses
 import itertools
 import time
 
@@ -26,13 +25,12 @@ def config(make_bert, tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.02, 0.05))
     make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(tmp_path / "new")
     return ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",
         models_root=tmp_path,
-        watchdog_seconds=0.3,
-    )
+    ).model_copy(update={"watchdog_seconds": 0.3})  # less than a file may say
 
 
 class Made(list):
@@ -148,7 +146,7 @@ async def test_loading_that_computes_for_ever_is_ended(config, serve_config, ref
         engine.starts, engine.share = False, 1.0
 
     made = Made(later)
-    async with serve_config(dataclasses.replace(config, load_seconds=1), made) as server:
+    async with serve_config(config.model_copy(update={"load_seconds": 1}), made) as server:
         await refused(ModelServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
         assert made.closed() == [False, True]
 
@@ -176,7 +174,7 @@ async def test_only_the_same_files_are_loaded_again(config, serve_config, until,
 async def test_no_engine_is_blamed_for_an_event_loop_that_is_held(config, serve_config, until):
     """The answer goes through several turns of the loop, and each of them takes longer than a look at the engine."""
     made = Made()
-    async with serve_config(dataclasses.replace(config, watchdog_seconds=1), made):
+    async with serve_config(config.model_copy(update={"watchdog_seconds": 1}), made):
         asked = []
 
         async def ping() -> None:

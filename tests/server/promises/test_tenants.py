@@ -51,9 +51,9 @@ async def server(serve_config, make_bert, make_llama, tmp_path):
     adapters = {name: tmp_path / name for name in ADAPTERS}
     config = ServerConfig(
         models={
-            "chat": ModelConfig(make_llama(), adapters=adapters, max_adapters=4),
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "vectors": ModelConfig(make_bert("Model", [])),
+            "chat": ModelConfig(path=make_llama(), adapters=adapters, max_adapters=4),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "vectors": ModelConfig(path=make_bert("Model", [])),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

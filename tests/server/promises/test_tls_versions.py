@@ -40,11 +40,11 @@ async def spoken(address: str, version: ssl.TLSVersion) -> str:
 async def server(serve_config, make_bert, certified):
     key, certificate = certified
     config = ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",
-        tls=TlsConfig(certificate, key),
+        tls=TlsConfig(certificate=certificate, key=key),
     )
     async with serve_config(config) as served:
         yield served

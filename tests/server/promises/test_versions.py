@@ -45,8 +45,8 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     save_file({"a": np.ones((2, 2), dtype=np.float32)}, root / "polite" / "adapter_model.safetensors")
     config = ServerConfig(
         models={
-            "sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(make_llama(), max_adapters=2),
+            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+            "chat": ModelConfig(path=make_llama(), max_adapters=2),
         },
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",

@@ -8,7 +8,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -109,9 +109,9 @@ class Files:
 
     def config(self, mutual: bool = False) -> TlsConfig:
         return TlsConfig(
-            self.directory / "certificate.pem",
-            self.directory / "key.pem",
-            self.directory / "ca.pem" if mutual else None,
+            certificate=self.directory / "certificate.pem",
+            key=self.directory / "key.pem",
+            client_ca=self.directory / "ca.pem" if mutual else None,
         )
 
 
@@ -359,7 +359,7 @@ async def test_the_ports_of_a_server_with_mutual_tls(files, authority, make_bert
     tenants = tmp_path / "tenants.yaml"
     tenants.write_text(f"tenants: {{a: {{keys: ['{hashed('key')}']}}}}")
     config = ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         health_listen="127.0.0.1:0",
@@ -402,7 +402,7 @@ async def test_a_certificate_names_a_tenant(files, authority, stranger, make_ber
         f"models: []}}, key: {{keys: ['{hashed('key')}']}}}}"
     )
     config = ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         tls=files.config(mutual=True),
@@ -429,13 +429,15 @@ async def test_a_certificate_names_a_tenant(files, authority, stranger, make_ber
         assert await models(stranger.issue(1, web)) == grpc.StatusCode.UNAVAILABLE, "another authority's"
     for tls in (None, files.config()):
         with pytest.raises(UserError, match="tenants: certificates name some of them"):
-            App(replace(config, tls=tls))
+            App(config.model_copy(update={"tls": tls}))
 
 
 async def test_bad_files_are_refused_before_a_server_starts(files, authority, make_bert):
     files.write(authority.issue())
     files.put("key.pem", authority.issue().key)
-    model = ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))
-    config = ServerConfig({"sentiment": model}, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", tls=files.config())
+    model = ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))
+    config = ServerConfig(
+        models={"sentiment": model}, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", tls=files.config()
+    )
     with pytest.raises(UserError, match=r"tls.key: .*key.pem: not the key of tls.certificate"):
         App(config)

@@ -1,0 +1,160 @@
+"""What a settings file may say: models of pydantic's, and one line that names the key when a value is wrong.
+
+Each program has its models beside its code: `finetune/config.py`, `server/config.py`, `server/call/tenants.py`. Their
+fields say the type, the bounds, the default and what the setting does; `tuneserve schema` and docs/settings.md are made
+from them. This module knows none of the settings.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
+
+from tuneserve.errors import UserError
+
+
+class Settings(BaseModel):
+    """Settings that never change. Unknown keys are refused, and so are values of another type: "8" is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Refused(ValueError):
+    """Raised in a validator, for what the types and bounds of fields can't say. `key` is below the validated value."""
+
+    def __init__(self, message: str, hint: str = "", key: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.key = key
+
+
+def _from_base(value: object, info: ValidationInfo) -> object:
+    return (info.context or Path()) / value if isinstance(value, str) else value
+
+
+# In a file a list is a list, and the key of a mapping may look like a number.
+Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Named = BeforeValidator(
+    lambda value: {str(key): one for key, one in value.items()} if isinstance(value, Mapping) else value
+)
+
+Text = Annotated[str, Field(pattern=r"\S")]
+Texts = Annotated[tuple[str, ...], Listed]
+Local = Annotated[Path, BeforeValidator(_from_base)]  # relative to the file
+Count = Annotated[int, Field(ge=1)]
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(kind: type[S], values: object, where: str = "", base: Path = Path()) -> S:
+    """Returns checked settings. Relative paths are taken from `base`.
+
+    Raises UserError naming the key, after `where`, and what is allowed.
+    """
+    try:
+        return kind.model_validate(values, context=base)
+    except ValidationError as error:
+        # A misspelt key may be why another one is missing, and is named first.
+        order = {"extra_forbidden": 0, "missing": 1}
+        problem = min(error.errors(include_url=False), key=lambda one: order.get(one["type"], 2))
+        raise _explained(kind, problem, where) from None
+
+
+# By pydantic's names of errors.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "is_instance_of": "text",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+_MAPPING = ("dict_type", "mapping_type", "model_type")
+
+
+def _explained(kind: type[Settings], problem: ErrorDetails, where: str) -> UserError:
+    path, value, hint = [*problem["loc"]], problem["input"], ""
+    if path and path[-1] == "[key]":
+        del path[-2:]
+    schema = kind.model_json_schema()
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
+        key = path.pop()
+        known = _at(schema, path).get("properties", {})
+        close = difflib.get_close_matches(str(key), known, n=1)
+        message = f"unknown key {key!r}"
+        hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
+    elif problem["type"] == "missing":
+        message, hint = f"{path[-1]} is missing", f"{path[-1]}: {allowed(_at(schema, path))}"
+        del path[-1]
+    elif isinstance(refused := problem.get("ctx", {}).get("error"), Refused):
+        message, hint = str(refused), refused.hint
+        path += [refused.key] if refused.key is not None else []
+    elif problem["type"] in _MAPPING:
+        message = f"expected a mapping of keys to values, found {type(value).__name__}"
+    else:
+        expected = _EXPECTED.get(problem["type"])
+        message = f"expected {expected}, found {value!r}" if expected else f"{value!r} is not allowed"
+        hint = f"allowed: {allowed(_at(schema, path))}"
+        if expected == "text" and isinstance(value, int | float):
+            hint += " (quote words such as yes, no and numbers)"
+    return UserError(": ".join(part for part in (where, _dotted(path), message) if part), hint)
+
+
+def _dotted(path: Iterable[int | str]) -> str:
+    parts = [
+        f"[{part}]" if isinstance(part, int) else f".{part if part.isprintable() else repr(part)}" for part in path
+    ]
+    return "".join(parts).removeprefix(".")
+
+
+def allowed(schema: Mapping[str, Any]) -> str:
+    """Returns in words which values a JSON Schema takes, as it comes from `Settings`: types and bounds."""
+    kind, bounds = in_words(schema)
+    return ", ".join(filter(None, (kind, bounds)))
+
+
+def in_words(schema: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the type that a JSON Schema takes, and its bounds or "" where there are none."""
+    if "anyOf" in schema:
+        return " or ".join(allowed(one) for one in schema["anyOf"] if one.get("type") != "null"), ""
+    if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return ("one of " if len(choices) > 1 else "") + ", ".join(map(str, choices)), ""
+    match schema.get("type"):
+        case "array":
+            return f"a list of {allowed(schema['items'])}", ""
+        case "object":
+            return "a mapping of keys to values", ""
+        case "boolean":
+            return "true or false", ""
+        case "integer" | "number" as number:
+            bounds = {
+                f"{schema.get('minimum')} or more": "minimum" in schema,
+                f"above {schema.get('exclusiveMinimum')}": "exclusiveMinimum" in schema,
+                f"at most {schema.get('maximum')}": "maximum" in schema,
+            }
+            words = " and ".join(bound for bound, there in bounds.items() if there)
+            return "a whole number" if number == "integer" else "a number", words
+    return "text", ""
+
+
+def _at(schema: Mapping[str, Any], path: list[int | str]) -> Mapping[str, Any]:
+    """Returns what a model's JSON Schema says about a value in it."""
+    found = schema
+    for part in path:
+        inner = found.get("items") or found.get("additionalProperties") or {}
+        inner = found.get("properties", {}).get(part) or inner or [*found.get("patternProperties", {}).values(), {}][0]
+        found = resolved(inner, schema)
+    return found
+
+
+def resolved(found: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a part of a JSON Schema with its reference followed, and without the null that it may also be."""
+    some = [one for one in found.get("anyOf", ()) if one.get("type") != "null"]
+    if len(some) == 1:
+        found = {**found, **some[0]}
+    if "$ref" in found:
+        found = {**schema["$defs"][found["$ref"].removeprefix("#/$defs/")], **found}
+    return found
