@@ -17,12 +17,12 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tuneserve import settings, yamls
 from tuneserve.errors import UserError
-from tuneserve.settings import Count, Local, Named, Refused, Settings, Texts
+from tuneserve.settings import Count, Local, Named, Refused, Settings, Texts, matching
 
 A_NAME = "a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\s:\[\]]+):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]]+):(\d{1,5})")
 
 
 def is_name(name: str) -> bool:
@@ -33,9 +33,9 @@ def is_name(name: str) -> bool:
 def host_and_port(address: str) -> tuple[str, int]:
     """Splits `host:port`; port 0 lets the system choose one. Raises Refused."""
     match = _ADDRESS.fullmatch(address)
-    if not match or int(match["port"]) > 65535:
+    if not match or int(match[2]) > 65535:
         raise Refused(f"{address!r} is not HOST:PORT with a port of 0 to 65535", "for example 127.0.0.1:8033")
-    return match["host"].strip("[]"), int(match["port"])
+    return match[1].strip("[]"), int(match[2])
 
 
 def _address(address: str) -> str:
@@ -49,9 +49,8 @@ def _name(name: str) -> str:
     return name
 
 
-_Address = Annotated[str, AfterValidator(_address)]
-_ModelName = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{_NAME.pattern}$"})]
-# From the least that leaves time for one exchange with a client.
+_Address = Annotated[str, AfterValidator(_address), matching(_ADDRESS)]
+_ModelName = Annotated[str, AfterValidator(_name), matching(_NAME)]
 _Seconds = Annotated[float, Field(ge=1)]
 
 

@@ -6,6 +6,7 @@ from them. This module knows none of the settings.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,6 +46,12 @@ Text = Annotated[str, Field(pattern=r"\S")]
 Texts = Annotated[tuple[str, ...], Listed]
 Local = Annotated[Path, BeforeValidator(_from_base)]  # relative to the file
 Count = Annotated[int, Field(ge=1)]
+
+
+def matching(pattern: re.Pattern[str]) -> Any:
+    """Returns what tells a JSON Schema of a pattern that a validator checks, with words of its own."""
+    return Field(json_schema_extra={"pattern": f"^{pattern.pattern}$"})
+
 
 S = TypeVar("S", bound=Settings)
 

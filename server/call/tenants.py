@@ -1,15 +1,7 @@
 """Who calls, and what they may do: tenants with API keys, from a YAML file that is read again when it changes.
 
 tenants:
-  search:
-    keys: [sha256:HEX, ...]     # `tuneserve key` makes one; several, so that a new key can replace an old one
-    certificates: [a.example]   # or names of clients' certificates (SAN: DNS, URI, email), with `tls.client_ca`
-    role: user                  # or admin
-    priority: 0                 # lower goes first
-    models: [sentiment, chat]   # models or aliases, all versions of them; every model when left out
-    adapters: [legal]           # LoRA adapters; those that no other tenant lists when left out
-    requests_per_second: 50     # with bursts of one second's worth; unlimited when left out
-    tokens_per_minute: 100000   # prompts and completions; what is over is made up for; unlimited when left out
+  search: {keys: [sha256:HEX], models: [sentiment, chat], requests_per_second: 50}
 
 Keys are stored as SHA-256 alone: they are long and random, so that a slow hash would protect nothing more. A caller's
 key is hashed, and its hash is looked up: how long that takes tells about the hash of a guess and nothing about a key.
@@ -22,26 +14,27 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tuneserve import yamls
+from tuneserve import settings, yamls
 from tuneserve.errors import UserError
-from tuneserve.server import settings
 from tuneserve.server.call.errors import Unauthenticated
 from tuneserve.server.call.quota import Quota
 from tuneserve.server.files import stamp
+from tuneserve.settings import Listed, Named, Refused, Settings, Texts, matching
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("user", "admin")
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SAN = re.compile(r"[^\s*]{1,2048}")
-_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_HASH = re.compile(r"[Ss][Hh][Aa]256:[0-9A-Fa-f]{64}")
+_MAKE = "tuneserve key makes a key and its hash"
+_NO_HASHES = "expected a list of sha256:HEX", _MAKE
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ class Tenants:
         logger.info("tenants reloaded: %d", len(entries))
         return True
 
-    def _take(self, entries: "Mapping[str, _Entry]") -> None:
+    def _take(self, entries: "Mapping[str, TenantConfig]") -> None:
         """Puts new tenants in force. Each attribute is set at once, so that a call never sees half of it."""
         by_hash: dict[str, Tenant] = {}
         by_name: dict[str, Tenant] = {}
@@ -178,28 +171,110 @@ class Tenants:
         self._by_name = by_name
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One tenant, as the file has it."""
-
-    keys: tuple[str, ...] = ()
-    certificates: tuple[str, ...] = ()
-    role: str = "user"
-    priority: int = 0
-    models: tuple[str, ...] | None = None
-    adapters: tuple[str, ...] | None = None
-    requests_per_second: float | None = None
-    tokens_per_minute: int | None = None
+def _tenant_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        # Not quoted: a key may stand in a name's place.
+        raise Refused(
+            "a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, and none of "
+            + ", ".join(_RESERVED)
+        )
+    return name
 
 
-@dataclass(frozen=True)
-class _File:
-    """The whole file."""
+def _model_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise Refused(f"{name!r} is not the name of a model or an alias")
+    return name
 
-    tenants: Mapping[str, Any]
+
+def _certificate(name: str) -> str:
+    if not _SAN.fullmatch(name):
+        raise Refused(
+            f"{name!r} is not the name of a certificate",
+            "allowed: a DNS name, a URI or an email address, as the certificate has it; no wildcards",
+        )
+    return name
 
 
-def _read(path: Path, where: str) -> dict[str, _Entry]:
+# Before pydantic looks at them, so that a key that stands in place of its hash is in no error.
+def _hash_list(hashes: object) -> object:
+    if not isinstance(hashes, list):
+        raise Refused(*_NO_HASHES)
+    return tuple(hashes)
+
+
+def _hash(key: object) -> str:
+    if not isinstance(key, str) or not _HASH.fullmatch(key):
+        raise Refused("expected sha256: and 64 hex digits", _MAKE)
+    if key.lower() == hashed(""):
+        raise Refused("this is the hash of an empty key", _MAKE)
+    return key.lower()
+
+
+_TenantName = Annotated[str, AfterValidator(_tenant_name), matching(_NAME)]
+_ModelName = Annotated[str, AfterValidator(_model_name), matching(_NAME)]
+_Certificate = Annotated[str, AfterValidator(_certificate), matching(_SAN)]
+_Hash = Annotated[str, BeforeValidator(_hash), matching(_HASH)]
+
+
+class TenantConfig(Settings):
+    """One tenant: how it is known, and what it may do."""
+
+    keys: Annotated[tuple[_Hash, ...], BeforeValidator(_hash_list)] = Field(
+        default=(),
+        description="hashes of its API keys, as `tuneserve key` prints them; several, so that a new key can replace an "
+        "old one; may be left out beside `certificates`",
+    )
+    certificates: Annotated[tuple[_Certificate, ...], Listed] = Field(
+        default=(),
+        description="names of clients' certificates (SAN: DNS, URI, email), with the server's `tls.client_ca`",
+    )
+    role: Literal["user", "admin"] = Field(default="user", description="an admin may also change the server's models")
+    priority: int = Field(
+        default=0, ge=1 - 2**31, le=2**31 - 1, description="lower goes first; a call can't ask for better"
+    )
+    models: Annotated[tuple[_ModelName, ...], Listed] | None = Field(
+        default=None, description="models or aliases that it may use, all versions of them; null: every model"
+    )
+    adapters: Texts | None = Field(
+        default=None, description="LoRA adapters that it may use; null: those that no other tenant lists"
+    )
+    requests_per_second: float | None = Field(
+        default=None, gt=0, le=1e9, description="quota, with bursts of one second's worth; null: unlimited"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="quota of prompts and completions; what is over is made up for; null: unlimited",
+    )
+
+    @model_validator(mode="after")
+    def _is_known_by_something(self) -> "TenantConfig":
+        if not self.model_fields_set & {"keys", "certificates"}:
+            raise Refused(*_NO_HASHES, key="keys")
+        return self
+
+
+class TenantsFile(Settings):
+    """The tenants of a server: its setting `tenants` names the file."""
+
+    tenants: Annotated[Mapping[_TenantName, TenantConfig], Named] = Field(description="by their names")
+
+    @model_validator(mode="after")
+    def _share_nothing(self) -> "TenantsFile":
+        owners: dict[str, str] = {}
+        for name, tenant in self.tenants.items():
+            for key in tenant.keys:
+                if (owner := owners.setdefault(key, name)) != name:
+                    raise Refused(f"one of them is a key of {owner}, too", key=f"tenants.{name}.keys")
+            for certificate in tenant.certificates:
+                if (owner := owners.setdefault(certificate, name)) != name:
+                    raise Refused(f"{certificate} is one of {owner}'s, too", key=f"tenants.{name}.certificates")
+        return self
+
+
+def _read(path: Path, where: str) -> Mapping[str, TenantConfig]:
     """Returns the tenants by name. Raises UserError naming the key under `where`."""
     try:
         document = yamls.parse(path.read_text(encoding="utf-8"))
@@ -211,60 +286,7 @@ def _read(path: Path, where: str) -> dict[str, _Entry]:
         raise UserError(f"{where}: not YAML text") from None
     except OSError as error:
         raise UserError(f"{where}: can't be read: {error.strerror}") from None
-    entries: dict[str, _Entry] = {}
-    owners: dict[str, str] = {}
-    named: dict[str, str] = {}
-    for name, values in settings.build(_File, document, where).tenants.items():
-        if not _NAME.fullmatch(name) or name in _RESERVED:
-            raise UserError(
-                f"{where}: tenants: a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, "
-                f"and none of {', '.join(_RESERVED)}"
-            )
-        entry = entries[name] = _entry(values, f"{where}: tenants.{name}")
-        for certificate in entry.certificates:
-            if (owner := named.setdefault(certificate, name)) != name:
-                raise UserError(f"{where}: tenants.{name}.certificates: {certificate} is one of {owner}'s, too")
-        for key in entry.keys:
-            if (owner := owners.setdefault(key, name)) != name:
-                raise UserError(f"{where}: tenants.{name}.keys: one of them is a key of {owner}, too")
-    return entries
-
-
-def _entry(values: Any, where: str) -> _Entry:
-    given = settings.mapping(values, where)
-    # First of all, so that a key that stands there in place of its hash is in no error.
-    _check_keys(given.get("keys", [] if "certificates" in given else None), f"{where}.keys")
-    entry = settings.build(_Entry, given, where)
-    for name in entry.certificates:
-        if not _SAN.fullmatch(name):
-            raise UserError(
-                f"{where}.certificates: {name!r} is not the name of a certificate",
-                "allowed: a DNS name, a URI or an email address, as the certificate has it; no wildcards",
-            )
-    if entry.role not in ROLES:
-        raise UserError(f"{where}.role: {entry.role!r} is not allowed", f"allowed: {', '.join(ROLES)}")
-    for model in entry.models or ():
-        if not _NAME.fullmatch(model):
-            raise UserError(f"{where}.models: {model!r} is not the name of a model or an alias")
-    for key in ("requests_per_second", "tokens_per_minute"):
-        value = getattr(entry, key)
-        if value is not None and not 0 < value <= 1e9:
-            hint = "allowed: over 0, at most a billion; leave it out for no limit"
-            raise UserError(f"{where}.{key}: {value!r} is not allowed", hint)
-    if abs(entry.priority) >= 2**31:
-        raise UserError(f"{where}.priority: {entry.priority} is not allowed", "allowed: 32-bit numbers")
-    return replace(entry, keys=tuple(key.lower() for key in entry.keys))
-
-
-def _check_keys(keys: object, where: str) -> None:
-    hint = "tuneserve key makes a key and its hash"
-    if not isinstance(keys, list):
-        raise UserError(f"{where}: expected a list of sha256:HEX", hint)
-    for index, key in enumerate(keys):
-        if not isinstance(key, str) or not _HASH.fullmatch(key.lower()):
-            raise UserError(f"{where}[{index}]: expected sha256: and 64 hex digits", hint)
-        if key.lower() == hashed(""):
-            raise UserError(f"{where}[{index}]: this is the hash of an empty key", hint)
+    return settings.build(TenantsFile, document, where).tenants
 
 
 def _without_quotes(text: str | None) -> str:
