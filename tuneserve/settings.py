@@ -70,6 +70,22 @@ def build(kind: type[S], values: object, where: str = "", base: Path = Path()) -
         raise _explained(kind, problem, where) from None
 
 
+def wrong(kind: type[Settings], key: str, value: object) -> UserError | None:
+    """Returns what is wrong with the value of one setting, whatever the others are."""
+    try:
+        kind.model_validate({key: value})
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["loc"][:1] == (key,):
+                return _explained(kind, problem, "")
+    return None
+
+
+def type_of(kind: type[Settings], key: str) -> str:
+    """Returns in words the type of a setting."""
+    return in_words(_at(kind.model_json_schema(), [key]))[0]
+
+
 # By pydantic's names of errors.
 _EXPECTED = {
     "bool_type": "true or false",
@@ -133,7 +149,9 @@ def in_words(schema: Mapping[str, Any]) -> tuple[str, str]:
         case "array":
             return f"a list of {allowed(schema['items'])}", ""
         case "object":
-            return "a mapping of keys to values", ""
+            keys = ", ".join(schema.get("propertyNames", {}).get("enum", ["keys"]))
+            inner = _inner(schema)
+            return f"a mapping of {keys} to {allowed(inner) if 'type' in inner else 'values'}", ""
         case "boolean":
             return "true or false", ""
         case "integer" | "number" as number:
@@ -151,17 +169,21 @@ def _at(schema: Mapping[str, Any], path: list[int | str]) -> Mapping[str, Any]:
     """Returns what a model's JSON Schema says about a value in it."""
     found = schema
     for part in path:
-        inner = found.get("items") or found.get("additionalProperties") or {}
-        inner = found.get("properties", {}).get(part) or inner or [*found.get("patternProperties", {}).values(), {}][0]
-        found = resolved(inner, schema)
+        found = resolved(found.get("properties", {}).get(part) or _inner(found), schema)
     return found
+
+
+def _inner(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what a JSON Schema says about the values of a list or a mapping."""
+    found = schema.get("items") or schema.get("additionalProperties")
+    return found if isinstance(found, Mapping) else next(iter(schema.get("patternProperties", {}).values()), {})
 
 
 def resolved(found: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a part of a JSON Schema with its reference followed, and without the null that it may also be."""
     some = [one for one in found.get("anyOf", ()) if one.get("type") != "null"]
     if len(some) == 1:
-        found = {**found, **some[0]}
+        found = {**{key: one for key, one in found.items() if key != "anyOf"}, **some[0]}
     if "$ref" in found:
         found = {**schema["$defs"][found["$ref"].removeprefix("#/$defs/")], **found}
     return found

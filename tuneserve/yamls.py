@@ -14,14 +14,14 @@ from tuneserve.errors import UserError
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-def read(path: Path) -> Any:
-    """Returns what a file says. Raises UserError naming it, and the line where that is known."""
+def read(path: Path, hint: str = "") -> Any:
+    """Returns what a file says. Raises UserError naming it, with the hint where there is none that can be read."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file", hint) from None
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+        raise UserError(f"{path}: can't be read: {error.strerror}", hint) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneserve import settings
 from tuneserve.errors import UserError
 from tuneserve.finetune import config as config_module
-from tuneserve.finetune.config import CHECKS, FIELD_TYPES, number_from_text
+from tuneserve.finetune.config import FinetuneConfig, number_from_text
 
 if TYPE_CHECKING:
     import optuna
@@ -27,7 +28,7 @@ FIXED = {
     "save_dtype", "report_to", "seed",
 }
 # fmt: on
-SEARCHED = [key for key in CHECKS if key not in FIXED]
+SEARCHED = [key for key in FinetuneConfig.model_fields if key not in FIXED]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ def load(path: Path) -> tuple[dict[str, Any], Space]:
 def _setting(where: str, key: str, value: Any) -> Range | list[Any]:
     if key not in SEARCHED:
         raise UserError(f"{where} is no setting to search", "allowed: " + ", ".join(SEARCHED))
-    check, allowed = CHECKS[key]
     found = value
     if isinstance(value, dict):
         if not {"low", "high"} <= value.keys() <= {"low", "high", "log"} or not isinstance(value.get("log", 0), int):
@@ -102,10 +102,11 @@ def _setting(where: str, key: str, value: Any) -> Range | list[Any]:
         found = [value["low"], value["high"]]
     if not isinstance(found, list) or not found or not all(isinstance(one, str | int | float) for one in found):
         raise UserError(f"{where} is {value!r}", "give a list of choices, or {low: 1, high: 2, log: false}")
-    found = [number_from_text(key, one) for one in found]
+    if settings.type_of(FinetuneConfig, key) == "a number":
+        found = [number_from_text(one) for one in found]
     for one in found:
-        if not check(one):
-            raise UserError(f"{where} has {one!r}", f"allowed: {allowed}")
+        if error := settings.wrong(FinetuneConfig, key, one):
+            raise UserError(f"{where} has {one!r}", error.hint)
     if not isinstance(value, dict):
         return found
     low, high = found
@@ -122,4 +123,4 @@ def _fits(key: str, method: str) -> bool:
 
 
 def _is_whole(key: str) -> bool:
-    return FIELD_TYPES[key] in (int, int | None)
+    return settings.type_of(FinetuneConfig, key) == "a whole number"

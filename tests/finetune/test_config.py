@@ -1,9 +1,10 @@
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from tuneserve import checkpoint
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 
@@ -77,28 +78,31 @@ def test_the_lineage_gets_no_local_paths(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(public)
 
 
-def test_every_key_is_checked() -> None:
-    assert set(config.CHECKS) == set(config.FIELD_TYPES)
+def test_the_choices_are_those_that_the_code_has() -> None:
+    assert set(get_args(config.FinetuneConfig.model_fields["task"].annotation)) == set(checkpoint.TASKS)
+    assert set(get_args(config.FinetuneConfig.model_fields["problem_type"].annotation)) == set(checkpoint.PROBLEM_TYPES)
+    assert set(get_args(config.Method)) == set(config.METHODS)
+    assert set(get_args(config.Format)) == set(config.FORMATS.values())
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"learning_rat": 1}, "unknown key learning_rat"),
-        ({"task": "regression"}, "task is 'regression'"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"epochs": True}, "epochs is True"),
-        ({"epochs": float("nan")}, "epochs is nan"),
-        ({"batch_size": 1.5}, "batch_size is 1.5"),
-        ({"batch_size": "8"}, "batch_size is '8'"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
-        ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
-        ({"labels": ["a", "a"]}, "labels is"),
-        ({"labels": [True, False]}, "labels is"),
-        ({"labels": "a"}, "labels is 'a'"),
-        ({"columns": {"sentence": "text"}}, "columns is"),
-        ({"keep_test_split": "yes"}, "keep_test_split is 'yes'"),
-        ({"train": ["d.jsonl"]}, "train is"),
+        ({"learning_rat": 1}, "unknown key 'learning_rat'"),
+        ({"task": "regression"}, "task: 'regression' is not allowed"),
+        ({"epochs": 0}, "epochs: 0 is not allowed"),
+        ({"epochs": True}, "epochs: expected a number, found True"),
+        ({"epochs": float("nan")}, "epochs: nan is not allowed"),
+        ({"batch_size": 1.5}, "batch_size: expected a whole number, found 1.5"),
+        ({"batch_size": "8"}, "batch_size: expected a whole number, found '8'"),
+        ({"learning_rate": "fast"}, "learning_rate: expected a number, found 'fast'"),
+        ({"lora_dropout": 1.0}, "lora_dropout: 1.0 is not allowed"),
+        ({"labels": ["a", "a"]}, "labels: 'a' is a duplicate"),
+        ({"labels": [True, False]}, r"labels\[0\]: expected text, found True"),
+        ({"labels": "a"}, "labels: expected a list, found 'a'"),
+        ({"columns": {"sentence": "text"}}, "columns: 'sentence' is not allowed"),
+        ({"keep_test_split": "yes"}, "keep_test_split: expected true or false, found 'yes'"),
+        ({"train": ["d.jsonl"]}, "train: expected text, found "),
         ({"test": "t.jsonl", "test_size": 0.1}, "both test and test_size"),
         ({"task": "generation", "labels": ["a"]}, "labels are given"),
         ({"task": "generation", "problem_type": "multi-label"}, "problem_type is multi-label"),
@@ -122,10 +126,10 @@ def test_every_key_is_checked() -> None:
         ({"temperature_scaling": True}, "temperature_scaling is given, and no validation_size"),
         ({"temperature_scaling": True, "validation_size": 0.1, "task": "generation"}, "temperature_scaling is given"),
         ({"temperature_scaling": True, "validation_size": 0.1, "problem_type": "regression"}, "temperature_scaling is"),
-        ({"report_to": ["tensorboard"]}, "report_to is"),
-        ({"report_to": "wandb"}, "report_to is 'wandb'"),
-        ({"class_weights": "rare"}, "class_weights is 'rare'"),
-        ({"class_weights": {"a": 0}}, "class_weights is"),
+        ({"report_to": ["tensorboard"]}, r"report_to\[0\]: 'tensorboard' is not allowed"),
+        ({"report_to": "wandb"}, "report_to: expected a list, found 'wandb'"),
+        ({"class_weights": "rare"}, "class_weights: 'rare' is not allowed"),
+        ({"class_weights": {"a": 0}}, "class_weights: {'a': 0} is not allowed"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:

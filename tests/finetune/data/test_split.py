@@ -109,7 +109,9 @@ def test_and_for_the_same_old_rows(
     monkeypatch.setattr(previous, "load", lambda _: old)
     before = [{"text": text, "label": chance.choice(["rare", "common"])} for text, chance in texts(300, 300)]
     rows.write(tmp_path / "old.jsonl", before)
-    given = replace(settings(tmp_path, "texts.jsonl"), replay=str(tmp_path / "old.jsonl"), replay_share=share)
+    given = settings(tmp_path, "texts.jsonl").model_copy(
+        update={"replay": str(tmp_path / "old.jsonl"), "replay_share": share}
+    )
     found = dataset.load(given)
     assert found.replayed == replayed
     # After its own test rows come those of the old ones that it has not.
