@@ -9,7 +9,7 @@ PACKAGES := tuneserve benchmarks finetune quantize server
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check bench soak fuzz protos lock clean
+.PHONY: help setup demo test check bench soak fuzz protos settings lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ bench: $(READY) ## our server beside plain vLLM and `vllm serve`, on the demo's 
 protos: $(READY) ## regenerate the stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
 		protos/tuneserve/v1/*.proto protos/tuneserve/oip/*.proto
+
+settings: $(READY) ## regenerate docs/settings.md and docs/schemas from the settings' models
+	$(BIN)/python -m tuneserve.schema docs
 
 lock: $(UV) ## choose and pin package versions again
 	requirements/lock.sh

@@ -137,7 +137,9 @@ def _schema(schema: dict[str, Any]) -> None:
 
 
 class FinetuneConfig(Settings):
-    """What to train, on what, and how. Build it with `load` or `parse`, which also fill in what depends on others."""
+    """What to train, on what, and how: the file of `tuneserve finetune`, `validate` and `search`."""
+
+    # `load` and `parse` build it, and fill in what is by default as other settings are.
 
     model_config = ConfigDict(json_schema_extra=_schema)
 

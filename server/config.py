@@ -138,7 +138,7 @@ class TlsConfig(Settings):
 
 
 class ServerConfig(Settings):
-    """The whole server."""
+    """The whole server: the file of `tuneserve serve --config`."""
 
     models: Annotated[Mapping[_ModelName, ModelConfig], Named] = Field(
         default={}, description="by the names that callers use"

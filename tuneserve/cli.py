@@ -258,7 +258,7 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the checkpoint PATH as NAME. Repeat for more."
 )
-@click.option("--config", type=FilePath, help="A YAML file in place of --model, with every setting (docs/serving.md).")
+@click.option("--config", type=FilePath, help="A YAML file in place of --model, with every setting (docs/settings.md).")
 @click.option("--listen", metavar="HOST:PORT", help="Address for gRPC.  [default: 127.0.0.1:8033]")
 @click.option(
     "--metrics-listen", metavar="HOST:PORT", help="Address for /metrics over HTTP.  [default: 127.0.0.1:9033]"
@@ -296,6 +296,20 @@ def serve(
 
     request_log.to_stderr()
     run(chosen, ready_file)
+
+
+@cli.command()
+@click.argument("file", type=click.Choice(["finetune", "serve", "tenants"]))
+def schema(file: str) -> None:
+    """Print the JSON Schema of a settings FILE, for editors that complete and check YAML.
+
+    \b
+    tuneserve schema serve > serve.json
+    # yaml-language-server: $schema=serve.json          the first line of server.yaml
+    """
+    from tuneserve.schema import in_json
+
+    click.echo(in_json(file))
 
 
 @cli.command()

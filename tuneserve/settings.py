@@ -144,23 +144,21 @@ def in_words(schema: Mapping[str, Any]) -> tuple[str, str]:
     if "anyOf" in schema:
         return " or ".join(allowed(one) for one in schema["anyOf"] if one.get("type") != "null"), ""
     if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
-        return ("one of " if len(choices) > 1 else "") + ", ".join(map(str, choices)), ""
+        return "", ("one of " if len(choices) > 1 else "") + ", ".join(map(str, choices))
     match schema.get("type"):
         case "array":
             return f"a list of {allowed(schema['items'])}", ""
         case "object":
             keys = ", ".join(schema.get("propertyNames", {}).get("enum", ["keys"]))
-            inner = _inner(schema)
-            return f"a mapping of {keys} to {allowed(inner) if 'type' in inner else 'values'}", ""
+            values = inner(schema)
+            return f"a mapping of {keys} to {allowed(values) if 'type' in values else 'values'}", ""
         case "boolean":
             return "true or false", ""
         case "integer" | "number" as number:
-            bounds = {
-                f"{schema.get('minimum')} or more": "minimum" in schema,
-                f"above {schema.get('exclusiveMinimum')}": "exclusiveMinimum" in schema,
-                f"at most {schema.get('maximum')}": "maximum" in schema,
-            }
-            words = " and ".join(bound for bound, there in bounds.items() if there)
+            low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+            words = "" if low is None else f"{low} or more" if high is None else f"{low} to {high}"
+            if above is not None:
+                words = f"above {above}" if high is None else f"above {above}, at most {high}"
             return "a whole number" if number == "integer" else "a number", words
     return "text", ""
 
@@ -169,11 +167,11 @@ def _at(schema: Mapping[str, Any], path: list[int | str]) -> Mapping[str, Any]:
     """Returns what a model's JSON Schema says about a value in it."""
     found = schema
     for part in path:
-        found = resolved(found.get("properties", {}).get(part) or _inner(found), schema)
+        found = resolved(found.get("properties", {}).get(part) or inner(found), schema)
     return found
 
 
-def _inner(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def inner(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns what a JSON Schema says about the values of a list or a mapping."""
     found = schema.get("items") or schema.get("additionalProperties")
     return found if isinstance(found, Mapping) else next(iter(schema.get("patternProperties", {}).values()), {})
@@ -185,5 +183,5 @@ def resolved(found: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str
     if len(some) == 1:
         found = {**{key: one for key, one in found.items() if key != "anyOf"}, **some[0]}
     if "$ref" in found:
-        found = {**schema["$defs"][found["$ref"].removeprefix("#/$defs/")], **found}
+        found = {**found, **schema["$defs"][found["$ref"].removeprefix("#/$defs/")]}
     return found

@@ -240,7 +240,7 @@ class TenantConfig(Settings):
         default=None, description="LoRA adapters that it may use; null: those that no other tenant lists"
     )
     requests_per_second: float | None = Field(
-        default=None, gt=0, le=1e9, description="quota, with bursts of one second's worth; null: unlimited"
+        default=None, gt=0, le=10**9, description="quota, with bursts of one second's worth; null: unlimited"
     )
     tokens_per_minute: int | None = Field(
         default=None,
@@ -257,7 +257,7 @@ class TenantConfig(Settings):
 
 
 class TenantsFile(Settings):
-    """The tenants of a server: its setting `tenants` names the file."""
+    """Who may call, and what: the file that the server's setting `tenants` names."""
 
     tenants: Annotated[Mapping[_TenantName, TenantConfig], Named] = Field(description="by their names")
 

@@ -1,5 +1,6 @@
 """What the shell sees: exit statuses, one clear line, no traceback."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from tuneserve import checkpoint, inspect
+from tuneserve import checkpoint, inspect, schema
 
 VERBS = (
     "validate",
@@ -20,6 +21,7 @@ VERBS = (
     "compare",
     "verify",
     "serve",
+    "schema",
     "key",
     "bench",
     "call",
@@ -155,3 +157,8 @@ def test_call_without_a_server_says_how_to_start_one():
     result = tuneserve("call", "models", "--target", "127.0.0.1:1", "--timeout", "5")
     assert result.returncode == 1
     assert "tuneserve serve" in result.stderr
+
+
+@pytest.mark.parametrize("name", schema.FILES)
+def test_schemas_are_printed(name):
+    assert json.loads(tuneserve("schema", name).stdout) == schema.json_schema(name)

@@ -67,7 +67,7 @@ class Outer(Settings):
         (
             {"inner": {"a": {"path": "p", "share": 0}}},
             "f: inner.a.share: 0 is not allowed",
-            "allowed: a number, above 0 and at most 1",
+            "allowed: a number, above 0, at most 1",
         ),
         (
             {"one": {"path": "p", "words": ["a", True]}},
