@@ -70,6 +70,9 @@ def test_serve_needs_models(tmp_path):
     assert "either --model" in refused("serve")
     assert "expected NAME=PATH" in refused("serve", "--model", "sentiment")
     assert "is not a directory" in refused("serve", "--model", f"a={tmp_path / 'nope'}")
+    assert "error: drain_seconds: -1.0 is not allowed" in refused(
+        "serve", "--model", f"a={tmp_path}", "--drain-seconds", "-1"
+    )
     assert "no such file" in refused("serve", "--config", tmp_path / "nope.yaml")
 
 
@@ -162,3 +165,11 @@ def test_call_without_a_server_says_how_to_start_one():
 @pytest.mark.parametrize("name", schema.FILES)
 def test_schemas_are_printed(name):
     assert json.loads(tuneserve("schema", name).stdout) == schema.json_schema(name)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"), [("cli", "pydantic"), ("server.config", "torch"), ("finetune.config", "torch")]
+)
+def test_what_is_slow_is_not_imported_before_it_is_needed(module, absent):
+    code = f"import sys, tuneserve.{module}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
