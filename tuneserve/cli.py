@@ -303,9 +303,10 @@ def serve(
 def schema(file: str) -> None:
     """Print the JSON Schema of a settings FILE, for editors that complete and check YAML.
 
+    The first line of a settings file names its schema, here after `tuneserve schema serve > serve.json`:
+
     \b
-    tuneserve schema serve > serve.json
-    # yaml-language-server: $schema=serve.json          the first line of server.yaml
+    # yaml-language-server: $schema=serve.json
     """
     from tuneserve.schema import in_json
 

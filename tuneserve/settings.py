@@ -43,7 +43,8 @@ Named = BeforeValidator(
 )
 
 Text = Annotated[str, Field(pattern=r"\S")]
-Texts = Annotated[tuple[str, ...], Listed]
+# One error is told, of the thousands of texts that an administrator may send.
+Texts = Annotated[tuple[str, ...], Field(fail_fast=True), Listed]
 Local = Annotated[Path, BeforeValidator(_from_base)]  # relative to the file
 Count = Annotated[int, Field(ge=1)]
 
