@@ -166,7 +166,7 @@ class App:
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
         if strangers:
-            strangers.port = host_and_port(self.address, "listen")[1]
+            strangers.port = host_and_port(self.address)[1]
         self.admin_address = self.health_address = ""
         self._servers = [public]
         if config.admin_listen:

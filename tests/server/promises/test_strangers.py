@@ -30,7 +30,7 @@ def config(make_bert, tmp_path) -> ServerConfig:
         f"tenants: {{a: {{keys: ['{hashed('key')}']}}, b: {{keys: ['{hashed('b')}']}}}}"
     )
     return ServerConfig(
-        models={"sentiment": ModelConfig(make_bert("ForSequenceClassification", ["neg", "pos"]))},
+        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
         listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
         tenants=tmp_path / "tenants.yaml",
