@@ -19,7 +19,15 @@ HINTS = {
     "PERMISSION_DENIED": "another key may be allowed to: --key, or TUNESERVE_KEY",
 }
 # The same call would never bring another answer.
-_REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
+_REFUSALS = {
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "FAILED_PRECONDITION",
+    "UNIMPLEMENTED",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+}
 
 
 class CallFailed(click.ClickException):

@@ -18,6 +18,7 @@ from tuneserve.benchmarks.serving.tally import Answer, Tally
 from tuneserve.client import Server
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import classification_pb2 as classification
+from tuneserve.v1 import common_pb2 as common
 from tuneserve.v1 import generation_pb2 as generation
 from tuneserve.v1 import model_pb2 as models
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -75,9 +76,7 @@ def _classify(channel: grpc.aio.Channel, batches: Iterator[list[str]], settings:
 
     async def call(tally: Tally) -> None:
         inputs = [classification.ClassifyInput(text=text) for text in next(batches)]
-        request = classification.ClassifyRequest(
-            model=settings.model, inputs=inputs, truncation=classification.TRUNCATION_END
-        )
+        request = classification.ClassifyRequest(model=settings.model, inputs=inputs, truncation=common.TRUNCATION_END)
         started = time.perf_counter()
         response = await stub.Classify(request, **settings.server.options)
         tally.finish(Answer(started, len(inputs), response.usage.prompt_tokens), time.perf_counter())
@@ -91,7 +90,7 @@ def _classify_tokens(channel: grpc.aio.Channel, batches: Iterator[list[str]], se
     async def call(tally: Tally) -> None:
         texts = next(batches)
         request = classification.ClassifyTokensRequest(
-            model=settings.model, texts=texts, truncation=classification.TRUNCATION_END
+            model=settings.model, texts=texts, truncation=common.TRUNCATION_END
         )
         started = time.perf_counter()
         response = await stub.ClassifyTokens(request, **settings.server.options)

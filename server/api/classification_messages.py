@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, refuse
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.tokenizer import Tokens
-from tuneserve.v1 import checkpoint_pb2, embedding_pb2
+from tuneserve.v1 import checkpoint_pb2, common_pb2, embedding_pb2
 from tuneserve.v1 import classification_pb2 as pb
 
 AGGREGATIONS: dict[int, spans.Aggregation] = {
@@ -26,16 +26,17 @@ AGGREGATIONS: dict[int, spans.Aggregation] = {
     pb.AGGREGATION_MAX: "max",
 }
 UNITS: dict[int, spans.Unit] = {
-    pb.OFFSET_UNIT_UNSPECIFIED: "code_point",
-    pb.OFFSET_UNIT_CODE_POINT: "code_point",
-    pb.OFFSET_UNIT_UTF8_BYTE: "utf8",
-    pb.OFFSET_UNIT_UTF16: "utf16",
+    common_pb2.OFFSET_UNIT_UNSPECIFIED: "code_point",
+    common_pb2.OFFSET_UNIT_CODE_POINT: "code_point",
+    common_pb2.OFFSET_UNIT_UTF8_BYTE: "utf8",
+    common_pb2.OFFSET_UNIT_UTF16: "utf16",
 }
 POOLINGS: dict[int, windows.Pooling] = {
     pb.WINDOW_POOLING_UNSPECIFIED: "mean",
     pb.WINDOW_POOLING_MEAN: "mean",
     pb.WINDOW_POOLING_MAX: "max",
 }
+_BLANK = "is empty or blank; a text is needed"
 _NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION_REJECT or TRUNCATION_END"
 
 
@@ -78,15 +79,16 @@ class Result:
 def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str, str]]:
     """Returns the checked texts of a Classify call; a tuple where there is a second text."""
     check_count("inputs", len(request.inputs), max_inputs)
-    texts: list[str | tuple[str, str]] = []
-    for index, one in enumerate(request.inputs):
-        check_text(f"inputs[{index}].text", one.text)
-        if one.HasField("text_pair"):
-            check_text(f"inputs[{index}].text_pair", one.text_pair)
-            texts.append((one.text, one.text_pair))
-        else:
-            texts.append(one.text)
-    return texts
+    found = [(one.text, one.text_pair) if one.HasField("text_pair") else one.text for one in request.inputs]
+    refuse(
+        [InvalidInput(f"inputs[{index}].text", _BLANK) for index, one in enumerate(found) if not _first(one).strip()]
+        + [
+            InvalidInput(f"inputs[{index}].text_pair", _BLANK)
+            for index, one in enumerate(found)
+            if isinstance(one, tuple) and not one[1].strip()
+        ]
+    )
+    return found
 
 
 def texts(request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
@@ -99,15 +101,14 @@ def texts(request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
 def plain_texts(field: str, given: Sequence[str], max_inputs: int) -> list[str]:
     """Returns the checked texts of a field."""
     check_count(field, len(given), max_inputs)
-    for index, text in enumerate(given):
-        check_text(f"{field}[{index}]", text)
+    refuse([InvalidInput(f"{field}[{index}]", _BLANK) for index, text in enumerate(given) if not text.strip()])
     return list(given)
 
 
 def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int) -> Cutting:
     """Returns what to do with texts over `max_length` tokens."""
     truncate = truncation(request.truncation)
-    if request.truncation != pb.TRUNCATION_WINDOWS:
+    if request.truncation != common_pb2.TRUNCATION_WINDOWS:
         if request.HasField("windows"):
             raise InvalidInput("windows", "is set; only TRUNCATION_WINDOWS makes windows")
         return Cutting(truncate)
@@ -117,17 +118,17 @@ def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: 
                 raise InvalidInput(f"inputs[{index}].text_pair", "is not for TRUNCATION_WINDOWS")
     check_enum("windows.pooling", request.windows.pooling, POOLINGS)
     overlap = request.windows.overlap if request.windows.HasField("overlap") else max_length // 4
-    if overlap > max_length // 2:
-        raise InvalidInput("windows.overlap", f"is {overlap}; allowed: at most {max_length // 2}, half of the length")
+    if not 0 <= overlap <= max_length // 2:
+        raise InvalidInput("windows.overlap", f"is {overlap}; allowed: 0 to {max_length // 2}, half of the length")
     return Cutting(overlap=overlap, pooling=POOLINGS[request.windows.pooling])
 
 
-def truncation(value: pb.Truncation, windows: bool = True) -> bool:
+def truncation(value: common_pb2.Truncation, windows: bool = True) -> bool:
     """Returns whether a text that is too long loses its end."""
-    check_enum("truncation", value, pb.Truncation.values())
-    if value == pb.TRUNCATION_WINDOWS and not windows:
+    check_enum("truncation", value, common_pb2.Truncation.values())
+    if value == common_pb2.TRUNCATION_WINDOWS and not windows:
         raise InvalidInput("truncation", _NO_WINDOWS)
-    return value == pb.TRUNCATION_END
+    return value == common_pb2.TRUNCATION_END
 
 
 def shown(
@@ -140,15 +141,12 @@ def shown(
     check_top_k(request)
     check_enum("offset_unit", request.offset_unit, UNITS)
     given = dict(request.thresholds)
-    for name in given:
-        if name not in labels:
-            # The caller's own labels are not repeated.
-            known = "is not among the labels" if request.labels else f"is no label here; labels: {listed(labels)}"
-            raise InvalidInput(f"thresholds[{name[:64]}]", known)
-    for field, value in {"threshold": request.threshold, **{f"thresholds[{k}]": v for k, v in given.items()}}.items():
-        # `not a <= b` also refuses NaN, which compares false to everything.
-        if not 0 <= value <= 1:
-            raise InvalidInput(field, f"is {value}; allowed: 0 to 1")
+    # The caller's own labels are not repeated.
+    unknown = "is not among the labels" if request.labels else f"is no label here; labels: {listed(labels)}"
+    refuse([InvalidInput(f"thresholds[{name[:64]}]", unknown) for name in given if name not in labels])
+    bounds = {"threshold": request.threshold, **{f"thresholds[{name}]": value for name, value in given.items()}}
+    # `not a <= b` also refuses NaN, which compares false to everything.
+    refuse([InvalidInput(key, f"is {one}; allowed: 0 to 1") for key, one in bounds.items() if not 0 <= one <= 1])
     least = [given.get(label, request.threshold) for label in labels]
     if problem == checkpoint_pb2.PROBLEM_TYPE_REGRESSION and (any(least) or request.HasField("explain")):
         raise InvalidInput(
@@ -292,7 +290,7 @@ def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
 def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:
     """Raises InvalidInput for a `top_k` of nothing."""
     if request.HasField("top_k") and request.top_k < 1:
-        raise InvalidInput("top_k", "is 0; allowed: 1 or more, or unset for all")
+        raise InvalidInput("top_k", f"is {request.top_k}; allowed: 1 or more, or unset for all")
 
 
 def check_unset(request: Message, fields: Sequence[str], description: str) -> None:
@@ -311,7 +309,11 @@ def check_count(field: str, count: int, limit: int) -> None:
 def check_text(field: str, text: str) -> None:
     """Raises InvalidInput for an empty or blank text."""
     if not text.strip():
-        raise InvalidInput(field, "is empty or blank; a text is needed")
+        raise InvalidInput(field, _BLANK)
+
+
+def _first(text: str | tuple[str, str]) -> str:
+    return text if isinstance(text, str) else text[0]
 
 
 def check_enum(field: str, value: int, known: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from tuneserve.chat import key_order, number
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, refuse
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import Delta, Logprob, Sampling, StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
@@ -175,12 +175,13 @@ def sampling(
 
 
 def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> None:
-    """Raises InvalidInput for the first field that no prompt could make right."""
+    """Raises InvalidInput for fields that no prompt could make right."""
     fields = {field.name: value for field, value in params.ListFields()}
+    wrong: list[InvalidInput] = []
 
     def check(name: str, ok: bool, allowed: str) -> None:
         if name in fields and not ok:
-            raise InvalidInput(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}")
+            wrong.append(InvalidInput(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}"))
 
     # `not a < b` also refuses NaN, which compares false to everything.
     check("max_tokens", params.max_tokens >= 1, "1 or more")
@@ -190,11 +191,13 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
     check("presence_penalty", -2 <= params.presence_penalty <= 2, "-2 to 2")
     check("frequency_penalty", -2 <= params.frequency_penalty <= 2, "-2 to 2")
     check("repetition_penalty", 0 < params.repetition_penalty < math.inf, "over 0")
-    check("top_k", params.top_k <= vocab_size, f"0 to {vocab_size}")
-    check("seed", params.seed < 1 << 63, "0 to 2^63 - 1")
+    check("top_k", 0 <= params.top_k <= vocab_size, f"0 to {vocab_size}")
+    check("seed", params.seed >= 0, "0 to 2^63 - 1")
+    check("min_tokens", params.min_tokens >= 0, "0 or more")
     check("n", 1 <= params.n <= _MAX_N, f"1 to {_MAX_N}")
-    check("logprobs", params.logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
-    check("prompt_logprobs", params.prompt_logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    check("logprobs", 0 <= params.logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    check("prompt_logprobs", 0 <= params.prompt_logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
+    refuse(wrong)
     if stream and "prompt_logprobs" in fields:
         raise InvalidInput("sampling.prompt_logprobs", "is not for streams; use Generate")
     if params.n > 1 and params.temperature == 0 and "temperature" in fields:
@@ -208,7 +211,7 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
     _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, _MAX_ALLOWED_IDS, vocab_size)
     _check_count("sampling.logit_bias", params.logit_bias, _MAX_BIASES)
     for id_, bias in params.logit_bias.items():
-        if id_ >= vocab_size:
+        if not 0 <= id_ < vocab_size:
             raise InvalidInput("sampling.logit_bias", f"has a token {id_}; allowed: 0 to {vocab_size - 1}")
         if not -100 <= bias <= 100:
             raise InvalidInput(f"sampling.logit_bias[{id_}]", f"is {bias}; allowed: -100 to 100")
@@ -256,8 +259,8 @@ def _check_count(field: str, values: Sized, limit: int) -> None:
 def _check_ids(field: str, ids: Sequence[int], limit: int, vocab_size: int) -> None:
     """The number comes first: what is allowed is looked at in milliseconds, what is sent may take seconds."""
     _check_count(field, ids, limit)
-    if max(ids, default=0) >= vocab_size:
-        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if id_ >= vocab_size)
+    if min(ids, default=0) < 0 or max(ids, default=0) >= vocab_size:
+        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if not 0 <= id_ < vocab_size)
         raise InvalidInput(f"{field}[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
 
 

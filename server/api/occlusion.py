@@ -21,6 +21,7 @@ from tuneserve.server.text.masking import Redacted
 from tuneserve.server.text.redaction import Masked
 from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import common_pb2
 
 # As of `Classifier` and `ZeroShot`: texts, the field they are of, and whether to cut off what is too long.
 Score = Callable[[Sequence[str], str, bool], Awaitable[list[convert.Result]]]
@@ -62,7 +63,7 @@ class Explanation:
         """Returns the words of a call that asks for an explanation. Raises InvalidInput for more than are allowed."""
         if not request.HasField("explain"):
             return None
-        if request.truncation == pb.TRUNCATION_WINDOWS:
+        if request.truncation == common_pb2.TRUNCATION_WINDOWS:
             raise InvalidInput("explain", "is not for TRUNCATION_WINDOWS; use TRUNCATION_REJECT or TRUNCATION_END")
         most = config.max_explained_words
         if request.explain.HasField("max_words"):

@@ -1,19 +1,20 @@
 """What can go wrong with a call, and the one place where it becomes a gRPC status.
 
     CallError
-    ├── InvalidInput      INVALID_ARGUMENT     BadRequest.FieldViolation with the field's path
+    ├── InvalidInput      INVALID_ARGUMENT     BadRequest with each field's path and what is allowed
     ├── NotFound          NOT_FOUND            ResourceInfo; the message lists what exists
     ├── AlreadyLoaded     ALREADY_EXISTS       ResourceInfo
-    ├── WrongState        FAILED_PRECONDITION  the message says what has to change first
-    ├── WrongTask         UNIMPLEMENTED        the message says what the model can do
+    ├── WrongState        FAILED_PRECONDITION  PreconditionFailure; the message says what has to change first
+    │   └── WrongTask                          the message says what the model can do
     ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
     ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
-    ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms and ErrorInfo.reason
+    ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms; of a quota, QuotaFailure
     ├── DeadlinePassed    DEADLINE_EXCEEDED    the engine never saw the call
     └── Unavailable       UNAVAILABLE          loading, draining or dead
     anything else         INTERNAL             fixed text: never the exception's own, a path or a prompt
 
-Servicers raise these and never name a status code.
+Each has an ErrorInfo, whose reason programs may rely on, and a RequestInfo. Servicers raise these and never name a
+status code.
 """
 
 from collections.abc import Sequence
@@ -22,36 +23,58 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+# Whose reasons they are, in google.rpc.ErrorInfo.
+DOMAIN = "tuneserve.dev"
 # Bytes of a text in a status. Statuses travel as headers, texts twice and escaped, and clients take 8 KiB of them.
 _LONGEST = 800
 _LONGEST_NAME = 200
+# Fields that are named, each with a shorter text where they are several.
+_MOST_VIOLATIONS = 8
 
 
 class CallError(Exception):
     """A call that ends without an answer, for a reason its caller may know."""
 
     code: int = code_pb2.INTERNAL
+    reason: str = "INTERNAL"
 
     def details(self) -> Sequence[Message]:
-        """google.rpc detail messages for the status."""
+        """google.rpc detail messages for the status, but those that all have."""
         return ()
 
 
 class InvalidInput(CallError):
-    """A field of the request holds something that is not allowed."""
+    """Fields of the request hold something that is not allowed."""
 
     code = code_pb2.INVALID_ARGUMENT
+    reason = "INVALID_FIELD"
 
-    def __init__(self, field: str, description: str) -> None:
-        super().__init__(f"{field}: {description}")
+    def __init__(self, field: str, description: str, *more: "InvalidInput") -> None:
+        """`more` are what other fields are refused for."""
+        super().__init__("; ".join((f"{field}: {description}", *map(str, more))))
         self.field = field
         self.description = description
+        self.violations: list[tuple[str, str]] = [(field, description)]
+        for one in more:
+            self.violations += one.violations
 
     def details(self) -> Sequence[Message]:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(self.field, _LONGEST_NAME), description=_cut(self.description, _LONGEST)
-        )
-        return (error_details_pb2.BadRequest(field_violations=[violation]),)
+        shown = self.violations[:_MOST_VIOLATIONS]
+        longest = _LONGEST // len(shown)
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_cut(field, min(_LONGEST_NAME, longest)), description=_cut(description, longest)
+            )
+            for field, description in shown
+        ]
+        return (error_details_pb2.BadRequest(field_violations=violations),)
+
+
+def refuse(found: Sequence[InvalidInput]) -> None:
+    """Raises all of them as one, if there are any."""
+    if found:
+        first, *more = found
+        raise InvalidInput(first.field, first.description, *more)
 
 
 class NotFound(CallError):
@@ -61,6 +84,7 @@ class NotFound(CallError):
 
     def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
         self.kind = kind
+        self.reason = f"{kind.upper()}_NOT_FOUND"
         self.name = _cut(name, _LONGEST_NAME)
         super().__init__(f"{kind} {self.name!r} is not served here; served: {', '.join(known) or 'none'}")
 
@@ -72,6 +96,7 @@ class AlreadyLoaded(CallError):
     """This very content is served under this name."""
 
     code = code_pb2.ALREADY_EXISTS
+    reason = "ALREADY_LOADED"
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is loaded already")
@@ -86,31 +111,43 @@ class WrongState(CallError):
 
     code = code_pb2.FAILED_PRECONDITION
 
+    def __init__(self, description: str, reason: str, subject: str = "server") -> None:
+        """`subject` is what has to change: a model, an alias, or the server."""
+        super().__init__(description)
+        self.reason = reason
+        self.subject = subject
 
-class WrongTask(CallError):
+    def details(self) -> Sequence[Message]:
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=self.reason, subject=_cut(self.subject, _LONGEST_NAME), description=_cut(str(self), _LONGEST)
+        )
+        return (error_details_pb2.PreconditionFailure(violations=[violation]),)
+
+
+class WrongTask(WrongState):
     """The model exists but does something else."""
 
-    code = code_pb2.UNIMPLEMENTED
-
     def __init__(self, name: str, task: str, methods: str) -> None:
-        super().__init__(f"model {name!r} does {task}: it answers {methods}")
+        super().__init__(f"model {name!r} does {task}: it answers {methods}", "WRONG_TASK", name)
 
 
 class Unauthenticated(CallError):
     """No API key, or one that is not known."""
 
     code = code_pb2.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
 
 
 class NotAllowed(CallError):
     """The API key is known, but not for this."""
 
     code = code_pb2.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class Overloaded(CallError):
     """Turned away for now. `reason` tells a full queue from a spent quota: QUEUE_FULL, QUEUE_TOKENS, QUEUE_WAIT,
-    REQUEST_QUOTA, TOKEN_QUOTA, CALLS (too many run) or UNREAD (too much was not read).
+    REQUEST_QUOTA, TOKEN_QUOTA, CALLS (too many run), REQUESTS (too large ones run) or UNREAD (too much was not read).
     """
 
     code = code_pb2.RESOURCE_EXHAUSTED
@@ -123,36 +160,34 @@ class Overloaded(CallError):
     def details(self) -> Sequence[Message]:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(self.retry_ms)
-        return (
-            error_details_pb2.RetryInfo(retry_delay=delay),
-            error_details_pb2.ErrorInfo(reason=self.reason, domain="tuneserve"),
-        )
+        retry = error_details_pb2.RetryInfo(retry_delay=delay)
+        if not self.reason.endswith("_QUOTA"):
+            return (retry,)
+        violation = error_details_pb2.QuotaFailure.Violation(subject=self.reason, description=str(self))
+        return retry, error_details_pb2.QuotaFailure(violations=[violation])
 
 
 class DeadlinePassed(CallError):
     """The caller's deadline passed while the call waited."""
 
     code = code_pb2.DEADLINE_EXCEEDED
+    reason = "DEADLINE_PASSED"
 
 
 class Unavailable(CallError):
     """The model loads, drains or failed."""
 
     code = code_pb2.UNAVAILABLE
+    reason = "UNAVAILABLE"
 
 
 def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
     """Returns the status a caller gets to see. Only the text of our own errors is passed on."""
-    if isinstance(error, CallError):
-        message, code, details = str(error), error.code, error.details()
-    else:
-        message, code, details = (
-            "internal error; the server's log has more under this request id",
-            code_pb2.INTERNAL,
-            (),
-        )
-    status = status_pb2.Status(code=code, message=f"{_cut(message, _LONGEST)} (request {request_id})")
-    for detail in (*details, error_details_pb2.RequestInfo(request_id=request_id)):
+    if not isinstance(error, CallError):
+        error = CallError("internal error; the server's log has more under this request id")
+    status = status_pb2.Status(code=error.code, message=f"{_cut(str(error), _LONGEST)} (request {request_id})")
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    for detail in (*error.details(), info, error_details_pb2.RequestInfo(request_id=request_id)):
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)

@@ -102,7 +102,7 @@ class Operations:
         async with self._one_at_a_time:
             model = self._models.version(name, version)
             if self._models.is_used(model):
-                raise WrongState(f"an alias points at {model.id}; move it first")
+                raise WrongState(f"an alias points at {model.id}; move it first", "ALIAS_POINTS_AT_IT", model.id)
             await self._unload([model])
 
     async def set_alias(self, alias: pb.Alias, unload_unused: bool) -> pb.Alias:
@@ -131,7 +131,9 @@ class Operations:
             taking.add_done_callback(self._given_up)
             raise
         except StepFailed as error:
-            raise WrongState("the server's disk for adapters is full: free some, or give it another TMPDIR") from error
+            raise WrongState(
+                "the server's disk for adapters is full: free some, or give it another TMPDIR", "DISK_FULL"
+            ) from error
         except UserError as error:
             raise InvalidInput("path", _public(error, directory)) from error
         await model.adapters.add(name, copy)
@@ -167,8 +169,8 @@ class Operations:
     def _route(self, alias: pb.Alias) -> Route:
         targets: list[tuple[Model, int]] = []
         for index, target in enumerate(alias.targets):
-            if not target.weight:
-                raise InvalidInput(f"alias.targets[{index}].weight", "is 0; allowed: 1 or more")
+            if target.weight < 1:
+                raise InvalidInput(f"alias.targets[{index}].weight", f"is {target.weight}; allowed: 1 or more")
             targets.append((self._staying(target), target.weight))
         route = Route(targets, self._staying(alias.shadow) if alias.HasField("shadow") else None)
         if len({model.manifest.task for model in route.models()}) > 1:
@@ -178,7 +180,7 @@ class Operations:
     def _staying(self, target: pb.AliasTarget) -> Model:
         model = self._models.version(target.model, target.version)
         if model.id in self._leaving:
-            raise WrongState(f"{model.id} is being unloaded")
+            raise WrongState(f"{model.id} is being unloaded", "UNLOADING", model.id)
         return model
 
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
@@ -203,7 +205,7 @@ class Operations:
     def _below_root(self, path: str) -> Path:
         root = self._config.models_root
         if root is None:
-            raise WrongState("the server has no models_root to load from")
+            raise WrongState("the server has no models_root to load from", "NO_MODELS_ROOT")
         try:
             wanted = (root / path).resolve()
             is_below = bool(path) and wanted.is_relative_to(root.resolve()) and wanted.is_dir()

@@ -31,7 +31,8 @@ def check(config: ModelConfig, manifest: pb.Checkpoint) -> None:
         where = "on this machine"
     if needed > free:
         raise WrongState(
-            f"the model needs about {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free {where}; unload another"
+            f"the model needs about {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free {where}; unload another",
+            "NO_MEMORY",
         )
 
 

@@ -290,7 +290,9 @@ class Model:
     def check_takes_adapters(self) -> None:
         """Raises WrongState when it takes no LoRA adapters, and Unavailable while it does not answer."""
         if not self.config.max_adapters:
-            raise WrongState(f"model {self.name!r} takes no adapters: set max_adapters in its settings")
+            raise WrongState(
+                f"model {self.name!r} takes no adapters: set max_adapters in its settings", "NO_ADAPTERS", self.name
+            )
         self.check_ready()
 
     async def remove_adapter(self, name: str) -> None:

@@ -137,7 +137,11 @@ class Models:
         """Returns the one version that a name stands for. Raises WrongState for several, and as `get`."""
         targets = self._find(name).targets
         if len(targets) > 1:
-            raise WrongState(f"{name} leads to several versions; name one: {', '.join(m.id for m, _ in targets)}")
+            raise WrongState(
+                f"{name} leads to several versions; name one: {', '.join(m.id for m, _ in targets)}",
+                "SEVERAL_VERSIONS",
+                name,
+            )
         return _noted(targets[0][0])
 
     def _find(self, name: str) -> Route:

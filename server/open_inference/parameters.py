@@ -33,8 +33,7 @@ _EXPECTED = {
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
     FieldDescriptor.CPPTYPE_FLOAT: "a number",
     FieldDescriptor.CPPTYPE_INT32: "a whole number",
-    FieldDescriptor.CPPTYPE_UINT32: "a whole number that is not negative",
-    FieldDescriptor.CPPTYPE_UINT64: "a whole number that is not negative",
+    FieldDescriptor.CPPTYPE_INT64: "a whole number",
     FieldDescriptor.CPPTYPE_STRING: "text",
 }
 

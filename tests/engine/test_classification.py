@@ -9,6 +9,7 @@ import torch
 
 from tuneserve import rows, samples
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import common_pb2
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
@@ -42,7 +43,7 @@ def test_labels_and_scores_equal_transformers(real):
     texts += ["🙂", "naïve café 東京", LONG]
     inputs = [pb.ClassifyInput(text=text) for text in texts]
     response = real.classification.Classify(
-        pb.ClassifyRequest(model="sentiment", inputs=inputs, truncation=pb.TRUNCATION_END)
+        pb.ClassifyRequest(model="sentiment", inputs=inputs, truncation=common_pb2.TRUNCATION_END)
     )
     expected = logits(real.directories["sentiment"], [(text,) for text in texts]).softmax(-1)
     found = scores(response, ["negative", "positive"])
@@ -145,7 +146,7 @@ def test_windows_equal_transformers_pooled(real):
             pb.ClassifyRequest(
                 model="sentiment",
                 inputs=[pb.ClassifyInput(text=text)],
-                truncation=pb.TRUNCATION_WINDOWS,
+                truncation=common_pb2.TRUNCATION_WINDOWS,
                 windows=pb.Windows(overlap=100, pooling=pooling),
                 raw_scores=True,
             )
@@ -183,7 +184,7 @@ def test_spans_of_windows_come_from_the_best_window(real):
             tagged.update(range(*offset))
     [result] = real.classification.ClassifyTokens(
         pb.ClassifyTokensRequest(
-            model="ner", texts=[text], truncation=pb.TRUNCATION_WINDOWS, windows=pb.Windows(overlap=128)
+            model="ner", texts=[text], truncation=common_pb2.TRUNCATION_WINDOWS, windows=pb.Windows(overlap=128)
         )
     ).results
     assert len(result.spans) > 10

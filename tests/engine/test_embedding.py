@@ -6,7 +6,7 @@ import grpc
 import pytest
 import torch
 
-from tuneserve.v1 import classification_pb2, embedding_pb2
+from tuneserve.v1 import common_pb2, embedding_pb2
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
@@ -53,6 +53,6 @@ def test_the_encoders_own_length_counts(real):
     with pytest.raises(grpc.RpcError) as caught:
         embed(real, [text])
     assert "the model takes 256" in caught.value.details()
-    found = embed(real, [text], truncation=classification_pb2.TRUNCATION_END)
+    found = embed(real, [text], truncation=common_pb2.TRUNCATION_END)
     expected = torch.nn.functional.normalize(vectors(real.directories["vectors"], [text]))
     assert torch.allclose(found, expected, atol=1e-3)

@@ -19,6 +19,7 @@ from tuneserve.evaluation import measurement
 from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 pytestmark = [
@@ -113,9 +114,9 @@ def test_it_is_as_good_served_as_it_was_trained(tagger: Path, address: str) -> N
 
 
 UNITS: dict[int, Callable[[str], int]] = {
-    pb.OFFSET_UNIT_CODE_POINT: len,
-    pb.OFFSET_UNIT_UTF8_BYTE: lambda text: len(text.encode()),
-    pb.OFFSET_UNIT_UTF16: lambda text: len(text.encode("utf-16-le")) // 2,
+    common_pb2.OFFSET_UNIT_CODE_POINT: len,
+    common_pb2.OFFSET_UNIT_UTF8_BYTE: lambda text: len(text.encode()),
+    common_pb2.OFFSET_UNIT_UTF16: lambda text: len(text.encode("utf-16-le")) // 2,
 }
 
 
@@ -127,7 +128,7 @@ def test_spans_of_prose(address: str, unit: int, aggregation: int) -> None:
         request = pb.ClassifyTokensRequest(
             model=measurement.MODEL,
             texts=[row["text"] for row in asked],
-            offset_unit=pb.OffsetUnit.Name(unit),
+            offset_unit=common_pb2.OffsetUnit.Name(unit),
             aggregation=pb.Aggregation.Name(aggregation),
         )
         results = ClassificationServiceStub(channel).ClassifyTokens(request, timeout=60).results

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2
 
 pytestmark = pytest.mark.engine
 
@@ -66,7 +66,7 @@ def begin(real, kind: str, chance: random.Random, timeout: float):
             classification_pb2.ClassifyInput(text=TEXT * chance.randint(1, 3)) for _ in range(chance.choice((1, 1, 16)))
         ]
         request = classification_pb2.ClassifyRequest(model=chance.choice(("sentiment", "topics")), inputs=inputs)
-        request.truncation = classification_pb2.TRUNCATION_END
+        request.truncation = common_pb2.TRUNCATION_END
         return real.classification.Classify.future(request, timeout=timeout)
     if kind == "ClassifyTokens":
         request = classification_pb2.ClassifyTokensRequest(model="ner", texts=[TEXT] * chance.randint(1, 4))
@@ -174,9 +174,7 @@ def doomed(real, chance: random.Random) -> list:
     whole = real.generation.Generate.future(generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=story))
     # The first fills the engine, the others wait for it.
     inputs = [classification_pb2.ClassifyInput(text=f"{number} {TEXT}") for number in range(512)]
-    batch = classification_pb2.ClassifyRequest(
-        model="sentiment", inputs=inputs, truncation=classification_pb2.TRUNCATION_END
-    )
+    batch = classification_pb2.ClassifyRequest(model="sentiment", inputs=inputs, truncation=common_pb2.TRUNCATION_END)
     return [streaming, prefill, whole, *(real.classification.Classify.future(batch) for _ in range(3))]
 
 
@@ -217,7 +215,7 @@ def test_a_cancelled_batch_is_not_worked_off(real):
     """The batch is in the engine as a whole: what it has not begun with when the call ends, it never does."""
     inputs = [classification_pb2.ClassifyInput(text=f"{number} {TEXT * 10}") for number in range(128)]
     request = classification_pb2.ClassifyRequest(model="sentiment", inputs=inputs)
-    request.truncation = classification_pb2.TRUNCATION_END
+    request.truncation = common_pb2.TRUNCATION_END
     before = prompt_tokens(real, "sentiment")
     whole = real.classification.Classify(request).usage.prompt_tokens
     assert prompt_tokens(real, "sentiment") - before == whole

@@ -34,7 +34,7 @@ from tuneserve.evaluation.latency import Latency, latency
 from tuneserve.examples import Example, example
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
-from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -140,9 +140,7 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
 
     def classify(batch: Sequence[Row]) -> list[list[tuple[str, float]]]:
         inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
-        request = classification_pb2.ClassifyRequest(
-            model=MODEL, inputs=inputs, truncation=classification_pb2.TRUNCATION_END
-        )
+        request = classification_pb2.ClassifyRequest(model=MODEL, inputs=inputs, truncation=common_pb2.TRUNCATION_END)
         results = call(request, timeout=CALL_SECONDS).results
         return [[(entry.label, entry.score) for entry in result.labels] for result in results]
 
@@ -180,8 +178,8 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
             model=MODEL,
             texts=[row["text"] for row in batch],
             aggregation=classification_pb2.AGGREGATION_FIRST,
-            offset_unit=classification_pb2.OFFSET_UNIT_CODE_POINT,
-            truncation=classification_pb2.TRUNCATION_END,
+            offset_unit=common_pb2.OFFSET_UNIT_CODE_POINT,
+            truncation=common_pb2.TRUNCATION_END,
         )
         results = call(request, timeout=CALL_SECONDS).results
         return [[(span.label, span.start, span.end) for span in result.spans] for result in results]

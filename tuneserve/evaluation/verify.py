@@ -25,7 +25,7 @@ from tuneserve.examples import answer, example
 from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import checkpoint_pb2 as pb
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
@@ -118,7 +118,7 @@ def _texts(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
     for batch in measurement.batches(rows, _BATCH):
         inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
         request = classification_pb2.ClassifyRequest(
-            model=name, inputs=inputs, raw_scores=True, truncation=classification_pb2.TRUNCATION_END
+            model=name, inputs=inputs, raw_scores=True, truncation=common_pb2.TRUNCATION_END
         )
         results = ClassificationServiceStub(channel).Classify(request, timeout=measurement.CALL_SECONDS).results
         for row, result in zip(batch, results, strict=True):
@@ -159,7 +159,7 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
             model=name,
             texts=[text],
             aggregation=classification_pb2.AGGREGATION_SIMPLE,
-            truncation=classification_pb2.TRUNCATION_END,
+            truncation=common_pb2.TRUNCATION_END,
         )
         answer = ClassificationServiceStub(channel).ClassifyTokens(request, timeout=measurement.CALL_SECONDS)
         served = {(span.label, span.start, span.end): span.score for span in answer.results[0].spans}

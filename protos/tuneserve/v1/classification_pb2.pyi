@@ -9,13 +9,6 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Truncation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    TRUNCATION_UNSPECIFIED: _ClassVar[Truncation]
-    TRUNCATION_REJECT: _ClassVar[Truncation]
-    TRUNCATION_END: _ClassVar[Truncation]
-    TRUNCATION_WINDOWS: _ClassVar[Truncation]
-
 class WindowPooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     WINDOW_POOLING_UNSPECIFIED: _ClassVar[WindowPooling]
@@ -29,17 +22,6 @@ class Aggregation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AGGREGATION_FIRST: _ClassVar[Aggregation]
     AGGREGATION_AVERAGE: _ClassVar[Aggregation]
     AGGREGATION_MAX: _ClassVar[Aggregation]
-
-class OffsetUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    OFFSET_UNIT_UNSPECIFIED: _ClassVar[OffsetUnit]
-    OFFSET_UNIT_CODE_POINT: _ClassVar[OffsetUnit]
-    OFFSET_UNIT_UTF8_BYTE: _ClassVar[OffsetUnit]
-    OFFSET_UNIT_UTF16: _ClassVar[OffsetUnit]
-TRUNCATION_UNSPECIFIED: Truncation
-TRUNCATION_REJECT: Truncation
-TRUNCATION_END: Truncation
-TRUNCATION_WINDOWS: Truncation
 WINDOW_POOLING_UNSPECIFIED: WindowPooling
 WINDOW_POOLING_MEAN: WindowPooling
 WINDOW_POOLING_MAX: WindowPooling
@@ -48,10 +30,6 @@ AGGREGATION_SIMPLE: Aggregation
 AGGREGATION_FIRST: Aggregation
 AGGREGATION_AVERAGE: Aggregation
 AGGREGATION_MAX: Aggregation
-OFFSET_UNIT_UNSPECIFIED: OffsetUnit
-OFFSET_UNIT_CODE_POINT: OffsetUnit
-OFFSET_UNIT_UTF8_BYTE: OffsetUnit
-OFFSET_UNIT_UTF16: OffsetUnit
 
 class Windows(_message.Message):
     __slots__ = ("overlap", "pooling")
@@ -87,7 +65,7 @@ class ClassifyRequest(_message.Message):
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[ClassifyInput]
     top_k: int
-    truncation: Truncation
+    truncation: _common_pb2.Truncation
     raw_scores: bool
     threshold: float
     thresholds: _containers.ScalarMap[str, float]
@@ -96,9 +74,9 @@ class ClassifyRequest(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     examples: _containers.RepeatedCompositeFieldContainer[ClassifyExample]
     instruction: str
-    offset_unit: OffsetUnit
+    offset_unit: _common_pb2.OffsetUnit
     priority: int
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[ClassifyInput, _Mapping]]] = ..., top_k: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., raw_scores: _Optional[bool] = ..., threshold: _Optional[float] = ..., thresholds: _Optional[_Mapping[str, float]] = ..., windows: _Optional[_Union[Windows, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[ClassifyExample, _Mapping]]] = ..., instruction: _Optional[str] = ..., offset_unit: _Optional[_Union[OffsetUnit, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[ClassifyInput, _Mapping]]] = ..., top_k: _Optional[int] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., raw_scores: _Optional[bool] = ..., threshold: _Optional[float] = ..., thresholds: _Optional[_Mapping[str, float]] = ..., windows: _Optional[_Union[Windows, _Mapping]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[ClassifyExample, _Mapping]]] = ..., instruction: _Optional[str] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ClassifyExample(_message.Message):
     __slots__ = ("text", "label")
@@ -176,11 +154,11 @@ class ClassifyTokensRequest(_message.Message):
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     aggregation: Aggregation
-    offset_unit: OffsetUnit
-    truncation: Truncation
+    offset_unit: _common_pb2.OffsetUnit
+    truncation: _common_pb2.Truncation
     windows: Windows
     priority: int
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., offset_unit: _Optional[_Union[OffsetUnit, str]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., windows: _Optional[_Union[Windows, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., aggregation: _Optional[_Union[Aggregation, str]] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., windows: _Optional[_Union[Windows, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ClassifyTokensResponse(_message.Message):
     __slots__ = ("results", "usage")
@@ -256,11 +234,11 @@ class RankRequest(_message.Message):
     query: str
     candidates: _containers.RepeatedScalarFieldContainer[str]
     top_k: int
-    truncation: Truncation
+    truncation: _common_pb2.Truncation
     raw_scores: bool
     label: str
     priority: int
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., candidates: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., raw_scores: _Optional[bool] = ..., label: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., candidates: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., raw_scores: _Optional[bool] = ..., label: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
     __slots__ = ("results", "usage")

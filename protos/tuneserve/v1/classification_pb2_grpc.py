@@ -63,7 +63,7 @@ class ClassificationServiceServicer:
 
     def Classify(self, request, context):
         """Scores every label for each input, in one call for a whole batch. The answer has one result per input, in
-        the inputs' order. A bad input fails the call with INVALID_ARGUMENT and the input's index; UNIMPLEMENTED
+        the inputs' order. A bad input fails the call with INVALID_ARGUMENT and the input's index; FAILED_PRECONDITION
         when the model classifies no whole texts. A generation model answers for labels that the call brings along
         (zero-shot, or few-shot with examples).
         """
@@ -72,7 +72,7 @@ class ClassificationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyTokens(self, request, context):
-        """Finds labelled spans in each text. UNIMPLEMENTED when the model is not a token classifier.
+        """Finds labelled spans in each text. FAILED_PRECONDITION when the model is not a token classifier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,13 +24,18 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tuneserve/v1/common.proto\x12\x0ctuneserve.v1\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tuneserve/v1/common.proto\x12\x0ctuneserve.v1\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05*k\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUNCATION_REJECT\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x16\n\x12TRUNCATION_WINDOWS\x10\x03*w\n\nOffsetUnit\x12\x1b\n\x17OFFSET_UNIT_UNSPECIFIED\x10\x00\x12\x1a\n\x16OFFSET_UNIT_CODE_POINT\x10\x01\x12\x19\n\x15OFFSET_UNIT_UTF8_BYTE\x10\x02\x12\x15\n\x11OFFSET_UNIT_UTF16\x10\x03\x42\\\n\x10\x64\x65v.tuneserve.v1B\x0b\x43ommonProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tuneserve.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.tuneserve.v1B\013CommonProtoP\001Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\252\002\014Tuneserve.V1'
+  _globals['_TRUNCATION']._serialized_start=102
+  _globals['_TRUNCATION']._serialized_end=209
+  _globals['_OFFSETUNIT']._serialized_start=211
+  _globals['_OFFSETUNIT']._serialized_end=330
   _globals['_USAGE']._serialized_start=43
   _globals['_USAGE']._serialized_end=100
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Text continued by a generation model. Every call answers UNIMPLEMENTED when the model is of another task.
+    """Text continued by a generation model. Every call answers FAILED_PRECONDITION when the model is of another task.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Text continued by a generation model. Every call answers UNIMPLEMENTED when the model is of another task.
+    """Text continued by a generation model. Every call answers FAILED_PRECONDITION when the model is of another task.
     """
 
     def Generate(self, request, context):
@@ -105,7 +105,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Text continued by a generation model. Every call answers UNIMPLEMENTED when the model is of another task.
+    """Text continued by a generation model. Every call answers FAILED_PRECONDITION when the model is of another task.
     """
 
     @staticmethod

@@ -10,6 +10,7 @@ from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call import request_log
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 
@@ -18,7 +19,7 @@ def request(*texts: str, model: str = "sentiment", **fields) -> pb.ClassifyReque
 
 
 def windowed(*texts: str, explain: pb.Explain | None = None, **fields) -> pb.ClassifyRequest:
-    return request(*texts, truncation=pb.TRUNCATION_WINDOWS, windows=pb.Windows(**fields), explain=explain)
+    return request(*texts, truncation=common_pb2.TRUNCATION_WINDOWS, windows=pb.Windows(**fields), explain=explain)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ async def test_too_long_is_refused_or_cut(served, refused):
     long = "good " * 40
     error = await refused(stub.Classify(request("good", long)), grpc.StatusCode.INVALID_ARGUMENT)
     assert "inputs[1].text: has 42 tokens, the model takes 32" in error.details()
-    response = await stub.Classify(request("good", long, truncation=pb.TRUNCATION_END))
+    response = await stub.Classify(request("good", long, truncation=common_pb2.TRUNCATION_END))
     assert [(result.token_count, result.truncated) for result in response.results] == [(3, False), (32, True)]
     assert served.engines["sentiment"].pooled[-1].token_ids[-1] == 3, "the cut keeps the closing [SEP]"
 
@@ -112,11 +113,13 @@ async def test_too_long_is_refused_or_cut(served, refused):
             pb.ClassifyRequest(
                 model="sentiment",
                 inputs=[pb.ClassifyInput(text="a", text_pair="b")],
-                truncation=pb.TRUNCATION_WINDOWS,
+                truncation=common_pb2.TRUNCATION_WINDOWS,
             ),
             "inputs[0].text_pair",
         ),
         (request("good", threshold=1.5), "threshold"),
+        (request("good", top_k=-1), "top_k"),
+        (windowed("good", overlap=-1), "windows.overlap"),
         (request("good", threshold=float("nan")), "threshold"),
         (request("good", thresholds={"pos": -1}), "thresholds[pos]"),
         (request("good", thresholds={"sadness": 0.5}), "thresholds[sadness]"),
@@ -157,7 +160,7 @@ async def test_unknown_model_lists_what_exists(served, refused):
 async def test_wrong_task_says_what_the_model_does(served, refused):
     error = await refused(
         ClassificationServiceStub(served.channel).Classify(request("good", model="ner")),
-        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
     )
     assert "ClassifyTokens" in error.details()
 
@@ -211,7 +214,7 @@ async def test_words_are_weighed_by_taking_them_out(served, reading):
     reading(engine)
     text = "née good film, bad"
     response = await ClassificationServiceStub(served.channel).Classify(
-        request(text, "!", "bad", explain=pb.Explain(), offset_unit=pb.OFFSET_UNIT_UTF8_BYTE)
+        request(text, "!", "bad", explain=pb.Explain(), offset_unit=common_pb2.OFFSET_UNIT_UTF8_BYTE)
     )
     one = 1 / (1 + np.exp(-1)) - 0.5  # what one word changes
     found = [(word.text, word.start, word.end, round(word.weight, 5)) for word in response.results[0].weights]
@@ -364,7 +367,7 @@ async def test_rank_by_a_label_of_pairs(served, reading):
         ({"label": "joy"}, "label"),
         ({"label": None}, "label"),
         ({"top_k": 0}, "top_k"),
-        ({"truncation": pb.TRUNCATION_WINDOWS}, "truncation"),
+        ({"truncation": common_pb2.TRUNCATION_WINDOWS}, "truncation"),
         ({"truncation": 9}, "truncation"),
     ],
 )
@@ -414,9 +417,9 @@ async def test_tokens_are_counted(own_server, refused):
 @pytest.mark.parametrize(
     ("unit", "encode"),
     [
-        (pb.OFFSET_UNIT_CODE_POINT, lambda text: text),
-        (pb.OFFSET_UNIT_UTF8_BYTE, lambda text: text.encode()),
-        (pb.OFFSET_UNIT_UTF16, lambda text: text.encode("utf-16-le")),
+        (common_pb2.OFFSET_UNIT_CODE_POINT, lambda text: text),
+        (common_pb2.OFFSET_UNIT_UTF8_BYTE, lambda text: text.encode()),
+        (common_pb2.OFFSET_UNIT_UTF16, lambda text: text.encode("utf-16-le")),
     ],
 )
 @pytest.mark.parametrize(
@@ -428,7 +431,7 @@ async def test_spans_slice_the_callers_own_string(served, unit, encode, text):
     )
     spans = response.results[0].spans
     assert spans
-    width = 2 if unit == pb.OFFSET_UNIT_UTF16 else 1
+    width = 2 if unit == common_pb2.OFFSET_UNIT_UTF16 else 1
     for span in spans:
         assert encode(text)[span.start * width : span.end * width] == encode(span.text)
     assert "Hamburg" in text or any("東" in span.text or "京" in span.text or "Merkel" in span.text for span in spans)
@@ -447,7 +450,7 @@ async def test_spans_of_windows_are_those_of_the_whole_text(served, overlap):
     # The fake labels each token by its id alone, so that windows must change nothing but what fits.
     stub, engine = ClassificationServiceStub(served.channel), served.engines["ner"]
     text = "née merkel in hamburg, tokyo 🙂 was good! " * 12
-    call = pb.ClassifyTokensRequest(model="ner", texts=["in tokyo", text], truncation=pb.TRUNCATION_WINDOWS)
+    call = pb.ClassifyTokensRequest(model="ner", texts=["in tokyo", text], truncation=common_pb2.TRUNCATION_WINDOWS)
     call.windows.overlap = overlap
     found = await stub.ClassifyTokens(call)
     assert len(engine.pooled) > 4

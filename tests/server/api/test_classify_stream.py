@@ -47,7 +47,7 @@ async def test_a_bad_item_fails_alone(served):
         [item(1), item(2, ""), item(3, model="nope"), item(4, model="ner"), pb.ClassifyStreamRequest(id=5), item(6)],
     )
     assert [found[id_].WhichOneof("outcome") for id_ in sorted(found)] == ["response", *["error"] * 4, "response"]
-    codes = [code_pb2.INVALID_ARGUMENT, code_pb2.NOT_FOUND, code_pb2.UNIMPLEMENTED, code_pb2.INVALID_ARGUMENT]
+    codes = [code_pb2.INVALID_ARGUMENT, code_pb2.NOT_FOUND, code_pb2.FAILED_PRECONDITION, code_pb2.INVALID_ARGUMENT]
     assert [found[id_].error.code for id_ in (2, 3, 4, 5)] == codes
     violations = error_details_pb2.BadRequest()
     assert found[2].error.details[0].Unpack(violations)

@@ -2,7 +2,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tuneserve.v1 import classification_pb2, embedding_pb2
+from tuneserve.v1 import common_pb2, embedding_pb2
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
 
@@ -42,7 +42,7 @@ async def test_long_texts_are_refused_or_cut(served, refused):
     stub = EmbeddingServiceStub(served.channel)
     error = await refused(stub.Embed(request("good", "good " * 40)), grpc.StatusCode.INVALID_ARGUMENT)
     assert error.details().startswith("texts[1]: has 42 tokens, the model takes 32")
-    response = await stub.Embed(request("good " * 40, truncation=classification_pb2.TRUNCATION_END))
+    response = await stub.Embed(request("good " * 40, truncation=common_pb2.TRUNCATION_END))
     assert (response.results[0].token_count, response.results[0].truncated) == (32, True)
 
 
@@ -54,7 +54,7 @@ async def test_long_texts_are_refused_or_cut(served, refused):
         ({"texts": ["good", " "]}, "texts[1]"),
         ({"dimensions": 0}, "dimensions"),
         ({"dimensions": 4}, "dimensions"),
-        ({"truncation": classification_pb2.TRUNCATION_WINDOWS}, "truncation"),
+        ({"truncation": common_pb2.TRUNCATION_WINDOWS}, "truncation"),
         ({"truncation": 9}, "truncation"),
     ],
 )
@@ -66,6 +66,6 @@ async def test_bad_fields_are_named(served, refused, fields, field):
 
 async def test_other_models_do_not_embed(served, refused):
     error = await refused(
-        EmbeddingServiceStub(served.channel).Embed(request("good", model="chat")), grpc.StatusCode.UNIMPLEMENTED
+        EmbeddingServiceStub(served.channel).Embed(request("good", model="chat")), grpc.StatusCode.FAILED_PRECONDITION
     )
     assert "Generate" in error.details()

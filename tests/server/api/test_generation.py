@@ -143,7 +143,13 @@ NAN = float("nan")
         # More tokens than letters, and each with a space before, too.
         ("bad_words", ["é" * 300]),
         ("bad_words", ["qz" * 5] * 128),
-        ("seed", 1 << 63),
+        ("seed", -1),
+        ("top_k", -1),
+        ("min_tokens", -1),
+        ("max_tokens", -1),
+        ("logprobs", -1),
+        ("stop_token_ids", [5, -1]),
+        ("logit_bias", {-1: 1.0}),
         ("stop", ["x"] * 65),
         ("stop", ["x" * 1025]),
         ("logit_bias", {300: 1.0}),
@@ -169,6 +175,20 @@ async def test_bad_sampling_values_are_named(served, refused, field, value):
     )
     assert f"sampling.{field}" in error.details()
     assert served.engines["chat"].sampled == []
+
+
+async def test_all_bad_values_are_named_at_once(served, refused):
+    sampling = pb.SamplingParams(temperature=-1, top_p=2, n=0)
+    error = await refused(
+        GenerationServiceStub(served.channel).Generate(
+            pb.GenerateRequest(model="chat", prompt=TEXT, sampling=sampling)
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    )
+    bad = error_details_pb2.BadRequest()
+    assert rpc_status.from_call(error).details[0].Unpack(bad)
+    fields = [violation.field for violation in bad.field_violations]
+    assert fields == ["sampling.temperature", "sampling.top_p", "sampling.n"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tuneserve.server.api import zero_shot
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import Delta, EngineFailed, Logprob
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 # `good` begins `good film`, and both share their first letters with `great`.
@@ -205,7 +206,7 @@ async def test_long_texts_are_refused_or_cut(chat, refused):
     text = "the film was good and " * 80
     error = await refused(chat.stub.Classify(request("hm", text)), grpc.StatusCode.INVALID_ARGUMENT)
     assert error.details().startswith("inputs[1].text: makes a prompt of ")
-    response = await chat.stub.Classify(request("hm", text, truncation=pb.TRUNCATION_END))
+    response = await chat.stub.Classify(request("hm", text, truncation=common_pb2.TRUNCATION_END))
     assert [result.truncated for result in response.results] == [False, True]
     longest = max(len(ids) for ids, _ in chat.asked)
     assert 390 <= longest + 1 <= 400
@@ -213,7 +214,7 @@ async def test_long_texts_are_refused_or_cut(chat, refused):
     assert cut.endswith("<|end|><|assistant|>"), "the prompt's own end stays"
     assert text.startswith(cut.removesuffix("<|end|><|assistant|>"))
     error = await refused(
-        chat.stub.Classify(request("hm", instruction=text, truncation=pb.TRUNCATION_END)),
+        chat.stub.Classify(request("hm", instruction=text, truncation=common_pb2.TRUNCATION_END)),
         grpc.StatusCode.INVALID_ARGUMENT,
     )
     assert error.details().startswith("inputs[0].text: can't be cut to fit")
@@ -233,7 +234,7 @@ async def test_long_texts_are_refused_or_cut(chat, refused):
         (request("hm", examples=[pb.ClassifyExample(text="", label="bad")]), "examples[0].text"),
         (request("hm", instruction=""), "instruction"),
         (request(""), "inputs[0].text"),
-        (request("hm", truncation=pb.TRUNCATION_WINDOWS), "truncation"),
+        (request("hm", truncation=common_pb2.TRUNCATION_WINDOWS), "truncation"),
         (request("hm", windows=pb.Windows()), "windows"),
         (request("hm", thresholds={"neutral": 0.5}), "thresholds[neutral]"),
         (
@@ -326,7 +327,7 @@ async def test_masked_text_is_cut_like_any_other(one_model):
         for length in range(280, 300):
             model.engine.max_length = length
             model.asked.clear()
-            await model.stub.Classify(request(text, truncation=pb.TRUNCATION_END))
+            await model.stub.Classify(request(text, truncation=common_pb2.TRUNCATION_END))
             [prompt] = model.prompts()
             assert "some" not in prompt
             assert "@" not in prompt

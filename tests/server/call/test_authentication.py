@@ -284,7 +284,7 @@ def spent(error: grpc.aio.AioRpcError) -> tuple[str, float]:
                 found[kind] = kind.FromString(detail.value)
     retry = found[error_details_pb2.RetryInfo].retry_delay.ToMilliseconds()
     assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == str(retry)
-    assert found[error_details_pb2.ErrorInfo].domain == "tuneserve"
+    assert found[error_details_pb2.ErrorInfo].domain == "tuneserve.dev"
     return found[error_details_pb2.ErrorInfo].reason, retry / 1000
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tuneserve.oip import inference_pb2
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.open_inference import parameters as options
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2
 
 NAMES = tuple(field.name for field in generation_pb2.SamplingParams.DESCRIPTOR.fields)
 
@@ -60,11 +60,10 @@ def test_structured_outputs_of_vllm(given, kind, content):
     [
         ({"max_token": 5}, "parameters.max_token", "is no option of this model; allowed: max_tokens, temperature"),
         ({"a secret\n": 5}, "parameters", "is no option"),
-        ({"max_tokens": "many secrets"}, "parameters.max_tokens", "is not a whole number that is not negative"),
-        ({"max_tokens": -1}, "parameters.max_tokens", "is not a whole number that is not negative"),
-        ({"max_tokens": 1.5}, "parameters.max_tokens", "is not a whole number that is not negative"),
-        ({"max_tokens": 1e300}, "parameters.max_tokens", "is not a whole number that is not negative"),
-        ({"max_tokens": True}, "parameters.max_tokens", "is not a whole number that is not negative"),
+        ({"max_tokens": "many secrets"}, "parameters.max_tokens", "is not a whole number"),
+        ({"max_tokens": 1.5}, "parameters.max_tokens", "is not a whole number"),
+        ({"max_tokens": 1e300}, "parameters.max_tokens", "is not a whole number"),
+        ({"max_tokens": True}, "parameters.max_tokens", "is not a whole number"),
         ({"temperature": [1]}, "parameters.temperature", "is not a number"),
         ({"ignore_eos": 1}, "parameters.ignore_eos", "is not true or false"),
         ({"stop": [1]}, "parameters.stop", "is not a list, each text"),
@@ -89,7 +88,7 @@ def test_what_is_no_option_is_refused_by_name(values, where, what):
 def test_an_enumeration_takes_the_short_word(word):
     message = classification_pb2.ClassifyRequest()
     paths = options.fill([(message, ("truncation", "top_k"))], {"truncation": word}, "parameters")
-    assert message.truncation == classification_pb2.TRUNCATION_END
+    assert message.truncation == common_pb2.TRUNCATION_END
     assert paths == {"truncation": "parameters.truncation"}
     with pytest.raises(InvalidInput, match=r"parameters\.truncation: is not one of reject, end, windows"):
         options.fill([(message, ("truncation",))], {"truncation": "ends"}, "parameters")

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from tuneserve.oip import inference_pb2
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2, generation_pb2, model_pb2
 
 CLASSIFICATION, GENERATION = "/tuneserve.v1.ClassificationService/", "/tuneserve.v1.GenerationService/"
 LENGTH = 512
@@ -86,7 +86,7 @@ def tokenized(large, monkeypatch):
     return lambda: sum(backend.characters for backend in backends)
 
 
-def rank(truncation: classification_pb2.Truncation) -> classification_pb2.RankRequest:
+def rank(truncation: common_pb2.Truncation) -> classification_pb2.RankRequest:
     query, candidates = TEXT * (65536 // len(TEXT)), [f"{TEXT}{number}" for number in range(64)]
     return classification_pb2.RankRequest(
         model="sentiment", query=query, candidates=candidates, label="pos", truncation=truncation
@@ -101,8 +101,8 @@ def zero_shot() -> classification_pb2.ClassifyRequest:
 
 PROMPT = generation_pb2.Prompt(text="x y " * 1_000_000)
 EXPENSIVE = {
-    "a long query": ("Rank", rank(classification_pb2.TRUNCATION_REJECT), 30_000),
-    "a long query, truncated": ("Rank", rank(classification_pb2.TRUNCATION_END), 60_000),
+    "a long query": ("Rank", rank(common_pb2.TRUNCATION_REJECT), 30_000),
+    "a long query, truncated": ("Rank", rank(common_pb2.TRUNCATION_END), 60_000),
     "a long instruction": ("Classify", zero_shot(), 150_000),
     "a long text": (
         "Classify",
@@ -144,7 +144,7 @@ LIMITS = {
         "Classification",
         "ClassifyTokens",
         classification_pb2.ClassifyTokensRequest(
-            model="ner", texts=[FULL] * 256, offset_unit=classification_pb2.OFFSET_UNIT_UTF16
+            model="ner", texts=[FULL] * 256, offset_unit=common_pb2.OFFSET_UNIT_UTF16
         ),
     ),
     "entities of words": (
@@ -160,8 +160,8 @@ LIMITS = {
         classification_pb2.ClassifyTokensRequest(
             model="ner",
             texts=["née " + FULL * 200],
-            truncation=classification_pb2.TRUNCATION_WINDOWS,
-            offset_unit=classification_pb2.OFFSET_UNIT_UTF8_BYTE,
+            truncation=common_pb2.TRUNCATION_WINDOWS,
+            offset_unit=common_pb2.OFFSET_UNIT_UTF8_BYTE,
         ),
     ),
     "labels": (
@@ -184,7 +184,7 @@ LIMITS = {
             model="sentiment",
             inputs=[classification_pb2.ClassifyInput(text="née good " * 64)] * 8,
             explain={},
-            offset_unit=classification_pb2.OFFSET_UNIT_UTF8_BYTE,
+            offset_unit=common_pb2.OFFSET_UNIT_UTF8_BYTE,
         ),
     ),
     "labels of the call": (

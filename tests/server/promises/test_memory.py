@@ -13,7 +13,7 @@ from tuneserve.oip import inference_pb2
 from tuneserve.server.call import shares
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
-from tuneserve.v1 import model_pb2
+from tuneserve.v1 import common_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
@@ -32,7 +32,11 @@ async def test_a_long_query_is_kept_once(server, send):
     """Not once for each candidate: a message of two megabytes took two gigabytes."""
     query = "the film was good " * 100_000
     message = pb.RankRequest(
-        model="sentiment", query=query, candidates=["good"] * 500, label="positive", truncation=pb.TRUNCATION_END
+        model="sentiment",
+        query=query,
+        candidates=["good"] * 500,
+        label="positive",
+        truncation=common_pb2.TRUNCATION_END,
     ).SerializeToString()
     tracemalloc.start()
     try:
@@ -62,7 +66,7 @@ async def test_an_id_that_each_answer_repeats_is_short(server, send):
 async def test_a_text_is_looked_at_no_further_than_its_windows_may_show(server, send, count):
     """A text of 3.9 MB took a gigabyte, and 6 s, until it was refused."""
     text = "a " * (1_900_000 // count)
-    message = pb.ClassifyRequest(model="sentiment", truncation=pb.TRUNCATION_WINDOWS)
+    message = pb.ClassifyRequest(model="sentiment", truncation=common_pb2.TRUNCATION_WINDOWS)
     message.inputs.extend([pb.ClassifyInput(text=text)] * count)
     tracemalloc.start()
     try:
@@ -83,7 +87,7 @@ def large(server, monkeypatch):
     monkeypatch.setattr(server.app._requests, "most", 1 << 20)
     monkeypatch.setattr(server.app._requests, "most_of_one", 1 << 19)
     inputs = [pb.ClassifyInput(text="the film was good " * 5556)]
-    return pb.ClassifyRequest(model="sentiment", inputs=inputs, truncation=pb.TRUNCATION_END)
+    return pb.ClassifyRequest(model="sentiment", inputs=inputs, truncation=common_pb2.TRUNCATION_END)
 
 
 def held(server) -> float:

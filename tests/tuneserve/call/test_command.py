@@ -19,6 +19,7 @@ from tuneserve.v1 import (
     checkpoint_pb2,
     classification_pb2,
     classification_pb2_grpc,
+    common_pb2,
     embedding_pb2,
     embedding_pb2_grpc,
     generation_pb2,
@@ -133,7 +134,7 @@ class Server(
         ]
         result = classification_pb2.Classification(
             labels=labels[: request.top_k or 2],
-            truncated=request.truncation == classification_pb2.TRUNCATION_END,
+            truncated=request.truncation == common_pb2.TRUNCATION_END,
             weights=weights if request.HasField("explain") else [],
         )
         return classification_pb2.ClassifyResponse(results=[result] * len(request.inputs))
@@ -229,7 +230,7 @@ def test_classify(server: Server, target: str) -> None:
     assert [entry.text for entry in server.request.inputs] == ["A quiet film.", "Bad [bold]film[/bold]."]
     assert not server.request.HasField("top_k")
     assert not server.request.inputs[0].HasField("text_pair")
-    assert server.request.truncation == classification_pb2.TRUNCATION_REJECT
+    assert server.request.truncation == common_pb2.TRUNCATION_REJECT
 
 
 def test_classify_options(server: Server, target: str) -> None:
@@ -272,7 +273,7 @@ def test_rank(server: Server, target: str) -> None:
     assert cells(result) == [["0.5000", "three"], ["0.2500", "two", "[x]"]]
     assert (server.request.query, list(server.request.candidates)) == ("why", ["one", "two [x]", "three"])
     assert (server.request.top_k, server.request.label) == (2, "pos")
-    assert server.request.truncation == classification_pb2.TRUNCATION_END
+    assert server.request.truncation == common_pb2.TRUNCATION_END
     assert len(cells(call(target, "rank", "--model", "nli", "why", stdin="a\n\nb\n"))) == 2
     assert not server.request.HasField("label")
 
