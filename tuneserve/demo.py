@@ -189,7 +189,7 @@ def _call(console: Console, models: dict[str, Path]) -> None:
 
 def _stream(channel: grpc.Channel) -> Iterator[str]:
     chat = generation_pb2.Chat(messages=[generation_pb2.ChatMessage(role="user", content=QUESTION)])
-    request = generation_pb2.GenerateStreamRequest(
+    request = generation_pb2.GenerateRequest(
         model="chat",
         prompt=generation_pb2.Prompt(chat=chat),
         sampling=generation_pb2.SamplingParams(max_tokens=48, temperature=0),

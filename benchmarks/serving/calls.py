@@ -106,7 +106,7 @@ def _generate(channel: grpc.aio.Channel, prompts: Iterator[generation.Prompt], s
     async def responses() -> AsyncIterator[generation.GenerateStreamResponse | generation.GenerateResponse]:
         model, prompt = settings.model, next(prompts)
         if settings.stream:
-            request = generation.GenerateStreamRequest(model=model, prompt=prompt, sampling=sampling)
+            request = generation.GenerateRequest(model=model, prompt=prompt, sampling=sampling)
             async for response in stub.GenerateStream(request, **settings.server.options):
                 yield response
         else:

@@ -52,7 +52,7 @@ async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Seque
         return
 
     async def tokens() -> AsyncIterator[int]:
-        request = generation.GenerateStreamRequest(model=job.model, prompt=prompt, sampling=sampling)
+        request = generation.GenerateRequest(model=job.model, prompt=prompt, sampling=sampling)
         async for message in stub.GenerateStream(request):
             outcome.prompt_tokens += message.usage.prompt_tokens
             new = sum(len(completion.token_ids) for completion in message.completions)

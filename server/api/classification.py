@@ -72,7 +72,7 @@ class ClassificationService(ClassificationServiceServicer):
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = await _scores(results, shown)
-            response = pb.ClassifyResponse()
+            response = pb.ClassifyResponse(model_version=model.id)
             # One by one: a message copies what it is given.
             async for one in in_turns(zip(results, scores, strict=True)):
                 response.results.append(convert.classification(*one, shown))
@@ -99,7 +99,7 @@ class ClassificationService(ClassificationServiceServicer):
             rows = iter(await pooled(place, [one.encoded for cut in cuts for one in cut], "token_classify", usage))
         current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
-        response = pb.ClassifyTokensResponse(usage=usage)
+        response = pb.ClassifyTokensResponse(usage=usage, model_version=model.id)
         # Half a million spans, kept as objects, take the garbage collector long to go through.
         labels, sure, noted = list[str](), list[float](), list[str]()
 
@@ -167,7 +167,9 @@ class ClassificationService(ClassificationServiceServicer):
         # By what is returned: probabilities may be equal where logits are not.
         order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]
         return pb.RankResponse(
-            results=[pb.RankedCandidate(index=int(index), score=float(shown[index])) for index in order], usage=usage
+            results=[pb.RankedCandidate(index=int(index), score=float(shown[index])) for index in order],
+            usage=usage,
+            model_version=model.id,
         )
 
 

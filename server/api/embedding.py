@@ -34,4 +34,4 @@ class EmbeddingService(EmbeddingServiceServicer):
             vectors = await pooled(place, [one.encoded for one in tokens], "embed", usage)
         rows = in_turns(zip(vectors, tokens, strict=True))
         results = [convert.embedding(vector, one, dimensions, normalize) async for vector, one in rows]
-        return pb.EmbedResponse(results=results, usage=usage)
+        return pb.EmbedResponse(results=results, usage=usage, model_version=model.id)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneserve.server import concurrency
 from tuneserve.server.api import generation_messages as convert
-from tuneserve.server.api.classification_messages import check_tokens
+from tuneserve.server.api.classification_messages import UNITS, check_enum, check_tokens
 from tuneserve.server.api.pooling import note
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
@@ -16,6 +16,7 @@ from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import Sampling, StructuredOutput
 from tuneserve.server.models.model import Model, Place
 from tuneserve.server.models.registry import Models
+from tuneserve.server.text import spans
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -64,7 +65,7 @@ class GenerationService(GenerationServiceServicer):
             return await concurrency.together(one, range(len(texts)), model.engine.max_num_seqs)
 
     async def GenerateStream(
-        self, request: pb.GenerateStreamRequest, context: Any
+        self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See generation.proto."""
         last = time.monotonic()
@@ -73,7 +74,7 @@ class GenerationService(GenerationServiceServicer):
             wish = await _Wish.of(model, request, stream=True)
             token_ids, sampling = await wish.prepare(request.prompt)
             unfinished = sampling.n
-            usage = common_pb2.Usage(prompt_tokens=len(token_ids))
+            usage, answering = common_pb2.Usage(prompt_tokens=len(token_ids)), model.id
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
             async with aclosing(outputs):
                 async for output in outputs:
@@ -90,24 +91,31 @@ class GenerationService(GenerationServiceServicer):
                     yield pb.GenerateStreamResponse(
                         completions=[await convert.completion(delta) for delta in output],
                         usage=None if unfinished else usage,
+                        model_version=answering,
                     )
+                    answering = ""
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         most = max(model.engine.max_length, _MOST_TOKENIZED)
         with model.admitted():
+            check_enum("offset_unit", request.offset_unit, UNITS)
             if request.prompt.WhichOneof("kind") == "token_ids":
                 ids = _ready_ids(model, request.prompt, most)
-                return pb.TokenizeResponse(tokens=[pb.Token(id=id_) async for id_ in in_turns(ids)])
+                tokens_ = [pb.Token(id=id_) async for id_ in in_turns(ids)]
+                return pb.TokenizeResponse(tokens=tokens_, model_version=model.id)
             seen = await model.redacted(request.prompt, "prompt")
             text, tokens = await _tokens(model, seen.request, most)
             original = seen.original("prompt.text", text).original
+            text = request.prompt.text or text
+            at = spans.positions(text, UNITS[request.offset_unit])
             places = in_turns(zip(tokens.encoded.token_ids, tokens.offsets, strict=True))
             found = [(id_, original(*place)) async for id_, place in places]
             return pb.TokenizeResponse(
-                text=request.prompt.text or text,
-                tokens=[pb.Token(id=id_, start=start, end=end) async for id_, (start, end) in in_turns(found)],
+                text=text,
+                tokens=[pb.Token(id=id_, start=at[start], end=at[end]) async for id_, (start, end) in in_turns(found)],
+                model_version=model.id,
             )
 
 
@@ -121,7 +129,7 @@ class _Wish:
     adapter: str
 
     @classmethod
-    async def of(cls, model: Model, request: pb.GenerateRequest | pb.GenerateStreamRequest, stream: bool) -> "_Wish":
+    async def of(cls, model: Model, request: pb.GenerateRequest, stream: bool) -> "_Wish":
         if request.adapter:
             model.adapter(request.adapter)
         convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
@@ -158,6 +166,7 @@ async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateRe
         usage=common_pb2.Usage(
             prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
         ),
+        model_version=wish.model.id,
     )
 
 

@@ -225,6 +225,7 @@ async def completion(delta: Delta) -> pb.Completion:
         token_ids=delta.token_ids,
         finish_reason=_FINISH[delta.finish],
         stop_text=delta.stop_text,
+        stop_token_id=delta.stop_token_id,
         logprobs=await logprobs(delta.logprobs),
     )
 

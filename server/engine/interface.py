@@ -123,6 +123,7 @@ class Delta:
     logprobs: Sequence[Logprob] = ()
     finish: Literal["stop", "length"] | None = None
     stop_text: str = ""
+    stop_token_id: int | None = None
     prompt_logprobs: Sequence[Logprob] = ()
 
 

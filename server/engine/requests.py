@@ -146,7 +146,7 @@ async def delta(completion: CompletionOutput, output: RequestOutput, sampling: S
         raise RequestRefused(_STRUCTURED)
     if finish in ("abort", "error"):
         raise EngineFailed("generation was aborted")
-    stop_text = completion.stop_reason if isinstance(completion.stop_reason, str) else ""
+    stopped_by = completion.stop_reason
     prompt_logprobs: Sequence[Logprob] = ()
     if output.prompt_logprobs and output.prompt_token_ids:
         # The first prompt token has no logprob: nothing comes before it.
@@ -159,7 +159,8 @@ async def delta(completion: CompletionOutput, output: RequestOutput, sampling: S
         token_ids=token_ids,
         logprobs=await _logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
         finish=finish if finish is None or finish == "length" else "stop",
-        stop_text=stop_text,
+        stop_text=stopped_by if isinstance(stopped_by, str) else "",
+        stop_token_id=stopped_by if isinstance(stopped_by, int) else None,
         prompt_logprobs=prompt_logprobs,
     )
 

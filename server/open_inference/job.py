@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import Message
@@ -29,8 +29,6 @@ _SAMPLING = tuple(
     for field in generation_pb2.SamplingParams.DESCRIPTOR.fields
     if "logprobs" not in field.name
 )
-
-Prompted = TypeVar("Prompted", generation_pb2.GenerateRequest, generation_pb2.GenerateStreamRequest)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Job:
             raise InvalidInput(self._path(shown.field, paths), shown.description) from error
 
     @contextmanager
-    def generation(self, message: Prompted) -> Iterator[Prompted]:
+    def generation(self, message: generation_pb2.GenerateRequest) -> Iterator[generation_pb2.GenerateRequest]:
         """The same for generation, in a request of that kind without a prompt."""
         message.model = self.target
         with self.named((message.sampling, _SAMPLING), (message, ("adapter", "priority"))):

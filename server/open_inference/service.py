@@ -217,7 +217,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             raise InvalidInput(job.texts.path, f"has {len(job.texts.values)} elements; allowed in a stream: 1")
         if not job.flag("exclude_input_in_output", default=True):
             raise InvalidInput(job.given["exclude_input_in_output"].path, "is false; streams hold new text only")
-        with job.generation(generation_pb2.GenerateStreamRequest()) as message:
+        with job.generation(generation_pb2.GenerateRequest()) as message:
             [message.prompt.text] = job.texts.values
             empty = [generation_pb2.Completion(index=index) for index in range(max(1, message.sampling.n))]
             async with aclosing(self._generation.GenerateStream(message, job.context)) as news:  # type: ignore[type-var]

@@ -23,8 +23,8 @@ _PIECE = 1 << 14
 # Names of what the server has: no text of the caller's.
 _NAMES = {
     *("ClassifyRequest.model", "ClassifyTokensRequest.model", "RankRequest.model", "EmbedRequest.model"),
-    *("GenerateRequest.model", "GenerateStreamRequest.model", "TokenizeRequest.model"),
-    *("GenerateRequest.adapter", "GenerateStreamRequest.adapter", "RankRequest.label", "ClassifyRequest.thresholds"),
+    *("GenerateRequest.model", "TokenizeRequest.model"),
+    *("GenerateRequest.adapter", "RankRequest.label", "ClassifyRequest.thresholds"),
 }
 _REFUSED = {
     *("ClassifyRequest.labels", "ClassifyExample.label", "SamplingParams.stop", "SamplingParams.bad_words"),

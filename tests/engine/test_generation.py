@@ -54,9 +54,7 @@ def test_a_stream_adds_up_to_the_unary_answer(real):
     whole = real.generation.Generate(greedy(chat(QUESTIONS[0]), 24)).completions[0]
     sampling = pb.SamplingParams(max_tokens=24, temperature=0)
     messages = list(
-        real.generation.GenerateStream(
-            pb.GenerateStreamRequest(model="chat", prompt=chat(QUESTIONS[0]), sampling=sampling)
-        )
+        real.generation.GenerateStream(pb.GenerateRequest(model="chat", prompt=chat(QUESTIONS[0]), sampling=sampling))
     )
     assert "".join(message.completions[0].text for message in messages) == whole.text
     assert [id_ for message in messages for id_ in message.completions[0].token_ids] == list(whole.token_ids)
@@ -158,9 +156,7 @@ def test_answers_have_the_form_asked_for(real):
 def test_a_form_holds_for_every_completion_and_in_streams(real):
     sampling = pb.SamplingParams(max_tokens=60, n=3, seed=1, structured_output=pb.StructuredOutput(regex=DATE))
     texts = dict.fromkeys(range(3), "")
-    stream = real.generation.GenerateStream(
-        pb.GenerateStreamRequest(model="chat", prompt=chat("When?"), sampling=sampling)
-    )
+    stream = real.generation.GenerateStream(pb.GenerateRequest(model="chat", prompt=chat("When?"), sampling=sampling))
     for message in stream:
         for completion in message.completions:
             texts[completion.index] += completion.text

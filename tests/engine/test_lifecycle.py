@@ -17,14 +17,12 @@ from tuneserve.v1 import generation_pb2 as pb
 pytestmark = pytest.mark.engine
 
 STORY = pb.Prompt(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="Tell me a very long story.")]))
-ENDLESS = pb.GenerateStreamRequest(
-    model="chat", prompt=STORY, sampling=pb.SamplingParams(max_tokens=1500, ignore_eos=True)
-)
+ENDLESS = pb.GenerateRequest(model="chat", prompt=STORY, sampling=pb.SamplingParams(max_tokens=1500, ignore_eos=True))
 CLIENT = """
 import grpc, sys
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-request = pb.GenerateStreamRequest.FromString(bytes.fromhex(sys.argv[2]))
+request = pb.GenerateRequest.FromString(bytes.fromhex(sys.argv[2]))
 for message in GenerationServiceStub(grpc.insecure_channel(sys.argv[1])).GenerateStream(request):
     print("message", flush=True)
 """
@@ -107,9 +105,7 @@ def test_sigterm_drains(real):
     told UNAVAILABLE within the budget, the exit status is 0.
     """
     requests = [
-        pb.GenerateStreamRequest(
-            model="chat", prompt=STORY, sampling=pb.SamplingParams(max_tokens=length, ignore_eos=True)
-        )
+        pb.GenerateRequest(model="chat", prompt=STORY, sampling=pb.SamplingParams(max_tokens=length, ignore_eos=True))
         # Half of them can't finish in time, on any machine.
         for length in [16] * 25 + [1500] * 25
     ]

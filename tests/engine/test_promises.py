@@ -131,7 +131,7 @@ def test_what_callers_send_is_in_no_status_log_or_metric(real):
         # A name, of a model or a label, is what a caller must be told was not found.
         named = getattr(request, "model", "") == CANARY or CANARY in getattr(request, "thresholds", ())
         assert named or CANARY not in f"{caught.value.details()} {caught.value.trailing_metadata()}", request
-    stream = pb.GenerateStreamRequest(model="chat", prompt=pb.Prompt(text=CANARY))
+    stream = pb.GenerateRequest(model="chat", prompt=pb.Prompt(text=CANARY))
     stream.sampling.stop.append(CANARY)
     stream.sampling.max_tokens = 16
     for _ in real.generation.GenerateStream(stream):

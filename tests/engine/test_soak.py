@@ -78,7 +78,7 @@ def begin(real, kind: str, chance: random.Random, timeout: float):
     if kind == "Generate":
         request = generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=sampling)
         return real.generation.Generate.future(request, timeout=timeout)
-    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=prompt, sampling=sampling)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=sampling)
     return real.generation.GenerateStream(request, timeout=timeout)
 
 
@@ -162,14 +162,12 @@ def test_soak(real):
 def doomed(real, chance: random.Random) -> list:
     """Calls in each phase of their lives: streaming, in prefill or waiting for it, in the engine, and in our queue."""
     story = generation_pb2.SamplingParams(max_tokens=1500, ignore_eos=True)
-    request = generation_pb2.GenerateStreamRequest(
-        model="chat", prompt=generation_pb2.Prompt(text=TEXT), sampling=story
-    )
+    request = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text=TEXT), sampling=story)
     streaming = real.generation.GenerateStream(request)
     next(streaming)
     prompt = generation_pb2.Prompt(text=f"{chance.random()} {TEXT * 10}")
     prefill = real.generation.GenerateStream(
-        generation_pb2.GenerateStreamRequest(model="chat", prompt=prompt, sampling=story)
+        generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=story)
     )
     whole = real.generation.Generate.future(generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=story))
     # The first fills the engine, the others wait for it.

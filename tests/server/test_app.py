@@ -145,7 +145,7 @@ async def test_metrics_count_what_happened(own_server):
     await stub.Classify(GOOD)
     with pytest.raises(grpc.aio.AioRpcError):
         await stub.Classify(classification_pb2.ClassifyRequest(model="nope"))
-    request = generation_pb2.GenerateStreamRequest(
+    request = generation_pb2.GenerateRequest(
         model="chat", prompt=generation_pb2.Prompt(text="the"), sampling=generation_pb2.SamplingParams(max_tokens=4)
     )
     async for _ in GenerationServiceStub(own_server.channel).GenerateStream(request):

@@ -51,7 +51,7 @@ def chat_command(
 
     messages = [pb.ChatMessage(role="system", content=system)] if system else []
     messages.append(pb.ChatMessage(role="user", content=stdin_text("QUESTION") if question is None else question))
-    request = pb.GenerateStreamRequest(
+    request = pb.GenerateRequest(
         model=model,
         prompt=pb.Prompt(chat=pb.Chat(messages=messages)),
         sampling=pb.SamplingParams(

@@ -26,7 +26,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from tuneserve.v1 import common_pb2 as tuneserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tuneserve/v1/classification.proto\x12\x0ctuneserve.v1\x1a\x19google/protobuf/any.proto\x1a\x19tuneserve/v1/common.proto\"Y\n\x07Windows\x12\x14\n\x07overlap\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12,\n\x07pooling\x18\x02 \x01(\x0e\x32\x1b.tuneserve.v1.WindowPoolingB\n\n\x08_overlap\"\xd7\x04\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06inputs\x18\x02 \x03(\x0b\x32\x1b.tuneserve.v1.ClassifyInput\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12,\n\ntruncation\x18\x04 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12\x12\n\nraw_scores\x18\x05 \x01(\x08\x12\x16\n\tthreshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x41\n\nthresholds\x18\x07 \x03(\x0b\x32-.tuneserve.v1.ClassifyRequest.ThresholdsEntry\x12&\n\x07windows\x18\x08 \x01(\x0b\x32\x15.tuneserve.v1.Windows\x12&\n\x07\x65xplain\x18\t \x01(\x0b\x32\x15.tuneserve.v1.Explain\x12\x0e\n\x06labels\x18\n \x03(\t\x12/\n\x08\x65xamples\x18\x0b \x03(\x0b\x32\x1d.tuneserve.v1.ClassifyExample\x12\x18\n\x0binstruction\x18\x0c \x01(\tH\x02\x88\x01\x01\x12-\n\x0boffset_unit\x18\r \x01(\x0e\x32\x18.tuneserve.v1.OffsetUnit\x12\x15\n\x08priority\x18\x0e \x01(\x05H\x03\x88\x01\x01\x1a\x31\n\x0fThresholdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x0e\n\x0c_instructionB\x0b\n\t_priority\".\n\x0f\x43lassifyExample\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"/\n\x07\x45xplain\x12\x16\n\tmax_words\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_max_words\"C\n\rClassifyInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"e\n\x10\x43lassifyResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.tuneserve.v1.Classification\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\"\x9e\x01\n\x0e\x43lassification\x12(\n\x06labels\x18\x01 \x03(\x0b\x32\x18.tuneserve.v1.LabelScore\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x0f\n\x07windows\x18\x04 \x01(\x05\x12)\n\x07weights\x18\x05 \x03(\x0b\x32\x18.tuneserve.v1.WordWeight\"F\n\nWordWeight\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x02\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\x8e\x02\n\x15\x43lassifyTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12.\n\x0b\x61ggregation\x18\x03 \x01(\x0e\x32\x19.tuneserve.v1.Aggregation\x12-\n\x0boffset_unit\x18\x04 \x01(\x0e\x32\x18.tuneserve.v1.OffsetUnit\x12,\n\ntruncation\x18\x05 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12&\n\x07windows\x18\x06 \x01(\x0b\x32\x15.tuneserve.v1.Windows\x12\x15\n\x08priority\x18\x07 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_priority\"p\n\x16\x43lassifyTokensResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.tuneserve.v1.TokenClassification\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\"`\n\x13TokenClassification\x12!\n\x05spans\x18\x01 \x03(\x0b\x32\x12.tuneserve.v1.Span\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"N\n\x04Span\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05start\x18\x03 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\"S\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.tuneserve.v1.ClassifyRequest\"\x89\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.tuneserve.v1.ClassifyResponseH\x00\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.tuneserve.v1.ErrorH\x00\x42\t\n\x07outcome\"M\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"\xe1\x01\n\x0bRankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x12\n\ncandidates\x18\x03 \x03(\t\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12,\n\ntruncation\x18\x05 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12\x12\n\nraw_scores\x18\x06 \x01(\x08\x12\x12\n\x05label\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x08 \x01(\x05H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x08\n\x06_labelB\x0b\n\t_priority\"b\n\x0cRankResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.tuneserve.v1.RankedCandidate\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\"/\n\x0fRankedCandidate\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05score\x18\x02 \x01(\x02*`\n\rWindowPooling\x12\x1e\n\x1aWINDOW_POOLING_UNSPECIFIED\x10\x00\x12\x17\n\x13WINDOW_POOLING_MEAN\x10\x01\x12\x16\n\x12WINDOW_POOLING_MAX\x10\x02*\x87\x01\n\x0b\x41ggregation\x12\x1b\n\x17\x41GGREGATION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41GGREGATION_SIMPLE\x10\x01\x12\x15\n\x11\x41GGREGATION_FIRST\x10\x02\x12\x17\n\x13\x41GGREGATION_AVERAGE\x10\x03\x12\x13\n\x0f\x41GGREGATION_MAX\x10\x04\x32\xdf\x02\n\x15\x43lassificationService\x12I\n\x08\x43lassify\x12\x1d.tuneserve.v1.ClassifyRequest\x1a\x1e.tuneserve.v1.ClassifyResponse\x12[\n\x0e\x43lassifyTokens\x12#.tuneserve.v1.ClassifyTokensRequest\x1a$.tuneserve.v1.ClassifyTokensResponse\x12_\n\x0e\x43lassifyStream\x12#.tuneserve.v1.ClassifyStreamRequest\x1a$.tuneserve.v1.ClassifyStreamResponse(\x01\x30\x01\x12=\n\x04Rank\x12\x19.tuneserve.v1.RankRequest\x1a\x1a.tuneserve.v1.RankResponseBd\n\x10\x64\x65v.tuneserve.v1B\x13\x43lassificationProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tuneserve/v1/classification.proto\x12\x0ctuneserve.v1\x1a\x19google/protobuf/any.proto\x1a\x19tuneserve/v1/common.proto\"Y\n\x07Windows\x12\x14\n\x07overlap\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12,\n\x07pooling\x18\x02 \x01(\x0e\x32\x1b.tuneserve.v1.WindowPoolingB\n\n\x08_overlap\"\xd7\x04\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06inputs\x18\x02 \x03(\x0b\x32\x1b.tuneserve.v1.ClassifyInput\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12,\n\ntruncation\x18\x04 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12\x12\n\nraw_scores\x18\x05 \x01(\x08\x12\x16\n\tthreshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x41\n\nthresholds\x18\x07 \x03(\x0b\x32-.tuneserve.v1.ClassifyRequest.ThresholdsEntry\x12&\n\x07windows\x18\x08 \x01(\x0b\x32\x15.tuneserve.v1.Windows\x12&\n\x07\x65xplain\x18\t \x01(\x0b\x32\x15.tuneserve.v1.Explain\x12\x0e\n\x06labels\x18\n \x03(\t\x12/\n\x08\x65xamples\x18\x0b \x03(\x0b\x32\x1d.tuneserve.v1.ClassifyExample\x12\x18\n\x0binstruction\x18\x0c \x01(\tH\x02\x88\x01\x01\x12-\n\x0boffset_unit\x18\r \x01(\x0e\x32\x18.tuneserve.v1.OffsetUnit\x12\x15\n\x08priority\x18\x0e \x01(\x05H\x03\x88\x01\x01\x1a\x31\n\x0fThresholdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x0e\n\x0c_instructionB\x0b\n\t_priority\".\n\x0f\x43lassifyExample\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"/\n\x07\x45xplain\x12\x16\n\tmax_words\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_max_words\"C\n\rClassifyInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"|\n\x10\x43lassifyResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.tuneserve.v1.Classification\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\x9e\x01\n\x0e\x43lassification\x12(\n\x06labels\x18\x01 \x03(\x0b\x32\x18.tuneserve.v1.LabelScore\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x0f\n\x07windows\x18\x04 \x01(\x05\x12)\n\x07weights\x18\x05 \x03(\x0b\x32\x18.tuneserve.v1.WordWeight\"F\n\nWordWeight\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x02\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\x8e\x02\n\x15\x43lassifyTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12.\n\x0b\x61ggregation\x18\x03 \x01(\x0e\x32\x19.tuneserve.v1.Aggregation\x12-\n\x0boffset_unit\x18\x04 \x01(\x0e\x32\x18.tuneserve.v1.OffsetUnit\x12,\n\ntruncation\x18\x05 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12&\n\x07windows\x18\x06 \x01(\x0b\x32\x15.tuneserve.v1.Windows\x12\x15\n\x08priority\x18\x07 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_priority\"\x87\x01\n\x16\x43lassifyTokensResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.tuneserve.v1.TokenClassification\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"`\n\x13TokenClassification\x12!\n\x05spans\x18\x01 \x03(\x0b\x32\x12.tuneserve.v1.Span\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"N\n\x04Span\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05start\x18\x03 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\"S\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.tuneserve.v1.ClassifyRequest\"\x89\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.tuneserve.v1.ClassifyResponseH\x00\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.tuneserve.v1.ErrorH\x00\x42\t\n\x07outcome\"M\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"\xe1\x01\n\x0bRankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x12\n\ncandidates\x18\x03 \x03(\t\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12,\n\ntruncation\x18\x05 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12\x12\n\nraw_scores\x18\x06 \x01(\x08\x12\x12\n\x05label\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x08 \x01(\x05H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x08\n\x06_labelB\x0b\n\t_priority\"y\n\x0cRankResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.tuneserve.v1.RankedCandidate\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"/\n\x0fRankedCandidate\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05score\x18\x02 \x01(\x02*`\n\rWindowPooling\x12\x1e\n\x1aWINDOW_POOLING_UNSPECIFIED\x10\x00\x12\x17\n\x13WINDOW_POOLING_MEAN\x10\x01\x12\x16\n\x12WINDOW_POOLING_MAX\x10\x02*\x87\x01\n\x0b\x41ggregation\x12\x1b\n\x17\x41GGREGATION_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41GGREGATION_SIMPLE\x10\x01\x12\x15\n\x11\x41GGREGATION_FIRST\x10\x02\x12\x17\n\x13\x41GGREGATION_AVERAGE\x10\x03\x12\x13\n\x0f\x41GGREGATION_MAX\x10\x04\x32\xdf\x02\n\x15\x43lassificationService\x12I\n\x08\x43lassify\x12\x1d.tuneserve.v1.ClassifyRequest\x1a\x1e.tuneserve.v1.ClassifyResponse\x12[\n\x0e\x43lassifyTokens\x12#.tuneserve.v1.ClassifyTokensRequest\x1a$.tuneserve.v1.ClassifyTokensResponse\x12_\n\x0e\x43lassifyStream\x12#.tuneserve.v1.ClassifyStreamRequest\x1a$.tuneserve.v1.ClassifyStreamResponse(\x01\x30\x01\x12=\n\x04Rank\x12\x19.tuneserve.v1.RankRequest\x1a\x1a.tuneserve.v1.RankResponseBd\n\x10\x64\x65v.tuneserve.v1B\x13\x43lassificationProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.tuneserve.v1B\023ClassificationProtoP\001Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\252\002\014Tuneserve.V1'
   _globals['_CLASSIFYREQUEST_THRESHOLDSENTRY']._loaded_options = None
   _globals['_CLASSIFYREQUEST_THRESHOLDSENTRY']._serialized_options = b'8\001'
-  _globals['_WINDOWPOOLING']._serialized_start=2590
-  _globals['_WINDOWPOOLING']._serialized_end=2686
-  _globals['_AGGREGATION']._serialized_start=2689
-  _globals['_AGGREGATION']._serialized_end=2824
+  _globals['_WINDOWPOOLING']._serialized_start=2660
+  _globals['_WINDOWPOOLING']._serialized_end=2756
+  _globals['_AGGREGATION']._serialized_start=2759
+  _globals['_AGGREGATION']._serialized_end=2894
   _globals['_WINDOWS']._serialized_start=105
   _globals['_WINDOWS']._serialized_end=194
   _globals['_CLASSIFYREQUEST']._serialized_start=197
@@ -53,33 +53,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYINPUT']._serialized_start=895
   _globals['_CLASSIFYINPUT']._serialized_end=962
   _globals['_CLASSIFYRESPONSE']._serialized_start=964
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1065
-  _globals['_CLASSIFICATION']._serialized_start=1068
-  _globals['_CLASSIFICATION']._serialized_end=1226
-  _globals['_WORDWEIGHT']._serialized_start=1228
-  _globals['_WORDWEIGHT']._serialized_end=1298
-  _globals['_LABELSCORE']._serialized_start=1300
-  _globals['_LABELSCORE']._serialized_end=1342
-  _globals['_CLASSIFYTOKENSREQUEST']._serialized_start=1345
-  _globals['_CLASSIFYTOKENSREQUEST']._serialized_end=1615
-  _globals['_CLASSIFYTOKENSRESPONSE']._serialized_start=1617
-  _globals['_CLASSIFYTOKENSRESPONSE']._serialized_end=1729
-  _globals['_TOKENCLASSIFICATION']._serialized_start=1731
-  _globals['_TOKENCLASSIFICATION']._serialized_end=1827
-  _globals['_SPAN']._serialized_start=1829
-  _globals['_SPAN']._serialized_end=1907
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=1909
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1992
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1995
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=2132
-  _globals['_ERROR']._serialized_start=2134
-  _globals['_ERROR']._serialized_end=2211
-  _globals['_RANKREQUEST']._serialized_start=2214
-  _globals['_RANKREQUEST']._serialized_end=2439
-  _globals['_RANKRESPONSE']._serialized_start=2441
-  _globals['_RANKRESPONSE']._serialized_end=2539
-  _globals['_RANKEDCANDIDATE']._serialized_start=2541
-  _globals['_RANKEDCANDIDATE']._serialized_end=2588
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2827
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=3178
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1088
+  _globals['_CLASSIFICATION']._serialized_start=1091
+  _globals['_CLASSIFICATION']._serialized_end=1249
+  _globals['_WORDWEIGHT']._serialized_start=1251
+  _globals['_WORDWEIGHT']._serialized_end=1321
+  _globals['_LABELSCORE']._serialized_start=1323
+  _globals['_LABELSCORE']._serialized_end=1365
+  _globals['_CLASSIFYTOKENSREQUEST']._serialized_start=1368
+  _globals['_CLASSIFYTOKENSREQUEST']._serialized_end=1638
+  _globals['_CLASSIFYTOKENSRESPONSE']._serialized_start=1641
+  _globals['_CLASSIFYTOKENSRESPONSE']._serialized_end=1776
+  _globals['_TOKENCLASSIFICATION']._serialized_start=1778
+  _globals['_TOKENCLASSIFICATION']._serialized_end=1874
+  _globals['_SPAN']._serialized_start=1876
+  _globals['_SPAN']._serialized_end=1954
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=1956
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=2039
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=2042
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=2179
+  _globals['_ERROR']._serialized_start=2181
+  _globals['_ERROR']._serialized_end=2258
+  _globals['_RANKREQUEST']._serialized_start=2261
+  _globals['_RANKREQUEST']._serialized_end=2486
+  _globals['_RANKRESPONSE']._serialized_start=2488
+  _globals['_RANKRESPONSE']._serialized_end=2609
+  _globals['_RANKEDCANDIDATE']._serialized_start=2611
+  _globals['_RANKEDCANDIDATE']._serialized_end=2658
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2897
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=3248
 # @@protoc_insertion_point(module_scope)

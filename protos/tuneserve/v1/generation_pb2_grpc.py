@@ -42,7 +42,7 @@ class GenerationServiceStub:
                 _registered_method=True)
         self.GenerateStream = channel.unary_stream(
                 '/tuneserve.v1.GenerationService/GenerateStream',
-                request_serializer=tuneserve_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
+                request_serializer=tuneserve_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
         self.Tokenize = channel.unary_unary(
@@ -88,7 +88,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
             ),
             'GenerateStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateStream,
-                    request_deserializer=tuneserve_dot_v1_dot_generation__pb2.GenerateStreamRequest.FromString,
+                    request_deserializer=tuneserve_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
@@ -150,7 +150,7 @@ class GenerationService:
             request,
             target,
             '/tuneserve.v1.GenerationService/GenerateStream',
-            tuneserve_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
+            tuneserve_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             tuneserve_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,

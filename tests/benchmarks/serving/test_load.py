@@ -51,7 +51,6 @@ class Server(
             classification_pb2.ClassifyRequest
             | classification_pb2.ClassifyTokensRequest
             | generation_pb2.GenerateRequest
-            | generation_pb2.GenerateStreamRequest
         ] = []
         self.peers: set[str] = set()
         self.running = 0

@@ -157,6 +157,14 @@ async def test_unknown_model_lists_what_exists(served, refused):
     assert "chat, ner, sentiment, topics" in error.details()
 
 
+async def test_every_answer_says_which_version_gave_it(served):
+    stub = ClassificationServiceStub(served.channel)
+    versions = {model.name: model.id for model in served.app.models}
+    assert (await stub.Classify(request("good"))).model_version == versions["sentiment"]
+    tagged = await stub.ClassifyTokens(pb.ClassifyTokensRequest(model="ner", texts=["in tokyo"]))
+    assert tagged.model_version == versions["ner"]
+
+
 async def test_wrong_task_says_what_the_model_does(served, refused):
     error = await refused(
         ClassificationServiceStub(served.channel).Classify(request("good", model="ner")),

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from tuneserve.server.call import request_log
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import Delta, Sampling, StructuredOutput
+from tuneserve.v1 import common_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
@@ -37,7 +38,7 @@ async def test_generate(served):
 
 
 async def test_stream_sends_deltas_then_usage_once(served):
-    request = pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=5))
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=5))
     messages = [message async for message in GenerationServiceStub(served.channel).GenerateStream(request)]
     assert "".join(message.completions[0].text for message in messages) == "ab" * 5
     assert [message.HasField("usage") for message in messages] == [False] * 4 + [True]
@@ -68,6 +69,34 @@ async def test_tokenize_gives_offsets_and_takes_ids_back(served):
     ids = [token.id for token in response.tokens]
     again = await stub.Tokenize(pb.TokenizeRequest(model="chat", prompt=pb.Prompt(token_ids=pb.TokenIds(ids=ids))))
     assert [token.id for token in again.tokens] == ids
+
+
+@pytest.mark.parametrize(
+    ("unit", "encoded"),
+    [
+        (common_pb2.OFFSET_UNIT_UTF8_BYTE, lambda text: text.encode()),
+        (common_pb2.OFFSET_UNIT_UTF16, lambda text: text.encode("utf-16-le")),
+    ],
+)
+async def test_tokenize_counts_in_the_caller_s_unit(served, unit, encoded):
+    text, width = "née 🎬 good", 2 if unit == common_pb2.OFFSET_UNIT_UTF16 else 1
+    stub, prompt = GenerationServiceStub(served.channel), pb.Prompt(text=text)
+    points = await stub.Tokenize(pb.TokenizeRequest(model="chat", prompt=prompt))
+    units = await stub.Tokenize(pb.TokenizeRequest(model="chat", prompt=prompt, offset_unit=unit))
+    assert points.tokens[-1].end == len(text)
+    for point, one in zip(points.tokens, units.tokens, strict=True):
+        assert one.start * width == len(encoded(text[: point.start]))
+        assert one.end * width == len(encoded(text[: point.end]))
+
+
+async def test_every_answer_says_which_version_gave_it(served):
+    stub = GenerationServiceStub(served.channel)
+    version = next(model.id for model in served.app.models if model.name == "chat")
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=3))
+    assert (await stub.Generate(request)).model_version == version
+    assert (await stub.Tokenize(pb.TokenizeRequest(model="chat", prompt=TEXT))).model_version == version
+    first, *others = [message.model_version async for message in stub.GenerateStream(request)]
+    assert (first, set(others)) == (version, {""})
 
 
 async def test_prompt_logprobs(served):
@@ -214,7 +243,7 @@ async def test_bad_prompts_are_named(served, refused, prompt, field):
 
 
 async def test_streams_refuse_prompt_logprobs(served, refused):
-    request = pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(prompt_logprobs=1))
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(prompt_logprobs=1))
 
     async def read():
         return [message async for message in GenerationServiceStub(served.channel).GenerateStream(request)]
@@ -267,7 +296,7 @@ async def test_unknown_adapters_are_not_found(served, refused):
     info = error_details_pb2.ResourceInfo()
     assert rpc_status.from_call(error).details[0].Unpack(info)
     assert (info.resource_type, info.resource_name) == ("adapter", "polite")
-    stream = stub.GenerateStream(pb.GenerateStreamRequest(model="chat", prompt=TEXT, adapter="polite"))
+    stream = stub.GenerateStream(pb.GenerateRequest(model="chat", prompt=TEXT, adapter="polite"))
     await refused(stream.read(), grpc.StatusCode.NOT_FOUND)
     assert served.engines["chat"].tickets == []
 
@@ -289,7 +318,7 @@ async def test_an_adapter_reaches_the_engine_by_its_content(serve_config, make_l
         engine.tickets.clear()
         for adapter in ("polite", ""):
             await stub.Generate(pb.GenerateRequest(model="chat", prompt=TEXT, adapter=adapter))
-            [message async for message in stub.GenerateStream(pb.GenerateStreamRequest(model="chat", prompt=TEXT))]
+            [message async for message in stub.GenerateStream(pb.GenerateRequest(model="chat", prompt=TEXT))]
         assert [ticket.adapter for ticket in engine.tickets] == [known, "", "", ""]
         assert known != "polite"
 
@@ -327,7 +356,7 @@ def sample(served, name: str) -> float:
 
 async def test_a_streams_first_token_comes_at_once(served):
     served.engines["chat"].delay = 0.3
-    request = pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=50))
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=50))
     call = GenerationServiceStub(served.channel).GenerateStream(request)
     first = await asyncio.wait_for(call.read(), 10)
     assert list(first.completions[0].token_ids) == [7]
@@ -339,10 +368,10 @@ async def test_what_the_engine_has_ready_is_one_message(own_server):
         yield [Delta(0, "a", [5]), Delta(1, "b", [6])]
         yield [Delta(0, "cde", [7, 8, 9])]
         yield [Delta(1, "", [], finish="stop", stop_text="END")]
-        yield [Delta(0, "f", [10], finish="length")]
+        yield [Delta(0, "f", [10], finish="stop", stop_token_id=10)]
 
     own_server.engines["chat"].generate = generate
-    request = pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(n=2))
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(n=2))
     call = GenerationServiceStub(own_server.channel).GenerateStream(request)
     messages = [message async for message in call]
     assert [[(one.index, one.text) for one in message.completions] for message in messages] == [
@@ -354,6 +383,8 @@ async def test_what_the_engine_has_ready_is_one_message(own_server):
     assert [message.HasField("usage") for message in messages] == [False, False, False, True]
     assert messages[2].completions[0].stop_text == "END"
     assert messages[2].completions[0].finish_reason == pb.FINISH_REASON_STOP
+    assert not messages[2].completions[0].HasField("stop_token_id")
+    assert messages[3].completions[0].stop_token_id == 10
     assert messages[3].usage.completion_tokens == 6
     # One first token, and a gap for each later message that brought tokens.
     assert sample(own_server, "tuneserve_time_to_first_token_seconds_count") == 1
@@ -371,7 +402,7 @@ def ended(monkeypatch):
 
 async def test_a_cancelled_stream_counts_what_was_made(own_server, ended, until):
     own_server.engines["chat"].delay = 0.02
-    request = pb.GenerateStreamRequest(model="chat", prompt=IDS, sampling=pb.SamplingParams(max_tokens=50))
+    request = pb.GenerateRequest(model="chat", prompt=IDS, sampling=pb.SamplingParams(max_tokens=50))
     call = GenerationServiceStub(own_server.channel).GenerateStream(request)
     for _ in range(3):
         await call.read()
@@ -414,7 +445,7 @@ async def test_cancelling_a_stream_frees_the_slot(served, until):
     engine = served.engines["chat"]
     engine.delay = 0.05
     call = GenerationServiceStub(served.channel).GenerateStream(
-        pb.GenerateStreamRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=50))
+        pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(max_tokens=50))
     )
     await call.read()
     assert engine.running == 1
@@ -437,7 +468,7 @@ CLIENT = """
 import grpc, sys
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-request = pb.GenerateStreamRequest(model="chat", prompt=pb.Prompt(text="the"), sampling=pb.SamplingParams(max_tokens=9))
+request = pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="the"), sampling=pb.SamplingParams(max_tokens=9))
 for message in GenerationServiceStub(grpc.insecure_channel(sys.argv[1])).GenerateStream(request):
     print("message", flush=True)
 """
@@ -473,7 +504,7 @@ async def test_content_is_logged_only_where_that_was_asked_for(serve_config, mak
             stub, prompt = GenerationServiceStub(server.channel), pb.Prompt(text="the film")
             sampling = pb.SamplingParams(max_tokens=2)
             await stub.Generate(pb.GenerateRequest(model="chat", prompt=prompt, sampling=sampling))
-            request = pb.GenerateStreamRequest(model="chat", prompt=prompt, sampling=sampling)
+            request = pb.GenerateRequest(model="chat", prompt=prompt, sampling=sampling)
             async for _ in stub.GenerateStream(request):
                 pass
         lines = [json.loads(record.message) for record in caplog.records if record.name == "tuneserve.requests"]

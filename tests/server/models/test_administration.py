@@ -319,7 +319,7 @@ async def test_an_adapter_in_use_is_kept_until_its_calls_end(admin, server, unti
     chat, engine = GenerationServiceStub(server.channel), server.engines["chat"]
     await admin.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
     engine.delay = 0.05
-    request = generation_pb2.GenerateStreamRequest(
+    request = generation_pb2.GenerateRequest(
         model="chat",
         prompt=generation_pb2.Prompt(text="the"),
         sampling=generation_pb2.SamplingParams(max_tokens=6),

@@ -39,10 +39,10 @@ def unload(name: str) -> model_pb2.UnloadAdapterRequest:
     return model_pb2.UnloadAdapterRequest(model="chat", adapter=name)
 
 
-def using(name: str, tokens: int = 2) -> generation_pb2.GenerateStreamRequest:
+def using(name: str, tokens: int = 2) -> generation_pb2.GenerateRequest:
     sampling = generation_pb2.SamplingParams(max_tokens=tokens)
     prompt = generation_pb2.Prompt(text="the")
-    return generation_pb2.GenerateStreamRequest(model="chat", prompt=prompt, sampling=sampling, adapter=name)
+    return generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=sampling, adapter=name)
 
 
 @pytest.fixture

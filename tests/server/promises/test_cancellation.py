@@ -80,7 +80,7 @@ def begin(channel: grpc.aio.Channel, method: str, **options):
     if method == "Generate":
         request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
         return GenerationServiceStub(channel).Generate(request, **options)
-    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
     return GenerationServiceStub(channel).GenerateStream(request, **options)
 
 

@@ -28,7 +28,7 @@ def config(make_llama) -> ServerConfig:
 
 def stream(channel: grpc.aio.Channel, tokens: int):
     return GenerationServiceStub(channel).GenerateStream(
-        generation_pb2.GenerateStreamRequest(
+        generation_pb2.GenerateRequest(
             model="chat",
             prompt=generation_pb2.Prompt(text="the film was"),
             sampling=generation_pb2.SamplingParams(max_tokens=tokens),
@@ -48,7 +48,7 @@ async def test_a_client_that_vanished_is_noticed(config, serve_config, raw, unti
     monkeypatch.setattr(connections, "_PING_SECONDS", 1.0)
     async with serve_config(config.model_copy(update={"keepalive_seconds": 1})) as server:
         client = await raw(server.app.address)
-        message = generation_pb2.GenerateStreamRequest(
+        message = generation_pb2.GenerateRequest(
             model="chat",
             prompt=generation_pb2.Prompt(text="the film was"),
             sampling=generation_pb2.SamplingParams(max_tokens=30),

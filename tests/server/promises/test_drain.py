@@ -52,7 +52,7 @@ async def read(call) -> tuple[str, bool]:
 def stream(server, tokens: int):
     sampling = generation_pb2.SamplingParams(max_tokens=tokens)
     prompt = generation_pb2.Prompt(text="the film was")
-    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=prompt, sampling=sampling)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=prompt, sampling=sampling)
     return GenerationServiceStub(server.channel).GenerateStream(request)
 
 

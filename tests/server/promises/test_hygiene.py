@@ -242,7 +242,7 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
             yield classify.Rank, [rank]
     for one in generations():
         yield generate.Generate, [generation_pb2.GenerateRequest(**one)]
-        yield generate.GenerateStream, [generation_pb2.GenerateStreamRequest(**one)]
+        yield generate.GenerateStream, [generation_pb2.GenerateRequest(**one)]
         yield generate.Tokenize, [generation_pb2.TokenizeRequest(model="chat", prompt=one["prompt"])]
     tensors = list(inferences())
     for request in tensors:

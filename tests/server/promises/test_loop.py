@@ -53,7 +53,8 @@ async def large(serve_config, make_bert, make_llama) -> AsyncIterator:
 @pytest.mark.parametrize(("count", "told"), [(1 << 20, "prompt.token_ids.ids"), (4_100_000, "bytes of numbers in one")])
 async def test_megabytes_of_token_ids(large, unheld, send, method, count, told):
     prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[5] * count))
-    message = getattr(generation_pb2, f"{method}Request")(model="chat", prompt=prompt).SerializeToString()
+    kind = generation_pb2.TokenizeRequest if method == "Tokenize" else generation_pb2.GenerateRequest
+    message = kind(model="chat", prompt=prompt).SerializeToString()
     async with unheld():
         code, details = await send(large.app.address, GENERATION + method, [message])
     assert code == grpc.StatusCode.INVALID_ARGUMENT, details
@@ -210,7 +211,7 @@ LIMITS = {
     "a stream": (
         "Generation",
         "GenerateStream",
-        generation_pb2.GenerateStreamRequest(
+        generation_pb2.GenerateRequest(
             model="chat",
             prompt=generation_pb2.Prompt(text="good"),
             sampling=generation_pb2.SamplingParams(n=128, max_tokens=30, logprobs=20),
@@ -430,7 +431,7 @@ RIGHT: dict[str, list[Message]] = {
     "Rank": [classification_pb2.RankRequest(model="sentiment", query="good", candidates=["bad"], label="pos")],
     "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"])],
     "Generate": [generation_pb2.GenerateRequest(model="chat")],
-    "GenerateStream": [generation_pb2.GenerateStreamRequest(model="chat")],
+    "GenerateStream": [generation_pb2.GenerateRequest(model="chat")],
     "Tokenize": [generation_pb2.TokenizeRequest(model="chat")],
     "ModelInfer": [inference_pb2.ModelInferRequest(model_name="topics", inputs=[TENSOR])],
     "ModelStreamInfer": [inference_pb2.ModelInferRequest(model_name="topics", inputs=[TENSOR])],

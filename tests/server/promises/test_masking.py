@@ -55,7 +55,7 @@ def texts_of(descriptor, seen=()) -> list[str]:
 
 REQUESTS = [
     *(classification_pb2.ClassifyRequest, classification_pb2.ClassifyTokensRequest, classification_pb2.RankRequest),
-    *(embedding_pb2.EmbedRequest, pb.GenerateRequest, pb.GenerateStreamRequest, pb.TokenizeRequest),
+    *(embedding_pb2.EmbedRequest, pb.GenerateRequest, pb.TokenizeRequest),
 ]
 
 

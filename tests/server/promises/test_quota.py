@@ -111,7 +111,7 @@ def begin(channel: grpc.aio.Channel, method: str):
     if method == "Generate":
         request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
         return GenerationServiceStub(channel).Generate(request, metadata=KEY)
-    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
     return GenerationServiceStub(channel).GenerateStream(request, metadata=KEY)
 
 

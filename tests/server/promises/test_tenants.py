@@ -73,7 +73,7 @@ async def generate(channel, tenant: str, adapter: str) -> generation_pb2.Generat
 
 
 async def generate_stream(channel, tenant: str, adapter: str) -> generation_pb2.GenerateStreamResponse:
-    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=PROMPT, sampling=SAMPLING, adapter=adapter)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING, adapter=adapter)
     return await GenerationServiceStub(channel).GenerateStream(request, metadata=key(tenant)).read()
 
 

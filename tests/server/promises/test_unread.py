@@ -65,7 +65,7 @@ def unread(channel: grpc.aio.Channel):
 
 
 def stream(channel: grpc.aio.Channel):
-    request = generation_pb2.GenerateStreamRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
+    request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
     return GenerationServiceStub(channel).GenerateStream(request)
 
 
