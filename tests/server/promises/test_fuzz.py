@@ -96,6 +96,8 @@ def integers(low: int, high: int) -> st.SearchStrategy[int]:
 SCALARS: dict[int, st.SearchStrategy] = {
     FieldDescriptor.CPPTYPE_INT32: integers(-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: integers(0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: integers(0, 2**64 - 1),
     FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
     FieldDescriptor.CPPTYPE_FLOAT: st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.floats(width=32)),
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import socket
+import sys
 from collections.abc import Iterator
 
 import grpc
@@ -229,7 +230,8 @@ async def test_no_collection_of_everything_while_calls_run(config, serve_config,
     full: list[int] = []
 
     def noted(phase: str, about: dict[str, int]) -> None:
-        if phase == "stop" and about["generation"] == 2:
+        # Servers of other tests are in this process, too, and have it done when they are idle.
+        if phase == "stop" and about["generation"] == 2 and sys._getframe(1).f_code.co_name != "_collect":
             full.append(1)
 
     async with serve_config(config) as server:
