@@ -6,6 +6,7 @@
     ├── AlreadyLoaded     ALREADY_EXISTS       ResourceInfo
     ├── WrongState        FAILED_PRECONDITION  PreconditionFailure; the message says what has to change first
     │   └── WrongTask                          the message says what the model can do
+    ├── Changed           ABORTED              the message says what was not as the caller saw it
     ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
     ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
     ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms; of a quota, QuotaFailure
@@ -129,6 +130,13 @@ class WrongTask(WrongState):
 
     def __init__(self, name: str, task: str, methods: str) -> None:
         super().__init__(f"model {name!r} does {task}: it answers {methods}", "WRONG_TASK", name)
+
+
+class Changed(CallError):
+    """What the caller saw is not so any more: an etag is another one now."""
+
+    code = code_pb2.ABORTED
+    reason = "CHANGED"
 
 
 class Unauthenticated(CallError):

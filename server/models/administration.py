@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from tuneserve import checkpoint, settings
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server import concurrency, config
-from tuneserve.server.call.errors import AlreadyLoaded, InvalidInput, Unavailable, WrongState
+from tuneserve.server.call.errors import AlreadyLoaded, Changed, InvalidInput, NotFound, Unavailable, WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import options as engine_options
 from tuneserve.server.metrics import Metrics
@@ -24,7 +24,8 @@ from tuneserve.server.models.model import Model
 from tuneserve.server.models.registry import Models, Route, to_proto
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.text import redaction
-from tuneserve.v1 import model_pb2 as pb
+from tuneserve.v1 import model_admin_pb2 as pb
+from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Operations:
         self._supervisor.watch(model)
 
     async def load(self, request: pb.LoadModelRequest) -> Model:
-        """Loads a version beside those there are. See ModelService.LoadModel."""
+        """Loads a version beside those there are. See ModelAdminService.LoadModel."""
         async with self._one_at_a_time:
             if not config.is_name(request.model):
                 raise InvalidInput("model", f"is not a name: {config.A_NAME}")
@@ -97,31 +98,46 @@ class Operations:
             logger.info("model %s: loaded", model.id)
             return model
 
-    async def unload(self, name: str, version: str) -> None:
-        """Drains a version and ends it. See ModelService.UnloadModel."""
+    async def unload(self, id_: str) -> None:
+        """Drains a version, NAME@VERSION, and ends it. See ModelAdminService.UnloadModel."""
         async with self._one_at_a_time:
-            model = self._models.version(name, version)
+            model = self._models.by_id("model", id_)
             if self._models.is_used(model):
                 raise WrongState(f"an alias points at {model.id}; move it first", "ALIAS_POINTS_AT_IT", model.id)
             await self._unload([model])
 
-    async def set_alias(self, alias: pb.Alias, unload_unused: bool) -> pb.Alias:
-        """Moves an alias, and returns it as it is now. See ModelService.SetAlias."""
+    async def set_alias(self, alias: model_pb2.Alias, unload_unused: bool) -> model_pb2.Alias:
+        """Moves an alias, and returns it as it is now. See ModelAdminService.SetAlias."""
+        if not config.is_name(alias.name):
+            raise InvalidInput("alias.name", f"is not a name: {config.A_NAME}")
+        if not alias.targets:
+            raise InvalidInput("alias.targets", "is empty; at least one is needed")
+        route = self._route(alias)
+        await self._move(alias.name, alias.etag, route, unload_unused)
+        return to_proto(alias.name, route)
+
+    async def delete_alias(self, name: str, etag: str, unload_unused: bool) -> None:
+        """Takes an alias away. See ModelAdminService.DeleteAlias."""
+        if self._models.route(name) is None:
+            raise NotFound("alias", name, list(self._models.routes))
+        await self._move(name, etag, None, unload_unused)
+
+    async def _move(self, name: str, etag: str, route: Route | None, unload_unused: bool) -> None:
         # At once, whatever is being loaded meanwhile: this is how a bad version is taken back.
-        route = self._route(alias) if alias.targets else None
-        before = self._models.route(alias.name)
-        self._models.set_route(alias.name, route)
+        before = self._models.route(name)
+        if etag and etag != (to_proto(name, before).etag if before else ""):
+            raise Changed(f"alias {name} is not what it was when it had that etag; look at it again")
+        self._models.set_route(name, route)
         await self._health.publish()
-        logger.info("alias %s: moved", alias.name)
+        logger.info("alias %s: %s", name, "moved" if route else "removed")
         if unload_unused and before:
             async with self._one_at_a_time:
                 # Another change may have come first.
                 there = [model for model in before.models() if any(model is other for other in self._models)]
                 await self._unload([model for model in there if not self._models.is_used(model)])
-        return to_proto(alias.name, route) if route else pb.Alias(name=alias.name)
 
     async def load_adapter(self, model: Model, name: str, path: str) -> str:
-        """Loads a LoRA adapter, and returns its version. See ModelService.LoadAdapter."""
+        """Loads a LoRA adapter, and returns its version. See ModelAdminService.LoadAdapter."""
         model.check_takes_adapters()
         directory = self._below_root(path)
         taking = asyncio.ensure_future(asyncio.to_thread(self._store.take, directory, model.config.max_adapter_rank))
@@ -166,19 +182,19 @@ class Operations:
         self._metrics.forget(model.name, model.version)
         logger.info("model %s: unloaded", model.id)
 
-    def _route(self, alias: pb.Alias) -> Route:
+    def _route(self, alias: model_pb2.Alias) -> Route:
         targets: list[tuple[Model, int]] = []
         for index, target in enumerate(alias.targets):
             if target.weight < 1:
                 raise InvalidInput(f"alias.targets[{index}].weight", f"is {target.weight}; allowed: 1 or more")
-            targets.append((self._staying(target), target.weight))
-        route = Route(targets, self._staying(alias.shadow) if alias.HasField("shadow") else None)
+            targets.append((self._staying(f"alias.targets[{index}].model", target.model), target.weight))
+        route = Route(targets, self._staying("alias.shadow", alias.shadow) if alias.shadow else None)
         if len({model.manifest.task for model in route.models()}) > 1:
             raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
         return route
 
-    def _staying(self, target: pb.AliasTarget) -> Model:
-        model = self._models.version(target.model, target.version)
+    def _staying(self, field: str, id_: str) -> Model:
+        model = self._models.by_id(field, id_)
         if model.id in self._leaving:
             raise WrongState(f"{model.id} is being unloaded", "UNLOADING", model.id)
         return model

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.errors import CallError, InvalidInput, Unavailable
 from tuneserve.server.models.registry import Models, Route
-from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
 
 _CLASSIFICATION = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name
 SERVICES: dict[int, str] = {
@@ -28,7 +28,10 @@ SERVICES: dict[int, str] = {
     checkpoint_pb2.TASK_GENERATION: generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     checkpoint_pb2.TASK_EMBEDDING: embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
 }
-MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+MODEL_SERVICES = (
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    model_admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name,
+)
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 # Of a request: the names that there are have less.
@@ -60,7 +63,7 @@ class Health:
         serving = {service: _any_serves(of) for service, of in of_service.items()}
         if self._names:
             serving |= {f"models/{alias}": route.serves for alias, route in routes.items()}
-        self.servicer.show({"": _any_serves(routes.values()), MODEL_SERVICE: True, **serving})
+        self.servicer.show({"": _any_serves(routes.values()), **dict.fromkeys(MODEL_SERVICES, True), **serving})
 
     async def drain(self) -> None:
         """Says NOT_SERVING for good."""

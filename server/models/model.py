@@ -319,6 +319,7 @@ class Model:
             task=self.manifest.task,
             state=self.state,
             version=self.version,
+            id=self.id,
             quantization=self.manifest.quantization,
             labels=self.labels,
             limits=model_pb2.Limits(

@@ -4,6 +4,7 @@ A caller's name is an alias first, and NAME@VERSION reaches one version directly
 splits its calls by weight; moving it is one assignment, so every call goes to the old or to the new.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tuneserve.server.models.model import Model
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
+_ETAG_DIGITS = 16
 METHODS = {
     pb.TASK_SEQUENCE_CLASSIFICATION: "ClassificationService.Classify, ClassifyStream and Rank",
     pb.TASK_TOKEN_CLASSIFICATION: "ClassificationService.ClassifyTokens",
@@ -105,6 +107,13 @@ class Models:
             raise NotFound("version", f"{name}@{version}", [f"{name}@{known}" for known in sorted(versions)])
         return versions[version]
 
+    def by_id(self, field: str, id_: str) -> Model:
+        """Returns one version, NAME@VERSION. Raises InvalidInput naming the field, and NotFound."""
+        name, separator, version = id_.partition("@")
+        if not separator:
+            raise InvalidInput(field, "is not NAME@VERSION")
+        return self.version(name, version)
+
     def has(self, model: Model) -> bool:
         """Whether this very content is loaded under this name."""
         return model.version in self._versions.get(model.name, {})
@@ -183,12 +192,10 @@ def _noted(model: Model) -> Model:
 
 def to_proto(alias: str, route: Route) -> model_pb2.Alias:
     """The public description of a route."""
-    shadow = route.shadow
-    return model_pb2.Alias(
+    described = model_pb2.Alias(
         name=alias,
-        targets=[
-            model_pb2.AliasTarget(model=model.name, version=model.version, weight=weight)
-            for model, weight in route.targets
-        ],
-        shadow=model_pb2.AliasTarget(model=shadow.name, version=shadow.version) if shadow else None,
+        targets=[model_pb2.AliasTarget(model=model.id, weight=weight) for model, weight in route.targets],
+        shadow=route.shadow.id if route.shadow else "",
     )
+    described.etag = hashlib.sha256(described.SerializeToString(deterministic=True)).hexdigest()[:_ETAG_DIGITS]
+    return described

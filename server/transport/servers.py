@@ -8,15 +8,22 @@ from tuneserve.oip import inference_pb2, inference_pb2_grpc
 from tuneserve.server.api.classification import ClassificationService
 from tuneserve.server.api.embedding import EmbeddingService
 from tuneserve.server.api.generation import GenerationService
+from tuneserve.server.api.model_admin_service import ModelAdminService
 from tuneserve.server.api.model_service import ModelService
 from tuneserve.server.config import ServerConfig, host_and_port
 from tuneserve.server.models.administration import Operations
-from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICE, SERVICES, Health
+from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, SERVICES, Health
 from tuneserve.server.models.registry import Models
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.interceptor import CallInterceptor
-from tuneserve.v1 import classification_pb2_grpc, embedding_pb2_grpc, generation_pb2_grpc, model_pb2_grpc
+from tuneserve.v1 import (
+    classification_pb2_grpc,
+    embedding_pb2_grpc,
+    generation_pb2_grpc,
+    model_admin_pb2_grpc,
+    model_pb2_grpc,
+)
 
 _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -39,7 +46,7 @@ def public(
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
     inference = InferenceService(models, classification, embedding, generation)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-    _reflect(server, *SERVICES.values(), MODEL_SERVICE, _INFERENCE_SERVICE, HEALTH_SERVICE)
+    _reflect(server, *SERVICES.values(), *MODEL_SERVICES, _INFERENCE_SERVICE, HEALTH_SERVICE)
     return server
 
 
@@ -49,7 +56,7 @@ def admin(
     """Returns the administrators' port: models and health."""
     options = connections.options(config, connections.MOST_BESIDE)
     server = _with_models(interceptor, models, operations, health, options)
-    _reflect(server, MODEL_SERVICE, HEALTH_SERVICE)
+    _reflect(server, *MODEL_SERVICES, HEALTH_SERVICE)
     return server
 
 
@@ -82,7 +89,8 @@ def _with_models(
     options: list[tuple[str, int]],
 ) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=[interceptor], options=options)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models, operations), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), server)
+    model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(models, operations), server)
     health.servicer.add_to(server)
     return server
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -28,6 +29,7 @@ from tuneserve.serving import Server, launched
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 TOPICS = ["acting", "music", "plot"]
@@ -48,7 +50,7 @@ class Real:
     classification: ClassificationServiceStub
     embedding: EmbeddingServiceStub
     generation: GenerationServiceStub
-    models: ModelServiceStub  # on the administrators' port
+    models: Any  # every call of ModelService and ModelAdminService, on the administrators' port
     directories: dict[str, Path]
     collector: Any  # of the server's spans, and of its engines'
     trouble: Path  # written to, it makes an engine's next step slow, or endless (trouble.py)
@@ -232,7 +234,7 @@ def real(
             ClassificationServiceStub(channel),
             EmbeddingServiceStub(channel),
             GenerationServiceStub(channel),
-            ModelServiceStub(admin),
+            SimpleNamespace(**vars(ModelServiceStub(admin)), **vars(ModelAdminServiceStub(admin))),
             directories,
             collector,
             folder / "trouble",

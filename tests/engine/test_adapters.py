@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneserve.v1 import generation_pb2, model_pb2
+from tuneserve.v1 import generation_pb2, model_admin_pb2, model_pb2
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
@@ -66,14 +66,14 @@ def load(real) -> Iterator:
     loaded: set[str] = set()
 
     def make(name: str, path: str) -> model_pb2.Adapter:
-        request = model_pb2.LoadAdapterRequest(model="chat", adapter=name, path=path)
+        request = model_admin_pb2.LoadAdapterRequest(model="chat", adapter=name, path=path)
         adapter = real.models.LoadAdapter(request).adapter
         loaded.add(name)
         return adapter
 
     yield make
     for name in loaded:
-        real.models.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter=name))
+        real.models.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter=name))
 
 
 def next_token(real, ids: list[int], adapter: str) -> dict[int, float]:
@@ -127,8 +127,8 @@ def test_other_content_under_a_name_replaces_it(real, ids, expected, load):
 
 
 def test_an_unloaded_adapter_is_not_found(real, ids, expected):
-    real.models.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="brief", path="adapter"))
-    real.models.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="brief"))
+    real.models.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", adapter="brief", path="adapter"))
+    real.models.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="brief"))
     with pytest.raises(grpc.RpcError) as caught:
         next_token(real, ids, "brief")
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
@@ -143,6 +143,6 @@ def test_an_adapter_of_another_model_is_refused(real, ids, expected):
     wider = {name: torch.cat([one, one], -1) if "lora_A" in name else one for name, one in tensors.items()}
     save_file(wider, wrong / "adapter_model.safetensors")
     with pytest.raises(grpc.RpcError) as caught:
-        real.models.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="wrong", path="wrong"))
+        real.models.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", adapter="wrong", path="wrong"))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert distance(next_token(real, ids, ""), expected[""]) < CLOSE

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import samples
 from tuneserve.server.api import generation_messages as convert
-from tuneserve.v1 import classification_pb2, embedding_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, model_admin_pb2
 from tuneserve.v1 import generation_pb2 as pb
 
 pytestmark = pytest.mark.engine
@@ -122,8 +122,11 @@ def test_what_callers_send_is_in_no_status_log_or_metric(real):
         answer(call)
     bad = bad_calls(real, CANARY)
     administration = [
-        (real.models.LoadModel, model_pb2.LoadModelRequest(model="another", path=CANARY)),
-        (real.models.LoadAdapter, model_pb2.LoadAdapterRequest(model="chat", adapter="style", path=f"../{CANARY}")),
+        (real.models.LoadModel, model_admin_pb2.LoadModelRequest(model="another", path=CANARY)),
+        (
+            real.models.LoadAdapter,
+            model_admin_pb2.LoadAdapterRequest(model="chat", adapter="style", path=f"../{CANARY}"),
+        ),
     ]
     for method, request in [*bad, *administration]:
         with pytest.raises(grpc.RpcError) as caught:

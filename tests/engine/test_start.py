@@ -10,8 +10,8 @@ import yaml
 from tuneserve import samples
 from tuneserve.server.engine import processes as engine_processes
 from tuneserve.serving import Server, launched
-from tuneserve.v1.model_pb2 import LoadModelRequest
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+from tuneserve.v1.model_admin_pb2 import LoadModelRequest
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +27,7 @@ def test_a_load_that_is_given_up_leaves_no_process(tmp_path):
     config.write_text(yaml.safe_dump({"admin_listen": "127.0.0.1:0", "models_root": str(model.parent)}))
     load = LoadModelRequest(model="vectors", path=model.name)
     with launched("--config", str(config)) as server, grpc.insecure_channel(server.addresses.admin) as channel:
-        stub = ModelServiceStub(channel)
+        stub = ModelAdminServiceStub(channel)
         call = stub.LoadModel.future(load)
         deadline = time.monotonic() + 300
         while not (begun := engines(server)):

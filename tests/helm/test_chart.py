@@ -21,7 +21,7 @@ from hypothesis_jsonschema import from_schema
 import tuneserve
 from tuneserve.server import config as server_config
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.models.health import MODEL_SERVICE
+from tuneserve.server.models.health import MODEL_SERVICES
 from tuneserve.server.text import redaction
 from tuneserve.settings import Settings
 
@@ -242,7 +242,7 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
     assert server["startupProbe"]["failureThreshold"] * server["startupProbe"]["periodSeconds"] >= 602
     leaves, ends = int(server["lifecycle"]["preStop"]["exec"]["command"][1]), 20
     assert pod["terminationGracePeriodSeconds"] >= leaves + 3 + 60 + ends
-    assert [server[probe]["grpc"].get("service") for probe in PROBES] == [None, None, MODEL_SERVICE]
+    assert [server[probe]["grpc"].get("service") for probe in PROBES] == [None, None, MODEL_SERVICES[0]]
     assert server["command"] == ["tuneserve", "serve", "--config", "/etc/tuneserve/server.yaml"]
 
 

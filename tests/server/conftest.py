@@ -17,6 +17,8 @@ from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -196,6 +198,14 @@ async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
     )
     async with served_by(config) as server:
         yield server
+
+
+class Models:
+    """Every call of ModelService and of ModelAdminService."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        for stub in (ModelServiceStub(channel), ModelAdminServiceStub(channel)):
+            vars(self).update(vars(stub))
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,7 @@ async def test_health_per_service_and_overall(served):
         "tuneserve.v1.ClassificationService",
         "tuneserve.v1.GenerationService",
         "tuneserve.v1.EmbeddingService",
+        "tuneserve.v1.ModelAdminService",
         "tuneserve.v1.ModelService",
         "models/chat",
     ):

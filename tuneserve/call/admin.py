@@ -1,6 +1,6 @@
 """`tuneserve call admin`: what an administrator does to a running server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,11 +36,16 @@ def models_command(server: Server, as_json: bool) -> None:
     from tuneserve.v1 import model_pb2
     from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+    models, aliases = model_pb2.ListModelsResponse(), model_pb2.ListAliasesResponse()
     with connected(server) as channel:
-        response = ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(), **server.options)
+        stub = ModelServiceStub(channel)
+        for page in _pages(stub.ListModels, model_pb2.ListModelsRequest(), server):
+            models.models.extend(page.models)
+        for page in _pages(stub.ListAliases, model_pb2.ListAliasesRequest(), server):
+            aliases.aliases.extend(page.aliases)
     if as_json:
-        return print_json(response)
-    _print_models(response.models, response.aliases)
+        return print_json(models, aliases)
+    _print_models(models.models, aliases.aliases)
 
 
 @admin_command.command("load")
@@ -62,13 +67,13 @@ def load_command(model: str, path: str, settings: Sequence[str], server: Server,
     """
     from google.protobuf import json_format, struct_pb2
 
-    from tuneserve.v1 import model_pb2
-    from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+    from tuneserve.v1 import model_admin_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
     given = json_format.ParseDict(_settings(settings), struct_pb2.Struct()) if settings else None
-    request = model_pb2.LoadModelRequest(model=model, path=path, settings=given)
+    request = model_admin_pb2.LoadModelRequest(model=model, path=path, settings=given)
     with connected(server) as channel:
-        response = ModelServiceStub(channel).LoadModel(request, **server.options)
+        response = ModelAdminServiceStub(channel).LoadModel(request, **server.options)
     print_json(response) if as_json else _print_models([response.model], [])
 
 
@@ -77,13 +82,12 @@ def load_command(model: str, path: str, settings: Sequence[str], server: Server,
 @client_options(timeout=300.0)
 def unload_command(version: str, server: Server, as_json: bool) -> None:
     """Let a version end its calls, and unload it. Refused while an alias points at it."""
-    from tuneserve.v1 import model_pb2
-    from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+    from tuneserve.v1 import model_admin_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
-    target = _target(version)
-    request = model_pb2.UnloadModelRequest(model=target.model, version=target.version)
+    request = model_admin_pb2.UnloadModelRequest(model=_version(version))
     with connected(server) as channel:
-        response = ModelServiceStub(channel).UnloadModel(request, **server.options)
+        response = ModelAdminServiceStub(channel).UnloadModel(request, **server.options)
     print_json(response) if as_json else click.echo(f"{version} is gone")
 
 
@@ -92,6 +96,7 @@ def unload_command(version: str, server: Server, as_json: bool) -> None:
 @click.argument("targets", nargs=-1, metavar="[MODEL@VERSION[=WEIGHT]]...")
 @click.option("--shadow", metavar="MODEL@VERSION", help="Gets copies of unary inference calls; answers are compared.")
 @click.option("--remove", is_flag=True, help="Take the alias away.")
+@click.option("--etag", help="Only if the alias is still what had this etag: `models --json` shows them.")
 @click.option("--unload-unused", is_flag=True, help="Unload versions that no alias points at any more.")
 @client_options(timeout=300.0)
 def alias_command(
@@ -99,27 +104,29 @@ def alias_command(
     targets: Sequence[str],
     shadow: str | None,
     remove: bool,
+    etag: str | None,
     unload_unused: bool,
     server: Server,
     as_json: bool,
 ) -> None:
     """Point NAME at a version, or split its calls over several by weight. At once, for all later calls."""
-    from tuneserve.v1 import model_pb2
-    from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+    from tuneserve.v1 import model_admin_pb2, model_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
     if remove == bool(targets) or (remove and shadow):
         raise click.UsageError("give at least one MODEL@VERSION, or --remove alone")
-    alias = model_pb2.Alias(
-        name=name,
-        targets=[_target(target, weighted=True) for target in targets],
-        shadow=_target(shadow) if shadow else None,
-    )
-    request = model_pb2.SetAliasRequest(alias=alias, unload_unused=unload_unused)
     with connected(server) as channel:
-        response = ModelServiceStub(channel).SetAlias(request, **server.options)
-    if as_json:
-        return print_json(response)
-    click.echo(f"{name} is removed" if remove else f"{name} -> {_described(response.alias)}")
+        stub = ModelAdminServiceStub(channel)
+        if remove:
+            gone = model_admin_pb2.DeleteAliasRequest(name=name, etag=etag or "", unload_unused=unload_unused)
+            deleted = stub.DeleteAlias(gone, **server.options)
+            return print_json(deleted) if as_json else click.echo(f"{name} is removed")
+        alias = model_pb2.Alias(
+            name=name, targets=map(_target, targets), shadow=_version(shadow) if shadow else "", etag=etag or ""
+        )
+        request = model_admin_pb2.SetAliasRequest(alias=alias, unload_unused=unload_unused)
+        response = stub.SetAlias(request, **server.options)
+    print_json(response) if as_json else click.echo(f"{name} -> {_described(response.alias)}")
 
 
 @admin_command.command("load-adapter")
@@ -132,12 +139,12 @@ def load_adapter_command(model: str, adapter: str, path: str, server: Server, as
 
     Other content under a NAME in use replaces it for later calls; running ones end with what they began with.
     """
-    from tuneserve.v1 import model_pb2
-    from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+    from tuneserve.v1 import model_admin_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
-    request = model_pb2.LoadAdapterRequest(model=model, adapter=adapter, path=path)
+    request = model_admin_pb2.LoadAdapterRequest(model=model, adapter=adapter, path=path)
     with connected(server) as channel:
-        response = ModelServiceStub(channel).LoadAdapter(request, **server.options)
+        response = ModelAdminServiceStub(channel).LoadAdapter(request, **server.options)
     print_json(response) if as_json else click.echo(f"{adapter} is loaded, version {response.adapter.version}")
 
 
@@ -147,27 +154,42 @@ def load_adapter_command(model: str, adapter: str, path: str, server: Server, as
 @client_options(timeout=300.0)
 def unload_adapter_command(model: str, adapter: str, server: Server, as_json: bool) -> None:
     """Take the adapter NAME away from MODEL; calls that run with it end first."""
-    from tuneserve.v1 import model_pb2
-    from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+    from tuneserve.v1 import model_admin_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
-    request = model_pb2.UnloadAdapterRequest(model=model, adapter=adapter)
+    request = model_admin_pb2.UnloadAdapterRequest(model=model, adapter=adapter)
     with connected(server) as channel:
-        response = ModelServiceStub(channel).UnloadAdapter(request, **server.options)
+        response = ModelAdminServiceStub(channel).UnloadAdapter(request, **server.options)
     print_json(response) if as_json else click.echo(f"{adapter} is gone")
 
 
 admin_command.add_command(models_command)
 
 
-def _target(text: str, weighted: bool = False) -> "model_pb2.AliasTarget":
+def _pages(call: Any, request: Any, server: Server) -> Iterator[Any]:
+    while True:
+        page = call(request, **server.options)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+def _version(text: str) -> str:
+    model, _, version = text.partition("@")
+    if not model or not version or "=" in version:
+        raise click.UsageError(f"{text}: expected MODEL@VERSION")
+    return text
+
+
+def _target(text: str) -> "model_pb2.AliasTarget":
     from tuneserve.v1 import model_pb2
 
-    rest, equals, weight = text.partition("=")
-    model, _, version = rest.partition("@")
-    if not model or not version or (equals and not (weighted and weight.isdecimal() and 0 < int(weight) < 1 << 32)):
-        expected = "MODEL@VERSION or MODEL@VERSION=WEIGHT, a weight of 1 or more" if weighted else "MODEL@VERSION"
-        raise click.UsageError(f"{text}: expected {expected}")
-    return model_pb2.AliasTarget(model=model, version=version, weight=int(weight or 1) if weighted else 0)
+    id_, equals, weight = text.partition("=")
+    model, _, version = id_.partition("@")
+    if not model or not version or (equals and not (weight.isdecimal() and 0 < int(weight) < 1 << 31)):
+        raise click.UsageError(f"{text}: expected MODEL@VERSION or MODEL@VERSION=WEIGHT, a weight of 1 or more")
+    return model_pb2.AliasTarget(model=id_, weight=int(weight or 1))
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -188,11 +210,11 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
 def _described(alias: "model_pb2.Alias") -> str:
     total = sum(target.weight for target in alias.targets)
     parts = [
-        f"{target.model}@{target.version}" + (f" {100 * target.weight / total:.3g}%" if len(alias.targets) > 1 else "")
+        target.model + (f" {100 * target.weight / total:.3g}%" if len(alias.targets) > 1 else "")
         for target in alias.targets
     ]
-    if alias.HasField("shadow"):
-        parts.append(f"shadow {alias.shadow.model}@{alias.shadow.version}")
+    if alias.shadow:
+        parts.append(f"shadow {alias.shadow}")
     return ", ".join(parts)
 
 
@@ -223,13 +245,9 @@ def _names(model: "model_pb2.Model", aliases: "Sequence[model_pb2.Alias]") -> li
     names = []
     for alias in aliases:
         total = sum(target.weight for target in alias.targets)
-        weight = sum(target.weight for target in alias.targets if _is(target, model))
+        weight = sum(target.weight for target in alias.targets if target.model == model.id)
         if weight:
             names.append(alias.name if weight == total else f"{alias.name} {100 * weight / total:.3g}%")
-        if _is(alias.shadow, model):
+        if alias.shadow == model.id:
             names.append(f"{alias.name} shadow")
     return names
-
-
-def _is(target: "model_pb2.AliasTarget", model: "model_pb2.Model") -> bool:
-    return (target.model, target.version) == (model.name, model.version)

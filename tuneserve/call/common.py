@@ -1,6 +1,7 @@
 """What the commands of `tuneserve call` share: the options that say which server, and how answers are printed."""
 
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,19 +106,16 @@ def stdin_text(argument: str) -> str:
     return text
 
 
-def print_json(message: "Message", indent: int | None = 2) -> None:
-    """Prints a message with the field names of the .proto files, fields that are zero included."""
+def print_json(message: "Message", *more: "Message", indent: int | None = 2) -> None:
+    """Prints the fields of messages as one object, with the names of the .proto files, those that are zero included."""
     from google.protobuf import json_format
 
-    click.echo(
-        json_format.MessageToJson(
-            message,
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
-            ensure_ascii=False,
-            indent=indent,
+    fields: dict[str, Any] = {}
+    for one in (message, *more):
+        fields |= json_format.MessageToDict(
+            one, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
-    )
+    click.echo(json.dumps(fields, ensure_ascii=False, indent=indent))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

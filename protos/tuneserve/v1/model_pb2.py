@@ -22,11 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from tuneserve.v1 import checkpoint_pb2 as tuneserve_dot_v1_dot_checkpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tuneserve/v1/model.proto\x12\x0ctuneserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1dtuneserve/v1/checkpoint.proto\"\x13\n\x11ListModelsRequest\"_\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Model\x12$\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x13.tuneserve.v1.Alias\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8b\x01\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\x12%\n\x06others\x18\x03 \x03(\x0b\x32\x15.tuneserve.v1.Version\"[\n\x07Version\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\"\xe6\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04task\x18\x02 \x01(\x0e\x32\x12.tuneserve.v1.Task\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.tuneserve.v1.ModelState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12$\n\x06limits\x18\x07 \x01(\x0b\x32\x14.tuneserve.v1.Limits\x12\'\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32\x15.tuneserve.v1.Adapter\"(\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"l\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.tuneserve.v1.AliasTarget\x12)\n\x06shadow\x18\x03 \x01(\x0b\x32\x19.tuneserve.v1.AliasTarget\"=\n\x0b\x41liasTarget\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x05\"Z\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12)\n\x08settings\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"7\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\"4\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"L\n\x0fSetAliasRequest\x12\"\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Alias\x12\x15\n\runload_unused\x18\x02 \x01(\x08\"6\n\x10SetAliasResponse\x12\"\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Alias\"B\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"=\n\x13LoadAdapterResponse\x12&\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x15.tuneserve.v1.Adapter\"6\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"`\n\x06Limits\x12\x12\n\nmax_length\x18\x01 \x01(\x05\x12\x12\n\nmax_inputs\x18\x02 \x01(\x05\x12\x11\n\tmax_queue\x18\x03 \x01(\x05\x12\x1b\n\x13max_explained_words\x18\x04 \x01(\x05*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\xc5\x04\n\x0cModelService\x12O\n\nListModels\x12\x1f.tuneserve.v1.ListModelsRequest\x1a .tuneserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.tuneserve.v1.GetModelRequest\x1a\x1e.tuneserve.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.tuneserve.v1.LoadModelRequest\x1a\x1f.tuneserve.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .tuneserve.v1.UnloadModelRequest\x1a!.tuneserve.v1.UnloadModelResponse\x12I\n\x08SetAlias\x12\x1d.tuneserve.v1.SetAliasRequest\x1a\x1e.tuneserve.v1.SetAliasResponse\x12R\n\x0bLoadAdapter\x12 .tuneserve.v1.LoadAdapterRequest\x1a!.tuneserve.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".tuneserve.v1.UnloadAdapterRequest\x1a#.tuneserve.v1.UnloadAdapterResponseB[\n\x10\x64\x65v.tuneserve.v1B\nModelProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tuneserve/v1/model.proto\x12\x0ctuneserve.v1\x1a\x1dtuneserve/v1/checkpoint.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListAliasesResponse\x12$\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8b\x01\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\x12%\n\x06others\x18\x03 \x03(\x0b\x32\x15.tuneserve.v1.Version\"[\n\x07Version\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\"\xf2\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04task\x18\x02 \x01(\x0e\x32\x12.tuneserve.v1.Task\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.tuneserve.v1.ModelState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12$\n\x06limits\x18\x07 \x01(\x0b\x32\x14.tuneserve.v1.Limits\x12\'\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32\x15.tuneserve.v1.Adapter\x12\n\n\x02id\x18\t \x01(\t\"(\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"_\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.tuneserve.v1.AliasTarget\x12\x0e\n\x06shadow\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\",\n\x0b\x41liasTarget\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"`\n\x06Limits\x12\x12\n\nmax_length\x18\x01 \x01(\x05\x12\x12\n\nmax_inputs\x18\x02 \x01(\x05\x12\x11\n\tmax_queue\x18\x03 \x01(\x05\x12\x1b\n\x13max_explained_words\x18\x04 \x01(\x05*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\xfe\x01\n\x0cModelService\x12O\n\nListModels\x12\x1f.tuneserve.v1.ListModelsRequest\x1a .tuneserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.tuneserve.v1.GetModelRequest\x1a\x1e.tuneserve.v1.GetModelResponse\x12R\n\x0bListAliases\x12 .tuneserve.v1.ListAliasesRequest\x1a!.tuneserve.v1.ListAliasesResponseB[\n\x10\x64\x65v.tuneserve.v1B\nModelProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,48 +33,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tuneserve.v1.model_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.tuneserve.v1B\nModelProtoP\001Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\252\002\014Tuneserve.V1'
-  _globals['_MODELSTATE']._serialized_start=1609
-  _globals['_MODELSTATE']._serialized_end=1748
-  _globals['_LISTMODELSREQUEST']._serialized_start=103
-  _globals['_LISTMODELSREQUEST']._serialized_end=122
-  _globals['_LISTMODELSRESPONSE']._serialized_start=124
-  _globals['_LISTMODELSRESPONSE']._serialized_end=219
-  _globals['_GETMODELREQUEST']._serialized_start=221
-  _globals['_GETMODELREQUEST']._serialized_end=253
-  _globals['_GETMODELRESPONSE']._serialized_start=256
-  _globals['_GETMODELRESPONSE']._serialized_end=395
-  _globals['_VERSION']._serialized_start=397
-  _globals['_VERSION']._serialized_end=488
-  _globals['_MODEL']._serialized_start=491
-  _globals['_MODEL']._serialized_end=721
-  _globals['_ADAPTER']._serialized_start=723
-  _globals['_ADAPTER']._serialized_end=763
-  _globals['_ALIAS']._serialized_start=765
-  _globals['_ALIAS']._serialized_end=873
-  _globals['_ALIASTARGET']._serialized_start=875
-  _globals['_ALIASTARGET']._serialized_end=936
-  _globals['_LOADMODELREQUEST']._serialized_start=938
-  _globals['_LOADMODELREQUEST']._serialized_end=1028
-  _globals['_LOADMODELRESPONSE']._serialized_start=1030
-  _globals['_LOADMODELRESPONSE']._serialized_end=1085
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1087
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1139
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1141
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1162
-  _globals['_SETALIASREQUEST']._serialized_start=1164
-  _globals['_SETALIASREQUEST']._serialized_end=1240
-  _globals['_SETALIASRESPONSE']._serialized_start=1242
-  _globals['_SETALIASRESPONSE']._serialized_end=1296
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1298
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1364
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1366
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1427
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1429
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1483
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1485
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1508
-  _globals['_LIMITS']._serialized_start=1510
-  _globals['_LIMITS']._serialized_end=1606
-  _globals['_MODELSERVICE']._serialized_start=1751
-  _globals['_MODELSERVICE']._serialized_end=2332
+  _globals['_MODELSTATE']._serialized_start=1162
+  _globals['_MODELSTATE']._serialized_end=1301
+  _globals['_LISTMODELSREQUEST']._serialized_start=73
+  _globals['_LISTMODELSREQUEST']._serialized_end=131
+  _globals['_LISTMODELSRESPONSE']._serialized_start=133
+  _globals['_LISTMODELSRESPONSE']._serialized_end=215
+  _globals['_LISTALIASESREQUEST']._serialized_start=217
+  _globals['_LISTALIASESREQUEST']._serialized_end=276
+  _globals['_LISTALIASESRESPONSE']._serialized_start=278
+  _globals['_LISTALIASESRESPONSE']._serialized_end=362
+  _globals['_GETMODELREQUEST']._serialized_start=364
+  _globals['_GETMODELREQUEST']._serialized_end=396
+  _globals['_GETMODELRESPONSE']._serialized_start=399
+  _globals['_GETMODELRESPONSE']._serialized_end=538
+  _globals['_VERSION']._serialized_start=540
+  _globals['_VERSION']._serialized_end=631
+  _globals['_MODEL']._serialized_start=634
+  _globals['_MODEL']._serialized_end=876
+  _globals['_ADAPTER']._serialized_start=878
+  _globals['_ADAPTER']._serialized_end=918
+  _globals['_ALIAS']._serialized_start=920
+  _globals['_ALIAS']._serialized_end=1015
+  _globals['_ALIASTARGET']._serialized_start=1017
+  _globals['_ALIASTARGET']._serialized_end=1061
+  _globals['_LIMITS']._serialized_start=1063
+  _globals['_LIMITS']._serialized_end=1159
+  _globals['_MODELSERVICE']._serialized_start=1304
+  _globals['_MODELSERVICE']._serialized_end=1558
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,3 @@
-from google.protobuf import struct_pb2 as _struct_pb2
 from tuneserve.v1 import checkpoint_pb2 as _checkpoint_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -23,16 +22,36 @@ MODEL_STATE_DRAINING: ModelState
 MODEL_STATE_FAILED: ModelState
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models", "aliases")
+    __slots__ = ("models", "next_page_token")
     MODELS_FIELD_NUMBER: _ClassVar[int]
-    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListAliasesRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAliasesResponse(_message.Message):
+    __slots__ = ("aliases", "next_page_token")
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     aliases: _containers.RepeatedCompositeFieldContainer[Alias]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
@@ -59,7 +78,7 @@ class Version(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., checkpoint: _Optional[_Union[_checkpoint_pb2.Checkpoint, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "task", "state", "version", "quantization", "labels", "limits", "adapters")
+    __slots__ = ("name", "task", "state", "version", "quantization", "labels", "limits", "adapters", "id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +87,7 @@ class Model(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     task: _checkpoint_pb2.Task
     state: ModelState
@@ -76,7 +96,8 @@ class Model(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
-    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[_checkpoint_pb2.Task, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., quantization: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+    id: str
+    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[_checkpoint_pb2.Task, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., quantization: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "version")
@@ -87,94 +108,24 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Alias(_message.Message):
-    __slots__ = ("name", "targets", "shadow")
+    __slots__ = ("name", "targets", "shadow", "etag")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
     name: str
     targets: _containers.RepeatedCompositeFieldContainer[AliasTarget]
-    shadow: AliasTarget
-    def __init__(self, name: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ..., shadow: _Optional[_Union[AliasTarget, _Mapping]] = ...) -> None: ...
+    shadow: str
+    etag: str
+    def __init__(self, name: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ..., shadow: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class AliasTarget(_message.Message):
-    __slots__ = ("model", "version", "weight")
+    __slots__ = ("model", "weight")
     MODEL_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     model: str
-    version: str
     weight: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
-
-class LoadModelRequest(_message.Message):
-    __slots__ = ("model", "path", "settings")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    SETTINGS_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    path: str
-    settings: _struct_pb2.Struct
-    def __init__(self, model: _Optional[str] = ..., path: _Optional[str] = ..., settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
-
-class LoadModelResponse(_message.Message):
-    __slots__ = ("model",)
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    model: Model
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
-
-class UnloadModelRequest(_message.Message):
-    __slots__ = ("model", "version")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    version: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
-
-class UnloadModelResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class SetAliasRequest(_message.Message):
-    __slots__ = ("alias", "unload_unused")
-    ALIAS_FIELD_NUMBER: _ClassVar[int]
-    UNLOAD_UNUSED_FIELD_NUMBER: _ClassVar[int]
-    alias: Alias
-    unload_unused: bool
-    def __init__(self, alias: _Optional[_Union[Alias, _Mapping]] = ..., unload_unused: _Optional[bool] = ...) -> None: ...
-
-class SetAliasResponse(_message.Message):
-    __slots__ = ("alias",)
-    ALIAS_FIELD_NUMBER: _ClassVar[int]
-    alias: Alias
-    def __init__(self, alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
-
-class LoadAdapterRequest(_message.Message):
-    __slots__ = ("model", "adapter", "path")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_FIELD_NUMBER: _ClassVar[int]
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    adapter: str
-    path: str
-    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
-
-class LoadAdapterResponse(_message.Message):
-    __slots__ = ("adapter",)
-    ADAPTER_FIELD_NUMBER: _ClassVar[int]
-    adapter: Adapter
-    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
-
-class UnloadAdapterRequest(_message.Message):
-    __slots__ = ("model", "adapter")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    adapter: str
-    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
-
-class UnloadAdapterResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_length", "max_inputs", "max_queue", "max_explained_words")

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """What the server serves.
+    """What the server serves. It is changed by ModelAdminService.
     """
 
     def __init__(self, channel):
@@ -45,39 +45,19 @@ class ModelServiceStub:
                 request_serializer=tuneserve_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
-        self.LoadModel = channel.unary_unary(
-                '/tuneserve.v1.ModelService/LoadModel',
-                request_serializer=tuneserve_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
-                response_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
-                _registered_method=True)
-        self.UnloadModel = channel.unary_unary(
-                '/tuneserve.v1.ModelService/UnloadModel',
-                request_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
-                response_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
-                _registered_method=True)
-        self.SetAlias = channel.unary_unary(
-                '/tuneserve.v1.ModelService/SetAlias',
-                request_serializer=tuneserve_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
-                response_deserializer=tuneserve_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
-                _registered_method=True)
-        self.LoadAdapter = channel.unary_unary(
-                '/tuneserve.v1.ModelService/LoadAdapter',
-                request_serializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterRequest.SerializeToString,
-                response_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterResponse.FromString,
-                _registered_method=True)
-        self.UnloadAdapter = channel.unary_unary(
-                '/tuneserve.v1.ModelService/UnloadAdapter',
-                request_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterRequest.SerializeToString,
-                response_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterResponse.FromString,
+        self.ListAliases = channel.unary_unary(
+                '/tuneserve.v1.ModelService/ListAliases',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.ListAliasesResponse.FromString,
                 _registered_method=True)
 
 
 class ModelServiceServicer:
-    """What the server serves.
+    """What the server serves. It is changed by ModelAdminService.
     """
 
     def ListModels(self, request, context):
-        """Every model of the server, by name.
+        """Every version of every model that the caller may use, by name and version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,45 +72,8 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def LoadModel(self, request, context):
-        """The calls below are for administrators: on `admin_listen`, or with a key of role admin; PERMISSION_DENIED
-        otherwise.
-
-        Loads a checkpoint as a version of a model, beside the versions there are, and answers when it was warmed up.
-        The first version of a model gets an alias of the model's name. ALREADY_EXISTS when this very checkpoint is
-        loaded; FAILED_PRECONDITION when memory does not allow one more, before anything is touched.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def UnloadModel(self, request, context):
-        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it. When the call is given up
-        before the version's own calls ended, the version answers again, as before.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SetAlias(self, request, context):
-        """Points a name at one version, or splits its calls over several, at once for all later calls, also while a model is
-        being loaded. FAILED_PRECONDITION for a version that is being unloaded.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def LoadAdapter(self, request, context):
-        """Loads a LoRA adapter onto a version; calls name it in `adapter`. FAILED_PRECONDITION when the model takes none, or
-        when the name is an alias of several versions.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def UnloadAdapter(self, request, context):
-        """Takes an adapter away; running calls finish with it. FAILED_PRECONDITION when the name is an alias of several
-        versions.
+    def ListAliases(self, request, context):
+        """Every alias that the caller may use, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,30 +92,10 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=tuneserve_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
             ),
-            'LoadModel': grpc.unary_unary_rpc_method_handler(
-                    servicer.LoadModel,
-                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadModelRequest.FromString,
-                    response_serializer=tuneserve_dot_v1_dot_model__pb2.LoadModelResponse.SerializeToString,
-            ),
-            'UnloadModel': grpc.unary_unary_rpc_method_handler(
-                    servicer.UnloadModel,
-                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
-                    response_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
-            ),
-            'SetAlias': grpc.unary_unary_rpc_method_handler(
-                    servicer.SetAlias,
-                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.SetAliasRequest.FromString,
-                    response_serializer=tuneserve_dot_v1_dot_model__pb2.SetAliasResponse.SerializeToString,
-            ),
-            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
-                    servicer.LoadAdapter,
-                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterRequest.FromString,
-                    response_serializer=tuneserve_dot_v1_dot_model__pb2.LoadAdapterResponse.SerializeToString,
-            ),
-            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
-                    servicer.UnloadAdapter,
-                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterRequest.FromString,
-                    response_serializer=tuneserve_dot_v1_dot_model__pb2.UnloadAdapterResponse.SerializeToString,
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.ListAliasesRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.ListAliasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,7 +106,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """What the server serves.
+    """What the server serves. It is changed by ModelAdminService.
     """
 
     @staticmethod
@@ -241,7 +164,7 @@ class ModelService:
             _registered_method=True)
 
     @staticmethod
-    def LoadModel(request,
+    def ListAliases(request,
             target,
             options=(),
             channel_credentials=None,
@@ -254,117 +177,9 @@ class ModelService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tuneserve.v1.ModelService/LoadModel',
-            tuneserve_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
-            tuneserve_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def UnloadModel(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/tuneserve.v1.ModelService/UnloadModel',
-            tuneserve_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
-            tuneserve_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SetAlias(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/tuneserve.v1.ModelService/SetAlias',
-            tuneserve_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
-            tuneserve_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def LoadAdapter(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/tuneserve.v1.ModelService/LoadAdapter',
-            tuneserve_dot_v1_dot_model__pb2.LoadAdapterRequest.SerializeToString,
-            tuneserve_dot_v1_dot_model__pb2.LoadAdapterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def UnloadAdapter(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/tuneserve.v1.ModelService/UnloadAdapter',
-            tuneserve_dot_v1_dot_model__pb2.UnloadAdapterRequest.SerializeToString,
-            tuneserve_dot_v1_dot_model__pb2.UnloadAdapterResponse.FromString,
+            '/tuneserve.v1.ModelService/ListAliases',
+            tuneserve_dot_v1_dot_model__pb2.ListAliasesRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.ListAliasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

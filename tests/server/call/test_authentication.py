@@ -28,6 +28,8 @@ from tuneserve.v1 import (
     embedding_pb2,
     generation_pb2,
     generation_pb2_grpc,
+    model_admin_pb2,
+    model_admin_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
 )
@@ -65,13 +67,11 @@ NOBODY = [
 
 SERVICES = [
     service
-    for module in (classification_pb2, embedding_pb2, generation_pb2, model_pb2, inference_pb2)
+    for module in (classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, inference_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 METHODS = [method for service in SERVICES for method in service.methods]
-ADMIN = [
-    method for method in METHODS if method.name in ("LoadModel", "UnloadModel", "SetAlias") or "Adapter" in method.name
-]
+ADMIN = list(model_admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].methods)
 
 
 def name_of(method: MethodDescriptor) -> str:
@@ -225,11 +225,11 @@ async def test_a_name_that_is_allowed_and_absent_tells_no_other_name(server, ref
 
 async def test_lists_show_a_tenant_its_own_models(server):
     for metadata, names in [(READER, ["sentiment"]), (WRITER, ["chat"]), (BOSS, ["chat", "sentiment"])]:
-        listed = await model_pb2_grpc.ModelServiceStub(server.channel).ListModels(
-            model_pb2.ListModelsRequest(), metadata=metadata
-        )
-        assert [model.name for model in listed.models] == names
-        assert [alias.name for alias in listed.aliases] == names
+        stub = model_pb2_grpc.ModelServiceStub(server.channel)
+        models = await stub.ListModels(model_pb2.ListModelsRequest(), metadata=metadata)
+        aliases = await stub.ListAliases(model_pb2.ListAliasesRequest(), metadata=metadata)
+        assert [model.name for model in models.models] == names
+        assert [alias.name for alias in aliases.aliases] == names
 
 
 async def test_health_needs_no_key(server):
@@ -245,7 +245,7 @@ async def test_health_tells_strangers_no_names(server, refused):
 
 
 async def test_an_administrator_s_calls_with_a_user_s_key(server, refused):
-    assert len(ADMIN) == 5
+    assert len(ADMIN) == 6
     before = str(server.app.models.routes)
     for method in ADMIN:
         for metadata in (READER, SMALL):
@@ -259,10 +259,10 @@ async def test_an_administrator_s_calls_with_a_user_s_key(server, refused):
 @pytest.mark.parametrize("port", ["public", "admin"])
 async def test_an_administrator_s_calls_by_an_administrator(server, port):
     channel, metadata = {"public": (server.channel, BOSS), "admin": (server.admin, ())}[port]
-    stub = model_pb2_grpc.ModelServiceStub(channel)
-    version = next(model.version for model in server.app.models if model.name == "sentiment")
-    alias = model_pb2.Alias(name="prod", targets=[{"model": "sentiment", "version": version, "weight": 1}])
-    await stub.SetAlias(model_pb2.SetAliasRequest(alias=alias), metadata=metadata)
+    stub = model_admin_pb2_grpc.ModelAdminServiceStub(channel)
+    version = next(model.id for model in server.app.models if model.name == "sentiment")
+    alias = model_pb2.Alias(name="prod", targets=[{"model": version, "weight": 1}])
+    await stub.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias), metadata=metadata)
     assert len((await classify(server.channel, BOSS, "prod")).results) == 1
     for method in ADMIN:
         # Refused for what is in the request, which is nothing, and not for who sent it.

@@ -19,6 +19,7 @@ CASES = [
     (errors.AlreadyLoaded("x@1"), "ALREADY_EXISTS", "ALREADY_LOADED", [rpc.ResourceInfo]),
     (errors.WrongState("5 GiB", "NO_MEMORY"), "FAILED_PRECONDITION", "NO_MEMORY", [rpc.PreconditionFailure]),
     (errors.WrongTask("x", "y", "z"), "FAILED_PRECONDITION", "WRONG_TASK", [rpc.PreconditionFailure]),
+    (errors.Changed("another etag"), "ABORTED", "CHANGED", []),
     (errors.Unauthenticated("no key"), "UNAUTHENTICATED", "UNAUTHENTICATED", []),
     (errors.NotAllowed("no"), "PERMISSION_DENIED", "PERMISSION_DENIED", []),
     (errors.Overloaded("full", "QUEUE_FULL", 100), "RESOURCE_EXHAUSTED", "QUEUE_FULL", [rpc.RetryInfo]),

@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 from tuneserve.server.call.errors import WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import Models
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 
@@ -56,7 +57,7 @@ async def server(serve_config, make_bert, make_llama, tmp_path):
 
 @pytest.fixture
 def admin(server):
-    return ModelServiceStub(server.admin)
+    return Models(server.admin)
 
 
 @pytest.fixture
@@ -75,12 +76,12 @@ def classify(server):
 async def load_new(admin, **settings) -> model_pb2.Model:
     values = struct_pb2.Struct()
     values.update(settings)
-    request = model_pb2.LoadModelRequest(model="sentiment", path="new", settings=values)
+    request = model_admin_pb2.LoadModelRequest(model="sentiment", path="new", settings=values)
     return (await admin.LoadModel(request)).model
 
 
 def target(model: model_pb2.Model, weight: int = 1) -> model_pb2.AliasTarget:
-    return model_pb2.AliasTarget(model=model.name, version=model.version, weight=weight)
+    return model_pb2.AliasTarget(model=model.id, weight=weight)
 
 
 async def old_version(admin) -> model_pb2.Model:
@@ -96,7 +97,7 @@ async def test_a_version_is_loaded_beside_the_old_and_takes_over(admin, classify
     assert await classify() == (f"sentiment@{old.version}", 2), "the alias did not move by itself"
     assert await classify(f"sentiment@{new.version}") == (f"sentiment@{new.version}", 3)
     alias = model_pb2.Alias(name="sentiment", targets=[target(new)])
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias, unload_unused=True))
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias, unload_unused=True))
     assert await classify() == (f"sentiment@{new.version}", 3)
     listed = await admin.ListModels(model_pb2.ListModelsRequest())
     assert [model.version for model in listed.models if model.name == "sentiment"] == [new.version]
@@ -117,9 +118,9 @@ async def test_no_call_fails_while_the_alias_moves(admin, classify, server):
     for _ in range(10):
         for version in (new, old):
             alias = model_pb2.Alias(name="sentiment", targets=[target(version)])
-            await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+            await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
     alias = model_pb2.Alias(name="sentiment", targets=[target(new)])
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias, unload_unused=True))
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias, unload_unused=True))
     moved.set()
     await asyncio.gather(*callers)
     assert set(seen) == {f"sentiment@{old.version}", f"sentiment@{new.version}"}
@@ -132,7 +133,7 @@ async def test_the_old_version_finishes_what_it_has(admin, classify, server, unt
     running = asyncio.create_task(classify())
     await until(lambda: old_engine.running)
     alias = model_pb2.Alias(name="sentiment", targets=[target(new)])
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias, unload_unused=True))
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias, unload_unused=True))
     assert old_engine.closed
     assert (await running)[1] == 2
 
@@ -140,7 +141,7 @@ async def test_the_old_version_finishes_what_it_has(admin, classify, server, unt
 async def test_traffic_is_split_by_weight(admin, classify):
     old, new = await old_version(admin), await load_new(admin)
     alias = model_pb2.Alias(name="sentiment", targets=[target(old, 3), target(new, 1)])
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
     seen = Counter([(await classify())[0] for _ in range(400)])
     share = seen[f"sentiment@{new.version}"] / 400
     # Five standard deviations of a fair draw: 0.25 +- 0.108.
@@ -149,8 +150,8 @@ async def test_traffic_is_split_by_weight(admin, classify):
 
 async def test_a_shadow_is_compared_and_counted_and_never_seen(admin, classify, server, until):
     old, new = await old_version(admin), await load_new(admin)
-    alias = model_pb2.Alias(name="sentiment", targets=[target(old)], shadow=target(new))
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    alias = model_pb2.Alias(name="sentiment", targets=[target(old)], shadow=new.id)
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
     assert await classify() == (f"sentiment@{old.version}", 2)
     shadow = ("sentiment", new.version)
     counted = server.app.metrics.shadow.labels
@@ -165,46 +166,54 @@ async def test_a_shadow_is_compared_and_counted_and_never_seen(admin, classify, 
 
 async def test_what_an_alias_needs_is_not_unloaded(admin, refused):
     old = await old_version(admin)
-    request = model_pb2.UnloadModelRequest(model="sentiment", version=old.version)
+    request = model_admin_pb2.UnloadModelRequest(model=old.id)
     error = await refused(admin.UnloadModel(request), grpc.StatusCode.FAILED_PRECONDITION)
     assert "alias" in error.details()
     new = await load_new(admin)
-    await admin.UnloadModel(model_pb2.UnloadModelRequest(model="sentiment", version=new.version))
+    await admin.UnloadModel(model_admin_pb2.UnloadModelRequest(model=new.id))
     await refused(admin.UnloadModel(request), grpc.StatusCode.FAILED_PRECONDITION)
 
 
 async def test_aliases_are_removed_and_checked(admin, refused, classify):
     old = await old_version(admin)
     alias = model_pb2.Alias(name="mood", targets=[target(old)])
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=alias))
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
     assert (await classify("mood"))[1] == 2
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=model_pb2.Alias(name="mood")))
+    await admin.DeleteAlias(model_admin_pb2.DeleteAliasRequest(name="mood"))
     await refused(classify("mood"), grpc.StatusCode.NOT_FOUND)
+    gone = admin.DeleteAlias(model_admin_pb2.DeleteAliasRequest(name="mood"))
+    assert "alias 'mood' is not served here" in (await refused(gone, grpc.StatusCode.NOT_FOUND)).details()
     for bad, code in (
+        (model_pb2.Alias(name="mood"), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            model_pb2.Alias(name="a", targets=[model_pb2.AliasTarget(model="sentiment", weight=1)]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        (model_pb2.Alias(name="a", targets=[target(old)], shadow="sentiment"), grpc.StatusCode.INVALID_ARGUMENT),
         (model_pb2.Alias(name=""), grpc.StatusCode.INVALID_ARGUMENT),
         (model_pb2.Alias(name="a@b", targets=[target(old)]), grpc.StatusCode.INVALID_ARGUMENT),
         (model_pb2.Alias(name="a\nb", targets=[target(old)]), grpc.StatusCode.INVALID_ARGUMENT),
         (model_pb2.Alias(name="a" * 64, targets=[target(old)]), grpc.StatusCode.INVALID_ARGUMENT),
         (model_pb2.Alias(name="a", targets=[target(old, 0)]), grpc.StatusCode.INVALID_ARGUMENT),
         (
-            model_pb2.Alias(name="a", targets=[model_pb2.AliasTarget(model="nope", version="x", weight=1)]),
+            model_pb2.Alias(name="a", targets=[model_pb2.AliasTarget(model="nope@x", weight=1)]),
             grpc.StatusCode.NOT_FOUND,
         ),
     ):
-        await refused(admin.SetAlias(model_pb2.SetAliasRequest(alias=bad)), code)
+        await refused(admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=bad)), code)
     chat = (await admin.GetModel(model_pb2.GetModelRequest(model="chat"))).model
     mixed = model_pb2.Alias(name="a", targets=[target(old), target(chat)])
-    await refused(admin.SetAlias(model_pb2.SetAliasRequest(alias=mixed)), grpc.StatusCode.INVALID_ARGUMENT)
+    await refused(admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=mixed)), grpc.StatusCode.INVALID_ARGUMENT)
 
 
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (model_pb2.LoadModelRequest(model="sentiment", path=""), "path"),
-        (model_pb2.LoadModelRequest(model="sentiment", path="../elsewhere"), "path"),
-        (model_pb2.LoadModelRequest(model="sentiment", path="/etc"), "path"),
-        (model_pb2.LoadModelRequest(model="sentiment", path="polite"), "path"),
-        (model_pb2.LoadModelRequest(model="bad name", path="new"), "model"),
+        (model_admin_pb2.LoadModelRequest(model="sentiment", path=""), "path"),
+        (model_admin_pb2.LoadModelRequest(model="sentiment", path="../elsewhere"), "path"),
+        (model_admin_pb2.LoadModelRequest(model="sentiment", path="/etc"), "path"),
+        (model_admin_pb2.LoadModelRequest(model="sentiment", path="polite"), "path"),
+        (model_admin_pb2.LoadModelRequest(model="bad name", path="new"), "model"),
     ],
 )
 async def test_bad_loads_name_the_field_and_no_path(admin, refused, request_, field, tmp_path):
@@ -260,7 +269,7 @@ async def test_options_of_the_engine_are_added_to_the_files(admin, server):
 
 async def test_the_same_content_is_not_loaded_twice(admin, refused):
     await load_new(admin)
-    request = model_pb2.LoadModelRequest(model="sentiment", path="new")
+    request = model_admin_pb2.LoadModelRequest(model="sentiment", path="new")
     await refused(admin.LoadModel(request), grpc.StatusCode.ALREADY_EXISTS)
 
 
@@ -294,7 +303,7 @@ async def test_adapters_come_and_go(admin, server, refused, tmp_path):
     chat = GenerationServiceStub(server.channel)
     request = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"), adapter="polite")
     await refused(chat.Generate(request), grpc.StatusCode.NOT_FOUND)
-    load = model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
+    load = model_admin_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
     first = (await admin.LoadAdapter(load)).adapter
     engine = server.engines["chat"]
     # Read from a copy that later changes do not reach.
@@ -310,14 +319,14 @@ async def test_adapters_come_and_go(admin, server, refused, tmp_path):
     assert second.version != first.version
     assert list(engine.adapters) == [f"adapter-{second.version}"], "the one it replaces is gone"
 
-    await admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
+    await admin.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
     assert not engine.adapters
     await refused(chat.Generate(request), grpc.StatusCode.NOT_FOUND)
 
 
 async def test_an_adapter_in_use_is_kept_until_its_calls_end(admin, server, until):
     chat, engine = GenerationServiceStub(server.channel), server.engines["chat"]
-    await admin.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
+    await admin.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
     engine.delay = 0.05
     request = generation_pb2.GenerateRequest(
         model="chat",
@@ -328,7 +337,7 @@ async def test_an_adapter_in_use_is_kept_until_its_calls_end(admin, server, unti
     messages = aiter(chat.GenerateStream(request))
     await anext(messages)
     unloading = asyncio.ensure_future(
-        admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
+        admin.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
     )
     await until(lambda: not server.app.models.latest("chat").adapters)
     assert engine.adapters
@@ -343,22 +352,52 @@ async def test_adapters_that_are_none_are_refused(admin, refused, tmp_path):
     make_adapter(root / "ia3", kind="IA3")
     (root / "empty").mkdir()
     for path, word in (("wide", "rank 64"), ("ia3", "IA3"), ("empty", "adapter_config.json"), ("../x", "models_root")):
-        load = model_pb2.LoadAdapterRequest(model="chat", adapter="a", path=path)
+        load = model_admin_pb2.LoadAdapterRequest(model="chat", adapter="a", path=path)
         error = await refused(admin.LoadAdapter(load), grpc.StatusCode.INVALID_ARGUMENT)
         assert word in error.details()
         assert str(root) not in error.details()
-    load = model_pb2.LoadAdapterRequest(model="sentiment", adapter="a", path="polite")
+    load = model_admin_pb2.LoadAdapterRequest(model="sentiment", adapter="a", path="polite")
     error = await refused(admin.LoadAdapter(load), grpc.StatusCode.FAILED_PRECONDITION)
     assert "max_adapters" in error.details()
 
 
+async def test_an_alias_is_moved_only_as_it_was_seen(admin, refused, classify):
+    """Two administrators at once: the later one is told, and what the first one did stays."""
+    old, new = await old_version(admin), await load_new(admin)
+
+    async def listed() -> dict[str, model_pb2.Alias]:
+        return {alias.name: alias for alias in (await admin.ListAliases(model_pb2.ListAliasesRequest())).aliases}
+
+    seen = (await listed())["sentiment"]
+    moved = model_pb2.Alias(name="sentiment", targets=[target(new)], etag=seen.etag)
+    now = (await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=moved))).alias
+    assert now.etag != seen.etag
+    for late in (
+        admin.SetAlias(
+            model_admin_pb2.SetAliasRequest(
+                alias=model_pb2.Alias(name="sentiment", targets=[target(old)], etag=seen.etag)
+            )
+        ),
+        admin.DeleteAlias(model_admin_pb2.DeleteAliasRequest(name="sentiment", etag=seen.etag)),
+        admin.SetAlias(
+            model_admin_pb2.SetAliasRequest(alias=model_pb2.Alias(name="mood", targets=[target(old)], etag=seen.etag))
+        ),
+    ):
+        await refused(late, grpc.StatusCode.ABORTED)
+    assert (await listed())["sentiment"] == now
+    assert "mood" not in await listed()
+    back = model_pb2.Alias(name="sentiment", targets=[target(old)], etag=now.etag)
+    assert (await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=back))).alias.etag == seen.etag
+
+
 async def test_administration_needs_an_administrator(server, refused):
-    stub = ModelServiceStub(server.channel)
+    stub = Models(server.channel)
     for call in (
-        stub.LoadModel(model_pb2.LoadModelRequest(model="sentiment", path="new")),
-        stub.UnloadModel(model_pb2.UnloadModelRequest(model="sentiment")),
-        stub.SetAlias(model_pb2.SetAliasRequest()),
-        stub.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat")),
-        stub.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat")),
+        stub.LoadModel(model_admin_pb2.LoadModelRequest(model="sentiment", path="new")),
+        stub.UnloadModel(model_admin_pb2.UnloadModelRequest(model="sentiment")),
+        stub.SetAlias(model_admin_pb2.SetAliasRequest()),
+        stub.DeleteAlias(model_admin_pb2.DeleteAliasRequest()),
+        stub.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat")),
+        stub.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat")),
     ):
         await refused(call, grpc.StatusCode.PERMISSION_DENIED)

@@ -17,9 +17,10 @@ from safetensors.numpy import save_file
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import RequestRefused
 from tuneserve.server.models import adapters
-from tuneserve.v1 import generation_pb2, model_pb2
+from tuneserve.v1 import generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import Models
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -31,12 +32,12 @@ def make_adapter(directory: Path, scale: float = 1.0) -> Path:
     return directory
 
 
-def load(name: str, path: str = "polite") -> model_pb2.LoadAdapterRequest:
-    return model_pb2.LoadAdapterRequest(model="chat", adapter=name, path=path)
+def load(name: str, path: str = "polite") -> model_admin_pb2.LoadAdapterRequest:
+    return model_admin_pb2.LoadAdapterRequest(model="chat", adapter=name, path=path)
 
 
-def unload(name: str) -> model_pb2.UnloadAdapterRequest:
-    return model_pb2.UnloadAdapterRequest(model="chat", adapter=name)
+def unload(name: str) -> model_admin_pb2.UnloadAdapterRequest:
+    return model_admin_pb2.UnloadAdapterRequest(model="chat", adapter=name)
 
 
 def using(name: str, tokens: int = 2) -> generation_pb2.GenerateRequest:
@@ -73,7 +74,7 @@ async def server(serve_config, make_llama, tmp_path, copies):
 
 @pytest.fixture
 def admin(server):
-    return ModelServiceStub(server.admin)
+    return Models(server.admin)
 
 
 async def test_loaded_twice_it_stays_for_the_calls_that_use_it(server, admin, copies, until):

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
 
-FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, oip)
+FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, oip)
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 ]
@@ -288,7 +288,7 @@ async def test_messages(target, unheld, method, data):
     assert not [one for one in said if CANARY in one]
 
 
-ADMINISTRATION = [method for method in METHODS if method.containing_service.name == "ModelService"]
+ADMINISTRATION = [method for method in METHODS if method.containing_service.name.startswith("Model")]
 
 
 @pytest.fixture
@@ -318,9 +318,9 @@ async def administered(serve_config, make_bert, make_llama, tmp_path, monkeypatc
 def known_versions(served, message: Message) -> None:
     """Puts versions that there are where a version is wanted."""
     versions = {model.name: model.version for model in served.app.models}
-    if isinstance(message, model_pb2.UnloadModelRequest):
+    if isinstance(message, model_admin_pb2.UnloadModelRequest):
         message.version = versions.get(message.model, message.version)
-    if isinstance(message, model_pb2.SetAliasRequest):
+    if isinstance(message, model_admin_pb2.SetAliasRequest):
         targets = [*message.alias.targets, *([message.alias.shadow] if message.alias.HasField("shadow") else [])]
         for target in targets:
             target.version = versions.get(target.model, target.version)

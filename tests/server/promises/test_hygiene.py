@@ -21,11 +21,12 @@ from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import Models
 
 CANARY = "cAnArY"
 KEY = f"tsk_{CANARY}_0123456789"
@@ -225,7 +226,7 @@ def inferences() -> Iterator[oip.ModelInferRequest]:
 def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Message]]]:
     """Every rpc with what is sent: one message but for streams, which take several."""
     classify = ClassificationServiceStub(served.channel)
-    generate, models = GenerationServiceStub(served.channel), ModelServiceStub(served.channel)
+    generate, models = GenerationServiceStub(served.channel), Models(served.channel)
     infer = GRPCInferenceServiceStub(served.channel)
     requests = [classification_pb2.ClassifyRequest(**one) for one in classifications()]
     for request in requests:
@@ -250,13 +251,15 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
     yield infer.ModelStreamInfer, tensors
     yield infer.ModelMetadata, [oip.ModelMetadataRequest(name="chat")]
     yield models.GetModel, [model_pb2.GetModelRequest(model="chat")]
-    yield models.ListModels, [model_pb2.ListModelsRequest()]
+    yield models.ListModels, [model_pb2.ListModelsRequest(page_token=CANARY)]
+    yield models.ListAliases, [model_pb2.ListAliasesRequest()]
+    yield models.DeleteAlias, [model_admin_pb2.DeleteAliasRequest(name="gone", etag=CANARY)]
     for path in ("spare", "spare", "empty", "broken", "missing", "x/../../y", "polite", "large", "\0"):
         path = f"{CANARY}-{path}"
-        yield models.LoadModel, [model_pb2.LoadModelRequest(model="sentiment", path=path)]
-        yield models.LoadAdapter, [model_pb2.LoadAdapterRequest(model="chat", adapter="more", path=path)]
-    yield models.LoadAdapter, [model_pb2.LoadAdapterRequest(model="ner", adapter="more", path=f"{CANARY}-polite")]
-    yield models.UnloadAdapter, [model_pb2.UnloadAdapterRequest(model="chat", adapter="more")]
+        yield models.LoadModel, [model_admin_pb2.LoadModelRequest(model="sentiment", path=path)]
+        yield models.LoadAdapter, [model_admin_pb2.LoadAdapterRequest(model="chat", adapter="more", path=path)]
+    yield models.LoadAdapter, [model_admin_pb2.LoadAdapterRequest(model="ner", adapter="more", path=f"{CANARY}-polite")]
+    yield models.UnloadAdapter, [model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="more")]
 
 
 async def said(call) -> list[str]:

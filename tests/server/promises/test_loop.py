@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from tuneserve.oip import inference_pb2
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
 
 CLASSIFICATION, GENERATION = "/tuneserve.v1.ClassificationService/", "/tuneserve.v1.GenerationService/"
 LENGTH = 512
@@ -374,7 +374,7 @@ async def test_a_part_of_a_character_counts_as_four_tokens(large, send):
     )
 
 
-FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, inference_pb2)
+FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, inference_pb2)
 METHODS = [
     method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 ]

@@ -7,7 +7,7 @@ import pytest
 
 from tuneserve import checkpoint
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.v1 import model_pb2
+from tuneserve.v1 import model_admin_pb2, model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 MODELS = 200
@@ -37,19 +37,29 @@ async def server(serve_config, make_bert):
 
 
 async def test_they_are_listed_described_and_moved_without_holding_anybody_up(server, unheld, send):
-    service, address = "/tuneserve.v1.ModelService/", server.app.admin_address
+    package, address = "/tuneserve.v1.", server.app.admin_address
     version = server.app.models.latest("model-7").version
-    target = model_pb2.AliasTarget(model="model-7", version=version, weight=1)
-    alias = model_pb2.SetAliasRequest(alias=model_pb2.Alias(name="model-8", targets=[target]))
+    target = model_pb2.AliasTarget(model=f"model-7@{version}", weight=1)
+    alias = model_admin_pb2.SetAliasRequest(alias=model_pb2.Alias(name="model-8", targets=[target]))
     async with unheld():
         for method, message in (
-            ("ListModels", model_pb2.ListModelsRequest()),
-            ("GetModel", model_pb2.GetModelRequest(model="model-7")),
-            ("SetAlias", alias),
+            ("ModelService/ListModels", model_pb2.ListModelsRequest()),
+            ("ModelService/GetModel", model_pb2.GetModelRequest(model="model-7")),
+            ("ModelAdminService/SetAlias", alias),
         ):
             for _ in range(3):
-                code, details = await send(address, service + method, [message.SerializeToString()])
+                code, details = await send(address, package + method, [message.SerializeToString()])
                 assert code == grpc.StatusCode.OK, details
     # As any client of gRPC takes it: four megabytes at most.
-    listed = await ModelServiceStub(server.admin).ListModels(model_pb2.ListModelsRequest())
-    assert (len(listed.models), len(listed.aliases)) == (MODELS, MODELS)
+    stub = ModelServiceStub(server.admin)
+    listed = await stub.ListModels(model_pb2.ListModelsRequest(page_size=1000))
+    aliases = await stub.ListAliases(model_pb2.ListAliasesRequest(page_size=1000))
+    assert (len(listed.models), len(aliases.aliases)) == (MODELS, MODELS)
+    # A hundred at a time, unless told.
+    found, request = list[str](), model_pb2.ListModelsRequest()
+    while not found or request.page_token:
+        page = await stub.ListModels(request)
+        assert len(page.models) <= 100
+        found += [model.id for model in page.models]
+        request.page_token = page.next_page_token
+    assert found == [model.id for model in listed.models]

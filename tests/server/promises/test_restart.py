@@ -10,12 +10,12 @@ import pytest
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import supervisor
-from tuneserve.v1 import classification_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
-LOAD = model_pb2.LoadModelRequest(model="sentiment", path="new")
+LOAD = model_admin_pb2.LoadModelRequest(model="sentiment", path="new")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def test_attempts_that_fail_leave_no_engine(config, serve_config, until):
 async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_config, refused):
     made = Made(breaks)
     async with serve_config(config, made) as server:
-        await refused(ModelServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
+        await refused(ModelAdminServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
         assert made.closed() == [False, True]
         assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
 
@@ -82,7 +82,7 @@ async def test_a_load_that_was_given_up_leaves_no_engine(config, serve_config, u
 
     made = Made(later)
     async with serve_config(config, made) as server:
-        call = ModelServiceStub(server.admin).LoadModel(LOAD)
+        call = ModelAdminServiceStub(server.admin).LoadModel(LOAD)
         await until(lambda: len(made) > 1 and (made[1].running or not made[1].starts))
         call.cancel()
         await until(lambda: made[1].closed)
@@ -118,7 +118,7 @@ async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_c
 
     made = Made(later)
     async with serve_config(config, made) as server:
-        call = ModelServiceStub(server.admin).LoadModel(LOAD)
+        call = ModelAdminServiceStub(server.admin).LoadModel(LOAD)
         await until(lambda: len(made) > 1)
         # The first time that the watchdog could judge, and then some.
         await asyncio.sleep(1.5 * supervisor._PATIENCE * config.watchdog_seconds)
@@ -147,7 +147,7 @@ async def test_loading_that_computes_for_ever_is_ended(config, serve_config, ref
 
     made = Made(later)
     async with serve_config(config.model_copy(update={"load_seconds": 1}), made) as server:
-        await refused(ModelServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
+        await refused(ModelAdminServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
         assert made.closed() == [False, True]
 
 

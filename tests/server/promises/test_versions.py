@@ -16,10 +16,11 @@ from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import supervisor
-from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import Models
 
 CLASSIFY = classification_pb2.ClassifyRequest(
     model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
@@ -60,7 +61,7 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
 
 @pytest.fixture
 def admin(server):
-    return ModelServiceStub(server.admin)
+    return Models(server.admin)
 
 
 async def health(server, service: str = "") -> int:
@@ -69,18 +70,18 @@ async def health(server, service: str = "") -> int:
 
 
 def target(model: model_pb2.Model, weight: int = 0) -> model_pb2.AliasTarget:
-    return model_pb2.AliasTarget(model=model.name, version=model.version, weight=weight)
+    return model_pb2.AliasTarget(model=model.id, weight=weight)
 
 
-async def alias(admin, name: str, *targets: model_pb2.AliasTarget, shadow: model_pb2.AliasTarget | None = None) -> None:
+async def alias(admin, name: str, *targets: model_pb2.AliasTarget, shadow: str = "") -> None:
     wanted = model_pb2.Alias(name=name, targets=targets, shadow=shadow)
-    await admin.SetAlias(model_pb2.SetAliasRequest(alias=wanted))
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=wanted))
 
 
 async def versions(admin, name: str) -> tuple[model_pb2.Model, model_pb2.Model]:
     """The version that the server began with, and another one that is loaded now."""
     old = (await admin.GetModel(model_pb2.GetModelRequest(model=name))).model
-    return old, (await admin.LoadModel(model_pb2.LoadModelRequest(model=name, path=name))).model
+    return old, (await admin.LoadModel(model_admin_pb2.LoadModelRequest(model=name, path=name))).model
 
 
 async def test_a_dead_canary_costs_neither_calls_nor_health(admin, server, until):
@@ -137,7 +138,7 @@ async def test_a_removed_alias_is_unknown(admin, server, refused):
     assert await health(server, "models/mood") == SERVING
     watching = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service="models/mood"))
     assert (await watching.read()).status == SERVING
-    await alias(admin, "mood")
+    await admin.DeleteAlias(model_admin_pb2.DeleteAliasRequest(name="mood"))
     assert (await asyncio.wait_for(watching.read(), 10)).status == UNKNOWN
     await refused(health(server, "models/mood"), grpc.StatusCode.NOT_FOUND)
     await alias(admin, "mood", target(old, 1))
@@ -162,8 +163,8 @@ async def classify(server, version: model_pb2.Model) -> classification_pb2.Class
     return await ClassificationServiceStub(server.channel).Classify(request)
 
 
-def unload(version: model_pb2.Model) -> model_pb2.UnloadModelRequest:
-    return model_pb2.UnloadModelRequest(model=version.name, version=version.version)
+def unload(version: model_pb2.Model) -> model_admin_pb2.UnloadModelRequest:
+    return model_admin_pb2.UnloadModelRequest(model=version.id)
 
 
 async def test_a_version_whose_unloading_was_given_up_answers_again(admin, server, refused, until):
@@ -231,11 +232,11 @@ async def test_an_alias_is_moved_while_a_model_loads(admin, server, monkeypatch,
         await go.wait()
 
     monkeypatch.setattr(server.app.operations, "start", slow)
-    load = asyncio.ensure_future(admin.LoadModel(model_pb2.LoadModelRequest(model="chat", path="chat")))
+    load = asyncio.ensure_future(admin.LoadModel(model_admin_pb2.LoadModelRequest(model="chat", path="chat")))
     await asyncio.wait_for(loading.wait(), 10)
     wanted = model_pb2.Alias(name="sentiment", targets=[target(old, 1)])
     moving = asyncio.ensure_future(
-        admin.SetAlias(model_pb2.SetAliasRequest(alias=wanted, unload_unused=True), timeout=60)
+        admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=wanted, unload_unused=True), timeout=60)
     )
     await until(lambda: server.app.models.route("sentiment").targets[0][0].version == old.version)
     call = ClassificationServiceStub(server.channel).Classify(CLASSIFY)
@@ -253,8 +254,8 @@ async def test_only_inference_is_mirrored(admin, server, until):
     old, new = await versions(admin, "chat")
     second = server.engines["chat"]
     assert first is not second
-    await alias(admin, "chat", target(old, 1), shadow=target(new))
-    await admin.LoadAdapter(model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
+    await alias(admin, "chat", target(old, 1), shadow=new.id)
+    await admin.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite"))
     described = (await admin.GetModel(model_pb2.GetModelRequest(model="chat"))).model
     assert (described.version, [one.name for one in described.adapters]) == (old.version, ["polite"])
     before = len(second.tickets)
@@ -263,7 +264,7 @@ async def test_only_inference_is_mirrored(admin, server, until):
     await until(lambda: not server.app._shadows._tasks)
     assert first.adapters
     assert not second.adapters, "the adapter was loaded onto what was named, and nothing else"
-    await admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
+    await admin.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="polite"))
     results = {
         sample.labels["result"]: sample.value
         for metric in server.app.metrics.shadow.collect()
@@ -281,10 +282,10 @@ async def test_a_split_alias_is_described_whole_and_takes_no_adapter(admin, serv
         assert response.model.version == new.version, "the one with the largest share, every time"
         assert [other.model.version for other in response.others] == [old.version]
         assert response.others[0].checkpoint.files or response.others[0].checkpoint.architecture
-    load = model_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
+    load = model_admin_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
     for call in (
         admin.LoadAdapter(load),
-        admin.UnloadAdapter(model_pb2.UnloadAdapterRequest(model="chat", adapter="polite")),
+        admin.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="polite")),
     ):
         error = await refused(call, grpc.StatusCode.FAILED_PRECONDITION)
         assert f"chat@{old.version}" in error.details()

@@ -28,11 +28,12 @@ CALLS = {
     "tuneserve.v1.GenerationService/GenerateStream": {"model": "chat", "prompt": PROMPT, "sampling": {"max_tokens": 2}},
     "tuneserve.v1.GenerationService/Tokenize": {"model": "chat", "prompt": PROMPT},
     "tuneserve.v1.ModelService/ListModels": {},
+    "tuneserve.v1.ModelService/ListAliases": {},
     "tuneserve.v1.ModelService/GetModel": {"model": "chat"},
 }
 # Tested with their own port, in test_operations.py.
-ADMIN = {f"tuneserve.v1.ModelService/{name}Model" for name in ("Load", "Unload")} | {
-    f"tuneserve.v1.ModelService/{name}" for name in ("SetAlias", "LoadAdapter", "UnloadAdapter")
+ADMIN = {f"tuneserve.v1.ModelAdminService/{name}Model" for name in ("Load", "Unload")} | {
+    f"tuneserve.v1.ModelAdminService/{name}" for name in ("SetAlias", "DeleteAlias", "LoadAdapter", "UnloadAdapter")
 }
 
 

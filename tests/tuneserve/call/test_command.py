@@ -24,12 +24,15 @@ from tuneserve.v1 import (
     embedding_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
+    model_admin_pb2,
+    model_admin_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
 )
 
 
 class Server(
+    model_admin_pb2_grpc.ModelAdminServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
     classification_pb2_grpc.ClassificationServiceServicer,
     embedding_pb2_grpc.EmbeddingServiceServicer,
@@ -75,52 +78,64 @@ class Server(
                 task=checkpoint_pb2.TASK_GENERATION,
                 state=model_pb2.MODEL_STATE_LOADING,
                 version="ba9876543210",
+                id="chat@ba9876543210",
             ),
             model_pb2.Model(
                 name="sentiment",
                 task=checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION,
                 state=model_pb2.MODEL_STATE_READY,
                 version="0123456789ab",
+                id="sentiment@0123456789ab",
                 quantization="w8a8",
                 labels=["neg", "pos"],
                 adapters=[model_pb2.Adapter(name="polite", version="5555"), model_pb2.Adapter(name="terse")],
             ),
         ]
-        split = [("chat", "ba9876543210", 1), ("sentiment", "0123456789ab", 7)]
+        # Two pages.
+        return model_pb2.ListModelsResponse(
+            models=models[1:] if request.page_token else models[:1], next_page_token="" if request.page_token else "x"
+        )
+
+    def ListAliases(self, request, context):
+        split = [("chat@ba9876543210", 1), ("sentiment@0123456789ab", 7)]
         aliases = [
             model_pb2.Alias(
                 name="sentiment",
-                targets=[model_pb2.AliasTarget(model="sentiment", version="0123456789ab", weight=1)],
-                shadow=model_pb2.AliasTarget(model="chat", version="ba9876543210"),
+                targets=[model_pb2.AliasTarget(model="sentiment@0123456789ab", weight=1)],
+                shadow="chat@ba9876543210",
             ),
             model_pb2.Alias(
                 name="split",
-                targets=[model_pb2.AliasTarget(model=m, version=version, weight=w) for m, version, w in split],
+                targets=[model_pb2.AliasTarget(model=model, weight=weight) for model, weight in split],
             ),
         ]
-        return model_pb2.ListModelsResponse(models=models, aliases=aliases)
+        return model_pb2.ListAliasesResponse(aliases=aliases)
 
     def LoadModel(self, request, context):
         self._take(request, context)
-        return model_pb2.LoadModelResponse(
+        return model_admin_pb2.LoadModelResponse(
             model=model_pb2.Model(name=request.model, version="77", task=checkpoint_pb2.TASK_EMBEDDING)
         )
 
     def UnloadModel(self, request, context):
         self._take(request, context)
-        return model_pb2.UnloadModelResponse()
+        return model_admin_pb2.UnloadModelResponse()
 
     def SetAlias(self, request, context):
         self.request = request
-        return model_pb2.SetAliasResponse(alias=request.alias)
+        return model_admin_pb2.SetAliasResponse(alias=request.alias)
+
+    def DeleteAlias(self, request, context):
+        self.request = request
+        return model_admin_pb2.DeleteAliasResponse()
 
     def LoadAdapter(self, request, context):
         self._take(request, context)
-        return model_pb2.LoadAdapterResponse(adapter=model_pb2.Adapter(name=request.adapter, version="88"))
+        return model_admin_pb2.LoadAdapterResponse(adapter=model_pb2.Adapter(name=request.adapter, version="88"))
 
     def UnloadAdapter(self, request, context):
         self._take(request, context)
-        return model_pb2.UnloadAdapterResponse()
+        return model_admin_pb2.UnloadAdapterResponse()
 
     def Classify(self, request, context):
         self._take(request, context)
@@ -178,6 +193,7 @@ def served() -> Iterator[tuple[Server, str]]:
     servicer = Server()
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(servicer, server)
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
@@ -217,6 +233,7 @@ def test_models(target: str) -> None:
     assert call(target, "admin", "models").stdout == call(target, "models").stdout
     listed = json.loads(call(target, "models", "--json").stdout)
     assert listed["models"][1]["labels"] == ["neg", "pos"]
+    assert [alias["name"] for alias in listed["aliases"]] == ["sentiment", "split"]
 
 
 def test_classify(server: Server, target: str) -> None:
@@ -375,7 +392,7 @@ def test_admin_load(server: Server, target: str) -> None:
 
 def test_admin_unload_and_adapters(server: Server, target: str) -> None:
     assert call(target, "admin", "unload", "chat@77").stdout == "chat@77 is gone\n"
-    assert (server.request.model, server.request.version) == ("chat", "77")
+    assert server.request.model == "chat@77"
     assert call(target, "admin", "unload", "chat").exit_code == 2
     assert call(target, "admin", "load-adapter", "chat", "polite", "a/b").stdout == "polite is loaded, version 88\n"
     assert (server.request.model, server.request.adapter, server.request.path) == ("chat", "polite", "a/b")
@@ -384,20 +401,21 @@ def test_admin_unload_and_adapters(server: Server, target: str) -> None:
 
 
 def test_admin_alias(server: Server, target: str) -> None:
-    def alias(*arguments: str) -> tuple[str, model_pb2.SetAliasRequest]:
+    def alias(*arguments: str) -> tuple[str, model_admin_pb2.SetAliasRequest]:
         result = call(target, "admin", "alias", *arguments)
         assert result.exit_code == 0, result.stderr
         return result.stdout, server.request
 
     printed, request = alias("prod", "chat@1=90", "chat@2=10", "--shadow", "chat@3", "--unload-unused")
     assert printed == "prod -> chat@1 90%, chat@2 10%, shadow chat@3\n"
-    assert [(one.version, one.weight) for one in request.alias.targets] == [("1", 90), ("2", 10)]
-    assert (request.alias.shadow.version, request.alias.shadow.weight, request.unload_unused) == ("3", 0, True)
+    assert [(one.model, one.weight) for one in request.alias.targets] == [("chat@1", 90), ("chat@2", 10)]
+    assert (request.alias.shadow, request.alias.etag, request.unload_unused) == ("chat@3", "", True)
     printed, request = alias("prod", "chat@2")
     assert (printed, request.alias.targets[0].weight) == ("prod -> chat@2\n", 1)
-    assert not request.alias.HasField("shadow")
-    printed, request = alias("prod", "--remove")
-    assert (printed, len(request.alias.targets)) == ("prod is removed\n", 0)
+    assert not request.alias.shadow
+    assert alias("prod", "chat@2", "--etag", "abc")[1].alias.etag == "abc"
+    printed, request = alias("prod", "--remove", "--etag", "abc")
+    assert (printed, request.name, request.etag) == ("prod is removed\n", "prod", "abc")
     wrongs = ([], ["chat"], ["chat@1=0"], ["chat@1=x"], ["chat@1", "--remove"], ["chat@1", "--shadow", "chat@2=5"])
     for wrong in wrongs:
         assert call(target, "admin", "alias", "prod", *wrong).exit_code == 2
@@ -424,6 +442,7 @@ def test_tls(certified: tuple[Path, Path]) -> None:
     )
     servicer, server = Server(), grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
     model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(servicer, server)
     port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
