@@ -12,7 +12,9 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +211,11 @@ class App:
         # What was imported stays: it is never looked at again.
         await asyncio.to_thread(gc.collect)
         gc.freeze()
-        young, middle, old = gc.get_threshold()
-        gc.set_threshold(young, middle, _NEVER)
-        try:
+        with _no_full_collections():
             while True:
                 await asyncio.sleep(_COLLECT_SECONDS)
                 if len(self._running) <= _FEW_CALLS:
                     gc.collect()
-        finally:
-            gc.set_threshold(young, middle, old)
 
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
@@ -335,6 +333,23 @@ class App:
             with disk.watched(ready_file):
                 temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
                 temporary.replace(ready_file)
+
+
+_thresholds: list[tuple[int, int, int]] = []
+
+
+@contextmanager
+def _no_full_collections() -> Iterator[None]:
+    """Python's collector leaves old objects alone until the last of these ends: in tests a process has many servers."""
+    young, middle, old = gc.get_threshold()
+    _thresholds.append((young, middle, old))
+    gc.set_threshold(young, middle, _NEVER)
+    try:
+        yield
+    finally:
+        before = _thresholds.pop()
+        if not _thresholds:
+            gc.set_threshold(*before)
 
 
 def serve(config: ServerConfig, ready_file: Path | None = None) -> None:

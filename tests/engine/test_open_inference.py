@@ -12,7 +12,7 @@ from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
-CLIENT = Path(__file__).parents[1] / "server" / "triton_client.py"
+CLIENT = Path(__file__).parents[1] / "server" / "open_inference" / "triton_client.py"
 TEXTS = ["a lovely film, warm and funny", "dull, slow and far too long", "Wonderful!"]
 # Continued with certainty: in bfloat16 a close choice may fall otherwise beside other prompts than alone.
 PROMPTS = ["Monday, Tuesday, Wednesday,", "one, two, three, four, five,"]
