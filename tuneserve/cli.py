@@ -16,6 +16,7 @@ from tuneserve import __version__, lifetime, progress
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.call.command import call_command
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.groups import Group
 
 # Engines are processes of the server's, spawned with this module as their main one.
 lifetime.end_with_parent()
@@ -25,7 +26,15 @@ FilePath = click.Path(path_type=Path, dir_okay=False)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already at the output.")
 
 
-class Command(click.Group):
+HEADINGS = {
+    "Train": ("validate", "finetune", "search", "merge", "soup"),
+    "Ship": ("evaluate", "compare", "quantize", "verify", "inspect"),
+    "Run": ("serve", "call", "bench", "key"),
+    "More": ("demo", "schema"),
+}
+
+
+class Command(Group):
     """A group whose commands print our errors as one line and whose slow or foreign commands load late."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,7 +48,9 @@ class Command(click.Group):
             sys.exit(2 if isinstance(error, UserError) else 1)
 
 
-@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Command, headings=HEADINGS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="tuneserve")
 @click.option("-v", "--verbose", is_flag=True, help="Log more, to standard error.")
 @click.pass_context

@@ -62,6 +62,16 @@ def test_help_lists_every_verb():
     assert all(f"  {verb} " in help_text for verb in VERBS)
 
 
+def test_help_is_whole():
+    from tuneserve.cli import HEADINGS
+
+    text = " ".join(tuneserve("--help").stdout.split())
+    assert sorted(name for names in HEADINGS.values() for name in names) == sorted(VERBS)
+    assert "Train: validate Check a training CONFIG and its data, without training. finetune Train" in text
+    for shown in (text, tuneserve("call", "--help").stdout, tuneserve("call", "admin", "--help").stdout):
+        assert "..." not in shown.replace("[ARGS]...", "")
+
+
 def test_a_mistyped_verb_is_named():
     assert "finetun" in refused("finetun", "x.yaml")
 

@@ -9,12 +9,13 @@ import yaml
 from tuneserve import yamls
 from tuneserve.call.common import client_options, print_json, print_table
 from tuneserve.client import Server, connected
+from tuneserve.groups import Group
 
 if TYPE_CHECKING:
     from tuneserve.v1 import model_pb2
 
 
-@click.group("admin")
+@click.group("admin", cls=Group)
 def admin_command() -> None:
     """Load and unload models, move aliases, load adapters, while the server runs.
 

@@ -23,12 +23,13 @@ from tuneserve.call.common import (
     truncation,
 )
 from tuneserve.client import Server, connected
+from tuneserve.groups import Group
 
 if TYPE_CHECKING:
     from tuneserve.v1 import classification_pb2
 
 
-@click.group("call")
+@click.group("call", cls=Group)
 def call_command() -> None:
     """Ask a running server from the shell.
 
