@@ -176,7 +176,7 @@ def _check_labels(config: FinetuneConfig, table: Table, names: Sequence[str], pr
     if isinstance(config.class_weights, Mapping):
         allowed = ["O", *names] if config.task == "token-classification" else names
         if wrong := [name for name in config.class_weights if name not in allowed]:
-            raise UserError(f"class_weights: {wrong[0]!r} is no label", "allowed: " + ", ".join(allowed))
+            raise UserError(f"class_weights: {wrong[0]!r} is not a label", "allowed: " + ", ".join(allowed))
     if set(chain.from_iterable(table.label_sets)) <= set(names):
         return
     # Where they are nobody noted: the files are read once more.

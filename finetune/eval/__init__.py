@@ -1,1 +1,1 @@
-"""What a model in memory answers on held-out rows, and how sure it may be of it."""
+"""What a model in memory answers on held-out rows, and calibration of its confidence."""

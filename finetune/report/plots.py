@@ -84,7 +84,7 @@ def confusion(matrix: ArrayLike, labels: Sequence[str]) -> str:
 
 
 def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 10) -> str:
-    """Returns how often answers of each confidence are right, beside what they should be, and how many there are."""
+    """Returns a reliability diagram: the accuracy of answers by their confidence, and how many have each."""
     sure, hits = np.asarray(confidence, float), np.asarray(right, float)
     place = np.minimum((sure * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
@@ -93,9 +93,9 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 10) -> str:
     share = np.bincount(place, hits, bins)[filled] / counts[filled]
     with _style():
         figure, (above, below) = _panels(4.6, 4.8, 2, 1, sharex=True, height_ratios=(3, 1))
-        above.bar(middle[filled], share, 0.9 / bins, color=_FIRST, label="how often it is right")
+        above.bar(middle[filled], share, 0.9 / bins, color=_FIRST, label="accuracy")
         means = np.bincount(place, sure, bins)[filled] / counts[filled]
-        above.plot(means, means, "_", color=_SECOND, markersize=16, markeredgewidth=2, label="how sure it is")
+        above.plot(means, means, "_", color=_SECOND, markersize=16, markeredgewidth=2, label="confidence")
         above.plot((0, 1), (0, 1), "--", color=_MUTED, linewidth=1)
         above.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="share right")
         above.legend(loc="upper left", frameon=True, framealpha=0.8, edgecolor="none")

@@ -125,8 +125,8 @@ def _quality(run: Finished) -> Iterator[Section]:
 def _reliability(run: Finished, sure: ArrayLike, right: ArrayLike) -> Section:
     metrics = run.answers.metrics
     note = (
-        f"Expected calibration error {metrics['calibration_error']:.3f}: so far is the probability of an answer from "
-        "how often it is right, in the mean. Bars below the line are of answers that were too sure."
+        f"Expected calibration error {metrics['calibration_error']:.3f}: the mean distance between confidence and "
+        "accuracy. Bars below the line are overconfident answers."
     )
     if "unscaled_calibration_error" in metrics:
         note += (

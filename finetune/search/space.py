@@ -94,7 +94,7 @@ def load(path: Path) -> tuple[dict[str, Any], Space]:
 
 def _setting(where: str, key: str, value: Any) -> Range | list[Any]:
     if key not in SEARCHED:
-        raise UserError(f"{where} is no setting to search", "allowed: " + ", ".join(SEARCHED))
+        raise UserError(f"{where} is not a setting that can be searched", "allowed: " + ", ".join(SEARCHED))
     found = value
     if isinstance(value, dict):
         if not {"low", "high"} <= value.keys() <= {"low", "high", "log"} or not isinstance(value.get("log", 0), int):

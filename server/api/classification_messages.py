@@ -142,7 +142,7 @@ def shown(
     check_enum("offset_unit", request.offset_unit, UNITS)
     given = dict(request.thresholds)
     # The caller's own labels are not repeated.
-    unknown = "is not among the labels" if request.labels else f"is no label here; labels: {listed(labels)}"
+    unknown = "is not among the labels" if request.labels else f"is not a label of the model; labels: {listed(labels)}"
     refuse([InvalidInput(f"thresholds[{name[:64]}]", unknown) for name in given if name not in labels])
     bounds = {"threshold": request.threshold, **{f"thresholds[{name}]": value for name, value in given.items()}}
     # `not a <= b` also refuses NaN, which compares false to everything.
@@ -151,7 +151,7 @@ def shown(
     if problem == checkpoint_pb2.PROBLEM_TYPE_REGRESSION and (any(least) or request.HasField("explain")):
         raise InvalidInput(
             "explain" if request.HasField("explain") else "threshold",
-            "is for probabilities; this model gives numbers that are none",
+            "is for probabilities; this model is a regression, whose outputs are numbers",
         )
     top_k = request.top_k if request.HasField("top_k") else None
     return Shown(labels, problem, top_k, request.raw_scores, least if any(least) else None, temperature)
@@ -169,7 +169,7 @@ def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
     check_top_k(request)
     if request.HasField("label"):
         if request.label not in labels:
-            raise InvalidInput("label", f"is no label of the model; its labels: {listed(labels)}")
+            raise InvalidInput("label", f"is not a label of the model; labels: {listed(labels)}")
         return list(labels).index(request.label)
     if len(labels) != 1:
         raise InvalidInput("label", f"is unset, and the model has {len(labels)}: {listed(labels)}")
@@ -284,7 +284,7 @@ def listed(labels: Sequence[str]) -> str:
 def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
     # A model that overflowed: anything made of it would look like an answer.
     if not np.isfinite(values).all():
-        raise ArithmeticError("the model's outputs are not numbers")
+        raise ArithmeticError("the model's outputs contain NaN or infinity")
 
 
 def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:

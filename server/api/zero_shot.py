@@ -66,7 +66,7 @@ class ZeroShot:
             if len(ids) > LONGEST_LABEL:
                 raise InvalidInput(field, f"has {len(ids)} tokens; allowed: 1 to {LONGEST_LABEL}")
             if not ids or max(ids) >= model.engine.vocab_size:
-                raise InvalidInput(field, "is nothing that the model can write")
+                raise InvalidInput(field, "contains no token of the model's vocabulary")
             for other, others in enumerate(labels[:index]):
                 if ids[: len(others)] == others or others[: len(ids)] == ids:
                     raise InvalidInput(field, f"is not told apart from labels[{other}] by the model")

@@ -211,7 +211,7 @@ class Operations:
             if key not in engine_options.WHILE_RUNNING:
                 raise InvalidInput(f"settings.engine.{key}", _not_now(engine_options.WHILE_RUNNING))
             if not isinstance(value, bool | int | float | str):
-                raise InvalidInput(f"settings.engine.{key}", "is no number, switch or word")
+                raise InvalidInput(f"settings.engine.{key}", "is not a number, true or false, or a word")
         latest = self._models.latest(request.model)
         base = latest.config if latest else ModelConfig(path=path)
         values = {key: getattr(changed, key) for key in given} | {"engine": {**base.engine, **changed.engine}}

@@ -90,7 +90,7 @@ def fill(targets: Sequence[tuple[Message, Sequence[str]]], values: Mapping[str, 
         message = next((message for message, names in targets if name in names), None)
         if message is None:
             allowed = ", ".join(name for _, names in targets for name in names)
-            raise InvalidInput(path, f"is no option of this model; allowed: {allowed}")
+            raise InvalidInput(path, f"is not an option of this model; allowed: {allowed}")
         paths[name] = path
         if value is None:
             continue

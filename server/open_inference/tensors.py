@@ -63,11 +63,11 @@ def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dic
     found: dict[str, Input] = {}
     for index, tensor in enumerate(request.inputs):
         if tensor.name not in known:
-            raise InvalidInput(f"inputs[{index}].name", f"is no input of this model; allowed: {', '.join(known)}")
+            raise InvalidInput(f"inputs[{index}].name", f"is not an input of this model; allowed: {', '.join(known)}")
         spec = known[tensor.name]
         path = f"inputs[{index}] ({spec.name})"
         if spec.name in found:
-            raise InvalidInput(path, "is there twice")
+            raise InvalidInput(path, f"is a duplicate of {found[spec.name].path}")
         if tensor.datatype != spec.datatype:
             raise InvalidInput(path, f"has another datatype; allowed: {spec.datatype}")
         _refuse_extensions(tensor.parameters, path)
@@ -92,9 +92,10 @@ def wanted(request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
     names: list[str] = []
     for index, output in enumerate(request.outputs):
         if output.name not in known:
-            raise InvalidInput(f"outputs[{index}].name", f"is no output of this model; allowed: {', '.join(known)}")
+            raise InvalidInput(f"outputs[{index}].name", f"is not an output of this model; allowed: {', '.join(known)}")
         if output.name in names:
-            raise InvalidInput(f"outputs[{index}] ({output.name})", "is there twice")
+            first = names.index(output.name)
+            raise InvalidInput(f"outputs[{index}] ({output.name})", f"is a duplicate of outputs[{first}]")
         _refuse_extensions(output.parameters, f"outputs[{index}] ({output.name})")
         names.append(output.name)
     return names or known

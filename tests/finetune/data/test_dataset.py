@@ -419,12 +419,12 @@ def test_rows_that_repeat_and_contradict_each_other_are_counted(tmp_path: Path) 
 
 def test_weights_of_labels_that_there_are_not(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", *labelled(30))
-    with pytest.raises(UserError, match="class_weights: 'raer' is no label") as caught:
+    with pytest.raises(UserError, match="class_weights: 'raer' is not a label") as caught:
         dataset.load(settings(path, class_weights={"rare": 2, "raer": 5}))
     assert caught.value.hint == "allowed: common, rare"
     dataset.load(settings(path, class_weights={"rare": 2}))
     words = jsonl(tmp_path / "w.jsonl", *[{"tokens": ["in", f"Rome{n}"], "tags": ["O", "B-LOC"]} for n in range(20)])
-    with pytest.raises(UserError, match="class_weights: 'PER' is no label") as caught:
+    with pytest.raises(UserError, match="class_weights: 'PER' is not a label") as caught:
         dataset.load(settings(words, "token-classification", class_weights={"PER": 2}))
     assert caught.value.hint == "allowed: O, LOC"
     dataset.load(settings(words, "token-classification", class_weights={"LOC": 2, "O": 0.5}))

@@ -97,11 +97,11 @@ def test_trials_that_fail_do_not_end_the_search(tmp_path: Path, encoder: Path, r
     [
         (None, "search is missing"),
         ({}, "search is missing"),
-        ({"test_size": [0.1, 0.2]}, "test_size is no setting to search"),
+        ({"test_size": [0.1, 0.2]}, "test_size is not a setting that can be searched"),
         # Each may have been trained on the validation rows.
-        ({"base_model": ["a", "b"]}, "base_model is no setting to search"),
-        ({"teacher": ["a", "b"]}, "teacher is no setting to search"),
-        ({"learning_rat": [0.1]}, "learning_rat is no setting to search"),
+        ({"base_model": ["a", "b"]}, "base_model is not a setting that can be searched"),
+        ({"teacher": ["a", "b"]}, "teacher is not a setting that can be searched"),
+        ({"learning_rat": [0.1]}, "learning_rat is not a setting that can be searched"),
         ({"learning_rate": 0.1}, "learning_rate is 0.1"),
         ({"learning_rate": []}, "learning_rate is"),
         ({"learning_rate": [0.1, 2]}, "learning_rate has 2"),

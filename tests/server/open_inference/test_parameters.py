@@ -58,8 +58,8 @@ def test_structured_outputs_of_vllm(given, kind, content):
 @pytest.mark.parametrize(
     ("values", "where", "what"),
     [
-        ({"max_token": 5}, "parameters.max_token", "is no option of this model; allowed: max_tokens, temperature"),
-        ({"a secret\n": 5}, "parameters", "is no option"),
+        ({"max_token": 5}, "parameters.max_token", "is not an option of this model; allowed: max_tokens, temperature"),
+        ({"a secret\n": 5}, "parameters", "is not an option"),
         ({"max_tokens": "many secrets"}, "parameters.max_tokens", "is not a whole number"),
         ({"max_tokens": 1.5}, "parameters.max_tokens", "is not a whole number"),
         ({"max_tokens": 1e300}, "parameters.max_tokens", "is not a whole number"),

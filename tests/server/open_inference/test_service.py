@@ -311,7 +311,7 @@ def with_text(base: pb.ModelInferRequest, name: str, *values: bytes) -> pb.Model
         (request("chat", "text_input", [b"a", b""]), "inputs[0] (text_input)[1]", "is empty"),
         (request("chat", "text_input", [b"a" * 80]), "inputs[0] (text_input)[0]", "has 80 tokens"),
         (request("chat", "text_input", parameters=options(top_p=2.0)), "parameters.top_p", "at most 1"),
-        (request("chat", "text_input", parameters=options(logprobs=2)), "parameters.logprobs", "is no option"),
+        (request("chat", "text_input", parameters=options(logprobs=2)), "parameters.logprobs", "is not an option"),
         (with_input(request("chat", "text_input"), STREAMED), "inputs[1] (stream)", "only ModelStreamInfer"),
         (
             with_text(request("chat", "text_input"), "sampling_parameters", b"{"),

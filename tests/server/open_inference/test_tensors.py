@@ -66,7 +66,7 @@ def test_raw_and_typed_are_read_alike(shape):
         (request("note", shape=(2,), bytes_contents=[b"a"] * 2), "inputs[0] (note)", "has 2 elements; allowed: 1"),
         (request("flag", "BOOL", (1,), raw=b"\x01\x00"), "inputs[0] (flag)", "has 2 elements where its shape says 1"),
         (request("flag", "BOOL", (1,), raw=b""), "inputs[0] (flag)", "has 0 elements where its shape says 1"),
-        (request("secret"), "inputs[0].name", "is no input of this model; allowed: text, flag, note"),
+        (request("secret"), "inputs[0].name", "is not an input of this model; allowed: text, flag, note"),
     ],
 )
 def test_a_bad_tensor_is_refused_by_name(bad, where, what):
