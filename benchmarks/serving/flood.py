@@ -1,0 +1,148 @@
+"""What strangers cost a caller: connections that write calls without a key as fast as they are told, beside one caller.
+
+    python -m tuneserve.benchmarks.serving.flood localhost:8033 --model sentiment --connections 8 --rate 400000
+
+Regime. Each connection is HTTP/2 below gRPC, and sends calls of 15 bytes (headers by reference, end of stream) for
+ClassificationService.Classify; the bytes of all connections together are paced to `--rate` a second. One that is closed
+by the server is made anew at once. The caller, in a process of its own with the key in TUNESERVE_KEY, classifies one
+text after the other with 50 ms between. Both run on the server's machine, and take their share of it. The last line of
+stdout is the result as JSON.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import click
+import numpy as np
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+_ACKNOWLEDGED = b"\0\0\0\x04\x01\0\0\0\0"
+_HEADERS = (
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/tuneserve.v1.ClassificationService/Classify"),
+    (b":authority", b"l"),
+    (b"content-type", b"application/grpc"),
+    (b"te", b"trailers"),
+)
+# Once they were sent they are the last six entries of HPACK's table, and one byte each.
+_NAMED = b"".join(b"\x40" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in _HEADERS)
+_AGAIN = bytes(0x80 | 67 - place for place in range(len(_HEADERS)))
+_AT_ONCE = 20
+
+
+def _call(stream: int, block: bytes) -> bytes:
+    return len(block).to_bytes(3) + b"\x01\x05" + stream.to_bytes(4) + block
+
+
+class Flood:
+    """One stranger after the other, on one connection each."""
+
+    def __init__(self, address: tuple[str, int], rate: float, until: float) -> None:
+        self._address = address
+        self._rate = rate
+        self._until = until
+        self.connections = self.calls = self.bytes = 0
+
+    def run(self) -> None:
+        """Until the time is up."""
+        while time.monotonic() < self._until:
+            self.connections += 1
+            try:
+                with socket.create_connection(self._address, timeout=5) as connection:
+                    self._send(connection)
+            except OSError:
+                time.sleep(0.01)
+
+    def _send(self, connection: socket.socket) -> None:
+        connection.sendall(_PREFACE)
+        connection.recv(4096)
+        connection.sendall(_ACKNOWLEDGED)
+        threading.Thread(target=_read, args=(connection,), daemon=True).start()
+        block, stream, begin, sent = _NAMED, 1, time.monotonic(), 0
+        while time.monotonic() < self._until:
+            data = b""
+            for _ in range(_AT_ONCE):
+                data += _call(stream, block)
+                block, stream = _AGAIN, stream + 2
+            connection.sendall(data)
+            sent += len(data)
+            self.bytes += len(data)
+            self.calls += _AT_ONCE
+            time.sleep(max(0.0, begin + sent / self._rate - time.monotonic()))
+
+
+def _read(connection: socket.socket) -> None:
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except OSError:
+        pass
+
+
+_CALLER = """
+import json, os, sys, time, grpc
+from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+target, model, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+stub = ClassificationServiceStub(grpc.insecure_channel(target))
+request = pb.ClassifyRequest(model=model, inputs=[pb.ClassifyInput(text="the film was good")])
+metadata = [("authorization", "Bearer " + os.environ.get("TUNESERVE_KEY", ""))]
+waits, errors, end = [], {}, time.monotonic() + seconds
+while time.monotonic() < end:
+    begin = time.perf_counter()
+    try:
+        stub.Classify(request, metadata=metadata, timeout=20)
+    except grpc.RpcError as error:
+        errors[error.code().name] = errors.get(error.code().name, 0) + 1
+    waits.append(time.perf_counter() - begin)
+    time.sleep(0.05)
+print(json.dumps({"waits": waits, "errors": errors}))
+"""
+
+
+def measure(target: str, model: str, connections: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Returns how long the caller waited, in milliseconds, and what the strangers sent."""
+    command = [sys.executable, "-c", _CALLER, target, model, str(seconds)]
+    caller = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
+    host, port = target.rsplit(":", 1)
+    time.sleep(1.0)
+    until = time.monotonic() + seconds - 2.0
+    floods = [Flood((host, int(port)), rate / connections, until) for _ in range(connections)]
+    threads = [threading.Thread(target=flood.run) for flood in floods]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = json.loads(caller.communicate(timeout=120)[0])
+    waits = 1000 * np.array(found["waits"])
+    return {
+        "caller_calls": len(waits),
+        "caller_ms_p50": round(float(np.median(waits)), 1),
+        "caller_ms_max": round(float(waits.max()), 1),
+        "caller_errors": found["errors"],
+        "stranger_connections": sum(flood.connections for flood in floods),
+        "stranger_calls": sum(flood.calls for flood in floods),
+        "stranger_bytes": sum(flood.bytes for flood in floods),
+    }
+
+
+@click.command()
+@click.argument("target", metavar="HOST:PORT")
+@click.option("--model", required=True, help="A classifier that the key may use.")
+@click.option("--connections", type=click.IntRange(0), default=8, show_default=True, help="Of strangers, at once.")
+@click.option("--rate", type=float, default=400_000, show_default=True, help="Bytes a second that they write in all.")
+@click.option("--seconds", type=click.FloatRange(5), default=12.0, show_default=True)
+def main(target: str, model: str, connections: int, rate: float, seconds: float) -> None:
+    """Measure how long a caller waits while strangers flood a server that has keys."""
+    print(json.dumps(measure(target, model, connections, rate, seconds)))
+
+
+if __name__ == "__main__":
+    main()
