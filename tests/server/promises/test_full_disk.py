@@ -14,6 +14,7 @@ from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.models import adapters
 from tuneserve.v1 import generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 FULL = Path("/dev/full")
@@ -71,7 +72,7 @@ async def test_an_adapter_that_has_no_room_is_refused(serve_config, make_llama, 
         models_root=tmp_path,
     )
     async with serve_config(config) as server:
-        admin = ModelServiceStub(server.admin)
+        admin = ModelAdminServiceStub(server.admin)
         load = model_admin_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")
         copy = adapters._copy
         with monkeypatch.context() as patch:

@@ -52,6 +52,7 @@ ALLOWED = {
     CODE.INVALID_ARGUMENT,
     CODE.NOT_FOUND,
     CODE.UNIMPLEMENTED,
+    CODE.ABORTED,
     CODE.PERMISSION_DENIED,
     CODE.FAILED_PRECONDITION,
     CODE.ALREADY_EXISTS,
@@ -206,11 +207,12 @@ def good(method: MethodDescriptor) -> list[Message]:
             {"model": "new", "path": "spare"},
             {"model": "sentiment", "path": "spare", "settings": {"max_queue": 3}},
         ],
-        "UnloadModel": [{"model": "new", "version": "?"}, {"model": "sentiment", "version": "?"}],
+        "UnloadModel": [{"model": "new"}, {"model": "sentiment"}],
         "SetAlias": [
-            {"alias": {"name": "other", "targets": [{"model": "new", "version": "?", "weight": 1}]}},
-            {"alias": {"name": "sentiment", "targets": [{"model": "sentiment", "version": "?", "weight": 1}]}},
+            {"alias": {"name": "other", "targets": [{"model": "new", "weight": 1}]}},
+            {"alias": {"name": "sentiment", "targets": [{"model": "sentiment", "weight": 1}]}},
         ],
+        "DeleteAlias": [{"name": "other"}],
         "LoadAdapter": [{"model": "chat", "adapter": "a", "path": "adapter"}],
         "UnloadAdapter": [{"model": "chat", "adapter": "a"}],
         "ModelReady": [{"name": "chat"}],
@@ -317,13 +319,13 @@ async def administered(serve_config, make_bert, make_llama, tmp_path, monkeypatc
 
 def known_versions(served, message: Message) -> None:
     """Puts versions that there are where a version is wanted."""
-    versions = {model.name: model.version for model in served.app.models}
+    versions = {model.name: model.id for model in served.app.models}
     if isinstance(message, model_admin_pb2.UnloadModelRequest):
-        message.version = versions.get(message.model, message.version)
+        message.model = versions.get(message.model, message.model)
     if isinstance(message, model_admin_pb2.SetAliasRequest):
-        targets = [*message.alias.targets, *([message.alias.shadow] if message.alias.HasField("shadow") else [])]
-        for target in targets:
-            target.version = versions.get(target.model, target.version)
+        message.alias.shadow = versions.get(message.alias.shadow, message.alias.shadow)
+        for target in message.alias.targets:
+            target.model = versions.get(target.model, target.model)
 
 
 @settings(fuzzed, max_examples=max(20, EXAMPLES // 10))
