@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tuneserve.server.call.context import Call
+from tuneserve.server.call.quota import Bucket
 
 logger = logging.getLogger("tuneserve.requests")
 
@@ -40,18 +41,17 @@ class Sample:
     def __init__(self, dropped: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._dropped = dropped
         self._clock = clock
-        self._room, self._seen = float(_AT_ONCE), clock()
+        self._room = Bucket(1.0, _AT_ONCE)
         self._left_out = 0
 
     def take(self) -> int | None:
         """Returns how many were left out since the last one, or None where this one is left out, too."""
-        now = self._clock()
-        self._room, self._seen = min(_AT_ONCE, self._room + now - self._seen), now
-        if self._room < 1:
+        now = round(self._clock() * 1e9)
+        if self._room.wait(1, now):
             self._left_out += 1
             self._dropped()
             return None
-        self._room -= 1
+        self._room.take(1, now)
         left_out, self._left_out = self._left_out, 0
         return left_out
 

@@ -11,7 +11,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+
+from tuneserve.server.call.quota import Bucket
 
 # Calls at once, and a second: of one connection, and of all connections of an address. Probes need one now and then.
 _CONNECTION = (64, 8.0)
@@ -19,27 +20,8 @@ _ADDRESS = (512, 64.0)
 # Connections, and how often they are counted. A client shows its key with its first call.
 _MOST_CONNECTIONS = 128
 _COUNT_SECONDS = 1.0
-# By then an address has all of its calls again, and no call of a closed connection waits any more.
+# By then no call of a closed connection waits any more.
 _FORGET_SECONDS = 60.0
-
-
-@dataclass
-class _Allowance:
-    """So many at once, and so many a second."""
-
-    most: int
-    per_second: float
-    left: float
-    at: float
-
-    def take(self, now: float) -> bool:
-        """Takes one, if there is one."""
-        self.left = min(self.most, self.left + (now - self.at) * self.per_second)
-        self.at = now
-        if self.left < 1:
-            return False
-        self.left -= 1
-        return True
 
 
 class Strangers:
@@ -52,8 +34,8 @@ class Strangers:
         self._clock = clock
         self._known: set[str] = set()
         self._closed: dict[str, float] = {}  # and when: calls of theirs still come
-        self._connections: dict[str, _Allowance] = {}
-        self._addresses: dict[str, _Allowance] = {}
+        self._connections: dict[str, Bucket] = {}
+        self._addresses: dict[str, Bucket] = {}
         self._files: dict[str, int] = {}  # by peer, in the order of their coming, as they were when last looked at
 
     def authenticated(self, peer: str) -> None:
@@ -72,16 +54,16 @@ class Strangers:
             return True
         if peer in self._closed:
             return False
-        now, is_first = self._clock(), peer not in self._connections
-        of_all = _allowance(self._addresses, peer.rpartition(":")[0], _ADDRESS, now).take(now)
-        of_one = _allowance(self._connections, peer, _CONNECTION, now).take(now)
+        now, is_first = round(self._clock() * 1e9), peer not in self._connections
+        of_all = _takes(self._addresses, peer.rpartition(":")[0], _ADDRESS, now)
+        of_one = _takes(self._connections, peer, _CONNECTION, now)
         if is_first or (of_all and of_one):
             return True
         # Looked at again: its file may have been another connection's before, or it may be gone already.
         if not self._close(peer):
             self._look(_files(self.port))
             self._close(peer)
-        self._closed[peer] = now
+        self._closed[peer] = self._clock()
         return False
 
     async def keep_few(self) -> None:
@@ -95,7 +77,10 @@ class Strangers:
             for peer in self._connections.keys() - self._files.keys():
                 del self._connections[peer]
             now = self._clock()
-            self._addresses = {key: one for key, one in self._addresses.items() if now - one.at < _FORGET_SECONDS}
+            # One that is full again is as a new one.
+            self._addresses = {
+                key: one for key, one in self._addresses.items() if one.wait(_ADDRESS[0], round(now * 1e9))
+            }
             self._closed = {peer: at for peer, at in self._closed.items() if now - at < _FORGET_SECONDS}
             without_key = [peer for peer in self._files if peer not in self._known]
             for peer in without_key[:-_MOST_CONNECTIONS]:
@@ -115,10 +100,14 @@ class Strangers:
         return True
 
 
-def _allowance(among: dict[str, _Allowance], key: str, rate: tuple[int, float], now: float) -> _Allowance:
-    if (found := among.get(key)) is None:
-        found = among[key] = _Allowance(*rate, left=rate[0], at=now)
-    return found
+def _takes(among: dict[str, Bucket], key: str, rate: tuple[int, float], now: int) -> bool:
+    """Takes one call out of a bucket, if there is one in it."""
+    if (bucket := among.get(key)) is None:
+        bucket = among[key] = Bucket(rate[1], rate[0])
+    if bucket.wait(1, now):
+        return False
+    bucket.take(1, now)
+    return True
 
 
 def _files(port: int) -> dict[str, int]:
