@@ -201,6 +201,9 @@ class App:
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)
         await concurrency.together(self._load, models, len(models))
+        # What was imported stays: without this the garbage collector goes through all of it again, while calls wait.
+        await asyncio.to_thread(gc.collect)
+        gc.freeze()
         self._collecting = asyncio.create_task(self._collect())
         await self._health.publish()
 
@@ -208,9 +211,6 @@ class App:
         """Has the garbage collector go through all objects while few calls run. By itself it does that in the middle
         of many, for tenths of a second.
         """
-        # What was imported stays: it is never looked at again.
-        await asyncio.to_thread(gc.collect)
-        gc.freeze()
         with _no_full_collections():
             while True:
                 await asyncio.sleep(_COLLECT_SECONDS)
