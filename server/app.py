@@ -132,7 +132,9 @@ class App:
         )
         self.operations = Operations(config, self.models, self.metrics, self.supervisor, self._health)
         for name, model in config.models.items():
-            self.models.add(self.operations.prepare(name, model, f"models.{name}"))
+            prepared = self.operations.prepare(name, model, f"models.{name}")
+            self.models.add(prepared)
+            self.models.give_alias(prepared)
         self._bind()
 
     def _bind(self) -> None:
@@ -219,7 +221,7 @@ class App:
 
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
-        await self.operations.start(model)
+        await self.operations.loading.start(model)
         task, seconds = checkpoint.TASK_NAMES[model.manifest.task], time.monotonic() - started
         logger.info("model %s: %s, ready in %.1f s", model.id, task, seconds)
 
@@ -295,6 +297,7 @@ class App:
         seconds = self.config.drain_seconds
         logger.info("draining: running calls have %g s", seconds)
         await self._health.drain()
+        await self.operations.loading.stop()
         calls = asyncio.create_task(self._drain(max(0.0, seconds - _GOODBYE_SECONDS)))
         await asyncio.gather(*(model.drain(seconds) for model in self.models), asyncio.wait((calls,), timeout=seconds))
         calls.cancel()

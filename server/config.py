@@ -106,26 +106,6 @@ class ModelConfig(Settings):
         return count
 
 
-# What an administrator may set of a version that is loaded while the server runs; of `engine`, only those options that
-# `engine_options.WHILE_RUNNING` has. A setting that is not here is the file's alone.
-WHILE_RUNNING = (
-    "dtype",
-    "max_length",
-    "max_num_seqs",
-    "max_inputs",
-    "max_explained_words",
-    "max_queue",
-    "max_queue_tokens",
-    "max_wait_seconds",
-    "redact",
-    "max_adapters",
-    "max_adapter_rank",
-    "gpu_memory_utilization",
-    "kv_cache_gib",
-    "engine",
-)
-
-
 class TlsConfig(Settings):
     """PEM files of the gRPC port, read again when they change."""
 

@@ -23,6 +23,12 @@ class ModelAdminService(ModelAdminServiceServicer):
         _require_administrator()
         return pb.LoadModelResponse(model=(await self._operations.load(request)).to_proto())
 
+    async def CancelLoad(self, request: pb.CancelLoadRequest, context: Any) -> pb.CancelLoadResponse:
+        """See model_admin.proto."""
+        _require_administrator()
+        await self._operations.cancel_load(request.model)
+        return pb.CancelLoadResponse()
+
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
         """See model_admin.proto."""
         _require_administrator()

@@ -1,5 +1,6 @@
 """ModelService: what is served."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from tuneserve.server.api.paging import page
@@ -22,6 +23,11 @@ class ModelService(ModelServiceServicer):
             allowed, lambda model: f"{model.name}\n{model.version}", request.page_size, request.page_token
         )
         return pb.ListModelsResponse(models=[model.to_proto() for model in found], next_page_token=token)
+
+    async def WatchModel(self, request: pb.WatchModelRequest, context: Any) -> AsyncIterator[pb.WatchModelResponse]:
+        """See model.proto."""
+        async for seen in self._models.only(request.model).watch():
+            yield pb.WatchModelResponse(model=seen)
 
     async def ListAliases(self, request: pb.ListAliasesRequest, context: Any) -> pb.ListAliasesResponse:
         """See model.proto."""

@@ -45,22 +45,6 @@ OURS = {
     "worker_extension_cls": "the server",
 }
 
-
-# What an administrator may set while the server runs: numbers and switches. Others name files, modules or classes that
-# vLLM reads or imports (`scheduler_cls`, `load_format`, `speculative_config`): those are for the server's file.
-WHILE_RUNNING = (
-    "block_size",
-    "enable_chunked_prefill",
-    "enable_prefix_caching",
-    "enforce_eager",
-    "kv_cache_dtype",
-    "long_prefill_token_threshold",
-    "max_logprobs",
-    "max_num_batched_tokens",
-    "seed",
-    "tensor_parallel_size",
-)
-
 # vLLM has kernels for these ranks; others are padded to the next.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Adapters kept in memory; the least used of more are read from their directories again.

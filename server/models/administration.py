@@ -5,21 +5,20 @@ Nothing that answers is touched before what replaces it has answered a warm-up.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from google.protobuf import json_format
 
 from tuneserve import checkpoint, settings
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server import concurrency, config
-from tuneserve.server.call.errors import AlreadyLoaded, Changed, InvalidInput, NotFound, Unavailable, WrongState
+from tuneserve.server.call.errors import Changed, InvalidInput, NotFound, WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import options as engine_options
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.models import adapters, memory
+from tuneserve.server.models import adapters
 from tuneserve.server.models.health import Health
+from tuneserve.server.models.loading import Loading
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.registry import Models, Route, to_proto
 from tuneserve.server.models.supervisor import Supervisor
@@ -29,14 +28,12 @@ from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
 
-# Of the settings of a model that is loaded while the server runs, as they are sent.
-_MOST_BYTES = 1 << 16
-
-_FILES_ALONE = ModelConfig.model_fields.keys() - set(config.WHILE_RUNNING)
+# Kinds of personal data that a request may name: there are fewer.
+_MOST_KINDS = 64
 
 
 class Operations:
-    """The server's models, as an administrator changes them. One is loaded or unloaded at a time."""
+    """The server's models, as an administrator changes them."""
 
     def __init__(
         self,
@@ -51,7 +48,7 @@ class Operations:
         self._metrics = metrics
         self._supervisor = supervisor
         self._health = health
-        self._one_at_a_time = asyncio.Lock()
+        self.loading = Loading(models, supervisor, health)
         self._leaving: set[str] = set()  # versions that are being unloaded
         self._store = adapters.Store()
 
@@ -65,46 +62,32 @@ class Operations:
             prepared.adapters.prepare(adapter, self._store.take(path, model.max_adapter_rank))
         return prepared
 
-    async def start(self, model: Model) -> None:
-        """Loads a model that was prepared, and watches it."""
-        try:
-            await self._supervisor.load(model)
-        except BaseException:
-            await model.close()
-            raise
-        self._supervisor.watch(model)
-
     async def load(self, request: pb.LoadModelRequest) -> Model:
-        """Loads a version beside those there are. See ModelAdminService.LoadModel."""
-        async with self._one_at_a_time:
-            if not config.is_name(request.model):
-                raise InvalidInput("model", f"is not a name: {config.A_NAME}")
-            path = self._below_root(request.path)
-            try:
-                model = await asyncio.to_thread(self.prepare, request.model, self._settings(request, path), "settings")
-            except CheckpointError as error:
-                raise InvalidInput("path", _public(error, path)) from error
-            except UserError as error:
-                raise InvalidInput("settings", _public(error, path)) from error
-            if self._models.has(model):
-                raise AlreadyLoaded(model.id)
-            await asyncio.to_thread(memory.check, model.config, model.manifest)
-            try:
-                await self.start(model)
-            except StepFailed as error:
-                raise Unavailable(f"the engine of {model.id} did not start; the server's log says why") from error
-            self._models.add(model)
-            await self._health.publish()
-            logger.info("model %s: loaded", model.id)
-            return model
+        """Begins to load a version beside those there are. See ModelAdminService.LoadModel."""
+        if not config.is_name(request.model):
+            raise InvalidInput("model", f"is not a name: {config.A_NAME}")
+        path = self._below_root(request.path)
+        try:
+            model = await asyncio.to_thread(self.prepare, request.model, self._settings(request, path), "settings")
+        except CheckpointError as error:
+            raise InvalidInput("path", _public(error, path)) from error
+        except UserError as error:
+            raise InvalidInput("settings", _public(error, path)) from error
+        await self.loading.begin(model)
+        return model
+
+    async def cancel_load(self, id_: str) -> None:
+        """Ends the loading of a version, NAME@VERSION. See ModelAdminService.CancelLoad."""
+        await self.loading.cancel(self._models.by_id("model", id_))
 
     async def unload(self, id_: str) -> None:
         """Drains a version, NAME@VERSION, and ends it. See ModelAdminService.UnloadModel."""
-        async with self._one_at_a_time:
-            model = self._models.by_id("model", id_)
-            if self._models.is_used(model):
-                raise WrongState(f"an alias points at {model.id}; move it first", "ALIAS_POINTS_AT_IT", model.id)
-            await self._unload([model])
+        model = self._staying("model", id_)
+        if self._models.is_used(model):
+            raise WrongState(f"an alias points at {model.id}; move it first", "ALIAS_POINTS_AT_IT", model.id)
+        if model.state == model_pb2.MODEL_STATE_LOADING:
+            raise WrongState(f"{model.id} is being loaded; CancelLoad ends that", "LOADING", model.id)
+        await self._unload([model])
 
     async def set_alias(self, alias: model_pb2.Alias, unload_unused: bool) -> model_pb2.Alias:
         """Moves an alias, and returns it as it is now. See ModelAdminService.SetAlias."""
@@ -131,10 +114,8 @@ class Operations:
         await self._health.publish()
         logger.info("alias %s: %s", name, "moved" if route else "removed")
         if unload_unused and before:
-            async with self._one_at_a_time:
-                # Another change may have come first.
-                there = [model for model in before.models() if any(model is other for other in self._models)]
-                await self._unload([model for model in there if not self._models.is_used(model)])
+            staying = (model for model in before.models() if model.id not in self._leaving)
+            await self._unload([model for model in staying if not self._models.is_used(model)])
 
     async def load_adapter(self, model: Model, name: str, path: str) -> str:
         """Loads a LoRA adapter, and returns its version. See ModelAdminService.LoadAdapter."""
@@ -164,11 +145,12 @@ class Operations:
         self._store.close()
 
     async def _unload(self, models: Sequence[Model]) -> None:
-        self._leaving = {model.id for model in models}
+        ids = {model.id for model in models}
+        self._leaving |= ids
         try:
             await asyncio.gather(*(self._drain_and_end(model) for model in models))
         finally:
-            self._leaving = set()
+            self._leaving -= ids
 
     async def _drain_and_end(self, model: Model) -> None:
         if not await model.drain(self._config.drain_seconds):
@@ -187,11 +169,17 @@ class Operations:
         for index, target in enumerate(alias.targets):
             if target.weight < 1:
                 raise InvalidInput(f"alias.targets[{index}].weight", f"is {target.weight}; allowed: 1 or more")
-            targets.append((self._staying(f"alias.targets[{index}].model", target.model), target.weight))
-        route = Route(targets, self._staying("alias.shadow", alias.shadow) if alias.shadow else None)
+            targets.append((self._loaded(f"alias.targets[{index}].model", target.model), target.weight))
+        route = Route(targets, self._loaded("alias.shadow", alias.shadow) if alias.shadow else None)
         if len({model.manifest.task for model in route.models()}) > 1:
             raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
         return route
+
+    def _loaded(self, field: str, id_: str) -> Model:
+        model = self._staying(field, id_)
+        if model.state == model_pb2.MODEL_STATE_LOADING or model.load_failed:
+            raise WrongState(f"{model.id} was not loaded yet", "NOT_LOADED", model.id)
+        return model
 
     def _staying(self, field: str, id_: str) -> Model:
         model = self._models.by_id(field, id_)
@@ -201,22 +189,17 @@ class Operations:
 
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
         """The settings of the model's latest version, changed by the request's."""
-        if (size := request.settings.ByteSize()) > _MOST_BYTES:
-            raise InvalidInput("settings", f"has {size} bytes; allowed: {_MOST_BYTES}")
-        given = _whole(json_format.MessageToDict(request.settings))
-        for key in given.keys() & _FILES_ALONE:
-            raise InvalidInput(f"settings.{key}", _not_now(config.WHILE_RUNNING))
-        changed = settings.build(ModelConfig, {**given, "path": "."}, "settings")
-        for key, value in changed.engine.items():
-            if key not in engine_options.WHILE_RUNNING:
-                raise InvalidInput(f"settings.engine.{key}", _not_now(engine_options.WHILE_RUNNING))
-            if not isinstance(value, bool | int | float | str):
-                raise InvalidInput(f"settings.engine.{key}", "is not a number, true or false, or a word")
+        given = {field.name: value for field, value in request.settings.ListFields()}
+        if "redact" in given:
+            given["redact"] = list(request.settings.redact.kinds)
+            if len(given["redact"]) > _MOST_KINDS:
+                raise InvalidInput("settings.redact.kinds", f"has {len(given['redact'])}; allowed: {_MOST_KINDS}")
+        engine = {field.name: value for field, value in request.settings.engine.ListFields()}
         latest = self._models.latest(request.model)
         base = latest.config if latest else ModelConfig(path=path)
-        values = {key: getattr(changed, key) for key in given} | {"engine": {**base.engine, **changed.engine}}
-        # Checked, each of them, in one model or the other; and without adapters none is too many.
-        return base.model_copy(update={**values, "path": path, "adapters": {}})
+        # Without adapters: those of the file are the file's version's.
+        values = {**base.model_dump(), **_chosen(given), "engine": {**base.engine, **engine}, "adapters": {}}
+        return settings.build(ModelConfig, {**values, "path": str(path)}, "settings")
 
     def _below_root(self, path: str) -> Path:
         root = self._config.models_root
@@ -232,10 +215,6 @@ class Operations:
         return wanted
 
 
-def _not_now(allowed: Iterable[str]) -> str:
-    return f"can't be set while the server runs, only in its file; allowed: {', '.join(allowed)}"
-
-
 def _public(error: UserError, path: Path) -> str:
     """An error's text without the path of what was to be loaded."""
     text = str(error)
@@ -244,14 +223,7 @@ def _public(error: UserError, path: Path) -> str:
     return text
 
 
-def _whole(values: dict[str, Any]) -> dict[str, Any]:
-    """A Struct has only doubles: whole ones become integers again."""
-
-    def fix(value: Any) -> Any:
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, dict):
-            return {key: fix(one) for key, one in value.items()}
-        return [fix(one) for one in value] if isinstance(value, list) else value
-
-    return {key: fix(value) for key, value in values.items()}
+def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """With 0 for what is then chosen from the checkpoint and the machine, as null is in the server's file."""
+    chosen = {key for key, field in ModelConfig.model_fields.items() if field.default is None}
+    return {key: None if value == 0 and key in chosen else value for key, value in given.items()}

@@ -57,6 +57,7 @@ class Model:
     manifest: pb.Checkpoint
     _metrics: Metrics
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
+    load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
     failure: str = ""  # what befell its engine, while another is not ready yet
     _engine: Engine | None = None
@@ -66,6 +67,7 @@ class Model:
     _admission: Admission | None = None
     _constraints: Constraints | None = None
     _redactor: Redactor | None = None
+    _shown: asyncio.Event = field(default_factory=asyncio.Event)  # of this state; the next one has another
 
     @cached_property
     def version(self) -> str:
@@ -118,14 +120,36 @@ class Model:
         """Whether it answers."""
         return self.state == model_pb2.MODEL_STATE_READY
 
+    @property
+    def load_failed(self) -> bool:
+        """Whether it never answered, and nobody tries to load it any more."""
+        return self._admission is None and self.state == model_pb2.MODEL_STATE_FAILED
+
+    def show(self, state: model_pb2.ModelState, step: model_pb2.LoadStep = model_pb2.LOAD_STEP_UNSPECIFIED) -> None:
+        """Is in another state, or takes the next step of its loading. Whoever watches it is told."""
+        self.state, self.load_step = state, step
+        self._shown.set()
+        self._shown = asyncio.Event()
+
+    async def watch(self) -> AsyncIterator[model_pb2.Model]:
+        """Yields what it is like, at once and at each change, until it is not loading any more."""
+        while True:
+            shown = self._shown
+            yield self.to_proto()
+            if self.state != model_pb2.MODEL_STATE_LOADING:
+                return
+            await shown.wait()
+
     async def load(self, make_engine: EngineFactory) -> None:
-        """Starts the engine and sends one real request through it. Also after the engine died.
+        """Starts the engine and sends one real request through it. Also after the engine died. `serve` comes next.
 
         What fails or is cancelled leaves no engine behind. Raises StepFailed where it does not start, and
         CheckpointError where the files are no longer those of the version that was loaded before.
         """
         started = time.monotonic()
-        if self._admission is not None:
+        if self._admission is None:
+            self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_STARTING)
+        else:
             await asyncio.to_thread(self._verify)
         try:
             engine = await self._start(make_engine)
@@ -144,8 +168,12 @@ class Model:
                 max_wait=self.config.max_wait_seconds,
                 rejected=lambda reason: self.metrics.rejections.labels(self.name, reason.lower()).inc(),
             )
-        self.state, self.failure = model_pb2.MODEL_STATE_READY, ""
         self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
+
+    def serve(self) -> None:
+        """Answers calls from now on: it was loaded."""
+        self.failure = ""
+        self.show(model_pb2.MODEL_STATE_READY)
 
     def _verify(self) -> None:
         checkpoint.refuse_unsafe(self.config.path)
@@ -178,6 +206,8 @@ class Model:
         finally:
             self._reads = False
         await self.adapters.start(engine)
+        if self._admission is None:
+            self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_WARMING_UP)
         await self._warm_up()
 
     async def _warm_up(self) -> None:
@@ -245,8 +275,9 @@ class Model:
             return await redacted(self._redactor, request, path, self.tokenizer.apart)
 
     def failed(self, failure: str) -> None:
-        """Goes out of service: the engine is dead or hangs. Its callers are told `failure`."""
-        self.state, self.failure = model_pb2.MODEL_STATE_FAILED, failure
+        """Goes out of service: the engine is dead, hangs or did not start. Its callers are told `failure`."""
+        self.failure = failure
+        self.show(model_pb2.MODEL_STATE_FAILED)
         self.metrics.failed(self.name, self.version)
 
     def cpu_seconds(self) -> Mapping[int, float]:
@@ -263,7 +294,8 @@ class Model:
 
         Cancelled, it leaves the version as it was.
         """
-        before, self.state = self.state, model_pb2.MODEL_STATE_DRAINING
+        before = self.state
+        self.show(model_pb2.MODEL_STATE_DRAINING)
         if self._admission is None:
             return True
         try:
@@ -273,7 +305,7 @@ class Model:
         except asyncio.CancelledError:
             # Not over what became of its engine meanwhile.
             if self.state == model_pb2.MODEL_STATE_DRAINING:
-                self.state = before
+                self.show(before)
             raise
         return True
 
@@ -318,6 +350,8 @@ class Model:
             name=self.name,
             task=self.manifest.task,
             state=self.state,
+            load_step=self.load_step,
+            failure=f"its engine {self.failure}" if self.failure else "",
             version=self.version,
             id=self.id,
             quantization=self.manifest.quantization,

@@ -76,8 +76,11 @@ class Models:
         return dict(sorted(self._routes.items()))
 
     def add(self, model: Model) -> None:
-        """Adds a version. The first of a model gets the alias of its name, where there is none yet."""
+        """Adds a version."""
         self._versions.setdefault(model.name, {})[model.version] = model
+
+    def give_alias(self, model: Model) -> None:
+        """Gives a version the alias of its model's name, where no other has it yet."""
         self._routes.setdefault(model.name, Route([(model, 1)]))
 
     def remove(self, model: Model) -> None:
@@ -114,13 +117,14 @@ class Models:
             raise InvalidInput(field, "is not NAME@VERSION")
         return self.version(name, version)
 
-    def has(self, model: Model) -> bool:
-        """Whether this very content is loaded under this name."""
-        return model.version in self._versions.get(model.name, {})
+    def same(self, model: Model) -> Model | None:
+        """Returns what has this very content under this name, if anything has."""
+        return self._versions.get(model.name, {}).get(model.version)
 
     def latest(self, name: str) -> Model | None:
-        """Returns the version of a model that was loaded last, if any."""
-        return next(reversed(self._versions.get(name, {}).values()), None)
+        """Returns the version of a model that was added last, if any, and could be loaded."""
+        versions = self._versions.get(name, {}).values()
+        return next((model for model in reversed(versions) if not model.load_failed), None)
 
     def route(self, alias: str) -> Route | None:
         """Where the calls to an alias go, if there is one of that name."""

@@ -161,5 +161,6 @@ class Supervisor:
                 what = "its files are not those that were loaded" if changed else failures.where(error)
                 logger.error("model %s: did not start again, next attempt in %g s: %s", model.id, wait, what)
             else:
+                model.serve()
                 logger.info("model %s: its engine was started again", model.id)
                 return

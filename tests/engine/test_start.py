@@ -10,8 +10,10 @@ import yaml
 from tuneserve import samples
 from tuneserve.server.engine import processes as engine_processes
 from tuneserve.serving import Server, launched
-from tuneserve.v1.model_admin_pb2 import LoadModelRequest
+from tuneserve.v1.model_admin_pb2 import CancelLoadRequest, LoadModelRequest
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+from tuneserve.v1.model_pb2 import LOAD_STEP_WARMING_UP, MODEL_STATE_READY, WatchModelRequest
+from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 pytestmark = pytest.mark.engine
 
@@ -21,21 +23,23 @@ def engines(server: Server) -> list[psutil.Process]:
     return [one for one in children if "resource_tracker" not in " ".join(one.cmdline())]
 
 
-def test_a_load_that_is_given_up_leaves_no_process(tmp_path):
+def test_a_load_that_is_cancelled_leaves_no_process(tmp_path):
     model = samples.embedding_model()
     config = tmp_path / "server.yaml"
     config.write_text(yaml.safe_dump({"admin_listen": "127.0.0.1:0", "models_root": str(model.parent)}))
     load = LoadModelRequest(model="vectors", path=model.name)
     with launched("--config", str(config)) as server, grpc.insecure_channel(server.addresses.admin) as channel:
         stub = ModelAdminServiceStub(channel)
-        call = stub.LoadModel.future(load)
+        model = stub.LoadModel(load).model
         deadline = time.monotonic() + 300
         while not (begun := engines(server)):
-            assert not call.done(), call.exception()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        call.cancel()
+        stub.CancelLoad(CancelLoadRequest(model=model.id), timeout=60)
         engine_processes.wait_for_end(begun, 60)
         assert not engines(server)
-        assert stub.LoadModel(load).model.version
+        stub.LoadModel(load)
+        *before, last = ModelServiceStub(channel).WatchModel(WatchModelRequest(model=model.id), timeout=300)
+        assert LOAD_STEP_WARMING_UP in {update.model.load_step for update in before}
+        assert last.model.state == MODEL_STATE_READY
         assert len(engines(server)) == 1

@@ -207,6 +207,14 @@ class Models:
         for stub in (ModelServiceStub(channel), ModelAdminServiceStub(channel)):
             vars(self).update(vars(stub))
 
+    async def load(self, model: str, path: str, **settings: Any) -> model_pb2.Model:
+        """Loads a version, and returns it as it is when that has ended."""
+        request = model_admin_pb2.LoadModelRequest(model=model, path=path, settings=settings)
+        loaded = (await self.LoadModel(request)).model
+        async for update in self.WatchModel(model_pb2.WatchModelRequest(model=loaded.id)):
+            loaded = update.model
+        return loaded
+
 
 @pytest.fixture(scope="session")
 async def shared_server(make_bert, make_llama) -> AsyncIterator[Served]:

@@ -8,11 +8,11 @@ import yaml
 
 from tuneserve import yamls
 from tuneserve.call.common import client_options, print_json, print_table
-from tuneserve.client import Server, connected
+from tuneserve.client import CallFailed, Server, connected
 from tuneserve.groups import Group
 
 if TYPE_CHECKING:
-    from tuneserve.v1 import model_pb2
+    from tuneserve.v1 import model_admin_pb2, model_pb2
 
 
 @click.group("admin", cls=Group)
@@ -59,23 +59,48 @@ def models_command(server: Server, as_json: bool) -> None:
     metavar="KEY=VALUE",
     help="A setting as in the server's file, e.g. max_length=512; once for each. Default: the latest version's.",
 )
-@client_options(timeout=900.0)
-def load_command(model: str, path: str, settings: Sequence[str], server: Server, as_json: bool) -> None:
+@click.option("--no-wait", is_flag=True, help="Answer when the loading has begun.")
+@client_options(timeout=1800.0)
+def load_command(model: str, path: str, settings: Sequence[str], no_wait: bool, server: Server, as_json: bool) -> None:
     """Load the checkpoint at PATH as a version of MODEL, beside the versions there are.
 
-    Answers when the version was warmed up. Calls reach it as MODEL@VERSION until an alias points at it; the first
-    version of a new model gets the alias of its name.
+    Waits until the version answers, or could not be loaded. The server goes on without this command: `cancel-load` ends
+    that. Calls reach the version as MODEL@VERSION until an alias points at it; the first version of a new model gets
+    the alias of its name.
     """
-    from google.protobuf import json_format, struct_pb2
+    from tuneserve.v1 import model_admin_pb2, model_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+    from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+    request = model_admin_pb2.LoadModelRequest(model=model, path=path, settings=_settings(settings))
+    with connected(server) as channel:
+        loaded = ModelAdminServiceStub(channel).LoadModel(request, **server.options).model
+        if not no_wait:
+            watching = ModelServiceStub(channel).WatchModel(
+                model_pb2.WatchModelRequest(model=loaded.id), **server.options
+            )
+            for update in watching:
+                loaded = update.model
+                if loaded.load_step:
+                    step = model_pb2.LoadStep.Name(loaded.load_step).removeprefix("LOAD_STEP_").replace("_", " ")
+                    click.echo(f"{loaded.id}: {step.lower()}", err=True)
+    print_json(loaded) if as_json else _print_models([loaded], [])
+    if loaded.failure:
+        raise CallFailed(f"{loaded.id}: {loaded.failure}")
+
+
+@admin_command.command("cancel-load")
+@click.argument("version", metavar="MODEL@VERSION")
+@client_options(timeout=300.0)
+def cancel_load_command(version: str, server: Server, as_json: bool) -> None:
+    """End the loading of a version."""
     from tuneserve.v1 import model_admin_pb2
     from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
-    given = json_format.ParseDict(_settings(settings), struct_pb2.Struct()) if settings else None
-    request = model_admin_pb2.LoadModelRequest(model=model, path=path, settings=given)
+    request = model_admin_pb2.CancelLoadRequest(model=_version(version))
     with connected(server) as channel:
-        response = ModelAdminServiceStub(channel).LoadModel(request, **server.options)
-    print_json(response) if as_json else _print_models([response.model], [])
+        response = ModelAdminServiceStub(channel).CancelLoad(request, **server.options)
+    print_json(response) if as_json else click.echo(f"{version} is gone")
 
 
 @admin_command.command("unload")
@@ -193,7 +218,11 @@ def _target(text: str) -> "model_pb2.AliasTarget":
     return model_pb2.AliasTarget(model=id_, weight=int(weight or 1))
 
 
-def _settings(texts: Sequence[str]) -> dict[str, Any]:
+def _settings(texts: Sequence[str]) -> "model_admin_pb2.ModelSettings | None":
+    from google.protobuf import json_format
+
+    from tuneserve.v1 import model_admin_pb2
+
     given: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -201,11 +230,20 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
             raise click.UsageError(f"--set {text}: expected KEY=VALUE")
         if key in given:
             raise click.UsageError(f"--set {key}: given twice")
+        known = model_admin_pb2.ModelSettings.DESCRIPTOR.fields_by_name
+        if key not in known:
+            raise click.UsageError(f"--set {key}: can't be set while the server runs; allowed: {', '.join(known)}")
         try:
             given[key] = yamls.parse(value)
+            # A list, as in the server's file.
+            one = {key: {"kinds": given[key]} if key == "redact" else given[key]}
+            json_format.ParseDict(one, model_admin_pb2.ModelSettings())
         except yaml.YAMLError:
             raise click.UsageError(f"--set {text}: the value is not YAML") from None
-    return given
+        except json_format.ParseError as error:
+            raise click.UsageError(f"--set {text}: {error}") from None
+        given.update(one)
+    return json_format.ParseDict(given, model_admin_pb2.ModelSettings()) if given else None
 
 
 def _described(alias: "model_pb2.Alias") -> str:

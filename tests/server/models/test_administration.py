@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import math
+import shutil
 from collections import Counter
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import struct_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from safetensors.numpy import save_file
@@ -74,10 +75,7 @@ def classify(server):
 
 
 async def load_new(admin, **settings) -> model_pb2.Model:
-    values = struct_pb2.Struct()
-    values.update(settings)
-    request = model_admin_pb2.LoadModelRequest(model="sentiment", path="new", settings=values)
-    return (await admin.LoadModel(request)).model
+    return await admin.load("sentiment", "new", **settings)
 
 
 def target(model: model_pb2.Model, weight: int = 1) -> model_pb2.AliasTarget:
@@ -224,36 +222,48 @@ async def test_bad_loads_name_the_field_and_no_path(admin, refused, request_, fi
     assert str(tmp_path) not in error.details()
 
 
-async def test_settings_are_checked_like_the_files(admin, refused):
-    for settings, word in (({"max_lenght": 5}, "max_lenght"), ({"max_queue": 0}, "max_queue")):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await load_new(admin, **settings)
-        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        assert word in caught.value.details()
-
-
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    ("settings", "word"),
     [
-        ({"engine": {"scheduler_cls": "os.system"}}, "settings.engine.scheduler_cls"),
-        ({"engine": {"logits_processors": ["os.system"]}}, "settings.engine.logits_processors"),
-        ({"engine": {"load_format": "pt"}}, "settings.engine.load_format"),
-        ({"engine": {"speculative_config": {"model": "/elsewhere"}}}, "settings.engine.speculative_config"),
-        ({"engine": {"hf_overrides": {"auto_map": "x"}}}, "settings.engine.hf_overrides"),
-        ({"engine": {"seed": {"model": "/elsewhere"}}}, "settings.engine.seed"),
-        ({"path": "/elsewhere"}, "settings.path"),
-        ({"adapters": {"legal": "/elsewhere"}}, "settings.adapters"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"max_queue": 0}, "max_queue"),
+        ({"max_wait_seconds": math.nan}, "max_wait_seconds"),
+        ({"redact": {"kinds": ["shoe size"]}}, "redact"),
+        ({"redact": {"kinds": ["email"] * 65}}, "redact"),
+        ({"engine": {"seed": 1 << 31}}, "seed"),
     ],
 )
-async def test_no_setting_reaches_code_or_files(admin, server, settings, field):
+async def test_settings_are_checked_like_the_files(admin, server, settings, word):
     engine = server.engines["sentiment"]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises((grpc.aio.AioRpcError, ValueError)) as caught:
         await load_new(admin, **settings)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    detail = error_details_pb2.BadRequest()
-    rpc_status.from_call(caught.value).details[0].Unpack(detail)
-    assert detail.field_violations[0].field == field
+    if isinstance(caught.value, grpc.aio.AioRpcError):
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert word in caught.value.details()
     assert server.engines["sentiment"] is engine, "no engine was started"
+
+
+def test_what_is_set_while_the_server_runs_is_of_the_files_and_reaches_no_code_or_file():
+    settings = set(model_admin_pb2.ModelSettings.DESCRIPTOR.fields_by_name)
+    assert ModelConfig.model_fields.keys() - settings == {"path", "adapters"}
+    assert settings <= ModelConfig.model_fields.keys()
+    for message in (model_admin_pb2.ModelSettings, model_admin_pb2.EngineOptions):
+        texts = {name for name, one in message.DESCRIPTOR.fields_by_name.items() if one.type == one.TYPE_STRING}
+        assert texts <= {"dtype", "kv_cache_dtype"}, "both one of a few words"
+
+
+async def test_settings_are_those_of_the_version_before_and_0_chooses_anew(admin, server):
+    root = server.app.config.models_root
+    first = await load_new(admin, max_length=16, max_inputs=7, redact={"kinds": ["email"]})
+    assert (first.limits.max_inputs, first.limits.max_queue) == (7, 99)
+    shutil.copytree(root / "new", root / "newer")
+    config = root / "newer" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    second = await admin.load("sentiment", "newer", max_length=0)
+    assert (second.version == first.version, second.limits.max_inputs) == (False, 7)
+    now = server.app.models.latest("sentiment").config
+    assert (now.max_length, now.redact) == (None, ("email",))
+    assert not server.app.models.latest("sentiment").load_failed
 
 
 async def test_options_of_the_engine_are_added_to_the_files(admin, server):
@@ -394,6 +404,7 @@ async def test_administration_needs_an_administrator(server, refused):
     stub = Models(server.channel)
     for call in (
         stub.LoadModel(model_admin_pb2.LoadModelRequest(model="sentiment", path="new")),
+        stub.CancelLoad(model_admin_pb2.CancelLoadRequest(model="sentiment")),
         stub.UnloadModel(model_admin_pb2.UnloadModelRequest(model="sentiment")),
         stub.SetAlias(model_admin_pb2.SetAliasRequest()),
         stub.DeleteAlias(model_admin_pb2.DeleteAliasRequest()),

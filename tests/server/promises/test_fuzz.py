@@ -5,6 +5,7 @@ further. The bytes of messages are spoiled too. `make fuzz` sends 10,000; TUNESE
 None of them holds the event loop for longer than is promised.
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable
@@ -203,10 +204,12 @@ def good(method: MethodDescriptor) -> list[Message]:
         "GenerateStream": generate,
         "Tokenize": [{"model": "chat", "prompt": text}, {"model": "chat", "prompt": {"chat": chat}}],
         "GetModel": [{"model": "chat"}],
+        "WatchModel": [{"model": "chat"}],
         "LoadModel": [
             {"model": "new", "path": "spare"},
             {"model": "sentiment", "path": "spare", "settings": {"max_queue": 3}},
         ],
+        "CancelLoad": [{"model": "new"}, {"model": "sentiment"}],
         "UnloadModel": [{"model": "new"}, {"model": "sentiment"}],
         "SetAlias": [
             {"alias": {"name": "other", "targets": [{"model": "new", "weight": 1}]}},
@@ -320,7 +323,7 @@ async def administered(serve_config, make_bert, make_llama, tmp_path, monkeypatc
 def known_versions(served, message: Message) -> None:
     """Puts versions that there are where a version is wanted."""
     versions = {model.name: model.id for model in served.app.models}
-    if isinstance(message, model_admin_pb2.UnloadModelRequest):
+    if isinstance(message, model_admin_pb2.CancelLoadRequest | model_admin_pb2.UnloadModelRequest):
         message.model = versions.get(message.model, message.model)
     if isinstance(message, model_admin_pb2.SetAliasRequest):
         message.alias.shadow = versions.get(message.alias.shadow, message.alias.shadow)
@@ -338,9 +341,13 @@ async def test_administration(administered, data):
         known_versions(administered, message)
     said = await answer(administered.admin, method, [message.SerializeToString()])
     assert not [one for one in said if CANARY in one]
+    loads = administered.app.operations.loading._tasks
+    if data.draw(st.booleans()):
+        await asyncio.gather(*loads.values(), return_exceptions=True)
     models = list(administered.app.models)
-    assert all(model.is_ready for model in models)
-    assert {model.id for model in models} == set(administered.app.supervisor._tasks)
+    assert all(model.is_ready or model.state == model_pb2.MODEL_STATE_LOADING for model in models)
+    assert {model.id for model in models if model.is_ready} == set(administered.app.supervisor._tasks)
+    assert {model.id for model in models if not model.is_ready} == set(loads)
     for route in administered.app.models.routes.values():
         assert all(model in models for model in route.models())
 

@@ -14,6 +14,8 @@ from tuneserve.v1 import classification_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
+from ..conftest import Models
+
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 LOAD = model_admin_pb2.LoadModelRequest(model="sentiment", path="new")
 
@@ -67,26 +69,40 @@ async def test_attempts_that_fail_leave_no_engine(config, serve_config, until):
     assert all(made.closed()), "also the one that was on its way when the server stopped"
 
 
-async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_config, refused):
+async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_config):
     made = Made(breaks)
     async with serve_config(config, made) as server:
-        await refused(ModelAdminServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
+        loaded = await Models(server.admin).load("sentiment", "new")
+        assert loaded.state == model_pb2.MODEL_STATE_FAILED
         assert made.closed() == [False, True]
         assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
 
 
 @pytest.mark.parametrize("where", ["start", "warm-up"])
-async def test_a_load_that_was_given_up_leaves_no_engine(config, serve_config, until, where):
+async def test_a_load_that_was_cancelled_leaves_no_engine(config, serve_config, until, where):
     def later(index, engine) -> None:
         engine.hangs, engine.starts = where == "warm-up", where != "start"
 
     made = Made(later)
     async with serve_config(config, made) as server:
-        call = ModelAdminServiceStub(server.admin).LoadModel(LOAD)
+        admin = ModelAdminServiceStub(server.admin)
+        model = (await admin.LoadModel(LOAD)).model
         await until(lambda: len(made) > 1 and (made[1].running or not made[1].starts))
-        call.cancel()
-        await until(lambda: made[1].closed)
-        assert not made[0].closed
+        await admin.CancelLoad(model_admin_pb2.CancelLoadRequest(model=model.id))
+        assert made.closed() == [False, True]
+
+
+async def test_a_server_that_stops_ends_what_it_loads(config, serve_config, until):
+    def later(index, engine) -> None:
+        engine.starts = False
+
+    made = Made(later)
+    async with serve_config(config, made) as server:
+        await ModelAdminServiceStub(server.admin).LoadModel(LOAD)
+        await until(lambda: len(made) > 1)
+        started = time.monotonic()
+    assert made.closed() == [True, True]
+    assert time.monotonic() - started < config.drain_seconds
 
 
 async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(config, serve_config, until):
@@ -118,14 +134,14 @@ async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_c
 
     made = Made(later)
     async with serve_config(config, made) as server:
-        call = ModelAdminServiceStub(server.admin).LoadModel(LOAD)
+        loading = asyncio.ensure_future(Models(server.admin).load("sentiment", "new"))
         await until(lambda: len(made) > 1)
         # The first time that the watchdog could judge, and then some.
         await asyncio.sleep(1.5 * supervisor._PATIENCE * config.watchdog_seconds)
         assert not made[1].closed
         made[1].starts = True
         del made[1].cpu_seconds
-        assert (await call).model.state == model_pb2.MODEL_STATE_READY
+        assert (await loading).state == model_pb2.MODEL_STATE_READY
 
 
 async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, serve_config, until):
@@ -141,13 +157,14 @@ async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, s
         assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
 
 
-async def test_loading_that_computes_for_ever_is_ended(config, serve_config, refused):
+async def test_loading_that_computes_for_ever_is_ended(config, serve_config):
     def later(index, engine) -> None:
         engine.starts, engine.share = False, 1.0
 
     made = Made(later)
     async with serve_config(config.model_copy(update={"load_seconds": 1}), made) as server:
-        await refused(ModelAdminServiceStub(server.admin).LoadModel(LOAD), grpc.StatusCode.UNAVAILABLE)
+        loaded = await Models(server.admin).load("sentiment", "new")
+        assert loaded.failure == "its engine did not start; the server's log says why"
         assert made.closed() == [False, True]
 
 

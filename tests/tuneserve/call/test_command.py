@@ -113,9 +113,28 @@ class Server(
 
     def LoadModel(self, request, context):
         self._take(request, context)
-        return model_admin_pb2.LoadModelResponse(
-            model=model_pb2.Model(name=request.model, version="77", task=checkpoint_pb2.TASK_EMBEDDING)
+        self.loaded = model_pb2.Model(
+            name=request.model,
+            id=f"{request.model}@77",
+            version="77",
+            task=checkpoint_pb2.TASK_EMBEDDING,
+            state=model_pb2.MODEL_STATE_LOADING,
+            load_step=model_pb2.LOAD_STEP_WAITING,
         )
+        return model_admin_pb2.LoadModelResponse(model=self.loaded)
+
+    def WatchModel(self, request, context):
+        assert request.model == self.loaded.id
+        yield model_pb2.WatchModelResponse(model=self.loaded)
+        self.loaded.load_step = model_pb2.LOAD_STEP_UNSPECIFIED
+        self.loaded.state = model_pb2.MODEL_STATE_READY
+        if self.loaded.name == "broken":
+            self.loaded.state, self.loaded.failure = model_pb2.MODEL_STATE_FAILED, "its engine did not start"
+        yield model_pb2.WatchModelResponse(model=self.loaded)
+
+    def CancelLoad(self, request, context):
+        self._take(request, context)
+        return model_admin_pb2.CancelLoadResponse()
 
     def UnloadModel(self, request, context):
         self._take(request, context)
@@ -374,20 +393,27 @@ def test_chat_with_an_adapter_and_a_form(server: Server, target: str, tmp_path) 
 
 def test_admin_load(server: Server, target: str) -> None:
     settings = ("--set", "max_length=512", "--set", "engine={enable_prefix_caching: true}", "--set", "dtype=auto")
-    row = cells(call(target, "admin", "load", "vectors", "new/vectors", *settings))
-    assert row == [["vectors", "77", "-", "embedding", "unspecified", "not", "quantized", "-", "-"]]
+    result = call(target, "admin", "load", "vectors", "new/vectors", *settings, "--set", "redact=[email]")
+    assert cells(result) == [["vectors", "77", "-", "embedding", "ready", "not", "quantized", "-", "-"]]
+    assert result.stderr == "vectors@77: waiting\n"
     assert (server.request.model, server.request.path) == ("vectors", "new/vectors")
-    given = dict(server.request.settings)
-    assert (given["max_length"], given["dtype"], dict(given["engine"])) == (
-        512,
-        "auto",
-        {"enable_prefix_caching": True},
+    assert server.request.settings == model_admin_pb2.ModelSettings(
+        max_length=512, dtype="auto", engine={"enable_prefix_caching": True}, redact={"kinds": ["email"]}
     )
-    call(target, "admin", "load", "vectors", "new/vectors")
+    begun = call(target, "admin", "load", "vectors", "new/vectors", "--no-wait")
+    assert cells(begun)[0][4] == "loading"
     assert not server.request.HasField("settings")
     assert call(target, "admin", "load", "vectors", "x", "--set", "max_length").exit_code == 2
     assert call(target, "admin", "load", "vectors", "x", "--set", "engine={").exit_code == 2
-    assert "given twice" in call(target, "admin", "load", "v", "x", "--set", "seed=1", "--set", "seed=2").stderr
+    twice = ("--set", "max_queue=1", "--set", "max_queue=2")
+    assert "given twice" in call(target, "admin", "load", "v", "x", *twice).stderr
+    for wrong in ("path=/x", "adapters={}", "max_queue=many", "engine={scheduler_cls: x}", "redact=email"):
+        result = call(target, "admin", "load", "v", "x", "--set", wrong)
+        assert (result.exit_code, f"--set {wrong.partition('=')[0]}" in result.stderr) == (2, True)
+    failed = call(target, "admin", "load", "broken", "x")
+    assert (failed.exit_code, failed.stderr.splitlines()[-1]) == (1, "error: broken@77: its engine did not start")
+    assert call(target, "admin", "cancel-load", "broken@77").stdout == "broken@77 is gone\n"
+    assert server.request.model == "broken@77"
 
 
 def test_admin_unload_and_adapters(server: Server, target: str) -> None:

@@ -1,0 +1,93 @@
+"""Versions that are loaded while the server runs: in the background, one at a time, until they answer, fail or are
+cancelled.
+"""
+
+import asyncio
+import logging
+
+from tuneserve.errors import StepFailed
+from tuneserve.server.call import failures
+from tuneserve.server.call.errors import AlreadyLoaded, WrongState
+from tuneserve.server.models import memory
+from tuneserve.server.models.health import Health
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.registry import Models
+from tuneserve.server.models.supervisor import Supervisor
+from tuneserve.v1 import model_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class Loading:
+    """The versions on their way, and how they end."""
+
+    def __init__(self, models: Models, supervisor: Supervisor, health: Health) -> None:
+        self._models = models
+        self._supervisor = supervisor
+        self._health = health
+        self._turn = asyncio.Lock()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, model: Model) -> None:
+        """Loads a model that was prepared, watches it and has it answer. What fails is closed."""
+        try:
+            await self._supervisor.load(model)
+        except BaseException:
+            await model.close()
+            raise
+        self._supervisor.watch(model)
+        # Before whoever watches the version hears that it is ready.
+        self._models.give_alias(model)
+        model.serve()
+
+    async def begin(self, model: Model) -> None:
+        """Adds a version that was prepared, and begins to load it. Raises AlreadyLoaded and WrongState."""
+        await asyncio.to_thread(memory.check, model.config, model.manifest)
+        if there := self._models.same(model):
+            if not there.load_failed:
+                raise AlreadyLoaded(model.id)
+            self._models.remove(there)
+        self._models.add(model)
+        model.show(pb.MODEL_STATE_LOADING, pb.LOAD_STEP_WAITING)
+        self._tasks[model.id] = asyncio.create_task(self._load(model))
+
+    async def cancel(self, model: Model) -> None:
+        """Ends the loading of a version, which is gone then. Raises WrongState."""
+        if (task := self._tasks.get(model.id)) is None:
+            raise WrongState(f"{model.id} is not being loaded by LoadModel", "NOT_LOADING", model.id)
+        task.cancel()
+        await asyncio.wait((task,))
+
+    async def stop(self) -> None:
+        """Ends the loading of all versions."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _load(self, model: Model) -> None:
+        try:
+            async with self._turn:
+                # Those before it may have taken what was free.
+                await asyncio.to_thread(memory.check, model.config, model.manifest)
+                await self.start(model)
+            await self._health.publish()
+            logger.info("model %s: loaded", model.id)
+        except asyncio.CancelledError:
+            self._models.remove(model)
+            model.failure = "was told to stop loading"
+            model.show(pb.MODEL_STATE_FAILED)
+            logger.info("model %s: its loading was cancelled", model.id)
+            raise
+        except WrongState as error:
+            self._failed(model, f"was not started: {error}", error)
+        except StepFailed as error:
+            self._failed(model, "did not start; the server's log says why", error)
+        except Exception as error:
+            self._failed(model, "was not started, by a fault of the server; its log says where", error)
+        finally:
+            del self._tasks[model.id]
+
+    def _failed(self, model: Model, what: str, error: Exception) -> None:
+        model.failed(what)
+        logger.error("model %s: its engine %s: %s", model.id, what, failures.where(error))
