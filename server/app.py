@@ -27,6 +27,7 @@ from tuneserve.server.call import arrivals, failures, logs
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
 from tuneserve.server.call.draining import Running
+from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants
 from tuneserve.server.call.tracing import Tracing
@@ -42,6 +43,7 @@ from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
+from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
 from tuneserve.server.transport.strangers import Strangers
@@ -143,9 +145,11 @@ class App:
         reflecting = Arrivals(_MOST_REFLECTING, _REFLECTION_SECONDS)
         self._arrivals = (requests, reflecting, self._health.servicer.arrivals)
 
+        records = Records(self.metrics, self._tracing, config.log_requests, config.log_content)
+
         def interceptor(**who: Any) -> CallInterceptor:
             return CallInterceptor(
-                self.metrics,
+                records,
                 self._running,
                 self._shadows,
                 config.stall_seconds,
@@ -153,15 +157,14 @@ class App:
                 reflecting,
                 self._departures,
                 self._requests,
-                tracing=self._tracing,
-                log_requests=config.log_requests,
-                log_content=config.log_content,
                 **who,
             )
 
-        strangers = self._strangers = Strangers(self.metrics.hung_up.inc) if self._tenants else None
+        authentication = self._authentication = (
+            Authentication(self._tenants, Strangers(self.metrics.hung_up.inc)) if self._tenants else None
+        )
         public = ports.public(
-            interceptor(tenants=self._tenants, strangers=strangers),
+            interceptor(authentication=authentication),
             self.models,
             self.operations,
             self._health,
@@ -169,8 +172,8 @@ class App:
         )
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
-        if strangers:
-            strangers.port = host_and_port(self.address)[1]
+        if authentication:
+            authentication.strangers.port = host_and_port(self.address)[1]
         self.admin_address = self.health_address = ""
         self._servers = [public]
         if config.admin_listen:
@@ -197,8 +200,8 @@ class App:
             await server.start()
         await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
-        if self._strangers:
-            self._keeping_few = asyncio.create_task(self._strangers.keep_few())
+        if self._authentication:
+            self._keeping_few = asyncio.create_task(self._authentication.strangers.keep_few())
         self._guarding = asyncio.create_task(arrivals.guard(self._arrivals, hardware.available_memory))
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)

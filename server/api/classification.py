@@ -19,7 +19,8 @@ from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.concurrency import in_turns, pieces
-from tuneserve.server.models.model import Model, Place
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.models.registry import Models
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.redaction import Masked
@@ -60,7 +61,7 @@ class ClassificationService(ClassificationServiceServicer):
             problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
             shown = convert.shown(request, model.labels, problem, temperature)
         cutting = convert.cutting(request, model.engine.max_length)
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             current().hold(len(texts) * shown.width(_SCORE_BYTES))
             seen = await model.redacted(request)
             texts = convert.pairs(seen.request, model.config.max_inputs)
@@ -91,7 +92,7 @@ class ClassificationService(ClassificationServiceServicer):
         texts = convert.texts(request, model.config.max_inputs)
         cutting = convert.cutting(request, model.engine.max_length)
         usage = common_pb2.Usage()
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
             note(seen.request.texts)
@@ -153,7 +154,7 @@ class ClassificationService(ClassificationServiceServicer):
         label = convert.rank_label(request, model.labels)
         truncate = convert.truncation(request.truncation, windows=False)
         usage = common_pb2.Usage()
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             # Read once: a message makes a new text of a field each time.
             query, candidates = seen.request.query, list(seen.request.candidates)
@@ -227,12 +228,12 @@ async def _cut(
 
 
 async def _count(model: Model, texts: int, predictions: Iterable[tuple[str, float]]) -> None:
-    model.metrics.texts.labels(model.name).inc(texts)
-    counts, confidence = Counter[str](), model.metrics.confidence.labels(model.name)
+    current().metrics.texts.labels(model.name).inc(texts)
+    counts, confidence = Counter[str](), current().metrics.confidence.labels(model.name)
     async for label, score in in_turns(predictions):
         counts[label] += 1
         # A number that is no probability has no place in the histogram.
         if 0 <= score <= 1:
             confidence.observe(score)
     for label, count in counts.items():
-        model.metrics.predictions.labels(model.name, label).inc(count)
+        current().metrics.predictions.labels(model.name, label).inc(count)

@@ -6,6 +6,7 @@ from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.pooling import encoded, note, pooled
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.models.model import Model
+from tuneserve.server.models.place import admitted
 from tuneserve.server.models.registry import Models
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import embedding_pb2 as pb
@@ -26,7 +27,7 @@ class EmbeddingService(EmbeddingServiceServicer):
         dimensions = request.dimensions if request.HasField("dimensions") else None
         normalize = request.normalize if request.HasField("normalize") else True
         usage = common_pb2.Usage()
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             texts = list(seen.request.texts)
             note(texts)

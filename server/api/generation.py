@@ -14,7 +14,8 @@ from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import Sampling, StructuredOutput
-from tuneserve.server.models.model import Model, Place
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.models.registry import Models
 from tuneserve.server.text import spans
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
@@ -37,7 +38,7 @@ class GenerationService(GenerationServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             wish = await _Wish.of(model, request, stream=False)
             return await _answer(place, wish, request.prompt)
 
@@ -50,7 +51,7 @@ class GenerationService(GenerationServiceServicer):
         made, most = len(texts) * max(1, request.sampling.n), model.config.max_inputs
         if len(texts) > 1 and made > most:
             raise InvalidInput("texts", f"would make {made} completions; allowed: {most} of several prompts")
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             wish = await _Wish.of(model, request, stream=False)
 
             async def one(index: int) -> pb.GenerateResponse:
@@ -70,7 +71,7 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         last = time.monotonic()
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
-        with model.admitted(request.priority) as place:
+        with admitted(model, request.priority) as place:
             wish = await _Wish.of(model, request, stream=True)
             token_ids, sampling = await wish.prepare(request.prompt)
             unfinished = sampling.n
@@ -80,9 +81,9 @@ class GenerationService(GenerationServiceServicer):
                 async for output in outputs:
                     now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
                     if new and not usage.completion_tokens:
-                        model.metrics.first_token.labels(model.name).observe(now - last)
+                        current().metrics.first_token.labels(model.name).observe(now - last)
                     elif new:
-                        model.metrics.token_gap.labels(model.name).observe((now - last) / new)
+                        current().metrics.token_gap.labels(model.name).observe((now - last) / new)
                     if new:
                         last = now
                         usage.completion_tokens += new
@@ -99,7 +100,7 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         most = max(model.engine.max_length, _MOST_TOKENIZED)
-        with model.admitted():
+        with admitted(model):
             check_enum("offset_unit", request.offset_unit, UNITS)
             if request.prompt.WhichOneof("kind") == "token_ids":
                 ids = _ready_ids(model, request.prompt, most)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.call.context import current
 from tuneserve.server.engine.interface import Encoded, PoolTask
-from tuneserve.server.models.model import Model, Place
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.place import Place
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import common_pb2
 

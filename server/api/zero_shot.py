@@ -22,7 +22,8 @@ from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import EngineFailed, Sampling
-from tuneserve.server.models.model import Model, Place
+from tuneserve.server.models.model import Model
+from tuneserve.server.models.place import Place
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import common_pb2
 

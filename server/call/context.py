@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.engine.interface import Ticket
+from tuneserve.server.metrics import Metrics
 
 HEADER = "x-request-id"
 
@@ -44,9 +45,11 @@ class Call:
     method: str  # "Classify"
     tenant: Tenant
     metadata: Mapping[str, str]  # what the caller sent, without binary values
+    metrics: Metrics  # where it is counted
+    service: str = ""
+    kind: str = "unary"  # server_stream, bidi_stream
     names: Sequence[str] = ()  # of the certificate of its connection, where one may name a tenant
     deadline: float | None = None  # on time.monotonic's clock
-    is_copy: bool = False  # of a call that somebody else's version answered: shadow traffic
     asked: str = ""  # the name that its caller used for a model
     model: str = ""
     version: str = ""
@@ -66,13 +69,18 @@ class Call:
     content: dict[str, list[str]] | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)
-    _began: int = field(default_factory=time.monotonic_ns)
+    _began_ns: int = field(default_factory=time.monotonic_ns)
+
+    @property
+    def began(self) -> float:
+        """On time.monotonic's clock, in seconds."""
+        return self._began_ns / 1e9
 
     def now_ns(self) -> int:
         """Nanoseconds since the epoch as they were when the call began, plus what passed since: if the machine's clock
         is set meanwhile, no part of the call takes longer or less than nothing for it.
         """
-        return self.started_ns + time.monotonic_ns() - self._began
+        return self.started_ns + time.monotonic_ns() - self._began_ns
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -123,12 +131,6 @@ _current: ContextVar[Call] = ContextVar("call")
 def current() -> Call:
     """Returns the call that is being answered."""
     return _current.get()
-
-
-def is_copy() -> bool:
-    """Whether this is shadow traffic; False outside of calls."""
-    call = _current.get(None)
-    return call is not None and call.is_copy
 
 
 def begin(call: Call) -> None:

@@ -22,7 +22,9 @@ def for_caller(error: Exception) -> Exception:
 
 
 def status(error: Exception, call: Call) -> status_pb2.Status:
-    """Returns what the caller is told, where a part of a stream fails alone. What nobody expected is logged."""
+    """Returns what the caller is told of what a call, or a part of a stream, failed by. What nobody expected is logged:
+    its type and place, not its text, which may hold what the caller sent.
+    """
     shown = for_caller(error)
     if not isinstance(shown, CallError):
         logger.error("request %s: %s failed: %s", call.request_id, call.method, where(error))

@@ -19,15 +19,9 @@ from grpc_health.v1 import health_pb2
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.errors import CallError, InvalidInput, Unavailable
 from tuneserve.server.models.registry import Models, Route
-from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
+from tuneserve.server.models.tasks import TASKS
+from tuneserve.v1 import model_admin_pb2, model_pb2
 
-_CLASSIFICATION = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name
-SERVICES: dict[int, str] = {
-    checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: _CLASSIFICATION,
-    checkpoint_pb2.TASK_TOKEN_CLASSIFICATION: _CLASSIFICATION,
-    checkpoint_pb2.TASK_GENERATION: generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
-    checkpoint_pb2.TASK_EMBEDDING: embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
-}
 MODEL_SERVICES = (
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     model_admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name,
@@ -57,9 +51,9 @@ class Health:
     async def publish(self) -> None:
         """Tells the watchers how the models are now."""
         routes = self._models.routes
-        of_service: dict[str, list[Route]] = {service: [] for service in SERVICES.values()}
+        of_service: dict[str, list[Route]] = {task.service: [] for task in TASKS.values()}
         for route in routes.values():
-            of_service[SERVICES[route.task]].append(route)
+            of_service[TASKS[route.task].service].append(route)
         serving = {service: _any_serves(of) for service, of in of_service.items()}
         if self._names:
             serving |= {f"models/{alias}": route.serves for alias, route in routes.items()}

@@ -5,26 +5,22 @@ not know: names that point at it (`registry.py`) and who watches its engine (`su
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed
-from tuneserve.server.call.context import current, is_copy
-from tuneserve.server.call.errors import DeadlinePassed, NotFound, Unavailable, WrongState
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import NotFound, Unavailable, WrongState
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.engine.interface import Delta, Encoded, Engine, EngineFailed, PoolTask, Sampling, Ticket
+from tuneserve.server.engine.interface import Engine, Sampling, Ticket
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Adapter, Adapters
-from tuneserve.server.models.admission import TOO_LATE, Admission, Entry
+from tuneserve.server.models.admission import Admission
+from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.server.text.masking import M, Redacted, redacted
 from tuneserve.server.text.redaction import Redactor
@@ -36,16 +32,10 @@ logger = logging.getLogger(__name__)
 
 EngineFactory = Callable[[str, ModelConfig, pb.Checkpoint], Awaitable[Engine]]
 
-_POOL_TASKS: dict[int, PoolTask] = {
-    pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
-    pb.TASK_TOKEN_CLASSIFICATION: "token_classify",
-    pb.TASK_EMBEDDING: "embed",
-}
 # Sequences given to an encoder's engine per one that it runs in a step, so that the next step is ready when one ends.
 _POOL_AHEAD = 2
 # What a token counts among the bytes of requests: it takes six times as much, with its place and its word, as they do.
 _TOKEN_BYTES = 48
-_UNSEEN = Metrics()
 
 
 @dataclass
@@ -106,11 +96,6 @@ class Model:
         return self._constraints
 
     @property
-    def metrics(self) -> Metrics:
-        """Where the current call is counted: nowhere, when it is a copy of one that was."""
-        return _UNSEEN if is_copy() else self._metrics
-
-    @property
     def labels(self) -> list[str]:
         """Label names by class index."""
         return list(self.manifest.labels)
@@ -150,6 +135,7 @@ class Model:
         if self._admission is None:
             self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_STARTING)
         else:
+            self._metrics.restarts.labels(self.name).inc()
             await asyncio.to_thread(self._verify)
         try:
             engine = await self._start(make_engine)
@@ -159,16 +145,15 @@ class Model:
                 await self.end_engine()
             raise
         if self._admission is None:
-            is_pooling = self.manifest.task in _POOL_TASKS
             self._admission = Admission(
                 self.name,
-                slots=engine.max_num_seqs * (_POOL_AHEAD if is_pooling else 1),
+                slots=engine.max_num_seqs * (_POOL_AHEAD if TASKS[self.manifest.task].pooling else 1),
                 max_calls=self.config.max_queue,
                 max_tokens=self.config.max_queue_tokens,
                 max_wait=self.config.max_wait_seconds,
-                rejected=lambda reason: self.metrics.rejections.labels(self.name, reason.lower()).inc(),
+                rejected=lambda reason: current().metrics.rejections.labels(self.name, reason.lower()).inc(),
             )
-        self.metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
+        self._metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
 
     def serve(self) -> None:
         """Answers calls from now on: it was loaded."""
@@ -213,43 +198,25 @@ class Model:
     async def _warm_up(self) -> None:
         [tokens] = await self.tokenizer.encode(["A warm-up."], truncate=True)
         ticket = Ticket("warm-up")
-        if self.manifest.task == pb.TASK_GENERATION:
+        if pooling := TASKS[self.manifest.task].pooling:
+            await self.engine.pool(ticket, [tokens.encoded], pooling)
+        else:
             sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
             async for _ in self.engine.generate(ticket, tokens.encoded.token_ids, sampling, stream=False):
                 pass
-        else:
-            await self.engine.pool(ticket, [tokens.encoded], _POOL_TASKS[self.manifest.task])
 
     def check_ready(self) -> None:
         """Raises Unavailable, saying why, while it does not answer."""
         if self.state == model_pb2.MODEL_STATE_FAILED:
-            raise Unavailable(self._told)
+            raise Unavailable(self.told)
         if not self.is_ready:
             state = model_pb2.ModelState.Name(self.state).removeprefix("MODEL_STATE_").lower()
             raise Unavailable(f"model {self.name!r} is {state}")
 
     @property
-    def _told(self) -> str:
+    def told(self) -> str:
         """What callers are told of an engine that failed; until somebody has looked, only that it did."""
         return f"model {self.name!r}: its engine {self.failure or 'died'}"
-
-    @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Around what asks the engine: when that fails, callers are told why."""
-        try:
-            yield
-        except EngineFailed as error:
-            error.told = self._told
-            raise
-
-    @contextmanager
-    def admitted(self, priority: int = 0) -> Iterator["Place"]:
-        """Holds one of the model's places for a call. Raises Overloaded or Unavailable at once."""
-        self.check_ready()
-        priority = max(priority, current().tenant.priority)
-        depth = self.metrics.queue_depth.labels(self.name)
-        with self.admission.enter(priority) as entry, depth.track_inprogress():
-            yield Place(self, priority, entry)
 
     async def encode(
         self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
@@ -278,7 +245,7 @@ class Model:
         """Goes out of service: the engine is dead, hangs or did not start. Its callers are told `failure`."""
         self.failure = failure
         self.show(model_pb2.MODEL_STATE_FAILED)
-        self.metrics.failed(self.name, self.version)
+        self._metrics.failed(self.name, self.version)
 
     def cpu_seconds(self) -> Mapping[int, float]:
         """See seam.Engine; nothing while nobody waits for the engine, or there is none yet."""
@@ -367,70 +334,3 @@ class Model:
                 for name, adapter in self._known_adapters().items()
             ],
         )
-
-
-@dataclass(frozen=True)
-class Place:
-    """A call's place in a model: its way to the engine."""
-
-    model: Model
-    priority: int
-    entry: Entry
-
-    async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
-        """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
-        tokens = sum(len(one.token_ids) for one in inputs)
-        async with self._turn(len(inputs), tokens):
-            self._read(tokens)
-            with current().stage("engine"):
-                return await self.model.engine.pool(current().ticket(self.priority), inputs, task)
-
-    async def generate(
-        self,
-        token_ids: Sequence[int],
-        sampling: Sampling,
-        stream: bool,
-        adapter: str = "",
-        cost: int | None = None,
-    ) -> AsyncGenerator[list[Delta], None]:
-        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate.
-
-        `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
-        """
-        wrote = self._wrote if cost is None else _nothing
-        with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
-            async with self._turn(sampling.n, len(token_ids)):
-                self._read(len(token_ids) if cost is None else cost)
-                with current().stage("engine"):
-                    ticket = current().ticket(self.priority, adapter_id, wrote)
-                    outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
-                    async with contextlib.aclosing(outputs):
-                        async for output in outputs:
-                            wrote(sum(len(delta.token_ids) for delta in output))
-                            yield output
-
-    def _read(self, tokens: int) -> None:
-        current().count(prompt=tokens)
-        self.model.metrics.tokens_in.labels(self.model.name).inc(tokens)
-
-    def _wrote(self, tokens: int) -> None:
-        current().count(completion=tokens)
-        self.model.metrics.tokens_out.labels(self.model.name).inc(tokens)
-
-    @asynccontextmanager
-    async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
-        model, call, started = self.model, current(), time.monotonic()
-        async with contextlib.AsyncExitStack() as stack:
-            with call.stage("queue"):
-                turn = model.admission.turn(sequences, tokens, self.priority, self.entry, call.deadline)
-                await stack.enter_async_context(turn)
-            model.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
-            # While calls wait, the event loop may be late to tell them that their time is up.
-            if call.expired():
-                raise DeadlinePassed(TOO_LATE)
-            with model.telling():
-                yield
-
-
-def _nothing(tokens: int) -> None:
-    """Counts nothing."""

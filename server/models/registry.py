@@ -13,16 +13,11 @@ from tuneserve import checkpoint
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput, NotAllowed, NotFound, WrongState, WrongTask
 from tuneserve.server.models.model import Model
+from tuneserve.server.models.tasks import TASKS
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
 _ETAG_DIGITS = 16
-METHODS = {
-    pb.TASK_SEQUENCE_CLASSIFICATION: "ClassificationService.Classify, ClassifyStream and Rank",
-    pb.TASK_TOKEN_CLASSIFICATION: "ClassificationService.ClassifyTokens",
-    pb.TASK_GENERATION: "GenerationService.Generate, GenerateStream and Tokenize, and Classify with labels",
-    pb.TASK_EMBEDDING: "EmbeddingService.Embed",
-}
 
 
 @dataclass(frozen=True)
@@ -178,7 +173,7 @@ class Models:
             raise InvalidInput("model", "is empty; a model's name is needed")
         model = self.get(name)
         if model.manifest.task not in tasks:
-            raise WrongTask(name, checkpoint.TASK_NAMES[model.manifest.task], METHODS[model.manifest.task])
+            raise WrongTask(name, checkpoint.TASK_NAMES[model.manifest.task], TASKS[model.manifest.task].methods)
         model.check_ready()
         return model
 

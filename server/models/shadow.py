@@ -36,6 +36,7 @@ class Shadows:
     def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
+        self._unseen = Metrics()  # where copies are counted as calls: only what callers sent is shown
         self._tasks: set[asyncio.Task[None]] = set()
 
     def mirror(self, method: Callable[..., Awaitable[Any]], request: Any, response: Any) -> None:
@@ -70,7 +71,7 @@ class Shadows:
     async def _compare(
         self, method: Callable[..., Awaitable[Any]], request: Any, response: Any, alias: str, shadow: Model
     ) -> None:
-        context.begin(context.Call("shadow", method.__name__, SHADOW, {}, is_copy=True))
+        context.begin(context.Call("shadow", method.__name__, SHADOW, {}, self._unseen))
         try:
             other = await method(request, None)
         except Exception as error:

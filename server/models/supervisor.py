@@ -152,7 +152,6 @@ class Supervisor:
         wait, longest = _BACK_OFF_SECONDS
         while True:
             await asyncio.sleep(wait)
-            model.metrics.restarts.labels(model.name).inc()
             try:
                 await self.load(model)
             except Exception as error:

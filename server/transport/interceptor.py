@@ -1,11 +1,10 @@
-"""Around every call of ours: who it is from, its quota, its time, its log line, and errors turned into statuses.
+"""Around every call of ours: who it is from, how long it may run, what is kept of it, and errors turned into statuses.
 
 A call's message is taken in once its caller is known. Health and reflection, which anybody may call, are in no log
 line and no metric: probes would drown the calls there.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -21,15 +20,13 @@ from tuneserve.server.call import failures, request_log, wire
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
 from tuneserve.server.call.draining import SHUTS_DOWN, Running
-from tuneserve.server.call.errors import CallError, Overloaded, Unauthenticated, Unavailable, to_status
+from tuneserve.server.call.errors import Overloaded, Unavailable
+from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares, caller
-from tuneserve.server.call.tenants import ANYBODY, Tenant, Tenants
-from tuneserve.server.call.tracing import Tracing
+from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.shadow import Shadows
-from tuneserve.server.transport.strangers import Strangers
-
-logger = logging.getLogger(__name__)
+from tuneserve.server.transport.authentication import Authentication
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method: TypeAlias = Callable[..., Any]
@@ -37,14 +34,13 @@ Method: TypeAlias = Callable[..., Any]
 OURS = ("/tuneserve.", "/inference.")
 REFLECTION = "/grpc.reflection."
 _TOO_MANY = "too many calls without a key on one connection"
-_SAN = "x509_subject_alternative_name"
 
 
 @dataclass(frozen=True)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our services, on one port."""
 
-    metrics: Metrics
+    records: Records
     running: Running
     shadows: Shadows
     stall_seconds: float
@@ -53,16 +49,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     departures: Departures
     requests: Shares  # bytes of those that run
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
-    tenants: Tenants | None = None
-    strangers: Strangers | None = None  # where there are keys
-    tracing: Tracing | None = None
-    log_requests: bool = False
-    log_content: bool = False
+    authentication: Authentication | None = None  # where there are keys
     _wrapped: dict[str, Any] = field(default_factory=dict)  # handlers by method
-    _unknown: request_log.Sample = field(init=False)  # lines of callers that nobody knows
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_unknown", request_log.Sample(self.metrics.log_lines_dropped.inc))
 
     async def intercept_service(
         self,
@@ -75,7 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             # Not kept: anybody can make up names.
-            return self._for_anybody(_UNKNOWN) if self.strangers else None
+            return self._for_anybody(_UNKNOWN) if self.authentication else None
         if details.method.startswith(OURS):
             wrapped = self._wrap(handler, details.method)
         elif details.method.startswith(REFLECTION):
@@ -87,9 +75,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _while_open(self, answer: Method) -> Method:
         """Leaves out what still comes of connections that were closed: gRPC hands it on, and each call costs time."""
-        if self.strangers is None:
+        if self.authentication is None:
             return answer
-        has_closed = self.strangers.has_closed
+        has_closed = self.authentication.strangers.has_closed
 
         async def unless_closed(requests: Any, context: Context) -> Any:
             if has_closed(context.peer()):
@@ -100,9 +88,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _for_anybody(self, handler: Any) -> Any:
         """A handler of a stream of requests that asks for no key: a connection may call so often."""
-        if self.strangers is None:
+        if self.authentication is None:
             return handler
-        may_ask, method = self.strangers.may_ask, handler.stream_unary or handler.stream_stream
+        may_ask, method = self.authentication.strangers.may_ask, handler.stream_unary or handler.stream_stream
         make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.stream_stream_rpc_method_handler
 
         async def answer(requests: Any, context: Context) -> Any:
@@ -195,100 +183,53 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if closing:
             raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s")
 
-    def _admit(self, tenants: Tenants, call: calls.Call) -> None:
-        """Counts a request against its caller's quota; one whose key was taken away is known no more."""
-        try:
-            tenants.admit(tenants.authenticate(call.metadata, call.names))
-        except Overloaded as error:
-            self.metrics.rejections.labels("", error.reason.lower()).inc()
-            raise
-
-    def _authenticate(self, tenants: Tenants, call: calls.Call, context: Context) -> Tenant:
-        """Returns who calls. Raises Unauthenticated."""
-        try:
-            tenant = tenants.authenticate(call.metadata, call.names)
-        except Unauthenticated:
-            if self.strangers:
-                self.strangers.may_ask(context.peer())
-            raise
-        if self.strangers:
-            self.strangers.authenticated(context.peer())
-        return tenant
-
     @asynccontextmanager
     async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
         """Around a call. Gives what to do when it runs no more, but is not over: it is not waited for as others are."""
-        _, service, method = name.split("/", 2)
-        labels = (kind, service, method)
-        call, started = _begin(context, method, self.everybody), time.monotonic()
-        call.content = {} if self.log_content else None
-        self.metrics.started.labels(*labels).inc()
+        call = _begin(context, kind, name, self.everybody, self.records.metrics)
+        self.records.begin(call)
         code: grpc.StatusCode | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                if self.tenants:
-                    call.names = _names(context) if self.tenants.by_certificate else ()
-                    call.tenant = self._authenticate(self.tenants, call, context)
+                if self.authentication:
+                    self.authentication.identify(call, context)
                 await self.running.begin(limit, call.tenant)
-                if self.tracing:
-                    self.tracing.start(call, service)
-                if self.tenants:
-                    call.charge = partial(self.tenants.charge, call.tenant)
-                    call.admit = partial(self._admit, self.tenants, call)
-                    # The requests of a stream are counted one by one.
-                    if kind != "bidi_stream":
-                        call.admit()
+                self.records.trace(call)
+                # The requests of a stream are counted one by one.
+                if kind != "bidi_stream":
+                    call.admit()
                 call.holding = partial(self.requests.holding, caller(context))
                 self.departures.check(context)
                 yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK
             context.set_trailing_metadata(_trailing(call))
         except Exception as error:
-            shown = Unavailable(SHUTS_DOWN) if limit.expired() else failures.for_caller(error)
-            status = rpc_status.to_status(to_status(shown, call.request_id))
+            shown = Unavailable(SHUTS_DOWN) if limit.expired() else error
+            status = rpc_status.to_status(failures.status(shown, call))
             code = status.code
-            if not isinstance(shown, CallError):
-                # Its type and place, not its text: that may hold what the caller sent.
-                logger.error("request %s: %s failed: %s", call.request_id, method, failures.where(error))
             await context.abort(code, status.details, (*status.trailing_metadata, *_trailing(call, shown)))
         finally:
             # Whatever ended it: an answer, an error, a cancellation or a closed generator.
             self.running.end(limit)
-            ended = code or (grpc.StatusCode.DEADLINE_EXCEEDED if call.expired() else grpc.StatusCode.CANCELLED)
-            seconds = time.monotonic() - started
-            self.metrics.handled.labels(*labels, ended.name).inc()
-            self.metrics.handling.labels(*labels).observe(seconds)
-            self.metrics.count_tenant(
-                call.tenant.name, call.model, ended.name, call.prompt_tokens, call.completion_tokens
-            )
-            if self.tracing:
-                self.tracing.end(call, ended.name)
-            if self.log_requests:
-                self._log(call, ended, seconds)
-
-    def _log(self, call: calls.Call, ended: grpc.StatusCode, seconds: float) -> None:
-        left_out = self._unknown.take() if ended == grpc.StatusCode.UNAUTHENTICATED else 0
-        if left_out is not None:
-            request_log.log(call, ended.name, seconds, left_out)
+            self.records.end(call, code)
 
 
-def _begin(context: Context, method: str, tenant: Tenant) -> calls.Call:
+def _begin(context: Context, kind: str, name: str, tenant: Tenant, metrics: Metrics) -> calls.Call:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     remaining = context.time_remaining()
+    _, service, method = name.split("/", 2)
     call = calls.Call(
         request_id=calls.request_id(metadata),
         method=method,
         tenant=tenant,
         metadata=metadata,
+        metrics=metrics,
+        service=service,
+        kind=kind,
         deadline=None if remaining is None else time.monotonic() + remaining,
     )
     calls.begin(call)
     return call
-
-
-def _names(context: Context) -> tuple[str, ...]:
-    """The names of the certificate that the client showed; it was asked for one of the right authority."""
-    return tuple(name.decode(errors="replace") for name in context.auth_context().get(_SAN, ()))
 
 
 def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[str, str], ...]:

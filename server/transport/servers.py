@@ -12,8 +12,9 @@ from tuneserve.server.api.model_admin_service import ModelAdminService
 from tuneserve.server.api.model_service import ModelService
 from tuneserve.server.config import ServerConfig, host_and_port
 from tuneserve.server.models.administration import Operations
-from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, SERVICES, Health
+from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health
 from tuneserve.server.models.registry import Models
+from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.interceptor import CallInterceptor
@@ -46,7 +47,7 @@ def public(
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
     inference = InferenceService(models, classification, embedding, generation)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-    _reflect(server, *SERVICES.values(), *MODEL_SERVICES, _INFERENCE_SERVICE, HEALTH_SERVICE)
+    _reflect(server, *(task.service for task in TASKS.values()), *MODEL_SERVICES, _INFERENCE_SERVICE, HEALTH_SERVICE)
     return server
 
 

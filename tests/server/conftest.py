@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,7 +17,7 @@ from tuneserve.server.app import App
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
-from tuneserve.v1 import checkpoint_pb2
+from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 

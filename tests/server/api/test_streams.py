@@ -8,6 +8,7 @@ import pytest
 from tuneserve.server.api import streams
 from tuneserve.server.call import context
 from tuneserve.server.call.tenants import ANYBODY
+from tuneserve.server.metrics import Metrics
 
 
 async def requests(*items):
@@ -126,7 +127,7 @@ async def test_an_unexpected_error_ends_the_stream():
 
 
 async def test_requests_of_a_stream_are_calls_of_their_own():
-    whole = context.Call("id", "ModelStreamInfer", ANYBODY, {})
+    whole = context.Call("id", "ModelStreamInfer", ANYBODY, {}, Metrics())
 
     async def answers(name):
         with streams.part() as call:

@@ -9,6 +9,7 @@ import pytest
 from tuneserve.server.call import request_log
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.tenants import Tenant
+from tuneserve.server.metrics import Metrics
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,9 @@ def untouched_logger():
 
 def call(**values) -> Call:
     metadata = {"x-request-id": "abc", "authorization": "Bearer canary-key", "note": "canary-metadata"}
-    return Call("abc", "Classify", Tenant("acme"), metadata, model="reviews", version="0123456789ab", **values)
+    return Call(
+        "abc", "Classify", Tenant("acme"), metadata, Metrics(), model="reviews", version="0123456789ab", **values
+    )
 
 
 def test_a_line_is_json_and_nothing_else(capsys):

@@ -13,6 +13,7 @@ from tuneserve.server.call.context import Call, Stage
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.metrics import Metrics
 from tuneserve.v1 import classification_pb2, classification_pb2_grpc
 
 SERVICE = "tuneserve.v1.ClassificationService"
@@ -28,7 +29,7 @@ def collector(collecting):
 def call(traceparent: str = "", **metadata: str) -> Call:
     if traceparent:
         metadata["traceparent"] = traceparent
-    return Call("req-1", "Classify", Tenant("acme"), {**metadata, "note": "canary-metadata"})
+    return Call("req-1", "Classify", Tenant("acme"), {**metadata, "note": "canary-metadata"}, Metrics())
 
 
 def attributes(span: trace_pb2.Span) -> dict[str, object]:
@@ -119,7 +120,7 @@ def test_only_the_servers_faults_are_errors(collector, code, number, is_fault):
 
 def test_calls_side_by_side_keep_their_own_spans(collector):
     tracing = Tracing(f"http://{collector.address}")
-    ones = [Call("same-id", f"Method{index}", Tenant("acme"), {}) for index in range(4)]
+    ones = [Call("same-id", f"Method{index}", Tenant("acme"), {}, Metrics()) for index in range(4)]
     for one in ones:
         tracing.start(one, SERVICE)
     for one in reversed(ones):

@@ -16,6 +16,7 @@ from tuneserve.server.call.context import Call, begin
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import Tenant, hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.metrics import Metrics
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1 import model_pb2
@@ -83,7 +84,7 @@ FAST = [
 
 
 async def test_what_makes_masks_slow_is_refused(vocabulary):
-    begin(Call("a", "Generate", Tenant("one"), {}))
+    begin(Call("a", "Generate", Tenant("one"), {}, Metrics()))
     constraints = Constraints(vocabulary.to_str(), vocabulary.get_vocab_size(), None)
     for form in FAST:
         await constraints.checked(form)
@@ -143,7 +144,7 @@ async def test_a_tenant_that_keeps_it_busy_waits_behind_others(served, until):
     done: list[str] = []
 
     async def check(tenant: str, form: pb.StructuredOutput) -> None:
-        begin(Call("a", "Generate", Tenant(tenant), {}))
+        begin(Call("a", "Generate", Tenant(tenant), {}, Metrics()))
         with contextlib.suppress(InvalidInput):
             await model.constraints.checked(form)
         done.append(tenant)

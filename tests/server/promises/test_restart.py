@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import time
 
-import grpc
 import pytest
 
 from tuneserve.server.config import ModelConfig, ServerConfig

@@ -1,0 +1,97 @@
+"""A call's place in a model's queue, and its way from there to the engine."""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import DeadlinePassed
+from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, PoolTask, Sampling
+from tuneserve.server.models.admission import TOO_LATE, Entry
+from tuneserve.server.models.model import Model
+
+
+@contextmanager
+def admitted(model: Model, priority: int = 0) -> Iterator["Place"]:
+    """Holds one of a model's places for the current call. Raises Overloaded or Unavailable at once."""
+    model.check_ready()
+    call = current()
+    priority = max(priority, call.tenant.priority)
+    depth = call.metrics.queue_depth.labels(model.name)
+    with model.admission.enter(priority) as entry, depth.track_inprogress():
+        yield Place(model, priority, entry)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call's place in a model."""
+
+    model: Model
+    priority: int
+    entry: Entry
+
+    async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
+        """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
+        tokens = sum(len(one.token_ids) for one in inputs)
+        async with self._turn(len(inputs), tokens):
+            self._read(tokens)
+            with current().stage("engine"):
+                return await self.model.engine.pool(current().ticket(self.priority), inputs, task)
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        stream: bool,
+        adapter: str = "",
+        cost: int | None = None,
+    ) -> AsyncGenerator[list[Delta], None]:
+        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate.
+
+        `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
+        """
+        wrote = self._wrote if cost is None else _nothing
+        with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
+            async with self._turn(sampling.n, len(token_ids)):
+                self._read(len(token_ids) if cost is None else cost)
+                with current().stage("engine"):
+                    ticket = current().ticket(self.priority, adapter_id, wrote)
+                    outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
+                    async with contextlib.aclosing(outputs):
+                        async for output in outputs:
+                            wrote(sum(len(delta.token_ids) for delta in output))
+                            yield output
+
+    def _read(self, tokens: int) -> None:
+        current().count(prompt=tokens)
+        current().metrics.tokens_in.labels(self.model.name).inc(tokens)
+
+    def _wrote(self, tokens: int) -> None:
+        current().count(completion=tokens)
+        current().metrics.tokens_out.labels(self.model.name).inc(tokens)
+
+    @asynccontextmanager
+    async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
+        model, call, started = self.model, current(), time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            with call.stage("queue"):
+                turn = model.admission.turn(sequences, tokens, self.priority, self.entry, call.deadline)
+                await stack.enter_async_context(turn)
+            call.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
+            # While calls wait, the event loop may be late to tell them that their time is up.
+            if call.expired():
+                raise DeadlinePassed(TOO_LATE)
+            try:
+                yield
+            except EngineFailed as error:
+                error.told = model.told  # its callers, why
+                raise
+
+
+def _nothing(tokens: int) -> None:
+    """Counts nothing."""
