@@ -6,15 +6,11 @@ After SIGTERM new calls are still taken for `linger_seconds`: a proxy that asks 
 """
 
 import asyncio
-import gc
 import json
 import logging
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import concurrency
+from tuneserve.server import concurrency, garbage
 from tuneserve.server.call import arrivals, failures, logs
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
@@ -31,13 +27,13 @@ from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants
 from tuneserve.server.call.tracing import Tracing
-from tuneserve.server.config import ModelConfig, ServerConfig, host_and_port
-from tuneserve.server.engine import hardware
-from tuneserve.server.engine.interface import Engine
+from tuneserve.server.config import ServerConfig, host_and_port
+from tuneserve.server.engine import hardware, making
+from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.health import Health
-from tuneserve.server.models.model import EngineFactory, Model
+from tuneserve.server.models.model import Model
 from tuneserve.server.models.registry import Models
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
@@ -47,7 +43,6 @@ from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
 from tuneserve.server.transport.strangers import Strangers
-from tuneserve.v1 import checkpoint_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -62,32 +57,6 @@ _MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
 _RELOAD_SECONDS = 1.0
 # What is left of the drain for statuses to reach their callers, after calls that did not end were ended.
 _GOODBYE_SECONDS = 2.0
-# How often the garbage collector may go through all objects, and with how many calls at most.
-_COLLECT_SECONDS, _FEW_CALLS, _NEVER = 10.0, 64, 1 << 30
-# Models start side by side, but vLLM and transformers can't be imported by two threads at once.
-_IMPORTING = threading.Lock()
-
-
-def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
-    """Returns what makes the real engine of a model, in a thread: importing vLLM blocks for long."""
-
-    # Of their own: no other work in threads may keep an engine from starting, nor one that hangs keep up other work.
-    threads = ThreadPoolExecutor(thread_name_prefix="make-engine")
-
-    async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
-        def make() -> Engine:
-            with _IMPORTING:
-                from tuneserve.server.engine.vllm_engine import VllmEngine
-
-            settings = hardware.detect(config, manifest)
-            logger.info("model %s %s", name, settings.why)
-            for warning in settings.warnings:
-                logger.warning("model %s: %s", name, warning)
-            return VllmEngine(name, config, manifest, settings, otlp_endpoint)
-
-        return await asyncio.get_running_loop().run_in_executor(threads, make)
-
-    return make_engine
 
 
 class App:
@@ -126,7 +95,7 @@ class App:
             )
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self.supervisor = Supervisor(
-            make_engine or engine_factory(config.otlp_endpoint),
+            make_engine or making.engine_factory(config.otlp_endpoint),
             config.watchdog_seconds,
             config.load_seconds,
             config.on_engine_failure == "restart",
@@ -206,21 +175,9 @@ class App:
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)
         await concurrency.together(self._load, models, len(models))
-        # What was imported stays: without this the garbage collector goes through all of it again, while calls wait.
-        await asyncio.to_thread(gc.collect)
-        gc.freeze()
-        self._collecting = asyncio.create_task(self._collect())
+        await garbage.keep_what_there_is()
+        self._collecting = asyncio.create_task(garbage.collect(self._running))
         await self._health.publish()
-
-    async def _collect(self) -> None:
-        """Has the garbage collector go through all objects while few calls run. By itself it does that in the middle
-        of many, for tenths of a second.
-        """
-        with _no_full_collections():
-            while True:
-                await asyncio.sleep(_COLLECT_SECONDS)
-                if len(self._running) <= _FEW_CALLS:
-                    gc.collect()
 
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
@@ -339,23 +296,6 @@ class App:
             with disk.watched(ready_file):
                 temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
                 temporary.replace(ready_file)
-
-
-_thresholds: list[tuple[int, int, int]] = []
-
-
-@contextmanager
-def _no_full_collections() -> Iterator[None]:
-    """Python's collector leaves old objects alone until the last of these ends: in tests a process has many servers."""
-    young, middle, old = gc.get_threshold()
-    _thresholds.append((young, middle, old))
-    gc.set_threshold(young, middle, _NEVER)
-    try:
-        yield
-    finally:
-        before = _thresholds.pop()
-        if not _thresholds:
-            gc.set_threshold(*before)
 
 
 def serve(config: ServerConfig, ready_file: Path | None = None) -> None:

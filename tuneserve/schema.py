@@ -16,7 +16,7 @@ from tuneserve.settings import Settings, in_words, inner, resolved
 FILES = {
     "finetune": ("tuneserve.finetune.config", "FinetuneConfig"),
     "serve": ("tuneserve.server.config", "ServerConfig"),
-    "tenants": ("tuneserve.server.call.tenants", "TenantsFile"),
+    "tenants": ("tuneserve.server.call.tenants_file", "TenantsFile"),
 }
 
 _HEAD = """# Settings

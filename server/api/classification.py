@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tuneserve import checkpoint
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api import streams
+from tuneserve.server.api.checks import check_text, check_tokens, check_unset
 from tuneserve.server.api.label_prompts import Question
 from tuneserve.server.api.occlusion import Explanation
 from tuneserve.server.api.pooling import encoded, note, pooled
@@ -57,7 +58,7 @@ class ClassificationService(ClassificationServiceServicer):
             question = Question.of(request, model.config.max_inputs)
             shown = convert.shown(request, question.labels, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
         else:
-            convert.check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
+            check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
             problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
             shown = convert.shown(request, model.labels, problem, temperature)
         cutting = convert.cutting(request, model.engine.max_length)
@@ -149,7 +150,7 @@ class ClassificationService(ClassificationServiceServicer):
     async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         """See classification.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
-        convert.check_text("query", request.query)
+        check_text("query", request.query)
         convert.plain_texts("candidates", request.candidates, model.config.max_inputs)
         label = convert.rank_label(request, model.labels)
         truncate = convert.truncation(request.truncation, windows=False)
@@ -223,7 +224,7 @@ async def _cut(
         if total > most:
             raise InvalidInput(field.partition("[")[0], f"make {total} windows or more; allowed: {most} in one call")
         tokens += some
-    convert.check_tokens(field, tokens, None, model.engine.vocab_size)
+    check_tokens(field, tokens, None, model.engine.vocab_size)
     return tokens, [windows.cut(one, limit, cutting.overlap) for one in tokens]
 
 

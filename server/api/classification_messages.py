@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from tuneserve.server.api.checks import BLANK, check_count, check_enum, listed
 from tuneserve.server.call.errors import InvalidInput, refuse
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.tokenizer import Tokens
@@ -36,7 +36,6 @@ POOLINGS: dict[int, windows.Pooling] = {
     pb.WINDOW_POOLING_MEAN: "mean",
     pb.WINDOW_POOLING_MAX: "max",
 }
-_BLANK = "is empty or blank; a text is needed"
 _NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION_REJECT or TRUNCATION_END"
 
 
@@ -81,9 +80,9 @@ def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str,
     check_count("inputs", len(request.inputs), max_inputs)
     found = [(one.text, one.text_pair) if one.HasField("text_pair") else one.text for one in request.inputs]
     refuse(
-        [InvalidInput(f"inputs[{index}].text", _BLANK) for index, one in enumerate(found) if not _first(one).strip()]
+        [InvalidInput(f"inputs[{index}].text", BLANK) for index, one in enumerate(found) if not _first(one).strip()]
         + [
-            InvalidInput(f"inputs[{index}].text_pair", _BLANK)
+            InvalidInput(f"inputs[{index}].text_pair", BLANK)
             for index, one in enumerate(found)
             if isinstance(one, tuple) and not one[1].strip()
         ]
@@ -101,7 +100,7 @@ def texts(request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
 def plain_texts(field: str, given: Sequence[str], max_inputs: int) -> list[str]:
     """Returns the checked texts of a field."""
     check_count(field, len(given), max_inputs)
-    refuse([InvalidInput(f"{field}[{index}]", _BLANK) for index, text in enumerate(given) if not text.strip()])
+    refuse([InvalidInput(f"{field}[{index}]", BLANK) for index, text in enumerate(given) if not text.strip()])
     return list(given)
 
 
@@ -174,28 +173,6 @@ def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
     if len(labels) != 1:
         raise InvalidInput("label", f"is unset, and the model has {len(labels)}: {listed(labels)}")
     return 0
-
-
-def check_tokens(
-    field: str,
-    tokens: Sequence[Tokens],
-    max_length: int | None,
-    vocab_size: int,
-    remedy: str = "shorten it or set TRUNCATION_END",
-) -> None:
-    """Raises InvalidInput for the first input that the model can't take; for one of more than `max_length` tokens, if
-    there is a limit. `field` has a {} for the index.
-    """
-    for index, one in enumerate(tokens):
-        if max_length is not None and one.length > max_length:
-            # Of one that is far too long, nobody counted the tokens.
-            known = "is far too long" if one.truncated else f"has {one.length} tokens"
-            raise InvalidInput(field.format(index), f"{known}, the model takes {max_length}; {remedy}")
-        if not one.length:
-            raise InvalidInput(field.format(index), "has nothing in it that the model reads")
-        # An id without an embedding would take the engine down, with everybody's calls.
-        if max(one.encoded.token_ids, default=0) >= vocab_size:
-            raise InvalidInput(field.format(index), "has a token that the model does not know")
 
 
 def probabilities(
@@ -276,11 +253,6 @@ def embedding(
     return embedding_pb2.Embedding(values=kept, token_count=tokens.length, truncated=tokens.truncated)
 
 
-def listed(labels: Sequence[str]) -> str:
-    """Returns the first labels, for a message: a status has little room."""
-    return ", ".join([label[:64] for label in labels[:20]] + ["..."] * (len(labels) > 20))
-
-
 def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
     # A model that overflowed: anything made of it would look like an answer.
     if not np.isfinite(values).all():
@@ -293,30 +265,5 @@ def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:
         raise InvalidInput("top_k", f"is {request.top_k}; allowed: 1 or more, or unset for all")
 
 
-def check_unset(request: Message, fields: Sequence[str], description: str) -> None:
-    """Raises InvalidInput for the first of the fields that is set."""
-    for field, _ in request.ListFields():
-        if field.name in fields:
-            raise InvalidInput(field.name, description)
-
-
-def check_count(field: str, count: int, limit: int) -> None:
-    """Raises InvalidInput unless there is at least one entry and at most `limit`."""
-    if not 1 <= count <= limit:
-        raise InvalidInput(field, f"has {count} entries; allowed: 1 to {limit}")
-
-
-def check_text(field: str, text: str) -> None:
-    """Raises InvalidInput for an empty or blank text."""
-    if not text.strip():
-        raise InvalidInput(field, _BLANK)
-
-
 def _first(text: str | tuple[str, str]) -> str:
     return text if isinstance(text, str) else text[0]
-
-
-def check_enum(field: str, value: int, known: object) -> None:
-    """Raises InvalidInput for a value that is not among the known."""
-    if value not in known:  # type: ignore[operator]
-        raise InvalidInput(field, f"is {value}, which this server does not know")

@@ -8,7 +8,8 @@ from typing import Any
 
 from tuneserve.server import concurrency
 from tuneserve.server.api import generation_messages as convert
-from tuneserve.server.api.classification_messages import UNITS, check_enum, check_tokens
+from tuneserve.server.api.checks import check_enum, check_tokens
+from tuneserve.server.api.classification_messages import UNITS
 from tuneserve.server.api.pooling import note
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput

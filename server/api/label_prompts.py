@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api.checks import check_count, check_text, check_unset
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokenizer, Tokens
 from tuneserve.v1 import classification_pb2 as pb
@@ -37,31 +38,31 @@ class Question:
         if len(request.labels) < 2:
             what = f"has {len(request.labels)} entries; a generation model chooses from 2 to {MOST_LABELS}"
             raise InvalidInput("labels", what)
-        convert.check_count("labels", len(request.labels), MOST_LABELS)
+        check_count("labels", len(request.labels), MOST_LABELS)
         labels: dict[str, int] = {}
         for index, label in enumerate(request.labels):
             field = f"labels[{index}]"
             if len(label) > _LONGEST_LABEL:
                 raise InvalidInput(field, f"has {len(label)} characters; allowed: {_LONGEST_LABEL}")
-            convert.check_text(field, label)
+            check_text(field, label)
             if label != label.strip():
                 raise InvalidInput(field, "begins or ends with a space")
             if label in labels:
                 raise InvalidInput(field, f"is a duplicate of labels[{labels[label]}]")
             labels[label] = index
         if request.examples:
-            convert.check_count("examples", len(request.examples), max_inputs)
+            check_count("examples", len(request.examples), max_inputs)
         for index, example in enumerate(request.examples):
-            convert.check_text(f"examples[{index}].text", example.text)
+            check_text(f"examples[{index}].text", example.text)
             if example.label not in labels:
                 raise InvalidInput(f"examples[{index}].label", "is none of the labels of the call")
         if request.HasField("instruction"):
-            convert.check_text("instruction", request.instruction)
+            check_text("instruction", request.instruction)
         for index, one in enumerate(request.inputs):
             if one.HasField("text_pair"):
                 raise InvalidInput(f"inputs[{index}].text_pair", "is for models trained on pairs")
         convert.truncation(request.truncation, windows=False)
-        convert.check_unset(request, ["windows"], "is not for generation models")
+        check_unset(request, ["windows"], "is not for generation models")
         return cls(
             request.instruction or _INSTRUCTION,
             list(labels),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api.checks import check_tokens
 from tuneserve.server.call.context import current
 from tuneserve.server.engine.interface import Encoded, PoolTask
 from tuneserve.server.models.model import Model
@@ -26,7 +26,7 @@ async def encoded(model: Model, texts: Sequence[str | tuple[str, str]], field: s
     """
     limit = model.engine.max_length
     tokens = await model.encode(texts, truncate=truncate, most=limit)
-    convert.check_tokens(field, tokens, limit, model.engine.vocab_size)
+    check_tokens(field, tokens, limit, model.engine.vocab_size)
     return tokens
 
 

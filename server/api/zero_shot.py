@@ -18,6 +18,7 @@ import numpy as np
 
 from tuneserve.server import concurrency
 from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api.checks import check_tokens
 from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
@@ -126,7 +127,7 @@ class ZeroShot:
         truncated, keep = False, limit
         for _ in range(_TRIES):
             if tokens.length <= limit:
-                convert.check_tokens(field, [tokens], None, self._model.engine.vocab_size)
+                check_tokens(field, [tokens], None, self._model.engine.vocab_size)
                 return tokens, truncated
             if keep < 1:
                 break

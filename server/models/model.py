@@ -7,7 +7,7 @@ not know: names that point at it (`registry.py`) and who watches its engine (`su
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import NotFound, Unavailable, WrongState
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Engine, Sampling, Ticket
+from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Adapter, Adapters
 from tuneserve.server.models.admission import Admission
@@ -29,8 +30,6 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
-
-EngineFactory = Callable[[str, ModelConfig, pb.Checkpoint], Awaitable[Engine]]
 
 # Sequences given to an encoder's engine per one that it runs in a step, so that the next step is ready when one ends.
 _POOL_AHEAD = 2

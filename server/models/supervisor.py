@@ -18,7 +18,8 @@ from typing import Any
 
 from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server.call import failures
-from tuneserve.server.models.model import EngineFactory, Model
+from tuneserve.server.engine.making import EngineFactory
+from tuneserve.server.models.model import Model
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tuneserve.server import app
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.transport import strangers
@@ -251,14 +250,3 @@ async def test_no_collection_of_everything_while_calls_run(config, serve_config,
             assert not full
         finally:
             gc.callbacks.remove(noted)
-
-
-async def test_python_s_own_way_is_back_when_the_last_server_is_gone():
-    before = gc.get_threshold()
-    first, second = app._no_full_collections(), app._no_full_collections()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert gc.get_threshold()[2] > 1_000_000
-    second.__exit__(None, None, None)
-    assert gc.get_threshold() == before

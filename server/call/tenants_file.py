@@ -1,0 +1,146 @@
+"""What a tenants file may say. What stands under `keys` is in no error, whatever it is."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from tuneserve import settings, yamls
+from tuneserve.errors import UserError
+from tuneserve.settings import Listed, Named, Refused, Settings, Texts, matching
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SAN = re.compile(r"[^\s*]{1,2048}")
+_HASH = re.compile(r"[Ss][Hh][Aa]256:[0-9A-Fa-f]{64}")
+_EMPTY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
+_MAKE = "tuneserve key makes a key and its hash"
+_NO_HASHES = "expected a list of sha256:HEX", _MAKE
+# What callers without a key of a tenant's are called in metrics and log lines.
+ANONYMOUS, ADMINISTRATOR, SHADOW = RESERVED = ("anonymous", "administrator", "shadow")
+
+
+def _tenant_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name in RESERVED:
+        # Not quoted: a key may stand in a name's place.
+        raise Refused(
+            "a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, and none of "
+            + ", ".join(RESERVED)
+        )
+    return name
+
+
+def _model_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise Refused(f"{name!r} is not the name of a model or an alias")
+    return name
+
+
+def _certificate(name: str) -> str:
+    if not _SAN.fullmatch(name):
+        raise Refused(
+            f"{name!r} is not the name of a certificate",
+            "allowed: a DNS name, a URI or an email address, as the certificate has it; no wildcards",
+        )
+    return name
+
+
+# Before pydantic looks at them, so that a key that stands in place of its hash is in no error.
+def _hash_list(hashes: object) -> object:
+    if not isinstance(hashes, list):
+        raise Refused(*_NO_HASHES)
+    return tuple(hashes)
+
+
+def _hash(key: object) -> str:
+    if not isinstance(key, str) or not _HASH.fullmatch(key):
+        raise Refused("expected sha256: and 64 hex digits", _MAKE)
+    if key.lower() == _EMPTY:
+        raise Refused("this is the hash of an empty key", _MAKE)
+    return key.lower()
+
+
+_TenantName = Annotated[str, AfterValidator(_tenant_name), matching(_NAME)]
+_ModelName = Annotated[str, AfterValidator(_model_name), matching(_NAME)]
+_Certificate = Annotated[str, AfterValidator(_certificate), matching(_SAN)]
+_Hash = Annotated[str, BeforeValidator(_hash), matching(_HASH)]
+
+
+class TenantConfig(Settings):
+    """One tenant: how it is known, and what it may do."""
+
+    keys: Annotated[tuple[_Hash, ...], BeforeValidator(_hash_list)] = Field(
+        default=(),
+        description="hashes of its API keys, as `tuneserve key` prints them; several, so that a new key can replace an "
+        "old one; may be left out beside `certificates`",
+    )
+    certificates: Annotated[tuple[_Certificate, ...], Listed] = Field(
+        default=(),
+        description="names of clients' certificates (SAN: DNS, URI, email), with the server's `tls.client_ca`",
+    )
+    role: Literal["user", "admin"] = Field(default="user", description="an admin may also change the server's models")
+    priority: int = Field(
+        default=0, ge=1 - 2**31, le=2**31 - 1, description="lower goes first; a call can't ask for better"
+    )
+    models: Annotated[tuple[_ModelName, ...], Listed] | None = Field(
+        default=None, description="models or aliases that it may use, all versions of them; null: every model"
+    )
+    adapters: Texts | None = Field(
+        default=None, description="LoRA adapters that it may use; null: those that no other tenant lists"
+    )
+    requests_per_second: float | None = Field(
+        default=None, gt=0, le=10**9, description="quota, with bursts of one second's worth; null: unlimited"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="quota of prompts and completions; what is over is made up for; null: unlimited",
+    )
+
+    @model_validator(mode="after")
+    def _is_known_by_something(self) -> "TenantConfig":
+        if not self.model_fields_set & {"keys", "certificates"}:
+            raise Refused(*_NO_HASHES, key="keys")
+        return self
+
+
+class TenantsFile(Settings):
+    """Who may call, and what: the file that the server's setting `tenants` names."""
+
+    tenants: Annotated[Mapping[_TenantName, TenantConfig], Named] = Field(description="by their names")
+
+    @model_validator(mode="after")
+    def _share_nothing(self) -> "TenantsFile":
+        owners: dict[str, str] = {}
+        for name, tenant in self.tenants.items():
+            for key in tenant.keys:
+                if (owner := owners.setdefault(key, name)) != name:
+                    raise Refused(f"one of them is a key of {owner}, too", key=f"tenants.{name}.keys")
+            for certificate in tenant.certificates:
+                if (owner := owners.setdefault(certificate, name)) != name:
+                    raise Refused(f"{certificate} is one of {owner}'s, too", key=f"tenants.{name}.certificates")
+        return self
+
+
+def read(path: Path, where: str) -> Mapping[str, TenantConfig]:
+    """Returns the tenants by name. Raises UserError naming the key under `where`."""
+    try:
+        document = yamls.parse(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        # Not the error's own text, which quotes the file.
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: {_without_quotes(error.problem)}") from None
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{where}: not YAML text") from None
+    except OSError as error:
+        raise UserError(f"{where}: can't be read: {error.strerror}") from None
+    return settings.build(TenantsFile, document, where).tenants
+
+
+def _without_quotes(text: str | None) -> str:
+    """What a YAML error says, without the parts that it quotes."""
+    return re.sub(r"'.*'|\".*\"", "…", text or "")
