@@ -1,8 +1,8 @@
 """What a settings file may say: models of pydantic's, and one line that names the key when a value is wrong.
 
 Each program has its models beside its code: `finetune/config.py`, `server/config.py`, `server/call/tenants_file.py`.
-Their fields say the type, the bounds, the default and what the setting does; `tuneserve schema` and docs/settings.md are
-made from them. This module knows none of the settings.
+Their fields say the type, the bounds, the default and what the setting does; `tuneserve schema` and docs/settings.md
+are made from them. This module knows none of the settings.
 """
 
 import difflib

@@ -5,9 +5,10 @@ Nothing that answers is touched before what replaces it has answered a warm-up.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tuneserve import checkpoint, settings
 from tuneserve.errors import CheckpointError, StepFailed, UserError
@@ -28,8 +29,8 @@ from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
 
-# Kinds of personal data that a request may name: there are fewer.
-_MOST_KINDS = 64
+_DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
+_WORD = re.compile(r"[a-z0-9_]{1,32}")
 
 
 class Operations:
@@ -192,9 +193,12 @@ class Operations:
         given = {field.name: value for field, value in request.settings.ListFields()}
         if "redact" in given:
             given["redact"] = list(request.settings.redact.kinds)
-            if len(given["redact"]) > _MOST_KINDS:
-                raise InvalidInput("settings.redact.kinds", f"has {len(given['redact'])}; allowed: {_MOST_KINDS}")
+            for index, kind in enumerate(given["redact"]):
+                _check_word(f"settings.redact.kinds[{index}]", kind, redaction.KINDS)
+        _check_word("settings.dtype", given.get("dtype", "auto"), _DTYPES)
         engine = {field.name: value for field, value in request.settings.engine.ListFields()}
+        if not _WORD.fullmatch(engine.get("kv_cache_dtype", "auto")):
+            raise InvalidInput("settings.engine.kv_cache_dtype", "is not a type, such as auto or fp8")
         latest = self._models.latest(request.model)
         base = latest.config if latest else ModelConfig(path=path)
         # Without adapters: those of the file are the file's version's.
@@ -221,6 +225,12 @@ def _public(error: UserError, path: Path) -> str:
     for shown in (str(path), path.name):
         text = text.replace(f"{shown}/", "").removeprefix(f"{shown}: ")
     return text
+
+
+def _check_word(field: str, word: str, allowed: Iterable[str]) -> None:
+    """Not by the settings' own check, whose error repeats the word."""
+    if word not in allowed:
+        raise InvalidInput(field, f"is none of {', '.join(allowed)}")
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:

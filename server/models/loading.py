@@ -8,6 +8,7 @@ import logging
 from tuneserve.errors import StepFailed
 from tuneserve.server.call import failures
 from tuneserve.server.call.errors import AlreadyLoaded, WrongState
+from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import memory
 from tuneserve.server.models.health import Health
 from tuneserve.server.models.model import Model
@@ -49,7 +50,8 @@ class Loading:
             self._models.remove(there)
         self._models.add(model)
         model.show(pb.MODEL_STATE_LOADING, pb.LOAD_STEP_WAITING)
-        self._tasks[model.id] = asyncio.create_task(self._load(model))
+        task = self._tasks[model.id] = asyncio.create_task(self._load(model))
+        task.add_done_callback(lambda task: self._ended(model, task))
 
     async def cancel(self, model: Model) -> None:
         """Ends the loading of a version, which is gone then. Raises WrongState."""
@@ -73,21 +75,22 @@ class Loading:
                 await self.start(model)
             await self._health.publish()
             logger.info("model %s: loaded", model.id)
-        except asyncio.CancelledError:
-            self._models.remove(model)
-            model.failure = "was told to stop loading"
-            model.show(pb.MODEL_STATE_FAILED)
-            logger.info("model %s: its loading was cancelled", model.id)
-            raise
         except WrongState as error:
             self._failed(model, f"was not started: {error}", error)
-        except StepFailed as error:
+        except (StepFailed, EngineFailed) as error:
             self._failed(model, "did not start; the server's log says why", error)
         except Exception as error:
             self._failed(model, "was not started, by a fault of the server; its log says where", error)
-        finally:
-            del self._tasks[model.id]
 
     def _failed(self, model: Model, what: str, error: Exception) -> None:
         model.failed(what)
         logger.error("model %s: its engine %s: %s", model.id, what, failures.where(error))
+
+    def _ended(self, model: Model, task: asyncio.Task[None]) -> None:
+        del self._tasks[model.id]
+        # Also before it began.
+        if task.cancelled():
+            self._models.remove(model)
+            model.failure = "was told to stop loading"
+            model.show(pb.MODEL_STATE_FAILED)
+            logger.info("model %s: its loading was cancelled", model.id)

@@ -118,9 +118,10 @@ class Model:
     async def watch(self) -> AsyncIterator[model_pb2.Model]:
         """Yields what it is like, at once and at each change, until it is not loading any more."""
         while True:
-            shown = self._shown
-            yield self.to_proto()
-            if self.state != model_pb2.MODEL_STATE_LOADING:
+            shown, seen = self._shown, self.to_proto()
+            yield seen
+            # What it has become meanwhile comes next.
+            if seen.state != model_pb2.MODEL_STATE_LOADING:
                 return
             await shown.wait()
 

@@ -41,6 +41,11 @@ class ModelAdminServiceStub:
                 request_serializer=tuneserve_dot_v1_dot_model__admin__pb2.LoadModelRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_model__admin__pb2.LoadModelResponse.FromString,
                 _registered_method=True)
+        self.CancelLoad = channel.unary_unary(
+                '/tuneserve.v1.ModelAdminService/CancelLoad',
+                request_serializer=tuneserve_dot_v1_dot_model__admin__pb2.CancelLoadRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__admin__pb2.CancelLoadResponse.FromString,
+                _registered_method=True)
         self.UnloadModel = channel.unary_unary(
                 '/tuneserve.v1.ModelAdminService/UnloadModel',
                 request_serializer=tuneserve_dot_v1_dot_model__admin__pb2.UnloadModelRequest.SerializeToString,
@@ -74,17 +79,27 @@ class ModelAdminServiceServicer:
     """
 
     def LoadModel(self, request, context):
-        """Loads a checkpoint as a version of a model, beside the versions there are, and answers when it was warmed up.
-        The first version of a model gets an alias of the model's name. ALREADY_EXISTS when this very checkpoint is
-        loaded; FAILED_PRECONDITION when memory does not allow one more, before anything is touched.
+        """Begins to load a checkpoint as a version of a model, beside the versions there are, and answers at once: the version
+        is LOADING. ModelService.WatchModel says how that goes, and CancelLoad ends it. One version is loaded at a time, in
+        the order of the calls. When it is READY, the first version of a model gets an alias of the model's name. A version
+        that could not be loaded is FAILED until it is unloaded, or the same checkpoint is loaded again. ALREADY_EXISTS when
+        this very checkpoint is there and not FAILED so; FAILED_PRECONDITION when memory does not allow one more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelLoad(self, request, context):
+        """Ends the loading of a version, which is gone then. FAILED_PRECONDITION when it is not LOADING, or is so at the
+        server's start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it. When the call is given up
-        before the version's own calls ended, the version answers again, as before.
+        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it, and while it is LOADING. When
+        the call is given up before the version's own calls ended, the version answers again, as before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,7 +107,7 @@ class ModelAdminServiceServicer:
 
     def SetAlias(self, request, context):
         """Makes an alias, points it at one version, or splits its calls over several: at once for all later calls, also while
-        a model is being loaded. FAILED_PRECONDITION for a version that is being unloaded; ABORTED when the alias is not
+        a model is being loaded. FAILED_PRECONDITION for a version that is being unloaded, or was not READY yet; ABORTED when the alias is not
         the one that had the given etag any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -130,6 +145,11 @@ def add_ModelAdminServiceServicer_to_server(servicer, server):
                     servicer.LoadModel,
                     request_deserializer=tuneserve_dot_v1_dot_model__admin__pb2.LoadModelRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_model__admin__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'CancelLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelLoad,
+                    request_deserializer=tuneserve_dot_v1_dot_model__admin__pb2.CancelLoadRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__admin__pb2.CancelLoadResponse.SerializeToString,
             ),
             'UnloadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadModel,
@@ -186,6 +206,33 @@ class ModelAdminService:
             '/tuneserve.v1.ModelAdminService/LoadModel',
             tuneserve_dot_v1_dot_model__admin__pb2.LoadModelRequest.SerializeToString,
             tuneserve_dot_v1_dot_model__admin__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneserve.v1.ModelAdminService/CancelLoad',
+            tuneserve_dot_v1_dot_model__admin__pb2.CancelLoadRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__admin__pb2.CancelLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tuneserve.v1 import checkpoint_pb2 as tuneserve_dot_v1_dot_checkpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tuneserve/v1/model.proto\x12\x0ctuneserve.v1\x1a\x1dtuneserve/v1/checkpoint.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListAliasesResponse\x12$\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8b\x01\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\x12%\n\x06others\x18\x03 \x03(\x0b\x32\x15.tuneserve.v1.Version\"[\n\x07Version\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\"\xf2\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04task\x18\x02 \x01(\x0e\x32\x12.tuneserve.v1.Task\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.tuneserve.v1.ModelState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12$\n\x06limits\x18\x07 \x01(\x0b\x32\x14.tuneserve.v1.Limits\x12\'\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32\x15.tuneserve.v1.Adapter\x12\n\n\x02id\x18\t \x01(\t\"(\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"_\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.tuneserve.v1.AliasTarget\x12\x0e\n\x06shadow\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\",\n\x0b\x41liasTarget\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"`\n\x06Limits\x12\x12\n\nmax_length\x18\x01 \x01(\x05\x12\x12\n\nmax_inputs\x18\x02 \x01(\x05\x12\x11\n\tmax_queue\x18\x03 \x01(\x05\x12\x1b\n\x13max_explained_words\x18\x04 \x01(\x05*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\xfe\x01\n\x0cModelService\x12O\n\nListModels\x12\x1f.tuneserve.v1.ListModelsRequest\x1a .tuneserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.tuneserve.v1.GetModelRequest\x1a\x1e.tuneserve.v1.GetModelResponse\x12R\n\x0bListAliases\x12 .tuneserve.v1.ListAliasesRequest\x1a!.tuneserve.v1.ListAliasesResponseB[\n\x10\x64\x65v.tuneserve.v1B\nModelProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tuneserve/v1/model.proto\x12\x0ctuneserve.v1\x1a\x1dtuneserve/v1/checkpoint.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListAliasesResponse\x12$\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x13.tuneserve.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8b\x01\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\x12%\n\x06others\x18\x03 \x03(\x0b\x32\x15.tuneserve.v1.Version\"\"\n\x11WatchModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"8\n\x12WatchModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\"[\n\x07Version\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\x12,\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.tuneserve.v1.Checkpoint\"\xae\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04task\x18\x02 \x01(\x0e\x32\x12.tuneserve.v1.Task\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.tuneserve.v1.ModelState\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12$\n\x06limits\x18\x07 \x01(\x0b\x32\x14.tuneserve.v1.Limits\x12\'\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32\x15.tuneserve.v1.Adapter\x12\n\n\x02id\x18\t \x01(\t\x12)\n\tload_step\x18\n \x01(\x0e\x32\x16.tuneserve.v1.LoadStep\x12\x0f\n\x07\x66\x61ilure\x18\x0b \x01(\t\"(\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"_\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.tuneserve.v1.AliasTarget\x12\x0e\n\x06shadow\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\",\n\x0b\x41liasTarget\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"`\n\x06Limits\x12\x12\n\nmax_length\x18\x01 \x01(\x05\x12\x12\n\nmax_inputs\x18\x02 \x01(\x05\x12\x11\n\tmax_queue\x18\x03 \x01(\x05\x12\x1b\n\x13max_explained_words\x18\x04 \x01(\x05*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04*n\n\x08LoadStep\x12\x19\n\x15LOAD_STEP_UNSPECIFIED\x10\x00\x12\x15\n\x11LOAD_STEP_WAITING\x10\x01\x12\x16\n\x12LOAD_STEP_STARTING\x10\x02\x12\x18\n\x14LOAD_STEP_WARMING_UP\x10\x03\x32\xd1\x02\n\x0cModelService\x12O\n\nListModels\x12\x1f.tuneserve.v1.ListModelsRequest\x1a .tuneserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.tuneserve.v1.GetModelRequest\x1a\x1e.tuneserve.v1.GetModelResponse\x12Q\n\nWatchModel\x12\x1f.tuneserve.v1.WatchModelRequest\x1a .tuneserve.v1.WatchModelResponse0\x01\x12R\n\x0bListAliases\x12 .tuneserve.v1.ListAliasesRequest\x1a!.tuneserve.v1.ListAliasesResponseB[\n\x10\x64\x65v.tuneserve.v1B\nModelProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tuneserve.v1.model_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.tuneserve.v1B\nModelProtoP\001Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\252\002\014Tuneserve.V1'
-  _globals['_MODELSTATE']._serialized_start=1162
-  _globals['_MODELSTATE']._serialized_end=1301
+  _globals['_MODELSTATE']._serialized_start=1316
+  _globals['_MODELSTATE']._serialized_end=1455
+  _globals['_LOADSTEP']._serialized_start=1457
+  _globals['_LOADSTEP']._serialized_end=1567
   _globals['_LISTMODELSREQUEST']._serialized_start=73
   _globals['_LISTMODELSREQUEST']._serialized_end=131
   _globals['_LISTMODELSRESPONSE']._serialized_start=133
@@ -47,18 +49,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_end=396
   _globals['_GETMODELRESPONSE']._serialized_start=399
   _globals['_GETMODELRESPONSE']._serialized_end=538
-  _globals['_VERSION']._serialized_start=540
-  _globals['_VERSION']._serialized_end=631
-  _globals['_MODEL']._serialized_start=634
-  _globals['_MODEL']._serialized_end=876
-  _globals['_ADAPTER']._serialized_start=878
-  _globals['_ADAPTER']._serialized_end=918
-  _globals['_ALIAS']._serialized_start=920
-  _globals['_ALIAS']._serialized_end=1015
-  _globals['_ALIASTARGET']._serialized_start=1017
-  _globals['_ALIASTARGET']._serialized_end=1061
-  _globals['_LIMITS']._serialized_start=1063
-  _globals['_LIMITS']._serialized_end=1159
-  _globals['_MODELSERVICE']._serialized_start=1304
-  _globals['_MODELSERVICE']._serialized_end=1558
+  _globals['_WATCHMODELREQUEST']._serialized_start=540
+  _globals['_WATCHMODELREQUEST']._serialized_end=574
+  _globals['_WATCHMODELRESPONSE']._serialized_start=576
+  _globals['_WATCHMODELRESPONSE']._serialized_end=632
+  _globals['_VERSION']._serialized_start=634
+  _globals['_VERSION']._serialized_end=725
+  _globals['_MODEL']._serialized_start=728
+  _globals['_MODEL']._serialized_end=1030
+  _globals['_ADAPTER']._serialized_start=1032
+  _globals['_ADAPTER']._serialized_end=1072
+  _globals['_ALIAS']._serialized_start=1074
+  _globals['_ALIAS']._serialized_end=1169
+  _globals['_ALIASTARGET']._serialized_start=1171
+  _globals['_ALIASTARGET']._serialized_end=1215
+  _globals['_LIMITS']._serialized_start=1217
+  _globals['_LIMITS']._serialized_end=1313
+  _globals['_MODELSERVICE']._serialized_start=1570
+  _globals['_MODELSERVICE']._serialized_end=1907
 # @@protoc_insertion_point(module_scope)

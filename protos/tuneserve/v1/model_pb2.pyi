@@ -15,11 +15,22 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_DRAINING: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
+
+class LoadStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOAD_STEP_UNSPECIFIED: _ClassVar[LoadStep]
+    LOAD_STEP_WAITING: _ClassVar[LoadStep]
+    LOAD_STEP_STARTING: _ClassVar[LoadStep]
+    LOAD_STEP_WARMING_UP: _ClassVar[LoadStep]
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_DRAINING: ModelState
 MODEL_STATE_FAILED: ModelState
+LOAD_STEP_UNSPECIFIED: LoadStep
+LOAD_STEP_WAITING: LoadStep
+LOAD_STEP_STARTING: LoadStep
+LOAD_STEP_WARMING_UP: LoadStep
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -69,6 +80,18 @@ class GetModelResponse(_message.Message):
     others: _containers.RepeatedCompositeFieldContainer[Version]
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., checkpoint: _Optional[_Union[_checkpoint_pb2.Checkpoint, _Mapping]] = ..., others: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
 
+class WatchModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class WatchModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
 class Version(_message.Message):
     __slots__ = ("model", "checkpoint")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -78,7 +101,7 @@ class Version(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., checkpoint: _Optional[_Union[_checkpoint_pb2.Checkpoint, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "task", "state", "version", "quantization", "labels", "limits", "adapters", "id")
+    __slots__ = ("name", "task", "state", "version", "quantization", "labels", "limits", "adapters", "id", "load_step", "failure")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +111,8 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    LOAD_STEP_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     task: _checkpoint_pb2.Task
     state: ModelState
@@ -97,7 +122,9 @@ class Model(_message.Message):
     limits: Limits
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
     id: str
-    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[_checkpoint_pb2.Task, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., quantization: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., id: _Optional[str] = ...) -> None: ...
+    load_step: LoadStep
+    failure: str
+    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[_checkpoint_pb2.Task, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., quantization: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., id: _Optional[str] = ..., load_step: _Optional[_Union[LoadStep, str]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "version")

@@ -45,6 +45,11 @@ class ModelServiceStub:
                 request_serializer=tuneserve_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.WatchModel = channel.unary_stream(
+                '/tuneserve.v1.ModelService/WatchModel',
+                request_serializer=tuneserve_dot_v1_dot_model__pb2.WatchModelRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_model__pb2.WatchModelResponse.FromString,
+                _registered_method=True)
         self.ListAliases = channel.unary_unary(
                 '/tuneserve.v1.ModelService/ListAliases',
                 request_serializer=tuneserve_dot_v1_dot_model__pb2.ListAliasesRequest.SerializeToString,
@@ -72,6 +77,14 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchModel(self, request, context):
+        """A version while it is loaded: as it is at once, and again at each change. The stream ends with the first message
+        whose state is not LOADING. FAILED_PRECONDITION for an alias of several versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAliases(self, request, context):
         """Every alias that the caller may use, by name.
         """
@@ -91,6 +104,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=tuneserve_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
+            'WatchModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModel,
+                    request_deserializer=tuneserve_dot_v1_dot_model__pb2.WatchModelRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_model__pb2.WatchModelResponse.SerializeToString,
             ),
             'ListAliases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAliases,
@@ -153,6 +171,33 @@ class ModelService:
             '/tuneserve.v1.ModelService/GetModel',
             tuneserve_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             tuneserve_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tuneserve.v1.ModelService/WatchModel',
+            tuneserve_dot_v1_dot_model__pb2.WatchModelRequest.SerializeToString,
+            tuneserve_dot_v1_dot_model__pb2.WatchModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

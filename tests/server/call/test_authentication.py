@@ -245,7 +245,7 @@ async def test_health_tells_strangers_no_names(server, refused):
 
 
 async def test_an_administrator_s_calls_with_a_user_s_key(server, refused):
-    assert len(ADMIN) == 6
+    assert len(ADMIN) == 7
     before = str(server.app.models.routes)
     for method in ADMIN:
         for metadata in (READER, SMALL):

@@ -96,11 +96,13 @@ async def test_a_load_answers_at_once_and_is_watched_to_its_end(admin, server, m
     await refused(classify(server, "mood"), grpc.StatusCode.NOT_FOUND)
     made[-1].starts = True
     assert (await anext(watching)).model.load_step == WARMING_UP
-    made[-1].hangs = False
-    made[-1].killed.set()  # what a hanging step waits for
-    made[-1].killed = asyncio.Event()
+    engine = made[-1]
+    engine.hangs = False
+    engine.killed.set()  # what a hanging step waits for
+    engine.killed = asyncio.Event()
     *_, last = [update async for update in watching]
-    assert (last.model.state, last.model.load_step, last.model.failure) == (FAILED, 0, STARTED_NOT)
+    assert (last.model.state, last.model.load_step, last.model.failure) == (READY, 0, "")
+    assert (await classify(server, "mood")).model_version == model.id
 
 
 async def test_who_hears_that_it_is_ready_calls_it_by_its_alias(admin, server):
@@ -132,14 +134,15 @@ async def test_a_load_is_cancelled(admin, server, made, until, refused, waits):
     gone, other = (second, first) if waits else (first, second)
     watching = watch(admin, gone)
     await anext(watching)
+    made.starts = True
     await cancel(admin, gone)
     assert gone.id not in await listed(admin)
     last = [update async for update in watching][-1].model
     assert (last.state, last.failure) == (FAILED, "its engine was told to stop loading")
     await refused(cancel(admin, gone), grpc.StatusCode.NOT_FOUND)
-    made.starts = made[1].starts = True
     if not waits:
         assert made[1].closed
+    made[1].starts = True
     *_, last = [update async for update in watch(admin, other)]
     assert last.model.state == READY
     assert gone.version not in generate_latest(server.app.metrics.registry).decode()

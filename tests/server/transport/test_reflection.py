@@ -30,10 +30,12 @@ CALLS = {
     "tuneserve.v1.ModelService/ListModels": {},
     "tuneserve.v1.ModelService/ListAliases": {},
     "tuneserve.v1.ModelService/GetModel": {"model": "chat"},
+    "tuneserve.v1.ModelService/WatchModel": {"model": "chat"},
 }
 # Tested with their own port, in test_operations.py.
 ADMIN = {f"tuneserve.v1.ModelAdminService/{name}Model" for name in ("Load", "Unload")} | {
-    f"tuneserve.v1.ModelAdminService/{name}" for name in ("SetAlias", "DeleteAlias", "LoadAdapter", "UnloadAdapter")
+    f"tuneserve.v1.ModelAdminService/{name}"
+    for name in ("CancelLoad", "SetAlias", "DeleteAlias", "LoadAdapter", "UnloadAdapter")
 }
 
 
