@@ -26,6 +26,7 @@ class Call:
     answers: list[Json] = field(default_factory=lambda: [{}])
     until: Json | None = None  # the stream is cancelled after an answer that holds this
     code: str = "OK"
+    any_before: bool = False  # answers come before these, nobody knows how many
 
 
 def text_tensor(name: str, text: str) -> Json:
@@ -40,7 +41,7 @@ def every_rpc(version: str) -> list[Call]:
     sentiment, spare = f"sentiment@{version}", f"spare@{version}"
     good = {"model": "sentiment", "inputs": [{"text": "good"}]}
     scores = {"labels": [{"label": "pos", "score": SCORE}, {"label": "neg", "score": pytest.approx(1 - 0.8807971)}]}
-    load = {"model": "spare", "path": "copy", "settings": {"fields": {"max_inputs": {"numberValue": 7}}}}
+    load = {"model": "spare", "path": "copy", "settings": {"max_inputs": 7}}
     polite = {"model": "chat", "adapter": "polite"}
     # Larger than a number of JavaScript.
     bad = {"id": "9007199254740993", "request": {"model": "nobody"}}
@@ -50,7 +51,9 @@ def every_rpc(version: str) -> list[Call]:
     two = {"parameters": {"max_tokens": {"int64_param": 2}}}
     serving = {"status": "SERVING"}
     return [
-        Call(ADMIN + "LoadModel", [load], [{"model": {"name": "spare", "id": spare}}]),
+        Call(ADMIN + "LoadModel", [load], [{"model": {"name": "spare", "id": spare, "state": "MODEL_STATE_LOADING"}}]),
+        Call(MODELS + "WatchModel", [{"model": spare}], [{"model": {"state": "MODEL_STATE_READY"}}], any_before=True),
+        Call(ADMIN + "CancelLoad", [{"model": spare}], [], code="FAILED_PRECONDITION"),
         Call(MODELS + "GetModel", [{"model": spare}], [{"model": {"limits": {"max_inputs": 7}}, "checkpoint": {}}]),
         Call(MODELS + "ListModels", [{"page_size": 1}], [{"models": [{"name": "chat", "task": "TASK_GENERATION"}]}]),
         Call(ADMIN + "SetAlias", [{"alias": {"name": "a", "targets": [{"model": sentiment, "weight": 1}]}}]),

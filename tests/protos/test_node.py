@@ -84,7 +84,8 @@ async def test_every_rpc_answers(api):
     [sentiment] = await api.call(Call(MODELS + "GetModel", [{"model": "sentiment"}]))
     wanted = every_rpc(sentiment["answers"][0]["model"]["version"])
     for call, outcome in zip(wanted, await api.call(*wanted), strict=True):
-        got = (call.method, outcome["code"], like(call.answers, outcome["answers"]))
+        answers = outcome["answers"][-1:] if call.any_before else outcome["answers"]
+        got = (call.method, outcome["code"], like(call.answers, answers))
         assert got == (call.method, call.code, call.answers), outcome["message"]
 
 
