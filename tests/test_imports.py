@@ -1,6 +1,7 @@
 """The import rules of the house, by reading every import statement."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_the_server_runs_without_torch():
     for path in files("server"):
         if path not in ENGINE:
             assert not [name for name in imports(path) if name.split(".")[0] == "torch"], path
+
+
+def test_the_client_stands_alone():
+    ours = ("tuneserve.client", "tuneserve.v1")
+    for path in files("tuneserve/client"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            alone = top in sys.stdlib_module_names or top in ("grpc", "google") or name.startswith(ours)
+            assert alone or name == "tuneserve", f"{path.name} imports {name}"
 
 
 def test_benchmarks_speak_to_a_server_by_grpc_only():

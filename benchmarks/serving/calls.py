@@ -15,7 +15,7 @@ import grpc
 
 from tuneserve.benchmarks.serving import texts as samples
 from tuneserve.benchmarks.serving.tally import Answer, Tally
-from tuneserve.client import Server
+from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import classification_pb2 as classification
 from tuneserve.v1 import common_pb2 as common
@@ -31,7 +31,7 @@ Call = Callable[[Tally], Awaitable[None]]
 class Settings:
     """What to send, where, and for how long. Times are seconds."""
 
-    server: Server
+    server: Endpoint
     model: str
     connections: int = 8
     seconds: float = 10.0

@@ -7,8 +7,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 import grpc
 
 from tuneserve.benchmarks.serving.job import Job, Outcome
-from tuneserve.benchmarks.serving.load import OPTIONS
+from tuneserve.benchmarks.serving.load import OWN_CONNECTION
 from tuneserve.benchmarks.serving.worker import drive, watch, work
+from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import classification_pb2 as classification
 from tuneserve.v1 import generation_pb2 as generation
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -20,8 +21,7 @@ async def open_channels(target: str, connections: int) -> AsyncIterator[list[grp
     """Yields open channels."""
     async with AsyncExitStack() as stack:
         channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(target, options=OPTIONS))
-            for _ in range(connections)
+            await stack.enter_async_context(Endpoint(target).open_async(OWN_CONNECTION)) for _ in range(connections)
         ]
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         yield channels

@@ -27,8 +27,8 @@ import grpc
 
 from tuneserve.benchmarks.serving.calls import Call, Settings, calls_of
 from tuneserve.benchmarks.serving.tally import Tally, milliseconds
+from tuneserve.call.channel import failure
 from tuneserve.checkpoint import TASK_NAMES
-from tuneserve.client import Server, failure
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.tiers import measured_on
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
@@ -38,7 +38,7 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 CONNECT_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 # Channels with equal targets would share one connection otherwise.
-OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Result:
         """Returns one flat object: settings, what was served, figures."""
         # Who called, and with which key, is nobody's business.
         settings = {key: value for key, value in vars(self.settings).items() if key != "server"}
-        settings |= {"target": self.settings.server.target, "tls": self.settings.server.tls}
+        settings |= {"target": self.settings.server.target, "tls": self.settings.server.secure}
         settings |= {"texts": str(self.settings.texts or "built-in"), "client_tier": measured_on()}
         served = {"task": self.task, "version": self.version, "quantization": self.quantization}
         outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
@@ -77,9 +77,12 @@ def run(settings: Settings) -> Result:
 async def measure(settings: Settings) -> Result:
     """Same as run, inside a running event loop."""
     async with AsyncExitStack() as stack:
-        channels = [await stack.enter_async_context(_channel(settings.server)) for _ in range(settings.connections)]
+        channels = [
+            await stack.enter_async_context(settings.server.open_async(OWN_CONNECTION))
+            for _ in range(settings.connections)
+        ]
         served = await _get_model(channels[0], settings)
-        await _ready(channels, settings.server.target)
+        await _ready(channels, str(settings.server.target))
         call_on = calls_of(served, settings)
         begin = time.perf_counter() + settings.warmup
         tally = Tally(begin, begin + settings.seconds)
@@ -108,12 +111,6 @@ async def measure(settings: Settings) -> Result:
         error_texts={code: tally.error_texts[code] for code in tally.errors},
         figures=_figures(served.model.task, settings, tally) | {"client_cpu": round(cpu / settings.seconds, 3)},
     )
-
-
-def _channel(server: Server) -> grpc.aio.Channel:
-    if credentials := server.credentials():
-        return grpc.aio.secure_channel(server.target, credentials, options=OPTIONS)
-    return grpc.aio.insecure_channel(server.target, options=OPTIONS)
 
 
 async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:

@@ -178,7 +178,8 @@ def test_schemas_are_printed(name):
 
 
 @pytest.mark.parametrize(
-    ("module", "absent"), [("cli", "pydantic"), ("server.config", "torch"), ("finetune.config", "torch")]
+    ("module", "absent"),
+    [("cli", "pydantic"), ("cli", "grpc"), ("server.config", "torch"), ("finetune.config", "torch")],
 )
 def test_what_is_slow_is_not_imported_before_it_is_needed(module, absent):
     code = f"import sys, tuneserve.{module}; sys.exit({absent!r} in sys.modules)"

@@ -7,11 +7,12 @@ import click
 import yaml
 
 from tuneserve import yamls
+from tuneserve.call.channel import CallFailed, connected
 from tuneserve.call.common import client_options, print_json, print_table
-from tuneserve.client import CallFailed, Server, connected
 from tuneserve.groups import Group
 
 if TYPE_CHECKING:
+    from tuneserve.client.endpoint import Endpoint
     from tuneserve.v1 import model_admin_pb2, model_pb2
 
 
@@ -32,7 +33,7 @@ def admin_command() -> None:
 
 @click.command("models")
 @client_options()
-def models_command(server: Server, as_json: bool) -> None:
+def models_command(server: "Endpoint", as_json: bool) -> None:
     """List the models of the server: every version, the names that reach it, and what it does."""
     from tuneserve.v1 import model_pb2
     from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -61,7 +62,9 @@ def models_command(server: Server, as_json: bool) -> None:
 )
 @click.option("--no-wait", is_flag=True, help="Answer when the loading has begun.")
 @client_options(timeout=1800.0)
-def load_command(model: str, path: str, settings: Sequence[str], no_wait: bool, server: Server, as_json: bool) -> None:
+def load_command(
+    model: str, path: str, settings: Sequence[str], no_wait: bool, server: "Endpoint", as_json: bool
+) -> None:
     """Load the checkpoint at PATH as a version of MODEL, beside the versions there are.
 
     Waits until the version answers, or could not be loaded. The server goes on without this command: `cancel-load` ends
@@ -92,7 +95,7 @@ def load_command(model: str, path: str, settings: Sequence[str], no_wait: bool, 
 @admin_command.command("cancel-load")
 @click.argument("version", metavar="MODEL@VERSION")
 @client_options(timeout=300.0)
-def cancel_load_command(version: str, server: Server, as_json: bool) -> None:
+def cancel_load_command(version: str, server: "Endpoint", as_json: bool) -> None:
     """End the loading of a version."""
     from tuneserve.v1 import model_admin_pb2
     from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
@@ -106,7 +109,7 @@ def cancel_load_command(version: str, server: Server, as_json: bool) -> None:
 @admin_command.command("unload")
 @click.argument("version", metavar="MODEL@VERSION")
 @client_options(timeout=300.0)
-def unload_command(version: str, server: Server, as_json: bool) -> None:
+def unload_command(version: str, server: "Endpoint", as_json: bool) -> None:
     """Let a version end its calls, and unload it. Refused while an alias points at it."""
     from tuneserve.v1 import model_admin_pb2
     from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
@@ -132,7 +135,7 @@ def alias_command(
     remove: bool,
     etag: str | None,
     unload_unused: bool,
-    server: Server,
+    server: "Endpoint",
     as_json: bool,
 ) -> None:
     """Point NAME at a version, or split its calls over several by weight. At once, for all later calls."""
@@ -160,7 +163,7 @@ def alias_command(
 @click.argument("adapter", metavar="NAME")
 @click.argument("path")
 @client_options(timeout=300.0)
-def load_adapter_command(model: str, adapter: str, path: str, server: Server, as_json: bool) -> None:
+def load_adapter_command(model: str, adapter: str, path: str, server: "Endpoint", as_json: bool) -> None:
     """Load the LoRA adapter at PATH onto MODEL as NAME.
 
     Other content under a NAME in use replaces it for later calls; running ones end with what they began with.
@@ -178,7 +181,7 @@ def load_adapter_command(model: str, adapter: str, path: str, server: Server, as
 @click.argument("model")
 @click.argument("adapter", metavar="NAME")
 @client_options(timeout=300.0)
-def unload_adapter_command(model: str, adapter: str, server: Server, as_json: bool) -> None:
+def unload_adapter_command(model: str, adapter: str, server: "Endpoint", as_json: bool) -> None:
     """Take the adapter NAME away from MODEL; calls that run with it end first."""
     from tuneserve.v1 import model_admin_pb2
     from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
@@ -192,7 +195,7 @@ def unload_adapter_command(model: str, adapter: str, server: Server, as_json: bo
 admin_command.add_command(models_command)
 
 
-def _pages(call: Any, request: Any, server: Server) -> Iterator[Any]:
+def _pages(call: Any, request: Any, server: "Endpoint") -> Iterator[Any]:
     while True:
         page = call(request, **server.options)
         yield page

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tuneserve.call.channel import connected
 from tuneserve.call.common import client_options, model_option, print_json, stdin_text
-from tuneserve.client import Server, connected
 
 if TYPE_CHECKING:
+    from tuneserve.client.endpoint import Endpoint
     from tuneserve.v1 import generation_pb2
 
 
@@ -34,7 +35,7 @@ def chat_command(
     json_schema: str | None,
     regex: str | None,
     choices: Sequence[str],
-    server: Server,
+    server: "Endpoint",
     as_json: bool,
 ) -> None:
     """Ask a chat model one QUESTION; the answer is printed as it is made.

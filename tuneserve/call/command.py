@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuneserve.call.admin import admin_command, models_command
+from tuneserve.call.channel import connected
 from tuneserve.call.chat import chat_command
 from tuneserve.call.common import (
     client_options,
@@ -22,10 +23,10 @@ from tuneserve.call.common import (
     truncate_option,
     truncation,
 )
-from tuneserve.client import Server, connected
 from tuneserve.groups import Group
 
 if TYPE_CHECKING:
+    from tuneserve.client.endpoint import Endpoint
     from tuneserve.v1 import classification_pb2
 
 
@@ -79,7 +80,7 @@ def classify_command(
     instruction: str | None,
     explain: bool,
     truncate: bool,
-    server: Server,
+    server: "Endpoint",
     as_json: bool,
 ) -> None:
     """Label each TEXT."""
@@ -137,7 +138,7 @@ def classify_command(
 @truncate_option
 @client_options()
 def tokens_command(
-    texts: Sequence[str], model: str, aggregation: str, truncate: bool, server: Server, as_json: bool
+    texts: Sequence[str], model: str, aggregation: str, truncate: bool, server: "Endpoint", as_json: bool
 ) -> None:
     """Find the labelled parts of each TEXT: names, places and the like."""
     from tuneserve.v1 import classification_pb2 as pb
@@ -174,7 +175,7 @@ def embed_command(
     dimensions: int | None,
     raw: bool,
     truncate: bool,
-    server: Server,
+    server: "Endpoint",
     as_json: bool,
 ) -> None:
     """Turn each TEXT into a vector. A table shows how they begin; --json has all of them."""
@@ -218,7 +219,7 @@ def rank_command(
     top_k: int | None,
     label: str | None,
     truncate: bool,
-    server: Server,
+    server: "Endpoint",
     as_json: bool,
 ) -> None:
     """Order each TEXT by how well it fits QUERY, best first."""

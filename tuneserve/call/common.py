@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tuneserve.client import Server
-
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
@@ -83,8 +81,9 @@ def server_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., 
                 raise click.UsageError("--key: a key has letters, digits and signs of ASCII only")
             if bool(certificate) != bool(certificate_key):
                 raise click.UsageError("--cert and --cert-key belong together: give both")
-            tls = tls or ca is not None or certificate is not None
-            server = Server(target, timeout, key, tls, ca, certificate, certificate_key)
+            from tuneserve.client.endpoint import Endpoint
+
+            server = Endpoint(target, timeout, key, tls, ca, certificate, certificate_key)
             return command(*arguments, server=server, **values)
 
         return functools.reduce(lambda function, option: option(function), options, run)

@@ -27,6 +27,7 @@ from google.protobuf import json_format
 from tqdm import tqdm
 
 from tuneserve import checkpoint
+from tuneserve.client.endpoint import Endpoint
 from tuneserve.entities import Span, spans_of
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation import quality
@@ -111,7 +112,7 @@ def speed_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directo
 def calling(address: str) -> Iterator[grpc.Channel]:
     """Yields a channel to a server of ours. Raises StepFailed for whatever it refuses."""
     try:
-        with grpc.insecure_channel(address) as channel:
+        with Endpoint(address, CALL_SECONDS).open() as channel:
             yield channel
     except grpc.RpcError as error:
         code = error.code().name

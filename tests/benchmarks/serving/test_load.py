@@ -13,8 +13,8 @@ from tuneserve.benchmarks.serving.calls import Settings
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.benchmarks.serving.load import measure
 from tuneserve.benchmarks.serving.report import table
-from tuneserve.client import CallFailed
-from tuneserve.client import Server as Reached
+from tuneserve.call.channel import CallFailed
+from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.tiers import measured_on
 from tuneserve.v1 import (
@@ -135,8 +135,9 @@ async def served() -> AsyncIterator[tuple[Server, str]]:
 
 
 def settings(target: str, model: str, **others: object) -> Settings:
-    server = Reached(target, 60.0)
-    return Settings(server, model, **{"connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6} | others)
+    return Settings(
+        Endpoint(target), model, **{"connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6} | others
+    )
 
 
 async def test_classification(served: tuple[Server, str]) -> None:

@@ -1,0 +1,140 @@
+"""The server's messages as results."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tuneserve.client import results
+from tuneserve.client.results import Results
+from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_pb2
+
+
+def classifications(response: classification_pb2.ClassifyResponse) -> Results[results.Classification]:
+    """One result per text."""
+    return _results(response, map(_classification, response.results))
+
+
+def entities(response: classification_pb2.ClassifyTokensResponse) -> Results[results.Entities]:
+    """One result per text."""
+    return _results(response, map(_entities, response.results))
+
+
+def ranked(candidates: Sequence[str], response: classification_pb2.RankResponse) -> Results[results.RankedCandidate]:
+    """Candidates, best first."""
+    found = (results.RankedCandidate(one.index, one.score, candidates[one.index]) for one in response.results)
+    return _results(response, found)
+
+
+def embeddings(response: embedding_pb2.EmbedResponse) -> Results[results.Embedding]:
+    """One result per text."""
+    found = (results.Embedding(tuple(one.values), one.token_count, one.truncated) for one in response.results)
+    return _results(response, found)
+
+
+def generation(response: generation_pb2.GenerateResponse) -> results.Generation:
+    """All completions of a prompt."""
+    return results.Generation(
+        completions=tuple(map(_completion, response.completions)),
+        usage=_usage(response),
+        model_version=response.model_version,
+        prompt_logprobs=_logprobs(response.prompt_logprobs),
+    )
+
+
+def models(response: model_pb2.ListModelsResponse) -> tuple[list[results.Model], str]:
+    """A page of models, and what asks for the next; nothing at the last."""
+    return [_model(model) for model in response.models], response.next_page_token
+
+
+class Parts:
+    """A completion that arrives in parts."""
+
+    def __init__(self) -> None:
+        self._joined, self._texts = generation_pb2.GenerateResponse(), list[str]()
+        self._joined.completions.add()
+
+    def add(self, part: generation_pb2.GenerateStreamResponse) -> str:
+        """Takes a part; returns its text."""
+        self._joined.usage.MergeFrom(part.usage)
+        self._joined.model_version = part.model_version or self._joined.model_version
+        for completion in part.completions:
+            # Appends tokens; of the rest it takes what is set.
+            self._joined.completions[0].MergeFrom(completion)
+        text = "".join(completion.text for completion in part.completions)
+        self._texts.append(text)
+        return text
+
+    def joined(self) -> generation_pb2.GenerateResponse:
+        """Returns all that has come, as if it had come at once."""
+        self._joined.completions[0].text = "".join(self._texts)
+        return self._joined
+
+
+def _results(response: Any, items: Iterable[results.T]) -> Results[results.T]:
+    return Results(tuple(items), _usage(response), response.model_version)
+
+
+def _usage(response: Any) -> results.Usage:
+    return results.Usage(response.usage.prompt_tokens, response.usage.completion_tokens)
+
+
+def _classification(one: classification_pb2.Classification) -> results.Classification:
+    return results.Classification(
+        labels=tuple(results.LabelScore(label.label, label.score) for label in one.labels),
+        token_count=one.token_count,
+        truncated=one.truncated,
+        windows=one.windows,
+        weights=tuple(results.WordWeight(word.text, word.start, word.end, word.weight) for word in one.weights),
+    )
+
+
+def _entities(one: classification_pb2.TokenClassification) -> results.Entities:
+    spans = (results.Entity(span.label, span.score, span.start, span.end, span.text) for span in one.spans)
+    return results.Entities(tuple(spans), one.token_count, one.truncated)
+
+
+def _completion(one: generation_pb2.Completion) -> results.Completion:
+    return results.Completion(
+        index=one.index,
+        text=one.text,
+        token_ids=tuple(one.token_ids),
+        finish_reason=_word(generation_pb2.FinishReason, "FINISH_REASON_", one.finish_reason),
+        stop_text=one.stop_text,
+        stop_token_id=one.stop_token_id if one.HasField("stop_token_id") else None,
+        logprobs=_logprobs(one.logprobs),
+    )
+
+
+def _logprobs(entries: Iterable[generation_pb2.TokenLogprob]) -> tuple[results.TokenLogprob, ...]:
+    return tuple(
+        results.TokenLogprob(
+            entry.token_id,
+            entry.logprob,
+            tuple(results.TokenAlternative(one.token_id, one.logprob, one.text) for one in entry.alternatives),
+        )
+        for entry in entries
+    )
+
+
+def _model(model: model_pb2.Model) -> results.Model:
+    limits = model.limits
+    return results.Model(
+        name=model.name,
+        version=model.version,
+        id=model.id,
+        task=_word(checkpoint_pb2.Task, "TASK_", model.task),
+        state=_word(model_pb2.ModelState, "MODEL_STATE_", model.state),
+        failure=model.failure,
+        quantization=model.quantization,
+        labels=tuple(model.labels),
+        adapters=tuple(adapter.name for adapter in model.adapters),
+        limits=results.Limits(limits.max_length, limits.max_inputs, limits.max_queue, limits.max_explained_words),
+    )
+
+
+def _word(enum: Any, prefix: str, value: int) -> str:
+    """Returns the name of an enum's value as a word: TASK_SEQUENCE_CLASSIFICATION is sequence-classification."""
+    if value == 0:
+        return ""
+    known = enum.DESCRIPTOR.values_by_number.get(value)
+    # A newer server may have more of them.
+    return known.name.removeprefix(prefix).lower().replace("_", "-") if known else str(value)

@@ -1,0 +1,142 @@
+"""Why a call brought no answer.
+
+    CallError
+    ├── InvalidInput      INVALID_ARGUMENT     `violations` has the path of each field, and what is allowed
+    ├── NotFound          NOT_FOUND            no such model, version or adapter; the message lists what there is
+    ├── WrongState        FAILED_PRECONDITION  e.g. the model does something else
+    ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
+    ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
+    ├── Overloaded        RESOURCE_EXHAUSTED   the server has all it can take, or a quota is spent: see `retry_after`
+    ├── Unavailable       UNAVAILABLE          nobody answers there, or the model loads, drains or failed
+    ├── DeadlineExceeded  DEADLINE_EXCEEDED    no answer within the call's timeout, its retries included
+    └── itself            any other status, e.g. INTERNAL
+
+What can't be sent at all is a TypeError or a ValueError, before anything is sent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """A field of the request that holds something that is not allowed."""
+
+    field: str  # its path, e.g. inputs[0].text
+    description: str
+
+
+class CallError(Exception):
+    """A call that brought no answer."""
+
+    code: grpc.StatusCode
+    reason: str  # a word that programs may rely on, e.g. MODEL_NOT_FOUND; empty when it is not the server that says so
+    domain: str  # whose reason it is: tuneserve.dev
+    violations: Sequence[FieldViolation]
+    retry_after: float | None  # seconds that the server asks to wait; None when it doesn't
+    request_id: str  # what the server's log has; empty when no server answered
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode = grpc.StatusCode.UNKNOWN,
+        *,
+        reason: str = "",
+        domain: str = "",
+        violations: Sequence[FieldViolation] = (),
+        retry_after: float | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.domain = domain
+        self.violations = tuple(violations)
+        self.retry_after = retry_after
+        self.request_id = request_id
+
+
+class InvalidInput(CallError):
+    """Fields of the request hold something that is not allowed."""
+
+
+class NotFound(CallError):
+    """No model, version or adapter of that name."""
+
+
+class WrongState(CallError):
+    """The call is right, but not for this model, or not now."""
+
+
+class Unauthenticated(CallError):
+    """No API key, or one that is not known."""
+
+
+class NotAllowed(CallError):
+    """The API key is known, but not for this."""
+
+
+class Overloaded(CallError):
+    """Turned away for now: what can be taken is taken, or a quota is spent."""
+
+
+class Unavailable(CallError):
+    """Nobody answers there, or the model does not."""
+
+
+class DeadlineExceeded(CallError):
+    """No answer within the timeout."""
+
+
+_KINDS: dict[grpc.StatusCode, type[CallError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongState,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+}
+
+
+def of(error: Any) -> CallError:
+    """Returns what the grpc.RpcError of a call means."""
+    code, metadata = error.code(), dict(error.trailing_metadata() or ())
+    status = _status(metadata.get("grpc-status-details-bin", b""))
+    info, retry = _detail(status, error_details_pb2.ErrorInfo), _detail(status, error_details_pb2.RetryInfo)
+    violations = _detail(status, error_details_pb2.BadRequest).field_violations
+    kind = _KINDS.get(code, CallError)
+    return kind(
+        error.details() or "no reason given",
+        code,
+        reason=info.reason,
+        domain=info.domain,
+        violations=[FieldViolation(one.field, one.description) for one in violations],
+        retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
+        request_id=_detail(status, error_details_pb2.RequestInfo).request_id or metadata.get("x-request-id", ""),
+    )
+
+
+def _status(details: bytes) -> Any:
+    try:
+        return status_pb2.Status.FromString(details)
+    except DecodeError:  # from something between us and the server
+        return status_pb2.Status()
+
+
+def _detail(status: Any, kind: Any) -> Any:
+    """Returns the first of the details that is of a kind; an empty one where there is none."""
+    found = kind()
+    for detail in status.details:
+        try:
+            if detail.Unpack(found):
+                break
+        except DecodeError:
+            continue
+    return found

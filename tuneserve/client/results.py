@@ -1,0 +1,188 @@
+"""What calls return. Offsets count characters, as Python's strings do: text[entity.start:entity.end] is entity.text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a call cost."""
+
+    prompt_tokens: int  # read, special tokens included
+    completion_tokens: int  # written
+
+
+@dataclass(frozen=True)
+class Results(Generic[T]):
+    """The results of one call: iterate over it, index it, or take `items`."""
+
+    items: tuple[T, ...]  # one per input, in their order; of `rank`, best first
+    usage: Usage
+    model_version: str  # who answered: NAME@VERSION
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> T:
+        return self.items[index]
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """A label and how sure the model is of it."""
+
+    label: str
+    score: float  # probability, or logit when raw scores were asked for
+
+
+@dataclass(frozen=True)
+class WordWeight:
+    """What a word adds to the best label's probability."""
+
+    text: str
+    start: int
+    end: int
+    weight: float  # -1 to 1
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The labels of one text."""
+
+    labels: tuple[LabelScore, ...]  # highest score first
+    token_count: int  # length of the text as the model saw it
+    truncated: bool  # whether tokens were dropped
+    windows: int  # the text was cut into; 1 when it was whole
+    weights: tuple[WordWeight, ...]  # one per word, when asked for
+
+    @property
+    def best(self) -> LabelScore:
+        """The label with the highest score. Raises IndexError when thresholds left none."""
+        return self.labels[0]
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A labelled part of a text."""
+
+    label: str
+    score: float  # 0 to 1
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The labelled parts of one text."""
+
+    entities: tuple[Entity, ...]  # in the text's order, never overlapping
+    token_count: int  # length of the text as the model saw it
+    truncated: bool  # whether tokens were dropped
+
+    def __iter__(self) -> Iterator[Entity]:
+        return iter(self.entities)
+
+    def __len__(self) -> int:
+        return len(self.entities)
+
+
+@dataclass(frozen=True)
+class RankedCandidate:
+    """A candidate and its score."""
+
+    index: int  # its place among the candidates of the call
+    score: float  # probability, or logit when raw scores were asked for
+    text: str
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One text as a vector."""
+
+    values: tuple[float, ...]
+    token_count: int  # length of the text as the model saw it
+    truncated: bool  # whether tokens were dropped
+
+
+@dataclass(frozen=True)
+class TokenAlternative:
+    """A token that could have stood in a place."""
+
+    token_id: int
+    logprob: float  # natural logarithm of its probability
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was."""
+
+    token_id: int
+    logprob: float  # natural logarithm of its probability
+    alternatives: tuple[TokenAlternative, ...]  # likeliest first, as many as asked for
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str  # "stop", or "length": max_tokens or the model's length was reached; empty when not finished
+    stop_text: str  # what ended it, of `stop`; empty when something else did
+    stop_token_id: int | None  # the same of `stop_token_ids`
+    logprobs: tuple[TokenLogprob, ...]  # one per token, when asked for
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Everything that was made of one prompt."""
+
+    completions: tuple[Completion, ...]
+    usage: Usage
+    model_version: str  # who answered: NAME@VERSION
+    prompt_logprobs: tuple[TokenLogprob, ...]  # one per token of the prompt but the first, when asked for
+
+    @property
+    def text(self) -> str:
+        """The text of the first completion; the only one, unless `n` asked for several."""
+        return self.completions[0].text
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the first completion ended."""
+        return self.completions[0].finish_reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one call."""
+
+    max_length: int  # tokens of an input, of generation with those of the completion; 0 while the model loads
+    max_inputs: int  # of one call
+    max_queue: int  # calls that wait or run
+    max_explained_words: int  # of one input
+
+
+@dataclass(frozen=True)
+class Model:
+    """A version of a served model."""
+
+    name: str
+    version: str  # equal for equal weights
+    id: str  # NAME@VERSION: reaches this version, whatever the aliases say
+    task: str  # sequence-classification, token-classification, generation or embedding
+    state: str  # loading, ready, draining or failed
+    failure: str  # what befell it, while it is failed
+    quantization: str  # empty when not quantized
+    labels: tuple[str, ...]  # empty for generation
+    adapters: tuple[str, ...]  # names that `adapter` may give
+    limits: Limits
