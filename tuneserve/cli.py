@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
+try:
+    import click
+except ModuleNotFoundError:  # the client is installed alone
+    sys.exit("error: the command line is not installed\nhint:  pip install 'tuneserve[server]'")
 
 from tuneserve import __version__, lifetime, progress
 from tuneserve.benchmarks.serving.command import bench_command
