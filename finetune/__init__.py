@@ -16,5 +16,11 @@
     search/       the same many times over, for the best settings
 
 Each imports from those above it. Knows nothing of quantization and serving; the checkpoint directory is all that they
-share.
+share. Called, the package is `tuneserve.api.finetune`.
 """
+
+import sys
+
+from tuneserve.verbs import Verb
+
+sys.modules[__name__].__class__ = Verb

@@ -12,11 +12,16 @@
     gate.py         whether too much may be lost, and how many rows would tell
     run.py          measure, quantize, measure, decide
 
-Importing this package needs neither torch nor vLLM.
+Importing this package needs neither torch nor vLLM. Called, it is `tuneserve.api.quantize`.
 """
+
+import sys
 
 from tuneserve.quantize.report import Report
 from tuneserve.quantize.run import quantize
 from tuneserve.quantize.schemes import SCHEMES, Scheme
+from tuneserve.verbs import Verb
 
 __all__ = ["SCHEMES", "Report", "Scheme", "quantize"]
+
+sys.modules[__name__].__class__ = Verb

@@ -65,8 +65,7 @@ def serving(models: Mapping[str, Path], start_seconds: float = START_SECONDS) ->
     The server is stopped whatever ends the block; when that is an error, the server's own last ones are logged.
     Raises StepFailed when the server does not start.
     """
-    flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path.resolve()}")]
-    with launched(*flags, start_seconds=start_seconds) as server:
+    with launched(*model_flags(models), start_seconds=start_seconds) as server:
         yield server.addresses
 
 
@@ -98,6 +97,11 @@ def launched(
             raise
         finally:
             _stop(process)
+
+
+def model_flags(models: Mapping[str, str | os.PathLike[str]]) -> list[str]:
+    """Returns the flags of `tuneserve serve` for checkpoints by name."""
+    return [flag for name, path in models.items() for flag in ("--model", f"{name}={Path(path).resolve()}")]
 
 
 def resident_bytes(pid: int) -> int:
