@@ -43,6 +43,7 @@ from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
 from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.transport.wakeups import Loop
 
 logger = logging.getLogger(__name__)
 
@@ -310,4 +311,5 @@ def serve(config: ServerConfig, ready_file: Path | None = None) -> None:
         stderr.dropped = app.metrics.log_lines_dropped.inc
         await app.run(ready_file)
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(run())

@@ -3,9 +3,11 @@ work that the event loop does itself, without holding it.
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -18,15 +20,65 @@ Out = TypeVar("Out")
 _TURN = 0.003
 
 
-class _Turns:
-    """Whose turn it is to work on one event loop. One of those that wait goes on each time the loop comes round: now
-    the call that has worked least so far, now the one that has waited longest.
+# Who the current work is for.
+_caller: ContextVar[Hashable] = ContextVar("caller", default="")
+
+
+def belongs_to(caller: Hashable) -> None:
+    """Says who the work of this task, and of those it starts, is for."""
+    _caller.set(caller)
+
+
+class _Waiting:
+    """What waits for its turn: callers have theirs one after the other, however much each has waiting. Of a caller's
+    own it is now what has worked least so far, now what has waited longest.
     """
 
     def __init__(self) -> None:
-        self._began: float | None = None  # the work of this time round
-        self._waiting: dict[asyncio.Future[None], float] = {}  # how long each has worked, in the order of their coming
+        self._callers: dict[Hashable, dict[asyncio.Future[None], float]] = {}  # in the order of their turns
         self._by_age = itertools.cycle((False, True))
+
+    def __bool__(self) -> bool:
+        return bool(self._callers)
+
+    async def turn(self, worked: float = 0.0) -> None:
+        """Waits for a turn, for what has worked so many seconds. Cancelled after it was given one, it gives it on."""
+        turn, caller = asyncio.get_running_loop().create_future(), _caller.get()
+        self._callers.setdefault(caller, {})[turn] = worked
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.next()
+            raise
+        finally:
+            if own := self._callers.get(caller):
+                own.pop(turn, None)
+                if not own:
+                    del self._callers[caller]
+
+    def next(self) -> bool:
+        """Gives one of them its turn. Returns whether any waits."""
+        while self._callers:
+            caller = next(iter(self._callers))
+            own = self._callers.pop(caller)
+            choose = next if next(self._by_age) else partial(min, key=own.__getitem__)
+            turn = choose(iter(own))
+            del own[turn]
+            if own:
+                self._callers[caller] = own
+            if not turn.done():
+                turn.set_result(None)
+                return True
+        return False
+
+
+class _Turns:
+    """Whose turn it is to work on one event loop. One of those that wait goes on each time the loop comes round."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None  # the work of this time round
+        self._waiting = _Waiting()
 
     def is_over(self, now: float) -> bool:
         """Whether enough was worked this time round."""
@@ -37,12 +89,7 @@ class _Turns:
 
     async def next(self, worked: float) -> None:
         """Waits for a turn, for a call that has worked so many seconds."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = worked
-        try:
-            await turn
-        finally:
-            self._waiting.pop(turn, None)
+        await self._waiting.turn(worked)
         self._begin()
 
     def _begin(self) -> None:
@@ -52,15 +99,44 @@ class _Turns:
 
     def _came_round(self) -> None:
         self._began = None
-        if self._waiting:
-            choose = next if next(self._by_age) else partial(min, key=self._waiting.__getitem__)
-            turn = choose(iter(self._waiting))
-            del self._waiting[turn]
-            if not turn.done():
-                turn.set_result(None)
+        if self._waiting.next():
             # Also where the chosen one does nothing.
             self._began = time.monotonic()
             asyncio.get_running_loop().call_soon(self._came_round)
+
+
+class Threads:
+    """Threads for work of many callers, each of whom has its turn, however much others have for them."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+        # For each thread, work that it has, and what it does next.
+        self._free = 2 * count
+        self._waiting = _Waiting()
+
+    async def run(self, work: Callable[..., Out], *arguments: Any) -> Out:
+        """Returns what work returns. What has begun when its caller is cancelled goes on to its end."""
+        loop = asyncio.get_running_loop()
+        if self._free:
+            self._free -= 1
+        else:
+            await self._waiting.turn()
+        running = self._threads.submit(work, *arguments)
+
+        def done(_: "Future[Any]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._done)
+
+        running.add_done_callback(done)
+        return await asyncio.wrap_future(running)
+
+    def close(self) -> None:
+        """Ends them. What has not begun is cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self) -> None:
+        if not self._waiting.next():
+            self._free += 1
 
 
 _turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]" = WeakKeyDictionary()
@@ -99,6 +175,12 @@ class in_turns(Generic[In]):
             return next(self._items)
         except StopIteration:
             raise StopAsyncIteration from None
+
+
+async def turn() -> None:
+    """Waits, where others have worked long enough this time round that those that wait go first."""
+    async for _ in in_turns((None,)):
+        return
 
 
 def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Iterator[Sequence[In]]:

@@ -19,6 +19,7 @@ from tuneserve.server.api.zero_shot import ZeroShot
 from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.wire import Received
 from tuneserve.server.concurrency import in_turns, pieces
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
@@ -128,18 +129,19 @@ class ClassificationService(ClassificationServiceServicer):
         return response
 
     async def ClassifyStream(
-        self, request_iterator: AsyncIterable[pb.ClassifyStreamRequest], context: Any
+        self, request_iterator: AsyncIterable[Received], context: Any
     ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         """See classification.proto."""
         async with aclosing(streams.merged(request_iterator, self._one, STREAM_AHEAD)) as answers:
             async for answer in answers:
                 yield answer
 
-    async def _one(self, item: pb.ClassifyStreamRequest) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+    async def _one(self, received: Received) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+        item: pb.ClassifyStreamRequest = received.message
         with streams.part() as call:
             try:
                 call.admit()
-                call.hold(item.ByteSize())
+                call.hold(received.size)
                 answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
             except Exception as error:
                 status = failures.status(error, call)

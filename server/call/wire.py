@@ -1,68 +1,64 @@
 """Messages from bytes and to bytes.
 
 Bytes that are no message of their method's kind, or one of far too many parts, are the caller's fault, and told so:
-gRPC itself would end such a call with UNKNOWN, before anything of ours sees it, without a count or a request id. And a
-long answer is made into bytes in turns.
+gRPC itself would end such a call with UNKNOWN, before anything of ours sees it, without a count or a request id. Before
+a message is made, its fields are counted, since a small one takes a hundred times its bytes in memory. That, making it,
+and making a long answer into bytes are done in turns.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from tuneserve.server.call.errors import InvalidInput
-from tuneserve.server.concurrency import in_turns
+from tuneserve.server.concurrency import in_turns, turn
 
-_UNREADABLE, _CROWDED = object(), object()
-# Fields of a message, those of the messages inside it included. The smallest are two bytes and take a hundred in
-# memory, and the event loop is held while they are parsed: a megabyte of them for as long as a hundred of text.
-_MOST_FIELDS = 1 << 15
+# Fields of a message, those of the messages inside it included.
+_MOST_FIELDS = 1 << 16
+# The smallest are two bytes, and take this many in memory.
+_FIELD_BYTES = 128
 # Bytes of a list of numbers, which are a byte each and take eight: far more than any model reads token ids.
 _MOST_NUMBERS = 1 << 20
 _NO_NUMBERS = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
 # Bytes of a message whose fields are not worth counting.
-_SMALL = 1 << 18
-
-
+_SMALL = 1 << 10
+# Fields that are counted at once.
+_SOME_FIELDS = 1 << 10
 # Messages in the lists of an answer that are made into bytes at once.
 _FEW = 16
 
 
+Parse: TypeAlias = Callable[[bytes], Any]
+
+
 class Received(NamedTuple):
-    """A message that came, or what is wrong with it; and its size in bytes."""
+    """A message of a stream, and what it takes in memory, in bytes."""
 
     message: Any
     size: int
 
 
-def lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Received]:
-    """Returns a deserializer that leaves what it can't read, or should not, to `readable`. `parse` is a message's."""
-    descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
-
-    def read(data: bytes) -> Received:
-        if len(data) > _SMALL and _is_crowded(data, descriptor):
-            return Received(_CROWDED, len(data))
-        try:
-            return Received(parse(data), len(data))
-        except DecodeError:
-            return Received(_UNREADABLE, len(data))
-
-    return read
+async def size_of(data: bytes, parse: Parse) -> int:
+    """Returns the bytes that a message takes in memory when it is made by `parse`, which is a message's. Raises
+    InvalidInput for one of too many parts.
+    """
+    if len(data) <= _SMALL:
+        return len(data)
+    counts = [count async for count in in_turns(_counted(data, parse.__self__.DESCRIPTOR))]  # type: ignore[attr-defined]
+    return len(data) + _FIELD_BYTES * counts[-1]
 
 
-def readable(received: Received) -> Any:
-    """Returns a call's message. Raises InvalidInput."""
-    if received.message is _UNREADABLE:
-        raise InvalidInput("request", "is not a message of this method's kind")
-    if received.message is _CROWDED:
-        raise InvalidInput(
-            "request",
-            f"has too many fields; allowed: {_MOST_FIELDS} in all, in messages of this size, and {_MOST_NUMBERS} bytes "
-            "of numbers in one",
-        )
-    return received.message
+async def readable(data: bytes, parse: Parse) -> Any:
+    """Returns a message made by `parse`. Raises InvalidInput."""
+    if len(data) > _SMALL:
+        await turn()
+    try:
+        return parse(data)
+    except DecodeError:
+        raise InvalidInput("request", "is not a message of this method's kind") from None
 
 
 async def serialized(message: Message) -> bytes:
@@ -121,19 +117,22 @@ class Messages:
     Raises InvalidInput.
     """
 
-    def __init__(self, requests: AsyncIterator[Received]) -> None:
+    def __init__(self, requests: AsyncIterator[bytes], parse: Parse) -> None:
         self._requests = aiter(requests)
+        self._parse = parse
 
     def __aiter__(self) -> "Messages":
         return self
 
-    async def __anext__(self) -> Any:
-        return readable(await anext(self._requests))
+    async def __anext__(self) -> Received:
+        data = await anext(self._requests)
+        size = await size_of(data, self._parse)
+        return Received(await readable(data, self._parse), size)
 
 
-def _is_crowded(data: bytes, descriptor: Descriptor) -> bool:
-    """Whether there are more fields than are allowed: no more are counted. Of what is no message it says anything, as
-    the parser refuses it.
+def _counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:
+    """Yields how many fields there are, now and then, and in the end. Of what is no message it says anything, as the
+    parser refuses it. Raises InvalidInput for too many.
     """
     inside, fields = [(descriptor, 0, len(data))], 0
     try:
@@ -142,8 +141,8 @@ def _is_crowded(data: bytes, descriptor: Descriptor) -> bool:
             messages, numbers = _messages(of), _numbers(of)
             while at < end:
                 fields += 1
-                if fields > _MOST_FIELDS:
-                    return True
+                if not fields % _SOME_FIELDS:
+                    yield fields
                 tag, at = _varint(data, at)
                 kind = tag & 7
                 if kind == 2:
@@ -151,15 +150,19 @@ def _is_crowded(data: bytes, descriptor: Descriptor) -> bool:
                     if size and tag >> 3 in messages:
                         inside.append((messages[tag >> 3], at, min(at + size, end)))
                     elif size > _MOST_NUMBERS and tag >> 3 in numbers:
-                        return True
+                        raise InvalidInput(
+                            "request", f"has {size} bytes of numbers in one list; allowed: {_MOST_NUMBERS}"
+                        )
                     at += size
                 elif kind == 0:
                     _, at = _varint(data, at)
                 else:
                     at += {1: 8, 5: 4}.get(kind, 0)
+                if fields > _MOST_FIELDS:
+                    raise InvalidInput("request", f"has too many fields; allowed: {_MOST_FIELDS} in all")
     except IndexError:
         pass  # cut off, or no number
-    return False
+    yield fields
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

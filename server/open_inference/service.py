@@ -24,6 +24,7 @@ from tuneserve.server.call import context as calls
 from tuneserve.server.call import failures
 from tuneserve.server.call.departures import LARGEST
 from tuneserve.server.call.errors import InvalidInput, NotFound
+from tuneserve.server.call.wire import Received
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.models.registry import Models
 from tuneserve.server.open_inference import parameters as options
@@ -108,25 +109,24 @@ class InferenceService(GRPCInferenceServiceServicer):
         return await self._infer(job)
 
     async def ModelStreamInfer(
-        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
+        self, request_iterator: AsyncIterator[Received], context: Any
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """See inference.proto."""
 
-        def answers(request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-            return self._stream(request, context)
+        def answers(received: Received) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+            return self._stream(received, context)
 
         async with aclosing(streams.merged(request_iterator, answers, _AT_ONCE)) as responses:
             async for response in responses:
                 yield response
 
-    async def _stream(
-        self, request: pb.ModelInferRequest, context: Any
-    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+    async def _stream(self, received: Received, context: Any) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """Answers one request of a stream, whatever goes wrong with it."""
+        request: pb.ModelInferRequest = received.message
         with streams.part() as call:
             try:
                 call.admit()
-                call.hold(request.ByteSize())
+                call.hold(received.size)
                 job = self._job(request, context)
                 if not job.flag("stream"):
                     response = await self._infer(job)

@@ -5,19 +5,17 @@ on, other calls have their turn between two pieces, and what nobody waits for an
 too long is not tokenized to its end. It knows nothing of the engine, and gets texts as the model may see them.
 """
 
-import asyncio
 import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from tuneserve.errors import CheckpointError
-from tuneserve.server.concurrency import pieces
+from tuneserve.server.concurrency import Threads, pieces
 from tuneserve.server.engine.interface import Encoded
 
 _IMPORTING = threading.Lock()
@@ -87,7 +85,7 @@ class Tokenizer:
         self._cut.enable_truncation(max_length, strategy="longest_first")
         self._knows_pairs = "token_type_ids" in self._hf.model_input_names
         self._longest = max(_LEAST_LONGEST, *map(len, self._hf.get_vocab()))  # characters of a token
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
+        self._threads = Threads(_THREADS, "tokenize")
 
     @property
     def size(self) -> int:
@@ -164,7 +162,7 @@ class Tokenizer:
 
     async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
         """Runs what takes a text some milliseconds in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        return await self._threads.run(work, *arguments)
 
     @property
     def reserved_arguments(self) -> set[str]:
@@ -187,7 +185,7 @@ class Tokenizer:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def _enough(self, text: str, call: _Call) -> str:
         """Returns as much of a text as shows that it has more than `most` tokens; all of it, if it has not."""

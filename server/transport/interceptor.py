@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_status import rpc_status
 
+from tuneserve.server import concurrency
 from tuneserve.server.call import context as calls
 from tuneserve.server.call import failures, request_log, wire
 from tuneserve.server.call.arrivals import Arrivals
@@ -106,17 +107,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             answer, make = self._unary(handler, name), grpc.stream_unary_rpc_method_handler
         elif handler.unary_stream:
-            answer = self._stream(handler.unary_stream, "server_stream", name)
+            answer = self._stream(handler.unary_stream, "server_stream", name, handler.request_deserializer)
         else:
-            answer = self._stream(handler.stream_stream, "bidi_stream", name)
-        # What is sent is bytes already: so many may wait to be read.
-        return make(self._while_open(answer), request_deserializer=wire.lenient(handler.request_deserializer))
+            answer = self._stream(handler.stream_stream, "bidi_stream", name, handler.request_deserializer)
+        # Bytes come in, and go out: messages are made of them in turns, and so many may wait to be read.
+        return make(self._while_open(answer))
 
     def _unary(self, handler: Any, name: str) -> Method:
-        method = handler.unary_unary
+        method, parse = handler.unary_unary, handler.request_deserializer
 
         async def answer(_: Any, context: Context) -> Any:
-            async with self._call("unary", name, context), self._arriving("unary", None, context) as request:
+            async with self._call("unary", name, context), self._arriving("unary", None, parse, context) as request:
                 response = await method(request, context)
                 self.shadows.mirror(method, request, response)
                 data = await wire.serialized(response)
@@ -125,12 +126,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return answer
 
-    def _stream(self, method: Method, kind: str, name: str) -> Method:
+    def _stream(self, method: Method, kind: str, name: str, parse: wire.Parse) -> Method:
         async def answer(requests: Any, context: Context) -> None:
             # The messages are closed here, not by the garbage collector: closing is what frees the engine's slot.
             async with (
                 self._call(kind, name, context) as ended,
-                self._arriving(kind, requests, context) as request,
+                self._arriving(kind, requests, parse, context) as request,
                 aclosing(method(request, context)) as messages,
             ):
                 async for message in messages:
@@ -139,16 +140,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return answer
 
     @asynccontextmanager
-    async def _arriving(self, kind: str, requests: Any, context: Context) -> AsyncIterator[Any]:
+    async def _arriving(self, kind: str, requests: Any, parse: wire.Parse, context: Context) -> AsyncIterator[Any]:
         """Gives the request of a call, or all of them, which may come as long as it runs."""
         if kind == "bidi_stream":
             async with self.arrivals.stream():
-                yield wire.Messages(requests)
+                yield wire.Messages(requests, parse)
         else:
-            call, received = calls.current(), await self.arrivals.read(context)
+            call, data = calls.current(), await self.arrivals.read(context)
             with call.holding() as call.hold:
-                call.hold(received.size)
-                yield wire.readable(received)
+                call.hold(await wire.size_of(data, parse))
+                yield await wire.readable(data, parse)
 
     def _reflect(self, handler: Any) -> Any:
         async def answer(requests: Any, context: Context) -> None:
@@ -199,6 +200,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if kind != "bidi_stream":
                     call.admit()
                 call.holding = partial(self.requests.holding, caller(context))
+                # Without keys all have one name.
+                concurrency.belongs_to(call.tenant.name if self.authentication else context.peer())
                 self.departures.check(context)
                 yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK

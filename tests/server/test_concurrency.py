@@ -163,3 +163,60 @@ async def test_all_get_on_whoever_comes(monkeypatch):
 async def _spins(items: int) -> None:
     async for _ in concurrency.in_turns(range(items)):
         spin(0.0002)
+
+
+async def test_callers_have_their_turns_one_after_the_other_however_much_each_has():
+    """One with a thousand waiting, and one that comes after all of them."""
+    order: list[str] = []
+
+    async def works(caller: str) -> None:
+        async for _ in concurrency.in_turns(range(3)):
+            time.sleep(0.004)  # noqa: ASYNC251 - the work of the loop itself
+        order.append(caller)
+
+    async def of(caller: str, count: int) -> None:
+        concurrency.belongs_to(caller)
+        await asyncio.gather(*(works(caller) for _ in range(count)))
+
+    crowd = asyncio.create_task(of("many", 60))
+    await asyncio.sleep(0.05)
+    await of("one", 1)
+    assert len(order) < 30
+    crowd.cancel()
+    await asyncio.gather(crowd, return_exceptions=True)
+
+
+async def test_threads_are_shared_by_callers():
+    threads = concurrency.Threads(2, "test")
+    order: list[str] = []
+
+    def work(caller: str) -> None:
+        time.sleep(0.002)
+        order.append(caller)
+
+    async def of(caller: str, count: int) -> None:
+        concurrency.belongs_to(caller)
+        await asyncio.gather(*(threads.run(work, caller) for _ in range(count)))
+
+    crowd = asyncio.create_task(of("many", 200))
+    await asyncio.sleep(0.02)
+    await asyncio.create_task(of("one", 1))
+    assert len(order) < 100
+    await crowd
+    assert order.count("many") == 200
+    threads.close()
+
+
+async def test_threads_are_free_again_whoever_gave_up():
+    threads = concurrency.Threads(1, "test")
+    running = [asyncio.create_task(threads.run(time.sleep, 0.01)) for _ in range(20)]
+    await asyncio.sleep(0.005)
+    for task in running[::2]:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert await asyncio.gather(*(threads.run(len, "abc") for _ in range(9))) == [3] * 9
+    with pytest.raises(ZeroDivisionError):
+        await threads.run(divmod, 1, 0)
+    await asyncio.sleep(0.05)
+    assert threads._free == 2
+    threads.close()

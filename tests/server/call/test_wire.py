@@ -15,37 +15,51 @@ def classify(texts: int) -> classification_pb2.ClassifyRequest:
     return classification_pb2.ClassifyRequest(model=LARGE, inputs=inputs)
 
 
-def test_a_message_may_have_as_many_fields_as_are_allowed():
+async def read(message: Message | bytes, kind: type[Message] = classification_pb2.ClassifyRequest) -> Message:
+    data = message if isinstance(message, bytes) else message.SerializeToString()
+    await wire.size_of(data, kind.FromString)
+    return await wire.readable(data, kind.FromString)
+
+
+async def test_a_message_may_have_as_many_fields_as_are_allowed():
     # Of each input, itself and its text; and the name.
     fits = (wire._MOST_FIELDS - 1) // 2
-    read = wire.lenient(classification_pb2.ClassifyRequest.FromString)
-    assert wire.readable(read(classify(fits).SerializeToString())) == classify(fits)
+    assert await read(classify(fits)) == classify(fits)
     with pytest.raises(InvalidInput, match="request: has too many fields"):
-        wire.readable(read(classify(fits + 1).SerializeToString()))
+        await read(classify(fits + 1))
 
 
-def test_fields_count_however_deep_they_are_and_numbers_do_not():
-    read = wire.lenient(generation_pb2.GenerateRequest.FromString)
+async def test_fields_count_however_deep_they_are_and_numbers_do_not():
     prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=range(1 << 18)))
     numbers = generation_pb2.GenerateRequest(model=LARGE, prompt=prompt)
-    assert wire.readable(read(numbers.SerializeToString())) == numbers
+    assert await read(numbers, generation_pb2.GenerateRequest) == numbers
     numbers.prompt.token_ids.ids.extend(range(1 << 18))
-    with pytest.raises(InvalidInput, match="and 1048576 bytes of numbers in one"):
-        wire.readable(read(numbers.SerializeToString()))
+    with pytest.raises(InvalidInput, match="bytes of numbers in one list; allowed: 1048576"):
+        await read(numbers, generation_pb2.GenerateRequest)
     deep = generation_pb2.GenerateRequest(model=LARGE)
     values = ListValue(values=[{"number_value": 1.0}] * wire._MOST_FIELDS)
     deep.prompt.chat.tools.add().fields["a"].list_value.CopyFrom(values)
     with pytest.raises(InvalidInput, match="request: has too many fields"):
-        wire.readable(read(deep.SerializeToString()))
+        await read(deep, generation_pb2.GenerateRequest)
+
+
+async def test_what_a_message_takes_is_known_before_it_is_made():
+    empty = classification_pb2.ClassifyRequest(inputs=[{}] * 30_000)
+    size = await wire.size_of(empty.SerializeToString(), classification_pb2.ClassifyRequest.FromString)
+    assert size == 60_000 + 30_000 * wire._FIELD_BYTES
+    text = classification_pb2.ClassifyRequest(model=LARGE)
+    assert await wire.size_of(text.SerializeToString(), classification_pb2.ClassifyRequest.FromString) < 1.01 * len(
+        LARGE
+    )
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"\xff" * (1 << 19), b"\x0a\xff\xff\xff\xff\x0f" * (1 << 17), b"\x12\x80" * (1 << 18)],
+    [b"\xff" * (1 << 19), b"\x0a\xff\xff\xff\xff\x0f" * (1 << 17), b"\x12\x80" * (1 << 18), b"\xff" * 20],
 )
-def test_what_is_no_message_is_told_soon(data):
+async def test_what_is_no_message_is_told_soon(data):
     with pytest.raises(InvalidInput, match="request: "):
-        wire.readable(wire.lenient(classification_pb2.ClassifyRequest.FromString)(data))
+        await read(data)
 
 
 def answers() -> list[Message]:

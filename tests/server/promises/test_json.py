@@ -91,7 +91,7 @@ async def server(serve_config, make_llama):
         yield served
 
 
-VALUES, FIELDS = "the 16384 values", "allowed: 32768 in all"
+VALUES, FIELDS = "the 16384 values", "allowed: 65536 in all"
 
 
 @pytest.mark.parametrize(
