@@ -1,10 +1,12 @@
 """Work side by side, a bounded number at a time, that ends whole: nothing of it runs on when its caller has gone. And
-work that the event loop does itself, without holding it.
+work that the event loop does itself, without holding it, and work in threads that may never end by itself.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -224,3 +226,57 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise
+
+
+async def within(seconds: float, work: Callable[..., Out], *arguments: Any) -> Out:
+    """Does work that computes, in a thread of its own. Raises TimeoutError when it takes more CPU time.
+
+    The thread of work that nobody waits for any more ends at the next line of Python that it comes to.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Out] = loop.create_future()
+    clocks: list[int] = []  # the thread's, once it runs
+
+    def tell(set_: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            set_(value)
+
+    def run() -> None:
+        clocks.append(time.pthread_getcpuclockid(threading.get_ident()))
+        with contextlib.suppress(SystemExit):
+            try:
+                outcome: tuple[Callable[[Any], None], Any] = done.set_result, work(*arguments)
+            except StopIteration as error:
+                # A future takes all others.
+                outcome = done.set_exception, RuntimeError(repr(error))
+            except Exception as error:
+                outcome = done.set_exception, error
+            # The loop may have ended meanwhile.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell, *outcome)
+
+    thread = threading.Thread(target=run, name="bounded work", daemon=True)
+    thread.start()
+    try:
+        while not done.done():
+            left = seconds - _used(clocks)
+            if left <= 0:
+                raise TimeoutError
+            await asyncio.wait((done,), timeout=left)
+        return done.result()
+    finally:
+        if not done.done():
+            done.cancel()
+            # The number of a thread that has ended may be another's.
+            if thread.is_alive() and thread.ident:
+                # No Exception, so that the work does not take it for a failure of its own.
+                ident = ctypes.c_ulong(thread.ident)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+
+
+def _used(clocks: Sequence[int]) -> float:
+    """The CPU time of a thread, in seconds; none of one that has not begun, or has just ended."""
+    try:
+        return time.clock_gettime(clocks[0])
+    except (IndexError, OSError):
+        return 0.0

@@ -220,3 +220,36 @@ async def test_threads_are_free_again_whoever_gave_up():
     await asyncio.sleep(0.05)
     assert threads._free == 2
     threads.close()
+
+
+async def test_within_gives_back_what_the_work_gives():
+    assert await concurrency.within(5, sum, [1, 2]) == 3
+    with pytest.raises(ZeroDivisionError):
+        await concurrency.within(5, lambda: 1 // 0)
+
+
+def forever(running: list[bool]) -> None:
+    """What takes no notice of anything, as libraries do."""
+    try:
+        while True:
+            try:
+                sum(range(100))
+            except Exception:
+                running.append(True)
+    finally:
+        running.clear()
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["late", "nobody waits"])
+async def test_within_ends_work_that_would_never_end(until, cancelled):
+    running = [True]
+    if cancelled:
+        task = asyncio.create_task(concurrency.within(60, forever, running))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        with pytest.raises(TimeoutError):
+            await concurrency.within(0.05, forever, running)
+    await until(lambda: not running)
