@@ -54,6 +54,58 @@ _ModelName = Annotated[str, AfterValidator(_name), matching(_NAME)]
 _Seconds = Annotated[float, Field(ge=1)]
 
 
+# Those of vLLM's parsers that end in time whatever a model wrote. The regular expressions of others take minutes for
+# some texts, and nothing ends them; and a few need prompts that no chat template makes.
+ToolParser = Literal[
+    "deepseek_v32",
+    "deepseek_v4",
+    "deepseek_v41",
+    "gemma4",
+    "glm45",
+    "glm47",
+    "granite",
+    "granite-20b-fc",
+    "granite4",
+    "hermes",
+    "internlm",
+    "jamba",
+    "kimi_k2",
+    "llama3_json",
+    "llama4_json",
+    "llama4_pythonic",
+    "mimo",
+    "minimax_m2",
+    "mistral",
+    "olmo3",
+    "phi4_mini_json",
+    "pythonic",
+    "qwen3_coder",
+    "qwen3_json",
+    "qwen3_xml",
+    "seed_oss",
+    "step3p5",
+    "xlam",
+]
+ReasoningParser = Literal[
+    "deepseek_r1",
+    "deepseek_v3",
+    "deepseek_v4",
+    "deepseek_v41",
+    "gemma4",
+    "glm45",
+    "glm47",
+    "kimi_k2",
+    "mimo",
+    "minimax_m2",
+    "mistral",
+    "nemotron_v3",
+    "olmo3",
+    "qwen3",
+    "seed_oss",
+    "step3p5",
+]
+
+
 class ModelConfig(Settings):
     """One model. What is null is chosen from the checkpoint and the machine."""
 
@@ -78,6 +130,13 @@ class ModelConfig(Settings):
         default=(),
         description="log privacy: kinds of personal data that are masked before the text goes anywhere: email, phone, "
         "card, iban, ip, mac, url, ssn, national_id",
+    )
+    tool_parser: ToolParser | None = Field(
+        default=None, description="vLLM's parser of the model's tool calls, for chats with tools; null: they are text"
+    )
+    reasoning_parser: ReasoningParser | None = Field(
+        default=None,
+        description="vLLM's parser that tells a model's reasoning from its answer, for chats; null: both are text",
     )
     adapters: Annotated[Mapping[str, Local], Named] = Field(
         default={}, description="LoRA adapters loaded at start: directories by the callers' name"

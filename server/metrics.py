@@ -72,6 +72,12 @@ class Metrics:
             "tuneserve_prompt_tokens", "Tokens read, special tokens included.", model, registry=registry
         )
         self.tokens_out = Counter("tuneserve_completion_tokens", "Tokens written.", model, registry=registry)
+        self.unparsed = Counter(
+            "tuneserve_answers_unparsed",
+            "Answers returned as text alone because the parser of tool calls or reasoning failed, or was slow.",
+            model,
+            registry=registry,
+        )
         self.texts = Counter("tuneserve_texts_classified", "Texts classified.", model, registry=registry)
         self.predictions = Counter(
             "tuneserve_predictions",

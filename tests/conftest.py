@@ -209,9 +209,9 @@ def make_bert(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 
 @pytest.fixture(scope="session")
 def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """Makes a chat model's directory, with a byte-level tokenizer and a chat template."""
+    """Makes a chat model's directory, with a byte-level tokenizer, which may have more tokens, and a chat template."""
 
-    def make(chat_template: str | None = CHAT_TEMPLATE, **settings: object) -> Path:
+    def make(chat_template: str | None = CHAT_TEMPLATE, tokens: Sequence[str] = (), **settings: object) -> Path:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -223,6 +223,7 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             show_progress=False,
         )
         tokenizer.train_from_iterator(["the film was good, the movie was bad"] * 4, trainer)
+        tokenizer.add_tokens(list(tokens))
         config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",

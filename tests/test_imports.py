@@ -46,7 +46,8 @@ def test_the_spine_knows_no_program():
 
 # What goes into vLLM and comes out of it stands beside the engine. The benchmarks measure plain vLLM too, in a
 # process of its own.
-ENGINE = {ROOT / "server" / "engine" / f"{name}.py" for name in ("vllm_engine", "requests", "lora_cpu", "nf4_cpu")}
+MODULES = ("vllm_engine", "requests", "parsers", "lora_cpu", "nf4_cpu")
+ENGINE = {ROOT / "server" / "engine" / f"{name}.py" for name in MODULES}
 ENGINE |= {ROOT / "benchmarks" / "serving" / "offline.py"}
 
 

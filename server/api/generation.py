@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneserve.server import concurrency
@@ -14,11 +14,13 @@ from tuneserve.server.api.pooling import note
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.concurrency import in_turns
-from tuneserve.server.engine.interface import Sampling, StructuredOutput
+from tuneserve.server.engine.interface import Parsing, Sampling, StructuredOutput
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.models.registry import Models
-from tuneserve.server.text import spans
+from tuneserve.server.text import required_calls, spans
+from tuneserve.server.text.answers import Answers
+from tuneserve.server.text.required_calls import RequiredCalls
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -74,7 +76,7 @@ class GenerationService(GenerationServiceServicer):
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with admitted(model, request.priority) as place:
             wish = await _Wish.of(model, request, stream=True)
-            token_ids, sampling = await wish.prepare(request.prompt)
+            token_ids, sampling, answers = await wish.prepare(request.prompt)
             unfinished = sampling.n
             usage, answering = common_pb2.Usage(prompt_tokens=len(token_ids)), model.id
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
@@ -91,7 +93,9 @@ class GenerationService(GenerationServiceServicer):
                     current().note("output", *(delta.text for delta in output))
                     unfinished -= sum(delta.finish is not None for delta in output)
                     yield pb.GenerateStreamResponse(
-                        completions=[await convert.completion(delta) for delta in output],
+                        completions=[
+                            await convert.completion(await answers.more(delta)) async for delta in in_turns(output)
+                        ],
                         usage=None if unfinished else usage,
                         model_version=answering,
                     )
@@ -108,7 +112,7 @@ class GenerationService(GenerationServiceServicer):
                 tokens_ = [pb.Token(id=id_) async for id_ in in_turns(ids)]
                 return pb.TokenizeResponse(tokens=tokens_, model_version=model.id)
             seen = await model.redacted(request.prompt, "prompt")
-            text, tokens = await _tokens(model, seen.request, most)
+            text, tokens, _ = await _tokens(model, seen.request, most)
             original = seen.original("prompt.text", text).original
             text = request.prompt.text or text
             at = spans.positions(text, UNITS[request.offset_unit])
@@ -141,29 +145,60 @@ class _Wish:
             form = await model.constraints.checked(params.structured_output)
         return cls(model, params, form, request.adapter)
 
-    async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling]:
-        """Returns what the engine takes: the prompt's token ids, and the sampling parameters."""
-        most = self.model.engine.max_length
+    async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling, Answers]:
+        """Returns what the engine takes, the prompt's ids and the sampling parameters, and what reads its answers."""
+        most, chat = self.model.engine.max_length, None
         if prompt.WhichOneof("kind") == "token_ids":
             token_ids = _ready_ids(self.model, prompt, most)
         else:
             seen = await self.model.redacted(prompt, "prompt")
-            _, tokens = await _tokens(self.model, seen.request, most)
+            _, tokens, chat = await _tokens(self.model, seen.request, most)
             token_ids = list(tokens.encoded.token_ids)
         asks = self.params.HasField("prompt_logprobs")
         fragments = await self.model.tokenizer.fragments(token_ids) if asks else 0
-        return token_ids, convert.sampling(self.params, self.form, len(token_ids), most, fragments)
+        form, parsing = self.form, None
+        if chat and chat.required is not None:
+            form, parsing = await self._required(chat, chat.required), Parsing(RequiredCalls, special_tokens=False)
+        elif chat and not form:
+            # What has a form has it as a whole.
+            parsing = await self._parsing(chat, token_ids)
+        sampling = convert.sampling(self.params, form, len(token_ids), most, fragments)
+        if parsing and parsing.special_tokens:
+            sampling = replace(sampling, skip_special_tokens=False)
+        return token_ids, sampling, Answers(parsing, self.model.parsing, self.model.unparsed)
+
+    async def _required(self, chat: convert.Conversation, name: str) -> StructuredOutput:
+        """Returns the form of an answer that has to call tools."""
+        if self.form:
+            what = "is TOOL_CHOICE_MODE_REQUIRED, which is a form itself; leave sampling.structured_output out"
+            raise InvalidInput("prompt.chat.tool_choice.mode", what)
+        schema = await self.model.tokenizer.apart(required_calls.schema, chat.tools, name)
+        try:
+            return await self.model.constraints.checked(pb.StructuredOutput(json_schema=schema))
+        except InvalidInput as error:
+            raise InvalidInput("prompt.chat.tools", f"as one JSON Schema: {error.description}") from error
+
+    async def _parsing(self, chat: convert.Conversation, token_ids: Sequence[int]) -> Parsing | None:
+        parsers = self.model.engine.parsers
+        if parsers is None:
+            return None
+        try:
+            return await self.model.tokenizer.apart(parsers.chat, chat.tools, chat.arguments, token_ids)
+        except Exception as error:
+            self.model.unparsed(type(error).__name__)
+            return None
 
 
 async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateResponse:
-    token_ids, sampling = await wish.prepare(prompt)
+    token_ids, sampling, answers = await wish.prepare(prompt)
     current().hold(_entries(sampling, len(token_ids)) * _ENTRY_BYTES)
     outputs = place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
     async with aclosing(outputs):
         deltas = [delta async for output in outputs for delta in output]
     current().note("output", *(delta.text for delta in deltas))
+    deltas.sort(key=lambda delta: delta.index)
     return pb.GenerateResponse(
-        completions=[await convert.completion(delta) for delta in sorted(deltas, key=lambda delta: delta.index)],
+        completions=[await convert.completion(await answers.whole(delta)) for delta in deltas],
         prompt_logprobs=await convert.logprobs(deltas[0].prompt_logprobs),
         usage=common_pb2.Usage(
             prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
@@ -193,34 +228,33 @@ def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:
     return convert.token_ids(prompt.token_ids, most, model.engine.vocab_size, redacted=bool(model.config.redact))
 
 
-async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Tokens]:
-    """Returns a text or chat prompt as the text that was tokenized, and its tokens: at most so many."""
-    kind = prompt.WhichOneof("kind")
+async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Tokens, convert.Conversation | None]:
+    """Returns a text or chat prompt as the text that was tokenized, its tokens, at most so many, and the chat."""
+    kind, chat = prompt.WhichOneof("kind"), None
     if kind == "text":
         if not prompt.text:
             raise InvalidInput("prompt.text", "is empty; a text is needed")
         text = prompt.text
     elif kind == "chat":
         with current().stage("tokenize"):
-            text = await _render(model, prompt.chat)
+            chat = convert.conversation(prompt.chat, model.engine.max_length)
+            text = await _render(model, chat)
     else:
         raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
     # A template writes the special tokens itself.
     [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
     check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
     note([text])
-    return text, tokens
+    return text, tokens, chat
 
 
-async def _render(model: Model, chat: pb.Chat) -> str:
-    given = convert.conversation(chat, model.engine.max_length)
+async def _render(model: Model, chat: convert.Conversation) -> str:
     if not model.tokenizer.has_chat_template:
         raise InvalidInput("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
-    convert.check_arguments(given.arguments, model.tokenizer.reserved_arguments)
-    open_turn = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
+    convert.check_arguments(chat.arguments, model.tokenizer.reserved_arguments)
     try:
         return await model.tokenizer.render(
-            given.messages, open_turn, tools=given.tools, documents=given.documents, arguments=given.arguments
+            chat.messages, chat.open_turn, tools=chat.tools, documents=chat.documents, arguments=chat.arguments
         )
     except TemplateRefused as error:
         raise InvalidInput("prompt.chat", str(error)) from None

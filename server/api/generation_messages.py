@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from tuneserve.chat import key_order, number
+from tuneserve.server.api.checks import check_enum
 from tuneserve.server.call.errors import InvalidInput, refuse
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import Delta, Logprob, Sampling, StructuredOutput
@@ -21,7 +22,14 @@ _FINISH = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
+    "tool_calls": pb.FINISH_REASON_TOOL_CALLS,
 }
+_TOOL_CHOICES = (
+    pb.TOOL_CHOICE_MODE_UNSPECIFIED,
+    pb.TOOL_CHOICE_MODE_AUTO,
+    pb.TOOL_CHOICE_MODE_NONE,
+    pb.TOOL_CHOICE_MODE_REQUIRED,
+)
 # vLLM's own bounds, checked here so that the error can name the field.
 _MAX_LOGPROBS = 20
 _MAX_BAD_WORDS = 128
@@ -53,6 +61,8 @@ class Conversation:
     tools: list[dict[str, Any]]
     documents: list[dict[str, Any]]
     arguments: dict[str, Any]
+    open_turn: bool  # of the assistant, after the last message
+    required: str | None  # the tool that must be called, any when empty; none when calls are up to the model
 
 
 def conversation(chat: pb.Chat, limit: int) -> Conversation:
@@ -62,12 +72,24 @@ def conversation(chat: pb.Chat, limit: int) -> Conversation:
     if not chat.messages:
         raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
     _check_count("prompt.chat.messages", chat.messages, limit)
+    choice = chat.tool_choice
+    check_enum("prompt.chat.tool_choice.mode", choice.mode, _TOOL_CHOICES)
+    is_required = choice.mode == pb.TOOL_CHOICE_MODE_REQUIRED
+    if choice.name and not is_required:
+        raise InvalidInput("prompt.chat.tool_choice.name", "is set; allowed: with TOOL_CHOICE_MODE_REQUIRED only")
+    if is_required and not chat.tools:
+        raise InvalidInput("prompt.chat.tools", "is empty; TOOL_CHOICE_MODE_REQUIRED needs at least one")
     json = _Json(min(limit, _MAX_VALUES))
+    turns = enumerate(chat.messages)
+    messages = [_message(message, f"prompt.chat.messages[{index}]", json) for index, message in turns]
+    tools = json.objects(chat.tools, "prompt.chat.tools")
     return Conversation(
-        [_message(message, f"prompt.chat.messages[{index}]", json) for index, message in enumerate(chat.messages)],
-        json.objects(chat.tools, "prompt.chat.tools"),
+        messages,
+        [] if choice.mode == pb.TOOL_CHOICE_MODE_NONE else tools,
         json.objects(chat.documents, "prompt.chat.documents"),
         json.object(chat.template_arguments, "prompt.chat.template_arguments"),
+        chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True,
+        choice.name if is_required else None,
     )
 
 
@@ -227,6 +249,11 @@ async def completion(delta: Delta) -> pb.Completion:
         stop_text=delta.stop_text,
         stop_token_id=delta.stop_token_id,
         logprobs=await logprobs(delta.logprobs),
+        reasoning=delta.reasoning,
+        tool_calls=[
+            pb.ToolCall(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
+            for call in delta.tool_calls
+        ],
     )
 
 

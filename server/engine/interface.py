@@ -7,7 +7,7 @@ the tests have a small fake, so that everything above runs without a model.
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,17 +114,76 @@ class Logprob:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool that a model wants made, or what is new of it: id and name come first.
+
+    `arguments` is JSON text, or a part of it.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Delta:
-    """New output of one of a request's completions. `finish` is set on its last."""
+    """New output of one of a request's completions. `finish` is set on its last.
+
+    From the engine all of it is `text`: parsers take it apart.
+    """
 
     index: int
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[Logprob] = ()
-    finish: Literal["stop", "length"] | None = None
+    finish: Literal["stop", "length", "tool_calls"] | None = None
     stop_text: str = ""
     stop_token_id: int | None = None
     prompt_logprobs: Sequence[Logprob] = ()
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCall] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a text that a model wrote is made of, or what is new of it."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCall] = ()
+
+
+class AnswerParser(Protocol):
+    """Takes one completion apart, whole or piece by piece.
+
+    It reads what a model wrote, which callers may have made it write: it may take long, and raise anything.
+    """
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Parts:
+        """Returns the parts of a completion that ended."""
+
+    def more(self, text: str, token_ids: Sequence[int], finished: bool) -> Parts:
+        """Returns what is new with some more of a completion, `finished` with the last of it."""
+
+
+@dataclass(frozen=True)
+class Parsing:
+    """How the completions of one chat are taken apart."""
+
+    parser: Callable[[], AnswerParser]  # makes one for each
+    special_tokens: bool  # the text has to have them
+
+
+class Parsers(Protocol):
+    """The parsers of one model's answers."""
+
+    def chat(
+        self, tools: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], token_ids: Sequence[int]
+    ) -> Parsing | None:
+        """Returns how answers to a chat are taken apart, by the tools that they may call, the arguments of its template
+        and what that made of it; None where there is nothing to take apart.
+        """
 
 
 class Engine(Protocol):
@@ -138,6 +197,7 @@ class Engine(Protocol):
     max_num_seqs: int  # requests in one step
     vocab_size: int
     registry: CollectorRegistry  # the engine's own metrics
+    parsers: Parsers | None  # none unless the model's settings name some
 
     async def start(self) -> None:
         """Loads the model. Raises whatever was wrong."""

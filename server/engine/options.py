@@ -128,6 +128,13 @@ def check(options: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: vLLM has no engine option {key!r}", hint)
 
 
+def check_parsers(config: ModelConfig, task: pb.Task, where: str) -> None:
+    """Raises UserError for a parser of answers of a model that writes none."""
+    for key in ("tool_parser", "reasoning_parser"):
+        if getattr(config, key) is not None and task != pb.TASK_GENERATION:
+            raise UserError(f"{where}.{key}: only generation models have one", f"leave {key} out")
+
+
 @functools.cache
 def _known() -> frozenset[str]:
     """The fields of vLLM's AsyncEngineArgs and what it is made of; none where vLLM is not installed."""

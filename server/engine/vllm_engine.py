@@ -1,4 +1,5 @@
-"""The engine: vLLM's AsyncLLM behind `seam.Engine`. Only this file and `engine_requests.py` know vLLM (0.26 to 0.32).
+"""The engine: vLLM's AsyncLLM behind `interface.Engine`. Only this file, `requests.py` and `parsers.py` know vLLM (0.26
+to 0.32).
 
 It knows token ids and numbers, and nothing of gRPC, texts or labels. Importing it imports torch and vLLM, so the
 application does it late, in a thread.
@@ -23,7 +24,16 @@ from tuneserve import runtime
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
-from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, PoolTask, RequestRefused, Sampling, Ticket
+from tuneserve.server.engine.interface import (
+    Delta,
+    Encoded,
+    EngineFailed,
+    Parsers,
+    PoolTask,
+    RequestRefused,
+    Sampling,
+    Ticket,
+)
 from tuneserve.server.engine.tokenizer_files import readable
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -77,7 +87,8 @@ class VllmEngine:
         otlp_endpoint: str | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._directory = config.path
+        self.parsers: Parsers | None = None
+        self._config = config
         self._options = engine_options.arguments(name, config, manifest, hardware, otlp_endpoint)
         self._engine: AsyncLLM | None = None
         self._start: engine_processes.Start | None = None
@@ -98,10 +109,11 @@ class VllmEngine:
         for key, kind in (("structured_outputs_config", StructuredOutputsConfig), ("pooler_config", PoolerConfig)):
             if isinstance(options.get(key), Mapping):
                 options[key] = kind(**options[key])
-        with readable(self._directory) as tokenizer:
+        with readable(self._config.path) as tokenizer:
             options["tokenizer"] = str(tokenizer)
             with _CONFIGURING:
                 vllm_config = AsyncEngineArgs(**options).create_engine_config()
+                self.parsers = _parsers(self._config, vllm_config.model_config)
             engine = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
         self._processes = engine_processes.started_by(engine)
         self.max_length = engine.model_config.max_model_len
@@ -303,6 +315,18 @@ def _left(queue: RequestOutputCollector) -> int:
         if output := queue.get_nowait():
             return sum(len(one.token_ids) for one in output.outputs)
     return 0
+
+
+def _parsers(config: ModelConfig, model_config: Any) -> Parsers | None:
+    if not (config.tool_parser or config.reasoning_parser):
+        return None
+    # All of vLLM's OpenAI server, which others do without.
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    from tuneserve.server.engine.parsers import VllmParsers
+
+    tokenizer = cached_tokenizer_from_config(model_config)
+    return VllmParsers(config.tool_parser, config.reasoning_parser, tokenizer, model_config)
 
 
 def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:

@@ -30,6 +30,7 @@ from tuneserve.v1 import model_pb2
 logger = logging.getLogger(__name__)
 
 _DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
+_PARSERS = {"tool_parser": get_args(config.ToolParser), "reasoning_parser": get_args(config.ReasoningParser)}
 _WORD = re.compile(r"[a-z0-9_]{1,32}")
 
 
@@ -58,7 +59,9 @@ class Operations:
         config.check_directories(model, where)
         redaction.check(model.redact, f"{where}.redact")
         engine_options.check(model.engine, f"{where}.engine")
-        prepared = Model(name, model, checkpoint.load(model.path, f"model {name}"), self._metrics)
+        manifest = checkpoint.load(model.path, f"model {name}")
+        engine_options.check_parsers(model, manifest.task, where)
+        prepared = Model(name, model, manifest, self._metrics)
         for adapter, path in model.adapters.items():
             prepared.adapters.prepare(adapter, self._store.take(path, model.max_adapter_rank))
         return prepared
@@ -196,6 +199,9 @@ class Operations:
             for index, kind in enumerate(given["redact"]):
                 _check_word(f"settings.redact.kinds[{index}]", kind, redaction.KINDS)
         _check_word("settings.dtype", given.get("dtype", "auto"), _DTYPES)
+        for key, names in _PARSERS.items():
+            if given.get(key):
+                _check_word(f"settings.{key}", given[key], names)
         engine = {field.name: value for field, value in request.settings.engine.ListFields()}
         if not _WORD.fullmatch(engine.get("kv_cache_dtype", "auto")):
             raise InvalidInput("settings.engine.kv_cache_dtype", "is not a type, such as auto or fp8")
@@ -234,6 +240,6 @@ def _check_word(field: str, word: str, allowed: Iterable[str]) -> None:
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:
-    """With 0 for what is then chosen from the checkpoint and the machine, as null is in the server's file."""
+    """With 0, or "", for what is then chosen from the checkpoint and the machine, as null is in the server's file."""
     chosen = {key for key, field in ModelConfig.model_fields.items() if field.default is None}
-    return {key: None if value == 0 and key in chosen else value for key, value in given.items()}
+    return {key: None if value in (0, "") and key in chosen else value for key, value in given.items()}

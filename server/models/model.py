@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _POOL_AHEAD = 2
 # What a token counts among the bytes of requests: it takes six times as much, with its place and its word, as they do.
 _TOKEN_BYTES = 48
+# Answers that are taken apart in threads at a time.
+_PARSING = 2
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Model:
     load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
     failure: str = ""  # what befell its engine, while another is not ready yet
+    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # turns of answers.Answers
     _engine: Engine | None = None
     _reads: bool = False  # its own files, while the engine has nothing to do
     _max_length: int = 0  # the engine's; 0 until the first was started
@@ -240,6 +243,11 @@ class Model:
             return Redacted(request)
         with current().stage("tokenize"):
             return await redacted(self._redactor, request, path, self.tokenizer.apart)
+
+    def unparsed(self, reason: str) -> None:
+        """An answer is text alone: its parser was slow, or failed."""
+        current().metrics.unparsed.labels(self.name).inc()
+        logger.warning("model %s: an answer was not taken apart: %s", self.id, reason)
 
     def failed(self, failure: str) -> None:
         """Goes out of service: the engine is dead, hangs or did not start. Its callers are told `failure`."""

@@ -91,6 +91,9 @@ def essence(response: Any) -> object:
     if isinstance(response, classification_pb2.RankResponse):
         return [result.index for result in response.results]
     if isinstance(response, generation_pb2.GenerateResponse):
-        return [completion.text for completion in response.completions]
+        return [
+            (completion.text, [(call.name, call.arguments) for call in completion.tool_calls])
+            for completion in response.completions
+        ]
     # Embeddings of two models are never comparable, so they count as different.
     return response

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,22 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from tokenizers.decoders import DecodeStream
 
+from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
 from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.engine.interface import Alternative, Delta, Encoded, EngineFailed, Logprob, Sampling, Ticket
+from tuneserve.server.engine.interface import (
+    Alternative,
+    Delta,
+    Encoded,
+    EngineFailed,
+    Logprob,
+    Parsers,
+    Sampling,
+    Ticket,
+)
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -46,6 +58,8 @@ class FakeEngine:
     tickets: list[Ticket] = field(default_factory=list)
     adapters: dict[str, Path] = field(default_factory=dict)
     logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)  # by prompt, then by token
+    parsers: Parsers | None = None
+    script: Sequence[Delta] = ()  # what it writes, in pieces, as each completion
 
     def __post_init__(self) -> None:
         Gauge("vllm:num_requests_running", "Running.", registry=self.registry).set_function(lambda: self.running)
@@ -84,6 +98,12 @@ class FakeEngine:
                 [only] = sampling.allowed_token_ids
                 logprob = self.logprobs.get(tuple(token_ids), {}).get(only, -9.0)
                 yield [Delta(0, "", [only], logprobs=[Logprob(only, logprob, [])], finish="length")]
+                return
+            if self.script:
+                pieces = list(self.script) if stream else [_joined(self.script)]
+                for piece in pieces:
+                    await self._step()
+                    yield [replace(piece, index=i) for i in range(sampling.n)]
                 return
             if not stream:
                 await self._step()
@@ -142,6 +162,11 @@ class FakeEngine:
             raise EngineFailed("killed")
         if self.broken:
             raise self.broken
+
+
+def _joined(pieces: Sequence[Delta]) -> Delta:
+    text = "".join(piece.text for piece in pieces)
+    return replace(pieces[-1], text=text, token_ids=[id_ for piece in pieces for id_ in piece.token_ids])
 
 
 @dataclass
@@ -240,6 +265,41 @@ async def own_server(make_bert, make_llama) -> AsyncIterator[Served]:
     """A server for a test that counts from zero, or breaks it."""
     async with serving(make_bert, make_llama) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def make_parsers() -> Iterator[Callable[..., Any]]:
+    """Makes vLLM's parsers, and a tokenizer, for a checkpoint: make_parsers(directory, "hermes", "deepseek_r1")."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("VLLM_LOGGING_CONFIG_PATH", str(Path(engine_room.__file__).with_name("vllm_logging.json")))
+        from transformers import AutoTokenizer
+        from vllm.tokenizers.hf import get_cached_tokenizer
+
+        from tuneserve.server.engine.parsers import VllmParsers
+
+        def make(directory: Path, tool_parser: str | None, reasoning_parser: str | None) -> tuple[VllmParsers, Any]:
+            tokenizer = get_cached_tokenizer(AutoTokenizer.from_pretrained(directory))
+            return VllmParsers(tool_parser, reasoning_parser, tokenizer), tokenizer
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def written() -> Callable[..., list[Delta]]:
+    """written(tokenizer, text) is what an engine gives of a model that writes this: in pieces of some tokens."""
+
+    def pieces(tokenizer: Any, text: str, size: int = 1, finish: str = "stop") -> list[Delta]:
+        ids, decoding = tokenizer.encode(text, add_special_tokens=False), DecodeStream()
+        texts = [decoding.step(tokenizer.backend_tokenizer, id_) or "" for id_ in ids]
+        found = [
+            Delta(0, "".join(texts[start : start + size]), ids[start : start + size])
+            for start in range(0, len(ids), size)
+        ]
+        assert "".join(texts) == text
+        return [*found[:-1], replace(found[-1], finish=finish)]
+
+    return pieces
 
 
 @pytest.fixture(scope="session")

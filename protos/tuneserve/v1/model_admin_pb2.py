@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tuneserve.v1 import model_pb2 as tuneserve_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etuneserve/v1/model_admin.proto\x12\x0ctuneserve.v1\x1a\x18tuneserve/v1/model.proto\"^\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12-\n\x08settings\x18\x03 \x01(\x0b\x32\x1b.tuneserve.v1.ModelSettings\"\x93\x05\n\rModelSettings\x12\x12\n\x05\x64type\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nmax_length\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cmax_num_seqs\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x17\n\nmax_inputs\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12 \n\x13max_explained_words\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x16\n\tmax_queue\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1d\n\x10max_queue_tokens\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12\x1d\n\x10max_wait_seconds\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\'\n\x06redact\x18\t \x01(\x0b\x32\x17.tuneserve.v1.Redaction\x12\x19\n\x0cmax_adapters\x18\n \x01(\x05H\x08\x88\x01\x01\x12\x1d\n\x10max_adapter_rank\x18\x0b \x01(\x05H\t\x88\x01\x01\x12#\n\x16gpu_memory_utilization\x18\x0c \x01(\x01H\n\x88\x01\x01\x12\x19\n\x0ckv_cache_gib\x18\r \x01(\x01H\x0b\x88\x01\x01\x12+\n\x06\x65ngine\x18\x0e \x01(\x0b\x32\x1b.tuneserve.v1.EngineOptionsB\x08\n\x06_dtypeB\r\n\x0b_max_lengthB\x0f\n\r_max_num_seqsB\r\n\x0b_max_inputsB\x16\n\x14_max_explained_wordsB\x0c\n\n_max_queueB\x13\n\x11_max_queue_tokensB\x13\n\x11_max_wait_secondsB\x0f\n\r_max_adaptersB\x13\n\x11_max_adapter_rankB\x19\n\x17_gpu_memory_utilizationB\x0f\n\r_kv_cache_gib\"\x1a\n\tRedaction\x12\r\n\x05kinds\x18\x01 \x03(\t\"\xa3\x04\n\rEngineOptions\x12\x17\n\nblock_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x65nable_chunked_prefill\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\"\n\x15\x65nable_prefix_caching\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x1a\n\renforce_eager\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1b\n\x0ekv_cache_dtype\x18\x05 \x01(\tH\x04\x88\x01\x01\x12)\n\x1clong_prefill_token_threshold\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x19\n\x0cmax_logprobs\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12#\n\x16max_num_batched_tokens\x18\x08 \x01(\x05H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x05H\x08\x88\x01\x01\x12!\n\x14tensor_parallel_size\x18\n \x01(\x05H\t\x88\x01\x01\x42\r\n\x0b_block_sizeB\x19\n\x17_enable_chunked_prefillB\x18\n\x16_enable_prefix_cachingB\x10\n\x0e_enforce_eagerB\x11\n\x0f_kv_cache_dtypeB\x1f\n\x1d_long_prefill_token_thresholdB\x0f\n\r_max_logprobsB\x19\n\x17_max_num_batched_tokensB\x07\n\x05_seedB\x17\n\x15_tensor_parallel_size\"7\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\"\"\n\x11\x43\x61ncelLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x14\n\x12\x43\x61ncelLoadResponse\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"L\n\x0fSetAliasRequest\x12\"\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Alias\x12\x15\n\runload_unused\x18\x02 \x01(\x08\"6\n\x10SetAliasResponse\x12\"\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Alias\"G\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\runload_unused\x18\x03 \x01(\x08\"\x15\n\x13\x44\x65leteAliasResponse\"B\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"=\n\x13LoadAdapterResponse\x12&\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x15.tuneserve.v1.Adapter\"6\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\xd3\x04\n\x11ModelAdminService\x12L\n\tLoadModel\x12\x1e.tuneserve.v1.LoadModelRequest\x1a\x1f.tuneserve.v1.LoadModelResponse\x12O\n\nCancelLoad\x12\x1f.tuneserve.v1.CancelLoadRequest\x1a .tuneserve.v1.CancelLoadResponse\x12R\n\x0bUnloadModel\x12 .tuneserve.v1.UnloadModelRequest\x1a!.tuneserve.v1.UnloadModelResponse\x12I\n\x08SetAlias\x12\x1d.tuneserve.v1.SetAliasRequest\x1a\x1e.tuneserve.v1.SetAliasResponse\x12R\n\x0b\x44\x65leteAlias\x12 .tuneserve.v1.DeleteAliasRequest\x1a!.tuneserve.v1.DeleteAliasResponse\x12R\n\x0bLoadAdapter\x12 .tuneserve.v1.LoadAdapterRequest\x1a!.tuneserve.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".tuneserve.v1.UnloadAdapterRequest\x1a#.tuneserve.v1.UnloadAdapterResponseB`\n\x10\x64\x65v.tuneserve.v1B\x0fModelAdminProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etuneserve/v1/model_admin.proto\x12\x0ctuneserve.v1\x1a\x18tuneserve/v1/model.proto\"^\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12-\n\x08settings\x18\x03 \x01(\x0b\x32\x1b.tuneserve.v1.ModelSettings\"\xf1\x05\n\rModelSettings\x12\x12\n\x05\x64type\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nmax_length\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cmax_num_seqs\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x17\n\nmax_inputs\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12 \n\x13max_explained_words\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x16\n\tmax_queue\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1d\n\x10max_queue_tokens\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12\x1d\n\x10max_wait_seconds\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\'\n\x06redact\x18\t \x01(\x0b\x32\x17.tuneserve.v1.Redaction\x12\x19\n\x0cmax_adapters\x18\n \x01(\x05H\x08\x88\x01\x01\x12\x1d\n\x10max_adapter_rank\x18\x0b \x01(\x05H\t\x88\x01\x01\x12#\n\x16gpu_memory_utilization\x18\x0c \x01(\x01H\n\x88\x01\x01\x12\x19\n\x0ckv_cache_gib\x18\r \x01(\x01H\x0b\x88\x01\x01\x12+\n\x06\x65ngine\x18\x0e \x01(\x0b\x32\x1b.tuneserve.v1.EngineOptions\x12\x18\n\x0btool_parser\x18\x0f \x01(\tH\x0c\x88\x01\x01\x12\x1d\n\x10reasoning_parser\x18\x10 \x01(\tH\r\x88\x01\x01\x42\x08\n\x06_dtypeB\r\n\x0b_max_lengthB\x0f\n\r_max_num_seqsB\r\n\x0b_max_inputsB\x16\n\x14_max_explained_wordsB\x0c\n\n_max_queueB\x13\n\x11_max_queue_tokensB\x13\n\x11_max_wait_secondsB\x0f\n\r_max_adaptersB\x13\n\x11_max_adapter_rankB\x19\n\x17_gpu_memory_utilizationB\x0f\n\r_kv_cache_gibB\x0e\n\x0c_tool_parserB\x13\n\x11_reasoning_parser\"\x1a\n\tRedaction\x12\r\n\x05kinds\x18\x01 \x03(\t\"\xa3\x04\n\rEngineOptions\x12\x17\n\nblock_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x65nable_chunked_prefill\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\"\n\x15\x65nable_prefix_caching\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x1a\n\renforce_eager\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1b\n\x0ekv_cache_dtype\x18\x05 \x01(\tH\x04\x88\x01\x01\x12)\n\x1clong_prefill_token_threshold\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x19\n\x0cmax_logprobs\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12#\n\x16max_num_batched_tokens\x18\x08 \x01(\x05H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x05H\x08\x88\x01\x01\x12!\n\x14tensor_parallel_size\x18\n \x01(\x05H\t\x88\x01\x01\x42\r\n\x0b_block_sizeB\x19\n\x17_enable_chunked_prefillB\x18\n\x16_enable_prefix_cachingB\x10\n\x0e_enforce_eagerB\x11\n\x0f_kv_cache_dtypeB\x1f\n\x1d_long_prefill_token_thresholdB\x0f\n\r_max_logprobsB\x19\n\x17_max_num_batched_tokensB\x07\n\x05_seedB\x17\n\x15_tensor_parallel_size\"7\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Model\"\"\n\x11\x43\x61ncelLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x14\n\x12\x43\x61ncelLoadResponse\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"L\n\x0fSetAliasRequest\x12\"\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Alias\x12\x15\n\runload_unused\x18\x02 \x01(\x08\"6\n\x10SetAliasResponse\x12\"\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x13.tuneserve.v1.Alias\"G\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\runload_unused\x18\x03 \x01(\x08\"\x15\n\x13\x44\x65leteAliasResponse\"B\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"=\n\x13LoadAdapterResponse\x12&\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x15.tuneserve.v1.Adapter\"6\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\xd3\x04\n\x11ModelAdminService\x12L\n\tLoadModel\x12\x1e.tuneserve.v1.LoadModelRequest\x1a\x1f.tuneserve.v1.LoadModelResponse\x12O\n\nCancelLoad\x12\x1f.tuneserve.v1.CancelLoadRequest\x1a .tuneserve.v1.CancelLoadResponse\x12R\n\x0bUnloadModel\x12 .tuneserve.v1.UnloadModelRequest\x1a!.tuneserve.v1.UnloadModelResponse\x12I\n\x08SetAlias\x12\x1d.tuneserve.v1.SetAliasRequest\x1a\x1e.tuneserve.v1.SetAliasResponse\x12R\n\x0b\x44\x65leteAlias\x12 .tuneserve.v1.DeleteAliasRequest\x1a!.tuneserve.v1.DeleteAliasResponse\x12R\n\x0bLoadAdapter\x12 .tuneserve.v1.LoadAdapterRequest\x1a!.tuneserve.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".tuneserve.v1.UnloadAdapterRequest\x1a#.tuneserve.v1.UnloadAdapterResponseB`\n\x10\x64\x65v.tuneserve.v1B\x0fModelAdminProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,37 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELREQUEST']._serialized_start=74
   _globals['_LOADMODELREQUEST']._serialized_end=168
   _globals['_MODELSETTINGS']._serialized_start=171
-  _globals['_MODELSETTINGS']._serialized_end=830
-  _globals['_REDACTION']._serialized_start=832
-  _globals['_REDACTION']._serialized_end=858
-  _globals['_ENGINEOPTIONS']._serialized_start=861
-  _globals['_ENGINEOPTIONS']._serialized_end=1408
-  _globals['_LOADMODELRESPONSE']._serialized_start=1410
-  _globals['_LOADMODELRESPONSE']._serialized_end=1465
-  _globals['_CANCELLOADREQUEST']._serialized_start=1467
-  _globals['_CANCELLOADREQUEST']._serialized_end=1501
-  _globals['_CANCELLOADRESPONSE']._serialized_start=1503
-  _globals['_CANCELLOADRESPONSE']._serialized_end=1523
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1525
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1560
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1562
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1583
-  _globals['_SETALIASREQUEST']._serialized_start=1585
-  _globals['_SETALIASREQUEST']._serialized_end=1661
-  _globals['_SETALIASRESPONSE']._serialized_start=1663
-  _globals['_SETALIASRESPONSE']._serialized_end=1717
-  _globals['_DELETEALIASREQUEST']._serialized_start=1719
-  _globals['_DELETEALIASREQUEST']._serialized_end=1790
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1792
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1813
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1815
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1881
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1883
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1944
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1946
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2000
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2002
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2025
-  _globals['_MODELADMINSERVICE']._serialized_start=2028
-  _globals['_MODELADMINSERVICE']._serialized_end=2623
+  _globals['_MODELSETTINGS']._serialized_end=924
+  _globals['_REDACTION']._serialized_start=926
+  _globals['_REDACTION']._serialized_end=952
+  _globals['_ENGINEOPTIONS']._serialized_start=955
+  _globals['_ENGINEOPTIONS']._serialized_end=1502
+  _globals['_LOADMODELRESPONSE']._serialized_start=1504
+  _globals['_LOADMODELRESPONSE']._serialized_end=1559
+  _globals['_CANCELLOADREQUEST']._serialized_start=1561
+  _globals['_CANCELLOADREQUEST']._serialized_end=1595
+  _globals['_CANCELLOADRESPONSE']._serialized_start=1597
+  _globals['_CANCELLOADRESPONSE']._serialized_end=1617
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1619
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1654
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1656
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1677
+  _globals['_SETALIASREQUEST']._serialized_start=1679
+  _globals['_SETALIASREQUEST']._serialized_end=1755
+  _globals['_SETALIASRESPONSE']._serialized_start=1757
+  _globals['_SETALIASRESPONSE']._serialized_end=1811
+  _globals['_DELETEALIASREQUEST']._serialized_start=1813
+  _globals['_DELETEALIASREQUEST']._serialized_end=1884
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1886
+  _globals['_DELETEALIASRESPONSE']._serialized_end=1907
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1909
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1975
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1977
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=2038
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2040
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2094
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2096
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2119
+  _globals['_MODELADMINSERVICE']._serialized_start=2122
+  _globals['_MODELADMINSERVICE']._serialized_end=2717
 # @@protoc_insertion_point(module_scope)

@@ -18,7 +18,7 @@ class LoadModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., path: _Optional[str] = ..., settings: _Optional[_Union[ModelSettings, _Mapping]] = ...) -> None: ...
 
 class ModelSettings(_message.Message):
-    __slots__ = ("dtype", "max_length", "max_num_seqs", "max_inputs", "max_explained_words", "max_queue", "max_queue_tokens", "max_wait_seconds", "redact", "max_adapters", "max_adapter_rank", "gpu_memory_utilization", "kv_cache_gib", "engine")
+    __slots__ = ("dtype", "max_length", "max_num_seqs", "max_inputs", "max_explained_words", "max_queue", "max_queue_tokens", "max_wait_seconds", "redact", "max_adapters", "max_adapter_rank", "gpu_memory_utilization", "kv_cache_gib", "engine", "tool_parser", "reasoning_parser")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,8 @@ class ModelSettings(_message.Message):
     GPU_MEMORY_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_GIB_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_PARSER_FIELD_NUMBER: _ClassVar[int]
+    REASONING_PARSER_FIELD_NUMBER: _ClassVar[int]
     dtype: str
     max_length: int
     max_num_seqs: int
@@ -47,7 +49,9 @@ class ModelSettings(_message.Message):
     gpu_memory_utilization: float
     kv_cache_gib: float
     engine: EngineOptions
-    def __init__(self, dtype: _Optional[str] = ..., max_length: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_inputs: _Optional[int] = ..., max_explained_words: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ..., max_wait_seconds: _Optional[float] = ..., redact: _Optional[_Union[Redaction, _Mapping]] = ..., max_adapters: _Optional[int] = ..., max_adapter_rank: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., kv_cache_gib: _Optional[float] = ..., engine: _Optional[_Union[EngineOptions, _Mapping]] = ...) -> None: ...
+    tool_parser: str
+    reasoning_parser: str
+    def __init__(self, dtype: _Optional[str] = ..., max_length: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_inputs: _Optional[int] = ..., max_explained_words: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ..., max_wait_seconds: _Optional[float] = ..., redact: _Optional[_Union[Redaction, _Mapping]] = ..., max_adapters: _Optional[int] = ..., max_adapter_rank: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., kv_cache_gib: _Optional[float] = ..., engine: _Optional[_Union[EngineOptions, _Mapping]] = ..., tool_parser: _Optional[str] = ..., reasoning_parser: _Optional[str] = ...) -> None: ...
 
 class Redaction(_message.Message):
     __slots__ = ("kinds",)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tuneserve import settings
 from tuneserve.errors import UserError
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine import options as engine_options
@@ -50,6 +51,17 @@ def test_an_unknown_option_is_refused_with_the_nearest(vllm):
     assert caught.value.hint == "did you mean tensor_parallel_size?"
     with pytest.raises(UserError, match="no engine option 'xyzzy'"):
         engine_options.check({"block_size": 32, "xyzzy": 2}, "models.chat.engine")
+
+
+@pytest.mark.parametrize(("key", "known"), [("tool_parser", "hermes"), ("reasoning_parser", "deepseek_r1")])
+def test_a_parser_is_one_of_those_for_models_that_write(tmp_path, key, known):
+    config = settings.build(ModelConfig, {"path": str(tmp_path), key: known}, "models.chat")
+    engine_options.check_parsers(config, pb.TASK_GENERATION, "models.chat")
+    with pytest.raises(UserError, match=rf"^models\.chat\.{key}: only generation models have one"):
+        engine_options.check_parsers(config, pb.TASK_EMBEDDING, "models.chat")
+    with pytest.raises(UserError, match=rf"^models\.chat: {key}: 'herms' is not allowed") as caught:
+        settings.build(ModelConfig, {"path": str(tmp_path), key: "herms"}, "models.chat")
+    assert f", {known}, " in caught.value.hint.replace("one of ", ", ")
 
 
 def test_without_vllm_names_are_not_checked(monkeypatch):

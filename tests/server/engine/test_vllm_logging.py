@@ -11,10 +11,12 @@ import json, logging, logging.config, sys
 logging.config.dictConfig(json.load(open(sys.argv[1])))
 logging.getLogger("vllm.v1.engine.core").error("the engine ended")
 logging.getLogger("vllm.v1.engine.core").warning("a warning")
-# With the stop strings and the forms of the requests that ran, with tokens, and with a grammar.
+# With the stop strings and the forms of the requests that ran, with tokens, with a grammar, and with answers.
 logging.getLogger("vllm.logging_utils.dump_input").error("CANARY")
 logging.getLogger("vllm.v1.core.sched.scheduler").error("CANARY")
 logging.getLogger("vllm.v1.structured_output.backend_guidance").error("CANARY")
+for name in ("parser.qwen3", "reasoning.granite", "tool_parsers.hermes_tool_parser"):
+    logging.getLogger(f"vllm.{name}").error("CANARY")
 """
 
 

@@ -226,6 +226,8 @@ async def test_bad_loads_name_the_field_and_no_path(admin, refused, request_, fi
     ("settings", "word"),
     [
         ({"dtype": "int8"}, "dtype"),
+        ({"tool_parser": "os.system"}, "settings.tool_parser"),
+        ({"tool_parser": "hermes"}, "tool_parser"),
         ({"max_queue": 0}, "max_queue"),
         ({"max_wait_seconds": math.nan}, "max_wait_seconds"),
         ({"redact": {"kinds": ["email", "shoe size"]}}, "settings.redact.kinds[1]"),
@@ -250,7 +252,7 @@ def test_what_is_set_while_the_server_runs_is_of_the_files_and_reaches_no_code_o
     assert settings <= ModelConfig.model_fields.keys()
     for message in (model_admin_pb2.ModelSettings, model_admin_pb2.EngineOptions):
         texts = {name for name, one in message.DESCRIPTOR.fields_by_name.items() if one.type == one.TYPE_STRING}
-        assert texts <= {"dtype", "kv_cache_dtype"}, "both one of a few words"
+        assert texts <= {"dtype", "kv_cache_dtype", "tool_parser", "reasoning_parser"}, "each one of a few words"
 
 
 async def test_settings_are_those_of_the_version_before_and_0_chooses_anew(admin, server):

@@ -68,7 +68,7 @@ def test_the_names_that_are_not_masked_are_fields_that_there_are():
         *("ClassifyRequest.instruction", "ClassifyInput.text", "ClassifyInput.text_pair", "ClassifyExample.text"),
         *("ClassifyTokensRequest.texts", "RankRequest.query", "RankRequest.candidates", "EmbedRequest.texts"),
         *("Prompt.text", "ChatMessage.role", "ChatMessage.content", "ChatMessage.name", "ChatMessage.tool_call_id"),
-        "ClassifyRequest.ThresholdsEntry.key",
+        *("ToolChoice.name", "ClassifyRequest.ThresholdsEntry.key"),
     }
 
 

@@ -1,0 +1,130 @@
+"""vLLM's parsers of answers, by their names in its registries: reasoning, text and tool calls of what a model wrote.
+
+Knows vLLM's side of its OpenAI server (0.32), where these parsers are at home: they get requests of that kind, made up
+here. It bounds nothing; `text/answers.py` does.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.entrypoints.generate.base.protocol import FunctionDefinition
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
+from vllm.parser import ParserManager
+from vllm.renderers.chat_utils import make_tool_call_id
+
+from tuneserve.server.engine.interface import Parsing, Parts, ToolCall
+
+# Tokens at a prompt's end that say whether its template has opened, or closed, the model's reasoning.
+_END = 1024
+
+
+class VllmParsers:
+    """See interface.Parsers. One parser of each kind, or of one."""
+
+    def __init__(
+        self, tool_parser: str | None, reasoning_parser: str | None, tokenizer: Any, model_config: Any = None
+    ) -> None:
+        """Raises ValueError where vLLM has no such parser, or the tokenizer lacks what it needs."""
+        self._tokenizer = tokenizer
+        self._model_config = model_config
+
+        def made(tools: str | None, reasoning: str | None) -> Any:
+            try:
+                return ParserManager.get_parser(
+                    tool_parser_name=tools,
+                    reasoning_parser_name=reasoning,
+                    enable_auto_tools=tools is not None,
+                    tokenizer=tokenizer,
+                )
+            except TypeError as error:
+                names = ", ".join(filter(None, (tools, reasoning)))
+                raise ValueError(f"its parsers ({names}) can't be used: {error.__cause__ or error}") from error
+
+        # Classes of vLLM's, by whether they look for tool calls and for reasoning.
+        self._kinds = {
+            (True, True): made(tool_parser, reasoning_parser),
+            (True, False): made(tool_parser, None),
+            (False, True): made(None, reasoning_parser),
+            (False, False): None,
+        }
+
+    def chat(
+        self, tools: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], token_ids: Sequence[int]
+    ) -> Parsing | None:
+        """See interface.Parsers."""
+        end = list(token_ids[-_END:])
+        request = _request(tools)
+        given = {"chat_template_kwargs": dict(arguments), "model_config": self._model_config}
+
+        def make(kind: Any) -> Any:
+            return kind(self._tokenizer, request.tools, **given)
+
+        kind = self._kinds[bool(tools), True]
+        # A template that is told to leave reasoning out may close it itself.
+        if kind and kind.reasoning_parser_cls and make(kind).is_reasoning_end(end):
+            kind = self._kinds[bool(tools), False]
+        if not kind:
+            return None
+        # For this vLLM makes changes to a request, also some that are not for ours.
+        adjusted = make(kind).adjust_request(_request(tools))
+        return Parsing(lambda: _Parser(make(kind), request, end), special_tokens=not adjusted.skip_special_tokens)
+
+
+class _Parser:
+    """See interface.AnswerParser."""
+
+    def __init__(self, parser: Any, request: ChatCompletionRequest, prompt: list[int]) -> None:
+        self._parser = parser
+        self._request = request
+        self._prompt = prompt
+        reasoning = parser.reasoning_parser
+        self._opening = (reasoning and reasoning.reasoning_start_str) or ""  # of reasoning, until it was seen
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Parts:
+        self._parser.set_prompt_token_ids(self._prompt)
+        reasoning, content, calls = self._parser.parse(
+            text, self._request, enable_auto_tools=True, model_output_token_ids=token_ids
+        )
+        return Parts(
+            content or "",
+            reasoning or "",
+            [
+                ToolCall(index, call.id or make_tool_call_id(), call.name, call.arguments)
+                for index, call in enumerate(calls or ())
+            ],
+        )
+
+    def more(self, text: str, token_ids: Sequence[int], finished: bool) -> Parts:
+        new = self._parser.parse_delta(text, list(token_ids), self._request, self._prompt, finished=finished)
+        if new is None:
+            return Parts()
+        reasoning = new.reasoning or ""
+        # Some parsers look for it in a piece of one token alone, and there are pieces of several.
+        if self._opening and self._opening in reasoning:
+            reasoning, self._opening = reasoning.partition(self._opening)[2], ""
+        return Parts(new.content or "", reasoning, [_call(call) for call in new.tool_calls])
+
+
+def _call(call: Any) -> ToolCall:
+    function = call.function
+    name, arguments = (function.name, function.arguments) if function else ("", "")
+    return ToolCall(call.index, call.id or "", name or "", arguments or "")
+
+
+def _request(tools: Sequence[Mapping[str, Any]]) -> ChatCompletionRequest:
+    """What vLLM's parsers look at of a request. Not validated: vLLM does not say what a template takes for a tool."""
+    return ChatCompletionRequest.model_construct(
+        messages=[], tools=[_tool(tool) for tool in tools] or None, tool_choice="auto" if tools else "none"
+    )
+
+
+def _tool(tool: Mapping[str, Any]) -> ChatCompletionToolsParam:
+    """Its name, and the types of its parameters, by which some parsers read arguments."""
+    inner = tool.get("function")
+    function = inner if isinstance(inner, Mapping) else tool
+    parameters = function.get("parameters")
+    return ChatCompletionToolsParam(
+        function=FunctionDefinition(
+            name=str(function.get("name", "")), parameters=parameters if isinstance(parameters, dict) else None
+        )
+    )

@@ -1,0 +1,116 @@
+"""Completions taken apart, whole or as they come: reasoning, text and calls of tools.
+
+The engine's parsers read what a model wrote, and a caller may have it write what takes a parser long, or what it fails
+on. So they have bounded time, away from the event loop where it may not be short. What can't be taken apart is text.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tuneserve.server.concurrency import within
+from tuneserve.server.engine.interface import AnswerParser, Delta, Parsing, Parts
+
+# Seconds for the answers of one call, and for each token of those that come in pieces.
+_MOST_SECONDS = 2.0
+_MOST_A_TOKEN = 0.002
+# Many parsers read all there is again with each piece. So the longer that takes, the longer are the pieces: seconds for
+# each token of one.
+_WORTH_A_TOKEN = 0.001
+# A piece that is read on the event loop: one after others that were read in no time.
+_SHORT = 256
+_NO_TIME = 0.001
+
+
+@dataclass
+class _Answer:
+    """One completion so far."""
+
+    parser: AnswerParser | None = None
+    failed: bool = False
+    seconds: float = 0.0  # that the last piece took
+    text: list[str] = field(default_factory=list)  # of the next piece
+    token_ids: list[int] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)  # text that nothing was made of yet
+    calls: bool = False  # tools
+
+
+class Answers:
+    """The completions of one call."""
+
+    def __init__(self, parsing: Parsing | None, turns: asyncio.Semaphore, unparsed: Callable[[str], object]) -> None:
+        """`turns` are those of the model's calls for a thread. `unparsed` is told why an answer was not taken apart."""
+        self._parsing = parsing
+        self._turns = turns
+        self._unparsed = unparsed
+        self._answers: dict[int, _Answer] = {}
+        self._left = _MOST_SECONDS
+
+    async def whole(self, delta: Delta) -> Delta:
+        """Returns a completion with its parts in their fields."""
+        if self._parsing is None:
+            return delta
+        parts = await self._read(
+            self._parsing,
+            _Answer(),
+            delta.text,
+            lambda parser: parser.whole(delta.text, delta.token_ids),
+            on_loop=False,
+        )
+        return _with(delta, parts, calls=bool(parts.tool_calls))
+
+    async def more(self, delta: Delta) -> Delta:
+        """Returns what is new of a completion with its parts in their fields; some of its text may come later."""
+        if self._parsing is None:
+            return delta
+        answer = self._answers.setdefault(delta.index, _Answer())
+        self._left += _MOST_A_TOKEN * len(delta.token_ids)
+        answer.text.append(delta.text)
+        answer.token_ids += delta.token_ids
+        text, ids, finished = "".join(answer.text), answer.token_ids, delta.finish is not None
+        if not finished and not answer.failed and answer.seconds > _WORTH_A_TOKEN * len(ids):
+            return replace(delta, text="")
+        answer.text, answer.token_ids = [], []
+        on_loop = len(text) <= _SHORT and answer.seconds <= _NO_TIME
+        parts = await self._read(self._parsing, answer, text, lambda parser: parser.more(text, ids, finished), on_loop)
+        answer.calls = answer.calls or bool(parts.tool_calls)
+        return _with(delta, parts, answer.calls)
+
+    async def _read(
+        self, parsing: Parsing, answer: _Answer, text: str, read: Callable[[AnswerParser], Parts], on_loop: bool
+    ) -> Parts:
+        answer.held.append(text)
+        if not answer.failed:
+            try:
+                if self._left <= 0:
+                    raise TimeoutError
+                parser = answer.parser = answer.parser or parsing.parser()
+                if on_loop:
+                    parts, answer.seconds = _timed(read, parser)
+                else:
+                    async with self._turns:
+                        parts, answer.seconds = await within(self._left, _timed, read, parser)
+            except TimeoutError:
+                self._unparsed("slow")
+            except Exception as error:
+                self._unparsed(type(error).__name__)
+            else:
+                self._left -= answer.seconds
+                if parts != Parts():
+                    answer.held.clear()
+                return parts
+            answer.failed, answer.parser = True, None
+        parts = Parts("".join(answer.held))
+        answer.held.clear()
+        return parts
+
+
+def _with(delta: Delta, parts: Parts, calls: bool) -> Delta:
+    finish = "tool_calls" if calls and delta.finish == "stop" else delta.finish
+    return replace(delta, text=parts.text, reasoning=parts.reasoning, tool_calls=parts.tool_calls, finish=finish)
+
+
+def _timed(read: Callable[[AnswerParser], Parts], parser: AnswerParser) -> tuple[Parts, float]:
+    start = time.thread_time()
+    return read(parser), time.thread_time() - start
