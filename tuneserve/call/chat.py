@@ -1,5 +1,6 @@
 """`tuneserve call chat`: one question to a chat model, answered as it is made."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from tuneserve.call.channel import connected
 from tuneserve.call.common import client_options, model_option, print_json, stdin_text
 
 if TYPE_CHECKING:
+    from google.protobuf import struct_pb2
+
     from tuneserve.client.endpoint import Endpoint
     from tuneserve.v1 import generation_pb2
 
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
 @click.option("--json-schema", metavar="FILE|JSON", help="Answer JSON of this schema: a file, or the schema itself.")
 @click.option("--regex", metavar="PATTERN", help="Answer a text that matches this, as a whole.")
 @click.option("--choice", "choices", multiple=True, metavar="TEXT", help="Answer one of these; once for each.")
+@click.option(
+    "--tool",
+    "tools",
+    multiple=True,
+    metavar="FILE|JSON",
+    help="A function that the model may call, by its JSON: name, description, parameters; once for each.",
+)
 @client_options()
 def chat_command(
     question: str | None,
@@ -35,17 +45,20 @@ def chat_command(
     json_schema: str | None,
     regex: str | None,
     choices: Sequence[str],
+    tools: Sequence[str],
     server: "Endpoint",
     as_json: bool,
 ) -> None:
     """Ask a chat model one QUESTION; the answer is printed as it is made.
 
-    Standard input is read whole, when no QUESTION is given.
+    Standard input is read whole, when no QUESTION is given. Reasoning goes to standard error, where the server tells it
+    from the answer; calls of tools are printed as NAME(ARGUMENTS).
 
     \b
     tuneserve call chat --model chat "Why is the sky blue?"
     tuneserve call chat --model chat --choice yes --choice no "Is 91 a prime?"
     tuneserve call chat --model chat --json-schema person.json < letter.txt
+    tuneserve call chat --model chat --tool weather.json "Will it rain in Lisbon?"
     """
     from tuneserve.v1 import generation_pb2 as pb
     from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -54,13 +67,13 @@ def chat_command(
     messages.append(pb.ChatMessage(role="user", content=stdin_text("QUESTION") if question is None else question))
     request = pb.GenerateRequest(
         model=model,
-        prompt=pb.Prompt(chat=pb.Chat(messages=messages)),
+        prompt=pb.Prompt(chat=pb.Chat(messages=messages, tools=[_tool(one) for one in tools])),
         sampling=pb.SamplingParams(
             max_tokens=max_tokens, temperature=temperature, structured_output=_form(json_schema, regex, choices)
         ),
         adapter=adapter,
     )
-    printed, cut = False, False
+    answer, cut = _Answer(), False
     with connected(server) as channel:
         try:
             for response in GenerationServiceStub(channel).GenerateStream(request, **server.options):
@@ -68,14 +81,40 @@ def chat_command(
                     print_json(response, indent=None)
                     continue
                 for completion in response.completions:
-                    click.echo(completion.text, nl=False)
-                    printed = True
+                    answer.show(completion)
                     cut = completion.finish_reason == pb.FINISH_REASON_LENGTH
         finally:
-            if printed:
-                click.echo()
+            answer.end()
     if cut:
         click.echo(f"(cut off: the answer reached --max-tokens {max_tokens} or the model's length)", err=True)
+
+
+class _Answer:
+    """Prints an answer as it comes, and ends the line of each of its parts."""
+
+    def __init__(self) -> None:
+        self._part = ""
+
+    def show(self, completion: "generation_pb2.Completion") -> None:
+        """Prints what is new."""
+        if completion.reasoning:
+            self._begin("reasoning")
+            click.secho(completion.reasoning, nl=False, err=True, dim=True)
+        if completion.text:
+            self._begin("text")
+            click.echo(completion.text, nl=False)
+        for call in completion.tool_calls:
+            self._begin(f"call {call.index}")
+            click.echo((f"{call.name}(" if call.name else "") + call.arguments, nl=False)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._begin("")
+
+    def _begin(self, part: str) -> None:
+        if self._part not in ("", part):
+            click.echo(")" if self._part.startswith("call") else "", err=self._part == "reasoning")
+        self._part = part
 
 
 def _form(
@@ -87,17 +126,31 @@ def _form(
     if sum(bool(one) for one in (json_schema, regex, choices)) > 1:
         raise click.UsageError("--json-schema, --regex and --choice: give one of them")
     if json_schema:
-        return pb.StructuredOutput(json_schema=_schema(json_schema))
+        return pb.StructuredOutput(json_schema=_text("--json-schema", json_schema))
     if regex:
         return pb.StructuredOutput(regex=regex)
     return pb.StructuredOutput(choice=pb.Choice(options=choices)) if choices else None
 
 
-def _schema(given: str) -> str:
+def _tool(given: str) -> "struct_pb2.Struct":
+    """Returns a tool as templates expect it."""
+    from google.protobuf import json_format, struct_pb2
+
+    try:
+        tool = json.loads(_text("--tool", given))
+        return json_format.ParseDict(
+            tool if "function" in tool else {"type": "function", "function": tool}, struct_pb2.Struct()
+        )
+    except (ValueError, TypeError, json_format.ParseError):
+        raise click.UsageError(f"--tool: {given}: not a JSON object") from None
+
+
+def _text(option: str, given: str) -> str:
+    """Returns the JSON that is given, or what is in the file that is named."""
     if given.lstrip().startswith("{"):
         return given
     try:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise click.UsageError(f"--json-schema: {given}: {reason}") from None
+        raise click.UsageError(f"{option}: {given}: {reason}") from None

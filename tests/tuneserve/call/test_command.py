@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, json_format
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -198,6 +198,17 @@ class Server(
 
     def GenerateStream(self, request, context):
         self._take(request, context)
+        if request.model == "thinks":
+            calls = [
+                generation_pb2.ToolCall(index=0, id="a", name="weather"),
+                generation_pb2.ToolCall(index=0, arguments='{"city": '),
+                generation_pb2.ToolCall(index=0, arguments='"Lisbon"}'),
+                generation_pb2.ToolCall(index=1, id="b", name="time", arguments="{}"),
+            ]
+            pieces: list[dict[str, Any]] = [{}, {"reasoning": "It may"}, {"reasoning": " rain."}, {"text": "I look."}]
+            for fields in (*pieces, *({"tool_calls": [piece]} for piece in calls)):
+                yield generation_pb2.GenerateStreamResponse(completions=[generation_pb2.Completion(**fields)])
+            return
         for text in ("The sky", " is [bold]", " blue."):
             yield generation_pb2.GenerateStreamResponse(completions=[generation_pb2.Completion(text=text)])
             if request.model == "breaks":
@@ -389,6 +400,21 @@ def test_chat_with_an_adapter_and_a_form(server: Server, target: str, tmp_path) 
         result = call(target, "chat", "--model", "chat", *wrong, "Why?")
         assert result.exit_code == 2
         assert "--json-schema" in result.stderr
+
+
+def test_chat_with_tools(server: Server, target: str, tmp_path) -> None:
+    (tmp_path / "weather.json").write_text('{"name": "weather", "parameters": {"type": "object"}}')
+    tools = ("--tool", str(tmp_path / "weather.json"), "--tool", '{"type": "function", "function": {"name": "time"}}')
+    result = call(target, "chat", "--model", "thinks", *tools, "Rain?")
+    assert result.stdout == 'I look.\nweather({"city": "Lisbon"})\ntime({})\n'
+    assert result.stderr == "It may rain.\n"
+    sent = [json_format.MessageToDict(tool) for tool in server.request.prompt.chat.tools]
+    assert [(tool["type"], tool["function"]["name"]) for tool in sent] == [
+        ("function", name) for name in ("weather", "time")
+    ]
+    for wrong in ("{", "[1]", str(tmp_path / "none.json")):
+        result = call(target, "chat", "--model", "thinks", "--tool", wrong, "Rain?")
+        assert (result.exit_code, "--tool" in result.stderr) == (2, True)
 
 
 def test_admin_load(server: Server, target: str) -> None:
