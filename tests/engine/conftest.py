@@ -208,7 +208,7 @@ def real(
         name: {"path": str(path), "dtype": "auto" if name == "chat" else "float32"}
         for name, path in directories.items()
     }
-    models["chat"]["max_adapters"] = 2
+    models["chat"] |= {"max_adapters": 2, "tool_parser": "hermes"}
     # More than they were trained at: where inputs are cut is tested at what an encoder reads.
     models["sentiment"]["max_length"] = models["ner"]["max_length"] = 512
     folder = tmp_path_factory.mktemp("config")

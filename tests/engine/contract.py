@@ -19,7 +19,10 @@ def missing() -> list[str]:
     from vllm.lora.punica_wrapper import punica_cpu
     from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
+    from vllm.parser import Parser, ParserManager
+    from vllm.renderers.chat_utils import make_tool_call_id
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.tokenizers import cached_tokenizer_from_config
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.coordinator import DPCoordinator
     from vllm.v1.engine.core_client import BackgroundResources, MPClient
@@ -44,9 +47,17 @@ def missing() -> list[str]:
         RequestOutputCollector.get: [],
         RequestOutputCollector.get_nowait: [],
         RequestOutput.__init__: ["outputs", "finished", "prompt_token_ids", "prompt_logprobs"],
+        Parser.adjust_request: ["request"],
+        Parser.is_reasoning_end: ["input_ids"],
+        Parser.parse: ["model_output", "request", "enable_auto_tools", "model_output_token_ids"],
+        Parser.parse_delta: ["delta_text", "delta_token_ids", "request", "prompt_token_ids", "finished"],
+        Parser.set_prompt_token_ids: ["prompt_token_ids"],
+        ParserManager.get_parser: ["tool_parser_name", "reasoning_parser_name", "enable_auto_tools", "tokenizer"],
         PoolingRequestOutput.__init__: ["outputs", "finished"],
         SamplingParams.verify: ["model_config", "speculative_config", "structured_outputs_config", "tokenizer"],
         VLLMValidationError.__init__: ["parameter"],
+        cached_tokenizer_from_config: ["model_config"],
+        make_tool_call_id: [],
         tokens_input: ["prompt_token_ids", "cache_salt"],
     }
     operators = {
