@@ -2,6 +2,9 @@
 
 import asyncio
 import socket
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -9,10 +12,21 @@ import pytest
 from tuneserve.server.transport import wakeups
 
 
+def on_a_loop_of_ours(work: Coroutine[Any, Any, None]) -> None:
+    """In a thread: a loop that ends takes the thread's own with it, and other tests have theirs here."""
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=wakeups.Loop) as runner:
+            runner.run(work)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result(30)
+
+
 def test_all_bytes_but_one_are_taken_before_the_events_are_handled():
     left = []
     reading, writing = socket.socketpair()
-    with reading, writing, asyncio.Runner(loop_factory=wakeups.Loop) as runner:
+    with reading, writing:
         reading.setblocking(False)
 
         class Queue:
@@ -26,7 +40,7 @@ def test_all_bytes_but_one_are_taken_before_the_events_are_handled():
             writing.send(b"1")
             await asyncio.sleep(0.1)
 
-        runner.run(run())
+        on_a_loop_of_ours(run())
     assert left == [1, 1]
 
 
@@ -40,6 +54,5 @@ def test_it_is_grpc_s_own_handler_that_is_known(monkeypatch):
             with pytest.raises(grpc.aio.AioRpcError):
                 await channel.unary_unary("/a/b")(b"", timeout=2)
 
-    with asyncio.Runner(loop_factory=wakeups.Loop) as runner:
-        runner.run(run())
+    on_a_loop_of_ours(run())
     assert found
