@@ -43,6 +43,7 @@ from tuneserve.client.results import (
     Results,
     TokenAlternative,
     TokenLogprob,
+    ToolCall,
     Usage,
     WordWeight,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Stream",
     "TokenAlternative",
     "TokenLogprob",
+    "ToolCall",
     "Unauthenticated",
     "Unavailable",
     "Usage",

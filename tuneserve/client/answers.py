@@ -49,8 +49,10 @@ class Parts:
     """A completion that arrives in parts."""
 
     def __init__(self) -> None:
-        self._joined, self._texts = generation_pb2.GenerateResponse(), list[str]()
+        self._joined = generation_pb2.GenerateResponse()
         self._joined.completions.add()
+        self._texts, self._reasoning = list[str](), list[str]()
+        self._calls: dict[int, generation_pb2.ToolCall] = {}
 
     def add(self, part: generation_pb2.GenerateStreamResponse) -> str:
         """Takes a part; returns its text."""
@@ -59,13 +61,22 @@ class Parts:
         for completion in part.completions:
             # Appends tokens; of the rest it takes what is set.
             self._joined.completions[0].MergeFrom(completion)
+            self._reasoning.append(completion.reasoning)
+            for call in completion.tool_calls:
+                known = self._calls.setdefault(call.index, generation_pb2.ToolCall(index=call.index))
+                arguments = known.arguments + call.arguments
+                known.MergeFrom(call)
+                known.arguments = arguments
         text = "".join(completion.text for completion in part.completions)
         self._texts.append(text)
         return text
 
     def joined(self) -> generation_pb2.GenerateResponse:
         """Returns all that has come, as if it had come at once."""
-        self._joined.completions[0].text = "".join(self._texts)
+        completion = self._joined.completions[0]
+        completion.text, completion.reasoning = "".join(self._texts), "".join(self._reasoning)
+        del completion.tool_calls[:]
+        completion.tool_calls.extend(self._calls.values())
         return self._joined
 
 
@@ -97,7 +108,10 @@ def _completion(one: generation_pb2.Completion) -> results.Completion:
         index=one.index,
         text=one.text,
         token_ids=tuple(one.token_ids),
-        finish_reason=_word(generation_pb2.FinishReason, "FINISH_REASON_", one.finish_reason),
+        reasoning=one.reasoning,
+        tool_calls=tuple(results.ToolCall(call.id, call.name, call.arguments) for call in one.tool_calls),
+        # "tool_calls", as other APIs have it.
+        finish_reason=_word(generation_pb2.FinishReason, "FINISH_REASON_", one.finish_reason).replace("-", "_"),
         stop_text=one.stop_text,
         stop_token_id=one.stop_token_id if one.HasField("stop_token_id") else None,
         logprobs=_logprobs(one.logprobs),

@@ -185,7 +185,7 @@ def generate(
     retries included. The other arguments, e.g. `max_tokens` and `temperature`, are those of `Sampling` (sampling.py).
     Raises CallError.
     """
-    request = _request(model, prompt, (), (), adapter, priority, sampling)
+    request = _request(model, prompt, (), (), None, adapter, priority, sampling)
     return Call(GenerationServiceStub, "Generate", request, answers.generation, timeout)
 
 
@@ -195,6 +195,7 @@ def chat(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     documents: Sequence[Mapping[str, Any]] = (),
+    tool_choice: str | None = None,
     adapter: str = "",
     priority: int | None = None,
     timeout: float | None = None,
@@ -203,9 +204,10 @@ def chat(
     """Answers a conversation, rendered by the model's own chat template, when all is made.
 
     `messages`: {"role": "user", "content": "Hello"} and so on. `tools` and `documents`: as the template expects them.
-    The others as in `generate`. Raises CallError; ValueError for a message with fields that there are not.
+    `tool_choice`: "auto", "none", "required", or the name of the tool that is to be called. The others as in
+    `generate`. Raises CallError; ValueError for a message with fields that there are not.
     """
-    request = _request(model, messages, tools, documents, adapter, priority, sampling)
+    request = _request(model, messages, tools, documents, tool_choice, adapter, priority, sampling)
     return Call(GenerationServiceStub, "Generate", request, answers.generation, timeout)
 
 
@@ -215,6 +217,7 @@ def stream(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     documents: Sequence[Mapping[str, Any]] = (),
+    tool_choice: str | None = None,
     adapter: str = "",
     priority: int | None = None,
     timeout: float | None = None,
@@ -229,7 +232,8 @@ def stream(
     Leaving the loop early ends the call. The arguments are those of `chat`, but `n` and `prompt_logprobs`. Iterating
     raises CallError; after the first text, nothing is tried again.
     """
-    request = _request(model, prompt, tools, documents, adapter, priority, sampling, ("n", "prompt_logprobs"))
+    without = ("n", "prompt_logprobs")
+    request = _request(model, prompt, tools, documents, tool_choice, adapter, priority, sampling, without)
     return Call(GenerationServiceStub, "GenerateStream", request, answers.generation, timeout)
 
 
@@ -244,6 +248,7 @@ def _request(
     given: Prompt,
     tools: Sequence[Mapping[str, Any]],
     documents: Sequence[Mapping[str, Any]],
+    tool_choice: str | None,
     adapter: str,
     priority: int | None,
     options: Mapping[str, Any],
@@ -251,7 +256,7 @@ def _request(
 ) -> generation_pb2.GenerateRequest:
     return generation_pb2.GenerateRequest(
         model=model,
-        prompt=prompt(given, tools, documents),
+        prompt=prompt(given, tools, documents, tool_choice),
         sampling=sampling(options, without),
         adapter=adapter,
         priority=priority,

@@ -1,8 +1,9 @@
 """What calls return. Offsets count characters, as Python's strings do: text[entity.start:entity.end] is entity.text."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -130,13 +131,30 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool that a model wants made. The model wrote it: its name and arguments are to be checked."""
+
+    id: str  # what the answer says as `tool_call_id`
+    name: str
+    arguments: str  # JSON text; cut off where the completion was
+
+    def as_message(self) -> dict[str, Any]:
+        """As an assistant's turn has it among its `tool_calls`. Raises ValueError for arguments that are no JSON."""
+        function = {"name": self.name, "arguments": json.loads(self.arguments or "{}")}
+        return {"type": "function", "id": self.id, "function": function}
+
+
+@dataclass(frozen=True)
 class Completion:
     """One continuation of a prompt."""
 
     index: int
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: str  # "stop", or "length": max_tokens or the model's length was reached; empty when not finished
+    reasoning: str  # what the model wrote before its answer, where the server takes that apart
+    tool_calls: tuple[ToolCall, ...]
+    # "stop"; "length": max_tokens or the model's length was reached; "tool_calls"; empty when not finished
+    finish_reason: str
     stop_text: str  # what ended it, of `stop`; empty when something else did
     stop_token_id: int | None  # the same of `stop_token_ids`
     logprobs: tuple[TokenLogprob, ...]  # one per token, when asked for
@@ -155,6 +173,11 @@ class Generation:
     def text(self) -> str:
         """The text of the first completion; the only one, unless `n` asked for several."""
         return self.completions[0].text
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of tools in the first completion."""
+        return self.completions[0].tool_calls
 
     @property
     def finish_reason(self) -> str:

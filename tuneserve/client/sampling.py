@@ -68,7 +68,10 @@ def _form(given: Mapping[str, Any]) -> pb.StructuredOutput | None:
 
 
 def prompt(
-    given: Prompt, tools: Sequence[Mapping[str, Any]] = (), documents: Sequence[Mapping[str, Any]] = ()
+    given: Prompt,
+    tools: Sequence[Mapping[str, Any]] = (),
+    documents: Sequence[Mapping[str, Any]] = (),
+    tool_choice: str | None = None,
 ) -> pb.Prompt:
     """Returns the message. Tools and documents are for conversations. Raises ValueError for a message that is none."""
     if isinstance(given, str):
@@ -77,8 +80,17 @@ def prompt(
         return pb.Prompt(token_ids=pb.TokenIds(ids=given))  # type: ignore[arg-type]  # mypy does not follow `all`
     try:
         chat = json_format.ParseDict(
-            {"messages": list(given), "tools": list(tools), "documents": list(documents)}, pb.Chat()
+            {"messages": list(given), "tools": list(tools), "documents": list(documents)},
+            pb.Chat(tool_choice=_tool_choice(tool_choice)),
         )
     except json_format.ParseError as error:
         raise ValueError(f"not a conversation: {error}") from None
     return pb.Prompt(chat=chat)
+
+
+def _tool_choice(choice: str | None) -> pb.ToolChoice | None:
+    if choice is None:
+        return None
+    if choice in ("auto", "none", "required"):
+        return pb.ToolChoice(mode=f"TOOL_CHOICE_MODE_{choice.upper()}")
+    return pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_REQUIRED, name=choice)

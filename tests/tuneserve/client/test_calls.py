@@ -11,7 +11,7 @@ from tuneserve.client import AsyncClient, Client, calls, results
 
 
 @pytest.fixture
-def ask(asking: Any, served: Any) -> Any:
+async def ask(asking: Any, served: Any) -> Any:
     return asking(served.app.address)
 
 
