@@ -7,7 +7,7 @@ their fields that we set are checked.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import helm_python
 import kubernetes_validate
@@ -147,6 +147,8 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
     known = chart.schema["definitions"]["model"]["properties"]
     assert set(map(snake_case, known)) == names(server_config.ModelConfig) == set(map(snake_case, model))
     assert known["redact"]["items"]["enum"] == list(redaction.KINDS)
+    assert known["toolParser"]["enum"] == list(get_args(server_config.ToolParser))
+    assert known["reasoningParser"]["enum"] == list(get_args(server_config.ReasoningParser))
 
 
 def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Chart, tmp_path: Path) -> None:
