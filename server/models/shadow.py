@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from tuneserve.server.call import context
@@ -19,7 +20,8 @@ from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 
 logger = logging.getLogger(__name__)
 
-_MOST = 64
+# Copies at once, and bytes of their requests.
+_MOST, _MOST_BYTES = 64, 32 << 20
 # What is copied. A copy of another call that names a model could change something, as one of LoadAdapter would.
 _INFERENCE = (
     classification_pb2.ClassifyRequest,
@@ -38,6 +40,7 @@ class Shadows:
         self._metrics = metrics
         self._unseen = Metrics()  # where copies are counted as calls: only what callers sent is shown
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
 
     def mirror(self, method: Callable[..., Awaitable[Any]], request: Any, response: Any) -> None:
         """Sends a copy of an answered call to the alias's shadow, if it has one."""
@@ -47,18 +50,19 @@ class Shadows:
         route = self._models.route(alias)
         if route is None or route.shadow is None:
             return
-        count = self._metrics.shadow.labels
-        if len(self._tasks) >= _MOST:
+        count, size = self._metrics.shadow.labels, request.ByteSize()
+        if len(self._tasks) >= _MOST or self._bytes + size > _MOST_BYTES:
             count(alias, route.shadow.name, route.shadow.version, "dropped").inc()
             return
         copy = type(request)()
         copy.CopyFrom(request)
         copy.model = route.shadow.id
-        # A context of its own: what the copy takes is not the caller's.
-        comparing = self._compare(method, copy, response, alias, route.shadow)
+        # A context of its own: what the copy takes is not the caller's. Of the answer, only what is compared is kept.
+        comparing = self._compare(method, copy, essence(response), alias, route.shadow)
         task = contextvars.Context().run(asyncio.create_task, comparing)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._bytes += size
+        task.add_done_callback(partial(self._done, size))
 
     async def stop(self) -> None:
         """Cancels the copies under way."""
@@ -68,8 +72,12 @@ class Shadows:
         if tasks:
             await asyncio.wait(tasks)
 
+    def _done(self, size: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._bytes -= size
+
     async def _compare(
-        self, method: Callable[..., Awaitable[Any]], request: Any, response: Any, alias: str, shadow: Model
+        self, method: Callable[..., Awaitable[Any]], request: Any, answered: object, alias: str, shadow: Model
     ) -> None:
         context.begin(context.Call("shadow", method.__name__, SHADOW, {}, self._unseen))
         try:
@@ -78,7 +86,7 @@ class Shadows:
             logger.info("alias %s: its shadow failed: %s", alias, type(error).__name__)
             result = "error"
         else:
-            result = "same" if essence(other) == essence(response) else "different"
+            result = "same" if essence(other) == answered else "different"
         self._metrics.shadow.labels(alias, shadow.name, shadow.version, result).inc()
 
 
@@ -96,4 +104,4 @@ def essence(response: Any) -> object:
             for completion in response.completions
         ]
     # Embeddings of two models are never comparable, so they count as different.
-    return response
+    return object()

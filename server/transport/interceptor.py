@@ -218,7 +218,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _begin(context: Context, kind: str, name: str, tenant: Tenant, metrics: Metrics) -> calls.Call:
-    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    metadata: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            # Of one that comes twice no value is chosen: two keys are none.
+            metadata[key] = f"{metadata[key]},{value}" if key in metadata else value
     remaining = context.time_remaining()
     _, service, method = name.split("/", 2)
     call = calls.Call(

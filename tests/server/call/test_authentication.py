@@ -62,6 +62,8 @@ NOBODY = [
     (("authorization", "Bearer"),),
     (("authorization", "Basic reader-canary-key"),),
     (("x-api-key", "other-canary-key"),),
+    (("x-api-key", "reader-canary-key"), ("x-api-key", "boss-canary-key")),
+    (("authorization", "Bearer reader-canary-key"), ("authorization", "Bearer boss-canary-key")),
     (("authorization", f"Bearer {hashed('boss-canary-key')}"),),
 ]
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from tuneserve.server.call.errors import WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.models import memory
+from tuneserve.server.models import memory, shadow
 from tuneserve.v1 import classification_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -151,15 +151,32 @@ async def test_a_shadow_is_compared_and_counted_and_never_seen(admin, classify, 
     alias = model_pb2.Alias(name="sentiment", targets=[target(old)], shadow=new.id)
     await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
     assert await classify() == (f"sentiment@{old.version}", 2)
-    shadow = ("sentiment", new.version)
+    shadowing = ("sentiment", new.version)
     counted = server.app.metrics.shadow.labels
 
     # "good" has 3 tokens: class 3 % 2 of two labels, 3 % 3 of three.
-    await until(lambda: counted("sentiment", *shadow, "different")._value.get() == 1)
+    await until(lambda: counted("sentiment", *shadowing, "different")._value.get() == 1)
     server.engines["sentiment"].broken = RuntimeError("broken shadow")
     assert await classify() == (f"sentiment@{old.version}", 2)
-    await until(lambda: counted("sentiment", *shadow, "error")._value.get() == 1)
+    await until(lambda: counted("sentiment", *shadowing, "error")._value.get() == 1)
     assert server.app.metrics.texts.labels("sentiment")._value.get() == 2, "only what callers sent"
+
+
+async def test_copies_for_a_shadow_are_bounded_in_bytes(admin, classify, server, until, monkeypatch):
+    old, new = await old_version(admin), await load_new(admin)
+    alias = model_pb2.Alias(name="sentiment", targets=[target(old)], shadow=new.id)
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
+    counted = server.app.metrics.shadow.labels
+    monkeypatch.setattr(shadow, "_MOST_BYTES", 10)
+    await classify()
+    assert counted("sentiment", "sentiment", new.version, "dropped")._value.get() == 1
+    monkeypatch.setattr(shadow, "_MOST_BYTES", 1000)
+    for count in (1, 2):
+        await classify()
+        await until(
+            lambda count=count: counted("sentiment", "sentiment", new.version, "different")._value.get() == count
+        )
+    assert not server.app._shadows._bytes
 
 
 async def test_what_an_alias_needs_is_not_unloaded(admin, refused):
