@@ -1,6 +1,5 @@
 """GenerationService: convert, engine, convert."""
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -72,7 +71,6 @@ class GenerationService(GenerationServiceServicer):
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See generation.proto."""
-        last = time.monotonic()
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with admitted(model, request.priority) as place:
             wish = await _Wish.of(model, request, stream=True)
@@ -82,14 +80,7 @@ class GenerationService(GenerationServiceServicer):
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
             async with aclosing(outputs):
                 async for output in outputs:
-                    now, new = time.monotonic(), sum(len(delta.token_ids) for delta in output)
-                    if new and not usage.completion_tokens:
-                        current().metrics.first_token.labels(model.name).observe(now - last)
-                    elif new:
-                        current().metrics.token_gap.labels(model.name).observe((now - last) / new)
-                    if new:
-                        last = now
-                        usage.completion_tokens += new
+                    usage.completion_tokens += sum(len(delta.token_ids) for delta in output)
                     current().note("output", *(delta.text for delta in output))
                     unfinished -= sum(delta.finish is not None for delta in output)
                     yield pb.GenerateStreamResponse(

@@ -55,7 +55,7 @@ class Place:
 
         `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
         """
-        wrote = self._wrote if cost is None else _nothing
+        wrote, last = self._wrote if cost is None else _nothing, 0.0
         with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
             async with self._turn(sampling.n, len(token_ids)):
                 self._read(len(token_ids) if cost is None else cost)
@@ -64,12 +64,24 @@ class Place:
                     outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
                     async with contextlib.aclosing(outputs):
                         async for output in outputs:
-                            wrote(sum(len(delta.token_ids) for delta in output))
+                            new = sum(len(delta.token_ids) for delta in output)
+                            wrote(new)
+                            if stream and new:
+                                now = time.monotonic()
+                                self._came(now - (last or current().began), new, first=not last)
+                                last = now
                             yield output
 
     def _read(self, tokens: int) -> None:
         current().count(prompt=tokens)
         current().metrics.tokens_in.labels(self.model.name).inc(tokens)
+
+    def _came(self, seconds: float, tokens: int, first: bool) -> None:
+        metrics, name = current().metrics, self.model.name
+        if first:
+            metrics.first_token.labels(name).observe(seconds)
+        else:
+            metrics.token_gap.labels(name).observe(seconds / tokens)
 
     def _wrote(self, tokens: int) -> None:
         current().count(completion=tokens)
