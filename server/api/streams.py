@@ -6,7 +6,6 @@ answer, or reads slower, is held back by flow control. Knows nothing of what the
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
@@ -61,8 +60,7 @@ def part() -> Iterator[context.Call]:
     Its model, its deadline and its stages are not another request's.
     """
     whole = context.current()
-    now = {"started_ns": time.time_ns(), "_began_ns": time.monotonic_ns()}
-    call = dataclasses.replace(whole, asked="", prompt_tokens=0, completion_tokens=0, stages=[], **now)
+    call = dataclasses.replace(whole, asked="", prompt_tokens=0, completion_tokens=0, stages=[])
     context.begin(call)
     try:
         with whole.holding() as call.hold:

@@ -68,8 +68,9 @@ class Call:
     # Prompts and outputs, for the log line; kept only where the server's settings say so.
     content: dict[str, list[str]] | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
-    started_ns: int = field(default_factory=time.time_ns)
-    _began_ns: int = field(default_factory=time.monotonic_ns)
+    # When it began; a part of a stream begins later than the whole.
+    started_ns: int = field(init=False, default_factory=time.time_ns)
+    _began_ns: int = field(init=False, default_factory=time.monotonic_ns)
 
     @property
     def began(self) -> float:

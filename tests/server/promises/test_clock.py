@@ -37,4 +37,4 @@ def test_the_clock_of_the_day_tells_when_a_call_began_and_nothing_else():
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(r"\btime\.time(_ns)?\b|\bfrom time import\b", line)
     ]
-    assert uses == ["context.py: started_ns: int = field(default_factory=time.time_ns)"]
+    assert uses == ["context.py: started_ns: int = field(init=False, default_factory=time.time_ns)"]
