@@ -42,7 +42,11 @@ def running(folder: Path, linger: float, *before: str) -> Iterator[Server]:
     command = [*before, sys.executable, "-P", "-m", "tuneserve.cli", "serve", "--config", str(config)]
     # Its own session: what is sent to it is not sent to us.
     with subprocess.Popen(
-        [*command, "--ready-file", str(ready)], stdout=subprocess.DEVNULL, start_new_session=True
+        [*command, "--ready-file", str(ready)],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        # Where the tests run under nohup, what they start would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     ) as process:
         try:
             for _ in range(2400):
