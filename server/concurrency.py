@@ -43,15 +43,17 @@ class _Waiting:
     def __bool__(self) -> bool:
         return bool(self._callers)
 
-    async def turn(self, worked: float = 0.0) -> None:
-        """Waits for a turn, for what has worked so many seconds. Cancelled after it was given one, it gives it on."""
+    async def turn(self, not_taken: Callable[[], object], worked: float = 0.0) -> None:
+        """Waits for a turn, for what has worked so many seconds. `not_taken` is called where it is given one and was
+        cancelled meanwhile.
+        """
         turn, caller = asyncio.get_running_loop().create_future(), _caller.get()
         self._callers.setdefault(caller, {})[turn] = worked
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.next()
+                not_taken()
             raise
         finally:
             if own := self._callers.get(caller):
@@ -91,7 +93,7 @@ class _Turns:
 
     async def next(self, worked: float) -> None:
         """Waits for a turn, for a call that has worked so many seconds."""
-        await self._waiting.turn(worked)
+        await self._waiting.turn(self._waiting.next, worked)
         self._begin()
 
     def _begin(self) -> None:
@@ -122,7 +124,7 @@ class Threads:
         if self._free:
             self._free -= 1
         else:
-            await self._waiting.turn()
+            await self._waiting.turn(self._done)
         running = self._threads.submit(work, *arguments)
 
         def done(_: "Future[Any]") -> None:

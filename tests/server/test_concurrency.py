@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 
 import pytest
@@ -219,6 +220,23 @@ async def test_threads_are_free_again_whoever_gave_up():
         await threads.run(divmod, 1, 0)
     await asyncio.sleep(0.05)
     assert threads._free == 2
+    threads.close()
+
+
+async def test_a_turn_that_was_given_and_is_not_taken_is_free_again():
+    """Who waits is cancelled between its turn and the moment that it goes on."""
+    threads = concurrency.Threads(1, "test")
+    go = threading.Event()
+    running = [asyncio.create_task(threads.run(go.wait, 20)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(threads.run(len, "abc"))
+    await asyncio.sleep(0.01)
+    threads._done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert threads._free == 1
+    go.set()
+    await asyncio.gather(*running)
     threads.close()
 
 
