@@ -1,10 +1,12 @@
 """Standard error that nobody waits for: what is written there goes out by a thread of its own.
 
 A pipe that nobody reads holds whoever writes to it: the event loop, and with it every call, health and SIGTERM. So
-what is written waits in a queue, bounded in bytes; what finds it full is dropped, and counted.
+what is written waits in a queue, bounded in bytes; what finds it full is dropped, and counted. Waking the thread takes
+the loop longer than writing a line, so the thread takes what comes within some hundredths of a second together.
 """
 
 import atexit
+import contextlib
 import io
 import logging
 import os
@@ -12,13 +14,15 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
-from queue import SimpleQueue
+from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, SimpleQueue
 
 _STDERR = 2
 _MOST_BYTES = 4 << 20
 # How long an exit waits for the last lines to be read.
 _LAST_SECONDS = 2.0
+# How long a line waits for others.
+_GATHER_SECONDS = 0.05
 
 
 class Stderr(io.TextIOBase):
@@ -69,13 +73,21 @@ class Stderr(io.TextIOBase):
 
     def _run(self) -> None:
         while True:
-            data = self._queue.get()
-            try:
-                _write(data)
-            except OSError:
-                # Its reader is gone.
-                self.dropped()
-            self._done += len(data)
+            first = self._queue.get()
+            time.sleep(_GATHER_SECONDS)
+            for data, texts in _together([first, *self._rest()]):
+                try:
+                    _write(data)
+                except OSError:
+                    # Its reader is gone.
+                    for _ in range(texts):
+                        self.dropped()
+                self._done += len(data)
+
+    def _rest(self) -> Iterator[bytes]:
+        with contextlib.suppress(Empty):
+            while True:
+                yield self._queue.get_nowait()
 
 
 def never_wait() -> Stderr:
@@ -92,6 +104,19 @@ def never_wait() -> Stderr:
 def handler() -> logging.Handler:
     """Returns a handler that writes to such a stream, for the engines' processes: see vllm_logging.json."""
     return logging.StreamHandler(sys.stderr if isinstance(sys.stderr, Stderr) else Stderr())
+
+
+def _together(texts: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yields what is written at once, and of how many texts it is. A pipe takes so many bytes whole: the lines of other
+    processes come before or behind them.
+    """
+    parts: list[bytes] = []
+    for text in texts:
+        if parts and sum(map(len, parts)) + len(text) > select.PIPE_BUF:
+            yield b"".join(parts), len(parts)
+            parts = []
+        parts.append(text)
+    yield b"".join(parts), len(parts)
 
 
 def _write(data: bytes) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TextIO
 
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.quota import Bucket
@@ -26,11 +27,18 @@ STAGES = ("queue", "tokenize", "engine")
 
 def to_stderr() -> None:
     """Writes the lines to standard error. Without this they go where the process's other log lines go."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
+    logger.handlers = [_Lines(sys.stderr)]
     logger.propagate = False
     logger.setLevel(logging.INFO)
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Lines that are ready as they are, for a stream that takes each whole: see logs.py."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """See logging.Handler. Of all that it does for other lines, this remains."""
+        self.stream.write(f"{record.msg}\n")
+        return True
 
 
 class Sample:

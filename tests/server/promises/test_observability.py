@@ -113,6 +113,10 @@ def test_a_reader_that_is_gone_loses_lines_and_nothing_else(tmp_path):
         assert server.process.stderr
         server.process.stderr.close()
         asyncio.run(call(server))
+        # The last lines go out together, a moment later.
+        deadline = time.monotonic() + 30
+        while dropped(server) < CALLS and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert dropped(server) >= CALLS
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
