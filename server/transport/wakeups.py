@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 _HANDLER = "_handle_events"
-_MOST = 1 << 16
+# Bytes that are looked for at once; what is beyond is there the next time.
+_MOST = 1 << 10
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -22,16 +23,16 @@ class Loop(asyncio.SelectorEventLoop):
     def add_reader(self, fd: Any, callback: Callable[..., Any], *arguments: Any) -> None:  # type: ignore[override]
         """See asyncio's loop.add_reader."""
         if isinstance(fd, socket.socket) and _HANDLER in repr(callback):
-            arguments, callback = (fd, callback, *arguments), _all_but_one
+            arguments, callback = (fd, bytearray(_MOST), callback, *arguments), _all_but_one
         super().add_reader(fd, callback, *arguments)
 
 
-def _all_but_one(waked: socket.socket, callback: Callable[..., Any], *arguments: Any) -> None:
+def _all_but_one(waked: socket.socket, room: bytearray, callback: Callable[..., Any], *arguments: Any) -> None:
     # Each event is in the queue before its byte is written, so no byte that is taken here is of an event to come.
     try:
-        waiting = len(waked.recv(_MOST, socket.MSG_PEEK))
+        waiting = waked.recv_into(room, 0, socket.MSG_PEEK)
     except BlockingIOError:
         waiting = 0
     if waiting > 1:
-        waked.recv(waiting - 1)
+        waked.recv_into(room, waiting - 1)
     callback(*arguments)

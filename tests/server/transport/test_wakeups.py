@@ -47,7 +47,9 @@ def test_all_bytes_but_one_are_taken_before_the_events_are_handled():
 def test_it_is_grpc_s_own_handler_that_is_known(monkeypatch):
     """When this fails, gRPC has another way to wake the loop up: look whether this module is needed."""
     found = []
-    monkeypatch.setattr(wakeups, "_all_but_one", lambda waked, callback, *arguments: (found.append(1), callback()))
+    monkeypatch.setattr(
+        wakeups, "_all_but_one", lambda waked, room, callback, *arguments: (found.append(1), callback())
+    )
 
     async def run() -> None:
         async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
