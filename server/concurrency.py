@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -80,7 +79,8 @@ class _Waiting:
 class _Turns:
     """Whose turn it is to work on one event loop. One of those that wait goes on each time the loop comes round."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._began: float | None = None  # the work of this time round
         self._waiting = _Waiting()
 
@@ -98,15 +98,15 @@ class _Turns:
 
     def _begin(self) -> None:
         if self._began is None:
-            asyncio.get_running_loop().call_soon(self._came_round)
+            self.loop.call_soon(self._came_round)
         self._began = time.monotonic()
 
     def _came_round(self) -> None:
         self._began = None
-        if self._waiting.next():
+        if self._waiting and self._waiting.next():
             # Also where the chosen one does nothing.
             self._began = time.monotonic()
-            asyncio.get_running_loop().call_soon(self._came_round)
+            self.loop.call_soon(self._came_round)
 
 
 class Threads:
@@ -143,7 +143,8 @@ class Threads:
             self._free += 1
 
 
-_turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]" = WeakKeyDictionary()
+# Those of the loop that asked last, for they are asked for with every token: a process has one loop, but in tests.
+_latest: _Turns | None = None
 # Seconds that the current call has worked on the event loop. Its tasks share it.
 _worked: ContextVar[list[float] | None] = ContextVar("worked", default=None)
 
@@ -157,10 +158,11 @@ class in_turns(Generic[In]):
 
     def __init__(self, items: Iterable[In]) -> None:
         self._items = iter(items)
-        loop = asyncio.get_running_loop()
-        self._turns = _turns.get(loop) or _turns.setdefault(loop, _Turns())
-        self._worked = _worked.get() or [0.0]
-        _worked.set(self._worked)
+        self._turns = _turns()
+        worked = _worked.get()
+        if worked is None:
+            _worked.set(worked := [0.0])
+        self._worked = worked
         self._since: float | None = None
 
     def __aiter__(self) -> AsyncIterator[In]:
@@ -183,8 +185,17 @@ class in_turns(Generic[In]):
 
 async def turn() -> None:
     """Waits, where others have worked long enough this time round that those that wait go first."""
-    async for _ in in_turns((None,)):
-        return
+    turns = _turns()
+    if turns.is_over(time.monotonic()):
+        await turns.next((_worked.get() or [0.0])[0])
+
+
+def _turns() -> _Turns:
+    global _latest
+    loop, turns = asyncio.get_running_loop(), _latest
+    if turns is None or turns.loop is not loop:
+        turns = _latest = _Turns(loop)
+    return turns
 
 
 def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Iterator[Sequence[In]]:

@@ -64,9 +64,9 @@ async def readable(data: bytes, parse: Parse) -> Any:
 async def serialized(message: Message) -> bytes:
     """Returns a message's bytes; where it has long lists of messages, others have their turn between two of those."""
     # What made it may have taken long already.
-    async for _ in in_turns((message,)):
-        if _entries(message) <= _FEW:
-            return message.SerializeToString()
+    await turn()
+    if _entries(message) <= _FEW:
+        return message.SerializeToString()
     parts, rest = list[bytes](), type(message)()
     for field, value in message.ListFields():
         if field.message_type is None or _is_map(field):

@@ -146,7 +146,7 @@ async def test_one_that_is_given_up_while_it_waits_holds_up_nobody(monkeypatch):
         task.cancel()
     await asyncio.wait(calls)
     assert set(done) >= set(range(1, 20, 2))
-    assert not concurrency._turns[asyncio.get_running_loop()]._waiting
+    assert not concurrency._turns()._waiting
 
 
 async def test_all_get_on_whoever_comes(monkeypatch):
