@@ -5,12 +5,11 @@ gRPC takes an answer and keeps it until the client makes room for it; it gives n
 over for us before that. So what would be too much is not given to it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from tuneserve.server.call.errors import InvalidInput
-from tuneserve.server.call.shares import Caller, Context, Shares, caller
+from tuneserve.server.call.shares import Context, Shares, caller
 
 # Bytes of one message: gRPC refuses larger ones, in words of its own and behind our back. As many are written in less
 # than a tenth of a second.
@@ -37,31 +36,36 @@ class Departures:
         self.shares.check(caller(context))
 
     def until_done(self, size: int, context: Context) -> None:
-        """Counts a call's only answer, of so many bytes, until gRPC is through with it.
+        """Counts a call's only answer, of so many bytes, until gRPC is through with it. Raises as Unread.add does."""
+        unread = self.of(context)
+        unread.remove_when_done(unread.add(size))
+
+    def of(self, context: Context) -> "Unread":
+        """Returns what counts the messages of one call."""
+        return Unread(self.shares, context)
+
+
+class Unread:
+    """The messages of one call that gRPC has and its client has not read."""
+
+    def __init__(self, shares: Shares, context: Any) -> None:
+        self._shares = shares
+        self._context = context
+        self._caller = caller(context)
+
+    def add(self, size: int) -> int:
+        """Counts a message of so many bytes. Returns what to remove when it was read.
 
         Raises Overloaded, and InvalidInput for a call that asks for too much.
         """
-        self._remove_when_done(*self._add(size, context), context)
-
-    @contextmanager
-    def held(self, size: int, context: Context) -> Iterator[None]:
-        """Counts a message while the block writes it; one that was not read then, as long as its call is there.
-
-        Raises as `until_done` does.
-        """
-        added = self._add(size, context)
-        try:
-            yield
-        except BaseException:
-            self._remove_when_done(*added, context)
-            raise
-        self.shares.remove(*added)
-
-    def _add(self, size: int, context: Context) -> tuple[Caller, int]:
         check_size(size)
-        added = caller(context), size + _HEADER
-        self.shares.add(*added)
-        return added
+        self._shares.add(self._caller, size + _HEADER)
+        return size + _HEADER
 
-    def _remove_when_done(self, who: Caller, size: int, context: Any) -> None:
-        context.add_done_callback(lambda _: self.shares.remove(who, size))
+    def remove(self, size: int) -> None:
+        """A message was read."""
+        self._shares.remove(self._caller, size)
+
+    def remove_when_done(self, size: int) -> None:
+        """A message is gRPC's as long as its call is there."""
+        self._context.add_done_callback(lambda _: self.remove(size))

@@ -7,7 +7,7 @@ line and no metric: probes would drown the calls there.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.transport.authentication import Authentication
+from tuneserve.server.transport.writer import Writer
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method: TypeAlias = Callable[..., Any]
@@ -134,8 +135,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._arriving(kind, requests, parse, context) as request,
                 aclosing(method(request, context)) as messages,
             ):
-                async for message in messages:
-                    await self._write(await wire.serialized(message), context, messages, ended)
+
+                async def end() -> None:
+                    ended()
+                    await messages.aclose()
+
+                with closing(Writer(context, self.departures, self.stall_seconds, end)) as writer:
+                    async for message in messages:
+                        await writer.write(await wire.serialized(message))
 
         return answer
 
@@ -161,28 +168,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
-
-    async def _write(self, data: bytes, context: Context, messages: Any, ended: Callable[[], object]) -> None:
-        """Sends a message. Ends a stream whose client reads nothing for `stall_seconds`: its work at once, and its call
-        once the client has read after all, or is gone. Until then gRPC holds the message.
-        """
-        closing: asyncio.Task[None] | None = None
-
-        def stalled() -> None:
-            nonlocal closing
-            closing = asyncio.create_task(messages.aclose())
-            ended()
-
-        late = asyncio.get_running_loop().call_later(self.stall_seconds, stalled)
-        try:
-            with self.departures.held(len(data), context):
-                await context.write(data)
-        finally:
-            late.cancel()
-            if closing:
-                await closing
-        if closing:
-            raise Unavailable(f"the client read nothing for {self.stall_seconds:g} s")
 
     @asynccontextmanager
     async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
