@@ -75,18 +75,17 @@ class GenerationService(GenerationServiceServicer):
         with admitted(model, request.priority) as place:
             wish = await _Wish.of(model, request, stream=True)
             token_ids, sampling, answers = await wish.prepare(request.prompt)
-            unfinished = sampling.n
+            unfinished, call = sampling.n, current()
             usage, answering = common_pb2.Usage(prompt_tokens=len(token_ids)), model.id
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
             async with aclosing(outputs):
                 async for output in outputs:
                     usage.completion_tokens += sum(len(delta.token_ids) for delta in output)
-                    current().note("output", *(delta.text for delta in output))
+                    if call.content is not None:
+                        call.note("output", *(delta.text for delta in output))
                     unfinished -= sum(delta.finish is not None for delta in output)
                     yield pb.GenerateStreamResponse(
-                        completions=[
-                            await convert.completion(await answers.more(delta)) async for delta in in_turns(output)
-                        ],
+                        completions=[await convert.completion(await answers.more(delta)) for delta in output],
                         usage=None if unfinished else usage,
                         model_version=answering,
                     )

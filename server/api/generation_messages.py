@@ -248,7 +248,7 @@ async def completion(delta: Delta) -> pb.Completion:
         finish_reason=_FINISH[delta.finish],
         stop_text=delta.stop_text,
         stop_token_id=delta.stop_token_id,
-        logprobs=await logprobs(delta.logprobs),
+        logprobs=await logprobs(delta.logprobs) if delta.logprobs else (),
         reasoning=delta.reasoning,
         tool_calls=[
             pb.ToolCall(index=call.index, id=call.id, name=call.name, arguments=call.arguments)

@@ -157,7 +157,7 @@ async def delta(completion: CompletionOutput, output: RequestOutput, sampling: S
         index=completion.index,
         text=completion.text,
         token_ids=token_ids,
-        logprobs=await _logprobs(token_ids, completion.logprobs or (), sampling.logprobs),
+        logprobs=await _logprobs(token_ids, completion.logprobs, sampling.logprobs) if completion.logprobs else (),
         finish=finish if finish is None or finish == "length" else "stop",
         stop_text=stopped_by if isinstance(stopped_by, str) else "",
         stop_token_id=stopped_by if isinstance(stopped_by, int) else None,

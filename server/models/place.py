@@ -55,12 +55,21 @@ class Place:
 
         `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
         """
-        wrote, last = self._wrote if cost is None else _nothing, 0.0
+        call, name = current(), self.model.name
+        # Looked up once: tokens come by the thousand.
+        written, last = call.metrics.tokens_out.labels(name), 0.0
+        first, gap = call.metrics.first_token.labels(name), call.metrics.token_gap.labels(name)
+
+        def wrote(tokens: int) -> None:
+            if cost is None:
+                call.count(completion=tokens)
+                written.inc(tokens)
+
         with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
             async with self._turn(sampling.n, len(token_ids)):
                 self._read(len(token_ids) if cost is None else cost)
-                with current().stage("engine"):
-                    ticket = current().ticket(self.priority, adapter_id, wrote)
+                with call.stage("engine"):
+                    ticket = call.ticket(self.priority, adapter_id, wrote)
                     outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
                     async with contextlib.aclosing(outputs):
                         async for output in outputs:
@@ -68,24 +77,16 @@ class Place:
                             wrote(new)
                             if stream and new:
                                 now = time.monotonic()
-                                self._came(now - (last or current().began), new, first=not last)
+                                if last:
+                                    gap.observe((now - last) / new)
+                                else:
+                                    first.observe(now - call.began)
                                 last = now
                             yield output
 
     def _read(self, tokens: int) -> None:
         current().count(prompt=tokens)
         current().metrics.tokens_in.labels(self.model.name).inc(tokens)
-
-    def _came(self, seconds: float, tokens: int, first: bool) -> None:
-        metrics, name = current().metrics, self.model.name
-        if first:
-            metrics.first_token.labels(name).observe(seconds)
-        else:
-            metrics.token_gap.labels(name).observe(seconds / tokens)
-
-    def _wrote(self, tokens: int) -> None:
-        current().count(completion=tokens)
-        current().metrics.tokens_out.labels(self.model.name).inc(tokens)
 
     @asynccontextmanager
     async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
@@ -103,7 +104,3 @@ class Place:
             except EngineFailed as error:
                 error.told = model.told  # its callers, why
                 raise
-
-
-def _nothing(tokens: int) -> None:
-    """Counts nothing."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tuneserve.server.concurrency import within
+from tuneserve.server.concurrency import turn, within
 from tuneserve.server.engine.interface import AnswerParser, Delta, Parsing, Parts
 
 # Seconds for the answers of one call, and for each token of those that come in pieces.
@@ -73,6 +73,7 @@ class Answers:
             return replace(delta, text="")
         answer.text, answer.token_ids = [], []
         on_loop = len(text) <= _SHORT and answer.seconds <= _NO_TIME
+        await turn()
         parts = await self._read(self._parsing, answer, text, lambda parser: parser.more(text, ids, finished), on_loop)
         answer.calls = answer.calls or bool(parts.tool_calls)
         return _with(delta, parts, answer.calls)
