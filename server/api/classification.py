@@ -1,7 +1,7 @@
 """ClassificationService: convert, engine, convert."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -66,7 +66,8 @@ class ClassificationService(ClassificationServiceServicer):
         with admitted(model, request.priority) as place:
             current().hold(len(texts) * shown.width(_SCORE_BYTES))
             seen = await model.redacted(request)
-            texts = convert.pairs(seen.request, model.config.max_inputs)
+            if seen.request is not request:
+                texts = convert.pairs(seen.request, model.config.max_inputs)
             note(texts)
             explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
             scorer: ZeroShot | Classifier = Classifier(model, place, cutting)
@@ -75,13 +76,13 @@ class ClassificationService(ClassificationServiceServicer):
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = await _scores(results, shown)
-            response = pb.ClassifyResponse(model_version=model.id)
+            response, best = pb.ClassifyResponse(model_version=model.id), list[tuple[str, float]]()
             # One by one: a message copies what it is given.
-            async for one in in_turns(zip(results, scores, strict=True)):
-                response.results.append(convert.classification(*one, shown))
+            async for one, likeliest in in_turns(_shown(results, scores, shown)):
+                response.results.append(one)
+                best.append(likeliest)
             if explanation:
                 await explanation.add_weights(response.results, scores, shown, scorer.score)
-        best = [convert.best(row, shown) async for row in in_turns(scores)]
         current().note("output", *(label for label, _ in best))
         # The labels of a call are no metric's: there is no end to them.
         await _count(model, len(texts), [] if question else best)
@@ -204,9 +205,24 @@ class Classifier:
 
 async def _scores(results: Sequence[convert.Result], shown: convert.Shown) -> NDArray[np.float32]:
     """Returns (results, labels), see convert.all_scores."""
-    few = max(1, _SCORES // len(shown.labels))
-    runs = in_turns(range(0, len(results), few))
-    return np.concatenate([convert.all_scores(results[start : start + few], shown) async for start in runs])
+    few = _few(shown)
+    if len(results) <= few:
+        return convert.all_scores(results, shown)
+    starts = in_turns(range(0, len(results), few))
+    return np.concatenate([convert.all_scores(results[start : start + few], shown) async for start in starts])
+
+
+def _shown(
+    results: Sequence[convert.Result], scores: NDArray[np.float32], shown: convert.Shown
+) -> Iterator[tuple[pb.Classification, tuple[str, float]]]:
+    """Yields what convert.classifications does, some of it at a time."""
+    few = _few(shown)
+    for start in range(0, len(results), few):
+        yield from convert.classifications(results[start : start + few], scores[start : start + few], shown)
+
+
+def _few(shown: convert.Shown) -> int:
+    return max(1, _SCORES // len(shown.labels))
 
 
 async def _cut(

@@ -3,7 +3,7 @@
 Raises errors.InvalidInput with the field's path. Knows the protos and the seam; does no I/O.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,9 +140,10 @@ def shown(
     check_top_k(request)
     check_enum("offset_unit", request.offset_unit, UNITS)
     given = dict(request.thresholds)
-    # The caller's own labels are not repeated.
-    unknown = "is not among the labels" if request.labels else f"is not a label of the model; labels: {listed(labels)}"
-    refuse([InvalidInput(f"thresholds[{name[:64]}]", unknown) for name in given if name not in labels])
+    if unknown := [name for name in given if name not in labels]:
+        # The caller's own labels are not repeated.
+        what = "is not among the labels" if request.labels else f"is not a label of the model; labels: {listed(labels)}"
+        refuse([InvalidInput(f"thresholds[{name[:64]}]", what) for name in unknown])
     bounds = {"threshold": request.threshold, **{f"thresholds[{name}]": value for name, value in given.items()}}
     # `not a <= b` also refuses NaN, which compares false to everything.
     refuse([InvalidInput(key, f"is {one}; allowed: 0 to 1") for key, one in bounds.items() if not 0 <= one <= 1])
@@ -199,24 +200,28 @@ def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
     return probabilities(np.stack([result.raw for result in results]), shown.problem, shown.temperature)
 
 
-def best(scores: NDArray[np.float32], shown: Shown) -> tuple[str, float]:
-    """Returns the best label and its probability."""
-    index = int(scores.argmax())
-    return shown.labels[index], float(scores[index])
-
-
-def classification(result: Result, scores: NDArray[np.float32], shown: Shown) -> pb.Classification:
-    """Returns the best labels of one input; equal scores stay in the labels' order."""
-    best = np.argsort(-scores, kind="stable")
-    if shown.least is not None:
-        best = best[scores[best] >= np.asarray(shown.least, dtype=np.float32)[best]]
-    values = result.raw if shown.raw else scores
-    return pb.Classification(
-        labels=[pb.LabelScore(label=shown.labels[i], score=float(values[i])) for i in best[: shown.top_k]],
-        token_count=result.length,
-        truncated=result.truncated,
-        windows=result.windows,
-    )
+def classifications(
+    results: Sequence[Result], scores: NDArray[np.float32], shown: Shown
+) -> Iterator[tuple[pb.Classification, tuple[str, float]]]:
+    """Yields the best labels of each input, and the one that is best of all with its probability; equal scores stay in
+    the labels' order. `scores` is (results, labels).
+    """
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    enough = None if shown.least is None else (scores >= np.asarray(shown.least, dtype=np.float32)).tolist()
+    values = np.stack([result.raw for result in results]) if shown.raw else scores
+    # As Python's own numbers, all at once: one by one NumPy takes longer than what is done with them.
+    rows = zip(results, order.tolist(), scores.tolist(), values.tolist(), strict=True)
+    for index, (result, best, row, value) in enumerate(rows):
+        kept = best if enough is None else [label for label in best if enough[index][label]]
+        yield (
+            pb.Classification(
+                labels=[pb.LabelScore(label=shown.labels[i], score=value[i]) for i in kept[: shown.top_k]],
+                token_count=result.length,
+                truncated=result.truncated,
+                windows=result.windows,
+            ),
+            (shown.labels[best[0]], row[best[0]]),
+        )
 
 
 def token_classification(
