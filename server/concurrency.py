@@ -21,13 +21,29 @@ Out = TypeVar("Out")
 _TURN = 0.003
 
 
-# Who the current work is for.
-_caller: ContextVar[Hashable] = ContextVar("caller", default="")
+class _Work:
+    """Of one call: who it is for, and the seconds that it has taken of the event loop. Its tasks share it."""
+
+    __slots__ = ("caller", "seconds")
+
+    def __init__(self, caller: Hashable) -> None:
+        self.caller = caller
+        self.seconds = 0.0
+
+
+_work: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
 def belongs_to(caller: Hashable) -> None:
     """Says who the work of this task, and of those it starts, is for."""
-    _caller.set(caller)
+    _work.set(_Work(caller))
+
+
+def _current() -> _Work:
+    work = _work.get()
+    if work is None:
+        _work.set(work := _Work(""))
+    return work
 
 
 class _Waiting:
@@ -42,12 +58,11 @@ class _Waiting:
     def __bool__(self) -> bool:
         return bool(self._callers)
 
-    async def turn(self, not_taken: Callable[[], object], worked: float = 0.0) -> None:
-        """Waits for a turn, for what has worked so many seconds. `not_taken` is called where it is given one and was
-        cancelled meanwhile.
-        """
-        turn, caller = asyncio.get_running_loop().create_future(), _caller.get()
-        self._callers.setdefault(caller, {})[turn] = worked
+    async def turn(self, not_taken: Callable[[], object]) -> None:
+        """Waits for a turn. `not_taken` is called where it is given one and was cancelled meanwhile."""
+        turn, work = asyncio.get_running_loop().create_future(), _current()
+        caller = work.caller
+        self._callers.setdefault(caller, {})[turn] = work.seconds
         try:
             await turn
         except asyncio.CancelledError:
@@ -91,9 +106,9 @@ class _Turns:
             return False
         return now - self._began > _TURN
 
-    async def next(self, worked: float) -> None:
-        """Waits for a turn, for a call that has worked so many seconds."""
-        await self._waiting.turn(self._waiting.next, worked)
+    async def next(self) -> None:
+        """Waits for a turn."""
+        await self._waiting.turn(self._waiting.next)
         self._begin()
 
     def _begin(self) -> None:
@@ -145,8 +160,6 @@ class Threads:
 
 # Those of the loop that asked last, for they are asked for with every token: a process has one loop, but in tests.
 _latest: _Turns | None = None
-# Seconds that the current call has worked on the event loop. Its tasks share it.
-_worked: ContextVar[list[float] | None] = ContextVar("worked", default=None)
 
 
 class in_turns(Generic[In]):
@@ -159,10 +172,7 @@ class in_turns(Generic[In]):
     def __init__(self, items: Iterable[In]) -> None:
         self._items = iter(items)
         self._turns = _turns()
-        worked = _worked.get()
-        if worked is None:
-            _worked.set(worked := [0.0])
-        self._worked = worked
+        self._work = _current()
         self._since: float | None = None
 
     def __aiter__(self) -> AsyncIterator[In]:
@@ -172,9 +182,9 @@ class in_turns(Generic[In]):
         now = time.monotonic()
         if self._since is not None:
             # No more than a turn: what is done with an item may wait for something.
-            self._worked[0] += min(now - self._since, _TURN)
+            self._work.seconds += min(now - self._since, _TURN)
         if self._turns.is_over(now):
-            await self._turns.next(self._worked[0])
+            await self._turns.next()
             now = time.monotonic()
         self._since = now
         try:
@@ -187,7 +197,7 @@ async def turn() -> None:
     """Waits, where others have worked long enough this time round that those that wait go first."""
     turns = _turns()
     if turns.is_over(time.monotonic()):
-        await turns.next((_worked.get() or [0.0])[0])
+        await turns.next()
 
 
 def _turns() -> _Turns:
