@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
@@ -45,10 +46,19 @@ class Tokens:
     """One tokenized text or pair. Offsets count code points of the text."""
 
     encoded: Encoded
-    offsets: Sequence[tuple[int, int]]  # per token; (0, 0) for special tokens
-    words: Sequence[int | None]  # per token: index of its word; None for special tokens
+    encoding: Any  # the tokenizer's own, None where no ids are kept
     length: int  # tokens, special ones included
     truncated: bool  # tokens were dropped, or were not even counted
+
+    @cached_property
+    def offsets(self) -> Sequence[tuple[int, int]]:
+        """Of each token; (0, 0) for special tokens. Made when asked for: classifiers of whole texts never do."""
+        return self.encoding.offsets if self.encoding else ()
+
+    @cached_property
+    def words(self) -> Sequence[int | None]:
+        """Of each token the index of its word; None for special tokens."""
+        return self.encoding.word_ids if self.encoding else ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class Tokenizer:
                 if is_cut and truncate:
                     tokens = replace(tokens, truncated=True)
                 elif is_cut:
-                    tokens = Tokens(Encoded([]), [], [], call.most + 1, True)
+                    tokens = Tokens(Encoded([]), None, call.most + 1, True)
                 found.append(tokens)
                 if not truncate and tokens.length > call.most:
                     return found
@@ -221,12 +231,11 @@ class Tokenizer:
             for text in texts
         ]
         return [
-            Tokens(Encoded([]), [], [], len(encoding), False)
+            Tokens(Encoded([]), None, len(encoding), False)
             if len(encoding) > call.most and not call.truncate
             else Tokens(
                 encoded=Encoded(encoding.ids, self._pair_start(encoding, text)),
-                offsets=encoding.offsets,
-                words=encoding.word_ids,
+                encoding=encoding,
                 length=len(encoding),
                 truncated=bool(encoding.overflowing),
             )

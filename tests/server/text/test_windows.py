@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ def tokens(body: int, special: bool = True) -> Tokens:
     ids, words = list(range(100, 100 + body)), list(range(body))
     if special:
         ids, words = [2, *ids, 3], [None, *words, None]
-    return Tokens(Encoded(ids), [(0, 0)] * len(ids), words, len(ids), False)
+    encoding = SimpleNamespace(offsets=[(0, 0)] * len(ids), word_ids=words)
+    return Tokens(Encoded(ids), encoding, len(ids), False)
 
 
 def test_a_text_that_fits_is_one_window_and_stays_as_it_is():
