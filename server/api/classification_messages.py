@@ -190,8 +190,8 @@ def probabilities(
         scores = expit(scores)
     elif problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
         # As SciPy's softmax, in a fifth of its time.
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        scores /= scores.sum(axis=-1, keepdims=True)
+        scores = np.exp(scores - np.maximum.reduce(scores, axis=-1, keepdims=True))
+        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
     return np.asarray(scores, dtype=np.float32)
 
 

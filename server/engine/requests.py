@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from vllm import SamplingParams
+from vllm import PoolingParams, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -21,8 +21,10 @@ from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import (
     Alternative,
     Delta,
+    Encoded,
     EngineFailed,
     Logprob,
+    PoolTask,
     RequestRefused,
     Sampling,
     StructuredOutput,
@@ -43,6 +45,22 @@ class _Params(SamplingParams):  # type: ignore[misc]
 
     def verify(self, *_: Any, **__: Any) -> None:
         """Does nothing."""
+
+
+class _Pooling(PoolingParams):  # type: ignore[misc]
+    """Parameters of one text, which nobody else has: vLLM's deep copy is left out."""
+
+    def clone(self) -> PoolingParams:
+        """Returns itself."""
+        return self
+
+
+def pooling_params(encoded: Encoded, task: PoolTask) -> PoolingParams:
+    """Returns what vLLM takes for one text: it gives what the model gives, logits, or a vector of any length."""
+    params = _Pooling(task=task, use_activation=False)
+    if encoded.pair_start is not None:
+        params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
+    return params
 
 
 def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None]) -> SamplingParams:

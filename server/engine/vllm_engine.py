@@ -48,7 +48,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.update(runtime.engine_environment() | os.environ)
 
 import torch
-from vllm import PoolingParams, SamplingParams
+from vllm import SamplingParams
 from vllm.config import PoolerConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
@@ -152,10 +152,7 @@ class VllmEngine:
                 await self._abort(ids)
 
     async def _add(self, ticket: Ticket, request_id: str, encoded: Encoded, task: PoolTask) -> RequestOutputCollector:
-        # As the model gives it: logits, or a vector that is not scaled to length one.
-        params = PoolingParams(task=task, use_activation=False)
-        if encoded.pair_start is not None:
-            params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
+        params = engine_requests.pooling_params(encoded, task)
         prompt = engine_requests.prompt(encoded.token_ids, ticket.salt)
         return await self._llm.add_request(request_id, prompt, params, **self._with(ticket))
 
