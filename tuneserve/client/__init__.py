@@ -5,7 +5,9 @@
     results    what calls return
     answers    the server's messages as results
     sampling   how tokens are chosen, as keyword arguments
-    calls      each call once: its arguments, what is sent, how the answer is read
+    call       what is sent for a call, and how the answer is read
+    texts, generation, models
+               each call once, as a function of its arguments
     base       what both clients share
     sync, aio  the two clients
 

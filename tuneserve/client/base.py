@@ -1,4 +1,4 @@
-"""What both clients share: how they are opened, and how a call's method is made of its function in calls.py."""
+"""What both clients share: how they are opened, and how a call's method is made of the function that builds it."""
 
 import inspect
 import os
@@ -8,8 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
-from tuneserve.client import calls
-from tuneserve.client.calls import Call
+from tuneserve.client.call import STUBS, Call
 from tuneserve.client.endpoint import MOST_ATTEMPTS, Endpoint
 
 Channel = TypeVar("Channel")
@@ -58,7 +57,7 @@ class Base(ABC, Generic[Channel]):
             attempts=attempts,
         )
         self.channel = self._open(self._endpoint)
-        self._stubs = {stub: stub(self.channel) for stub in calls.STUBS}
+        self._stubs = {stub: stub(self.channel) for stub in STUBS}
 
     @abstractmethod
     def _open(self, endpoint: Endpoint) -> Channel: ...

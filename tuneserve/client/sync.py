@@ -5,10 +5,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from tuneserve.client import calls, errors
+from tuneserve.client import errors, generation, models, texts
 from tuneserve.client.answers import Parts
 from tuneserve.client.base import Base, like
-from tuneserve.client.calls import Call
+from tuneserve.client.call import Call
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.client.results import Generation, Model
 
@@ -73,14 +73,14 @@ def _streaming(build: Callable[P, Call[Generation]]) -> Callable[Concatenate["Cl
 class Client(Base[grpc.Channel]):
     """Calls a server, and waits for its answers. Every method raises CallError, or a class below it (errors.py)."""
 
-    classify = _method(calls.classify)
-    find_entities = _method(calls.find_entities)
-    rank = _method(calls.rank)
-    embed = _method(calls.embed)
-    generate = _method(calls.generate)
-    chat = _method(calls.chat)
-    stream = _streaming(calls.stream)
-    _page = _method(calls.list_models)
+    classify = _method(texts.classify)
+    find_entities = _method(texts.find_entities)
+    rank = _method(texts.rank)
+    embed = _method(texts.embed)
+    generate = _method(generation.generate)
+    chat = _method(generation.chat)
+    stream = _streaming(generation.stream)
+    _page = _method(models.list_models)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """Returns every version of every model that the caller may use, by name and version."""

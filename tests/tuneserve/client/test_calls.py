@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve.client import AsyncClient, Client, calls, results
+from tuneserve.client import AsyncClient, Client, generation, results, texts
 
 
 @pytest.fixture
@@ -140,19 +140,19 @@ async def test_stream(ask: Any) -> None:
     ],
 )
 def test_forms_of_an_answer(form: dict[str, Any], kind: str) -> None:
-    sent: Any = calls.generate("m", "a", **form).request
+    sent: Any = generation.generate("m", "a", **form).request
     assert sent.sampling.structured_output.WhichOneof("constraint") == kind
     if kind == "json_schema":
         assert json.loads(sent.sampling.structured_output.json_schema) == {"type": "object"}
     with pytest.raises(ValueError, match="give one of them"):
-        calls.generate("m", "a", **form | {"regex" if kind != "regex" else "choice": "b"})
+        generation.generate("m", "a", **form | {"regex" if kind != "regex" else "choice": "b"})
 
 
 def test_what_is_not_given_is_not_sent() -> None:
-    sent: Any = calls.generate("m", "a").request
+    sent: Any = generation.generate("m", "a").request
     assert sent.sampling.ByteSize() == 0
     assert not sent.HasField("priority")
-    sent = calls.classify("m", "a").request
+    sent = texts.classify("m", "a").request
     assert {field.name for field, _ in sent.ListFields()} == {"model", "inputs", "truncation", "offset_unit"}
 
 
@@ -196,9 +196,11 @@ async def test_models(ask: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_methods_look_like_their_calls(kind: type[Any]) -> None:
-    for name in ("classify", "find_entities", "rank", "embed", "generate", "chat", "stream"):
-        method, call = getattr(kind, name), getattr(calls, name)
+    built = [texts.classify, texts.find_entities, texts.rank, texts.embed]
+    built += [generation.generate, generation.chat, generation.stream]
+    for call in built:
+        method = getattr(kind, call.__name__)
         assert method.__doc__ == call.__doc__
         parameters = list(inspect.signature(method).parameters)
         assert parameters == ["self", *inspect.signature(call).parameters]
-        assert inspect.iscoroutinefunction(method) == (kind is AsyncClient and name != "stream")
+        assert inspect.iscoroutinefunction(method) == (kind is AsyncClient and call is not generation.stream)

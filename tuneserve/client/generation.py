@@ -1,0 +1,97 @@
+"""The calls of generation models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from tuneserve.client import answers, results
+from tuneserve.client.call import Call
+from tuneserve.client.sampling import Prompt, Sampling, prompt, sampling
+from tuneserve.v1 import generation_pb2
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+
+def generate(
+    model: str,
+    prompt: str | Sequence[int],
+    *,
+    adapter: str = "",
+    priority: int | None = None,
+    timeout: float | None = None,
+    **sampling: Unpack[Sampling],
+) -> Call[results.Generation]:
+    """Continues a text, or token ids, and answers when all is made.
+
+    `adapter`: the LoRA adapter to answer with. `priority`: lower goes first. `timeout`: seconds for the call, its
+    retries included. The other arguments, e.g. `max_tokens` and `temperature`, are those of `Sampling` (sampling.py).
+    Raises CallError.
+    """
+    request = _request(model, prompt, (), (), None, adapter, priority, sampling)
+    return Call(GenerationServiceStub, "Generate", request, answers.generation, timeout)
+
+
+def chat(
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    documents: Sequence[Mapping[str, Any]] = (),
+    tool_choice: str | None = None,
+    adapter: str = "",
+    priority: int | None = None,
+    timeout: float | None = None,
+    **sampling: Unpack[Sampling],
+) -> Call[results.Generation]:
+    """Answers a conversation, rendered by the model's own chat template, when all is made.
+
+    `messages`: {"role": "user", "content": "Hello"} and so on. `tools` and `documents`: as the template expects them.
+    `tool_choice`: "auto", "none", "required", or the name of the tool that is to be called. The others as in
+    `generate`. Raises CallError; ValueError for a message with fields that there are not.
+    """
+    request = _request(model, messages, tools, documents, tool_choice, adapter, priority, sampling)
+    return Call(GenerationServiceStub, "Generate", request, answers.generation, timeout)
+
+
+def stream(
+    model: str,
+    prompt: Prompt,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    documents: Sequence[Mapping[str, Any]] = (),
+    tool_choice: str | None = None,
+    adapter: str = "",
+    priority: int | None = None,
+    timeout: float | None = None,
+    **sampling: Unpack[Sampling],
+) -> Call[results.Generation]:
+    """Continues a text, token ids or a conversation, and gives its text as it is made.
+
+        for text in (answer := client.stream("chat", "Once upon a time", max_tokens=100)):
+            print(text, end="")
+        print(answer.result.usage.completion_tokens)
+
+    Leaving the loop early ends the call. The arguments are those of `chat`, but `n` and `prompt_logprobs`. Iterating
+    raises CallError; after the first text, nothing is tried again.
+    """
+    without = ("n", "prompt_logprobs")
+    request = _request(model, prompt, tools, documents, tool_choice, adapter, priority, sampling, without)
+    return Call(GenerationServiceStub, "GenerateStream", request, answers.generation, timeout)
+
+
+def _request(
+    model: str,
+    given: Prompt,
+    tools: Sequence[Mapping[str, Any]],
+    documents: Sequence[Mapping[str, Any]],
+    tool_choice: str | None,
+    adapter: str,
+    priority: int | None,
+    options: Mapping[str, Any],
+    without: Sequence[str] = (),
+) -> generation_pb2.GenerateRequest:
+    return generation_pb2.GenerateRequest(
+        model=model,
+        prompt=prompt(given, tools, documents, tool_choice),
+        sampling=sampling(options, without),
+        adapter=adapter,
+        priority=priority,
+    )
