@@ -58,6 +58,11 @@ async def asking(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., 
             client.close()
 
 
+@pytest.fixture
+async def ask(asking: Any, served: Any) -> Any:  # noqa: F811  # pytest's fixture, imported above
+    return asking(served.app.address)
+
+
 @dataclass
 class Failing(classification_pb2_grpc.ClassificationServiceServicer, generation_pb2_grpc.GenerationServiceServicer):
     """Answers, once all of `failures` were raised: each a code, and the pause in ms that it asks for, or None."""
