@@ -6,7 +6,7 @@
     answers    the server's messages as results
     sampling   how tokens are chosen, as keyword arguments
     call       what is sent for a call, and how the answer is read
-    texts, generation, models
+    texts, generation, models, administration
                each call once, as a function of its arguments
     base       what both clients share
     sync, aio  the two clients
@@ -18,7 +18,7 @@
 Needs grpcio, protobuf and googleapis-common-protos, and nothing else of what the server needs.
 """
 
-from tuneserve.client.aio import AsyncClient, AsyncStream
+from tuneserve.client.aio import AsyncAnswers, AsyncClient, AsyncStream
 from tuneserve.client.errors import (
     CallError,
     DeadlineExceeded,
@@ -32,6 +32,9 @@ from tuneserve.client.errors import (
     WrongState,
 )
 from tuneserve.client.results import (
+    Adapter,
+    Alias,
+    AliasTarget,
     Classification,
     Completion,
     Embedding,
@@ -43,15 +46,23 @@ from tuneserve.client.results import (
     Model,
     RankedCandidate,
     Results,
+    StreamedClassification,
+    Token,
     TokenAlternative,
     TokenLogprob,
+    Tokens,
     ToolCall,
     Usage,
     WordWeight,
 )
-from tuneserve.client.sync import Client, Stream
+from tuneserve.client.sync import Answers, Client, Stream
 
 __all__ = [
+    "Adapter",
+    "Alias",
+    "AliasTarget",
+    "Answers",
+    "AsyncAnswers",
     "AsyncClient",
     "AsyncStream",
     "CallError",
@@ -74,8 +85,11 @@ __all__ = [
     "RankedCandidate",
     "Results",
     "Stream",
+    "StreamedClassification",
+    "Token",
     "TokenAlternative",
     "TokenLogprob",
+    "Tokens",
     "ToolCall",
     "Unauthenticated",
     "Unavailable",

@@ -1,41 +1,40 @@
 """The client for asyncio: the same calls, awaited. It belongs to the event loop that runs when it is made."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
-from tuneserve.client import errors, generation, models, texts
+from tuneserve.client import administration, errors, generation, models, texts
 from tuneserve.client.answers import Parts
 from tuneserve.client.base import Base, like
-from tuneserve.client.call import Call
+from tuneserve.client.call import Call, Requests
 from tuneserve.client.endpoint import Endpoint
-from tuneserve.client.results import Generation, Model
+from tuneserve.client.results import Alias, Generation, Model
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class AsyncStream:
-    """The text of a completion as it is made: iterate once. An `async with` block, or `close`, ends the call early."""
+class AsyncAnswers(Generic[R]):
+    """The answers to one call as they come: iterate once. An `async with` block, or `close`, ends the call early."""
 
-    def __init__(self, messages: Any, read: Callable[[Any], Generation]) -> None:
-        self._messages, self._read, self._parts = messages, read, Parts()
+    def __init__(self, call: Call[Any], messages: Any, read: Callable[[Any], R | None]) -> None:
+        """`read` gives None for a message that brings nothing."""
+        self._call, self._messages, self._read = call, messages, read
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncIterator[R]:
         try:
             async for message in self._messages:
-                if text := self._parts.add(message):
-                    yield text
+                if (answer := self._read(message)) is not None:
+                    yield answer
         except grpc.RpcError as error:
             raise errors.of(error) from None
         finally:
             self.close()
-
-    @property
-    def result(self) -> Generation:
-        """All that has come: the whole answer, with its usage, once the loop has ended."""
-        return self._read(self._parts.joined())
+        if isinstance(self._call.request, Requests) and self._call.request.error:
+            raise self._call.request.error
 
     def close(self) -> None:
         """Ends the call, and frees its place in the engine."""
@@ -46,6 +45,20 @@ class AsyncStream:
 
     async def __aexit__(self, *error: object) -> None:
         self.close()
+
+
+class AsyncStream(AsyncAnswers[str]):
+    """The text of a completion as it is made."""
+
+    def __init__(self, call: Call[Generation], messages: Any) -> None:
+        self._parts = Parts()
+        super().__init__(call, messages, lambda message: self._parts.add(message) or None)
+
+    @property
+    def result(self) -> Generation:
+        """All that has come: the whole answer, with its usage, once the loop has ended."""
+        answer: Generation = self._call.read(self._parts.joined())
+        return answer
 
 
 def _method(build: Callable[P, Call[R]]) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, R]]:
@@ -61,11 +74,20 @@ def _method(build: Callable[P, Call[R]]) -> Callable[Concatenate["AsyncClient", 
     return method
 
 
+def _answering(build: Callable[P, Call[R]]) -> Callable[Concatenate["AsyncClient", P], AsyncAnswers[R]]:
+    @like(build, returns=AsyncAnswers)
+    def method(self: "AsyncClient", /, *arguments: P.args, **options: P.kwargs) -> AsyncAnswers[R]:
+        call = build(*arguments, **options)
+        return AsyncAnswers(call, self._send(call), call.read)
+
+    return method
+
+
 def _streaming(build: Callable[P, Call[Generation]]) -> Callable[Concatenate["AsyncClient", P], AsyncStream]:
     @like(build, returns=AsyncStream)
     def method(self: "AsyncClient", /, *arguments: P.args, **options: P.kwargs) -> AsyncStream:
         call = build(*arguments, **options)
-        return AsyncStream(self._send(call), call.read)
+        return AsyncStream(call, self._send(call))
 
     return method
 
@@ -74,21 +96,32 @@ class AsyncClient(Base[grpc.aio.Channel]):
     """Calls a server. Every method raises CallError, or a class below it (errors.py)."""
 
     classify = _method(texts.classify)
+    classify_stream = _answering(texts.classify_stream)
     find_entities = _method(texts.find_entities)
     rank = _method(texts.rank)
     embed = _method(texts.embed)
     generate = _method(generation.generate)
     chat = _method(generation.chat)
     stream = _streaming(generation.stream)
-    _page = _method(models.list_models)
+    tokenize = _method(generation.tokenize)
+    watch_model = _answering(models.watch_model)
+    load_model = _method(administration.load_model)
+    cancel_load = _method(administration.cancel_load)
+    unload_model = _method(administration.unload_model)
+    load_adapter = _method(administration.load_adapter)
+    unload_adapter = _method(administration.unload_adapter)
+    set_alias = _method(administration.set_alias)
+    delete_alias = _method(administration.delete_alias)
+    _models = _method(models.list_models)
+    _aliases = _method(models.list_aliases)
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Returns every version of every model that the caller may use, by name and version."""
-        found, token = await self._page("", timeout)
-        while token:
-            more, token = await self._page(token, timeout)
-            found += more
-        return found
+        """Returns every version of every model that the caller may use, by name and version. Raises CallError."""
+        return await _pages(self._models, timeout)
+
+    async def aliases(self, *, timeout: float | None = None) -> list[Alias]:
+        """Returns every alias that the caller may use, by name. Raises CallError."""
+        return await _pages(self._aliases, timeout)
 
     async def close(self) -> None:
         """Closes the connections; calls that run are ended."""
@@ -102,3 +135,16 @@ class AsyncClient(Base[grpc.aio.Channel]):
 
     def _open(self, endpoint: Endpoint) -> grpc.aio.Channel:
         return endpoint.open_async()
+
+    def _iterator(self, requests: Requests) -> AsyncIterator[Message]:
+        return aiter(requests)
+
+
+async def _pages(
+    page: Callable[[str, float | None], Coroutine[Any, Any, tuple[list[R], str]]], timeout: float | None
+) -> list[R]:
+    found, token = await page("", timeout)
+    while token:
+        more, token = await page(token, timeout)
+        found += more
+    return found

@@ -3,14 +3,28 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tuneserve.client import results
+from tuneserve.client import errors, results
 from tuneserve.client.results import Results
-from tuneserve.v1 import checkpoint_pb2, classification_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import (
+    checkpoint_pb2,
+    classification_pb2,
+    embedding_pb2,
+    generation_pb2,
+    model_admin_pb2,
+    model_pb2,
+)
 
 
 def classifications(response: classification_pb2.ClassifyResponse) -> Results[results.Classification]:
     """One result per text."""
     return _results(response, map(_classification, response.results))
+
+
+def streamed(response: classification_pb2.ClassifyStreamResponse) -> results.StreamedClassification:
+    """The answer to one text of a stream."""
+    if response.HasField("error"):
+        return results.StreamedClassification(response.id, None, errors.of_status(response.error))
+    return results.StreamedClassification(response.id, classifications(response.response), None)
 
 
 def entities(response: classification_pb2.ClassifyTokensResponse) -> Results[results.Entities]:
@@ -40,9 +54,39 @@ def generation(response: generation_pb2.GenerateResponse) -> results.Generation:
     )
 
 
+def tokens(response: generation_pb2.TokenizeResponse) -> results.Tokens:
+    """The tokens of a prompt."""
+    found = (results.Token(token.id, token.start, token.end) for token in response.tokens)
+    return results.Tokens(tuple(found), response.text, response.model_version)
+
+
 def models(response: model_pb2.ListModelsResponse) -> tuple[list[results.Model], str]:
     """A page of models, and what asks for the next; nothing at the last."""
     return [_model(model) for model in response.models], response.next_page_token
+
+
+def aliases(response: model_pb2.ListAliasesResponse) -> tuple[list[results.Alias], str]:
+    """A page of aliases, and what asks for the next; nothing at the last."""
+    return [_alias(alias) for alias in response.aliases], response.next_page_token
+
+
+def model(response: model_admin_pb2.LoadModelResponse | model_pb2.WatchModelResponse) -> results.Model:
+    """A version as it is now."""
+    return _model(response.model)
+
+
+def adapter(response: model_admin_pb2.LoadAdapterResponse) -> results.Adapter:
+    """The adapter that was loaded."""
+    return results.Adapter(response.adapter.name, response.adapter.version)
+
+
+def alias(response: model_admin_pb2.SetAliasResponse) -> results.Alias:
+    """The alias as it is now."""
+    return _alias(response.alias)
+
+
+def nothing(response: Any) -> None:
+    """Of an answer that says only that it is done."""
 
 
 class Parts:
@@ -137,12 +181,18 @@ def _model(model: model_pb2.Model) -> results.Model:
         id=model.id,
         task=_word(checkpoint_pb2.Task, "TASK_", model.task),
         state=_word(model_pb2.ModelState, "MODEL_STATE_", model.state),
+        load_step=_word(model_pb2.LoadStep, "LOAD_STEP_", model.load_step),
         failure=model.failure,
         quantization=model.quantization,
         labels=tuple(model.labels),
         adapters=tuple(adapter.name for adapter in model.adapters),
         limits=results.Limits(limits.max_length, limits.max_inputs, limits.max_queue, limits.max_explained_words),
     )
+
+
+def _alias(alias: model_pb2.Alias) -> results.Alias:
+    targets = (results.AliasTarget(target.model, target.weight) for target in alias.targets)
+    return results.Alias(alias.name, tuple(targets), alias.shadow, alias.etag)
 
 
 def _word(enum: Any, prefix: str, value: int) -> str:

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
-from tuneserve.client.call import STUBS, Call
+from tuneserve.client.call import STUBS, Call, Requests
 from tuneserve.client.endpoint import MOST_ATTEMPTS, Endpoint
 
 Channel = TypeVar("Channel")
@@ -18,7 +18,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Base(ABC, Generic[Channel]):
     """A channel to a server, and the stubs on it."""
 
-    channel: Channel  # for calls that have no method here, e.g. ModelAdminServiceStub(client.channel)
+    channel: Channel  # for calls that have no method here, e.g. health
 
     def __init__(
         self,
@@ -62,12 +62,16 @@ class Base(ABC, Generic[Channel]):
     @abstractmethod
     def _open(self, endpoint: Endpoint) -> Channel: ...
 
+    @abstractmethod
+    def _iterator(self, requests: Requests) -> Any: ...
+
     def _send(self, call: Call[Any]) -> Any:
         """Begins a call; returns what gRPC's stubs do."""
         options = self._endpoint.options
-        if call.timeout is not None:
+        if call.timeout is not None or call.is_endless:
             options["timeout"] = call.timeout
-        return getattr(self._stubs[call.stub], call.method)(call.request, **options)
+        request = self._iterator(call.request) if isinstance(call.request, Requests) else call.request
+        return getattr(self._stubs[call.stub], call.method)(request, **options)
 
 
 def like(build: Callable[..., Call[Any]], returns: object = None) -> Callable[[Method], Method]:

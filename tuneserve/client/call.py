@@ -1,11 +1,12 @@
-"""What is sent for a call, and how the answer is read. Nothing is sent here.
+"""What is sent for a call, and how what comes back is read. Nothing is sent here.
 
 Both clients have a method for each function that returns a Call, with the same arguments (base.py): texts.py,
-generation.py and models.py have them.
+generation.py, models.py and administration.py have them.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -13,19 +14,59 @@ from google.protobuf.message import Message
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 R = TypeVar("R")
 
-STUBS = (ClassificationServiceStub, EmbeddingServiceStub, GenerationServiceStub, ModelServiceStub)
+STUBS = (
+    ClassificationServiceStub,
+    EmbeddingServiceStub,
+    GenerationServiceStub,
+    ModelServiceStub,
+    ModelAdminServiceStub,
+)
+
+
+@dataclass
+class Requests:
+    """The requests of a stream, each made when it can be sent. Iterate once.
+
+    An error while one is made ends them and is kept here: gRPC would only log it.
+    """
+
+    items: Iterable[Any] | AsyncIterable[Any]
+    make: Callable[[int, Any], Message]  # of an item's place among them, and the item
+    error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Message]:
+        try:
+            if isinstance(self.items, AsyncIterable):
+                raise TypeError("an async iterable is for AsyncClient; Client takes an iterable")
+            yield from map(self.make, count(), self.items)
+        except Exception as error:
+            self.error = error
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        try:
+            if isinstance(self.items, AsyncIterable):
+                places = count()
+                async for item in self.items:
+                    yield self.make(next(places), item)
+            else:
+                for message in map(self.make, count(), self.items):
+                    yield message
+        except Exception as error:
+            self.error = error
 
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """What is sent, and how the answer is read."""
+    """What is sent, and how the answer is read, or each answer of several."""
 
     stub: Any  # one of STUBS
     method: str
-    request: Message
+    request: Message | Requests
     read: Callable[[Any], R]
-    timeout: float | None  # seconds; the client's own when None
+    timeout: float | None  # seconds; the client's own when None,
+    is_endless: bool = False  # or none at all

@@ -97,7 +97,9 @@ class Endpoint:
         config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
         if self.attempts > 1:
             policy = {"maxAttempts": self.attempts, "retryableStatusCodes": _RETRIED, **_BACKOFF}
-            config["methodConfig"] = [{"name": [{}], "retryPolicy": policy}]
+            # A change whose answer was lost may have been made: another attempt would say that it can't be.
+            once = {"name": [{"service": "tuneserve.v1.ModelAdminService"}]}
+            config["methodConfig"] = [{"name": [{}], "retryPolicy": policy}, once]
         return config
 
 

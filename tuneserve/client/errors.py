@@ -93,6 +93,7 @@ class DeadlineExceeded(CallError):
     """No answer within the timeout."""
 
 
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _KINDS: dict[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.NOT_FOUND: NotFound,
@@ -107,19 +108,27 @@ _KINDS: dict[grpc.StatusCode, type[CallError]] = {
 
 def of(error: Any) -> CallError:
     """Returns what the grpc.RpcError of a call means."""
-    code, metadata = error.code(), dict(error.trailing_metadata() or ())
+    metadata = dict(error.trailing_metadata() or ())
     status = _status(metadata.get("grpc-status-details-bin", b""))
+    return _with_details(error.code(), error.details(), status, metadata.get("x-request-id", ""))
+
+
+def of_status(status: Any) -> CallError:
+    """Returns what a status that is part of an answer means: a google.rpc.Status, or a message with its fields."""
+    return _with_details(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def _with_details(code: grpc.StatusCode, message: str | None, status: Any, request_id: str = "") -> CallError:
     info, retry = _detail(status, error_details_pb2.ErrorInfo), _detail(status, error_details_pb2.RetryInfo)
     violations = _detail(status, error_details_pb2.BadRequest).field_violations
-    kind = _KINDS.get(code, CallError)
-    return kind(
-        error.details() or "no reason given",
+    return _KINDS.get(code, CallError)(
+        message or "no reason given",
         code,
         reason=info.reason,
         domain=info.domain,
         violations=[FieldViolation(one.field, one.description) for one in violations],
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
-        request_id=_detail(status, error_details_pb2.RequestInfo).request_id or metadata.get("x-request-id", ""),
+        request_id=_detail(status, error_details_pb2.RequestInfo).request_id or request_id,
     )
 
 

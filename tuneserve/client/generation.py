@@ -5,8 +5,9 @@ from typing import Any, Unpack
 
 from tuneserve.client import answers, results
 from tuneserve.client.call import Call
-from tuneserve.client.sampling import Prompt, Sampling, prompt, sampling
-from tuneserve.v1 import generation_pb2
+from tuneserve.client.sampling import Prompt, Sampling, sampling
+from tuneserve.client.sampling import prompt as as_prompt
+from tuneserve.v1 import common_pb2, generation_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 
@@ -77,6 +78,25 @@ def stream(
     return Call(GenerationServiceStub, "GenerateStream", request, answers.generation, timeout)
 
 
+def tokenize(
+    model: str,
+    prompt: Prompt,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    documents: Sequence[Mapping[str, Any]] = (),
+    timeout: float | None = None,
+) -> Call[results.Tokens]:
+    """Turns a text, token ids or a conversation into tokens, as a generation model reads them.
+
+    Of a conversation, the text is what the model's chat template makes of it; `tools` and `documents` as in `chat`.
+    Offsets count characters of that text. Raises CallError; ValueError for a message with fields that there are not.
+    """
+    request = generation_pb2.TokenizeRequest(
+        model=model, prompt=as_prompt(prompt, tools, documents), offset_unit=common_pb2.OFFSET_UNIT_CODE_POINT
+    )
+    return Call(GenerationServiceStub, "Tokenize", request, answers.tokens, timeout)
+
+
 def _request(
     model: str,
     given: Prompt,
@@ -90,7 +110,7 @@ def _request(
 ) -> generation_pb2.GenerateRequest:
     return generation_pb2.GenerateRequest(
         model=model,
-        prompt=prompt(given, tools, documents, tool_choice),
+        prompt=as_prompt(given, tools, documents, tool_choice),
         sampling=sampling(options, without),
         adapter=adapter,
         priority=priority,

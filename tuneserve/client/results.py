@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from tuneserve.client.errors import CallError
+
 T = TypeVar("T")
 
 
@@ -69,6 +71,23 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class StreamedClassification:
+    """The answer to one text of a stream."""
+
+    id: int  # the text's place among those of the stream, from 0
+    results: Results[Classification] | None  # of this one text; None where it failed
+    error: CallError | None  # why it failed; None where it did not
+
+    @property
+    def result(self) -> Classification:
+        """The labels of the text. Raises `error`, where there is one."""
+        if self.results is None:
+            assert self.error is not None
+            raise self.error
+        return self.results[0]
+
+
+@dataclass(frozen=True)
 class Entity:
     """A labelled part of a text."""
 
@@ -110,6 +129,30 @@ class Embedding:
     values: tuple[float, ...]
     token_count: int  # length of the text as the model saw it
     truncated: bool  # whether tokens were dropped
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a text."""
+
+    id: int
+    start: int  # 0 for special tokens that were added
+    end: int  # equal to `start` for those
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as the model reads it."""
+
+    tokens: tuple[Token, ...]
+    text: str  # what was tokenized: of a chat, what the template made of it; empty for token ids
+    model_version: str  # who answered: NAME@VERSION
+
+    def __iter__(self) -> Iterator[Token]:
+        return iter(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -204,8 +247,35 @@ class Model:
     id: str  # NAME@VERSION: reaches this version, whatever the aliases say
     task: str  # sequence-classification, token-classification, generation or embedding
     state: str  # loading, ready, draining or failed
+    load_step: str  # while it is loading: waiting, starting or warming-up
     failure: str  # what befell it, while it is failed
     quantization: str  # empty when not quantized
     labels: tuple[str, ...]  # empty for generation
     adapters: tuple[str, ...]  # names that `adapter` may give
     limits: Limits
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter on a model."""
+
+    name: str
+    version: str  # equal for equal content
+
+
+@dataclass(frozen=True)
+class AliasTarget:
+    """A version that an alias points at."""
+
+    model: str  # NAME@VERSION
+    weight: int  # its share of the calls, relative to the other targets' weights
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name that callers use for one or several versions."""
+
+    name: str
+    targets: tuple[AliasTarget, ...]
+    shadow: str  # NAME@VERSION that gets copies of the calls; empty for none
+    etag: str  # stands for what the alias is now

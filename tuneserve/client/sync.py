@@ -1,41 +1,40 @@
 """The client that waits for each answer. Several threads may use one."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
-from tuneserve.client import errors, generation, models, texts
+from tuneserve.client import administration, errors, generation, models, texts
 from tuneserve.client.answers import Parts
 from tuneserve.client.base import Base, like
-from tuneserve.client.call import Call
+from tuneserve.client.call import Call, Requests
 from tuneserve.client.endpoint import Endpoint
-from tuneserve.client.results import Generation, Model
+from tuneserve.client.results import Alias, Generation, Model
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Stream:
-    """The text of a completion as it is made: iterate once. A `with` block, or `close`, ends the call early."""
+class Answers(Generic[R]):
+    """The answers to one call as they come: iterate once. A `with` block, or `close`, ends the call early."""
 
-    def __init__(self, messages: Any, read: Callable[[Any], Generation]) -> None:
-        self._messages, self._read, self._parts = messages, read, Parts()
+    def __init__(self, call: Call[Any], messages: Any, read: Callable[[Any], R | None]) -> None:
+        """`read` gives None for a message that brings nothing."""
+        self._call, self._messages, self._read = call, messages, read
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[R]:
         try:
             for message in self._messages:
-                if text := self._parts.add(message):
-                    yield text
+                if (answer := self._read(message)) is not None:
+                    yield answer
         except grpc.RpcError as error:
             raise errors.of(error) from None
         finally:
             self.close()
-
-    @property
-    def result(self) -> Generation:
-        """All that has come: the whole answer, with its usage, once the loop has ended."""
-        return self._read(self._parts.joined())
+        if isinstance(self._call.request, Requests) and self._call.request.error:
+            raise self._call.request.error
 
     def close(self) -> None:
         """Ends the call, and frees its place in the engine."""
@@ -46,6 +45,20 @@ class Stream:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class Stream(Answers[str]):
+    """The text of a completion as it is made."""
+
+    def __init__(self, call: Call[Generation], messages: Any) -> None:
+        self._parts = Parts()
+        super().__init__(call, messages, lambda message: self._parts.add(message) or None)
+
+    @property
+    def result(self) -> Generation:
+        """All that has come: the whole answer, with its usage, once the loop has ended."""
+        answer: Generation = self._call.read(self._parts.joined())
+        return answer
 
 
 def _method(build: Callable[P, Call[R]]) -> Callable[Concatenate["Client", P], R]:
@@ -61,11 +74,20 @@ def _method(build: Callable[P, Call[R]]) -> Callable[Concatenate["Client", P], R
     return method
 
 
+def _answering(build: Callable[P, Call[R]]) -> Callable[Concatenate["Client", P], Answers[R]]:
+    @like(build, returns=Answers)
+    def method(self: "Client", /, *arguments: P.args, **options: P.kwargs) -> Answers[R]:
+        call = build(*arguments, **options)
+        return Answers(call, self._send(call), call.read)
+
+    return method
+
+
 def _streaming(build: Callable[P, Call[Generation]]) -> Callable[Concatenate["Client", P], Stream]:
     @like(build, returns=Stream)
     def method(self: "Client", /, *arguments: P.args, **options: P.kwargs) -> Stream:
         call = build(*arguments, **options)
-        return Stream(self._send(call), call.read)
+        return Stream(call, self._send(call))
 
     return method
 
@@ -74,21 +96,32 @@ class Client(Base[grpc.Channel]):
     """Calls a server, and waits for its answers. Every method raises CallError, or a class below it (errors.py)."""
 
     classify = _method(texts.classify)
+    classify_stream = _answering(texts.classify_stream)
     find_entities = _method(texts.find_entities)
     rank = _method(texts.rank)
     embed = _method(texts.embed)
     generate = _method(generation.generate)
     chat = _method(generation.chat)
     stream = _streaming(generation.stream)
-    _page = _method(models.list_models)
+    tokenize = _method(generation.tokenize)
+    watch_model = _answering(models.watch_model)
+    load_model = _method(administration.load_model)
+    cancel_load = _method(administration.cancel_load)
+    unload_model = _method(administration.unload_model)
+    load_adapter = _method(administration.load_adapter)
+    unload_adapter = _method(administration.unload_adapter)
+    set_alias = _method(administration.set_alias)
+    delete_alias = _method(administration.delete_alias)
+    _models = _method(models.list_models)
+    _aliases = _method(models.list_aliases)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Returns every version of every model that the caller may use, by name and version."""
-        found, token = self._page("", timeout)
-        while token:
-            more, token = self._page(token, timeout)
-            found += more
-        return found
+        """Returns every version of every model that the caller may use, by name and version. Raises CallError."""
+        return _pages(self._models, timeout)
+
+    def aliases(self, *, timeout: float | None = None) -> list[Alias]:
+        """Returns every alias that the caller may use, by name. Raises CallError."""
+        return _pages(self._aliases, timeout)
 
     def close(self) -> None:
         """Closes the connections; calls that run are ended."""
@@ -102,3 +135,14 @@ class Client(Base[grpc.Channel]):
 
     def _open(self, endpoint: Endpoint) -> grpc.Channel:
         return endpoint.open()
+
+    def _iterator(self, requests: Requests) -> Iterator[Message]:
+        return iter(requests)
+
+
+def _pages(page: Callable[[str, float | None], tuple[list[R], str]], timeout: float | None) -> list[R]:
+    found, token = page("", timeout)
+    while token:
+        more, token = page(token, timeout)
+        found += more
+    return found

@@ -1,23 +1,42 @@
 """The calls about texts as they are: their labels, parts, order and vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from tuneserve.client import answers, results
-from tuneserve.client.call import Call
+from tuneserve.client.call import Call, Requests
 from tuneserve.client.results import Results
 from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
+Text = str | tuple[str, str]  # or a pair of texts judged together
 # Refuse a text that is too long, cut its end off, or classify it in overlapping windows.
 Truncation = Literal["reject", "end", "windows"]
 
 
+class ClassifyOptions(TypedDict, total=False):
+    """Arguments of `classify` that hold for every text of a stream."""
+
+    top_k: int | None
+    threshold: float | None
+    thresholds: Mapping[str, float] | None
+    labels: Sequence[str]
+    examples: Sequence[tuple[str, str]]
+    instruction: str | None
+    explain: bool
+    max_explained_words: int | None
+    raw_scores: bool
+    truncation: Truncation
+    window_overlap: int | None
+    window_pooling: Literal["mean", "max"] | None
+    priority: int | None
+
+
 def classify(
     model: str,
-    texts: str | Sequence[str | tuple[str, str]],
+    texts: str | Sequence[Text],
     *,
     top_k: int | None = None,
     threshold: float | None = None,
@@ -60,6 +79,36 @@ def classify(
         priority=priority,
     )
     return Call(ClassificationServiceStub, "Classify", request, answers.classifications, timeout)
+
+
+def classify_stream(
+    model: str,
+    texts: Iterable[Text] | AsyncIterable[Text],
+    *,
+    timeout: float | None = None,
+    **options: Unpack[ClassifyOptions],
+) -> Call[results.StreamedClassification]:
+    """Classifies texts, or pairs, on one stream, for pipelines that have many.
+
+        for answer in client.classify_stream("sentiment", lines):
+            print(answer.id, answer.result.best.label)
+
+    Answers come as they are ready, in any order: `id` is the text's place among `texts`, from 0. A text that fails has
+    an `error` in its answer, and the others go on. Texts are taken as fast as the server takes them: by `Client` in a
+    thread of its own, by `AsyncClient` in the event loop, from async iterables, too. What `texts` raises is raised
+    after the answers to the texts before it. Leaving the loop early ends the call. `timeout`: seconds for the whole
+    call; no limit when None. The other arguments are those of `classify`. Iterating raises CallError; after the first
+    answer, nothing is tried again.
+    """
+    common: Any = classify(model, (), **options).request
+
+    def request(place: int, text: Text) -> classification_pb2.ClassifyStreamRequest:
+        made = classification_pb2.ClassifyStreamRequest(id=place, request=common)
+        made.request.inputs.append(_input(text))
+        return made
+
+    sent = Requests(texts, request)
+    return Call(ClassificationServiceStub, "ClassifyStream", sent, answers.streamed, timeout, is_endless=True)
 
 
 def find_entities(
@@ -151,7 +200,7 @@ def _several(texts: Any) -> Any:
     return [texts] if isinstance(texts, str) else texts
 
 
-def _input(text: str | tuple[str, str]) -> classification_pb2.ClassifyInput:
+def _input(text: Text) -> classification_pb2.ClassifyInput:
     if isinstance(text, str):
         return classification_pb2.ClassifyInput(text=text)
     first, second = text

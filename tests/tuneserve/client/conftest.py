@@ -12,8 +12,15 @@ from typing import Any
 import grpc
 import pytest
 
-from tuneserve.client import AsyncClient, Client
-from tuneserve.v1 import classification_pb2, classification_pb2_grpc, generation_pb2, generation_pb2_grpc
+from tuneserve.client import Answers, AsyncAnswers, AsyncClient, AsyncStream, Client, Stream
+from tuneserve.v1 import (
+    classification_pb2,
+    classification_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    model_admin_pb2,
+    model_admin_pb2_grpc,
+)
 
 # The real server on fake engines.
 from ...server.conftest import served, shared_server, until  # noqa: F401
@@ -21,19 +28,25 @@ from ...server.conftest import served, shared_server, until  # noqa: F401
 Ask = Callable[..., Awaitable[Any]]
 
 
-async def _gathered(stream: Any) -> tuple[list[str], Any]:
-    return [text async for text in stream], stream.result
+async def _gathered(found: Any) -> Any:
+    if not isinstance(found, AsyncAnswers):
+        return await found
+    answers = [answer async for answer in found]
+    return (answers, found.result) if isinstance(found, AsyncStream) else answers
 
 
-def _gather(stream: Any) -> tuple[list[str], Any]:
-    return list(stream), stream.result
+def _gather(found: Any) -> Any:
+    if not isinstance(found, Answers):
+        return found
+    answers = list(found)
+    return (answers, found.result) if isinstance(found, Stream) else answers
 
 
 @pytest.fixture(params=[Client, AsyncClient])
 async def asking(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Ask]]:
     """Makes a client, of the one kind or the other: `ask = asking(address)`. Then `await ask("classify", ...)`.
 
-    Of a stream, `ask` returns its texts and its result.
+    Of several answers, `ask` returns them in a list, and with them the result of a stream.
     """
     clients: list[Any] = []
 
@@ -44,9 +57,9 @@ async def asking(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., 
         async def ask(method: str, *arguments: Any, **options: Any) -> Any:
             call = partial(getattr(client, method), *arguments, **options)
             if isinstance(client, AsyncClient):
-                return await (_gathered(call()) if method == "stream" else call())
+                return await _gathered(call())
             # In a thread, as the event loop serves.
-            return await asyncio.to_thread(lambda: _gather(call()) if method == "stream" else call())
+            return await asyncio.to_thread(lambda: _gather(call()))
 
         return ask
 
@@ -64,7 +77,11 @@ async def ask(asking: Any, served: Any) -> Any:  # noqa: F811  # pytest's fixtur
 
 
 @dataclass
-class Failing(classification_pb2_grpc.ClassificationServiceServicer, generation_pb2_grpc.GenerationServiceServicer):
+class Failing(
+    classification_pb2_grpc.ClassificationServiceServicer,
+    generation_pb2_grpc.GenerationServiceServicer,
+    model_admin_pb2_grpc.ModelAdminServiceServicer,
+):
     """Answers, once all of `failures` were raised: each a code, and the pause in ms that it asks for, or None."""
 
     failures: list[tuple[grpc.StatusCode, int | None]] = field(default_factory=list)
@@ -84,6 +101,11 @@ class Failing(classification_pb2_grpc.ClassificationServiceServicer, generation_
         for text in self.parts:
             yield generation_pb2.GenerateStreamResponse(completions=[generation_pb2.Completion(text=text)])
         self._fail(context)
+
+    def DeleteAlias(self, request: Any, context: Any) -> model_admin_pb2.DeleteAliasResponse:
+        self._take(context)
+        self._fail(context)
+        return model_admin_pb2.DeleteAliasResponse()
 
     def _take(self, context: Any) -> None:
         self.times.append(time.monotonic())
@@ -107,6 +129,7 @@ def failing() -> Iterator[Callable[..., Any]]:
         server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
         classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+        model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(servicer, server)
         place = "127.0.0.1:0"
         port = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
         servicer.address = f"127.0.0.1:{port}"

@@ -5,16 +5,20 @@ from typing import Any
 
 import pytest
 
-from tuneserve.client import AsyncClient, Client, generation, texts
+from tuneserve.client import AsyncClient, Client, administration, generation, models, texts
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_methods_look_like_their_calls(kind: type[Any]) -> None:
-    built = [texts.classify, texts.find_entities, texts.rank, texts.embed]
-    built += [generation.generate, generation.chat, generation.stream]
+    built: list[Any] = [texts.classify, texts.classify_stream, texts.find_entities, texts.rank, texts.embed]
+    built += [generation.generate, generation.chat, generation.stream, generation.tokenize, models.watch_model]
+    built += [administration.load_model, administration.cancel_load, administration.unload_model]
+    built += [administration.load_adapter, administration.unload_adapter]
+    built += [administration.set_alias, administration.delete_alias]
+    several = [texts.classify_stream, generation.stream, models.watch_model]
     for call in built:
         method = getattr(kind, call.__name__)
         assert method.__doc__ == call.__doc__
         parameters = list(inspect.signature(method).parameters)
         assert parameters == ["self", *inspect.signature(call).parameters]
-        assert inspect.iscoroutinefunction(method) == (kind is AsyncClient and call is not generation.stream)
+        assert inspect.iscoroutinefunction(method) == (kind is AsyncClient and call not in several)

@@ -45,6 +45,15 @@ async def test_attempts(
         assert len(server.times) == calls
 
 
+async def test_a_change_is_sent_once(failing: Any, asking: Any) -> None:
+    with failing((GONE, 1)) as server:
+        ask = asking(server.address)
+        with pytest.raises(Unavailable, match="not now"):
+            await ask("delete_alias", "chat")
+        assert len(server.times) == 1
+        await ask("delete_alias", "chat")
+
+
 async def test_without_a_pause_named_attempts_come_later_and_later(failing: Any, asking: Any) -> None:
     with failing((GONE, None), (BUSY, None)) as server:
         await asking(server.address)("classify", "m", "a")

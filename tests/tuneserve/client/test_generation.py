@@ -44,6 +44,19 @@ async def test_stream(ask: Any) -> None:
             await ask("stream", "chat", "a", **wrong)
 
 
+async def test_tokenize(ask: Any) -> None:
+    text = "the 🙂 film"
+    found = await ask("tokenize", "chat", text)
+    assert (found.text, found.model_version.partition("@")[0]) == (text, "chat")
+    assert (found.tokens[0].start, found.tokens[-1].end) == (0, len(text)), "in characters"
+    assert len(found) == len(found.tokens) > 2
+    again = await ask("tokenize", "chat", [one.id for one in found])
+    assert [one.id for one in again] == [one.id for one in found]
+    assert again.text == ""
+    chat = await ask("tokenize", "chat", [{"role": "user", "content": "a"}])
+    assert chat.text == "<|user|>a<|end|><|assistant|>"
+
+
 @pytest.mark.parametrize(
     ("form", "kind"),
     [

@@ -1,10 +1,13 @@
 """The calls about texts by both clients, to the real server on fake engines."""
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from itertools import repeat
 from typing import Any
 
 import pytest
 
-from tuneserve.client import results
+from tuneserve.client import AsyncClient, Client, DeadlineExceeded, InvalidInput, NotFound, WrongState, results
 
 
 async def test_classify(ask: Any) -> None:
@@ -84,3 +87,109 @@ async def test_embed(ask: Any) -> None:
     assert sum(value**2 for value in whole.values) == pytest.approx(1)
     [short] = await ask("embed", "vectors", ["a film"], dimensions=2)
     assert short.values == pytest.approx((0.6, 0.8))
+
+
+async def test_a_stream_answers_each_text_with_its_id(ask: Any) -> None:
+    texts = ["a film", ("a film", "was good"), "the film was bad"] * 30
+    found = await ask("classify_stream", "sentiment", texts, top_k=1)
+    assert sorted(one.id for one in found) == list(range(90))
+    by_id = {one.id: one for one in found}
+    assert [by_id[id_].result.token_count for id_ in range(3)] == [4, 7, 6]
+    assert all(len(one.result.labels) == 1 for one in found)
+    [alone] = await ask("classify", "sentiment", [texts[2]], top_k=1)
+    assert by_id[2].result == alone
+    assert by_id[2].results.usage.prompt_tokens == 6
+    assert by_id[2].results.model_version.startswith("sentiment@")
+
+
+async def test_answers_of_a_stream_come_as_they_are_ready(ask: Any, served: Any) -> None:
+    served.engines["topics"].delay = 0.2
+    found = await ask("classify_stream", "topics", ["a film", ""])
+    assert [one.id for one in found] == [1, 0]
+
+
+async def test_a_text_of_a_stream_fails_alone(ask: Any) -> None:
+    found = {one.id: one for one in await ask("classify_stream", "sentiment", ["good", "", "film " * 50, "bad"])}
+    assert found[0].error is None
+    assert found[3].result.labels
+    for id_ in (1, 2):
+        error = found[id_].error
+        assert isinstance(error, InvalidInput)
+        assert error.violations[0].field == "inputs[0].text" or id_ == 2
+        assert error.request_id
+        with pytest.raises(InvalidInput) as caught:
+            _ = found[id_].result
+        assert caught.value is error
+    [unknown] = await ask("classify_stream", "nope", ["good"])
+    assert isinstance(unknown.error, NotFound)
+    assert (unknown.error.reason, unknown.results) == ("MODEL_NOT_FOUND", None)
+    [other] = await ask("classify_stream", "ner", ["good"])
+    assert isinstance(other.error, WrongState)
+
+
+async def test_what_the_texts_of_a_stream_raise_comes_after_the_answers(served: Any) -> None:
+    def texts() -> Iterator[str]:
+        yield from ["good", "bad"]
+        raise OSError("the file is gone")
+
+    async def later() -> AsyncIterator[str]:
+        for text in texts():
+            await asyncio.sleep(0)
+            yield text
+
+    seen: list[int] = []
+
+    def gather(client: Client) -> None:
+        for one in client.classify_stream("sentiment", texts()):
+            seen.append(one.id)
+
+    async def gather_too(client: AsyncClient, given: Any) -> None:
+        async for one in client.classify_stream("sentiment", given):
+            seen.append(one.id)
+
+    with Client(served.app.address) as client, pytest.raises(OSError, match="the file is gone"):
+        await asyncio.to_thread(gather, client)
+    async with AsyncClient(served.app.address) as client_:
+        for given in (texts(), later()):
+            with pytest.raises(OSError, match="the file is gone"):
+                await gather_too(client_, given)
+    assert sorted(seen) == [0, 0, 0, 1, 1, 1]
+
+
+async def test_wrong_arguments_of_a_stream(ask: Any) -> None:
+    with pytest.raises(TypeError, match="top_q"):
+        await ask("classify_stream", "sentiment", ["good"], top_q=1)
+    with pytest.raises(TypeError):
+        await ask("classify_stream", "sentiment", [5])
+
+
+async def test_a_client_without_an_event_loop_takes_no_async_texts(served: Any) -> None:
+    async def texts() -> AsyncIterator[str]:
+        yield "good"
+
+    with Client(served.app.address) as client, pytest.raises(TypeError, match="is for AsyncClient"):
+        await asyncio.to_thread(lambda: list(client.classify_stream("sentiment", texts())))
+
+
+async def test_a_stream_without_end_is_left(served: Any, until: Any) -> None:
+    def leave() -> int:
+        with Client(served.app.address, timeout=0.2) as client:
+            for one in client.classify_stream("sentiment", repeat("good")):
+                if one.id > 100:
+                    return one.id
+        raise AssertionError
+
+    assert await asyncio.to_thread(leave) > 100
+    async with AsyncClient(served.app.address) as client:
+        async with client.classify_stream("sentiment", repeat("good")) as answers:
+            assert (await anext(aiter(answers))).result.labels
+        await until(lambda: served.engines["sentiment"].running == 0)
+
+
+async def test_a_stream_has_no_deadline_but_its_own(asking: Any, served: Any) -> None:
+    served.engines["topics"].delay = 0.4
+    ask = asking(served.app.address, timeout=0.1)
+    [found] = await ask("classify_stream", "topics", ["good"])
+    assert found.error is None
+    with pytest.raises(DeadlineExceeded):
+        await ask("classify_stream", "topics", ["good"], timeout=0.1)

@@ -1,0 +1,114 @@
+"""The calls that change what is served: at the server's `admin_listen`, or with a key of role admin.
+
+Each is sent once (endpoint.py). Paths are below the server's `models_root`, on its own disk.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+from tuneserve.client import answers, results
+from tuneserve.client.call import Call
+from tuneserve.v1 import model_admin_pb2 as pb
+from tuneserve.v1 import model_pb2
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+
+
+class ModelSettings(TypedDict, total=False):
+    """How a version is served, as in the server's file. Bounds are in protos/tuneserve/v1/model_admin.proto."""
+
+    dtype: str  # of the weights: auto, bfloat16, float16 or float32
+    max_length: int  # tokens of one input, or of prompt and completion together
+    max_num_seqs: int  # sequences in one step of the engine
+    max_inputs: int  # texts of one call
+    max_explained_words: int  # of one text
+    max_queue: int  # calls waiting or running
+    max_queue_tokens: int  # of the calls that wait
+    max_wait_seconds: float  # a call that would wait longer is turned away
+    redact: Sequence[str]  # kinds of personal data to mask
+    max_adapters: int  # LoRA adapters in one step of the engine
+    max_adapter_rank: int
+    gpu_memory_utilization: float  # on GPUs: share of the memory
+    kv_cache_gib: float  # on CPUs
+    engine: Mapping[str, Any]  # options of vLLM's engine, by vLLM's names
+    tool_parser: str
+    reasoning_parser: str
+
+
+def load_model(
+    model: str, path: str, *, timeout: float | None = None, **settings: Unpack[ModelSettings]
+) -> Call[results.Model]:
+    """Begins to load a checkpoint as a version of a model, and returns that version, which is loading.
+
+    `watch_model` follows it, `cancel_load` ends it. `path`: the checkpoint's directory. The other arguments are those
+    of `ModelSettings` (administration.py); what is left out is as in the model's latest version. Calls reach the
+    version by its `id` until an alias points at it; the first version of a model gets the alias of the model's name.
+    Raises CallError.
+    """
+    request = pb.LoadModelRequest(model=model, path=path, settings=_settings(settings))
+    return Call(ModelAdminServiceStub, "LoadModel", request, answers.model, timeout)
+
+
+def cancel_load(version: str, *, timeout: float | None = None) -> Call[None]:
+    """Ends the loading of a version, NAME@VERSION, which is gone then. Raises CallError."""
+    return Call(ModelAdminServiceStub, "CancelLoad", pb.CancelLoadRequest(model=version), answers.nothing, timeout)
+
+
+def unload_model(version: str, *, timeout: float | None = None) -> Call[None]:
+    """Drains a version, NAME@VERSION, and unloads it.
+
+    Raises CallError: WrongState while an alias points at it. After DeadlineExceeded, it answers again as before.
+    """
+    return Call(ModelAdminServiceStub, "UnloadModel", pb.UnloadModelRequest(model=version), answers.nothing, timeout)
+
+
+def load_adapter(model: str, adapter: str, path: str, *, timeout: float | None = None) -> Call[results.Adapter]:
+    """Loads the LoRA adapter in a directory onto a version, under the name that calls give as `adapter`.
+
+    Other content under a name in use replaces it for later calls. Raises CallError.
+    """
+    request = pb.LoadAdapterRequest(model=model, adapter=adapter, path=path)
+    return Call(ModelAdminServiceStub, "LoadAdapter", request, answers.adapter, timeout)
+
+
+def unload_adapter(model: str, adapter: str, *, timeout: float | None = None) -> Call[None]:
+    """Takes an adapter away; running calls finish with it. Raises CallError."""
+    request = pb.UnloadAdapterRequest(model=model, adapter=adapter)
+    return Call(ModelAdminServiceStub, "UnloadAdapter", request, answers.nothing, timeout)
+
+
+def set_alias(
+    name: str,
+    targets: str | Mapping[str, int],
+    *,
+    shadow: str = "",
+    etag: str = "",
+    unload_unused: bool = False,
+    timeout: float | None = None,
+) -> Call[results.Alias]:
+    """Points an alias at a version, NAME@VERSION, or splits its calls over several by weight, at once.
+
+    `shadow`: the version that gets copies of its calls. `etag`: only if the alias is still what had it.
+    `unload_unused`: drain and unload versions that no alias points at any more. Raises CallError; its `code` is ABORTED
+    where the etag is another one.
+    """
+    weights = {targets: 1} if isinstance(targets, str) else targets
+    pointed = [model_pb2.AliasTarget(model=model, weight=weight) for model, weight in weights.items()]
+    alias = model_pb2.Alias(name=name, targets=pointed, shadow=shadow, etag=etag)
+    request = pb.SetAliasRequest(alias=alias, unload_unused=unload_unused)
+    return Call(ModelAdminServiceStub, "SetAlias", request, answers.alias, timeout)
+
+
+def delete_alias(name: str, *, etag: str = "", unload_unused: bool = False, timeout: float | None = None) -> Call[None]:
+    """Takes an alias away, at once. `etag` and `unload_unused` are those of `set_alias`. Raises CallError."""
+    request = pb.DeleteAliasRequest(name=name, etag=etag, unload_unused=unload_unused)
+    return Call(ModelAdminServiceStub, "DeleteAlias", request, answers.nothing, timeout)
+
+
+def _settings(given: Mapping[str, Any]) -> pb.ModelSettings | None:
+    """Returns the message, or None without settings. Raises TypeError for one that there is not."""
+    if unknown := given.keys() - ModelSettings.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument: {', '.join(sorted(unknown))}")
+    values = {key: value for key, value in given.items() if value is not None}
+    if "redact" in values:
+        values["redact"] = pb.Redaction(kinds=values["redact"])
+    return pb.ModelSettings(**values) if values else None
