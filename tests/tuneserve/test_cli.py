@@ -27,6 +27,7 @@ VERBS = (
     "call",
     "inspect",
     "demo",
+    "samples",
 )
 
 
@@ -68,7 +69,12 @@ def test_help_is_whole():
     text = " ".join(tuneserve("--help").stdout.split())
     assert sorted(name for names in HEADINGS.values() for name in names) == sorted(VERBS)
     assert "Train: validate Check a training CONFIG and its data, without training. finetune Train" in text
-    for shown in (text, tuneserve("call", "--help").stdout, tuneserve("call", "admin", "--help").stdout):
+    for shown in (
+        text,
+        tuneserve("call", "--help").stdout,
+        tuneserve("call", "admin", "--help").stdout,
+        tuneserve("samples", "--help").stdout,
+    ):
         assert "..." not in shown.replace("[ARGS]...", "")
 
 

@@ -1,0 +1,59 @@
+"""The samples by name, as files in a folder: what finetune/examples reads."""
+
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneserve import disk, samples
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A data set or a base model."""
+
+    file: str  # its name in a folder
+    what: str
+    licence: str
+    cached: Callable[[], Path]  # its file or directory in the cache; fetched, and verified, where it is not there yet
+
+
+# What finetune/examples reads, and what needs no training.
+SAMPLES = {
+    "sentiment": Sample("sentiment.jsonl", "movie sentences, negative or positive", "MIT", samples.sentiment),
+    "questions": Sample("questions.jsonl", "questions with answers, as chats", "BSD-3-Clause", samples.questions),
+    "tweets": Sample("tweets.conll", "tweets with ten types of entities", "unclear", samples.tweets_ner),
+    "encoder": Sample("minilm-l6", "base model of classifiers: MiniLM-L6", "Apache-2.0", samples.sentiment_encoder),
+    "chat": Sample("smollm2-135m", "base model of generation: SmolLM2-135M", "Apache-2.0", samples.chat_model),
+    "vectors": Sample(
+        "minilm-l6-embedding", "embedding model, to serve as it is: MiniLM-L6", "Apache-2.0", samples.embedding_model
+    ),
+}
+
+
+def fetch(name: str, directory: Path) -> bool:
+    """Writes a sample into a folder: whole or not at all. Returns False where something of its name is there already.
+
+    Raises UserError when it can't be fetched, or its SHA-256 is another, StepFailed when the disk is full.
+    """
+    sample = SAMPLES[name]
+    target = directory / sample.file
+    if target.exists():
+        return False
+    source = sample.cached()
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / f".{sample.file}.{secrets.token_hex(4)}.tmp"
+    with disk.watched(directory):
+        try:
+            shutil.copytree(source, unfinished) if source.is_dir() else shutil.copy(source, unfinished)
+            unfinished.rename(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.unlink(missing_ok=True)
+    return True
+
+
+def size(path: Path) -> int:
+    """Returns the bytes of a file, or of all files in a directory."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
