@@ -71,18 +71,14 @@ def load_command(
     that. Calls reach the version as MODEL@VERSION until an alias points at it; the first version of a new model gets
     the alias of its name.
     """
-    from tuneserve.v1 import model_admin_pb2, model_pb2
-    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+    from tuneserve.v1 import model_pb2
     from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-    request = model_admin_pb2.LoadModelRequest(model=model, path=path, settings=_settings(settings))
-    with connected(server) as channel:
-        loaded = ModelAdminServiceStub(channel).LoadModel(request, **server.options).model
-        if not no_wait:
-            watching = ModelServiceStub(channel).WatchModel(
-                model_pb2.WatchModelRequest(model=loaded.id), **server.options
-            )
-            for update in watching:
+    loaded = _done(server, "LoadModel", model=model, path=path, settings=_settings(settings)).model
+    if not no_wait:
+        with connected(server) as channel:
+            watching = model_pb2.WatchModelRequest(model=loaded.id)
+            for update in ModelServiceStub(channel).WatchModel(watching, **server.options):
                 loaded = update.model
                 if loaded.load_step:
                     step = model_pb2.LoadStep.Name(loaded.load_step).removeprefix("LOAD_STEP_").replace("_", " ")
@@ -97,12 +93,7 @@ def load_command(
 @client_options(timeout=300.0)
 def cancel_load_command(version: str, server: "Endpoint", as_json: bool) -> None:
     """End the loading of a version."""
-    from tuneserve.v1 import model_admin_pb2
-    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
-
-    request = model_admin_pb2.CancelLoadRequest(model=_version(version))
-    with connected(server) as channel:
-        response = ModelAdminServiceStub(channel).CancelLoad(request, **server.options)
+    response = _done(server, "CancelLoad", model=_version(version))
     print_json(response) if as_json else click.echo(f"{version} is gone")
 
 
@@ -111,12 +102,7 @@ def cancel_load_command(version: str, server: "Endpoint", as_json: bool) -> None
 @client_options(timeout=300.0)
 def unload_command(version: str, server: "Endpoint", as_json: bool) -> None:
     """Let a version end its calls, and unload it. Refused while an alias points at it."""
-    from tuneserve.v1 import model_admin_pb2
-    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
-
-    request = model_admin_pb2.UnloadModelRequest(model=_version(version))
-    with connected(server) as channel:
-        response = ModelAdminServiceStub(channel).UnloadModel(request, **server.options)
+    response = _done(server, "UnloadModel", model=_version(version))
     print_json(response) if as_json else click.echo(f"{version} is gone")
 
 
@@ -139,22 +125,17 @@ def alias_command(
     as_json: bool,
 ) -> None:
     """Point NAME at a version, or split its calls over several by weight. At once, for all later calls."""
-    from tuneserve.v1 import model_admin_pb2, model_pb2
-    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+    from tuneserve.v1 import model_pb2
 
     if remove == bool(targets) or (remove and shadow):
         raise click.UsageError("give at least one MODEL@VERSION, or --remove alone")
-    with connected(server) as channel:
-        stub = ModelAdminServiceStub(channel)
-        if remove:
-            gone = model_admin_pb2.DeleteAliasRequest(name=name, etag=etag or "", unload_unused=unload_unused)
-            deleted = stub.DeleteAlias(gone, **server.options)
-            return print_json(deleted) if as_json else click.echo(f"{name} is removed")
-        alias = model_pb2.Alias(
-            name=name, targets=map(_target, targets), shadow=_version(shadow) if shadow else "", etag=etag or ""
-        )
-        request = model_admin_pb2.SetAliasRequest(alias=alias, unload_unused=unload_unused)
-        response = stub.SetAlias(request, **server.options)
+    if remove:
+        deleted = _done(server, "DeleteAlias", name=name, etag=etag or "", unload_unused=unload_unused)
+        return print_json(deleted) if as_json else click.echo(f"{name} is removed")
+    alias = model_pb2.Alias(
+        name=name, targets=map(_target, targets), shadow=_version(shadow) if shadow else "", etag=etag or ""
+    )
+    response = _done(server, "SetAlias", alias=alias, unload_unused=unload_unused)
     print_json(response) if as_json else click.echo(f"{name} -> {_described(response.alias)}")
 
 
@@ -168,12 +149,7 @@ def load_adapter_command(model: str, adapter: str, path: str, server: "Endpoint"
 
     Other content under a NAME in use replaces it for later calls; running ones end with what they began with.
     """
-    from tuneserve.v1 import model_admin_pb2
-    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
-
-    request = model_admin_pb2.LoadAdapterRequest(model=model, adapter=adapter, path=path)
-    with connected(server) as channel:
-        response = ModelAdminServiceStub(channel).LoadAdapter(request, **server.options)
+    response = _done(server, "LoadAdapter", model=model, adapter=adapter, path=path)
     print_json(response) if as_json else click.echo(f"{adapter} is loaded, version {response.adapter.version}")
 
 
@@ -183,16 +159,21 @@ def load_adapter_command(model: str, adapter: str, path: str, server: "Endpoint"
 @client_options(timeout=300.0)
 def unload_adapter_command(model: str, adapter: str, server: "Endpoint", as_json: bool) -> None:
     """Take the adapter NAME away from MODEL; calls that run with it end first."""
-    from tuneserve.v1 import model_admin_pb2
-    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
-
-    request = model_admin_pb2.UnloadAdapterRequest(model=model, adapter=adapter)
-    with connected(server) as channel:
-        response = ModelAdminServiceStub(channel).UnloadAdapter(request, **server.options)
+    response = _done(server, "UnloadAdapter", model=model, adapter=adapter)
     print_json(response) if as_json else click.echo(f"{adapter} is gone")
 
 
 admin_command.add_command(models_command)
+
+
+def _done(server: "Endpoint", method: str, **fields: Any) -> Any:
+    """Makes one call of ModelAdminService, whose request has these fields; returns the answer."""
+    from tuneserve.v1 import model_admin_pb2
+    from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
+
+    request = getattr(model_admin_pb2, f"{method}Request")(**fields)
+    with connected(server) as channel:
+        return getattr(ModelAdminServiceStub(channel), method)(request, **server.options)
 
 
 def _pages(call: Any, request: Any, server: "Endpoint") -> Iterator[Any]:
