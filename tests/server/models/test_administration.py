@@ -317,18 +317,6 @@ async def test_no_memory_is_said_before_anything_is_touched(admin, classify, ser
     assert (await classify())[1] == 2
 
 
-def test_memory_is_compared_with_what_the_checkpoint_needs(make_llama, monkeypatch):
-    from tuneserve import checkpoint
-
-    directory = make_llama()
-    config, manifest = ModelConfig(path=directory, kv_cache_gib=2.0), checkpoint.load(directory)
-    monkeypatch.setattr(memory, "available_memory", lambda: 16 << 30)
-    memory.check(config, manifest)
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 << 30)
-    with pytest.raises(WrongState, match=r"needs about 3\.\d GiB and 2\.0 GiB are free"):
-        memory.check(config, manifest)
-
-
 async def test_adapters_come_and_go(admin, server, refused, tmp_path):
     chat = GenerationServiceStub(server.channel)
     request = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"), adapter="polite")

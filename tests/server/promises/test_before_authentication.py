@@ -325,11 +325,3 @@ async def test_calls_without_a_key_write_few_lines(start, caplog, monkeypatch):
         for _ in range(30):
             await classify(server.channel, metadata=KEY)
         assert len([record for record in caplog.records if record.name == "tuneserve.requests"]) == 30
-
-
-def test_files_are_kept_back(monkeypatch, caplog):
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda *_: None)
-    for files, wanted, allowed in ((1024, 1024, 768), (256, 1024, 128), (256, 100, 100), (-1, 5000, 5000)):
-        monkeypatch.setattr(connections.resource, "getrlimit", lambda _, files=files: (files, files))
-        assert connections.within_files(wanted) == allowed
-    assert "max_connections: 768, as the process may have 1024 files open" in caplog.text

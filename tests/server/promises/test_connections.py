@@ -1,14 +1,11 @@
 """Connections: a client that is gone is noticed, and none lives for ever, while the calls on it may."""
 
 import asyncio
-import socket
 
 import grpc
 import psutil
 import pytest
 
-from tuneserve.errors import UserError
-from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.transport import connections
 from tuneserve.v1 import generation_pb2, model_pb2
@@ -85,34 +82,3 @@ async def test_an_old_connection_ends_and_its_calls_do_not(config, serve_config,
         assert answers[-1].HasField("usage")
         assert len(seen) > 1
         server.engines["chat"].delay = 0.0
-
-
-async def test_a_port_that_is_taken_at_one_of_its_addresses(config):
-    """localhost is two addresses, and gRPC is content with one of them."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        for key in ("listen", "metrics_listen", "health_listen", "admin_listen"):
-            with pytest.raises(UserError, match=f"{key}: can't bind localhost:{port}"):
-                App(config.model_copy(update={key: f"localhost:{port}"}))
-
-
-async def test_an_address_of_ipv6_keeps_its_brackets(config, serve_config):
-    if not socket.has_ipv6:
-        pytest.skip("this machine has no IPv6")
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        pytest.skip("this machine has no IPv6")
-    async with serve_config(config.model_copy(update={"listen": "[::1]:0", "metrics_listen": "[::1]:0"})) as server:
-        assert server.app.address.startswith("[::1]:")
-        assert server.app.metrics_address.startswith("[::1]:")
-        await ModelServiceStub(server.channel).ListModels(model_pb2.ListModelsRequest())
-
-
-def test_an_address_that_is_nowhere():
-    for address in ("no-such-host.invalid:80", "192.0.2.1:80"):
-        with pytest.raises(UserError, match=r"listen: can't bind"):
-            connections.sockets(address, "listen")
