@@ -1,0 +1,166 @@
+"""A call's way through a model to its engine: the queue's place, what it is charged, and what of it is measured."""
+
+import asyncio
+import time
+
+import pytest
+
+from tuneserve.server.call import context
+from tuneserve.server.call.errors import DeadlinePassed, NotFound, Overloaded, Unavailable
+from tuneserve.server.call.tenants import Tenant
+from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, Sampling
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.place import admitted
+from tuneserve.v1 import model_pb2
+
+INPUTS = [Encoded([2, 9, 3]), Encoded([2, 9, 9, 3])]
+
+
+@pytest.fixture
+def models(served):
+    return {model.name: model for model in served.app.models}
+
+
+@pytest.fixture
+def chat(models):
+    return models["chat"]
+
+
+@pytest.fixture
+def charged() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def call(charged) -> context.Call:
+    return context.Call("req-1", "Classify", Tenant("acme", priority=3), {}, Metrics(), charge=charged.append)
+
+
+def sample(call: context.Call, name: str, model: str) -> float:
+    return call.metrics.registry.get_sample_value(name, {"model": model}) or 0
+
+
+async def made(model, tokens: int = 3, **options) -> list[list[Delta]]:
+    with admitted(model) as place:
+        options = {"stream": True, **options}
+        return [one async for one in place.generate([5, 6], Sampling(max_tokens=tokens), **options)]
+
+
+async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):
+    context.begin(call)
+    model = models["sentiment"]
+    with admitted(model, priority=1) as place:
+        assert place.priority == 3, "in the queue, too"
+        assert model.admission.calls == 1
+        assert sample(call, "tuneserve_queue_depth", "sentiment") == 1
+        rows = await place.pool(INPUTS, "classify")
+    assert len(rows) == 2
+    assert served.engines["sentiment"].pooled == INPUTS
+    assert served.engines["sentiment"].tickets[-1].priority == 3, "no better than its key's"
+    assert (charged, call.prompt_tokens, call.completion_tokens) == ([7], 7, 0)
+    assert sample(call, "tuneserve_prompt_tokens_total", "sentiment") == 7
+    assert sample(call, "tuneserve_queue_wait_seconds_count", "sentiment") == 1
+    assert sample(call, "tuneserve_queue_depth", "sentiment") == 0
+    assert {"queue", "engine"} <= call.stage_ns.keys()
+    assert (model.admission.calls, model.admission.running) == (0, 0)
+
+
+async def test_tokens_are_paid_for_as_they_are_written(chat, call, charged):
+    context.begin(call)
+    outputs = await made(chat)
+    assert ["".join(delta.text for delta in output) for output in outputs] == ["ab"] * 3
+    assert charged == [2, 1, 1, 1]
+    assert (call.prompt_tokens, call.completion_tokens) == (2, 3)
+    assert sample(call, "tuneserve_completion_tokens_total", "chat") == 3
+    assert sample(call, "tuneserve_time_to_first_token_seconds_count", "chat") == 1
+    assert sample(call, "tuneserve_inter_token_seconds_count", "chat") == 2
+
+
+async def test_what_comes_at_once_has_no_first_token(chat, call):
+    context.begin(call)
+    await made(chat, stream=False)
+    assert call.completion_tokens == 3
+    assert sample(call, "tuneserve_time_to_first_token_seconds_count", "chat") == 0
+
+
+async def test_a_cost_stands_for_all_of_it(chat, call, charged):
+    context.begin(call)
+    await made(chat, cost=11)
+    assert sum(charged) == 11
+    assert (call.prompt_tokens, call.completion_tokens) == (11, 0)
+
+
+async def test_leaving_early_frees_the_place(chat, served, call):
+    context.begin(call)
+    with admitted(chat) as place:
+        outputs = place.generate([5, 6], Sampling(max_tokens=9), stream=True)
+        await anext(outputs)
+        assert chat.admission.running == 1
+        await outputs.aclose()
+        assert (chat.admission.running, served.engines["chat"].running) == (0, 0)
+    assert (chat.admission.calls, call.completion_tokens) == (0, 1)
+
+
+async def test_an_adapter_is_known_or_the_call_ends_before_the_engine(chat, served, call, charged):
+    context.begin(call)
+    with pytest.raises(NotFound):
+        await made(chat, adapter="absent")
+    assert served.engines["chat"].tickets == []
+    assert charged == []
+
+
+async def test_a_call_too_many_is_turned_away_at_once(chat, call):
+    context.begin(call)
+    held = [admitted(chat) for _ in range(4)]
+    for one in held:
+        one.__enter__()
+    with pytest.raises(Overloaded) as caught, admitted(chat):
+        raise AssertionError
+    assert caught.value.reason == "QUEUE_FULL"
+    for one in held:
+        one.__exit__(None, None, None)
+    assert len(await made(chat)) == 3
+
+
+@pytest.mark.parametrize("state", [model_pb2.MODEL_STATE_LOADING, model_pb2.MODEL_STATE_DRAINING])
+async def test_a_model_that_does_not_answer_takes_nobody(chat, call, monkeypatch, state):
+    context.begin(call)
+    monkeypatch.setattr(chat, "state", state)
+    with pytest.raises(Unavailable), admitted(chat):
+        raise AssertionError
+    assert chat.admission.calls == 0
+
+
+async def test_what_is_too_late_never_reaches_the_engine(models, served, call, charged):
+    context.begin(call)
+    call.deadline = time.monotonic() - 1
+    with admitted(models["sentiment"]) as place, pytest.raises(DeadlinePassed):
+        await place.pool(INPUTS, "classify")
+    assert served.engines["sentiment"].tickets == []
+    assert charged == []
+
+
+async def test_of_a_dead_engine_callers_are_told_what_befell_it(models, served, call, monkeypatch):
+    context.begin(call)
+    monkeypatch.setattr(models["sentiment"], "failure", "ran out of memory")
+    served.engines["sentiment"].broken = EngineFailed("canary-of-a-prompt")
+    with admitted(models["sentiment"]) as place, pytest.raises(EngineFailed) as caught:
+        await place.pool(INPUTS, "classify")
+    assert caught.value.told == "model 'sentiment': its engine ran out of memory"
+
+
+async def test_a_call_that_is_cancelled_leaves_its_place(models, served, call, until):
+    context.begin(call)
+    model, engine = models["sentiment"], served.engines["sentiment"]
+    engine.delay = 30
+
+    async def ask() -> None:
+        with admitted(model) as place:
+            await place.pool(INPUTS, "classify")
+
+    task = asyncio.create_task(ask())
+    await until(lambda: engine.running)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (engine.running, model.admission.running, model.admission.calls) == (0, 0, 0)
