@@ -39,6 +39,11 @@ def belongs_to(caller: Hashable) -> None:
     _work.set(_Work(caller))
 
 
+def caller() -> Hashable:
+    """Returns who the work of this task is for; an empty text where nobody said."""
+    return _current().caller
+
+
 def _current() -> _Work:
     work = _work.get()
     if work is None:

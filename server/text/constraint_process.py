@@ -2,16 +2,23 @@
 
 A constraint is compiled as the engine will compile it, for the model's own tokenizer, and followed for some random
 texts, to see how long each token's mask takes: it is computed between two steps of the engine, while everybody waits.
-What takes too much time or memory ends the process; see `constraints.py`, which starts another.
+Each is checked in a copy of the process (fork), which has the tokenizer already, and shares its memory. What takes too
+much time or memory ends the copy, and nothing else.
 
-On standard input, each with its length before it: the tokenizer's JSON, the size of the vocabulary, the id of the end
-token, and then constraints, as tuneserve.v1.StructuredOutput. On standard output a line of JSON for each constraint:
-null, or [field, what is wrong with it].
+On standard input, a Unix socket, each with its length before it: the tokenizer's JSON, the size of the vocabulary, and
+the id of the end token. Once they are read, a byte goes back, and each byte that then comes has a socket of its own,
+for one constraint: on this come the CPU time in seconds and the memory in bytes that it may take, and a
+tuneserve.v1.StructuredOutput. Back go JSON, null or [field, what is wrong with it], and the end of the stream; nothing
+but its end where the constraint took too much. The copy also ends with the other end of its socket.
 """
 
+import gc
 import json
+import os
 import random
 import resource
+import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -22,15 +29,13 @@ import llguidance
 import numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from tuneserve import lifetime
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.limits import limits
 from tuneserve.server.engine.tokenizer_files import put_right
 from tuneserve.server.text.structured_output import FIELD, check, structured
 from tuneserve.v1 import generation_pb2 as pb
 
-# For one constraint: CPU time, and memory on top of what the process has.
-_MOST_SECONDS = 3
-_MOST_BYTES = 1 << 30
 # The texts that are written, and their length in tokens. Half of them of the first tokens in the vocabulary that are
 # allowed, mostly single letters, which take an ambiguous grammar the most steps.
 _TEXTS = 4
@@ -47,24 +52,40 @@ def main() -> None:
     given = _messages(sys.stdin.buffer)
     vocabulary, size, end = next(given).decode(), int(next(given)), int(next(given))
     tokenizer = llguidance.LLTokenizer(put_right(vocabulary), n_vocab=size, eos_token=end if end >= 0 else None)
-    # The system ends a process that uses more, and keeps nothing of it.
-    _limit(resource.RLIMIT_CORE, 0)
-    memory = Path("/proc/self/statm")
-    if memory.exists():
-        _limit(resource.RLIMIT_AS, int(memory.read_text().split()[0]) * resource.getpagesize() + _MOST_BYTES)
-    print(flush=True)
-    for message in given:
-        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + _MOST_SECONDS)
-        print(json.dumps(_wrong(tokenizer, pb.StructuredOutput.FromString(message))), flush=True)
-
-
-def _limit(what: int, most: int) -> None:
-    resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
+    # The system keeps nothing of a copy that it ends, and needs nobody to ask what became of it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # What there is stays shared: collecting garbage writes to it.
+    gc.freeze()
+    asking = socket.socket(fileno=sys.stdin.fileno())
+    asking.send(b"\n")
+    while sockets := socket.recv_fds(asking, 1, 1)[1]:
+        [one] = sockets
+        if not os.fork():
+            try:
+                asking.close()
+                _answer(tokenizer, socket.socket(fileno=one))
+            finally:
+                os._exit(0)
+        os.close(one)
 
 
 def _messages(stream: BinaryIO) -> Iterator[bytes]:
     while length := stream.read(4):
         yield stream.read(int.from_bytes(length, "big"))
+
+
+def _answer(tokenizer: Any, asked: socket.socket) -> None:
+    given = _messages(asked.makefile("rb"))
+    seconds, size, constraint = next(given), next(given), next(given)
+    lifetime.end_with(asked.fileno())
+    # The system ends what uses more: a signal, or no memory.
+    signal.setitimer(signal.ITIMER_PROF, float(seconds))
+    memory = Path("/proc/self/statm")
+    if memory.exists():
+        has = int(memory.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + int(size), resource.getrlimit(resource.RLIMIT_AS)[1]))
+    asked.sendall(json.dumps(_wrong(tokenizer, pb.StructuredOutput.FromString(constraint))).encode())
 
 
 def _wrong(tokenizer: Any, params: pb.StructuredOutput) -> tuple[str, str] | None:

@@ -1,18 +1,23 @@
 """Callers' constraints, checked before a call is admitted to the engine, and each only once.
 
-Reading one may take minutes, in libraries that nothing ends but the end of their process: so they have a process of
-their own, one a model, that is started when it is first needed. A caller that keeps it busy keeps itself waiting: each
-tenant has one constraint checked at a time.
+Checking one may take minutes, in libraries that nothing ends but the end of their process: so it is done in processes
+of their own, copies of one that a model has, which is started when it is first needed. Each caller has one constraint
+checked at a time. A check that takes long is given up, and done again behind the others that took long: those that are
+quick never wait for one of these.
 """
 
 import asyncio
+import contextlib
 import json
+import socket
 import sys
 from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from hashlib import sha256
 from weakref import WeakValueDictionary
 
-from tuneserve.server.call.context import current
+from tuneserve.server import concurrency
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import StructuredOutput
 from tuneserve.server.text.structured_output import FIELD, structured
@@ -20,8 +25,22 @@ from tuneserve.v1 import generation_pb2 as pb
 
 # What is known of so many of them is kept.
 _KEPT = 1024
-# The process limits its own CPU time. This is for one that gets none.
+# The system limits CPU time. This is for a check that gets none.
 _MOST_SECONDS = 60.0
+_ANSWER = 1 << 16
+
+
+@dataclass
+class _Lane:
+    """Checks that are given the same, a few of them at a time."""
+
+    seconds: float  # of CPU time
+    bytes: int  # of memory, on top of what the process has
+    at_once: int
+    room: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.room = asyncio.Semaphore(self.at_once)
 
 
 class Constraints:
@@ -31,8 +50,11 @@ class Constraints:
         """`tokenizer` is the text of a tokenizer.json."""
         self._given = tokenizer, str(vocab_size), str(-1 if end_token is None else end_token)
         self._process: asyncio.subprocess.Process | None = None
-        self._asking = asyncio.Lock()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._asking: socket.socket | None = None  # while there is a process
+        self._starting = asyncio.Lock()
+        # What callers use takes a few times 10 ms, with a large vocabulary ten times as much.
+        self._lanes = _Lane(0.5, 256 << 20, at_once=2), _Lane(3.0, 1 << 30, at_once=1)
+        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._known: OrderedDict[bytes, InvalidInput | None] = OrderedDict()
 
     async def checked(self, params: pb.StructuredOutput) -> StructuredOutput:
@@ -40,11 +62,10 @@ class Constraints:
         form, content = structured(params), params.SerializeToString(deterministic=True)
         key = sha256(content).digest()
         if key not in self._known:
-            tenant = current().tenant.name
-            turn = self._turns.setdefault(tenant, asyncio.Lock())
-            async with turn, self._asking:
+            turn = self._turns.setdefault(concurrency.caller(), asyncio.Lock())
+            async with turn:
                 if key not in self._known:
-                    self._known[key] = await self._ask(params, content)
+                    self._known[key] = await self._check(params, content)
         self._known.move_to_end(key)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
@@ -54,62 +75,83 @@ class Constraints:
 
     async def close(self) -> None:
         """Ends the process. Another is started if there is more to check."""
-        if self._process:
+        if self._process and self._asking:
+            process, self._process = self._process, None
+            self._asking.close()
             # Not where it has ended: this would take its status away from asyncio.
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._ended()
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
-    async def _ask(self, params: pb.StructuredOutput, content: bytes) -> InvalidInput | None:
-        if self._process and self._process.returncode is not None:
-            # By somebody else.
-            await self._ended()
+    async def _check(self, params: pb.StructuredOutput, content: bytes) -> InvalidInput | None:
+        for lane in self._lanes:
+            async with lane.room:
+                if answer := await self._ask(lane, content):
+                    wrong = json.loads(answer)
+                    return InvalidInput(*wrong) if wrong else None
+        what = f"{FIELD}.{params.WhichOneof('constraint')}"
+        return InvalidInput(what, "takes too much time or memory to check; make it smaller or simpler")
+
+    async def _ask(self, lane: _Lane, content: bytes) -> bytes:
+        """Returns the answer; nothing where the constraint took too much. The check ends with the socket, and so with
+        its caller.
+        """
+        loop, answer = asyncio.get_running_loop(), b""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                await self._hand_over(theirs)
+            ours.setblocking(False)
+            try:
+                # It may end, or be ended, at any time.
+                async with asyncio.timeout(_MOST_SECONDS):
+                    with contextlib.suppress(ConnectionError):
+                        await loop.sock_sendall(ours, _framed(str(lane.seconds), str(lane.bytes), content))
+                        while part := await loop.sock_recv(ours, _ANSWER):
+                            answer += part
+            except TimeoutError:
+                await self.close()
+        return answer
+
+    async def _hand_over(self, theirs: socket.socket) -> None:
+        """Gives the process a socket; starts it where it does not run."""
+        async with self._starting:
+            if self._process and self._asking:
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self._asking, [b"?"], [theirs.fileno()])
+                    return
+                # Somebody else ended it.
+                await self.close()
+            socket.send_fds(await self._start(), [b"?"], [theirs.fileno()])
+
+    async def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         try:
-            process = self._process or await self._start()
-            _send(process, content)
-            async with asyncio.timeout(_MOST_SECONDS):
-                line = await _line(process)
-        except BaseException as error:
+            with theirs:
+                # -P: what lies in the working directory is not imported. Its errors may hold what a caller sent.
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "tuneserve.server.text.constraint_process"),
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._process, self._asking = process, ours
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(ours, _framed(*self._given))
+            if not await loop.sock_recv(ours, 1):
+                raise RuntimeError("the process that checks constraints did not start")
+        except BaseException:
             # Also when nobody waits for it any more.
             await self.close()
-            if not isinstance(error, TimeoutError):
-                raise
-            line = b""
-        if not line:
-            await self._ended()
-            field = f"{FIELD}.{params.WhichOneof('constraint')}"
-            return InvalidInput(field, "takes too much time or memory to check; make it smaller or simpler")
-        wrong = json.loads(line)
-        return InvalidInput(*wrong) if wrong else None
-
-    async def _ended(self) -> None:
-        """Forgets a process that ends."""
-        if self._process:
-            process, self._process = self._process, None
-            # Not `wait`, which leaves its pipes to the garbage collector.
-            await process.communicate()
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        # -P: what lies in the working directory is not imported. Its errors may hold what a caller sent.
-        self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "tuneserve.server.text.constraint_process"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        for text in self._given:
-            _send(process, text.encode())
-        if not await _line(process):
-            raise RuntimeError("the process that checks constraints did not start")
-        return process
+            raise
+        return ours
 
 
-def _send(process: asyncio.subprocess.Process, message: bytes) -> None:
-    assert process.stdin
-    process.stdin.write(len(message).to_bytes(4, "big") + message)
-
-
-async def _line(process: asyncio.subprocess.Process) -> bytes:
-    """Returns a line; an empty one when there is none, as the process has ended."""
-    assert process.stdout
-    return await process.stdout.readline()
+def _framed(*messages: str | bytes) -> bytes:
+    given = [message.encode() if isinstance(message, str) else message for message in messages]
+    return b"".join(len(message).to_bytes(4, "big") + message for message in given)

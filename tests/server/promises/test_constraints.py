@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tuneserve.server.call.context import Call, begin
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import Tenant, hashed
+from tuneserve.server.concurrency import belongs_to
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.text.constraints import Constraints
@@ -126,34 +127,76 @@ async def test_a_constraint_is_checked_once(served):
             process.resume()
 
 
+def checking() -> list[psutil.Process]:
+    """Their copies, which check one constraint each."""
+    return [copy for process in checkers() for copy in process.children()]
+
+
 async def test_a_check_ends_with_its_call(served, until):
     stub = GenerationServiceStub(served.channel)
     assert (await stub.Generate(request(pb.StructuredOutput(regex="before")), timeout=120)).completions
     [process] = checkers()
-    used = process.cpu_times().user
     call = stub.Generate(request(pb.StructuredOutput(regex=LONG.regex + "|cancelled")), timeout=120)
-    await until(lambda: process.cpu_times().user - used > 0.2)
+    await until(lambda: any(copy.cpu_times().user > 0.1 for copy in checking()))
     call.cancel()
-    await until(lambda: not process.is_running())
+    await until(lambda: not checking())
     assert (await stub.Generate(request(pb.StructuredOutput(regex="behind")), timeout=120)).completions
+    assert checkers() == [process], "nobody waits for another to start"
 
 
-async def test_a_tenant_that_keeps_it_busy_waits_behind_others(served, until):
-    """Ten of its constraints wait, and another tenant's only for the one that is being checked."""
+async def test_checks_end_with_the_process_that_asked_for_them(vocabulary, until):
+    constraints = Constraints(vocabulary.to_str(), vocabulary.get_vocab_size(), None)
+    asking = asyncio.create_task(constraints.checked(pb.StructuredOutput(regex=LONG.regex + "|orphan")))
+    await until(checking)
+    asking.cancel()
+    await constraints.close()
+    await until(lambda: not checking())
+
+
+async def test_a_process_that_somebody_ended_is_started_again(served):
+    stub = GenerationServiceStub(served.channel)
+    assert (await stub.Generate(request(pb.StructuredOutput(regex="first")), timeout=120)).completions
+    [process] = checkers()
+    process.kill()
+    assert (await stub.Generate(request(pb.StructuredOutput(regex="second")), timeout=120)).completions
+
+
+def chain(number: int) -> pb.StructuredOutput:
+    """A grammar that takes seconds."""
+    rules = [f"r{rule} ::= r{rule + 1} | r{rule + 1} r{rule + 1}" for rule in range(1000)]
+    return pb.StructuredOutput(grammar="\n".join(["root ::= r0", *rules, f'r1000 ::= "x{number}"']))
+
+
+async def check(model, caller: str, form: pb.StructuredOutput) -> None:
+    belongs_to(caller)
+    with contextlib.suppress(InvalidInput):
+        await model.constraints.checked(form)
+
+
+async def test_a_callers_long_checks_are_in_nobody_elses_way(served):
+    """Ten that take seconds each wait, and another caller's for none of them, nor for what is left of one."""
     [model] = [one for one in served.app.models if one.name == "chat"]
-    done: list[str] = []
+    await check(model, "other", pb.StructuredOutput(regex="the process runs"))
+    greedy = [asyncio.create_task(check(model, "greedy", chain(number))) for number in range(10)]
+    await asyncio.sleep(0.5)
+    for number in range(20):
+        await asyncio.create_task(check(model, "other", pb.StructuredOutput(regex=f"other {number}")))
+    assert not any(task.done() for task in greedy[1:])
+    for task in greedy:
+        task.cancel()
+    await asyncio.wait(greedy)
 
-    async def check(tenant: str, form: pb.StructuredOutput) -> None:
-        begin(Call("a", "Generate", Tenant(tenant), {}, Metrics()))
-        with contextlib.suppress(InvalidInput):
-            await model.constraints.checked(form)
-        done.append(tenant)
 
-    slow = [pb.StructuredOutput(grammar=f'start: a\na: /./ | a a | "{number}"') for number in range(10)]
-    greedy = [asyncio.create_task(check("greedy", form)) for form in slow]
-    await asyncio.sleep(0)
-    await check("other", pb.StructuredOutput(regex="other"))
-    assert done.count("greedy") <= 2
+async def test_long_checks_of_several_callers_wait_for_each_other_only(served):
+    [model] = [one for one in served.app.models if one.name == "chat"]
+    await check(model, "other", pb.StructuredOutput(regex="the process still runs"))
+    greedy = [asyncio.create_task(check(model, f"greedy {number}", chain(100 + number))) for number in range(4)]
+    # Two of them have been given up, at least.
+    await asyncio.sleep(1)
+    for number in range(10):
+        await asyncio.create_task(check(model, "other", pb.StructuredOutput(regex=f"another {number}")))
+        assert len(checking()) <= 3
+    assert sum(task.done() for task in greedy) < 3
     await asyncio.gather(*greedy)
 
 
