@@ -1,51 +1,40 @@
 """Who comes in and who goes next: the bounded queue before one engine.
 
 A call comes in through `enter`, which turns it away at once when the queue is full or the wait would be too long. Each
-of its requests to the engine then waits its `turn`. The engine is given as many sequences as it runs in a step, so
-that what waits, waits here: where its deadline, its priority and its cancellation count.
+of its requests to the engine then waits its `turn`: by priority, and within one, callers in turns. The engine is given
+as many sequences as it runs in a step, so that what waits, waits here: where its deadline, its priority and its
+cancellation count. One caller may fill the queue while it is alone; it is full for nobody who has less than a share.
 
-Knows numbers and time; nothing of models or gRPC.
+Knows callers, numbers and time; nothing of models or gRPC.
 """
 
 import asyncio
-import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tuneserve.server import concurrency
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
+from tuneserve.server.models.fair_queue import FairQueue, Waiter
 
 # Seconds over which the engine's speed is averaged.
 _MEMORY = 5.0
 # Share of the longest wait that a call may expect and still come in. What it expects is a guess, of an engine that gets
 # slower while many are turned away beside it: with too little to spare, those that come in last wait in vain.
 _SURE = 0.6
-# Waiters that gave up and may stay in the queue, beside as many as there are others.
-_KEPT = 64
 TOO_LATE = "the deadline passed while the call waited for the engine"
 # How long a caller that was turned away should wait at least, in milliseconds.
 _RETRY_MS = 100
-
-
-@dataclass(order=True)
-class _Waiter:
-    """A request in the queue, in the order in which the heap hands them out."""
-
-    priority: int
-    order: int
-    sequences: int = field(compare=False)
-    tokens: int = field(compare=False)
-    granted: "asyncio.Future[None]" = field(compare=False)
-    is_live: bool = field(default=True, compare=False)  # its turn did not come, and it did not give up
 
 
 @dataclass(eq=False)
 class Entry:
     """A call that is in. Until its first turn it counts among those that wait: its texts are being tokenized."""
 
+    caller: Hashable
     priority: int
     is_coming: bool = True
 
@@ -66,10 +55,12 @@ class Admission:
     ) -> None:
         """`slots` sequences run at a time; at most `max_calls` calls are in, `max_tokens` tokens wait, and no call
         waits for longer than `max_wait` seconds. `rejected` is told the reason of each that was turned away.
+
+        Where several callers share the queue, who has less than a share is let in beyond that: up to twice as many
+        calls, and the tokens of a share, or of one call.
         """
         self.calls = 0
         self.running = 0
-        self.waiting = 0
         self.waiting_tokens = 0
         self.empty = asyncio.Event()
         self.empty.set()
@@ -80,33 +71,39 @@ class Admission:
         self._max_wait = max_wait
         self._rejected = rejected
         self._clock = clock
-        # A heap. Those that gave up stay in it until they come to its top, or are most of it: a search for one of them
-        # takes time that grows with it, and a call that is cancelled may have thousands.
-        self._queue: list[_Waiter] = []
-        # What `expected_wait` counts, by priority: sequences of those that wait, and calls that have not come so far.
-        self._ahead: Counter[int] = Counter()
-        self._coming: Counter[int] = Counter()
-        self._order = 0
+        self._queue = FairQueue()
+        self._calls_of: Counter[Hashable] = Counter()
+        self._tokens_of: Counter[Hashable] = Counter()  # that wait
+        # What `expected_wait` counts, by priority and caller: sequences of those that wait, and calls that come.
+        self._ahead: dict[int, Counter[Hashable]] = {}
         self._speed = _Speed()
+
+    @property
+    def waiting(self) -> int:
+        """Requests to the engine that wait."""
+        return len(self._queue)
 
     @contextmanager
     def enter(self, priority: int = 0) -> Iterator[Entry]:
         """Holds a call's place. Raises Overloaded at once when there is none."""
-        if self.calls >= self._max_calls:
+        entry = Entry(concurrency.caller(), priority)
+        more = _is_more_than_share(self._calls_of, entry.caller, 1, self._max_calls)
+        if self.calls >= self._max_calls * (1 if more else 2):
             raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
         expected = self.expected_wait(priority)
         if expected > _SURE * self._max_wait:
             what = f"a queue of about {expected:.1f} s, at a longest wait of {self._max_wait:g} s"
             raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
-        entry = Entry(priority)
-        self._coming[priority] += 1
+        self._count_ahead(priority, entry.caller, 1)
         self.calls += 1
+        self._calls_of[entry.caller] += 1
         self.empty.clear()
         try:
             yield entry
         finally:
             self._arrived(entry)
             self.calls -= 1
+            _subtract(self._calls_of, entry.caller, 1)
             if not self.calls:
                 self.empty.set()
 
@@ -132,31 +129,35 @@ class Admission:
 
     def expected_wait(self, priority: int = 0) -> float:
         """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
-        ahead = _up_to(self._ahead, priority)
+        if not self._speed.per_second:
+            return 0.0
+        own = self._ahead.get(priority, Counter())[concurrency.caller()]
+        ahead = sum(counts.total() for one, counts in self._ahead.items() if one < priority)
+        # Of its own priority, each caller has as many turns.
+        ahead += sum(min(count, own + 1) for count in self._ahead.get(priority, Counter()).values())
         # Those that come will wait only if there is no room for them.
-        coming = _up_to(self._coming, priority)
-        ahead += max(0, coming - max(0, self._slots - self.running))
-        return ahead / self._speed.per_second if ahead and self._speed.per_second else 0.0
+        return max(0, ahead - max(0, self._slots - self.running)) / self._speed.per_second
 
     def _arrived(self, entry: Entry) -> None:
         if entry.is_coming:
             entry.is_coming = False
-            _subtract(self._coming, entry.priority, 1)
+            self._count_ahead(entry.priority, entry.caller, -1)
 
     async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
         if not self.waiting and self.running < self._slots:
             self.running += sequences
             return
-        if self.waiting and self.waiting_tokens + tokens > self._max_tokens:
+        caller = concurrency.caller()
+        more = _is_more_than_share(self._tokens_of, caller, tokens, self._max_tokens)
+        if more and self._tokens_of[caller] and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
         if not self.waiting:
             self._speed.saturated(self._clock())
-        self._order += 1
         granted = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(priority, self._order, sequences, tokens, granted)
-        heapq.heappush(self._queue, waiter)
-        self.waiting += 1
-        self._ahead[priority] += sequences
+        waiter = Waiter(caller, priority, sequences, tokens, granted)
+        self._queue.add(waiter)
+        self._count_ahead(priority, caller, sequences)
+        self._tokens_of[caller] += tokens
         self.waiting_tokens += tokens
         left = math.inf if deadline is None else max(0.0, deadline - self._clock())
         try:
@@ -166,7 +167,7 @@ class Admission:
             if granted.done() and not granted.cancelled():
                 # Its turn came in the moment in which it gave up.
                 self._release(sequences)
-            else:
+            elif self._queue.remove(waiter):
                 self._forget(waiter)
             if isinstance(error, TimeoutError) and left < self._max_wait:
                 raise DeadlinePassed(TOO_LATE) from None
@@ -174,26 +175,24 @@ class Admission:
                 raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
             raise
 
-    def _forget(self, waiter: _Waiter) -> None:
+    def _forget(self, waiter: Waiter) -> None:
         """Counts a waiter no more: its turn came, or it gave up."""
-        if not waiter.is_live:
-            return
-        waiter.is_live = False
-        self.waiting -= 1
-        _subtract(self._ahead, waiter.priority, waiter.sequences)
+        self._count_ahead(waiter.priority, waiter.caller, -waiter.sequences)
+        _subtract(self._tokens_of, waiter.caller, waiter.tokens)
         self.waiting_tokens -= waiter.tokens
-        if len(self._queue) > 2 * self.waiting + _KEPT:
-            self._queue = [one for one in self._queue if one.is_live]
-            heapq.heapify(self._queue)
+
+    def _count_ahead(self, priority: int, caller: Hashable, more: int) -> None:
+        counts = self._ahead.setdefault(priority, Counter())
+        _subtract(counts, caller, -more)
+        if not counts:
+            del self._ahead[priority]
 
     def _release(self, sequences: int) -> None:
         self.running -= sequences
         if self.waiting:
             self._speed.done(sequences, self._clock())
         while self.waiting and self.running < self._slots:
-            waiter = heapq.heappop(self._queue)
-            if not waiter.is_live:
-                continue
+            waiter = self._queue.next()
             self._forget(waiter)
             # Cancelled: its task has not run yet, or it would be forgotten already.
             if not waiter.granted.cancelled():
@@ -206,14 +205,15 @@ class Admission:
         return Overloaded(f"model {self._name!r} has {what}", reason, retry)
 
 
-def _up_to(counts: Counter[int], priority: int) -> int:
-    return sum(count for one, count in counts.items() if one <= priority)
+def _is_more_than_share(counts: Counter[Hashable], caller: Hashable, more: int, most: int) -> bool:
+    """Whether a caller would have more than its share of so many, beside those that have any."""
+    return counts[caller] + more > most // (len(counts) + (caller not in counts))
 
 
-def _subtract(counts: Counter[int], priority: int, count: int) -> None:
-    counts[priority] -= count
-    if not counts[priority]:
-        del counts[priority]
+def _subtract(counts: Counter[Hashable], key: Hashable, count: int) -> None:
+    counts[key] -= count
+    if not counts[key]:
+        del counts[key]
 
 
 class _Speed:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
+from tuneserve.server.concurrency import belongs_to
 from tuneserve.server.models.admission import Admission
 
 
@@ -22,7 +23,10 @@ def make(clock: Clock | None = None, **limits) -> Admission:
     return Admission("m", clock=clock or Clock(), **settings)
 
 
-async def holding(admission: Admission, *, done: asyncio.Event, log: list[str], name: str, **turn) -> None:
+async def holding(
+    admission: Admission, *, done: asyncio.Event, log: list[str], name: str, caller: str = "", **turn
+) -> None:
+    belongs_to(caller)
     async with admission.turn(**{"sequences": 1, "tokens": 1, **turn}):
         log.append(name)
         await done.wait()
@@ -303,3 +307,193 @@ async def test_an_expected_wait_costs_the_same_however_many_wait():
     assert cost() < 5 * few + 0.05
     done.set()
     await asyncio.gather(*tasks)
+
+
+async def test_callers_have_turns_one_after_the_other():
+    admission, first, rest, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=first, log=log, name="running"))]
+    await settle()
+    rest.set()
+    for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2"):
+        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, caller=name[0])))
+    await settle()
+    first.set()
+    await asyncio.gather(*tasks)
+    assert log == ["running", "a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+async def test_a_callers_batch_counts_as_many_turns():
+    admission, first, rest, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=first, log=log, name="running"))]
+    await settle()
+    rest.set()
+    for name in ("a1", "a2"):
+        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, caller="a", sequences=3)))
+    for name in ("b1", "b2", "b3", "b4"):
+        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, caller="b")))
+    await settle()
+    first.set()
+    await asyncio.gather(*tasks)
+    assert log == ["running", "a1", "b1", "b2", "b3", "a2", "b4"]
+
+
+async def test_a_better_priority_goes_before_any_callers_turn():
+    admission, first, rest, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=first, log=log, name="running"))]
+    await settle()
+    rest.set()
+    for name, priority in (("a late", 1), ("b late", 1), ("a early", 0), ("a early too", 0)):
+        turn = {"caller": name[0], "priority": priority}
+        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, **turn)))
+    await settle()
+    first.set()
+    await asyncio.gather(*tasks)
+    assert log == ["running", "a early", "a early too", "a late", "b late"]
+
+
+async def test_new_callers_are_not_always_before_those_that_were_there():
+    """However many come, each with one request: a caller could have as many connections."""
+    admission, log = make(slots=1), []
+    events = [asyncio.Event() for _ in range(20)]
+    tasks = [asyncio.create_task(holding(admission, done=events[0], log=log, name="running"))]
+    await settle()
+    for name in ("old 1", "old 2", "old 3"):
+        tasks.append(asyncio.create_task(holding(admission, done=events[0], log=log, name=name, caller="old")))
+    for number, event in enumerate(events[1:]):
+        turn = {"name": f"new {number}", "caller": f"new {number}"}
+        tasks += [asyncio.create_task(holding(admission, done=event, log=log, **turn))]
+        await settle()
+        events[number].set()
+        await settle()
+    events[-1].set()
+    await asyncio.gather(*tasks)
+    assert log.index("old 3") < 10, log
+
+
+async def test_callers_that_do_not_come_again_are_forgotten():
+    admission, log = make(slots=1, max_tokens=10**9), []
+    events = [asyncio.Event() for _ in range(1000)]
+    tasks = [asyncio.create_task(holding(admission, done=events[0], log=log, name="running"))]
+    await settle()
+    tasks.append(asyncio.create_task(holding(admission, done=events[-1], log=log, name="last", priority=1)))
+    for number, event in enumerate(events[1:]):
+        tasks.append(asyncio.create_task(holding(admission, done=event, log=log, name="x", caller=str(number))))
+        await settle()
+        events[number].set()
+        await settle()
+    lines = [one for lines in admission._queue._by_priority.values() for one in lines._lines]
+    assert len(lines) < 200
+    events[-1].set()
+    await asyncio.gather(*tasks)
+    assert (admission.running, admission.waiting, admission.waiting_tokens) == (0, 0, 0)
+    assert [dict(admission._calls_of), dict(admission._tokens_of), admission._ahead] == [{}, {}, {}]
+
+
+def entered(admission: Admission, stack: ExitStack, caller: str, count: int) -> None:
+    belongs_to(caller)
+    for _ in range(count):
+        stack.enter_context(admission.enter())
+
+
+def full_for(admission: Admission, caller: str) -> bool:
+    belongs_to(caller)
+    try:
+        with admission.enter():
+            return False
+    except Overloaded as error:
+        return error.reason == "QUEUE_FULL"
+
+
+async def test_a_queue_that_one_caller_fills_is_full_for_that_caller_alone():
+    admission = make(max_calls=10)
+    with ExitStack() as stack:
+        entered(admission, stack, "greedy", 10)
+        assert full_for(admission, "greedy")
+        entered(admission, stack, "one", 5)
+        assert full_for(admission, "one"), "that is half"
+        entered(admission, stack, "two", 3)
+        assert full_for(admission, "two"), "that is a third"
+        entered(admission, stack, "three", 2)
+        assert full_for(admission, "four"), "twice as many are in"
+        assert admission.calls == 20
+    assert admission.calls == 0
+    with ExitStack() as stack:
+        entered(admission, stack, "greedy", 9)
+        entered(admission, stack, "one", 1)
+        assert full_for(admission, "greedy"), "it has more than its share, and there is no room"
+
+
+async def test_tokens_that_one_caller_has_waiting_are_in_nobody_elses_way():
+    admission, done, log = make(slots=1, max_tokens=100), asyncio.Event(), []
+    tasks = [asyncio.create_task(holding(admission, done=done, log=log, name="running"))]
+    await settle()
+
+    async def waits(caller: str, tokens: int) -> bool:
+        turn = {"name": caller, "caller": caller, "tokens": tokens}
+        tasks.append(asyncio.create_task(holding(admission, done=done, log=log, **turn)))
+        await settle()
+        return not tasks[-1].done()
+
+    assert await waits("greedy", 100)
+    assert not await waits("greedy", 1)
+    assert await waits("one", 60), "one call may always wait"
+    assert not await waits("one", 1)
+    assert await waits("two", 10)
+    assert await waits("two", 20)
+    assert not await waits("two", 10)
+    done.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [error.reason for error in results if isinstance(error, Overloaded)] == ["QUEUE_TOKENS"] * 3
+
+
+async def test_a_caller_with_little_expects_no_long_wait_behind_one_with_much():
+    clock = Clock()
+    admission, log = make(clock, slots=1, max_calls=999, max_tokens=999, max_wait=2.0), []
+    events = [asyncio.Event() for _ in range(30)]
+    tasks = [
+        asyncio.create_task(holding(admission, done=event, log=log, name="x", caller="greedy")) for event in events
+    ]
+    await settle()
+    for event in events[:4]:  # two a second
+        clock.now += 0.5
+        event.set()
+        await settle()
+    belongs_to("greedy")
+    assert admission.expected_wait() == pytest.approx(25 / 2)
+    with pytest.raises(Overloaded), admission.enter():
+        pass
+    belongs_to("other")
+    assert admission.expected_wait() == pytest.approx(1 / 2)
+    with admission.enter():
+        pass
+    for event in events:
+        event.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_giving_up_and_turns_cost_the_same_however_many_callers_wait():
+    admission, log = make(slots=1, max_tokens=10**9), []
+    done = asyncio.Event()
+    running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
+    await settle()
+
+    async def cost(waiting: int) -> float:
+        """CPU seconds of 200 that give up among so many."""
+        turns = [{"name": "x", "caller": str(number)} for number in range(waiting)]
+        tasks = [asyncio.create_task(holding(admission, done=done, log=log, **turn)) for turn in turns]
+        await settle()
+        before = time.thread_time()
+        for task in tasks[-200:]:
+            task.cancel()
+        await settle()
+        passed = time.thread_time() - before
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return passed
+
+    few = await cost(1000)
+    assert await cost(20_000) < 5 * few + 0.05
+    assert admission.waiting == 0
+    done.set()
+    await running

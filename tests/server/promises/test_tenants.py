@@ -1,5 +1,6 @@
-"""Tenants can't see or use each other's: adapters, and what the engine keeps of prompts."""
+"""Tenants can't see or use each other's: adapters, and what the engine keeps of prompts. Nor their turns in a queue."""
 
+import asyncio
 import json
 
 import grpc
@@ -141,3 +142,27 @@ async def test_what_the_engine_caches_is_each_tenants_own(server):
         assert by_key[0] == by_key[1], "two keys of one tenant"
         assert len({salt for one in by_key for salt in one}) == len(TENANTS) - 2
         assert "" not in salts
+
+
+async def test_a_tenant_that_fills_the_queue_is_in_nobody_elses_way(serve_config, make_bert, tmp_path, until):
+    (tmp_path / "tenants.yaml").write_text(json.dumps({"tenants": TENANTS}))
+    model = ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=1, max_queue=16)
+    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    config = ServerConfig(models={"sentiment": model}, tenants=tmp_path / "tenants.yaml", drain_seconds=5, **listen)
+
+    def slow(name, engine):
+        engine.delay = 0.1
+
+    request = classification_pb2.ClassifyRequest(
+        model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
+    )
+    async with serve_config(config, slow) as served:
+        [found] = served.app.models
+        classify = ClassificationServiceStub(served.channel).Classify
+        greedy = [asyncio.ensure_future(classify(request, metadata=key("acme"))) for _ in range(16)]
+        await until(lambda: found.admission.waiting == 14)
+        for _ in range(3):
+            assert (await classify(request, metadata=key("bolt"))).results
+        # Two run at a time, and each of the other's waits for one turn of theirs at most.
+        assert sum(one.done() for one in greedy) <= 10
+        assert all(answer.results for answer in await asyncio.gather(*greedy))
