@@ -120,6 +120,8 @@ def refuse_unsafe(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise CheckpointError(f"{path}: symbolic link that leads out of the checkpoint directory")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path}: a pipe, socket or device; reading it may never end")
         if path.suffix in PICKLE_SUFFIXES:
             raise CheckpointError(
                 f"{path}: pickled or unknown weights are refused, they can run code",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tuneserve import settings, yamls
+from tuneserve import regular, settings, yamls
 from tuneserve.errors import UserError
 from tuneserve.settings import Listed, Named, Refused, Settings, Texts, matching
 
@@ -19,6 +19,8 @@ _HASH = re.compile(r"[Ss][Hh][Aa]256:[0-9A-Fa-f]{64}")
 _EMPTY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 _MAKE = "tuneserve key makes a key and its hash"
 _NO_HASHES = "expected a list of sha256:HEX", _MAKE
+# Some ten thousand tenants. Reading them takes seconds.
+_MOST_BYTES = 4 << 20
 # What callers without a key of a tenant's are called in metrics and log lines.
 ANONYMOUS, ADMINISTRATOR, SHADOW = RESERVED = ("anonymous", "administrator", "shadow")
 
@@ -129,7 +131,7 @@ class TenantsFile(Settings):
 def read(path: Path, where: str) -> Mapping[str, TenantConfig]:
     """Returns the tenants by name. Raises UserError naming the key under `where`."""
     try:
-        document = yamls.parse(path.read_text(encoding="utf-8"))
+        document = yamls.parse(regular.read(path, _MOST_BYTES).decode())
     except yaml.MarkedYAMLError as error:
         # Not the error's own text, which quotes the file.
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""

@@ -101,6 +101,14 @@ def test_links_out_of_the_directory_are_refused(sealed, tmp_path):
         checkpoint.load(sealed)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tuneserve.json", "model.safetensors"])
+def test_pipes_are_refused(sealed, name):
+    (sealed / name).unlink()
+    os.mkfifo(sealed / name)
+    with pytest.raises(CheckpointError, match=f"{name}: a pipe, socket or device"):
+        checkpoint.load(sealed)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{", "not a checkpoint manifest"), ('{"nope": 1}', "not a checkpoint manifest"), ("{}", "format_version is ''")],

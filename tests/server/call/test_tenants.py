@@ -315,6 +315,34 @@ def test_a_bad_file_keeps_the_old_tenants_and_is_logged_once(path, load, caplog,
     assert tenants.authenticate(bearer("mended")).name == "a"
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("pipe", "not a regular file"),
+        ("device", "not a regular file"),
+        ("directory", "Is a directory"),
+        ("large", "larger than the 4194304 bytes that are allowed"),
+    ],
+)
+def test_what_can_not_be_read_to_its_end_holds_nothing_up(path, load, caplog, kind, reason):
+    tenants = load("tenants:\n" + entry("a", "k"))
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.write_text("#" * (5 << 20))
+    assert not tenants.reload_if_changed()
+    assert tenants.authenticate(bearer("k")).name == "a"
+    assert caplog.messages == [f"tenants not reloaded, the old ones stay: tenants.yaml: can't be read: {reason}"]
+    path.rmdir() if kind == "directory" else path.unlink()
+    path.write_text("tenants:\n" + entry("a", "mended"))
+    assert tenants.reload_if_changed()
+
+
 def test_a_file_that_the_reader_itself_fails_on(path, load, caplog):
     tenants = load("tenants:\n" + entry("a", "k"))
     rewrite(path, "[" * 5000)
