@@ -152,9 +152,13 @@ class Operations:
         ids = {model.id for model in models}
         self._leaving |= ids
         try:
-            await asyncio.gather(*(self._drain_and_end(model) for model in models))
+            # Whatever becomes of one, the others are leaving until they have left.
+            ended = await asyncio.gather(*map(self._drain_and_end, models), return_exceptions=True)
         finally:
             self._leaving -= ids
+        for error in ended:
+            if error is not None:
+                raise error
 
     async def _drain_and_end(self, model: Model) -> None:
         if not await model.drain(self._config.drain_seconds):
@@ -173,8 +177,13 @@ class Operations:
         for index, target in enumerate(alias.targets):
             if target.weight < 1:
                 raise InvalidInput(f"alias.targets[{index}].weight", f"is {target.weight}; allowed: 1 or more")
-            targets.append((self._loaded(f"alias.targets[{index}].model", target.model), target.weight))
-        route = Route(targets, self._loaded("alias.shadow", alias.shadow) if alias.shadow else None)
+            model = self._loaded(f"alias.targets[{index}].model", target.model)
+            _check_is_new(f"alias.targets[{index}].model", model, targets)
+            targets.append((model, target.weight))
+        shadow = self._loaded("alias.shadow", alias.shadow) if alias.shadow else None
+        if shadow:
+            _check_is_new("alias.shadow", shadow, targets)
+        route = Route(targets, shadow)
         if len({model.manifest.task for model in route.models()}) > 1:
             raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
         return route
@@ -223,6 +232,12 @@ class Operations:
         if not is_below:
             raise InvalidInput("path", "is not a directory below the server's models_root")
         return wanted
+
+
+def _check_is_new(field: str, model: Model, targets: Sequence[tuple[Model, int]]) -> None:
+    for index, (other, _) in enumerate(targets):
+        if other is model:
+            raise InvalidInput(field, f"is a duplicate of alias.targets[{index}].model")
 
 
 def _public(error: UserError, path: Path) -> str:

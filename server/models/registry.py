@@ -50,8 +50,9 @@ class Route:
         return random.choices([model for model, _ in targets], [weight for _, weight in targets])[0]
 
     def models(self) -> list[Model]:
-        """Every version it needs."""
-        return [model for model, _ in self.targets] + ([self.shadow] if self.shadow else [])
+        """Every version it needs, each once."""
+        needed = [model for model, _ in self.targets] + ([self.shadow] if self.shadow else [])
+        return list({model.id: model for model in needed}.values())
 
 
 class Models:

@@ -221,6 +221,48 @@ async def test_aliases_are_removed_and_checked(admin, refused, classify):
     await refused(admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=mixed)), grpc.StatusCode.INVALID_ARGUMENT)
 
 
+async def test_an_alias_names_each_version_once(admin, refused):
+    old, new = await old_version(admin), await load_new(admin)
+    for alias, told in (
+        (
+            model_pb2.Alias(name="a", targets=[target(old), target(new), target(old, 2)]),
+            "alias.targets[2].model: is a duplicate of alias.targets[0].model",
+        ),
+        (
+            model_pb2.Alias(name="a", targets=[target(old), target(new)], shadow=new.id),
+            "alias.shadow: is a duplicate of alias.targets[1].model",
+        ),
+    ):
+        call = admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
+        error = await refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+        assert told in error.details()
+
+
+async def test_a_version_leaves_whatever_becomes_of_others(admin, classify, server, until, refused):
+    old, old_engine = await old_version(admin), server.engines["sentiment"]
+    new = await load_new(admin)
+
+    async def fail() -> None:
+        raise RuntimeError("its engine does not end")
+
+    server.engines["sentiment"].close = fail
+    both = model_pb2.Alias(name="both", targets=[target(old), target(new)])
+    await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=both))
+    await admin.DeleteAlias(model_admin_pb2.DeleteAliasRequest(name="sentiment"))
+    old_engine.delay = 1.0
+    running = asyncio.create_task(classify(old.id))
+    await until(lambda: old_engine.running)
+    deleting = admin.DeleteAlias(model_admin_pb2.DeleteAliasRequest(name="both", unload_unused=True))
+    await until(lambda: len(list(server.app.models)) == 2)
+    alias = model_pb2.Alias(name="late", targets=[target(old)])
+    await refused(admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias)), grpc.StatusCode.FAILED_PRECONDITION)
+    assert not running.done()
+    await refused(deleting, grpc.StatusCode.INTERNAL)
+    assert await running
+    listed = await admin.ListModels(model_pb2.ListModelsRequest())
+    assert [model.name for model in listed.models] == ["chat"]
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
