@@ -160,18 +160,18 @@ class Adapters:
     async def add(self, name: str, copy: Copy) -> None:
         """Loads an adapter; other content of that name is replaced for later calls. The copy is ours from now on."""
         assert self._engine is not None
-        async with self._one_at_a_time:
-            adapter = self._loaded.get(copy.version)
-            if adapter is not None:
-                await copy.release()
-            else:
-                try:
+        adapter = None
+        try:
+            async with self._one_at_a_time:
+                adapter = self._loaded.get(copy.version)
+                if adapter is None:
                     await self._engine.load_adapter(f"adapter-{copy.version}", copy.directory)
-                except BaseException:
-                    await copy.release()
-                    raise
-                adapter = self._loaded[copy.version] = Adapter(copy)
-            replaced, self._names[name] = self._names.get(name), adapter
+                    adapter = self._loaded[copy.version] = Adapter(copy)
+                replaced, self._names[name] = self._names.get(name), adapter
+        finally:
+            # Also where its caller gave up while it waited for others that are loaded.
+            if adapter is None or adapter.copy is not copy:
+                await copy.release()
         if replaced is not None and replaced is not adapter:
             await self._forget(replaced)
 

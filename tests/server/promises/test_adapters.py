@@ -142,6 +142,29 @@ async def test_what_the_engine_refuses_or_nobody_waits_for_leaves_no_copy(server
     await admin.LoadAdapter(load("a"))
 
 
+async def test_a_load_that_is_given_up_behind_another_leaves_no_copy(server, admin, copies, until):
+    engine = server.engines["chat"]
+    works, asked, go_on = engine.load_adapter, asyncio.Event(), asyncio.Event()
+
+    async def wait(name, directory):
+        asked.set()
+        await go_on.wait()
+        await works(name, directory)
+
+    engine.load_adapter = wait
+    first = admin.LoadAdapter(load("a"))
+    await until(asked.is_set)
+    second = admin.LoadAdapter(load("b", "rude"))
+    await until(lambda: len(copies()) == 2)
+    await asyncio.sleep(0.05)  # it waits for the first
+    second.cancel()
+    await until(lambda: len(copies()) == 1)
+    go_on.set()
+    assert (await first).adapter.name == "a"
+    await admin.UnloadAdapter(unload("a"))
+    assert not copies()
+
+
 async def test_unloading_that_was_given_up_goes_on(server, admin, copies, until):
     engine, chat = server.engines["chat"], GenerationServiceStub(server.channel)
     await admin.LoadAdapter(load("a"))
