@@ -92,14 +92,19 @@ class ZeroShot:
         tokens, truncated = prompt
         ids = list(tokens.encoded.token_ids)
         first, *others = self._edges
-        # Alone, so that the others find the prompt in the cache: they cost the token that they write.
+        # Alone, so that the others find the prompt in the cache.
         found = [await self._ask(ids, first, tokens.length + 1)]
         most = self._model.engine.max_num_seqs
-        found += await concurrency.together(lambda edge: self._ask(ids, edge, 1), others, most)
-        self.usage.prompt_tokens += tokens.length + len(self._edges)
+        found += await concurrency.together(lambda edge: self._ask(ids, edge, self._cost(ids, edge)), others, most)
+        self.usage.prompt_tokens += tokens.length + 1 + sum(self._cost(ids, edge) for edge in others)
         logprobs = dict(zip(self._edges, found, strict=True))
         totals = [sum(logprobs[edge] for edge in label) for label in self._labels]
         return convert.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
+
+    def _cost(self, prompt: Sequence[int], edge: Edge) -> int:
+        """What the engine reads and writes for another edge: with a prompt that is in its cache, the one token."""
+        is_cached = self._model.config.engine.get("enable_prefix_caching") is not False
+        return 1 if is_cached else len(prompt) + len(edge.path) + 1
 
     async def _ask(self, prompt: list[int], edge: Edge, cost: int) -> float:
         # The log probability given is the one before anything was ruled out.

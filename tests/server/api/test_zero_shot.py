@@ -148,6 +148,12 @@ async def test_what_labels_share_is_asked_once_and_the_prompt_first(chat):
     assert response.usage.prompt_tokens == prompt + len(asked)
 
 
+async def test_without_a_prefix_cache_each_request_costs_its_prompt(one_model):
+    async with one_model(None, engine={"enable_prefix_caching": False}) as model:
+        response = await model.stub.Classify(request("a fine film"))
+        assert response.usage.prompt_tokens == sum(len(ids) + 1 for ids, _ in model.asked)
+
+
 async def test_the_first_request_of_a_text_goes_alone(chat, until):
     chat.engine.delay = 0.3
     call = chat.stub.Classify(request("a fine film"))
