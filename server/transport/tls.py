@@ -13,11 +13,15 @@ from pathlib import Path
 
 import grpc
 
+from tuneserve import regular
 from tuneserve.errors import UserError
 from tuneserve.server.config import TlsConfig
 from tuneserve.server.files import stamp
 
 logger = logging.getLogger(__name__)
+
+# A system's whole list of authorities is a tenth of it.
+_MOST_BYTES = 4 << 20
 
 
 def credentials(config: TlsConfig) -> grpc.ServerCredentials:
@@ -74,7 +78,7 @@ class _Files:
 def _certificates(path: Path, name: str, shown: Callable[[Path], str]) -> bytes:
     """Returns the PEM text of one certificate or more."""
     try:
-        text = path.read_bytes()
+        text = regular.read(path, _MOST_BYTES)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_verify_locations(path)
     except ssl.SSLError:
@@ -88,7 +92,7 @@ def _key(config: TlsConfig, shown: Callable[[Path], str]) -> bytes:
     """Returns the PEM text of the key of a certificate that was checked already."""
     where = f"tls.key: {shown(config.key)}"
     try:
-        text = config.key.read_bytes()
+        text = regular.read(config.key, _MOST_BYTES)
         # Without a password from us, OpenSSL would ask for that of an encrypted key at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.certificate, config.key, password="")
     except ssl.SSLError as error:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tuneserve import regular
 from tuneserve.errors import UserError
 from tuneserve.server.app import App
 from tuneserve.server.call.tenants import hashed
@@ -338,17 +339,27 @@ def test_bad_files_at_the_start_name_the_key(files, authority, name, content, me
     assert "PRIVATE" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["certificate.pem", "key.pem", "ca.pem"])
+def test_a_pipe_holds_nothing_up(files, authority, name):
+    """gRPC asks for the files at each new connection, and waits."""
+    files.write(authority.issue(), client_ca=authority.certificate)
+    (files.directory / name).unlink()
+    os.mkfifo(files.directory / name)
+    with pytest.raises(UserError, match="can't be read: not a regular file"):
+        credentials(files.config(mutual=True))
+
+
 def test_files_that_change_while_they_are_read_are_not_taken(files, authority, monkeypatch):
     """Otherwise the pair that was checked need not be the pair that is used."""
     files.write(authority.issue())
-    read = Path.read_bytes
+    read = regular.read
 
-    def read_and_change(path: Path) -> bytes:
-        text = read(path)
+    def read_and_change(path: Path, most: int) -> bytes:
+        text = read(path, most)
         files.put(path.name, text + b"\n")
         return text
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_change)
+    monkeypatch.setattr(regular, "read", read_and_change)
     with pytest.raises(UserError, match="changed while they were read"):
         credentials(files.config())
 
