@@ -57,9 +57,10 @@ async def test_a_version_takes_over(admin: Any) -> None:
     assert (ready.id, ready.state, ready.load_step) == (loaded.id, "ready", "")
     assert (ready.limits.max_inputs, ready.limits.max_queue) == (7, 99)
 
-    split = await admin("set_alias", "sentiment", {old: 9, ready.id: 1}, shadow=ready.id)
+    shadowed = await admin("set_alias", "sentiment", old, shadow=ready.id)
+    assert shadowed.shadow == ready.id
+    split = await admin("set_alias", "sentiment", {old: 9, ready.id: 1})
     assert {target.model: target.weight for target in split.targets} == {old: 9, ready.id: 1}
-    assert split.shadow == ready.id
     assert split in await admin("aliases")
     with pytest.raises(WrongState):
         await admin("unload_model", ready.id)

@@ -11,7 +11,6 @@ import pytest
 from google.protobuf import any_pb2
 
 from tuneserve.client import (
-    AsyncClient,
     Client,
     DeadlineExceeded,
     FieldViolation,
@@ -47,18 +46,17 @@ async def test_the_real_servers_pause_is_kept(asking: Any, served: Any, until: A
     rejections = served.app.metrics.rejections.labels("sentiment", "queue_full")._value
     before = rejections.get()
     engine.delay = 60
-    async with AsyncClient(address) as client:
-        others = [asyncio.create_task(client.classify("sentiment", "a film")) for _ in range(4)]
-        await until(lambda: engine.running == 4)
-        started = time.monotonic()
-        with pytest.raises(Overloaded) as caught:
-            await asking(address, attempts=3)("classify", "sentiment", "a film")
-        # 100 ms before each of the others.
-        assert time.monotonic() - started >= 0.19
-        assert (rejections.get() - before, caught.value.reason, caught.value.retry_after) == (3, "QUEUE_FULL", 0.1)
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+    # Of the same kind, so that it is one connection: others would have room beside a caller that fills the queue.
+    ask = asking(address)
+    others = [asyncio.create_task(ask("classify", "sentiment", "a film", timeout=3)) for _ in range(4)]
+    await until(lambda: engine.running == 4)
+    started = time.monotonic()
+    with pytest.raises(Overloaded) as caught:
+        await asking(address, attempts=3)("classify", "sentiment", "a film")
+    # 100 ms before each of the others.
+    assert time.monotonic() - started >= 0.19
+    assert (rejections.get() - before, caught.value.reason, caught.value.retry_after) == (3, "QUEUE_FULL", 0.1)
+    await asyncio.gather(*others, return_exceptions=True)
     await until(lambda: engine.running == 0)
 
 
