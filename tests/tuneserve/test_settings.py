@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as how
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
@@ -104,6 +105,7 @@ keys = st.sampled_from([*Outer.model_fields, *Inner.model_fields, "1"]) | st.int
 documents = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.sets(st.integers()))
 
 
+@how(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(keys, documents) | documents)
 def test_whatever_a_file_says_it_is_settings_or_one_line(values: object) -> None:
     said = "f: "

@@ -158,7 +158,9 @@ async def test_what_is_on_its_way_ends_when_memory_is_short(start, raw, monkeypa
         assert await client.until(lambda: client.reset == {1, 3, 5})
         assert all(status(grpc.StatusCode.UNAVAILABLE) in answer for answer in client.answers.values())
         assert "memory is short: 3 calls were ended" in caplog.text
-        assert (await classify(server.channel)).results, "what is here already is answered"
+        # No longer short: on a busy machine this call, too, may be on its way for a moment.
+        free = 10 << 30
+        assert (await classify(server.channel)).results
 
 
 async def test_a_call_without_a_message(start, raw):
