@@ -241,7 +241,8 @@ async def test_what_was_seen_long_ago_is_forgotten():
     assert await busy(0.5) == pytest.approx(0.5, rel=0.01)
 
 
-async def test_giving_up_costs_the_same_however_many_wait():
+@pytest.mark.parametrize("caller", ["", "{}"], ids=["one caller", "each its own caller"])
+async def test_giving_up_costs_the_same_however_many_wait(caller):
     """One call may have thousands of requests that wait, and many calls are cancelled at once."""
     admission, done, log = make(slots=1, max_tokens=10**9), asyncio.Event(), []
     running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
@@ -249,7 +250,8 @@ async def test_giving_up_costs_the_same_however_many_wait():
 
     async def cost(waiting: int) -> float:
         """CPU seconds of 200 that give up among so many."""
-        tasks = [asyncio.create_task(holding(admission, done=done, log=log, name="x")) for _ in range(waiting)]
+        callers = [caller.format(number) for number in range(waiting)]
+        tasks = [asyncio.create_task(holding(admission, done=done, log=log, name="x", caller=one)) for one in callers]
         await settle()
         # The last ones: those that search find them last.
         given_up, before = tasks[-200:], time.thread_time()
@@ -266,7 +268,7 @@ async def test_giving_up_costs_the_same_however_many_wait():
 
     few = await cost(1000)
     assert await cost(20_000) < 5 * few + 0.05
-    assert admission.waiting_tokens == 0
+    assert admission.waiting == admission.waiting_tokens == 0
     done.set()
     await running
 
@@ -469,31 +471,3 @@ async def test_a_caller_with_little_expects_no_long_wait_behind_one_with_much():
     for event in events:
         event.set()
     await asyncio.gather(*tasks)
-
-
-async def test_giving_up_and_turns_cost_the_same_however_many_callers_wait():
-    admission, log = make(slots=1, max_tokens=10**9), []
-    done = asyncio.Event()
-    running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
-    await settle()
-
-    async def cost(waiting: int) -> float:
-        """CPU seconds of 200 that give up among so many."""
-        turns = [{"name": "x", "caller": str(number)} for number in range(waiting)]
-        tasks = [asyncio.create_task(holding(admission, done=done, log=log, **turn)) for turn in turns]
-        await settle()
-        before = time.thread_time()
-        for task in tasks[-200:]:
-            task.cancel()
-        await settle()
-        passed = time.thread_time() - before
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        return passed
-
-    few = await cost(1000)
-    assert await cost(20_000) < 5 * few + 0.05
-    assert admission.waiting == 0
-    done.set()
-    await running
