@@ -1,5 +1,5 @@
 """Those that wait for an engine, in the order of their turns: by priority, and within one priority callers have turns
-one after the other, so that how much one has waiting is in nobody else's way.
+one after the other, so that one caller's backlog does not delay the others.
 
 Next is the caller that was given the fewest sequences since it came; of its own, what has waited longest. Knows nothing
 of time, nor of how much there is room for.
