@@ -78,9 +78,13 @@ def test_less_work_is_no_better_result(session: int) -> None:
 
 
 def test_a_system_that_works_unasked_is_no_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Over a second, also a busy machine lets it work.
+    monkeypatch.setattr("tuneserve.benchmarks.serving.interleave._REST_SECONDS", 1.0)
     monkeypatch.setattr("tuneserve.benchmarks.serving.interleave._REST_PATIENCE", 1.0)
-    command = [sys.executable, "-c", "while True: pass"]
-    with subprocess.Popen(command, start_new_session=True) as process:
+    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         system = System(process.pid, Pretender(process), "m")  # type: ignore[arg-type]
         try:
             with pytest.raises(StepFailed, match="does not rest"):

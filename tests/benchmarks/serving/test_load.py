@@ -281,7 +281,7 @@ async def test_command_prints_a_table_and_json_as_the_last_line(
 async def test_no_input_is_sent_twice_not_even_by_the_next_run(served: tuple[Server, str]) -> None:
     server, target = served
     for model in ("chat", "plain", "ner", "sentiment") * 2:
-        await measure(settings(target, model, seconds=0.1, warmup=0.0))
+        await measure(settings(target, model, seconds=0.5, warmup=0.0))
     sent: list[str] = []
     for request in server.requests:
         if isinstance(request, classification_pb2.ClassifyRequest):
