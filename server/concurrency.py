@@ -207,9 +207,10 @@ async def turn() -> None:
 
 def _turns() -> _Turns:
     global _latest
-    loop, turns = asyncio.get_running_loop(), _latest
-    if turns is None or turns.loop is not loop:
-        turns = _latest = _Turns(loop)
+    turns = _latest
+    # Asking for the loop that runs is a call into the system.
+    if turns is None or not turns.loop.is_running():
+        turns = _latest = _Turns(asyncio.get_running_loop())
     return turns
 
 

@@ -7,6 +7,7 @@ vLLM's metrics are the engines' own and are added to the same exposition under v
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
@@ -136,6 +137,13 @@ class Metrics:
             "Connections closed because too many calls came on them without a key.",
             registry=registry,
         )
+        # Looked up several times a call, and never removed: the library takes a lock and makes texts of the values.
+        for metric in (
+            *(self.started, self.handled, self.handling, self.tenant_calls, self.tenant_tokens),
+            *(self.queue_depth, self.queue_wait, self.tokens_in, self.tokens_out, self.first_token, self.token_gap),
+            *(self.texts, self.predictions, self.confidence),
+        ):
+            metric.labels = cache(metric.labels)  # type: ignore[assignment, method-assign]
         self._engines: dict[tuple[str, str], CollectorRegistry] = {}
         self._described: dict[tuple[str, str], tuple[str, str, str, str]] = {}
         registry.register(_Merged(self._engines))

@@ -76,11 +76,8 @@ class ClassificationService(ClassificationServiceServicer):
                 scorer = await ZeroShot.of(model, place, question, cutting.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = await _scores(results, shown)
-            response, best = pb.ClassifyResponse(model_version=model.id), list[tuple[str, float]]()
-            # One by one: a message copies what it is given.
-            async for one, likeliest in in_turns(_shown(results, scores, shown)):
-                response.results.append(one)
-                best.append(likeliest)
+            response = pb.ClassifyResponse(model_version=model.id)
+            best = [one async for one in in_turns(_added(response, results, scores, shown))]
             if explanation:
                 await explanation.add_weights(response.results, scores, shown, scorer.score)
         current().note("output", *(label for label, _ in best))
@@ -212,13 +209,13 @@ async def _scores(results: Sequence[convert.Result], shown: convert.Shown) -> ND
     return np.concatenate([convert.all_scores(results[start : start + few], shown) async for start in starts])
 
 
-def _shown(
-    results: Sequence[convert.Result], scores: NDArray[np.float32], shown: convert.Shown
-) -> Iterator[tuple[pb.Classification, tuple[str, float]]]:
-    """Yields what convert.classifications does, some of it at a time."""
+def _added(
+    answer: pb.ClassifyResponse, results: Sequence[convert.Result], scores: NDArray[np.float32], shown: convert.Shown
+) -> Iterator[tuple[str, float]]:
+    """Yields what convert.add_classifications does, some of it at a time."""
     few = _few(shown)
     for start in range(0, len(results), few):
-        yield from convert.classifications(results[start : start + few], scores[start : start + few], shown)
+        yield from convert.add_classifications(answer, results[start : start + few], scores[start : start + few], shown)
 
 
 def _few(shown: convert.Shown) -> int:

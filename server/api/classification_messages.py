@@ -5,7 +5,7 @@ Raises errors.InvalidInput with the field's path. Knows the protos and the seam;
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ POOLINGS: dict[int, windows.Pooling] = {
     pb.WINDOW_POOLING_MEAN: "mean",
     pb.WINDOW_POOLING_MAX: "max",
 }
+_TRUNCATIONS = frozenset(common_pb2.Truncation.values())
 _NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION_REJECT or TRUNCATION_END"
 
 
@@ -65,8 +66,7 @@ class Shown:
         return shown * (beside + sum(map(len, self.labels)) // len(self.labels))
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What the model made of one text: raw outputs, and the text as it saw it."""
 
     raw: NDArray[np.float32]  # (labels,)
@@ -124,7 +124,7 @@ def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: 
 
 def truncation(value: common_pb2.Truncation, windows: bool = True) -> bool:
     """Returns whether a text that is too long loses its end."""
-    check_enum("truncation", value, common_pb2.Truncation.values())
+    check_enum("truncation", value, _TRUNCATIONS)
     if value == common_pb2.TRUNCATION_WINDOWS and not windows:
         raise InvalidInput("truncation", _NO_WINDOWS)
     return value == common_pb2.TRUNCATION_END
@@ -197,31 +197,27 @@ def probabilities(
 
 def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
     """Returns (results, labels), see `probabilities`: all at once, because once costs as much as sixty times."""
-    return probabilities(np.stack([result.raw for result in results]), shown.problem, shown.temperature)
+    return probabilities(np.array([result.raw for result in results]), shown.problem, shown.temperature)
 
 
-def classifications(
-    results: Sequence[Result], scores: NDArray[np.float32], shown: Shown
-) -> Iterator[tuple[pb.Classification, tuple[str, float]]]:
-    """Yields the best labels of each input, and the one that is best of all with its probability; equal scores stay in
-    the labels' order. `scores` is (results, labels).
+def add_classifications(
+    answer: pb.ClassifyResponse, results: Sequence[Result], scores: NDArray[np.float32], shown: Shown
+) -> Iterator[tuple[str, float]]:
+    """Adds the best labels of each input to an answer, and yields the one that is best of all with its probability;
+    equal scores stay in the labels' order. `scores` is (results, labels).
     """
-    order = np.argsort(-scores, axis=-1, kind="stable")
+    order = (-scores).argsort(axis=-1, kind="stable")
     enough = None if shown.least is None else (scores >= np.asarray(shown.least, dtype=np.float32)).tolist()
-    values = np.stack([result.raw for result in results]) if shown.raw else scores
+    values = np.array([result.raw for result in results]) if shown.raw else scores
     # As Python's own numbers, all at once: one by one NumPy takes longer than what is done with them.
     rows = zip(results, order.tolist(), scores.tolist(), values.tolist(), strict=True)
     for index, (result, best, row, value) in enumerate(rows):
         kept = best if enough is None else [label for label in best if enough[index][label]]
-        yield (
-            pb.Classification(
-                labels=[pb.LabelScore(label=shown.labels[i], score=value[i]) for i in kept[: shown.top_k]],
-                token_count=result.length,
-                truncated=result.truncated,
-                windows=result.windows,
-            ),
-            (shown.labels[best[0]], row[best[0]]),
-        )
+        # Made in their places: a message copies those that it is given.
+        one = answer.results.add(token_count=result.length, truncated=result.truncated, windows=result.windows)
+        for i in kept[: shown.top_k]:
+            one.labels.add(label=shown.labels[i], score=value[i])
+        yield shown.labels[best[0]], row[best[0]]
 
 
 def token_classification(
@@ -260,7 +256,7 @@ def embedding(
 
 def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
     # A model that overflowed: anything made of it would look like an answer.
-    if not np.isfinite(values).all():
+    if not np.logical_and.reduce(np.isfinite(values), axis=None):
         raise ArithmeticError("the model's outputs contain NaN or infinity")
 
 

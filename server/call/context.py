@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.engine.interface import Ticket
@@ -28,8 +29,7 @@ _calls = itertools.count(1)
 _tickets = itertools.count(1)
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A part of a call's time: queue, tokenize or engine. Nanoseconds since the epoch."""
 
     name: str

@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TextIO
 
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.quota import Bucket
 
 logger = logging.getLogger("tuneserve.requests")
 
+_write: Callable[[str], object] = logger.info
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _AT_ONCE = 10
 STAGES = ("queue", "tokenize", "engine")
@@ -27,18 +27,9 @@ STAGES = ("queue", "tokenize", "engine")
 
 def to_stderr() -> None:
     """Writes the lines to standard error. Without this they go where the process's other log lines go."""
-    logger.handlers = [_Lines(sys.stderr)]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-
-
-class _Lines(logging.StreamHandler[TextIO]):
-    """Lines that are ready as they are, for a stream that takes each whole: see logs.py."""
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        """See logging.Handler. Of all that it does for other lines, this remains."""
-        self.stream.write(f"{record.msg}\n")
-        return True
+    global _write
+    # Which takes each whole, see logs.py. Of all that a logger does for other lines, these need nothing.
+    _write = lambda line: sys.stderr.write(f"{line}\n")  # noqa: E731
 
 
 class Sample:
@@ -66,8 +57,6 @@ class Sample:
 
 def log(call: Call, code_name: str, seconds: float, left_out: int = 0) -> None:
     """Writes the line of a call that ended, and how many like it were not written."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "request_id": call.request_id,
@@ -85,8 +74,7 @@ def log(call: Call, code_name: str, seconds: float, left_out: int = 0) -> None:
         line["left_out"] = left_out
     if call.content is not None:
         line["content"] = call.content
-    # Made here: a logger would look for the line of code that it was called from, for every call.
-    logger.handle(logging.LogRecord(logger.name, logging.INFO, __file__, 0, _encode(line), None, None))
+    _write(_encode(line))
 
 
 def server_timing(call: Call) -> str:

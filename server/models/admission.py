@@ -1,8 +1,8 @@
 """Who comes in and who goes next: the bounded queue before one engine.
 
 A call comes in through `enter`, which turns it away at once when the queue is full or the wait would be too long. Each
-of its requests to the engine then waits its `turn`: by priority, and within one, callers in turns. The engine is given
-as many sequences as it runs in a step, so that what waits, waits here: where its deadline, its priority and its
+of its requests to the engine then waits for its turn: by priority, and within one, callers in turns. The engine is
+given as many sequences as it runs in a step, so that what waits, waits here: where its deadline, its priority and its
 cancellation count. One caller may fill the queue while it is alone; it is full for nobody who has less than a share.
 
 Knows callers, numbers and time; nothing of models or gRPC.
@@ -12,8 +12,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tuneserve.server import concurrency
@@ -107,25 +107,36 @@ class Admission:
             if not self.calls:
                 self.empty.set()
 
-    @asynccontextmanager
-    async def turn(
+    async def wait(
         self,
         sequences: int,
         tokens: int,
         priority: int = 0,
         entry: Entry | None = None,
         deadline: float | None = None,  # on the clock
-    ) -> AsyncIterator[None]:
-        """Waits until the engine has room. Raises Overloaded when too much waits already, or for too long; and
-        DeadlinePassed.
+    ) -> None:
+        """Waits until the engine has room; `release` must follow. Raises Overloaded when too much waits already, or for
+        too long; and DeadlinePassed.
         """
         if entry:
             self._arrived(entry)
-        await self._wait(sequences, tokens, priority, deadline)
-        try:
-            yield
-        finally:
-            self._release(sequences)
+        if not self.waiting and self.running < self._slots:
+            self.running += sequences
+        else:
+            await self._wait(sequences, tokens, priority, deadline)
+
+    def release(self, sequences: int) -> None:
+        """The engine is through with a request of so many sequences: others have their turns."""
+        self.running -= sequences
+        if self.waiting:
+            self._speed.done(sequences, self._clock())
+        while self.waiting and self.running < self._slots:
+            waiter = self._queue.next()
+            self._forget(waiter)
+            # Cancelled: its task has not run yet, or it would be forgotten already.
+            if not waiter.granted.cancelled():
+                self.running += waiter.sequences
+                waiter.granted.set_result(None)
 
     def expected_wait(self, priority: int = 0) -> float:
         """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
@@ -144,9 +155,6 @@ class Admission:
             self._count_ahead(entry.priority, entry.caller, -1)
 
     async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
-        if not self.waiting and self.running < self._slots:
-            self.running += sequences
-            return
         caller = concurrency.caller()
         more = _is_more_than_share(self._tokens_of, caller, tokens, self._max_tokens)
         if more and self._tokens_of[caller] and self.waiting_tokens + tokens > self._max_tokens:
@@ -166,7 +174,7 @@ class Admission:
         except BaseException as error:
             if granted.done() and not granted.cancelled():
                 # Its turn came in the moment in which it gave up.
-                self._release(sequences)
+                self.release(sequences)
             elif self._queue.remove(waiter):
                 self._forget(waiter)
             if isinstance(error, TimeoutError) and left < self._max_wait:
@@ -186,18 +194,6 @@ class Admission:
         _subtract(counts, caller, -more)
         if not counts:
             del self._ahead[priority]
-
-    def _release(self, sequences: int) -> None:
-        self.running -= sequences
-        if self.waiting:
-            self._speed.done(sequences, self._clock())
-        while self.waiting and self.running < self._slots:
-            waiter = self._queue.next()
-            self._forget(waiter)
-            # Cancelled: its task has not run yet, or it would be forgotten already.
-            if not waiter.granted.cancelled():
-                self.running += waiter.sequences
-                waiter.granted.set_result(None)
 
     def _overloaded(self, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
         self._rejected(reason)

@@ -23,8 +23,12 @@ def admitted(model: Model, priority: int = 0) -> Iterator["Place"]:
     call = current()
     priority = max(priority, call.tenant.priority)
     depth = call.metrics.queue_depth.labels(model.name)
-    with model.admission.enter(priority) as entry, depth.track_inprogress():
-        yield Place(model, priority, entry)
+    with model.admission.enter(priority) as entry:
+        depth.inc()
+        try:
+            yield Place(model, priority, entry)
+        finally:
+            depth.dec()
 
 
 @dataclass(frozen=True)
@@ -91,16 +95,16 @@ class Place:
     @asynccontextmanager
     async def _turn(self, sequences: int, tokens: int) -> AsyncIterator[None]:
         model, call, started = self.model, current(), time.monotonic()
-        async with contextlib.AsyncExitStack() as stack:
-            with call.stage("queue"):
-                turn = model.admission.turn(sequences, tokens, self.priority, self.entry, call.deadline)
-                await stack.enter_async_context(turn)
+        with call.stage("queue"):
+            await model.admission.wait(sequences, tokens, self.priority, self.entry, call.deadline)
+        try:
             call.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
             # While calls wait, the event loop may be late to tell them that their time is up.
             if call.expired():
                 raise DeadlinePassed(TOO_LATE)
-            try:
-                yield
-            except EngineFailed as error:
-                error.told = model.told  # its callers, why
-                raise
+            yield
+        except EngineFailed as error:
+            error.told = model.told  # its callers, why
+            raise
+        finally:
+            model.admission.release(sequences)

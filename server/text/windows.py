@@ -4,8 +4,7 @@ A window is a piece of the text's own tokens between the special tokens that a w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,7 @@ from tuneserve.server.text.tokenizer import Tokens
 Pooling = Literal["mean", "max"]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A piece of a text: what the engine sees, and which tokens of the text it shows."""
 
     encoded: Encoded

@@ -118,7 +118,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method, parse = handler.unary_unary, handler.request_deserializer
 
         async def answer(_: Any, context: Context) -> Any:
-            async with self._call("unary", name, context), self._arriving("unary", None, parse, context) as request:
+            async with self._call("unary", name, context):
+                request = await self._request(parse, context)
                 response = await method(request, context)
                 self.shadows.mirror(method, request, response)
                 data = await wire.serialized(response)
@@ -153,10 +154,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with self.arrivals.stream():
                 yield wire.Messages(requests, parse)
         else:
-            call, data = calls.current(), await self.arrivals.read(context)
-            with call.holding() as call.hold:
-                call.hold(await wire.size_of(data, parse))
-                yield await wire.readable(data, parse)
+            yield await self._request(parse, context)
+
+    async def _request(self, parse: wire.Parse, context: Context) -> Any:
+        data = await self.arrivals.read(context)
+        calls.current().hold(await wire.size_of(data, parse))
+        return await wire.readable(data, parse)
 
     def _reflect(self, handler: Any) -> Any:
         async def answer(requests: Any, context: Context) -> None:
@@ -188,7 +191,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # Without keys all have one name.
                 concurrency.belongs_to(call.tenant.name if self.authentication else context.peer())
                 self.departures.check(context)
-                yield partial(self.running.end, limit)
+                with call.holding() as call.hold:
+                    yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK
             context.set_trailing_metadata(_trailing(call))
         except Exception as error:

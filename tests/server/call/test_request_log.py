@@ -13,13 +13,9 @@ from tuneserve.server.metrics import Metrics
 
 
 @pytest.fixture(autouse=True)
-def untouched_logger():
-    """Gives the process's logger back as it was."""
-    logger = request_log.logger
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+def as_before(monkeypatch):
+    """Lines go where they went, after each test."""
+    monkeypatch.setattr(request_log, "_write", request_log.logger.info)
 
 
 def call(**values) -> Call:

@@ -1,6 +1,7 @@
 import asyncio
 import time
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
@@ -23,11 +24,20 @@ def make(clock: Clock | None = None, **limits) -> Admission:
     return Admission("m", clock=clock or Clock(), **settings)
 
 
+@asynccontextmanager
+async def turn(admission: Admission, sequences: int, tokens: int, **asked) -> AsyncIterator[None]:
+    await admission.wait(sequences, tokens, **asked)
+    try:
+        yield
+    finally:
+        admission.release(sequences)
+
+
 async def holding(
-    admission: Admission, *, done: asyncio.Event, log: list[str], name: str, caller: str = "", **turn
+    admission: Admission, *, done: asyncio.Event, log: list[str], name: str, caller: str = "", **asked
 ) -> None:
     belongs_to(caller)
-    async with admission.turn(**{"sequences": 1, "tokens": 1, **turn}):
+    async with turn(admission, **{"sequences": 1, "tokens": 1, **asked}):
         log.append(name)
         await done.wait()
 
@@ -58,12 +68,12 @@ async def test_a_wait_ends_at_the_deadline_or_when_it_was_too_long(deadline, max
     holder = asyncio.create_task(holding(admission, done=done, log=[], name="first"))
     await settle()
     with pytest.raises(error):
-        async with admission.turn(1, 5, deadline=deadline):
+        async with turn(admission, 1, 5, deadline=deadline):
             raise AssertionError("its turn came")
     assert (admission.running, admission.waiting_tokens) == (1, 0)
     done.set()
     await holder
-    async with admission.turn(1, 5, deadline=deadline):
+    async with turn(admission, 1, 5, deadline=deadline):
         assert admission.running == 1, "there was nothing to wait for"
 
 
@@ -147,7 +157,7 @@ async def test_too_many_tokens_turn_away_but_one_call_may_always_wait():
     tasks.append(asyncio.create_task(holding(admission, done=done, log=log, name="long", tokens=50)))
     await settle()
     with pytest.raises(Overloaded) as caught:
-        async with admission.turn(1, 1):
+        async with turn(admission, 1, 1):
             pass
     assert caught.value.reason == "QUEUE_TOKENS"
     done.set()
@@ -185,7 +195,7 @@ async def test_nobody_waits_for_longer_than_allowed():
     running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
     await settle()
     with pytest.raises(Overloaded) as caught:
-        async with asyncio.timeout(10), admission.turn(1, 1):
+        async with asyncio.timeout(10), turn(admission, 1, 1):
             pass
     assert caught.value.reason == "QUEUE_WAIT"
     assert admission.waiting_tokens == 0
@@ -212,7 +222,7 @@ async def test_calls_that_are_still_tokenized_count_as_waiting():
         for event in events:
             event.set()
         await asyncio.gather(*tasks)
-        async with admission.turn(1, 1, entry=entries[0]):
+        async with turn(admission, 1, 1, entry=entries[0]):
             two = admission.expected_wait()
         assert 0 < admission.expected_wait() == pytest.approx(two / 2), "one of the two that come finds room"
     assert admission.expected_wait() == 0

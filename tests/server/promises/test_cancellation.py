@@ -198,16 +198,16 @@ async def test_a_deadline_that_passes_while_the_server_is_busy_never_reaches_the
     """The call has its place already, and the server has not heard yet that nobody waits for it any more."""
     model, engine = model_of(server, "Classify")
     engine.delay = 0.2
-    release = model.admission._release
+    release = model.admission.release
 
     def busy(sequences: int) -> None:
         release(sequences)
-        model.admission._release = release
+        model.admission.release = release
         time.sleep(0.5)
 
     holders = [begin(server.channel, "Classify") for _ in range(model.admission._slots)]
     await within(5, lambda: engine.running == len(holders))
-    model.admission._release = busy
+    model.admission.release = busy
     late = [begin(server.channel, "Classify", timeout=0.4) for _ in range(AT_ONCE)]
     assert [await call.code() for call in late] == [grpc.StatusCode.DEADLINE_EXCEEDED] * AT_ONCE
     await asyncio.gather(*holders)
