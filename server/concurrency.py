@@ -245,6 +245,9 @@ async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], li
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        # An error knows its way through here: what still knew it would wait with it for the collector.
+        tasks.clear()
+        running.clear()
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
