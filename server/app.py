@@ -115,6 +115,7 @@ class App:
         reflecting = Arrivals(_MOST_REFLECTING, _REFLECTION_SECONDS)
         self._arrivals = (requests, reflecting, self._health.servicer.arrivals)
 
+        entrance = concurrency.Entrance()
         records = Records(self.metrics, self._tracing, config.log_requests, config.log_content)
 
         def interceptor(**who: Any) -> CallInterceptor:
@@ -127,6 +128,7 @@ class App:
                 reflecting,
                 self._departures,
                 self._requests,
+                entrance,
                 **who,
             )
 

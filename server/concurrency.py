@@ -129,6 +129,30 @@ class _Turns:
             self.loop.call_soon(self._came_round)
 
 
+class Entrance:
+    """Where the work of calls begins: of one each time the loop comes round, and of callers in turns. Others are taken
+    in meanwhile, so that it is known whose they are; and what has begun gets on, before there is more of it.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = True
+        self._waiting = _Waiting()
+
+    async def enter(self) -> None:
+        """Waits for a turn, if others wait or have just had theirs."""
+        if self._is_open:
+            self._is_open = False
+            asyncio.get_running_loop().call_soon(self._came_round)
+        else:
+            await self._waiting.turn(lambda: None)
+
+    def _came_round(self) -> None:
+        if self._waiting.next():
+            asyncio.get_running_loop().call_soon(self._came_round)
+        else:
+            self._is_open = True
+
+
 class Threads:
     """Threads for work of many callers, each of whom has its turn, however much others have for them."""
 

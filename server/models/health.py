@@ -82,7 +82,7 @@ class _Servicer:
         self.arrivals = Arrivals(_MOST_SLOW, _SLOW_SECONDS)
         self._watches: Counter[str] = Counter()  # by connection
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def add_to(self, server: Any) -> None:
         """Adds the service to a server."""
         # As streams of requests, though there is one: gRPC takes it in when it is asked for.
         methods: dict[str, Any] = {

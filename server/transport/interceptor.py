@@ -6,9 +6,9 @@ line and no metric: probes would drown the calls there.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from tuneserve.server.call.errors import Overloaded, Unavailable
 from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares, caller
 from tuneserve.server.call.tenants import ANYBODY, Tenant
+from tuneserve.server.concurrency import Entrance
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.transport.authentication import Authentication
@@ -39,8 +40,8 @@ _TOO_MANY = "too many calls without a key on one connection"
 
 
 @dataclass(frozen=True)
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of our services, on one port."""
+class CallInterceptor:
+    """Wraps the handlers of one port's services."""
 
     records: Records
     running: Running
@@ -50,30 +51,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     reflecting: Arrivals  # whole calls of reflection
     departures: Departures
     requests: Shares  # bytes of those that run
+    entrance: Entrance
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
     authentication: Authentication | None = None  # where there are keys
-    _wrapped: dict[str, Any] = field(default_factory=dict)  # handlers by method
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """See grpc.aio.ServerInterceptor."""
-        if details.method in self._wrapped:
-            return self._wrapped[details.method]
-        handler = await continuation(details)
+    def wrap(self, method: str, handler: Any) -> Any:
+        """Returns the handler that gRPC calls in the place of a method's own; None where there is none."""
         if handler is None:
-            # Not kept: anybody can make up names.
             return self._for_anybody(_UNKNOWN) if self.authentication else None
-        if details.method.startswith(OURS):
-            wrapped = self._wrap(handler, details.method)
-        elif details.method.startswith(REFLECTION):
-            wrapped = self._for_anybody(self._reflect(handler))
-        else:
-            wrapped = self._for_anybody(handler)
-        self._wrapped[details.method] = wrapped
-        return wrapped
+        if method.startswith(OURS):
+            return self._wrap(handler, method)
+        return self._for_anybody(self._reflect(handler) if method.startswith(REFLECTION) else handler)
 
     def _while_open(self, answer: Method) -> Method:
         """Leaves out what still comes of connections that were closed: gRPC hands it on, and each call costs time."""
@@ -190,6 +178,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.holding = partial(self.requests.holding, caller(context))
                 # Without keys all have one name.
                 concurrency.belongs_to(call.tenant.name if self.authentication else context.peer())
+                await self.entrance.enter()
                 self.departures.check(context)
                 with call.holding() as call.hold:
                     yield partial(self.running.end, limit)

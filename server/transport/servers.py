@@ -1,7 +1,7 @@
 """The gRPC ports: which services each of them has."""
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tuneserve.errors import UserError
 from tuneserve.oip import inference_pb2, inference_pb2_grpc
@@ -17,6 +17,7 @@ from tuneserve.server.models.registry import Models
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
+from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.v1 import (
     classification_pb2_grpc,
@@ -35,66 +36,62 @@ def public(
     operations: Operations,
     health: Health,
     config: ServerConfig,
-) -> grpc.aio.Server:
+) -> Server:
     """Returns the callers' port: everything."""
     options = connections.options(config, connections.within_files(config.max_connections))
-    server = _with_models(interceptor, models, operations, health, options)
+    services = _with_models(interceptor, models, operations, health)
     classification = ClassificationService(models)
     embedding = EmbeddingService(models)
     generation = GenerationService(models)
-    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
-    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, services)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, services)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, services)
     inference = InferenceService(models, classification, embedding, generation)
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-    _reflect(server, *(task.service for task in TASKS.values()), *MODEL_SERVICES, _INFERENCE_SERVICE, HEALTH_SERVICE)
-    return server
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, services)
+    _reflect(services, *(task.service for task in TASKS.values()), *MODEL_SERVICES, _INFERENCE_SERVICE, HEALTH_SERVICE)
+    return Server(services, options)
 
 
 def admin(
     interceptor: CallInterceptor, models: Models, operations: Operations, health: Health, config: ServerConfig
-) -> grpc.aio.Server:
+) -> Server:
     """Returns the administrators' port: models and health."""
     options = connections.options(config, connections.MOST_BESIDE)
-    server = _with_models(interceptor, models, operations, health, options)
-    _reflect(server, *MODEL_SERVICES, HEALTH_SERVICE)
-    return server
+    services = _with_models(interceptor, models, operations, health)
+    _reflect(services, *MODEL_SERVICES, HEALTH_SERVICE)
+    return Server(services, options)
 
 
-def health_only(health: Health, config: ServerConfig) -> grpc.aio.Server:
+def health_only(health: Health, config: ServerConfig) -> Server:
     """Returns the probes' port."""
     options = connections.options(config, connections.MOST_BESIDE)
-    server = grpc.aio.server(options=options)
-    health.servicer.add_to(server)
-    return server
+    services = Services()
+    health.servicer.add_to(services)
+    return Server(services, options)
 
 
-def bind(server: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
+def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Returns where the server listens, as host:port. Raises UserError naming the setting."""
     host, port = host_and_port(address)
     # gRPC is content with one of a name's addresses, and then another program has its port at the others.
     for one in connections.sockets(address, key):
         one.close()
     try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        add = server.port.add_insecure_port
+        port = server.port.add_secure_port(address, credentials) if credentials else add(address)
     except RuntimeError:
         raise UserError(f"{key}: can't bind {address}", "another program has the port: choose another") from None
     return connections.shown(host, port)
 
 
-def _with_models(
-    interceptor: CallInterceptor,
-    models: Models,
-    operations: Operations,
-    health: Health,
-    options: list[tuple[str, int]],
-) -> grpc.aio.Server:
-    server = grpc.aio.server(interceptors=[interceptor], options=options)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), server)
-    model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(models, operations), server)
-    health.servicer.add_to(server)
-    return server
+def _with_models(interceptor: CallInterceptor, models: Models, operations: Operations, health: Health) -> Services:
+    services = Services(interceptor.wrap)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), services)
+    model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(models, operations), services)
+    health.servicer.add_to(services)
+    return services
 
 
-def _reflect(server: grpc.aio.Server, *services: str) -> None:
-    reflection.enable_server_reflection((*sorted(set(services)), reflection.SERVICE_NAME), server)
+def _reflect(services: Services, *names: str) -> None:
+    servicer = reflection.aio.ReflectionServicer((*sorted(set(names)), reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, services)  # type: ignore[no-untyped-call]

@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import itertools
 import threading
 import time
 
@@ -51,6 +53,27 @@ async def test_together_fails_at_once_and_ends_the_others():
         await concurrency.together(stuck_or_failing, [0, 1, 2], 3)
     assert work.running == 0
     assert work.cancelled >= 1
+
+
+async def test_together_leaves_nothing_for_the_collector():
+    async def work(item: int) -> int:
+        await asyncio.sleep(0)
+        if item == 5:
+            raise ValueError(item)
+        return item
+
+    async def call() -> None:
+        with pytest.raises(ValueError, match="5"):
+            await concurrency.together(work, range(20), 4)
+
+    await call()
+    gc.collect()
+    gc.disable()
+    try:
+        await call()
+        assert not gc.collect()
+    finally:
+        gc.enable()
 
 
 async def test_together_ends_when_cancelled():
@@ -185,6 +208,36 @@ async def test_callers_have_their_turns_one_after_the_other_however_much_each_ha
     assert len(order) < 30
     crowd.cancel()
     await asyncio.gather(crowd, return_exceptions=True)
+
+
+async def test_calls_begin_one_by_one_and_callers_in_turns():
+    entrance, begun = concurrency.Entrance(), []
+
+    async def call(caller: str) -> None:
+        concurrency.belongs_to(caller)
+        await entrance.enter()
+        begun.append(caller)
+
+    calls = [asyncio.create_task(call(caller)) for caller in "aaaaaaab"]
+    rounds = []
+    while not all(one.done() for one in calls):
+        await asyncio.sleep(0)
+        rounds.append(len(begun))
+    assert max(later - before for before, later in itertools.pairwise([0, *rounds])) == 1
+    assert begun.index("b") <= 2
+    assert sorted(begun) == list("aaaaaaab")
+
+
+async def test_who_gives_up_at_the_entrance_holds_up_nobody():
+    entrance = concurrency.Entrance()
+    calls = [asyncio.create_task(entrance.enter()) for _ in range(5)]
+    await asyncio.sleep(0)
+    for call in calls[1:4]:
+        call.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*calls, return_exceptions=True)
+        await entrance.enter()
+    assert [call.cancelled() for call in calls] == [False, True, True, True, False]
 
 
 async def test_threads_are_shared_by_callers():

@@ -1,0 +1,89 @@
+"""Whose call is next, when one caller has made very many."""
+
+import asyncio
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+
+from tuneserve.server.call.tenants import hashed
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.transport import accepting
+from tuneserve.v1 import classification_pb2
+
+_CALLS, _CONNECTIONS = 600, 3
+
+
+@pytest.fixture
+def config(make_bert, tmp_path) -> ServerConfig:
+    keys = ", ".join(f"{name}: {{keys: ['{hashed(name)}']}}" for name in ("many", "one"))
+    (tmp_path / "tenants.yaml").write_text(f"tenants: {{{keys}}}")
+    path = make_bert("ForSequenceClassification", ["neg", "pos"])
+    return ServerConfig(
+        models={"sentiment": ModelConfig(path=path, max_queue=_CALLS)},
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        tenants=tmp_path / "tenants.yaml",
+    )
+
+
+_CLIENT = """
+import sys, time, grpc
+address, data, calls, connections = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+own = [("grpc.use_local_subchannel_pool", 1)]
+channels = [grpc.insecure_channel(address, own) for _ in range(connections + 1)]
+for channel in channels:
+    grpc.channel_ready_future(channel).result(20)
+print("ready", flush=True)
+input()
+done = []
+def call(channel, key):
+    begun = channel.unary_unary("/tuneserve.v1.ClassificationService/Classify").future(
+        data, metadata=(("x-api-key", key),), timeout=60
+    )
+    begun.add_done_callback(lambda ended: done.append(key if ended.code() == grpc.StatusCode.OK else ended.details()))
+    return begun
+begun = [call(channels[index % connections], "many") for index in range(calls)]
+time.sleep(0.2)  # they are sent
+begun.append(call(channels[-1], "one"))
+for one in begun:
+    one.exception()
+while len(done) < len(begun):
+    time.sleep(0.01)
+print(*done, sep="\\n")
+"""
+
+
+async def _answered(served) -> list[str]:
+    """Whose calls are answered, in turn: one caller's many, and one that another makes after them."""
+    request = classification_pb2.ClassifyRequest(model="sentiment", inputs=[{"text": "the film was good"}])
+    data = request.SerializeToString().hex()
+    client = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _CLIENT, served.app.address, data, str(_CALLS), str(_CONNECTIONS)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert client.stdout is not None
+    await client.stdout.readline()
+    # Holds the loop: gRPC has all of them, before the server has any.
+    client.stdin.write(b"\n")
+    await client.stdin.drain()
+    time.sleep(1)  # noqa: ASYNC251
+    out, _ = await client.communicate()
+    return out.decode().splitlines()
+
+
+async def test_a_caller_with_many_calls_is_not_before_others(config, serve_config):
+    async with serve_config(config) as served:
+        done = await _answered(served)
+    assert sorted(done) == ["many"] * _CALLS + ["one"]
+    assert done.index("one") < _CALLS / 2
+
+
+async def test_with_another_grpcio_all_calls_are_answered(config, serve_config, monkeypatch, caplog):
+    monkeypatch.setattr(accepting, "_HANDLE", ("method_name",))
+    async with serve_config(config) as served:
+        assert sorted(await _answered(served)) == ["many"] * _CALLS + ["one"]
+    assert f"grpcio {grpc.__version__}" in caplog.text
