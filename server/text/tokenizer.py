@@ -76,13 +76,17 @@ class Tokenizer:
     """One checkpoint's tokenizer."""
 
     def __init__(self, directory: Path, max_length: int) -> None:
-        """Raises CheckpointError when the directory has no fast tokenizer."""
+        """Raises CheckpointError when the directory has no fast tokenizer, or its files can't be read."""
         # Seconds of import, and not safe in two threads at once.
         with _IMPORTING:
             from transformers import AutoTokenizer
 
         self._max_length = max_length
-        self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        try:
+            self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        except Exception as error:
+            # Of many kinds: whatever a library says of a file that is cut off.
+            raise CheckpointError(f"{directory}: can't read the tokenizer's files: {error}") from error
         if not getattr(self._hf, "is_fast", False):
             raise CheckpointError(f"{directory}: no tokenizer.json", "only fast tokenizers are served")
         # Two copies, because truncation is a state of the Rust object, and calls run side by side. tokenizer.json

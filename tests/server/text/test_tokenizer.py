@@ -1,7 +1,10 @@
 import asyncio
+import re
+import shutil
 
 import pytest
 
+from tuneserve.errors import CheckpointError
 from tuneserve.server.text.tokenizer import Tokenizer
 
 
@@ -33,6 +36,14 @@ async def test_both_kinds_of_calls_side_by_side(tokenizer):
     assert (cut.length, cut.truncated) == (12, True)
     [bare] = await tokenizer.encode(["good"], special_tokens=False)
     assert bare.length == 1
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_file_that_is_cut_off_is_named_with_its_directory(directory, tmp_path, name):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text((tmp_path / name).read_text()[:40])
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}: can't read the tokenizer's files: "):
+        Tokenizer(tmp_path, max_length=16)
 
 
 async def test_a_panic_of_the_tokenizer_is_an_ordinary_failure(tokenizer, monkeypatch):
