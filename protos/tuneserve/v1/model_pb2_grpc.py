@@ -79,7 +79,8 @@ class ModelServiceServicer:
 
     def WatchModel(self, request, context):
         """A version while it is loaded: as it is at once, and again at each change. The stream ends with the first message
-        whose state is not LOADING. FAILED_PRECONDITION for an alias of several versions.
+        whose state is not LOADING: FAILED too where CancelLoad ended it, and the version is gone. FAILED_PRECONDITION for
+        an alias of several versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
