@@ -36,6 +36,8 @@ async def merged(
             async with asyncio.TaskGroup() as group:
                 async for request in requests:
                     await places.acquire()
+                    # As if it were a call of its own, among those of others.
+                    await context.current().enter()
                     group.create_task(answer(request))
         except Exception as error:
             await ready.put(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)

@@ -7,7 +7,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,6 +37,10 @@ class Stage(NamedTuple):
     end_ns: int
 
 
+async def _at_once() -> None:
+    """Does not wait."""
+
+
 @dataclass
 class Call:
     """One call of ours."""
@@ -59,6 +63,8 @@ class Call:
     charge: Callable[[int], object] = lambda tokens: None
     # Counts one more request of this call against its caller's quota: for streams of requests.
     admit: Callable[[], None] = lambda: None
+    # Waits for the turn in which work for this call, or for one request of it, begins.
+    enter: Callable[[], Awaitable[None]] = _at_once
     # Counts so many bytes for as long as the request is worked on; raises Overloaded where those of all are too many.
     hold: Callable[[int], None] = lambda size: None
     # The same for one request of a stream: gives its `hold`.

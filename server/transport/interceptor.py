@@ -178,7 +178,8 @@ class CallInterceptor:
                 call.holding = partial(self.requests.holding, caller(context))
                 # Without keys all have one name.
                 concurrency.belongs_to(call.tenant.name if self.authentication else context.peer())
-                await self.entrance.enter()
+                call.enter = self.entrance.enter
+                await call.enter()
                 self.departures.check(context)
                 with call.holding() as call.hold:
                     yield partial(self.running.end, limit)

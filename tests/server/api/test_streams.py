@@ -11,6 +11,14 @@ from tuneserve.server.call.tenants import ANYBODY
 from tuneserve.server.metrics import Metrics
 
 
+@pytest.fixture(autouse=True)
+def whole() -> context.Call:
+    """The call of the stream."""
+    call = context.Call("id", "ModelStreamInfer", ANYBODY, {}, Metrics())
+    context.begin(call)
+    return call
+
+
 async def requests(*items):
     for item in items:
         yield item
@@ -126,8 +134,24 @@ async def test_an_unexpected_error_ends_the_stream():
     assert asyncio.all_tasks() == before
 
 
-async def test_requests_of_a_stream_are_calls_of_their_own():
-    whole = context.Call("id", "ModelStreamInfer", ANYBODY, {}, Metrics())
+async def test_each_request_begins_in_its_turn(whole):
+    turns, begun = asyncio.Queue(), []
+    whole.enter = turns.get
+
+    async def answers(name):
+        begun.append(name)
+        yield name
+
+    collecting = asyncio.create_task(collected(requests("a", "b", "c"), answers))
+    for count in range(4):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert begun == ["a", "b", "c"][:count]
+        await turns.put(None)
+    assert await collecting == begun
+
+
+async def test_requests_of_a_stream_are_calls_of_their_own(whole):
 
     async def answers(name):
         with streams.part() as call:
@@ -139,7 +163,6 @@ async def test_requests_of_a_stream_are_calls_of_their_own():
             await asyncio.sleep(0)
             yield context.current().model, call.ticket().request_id
 
-    context.begin(whole)
     found = await collected(requests("a", "b", "c"), answers)
     assert sorted(name for name, _ in found) == ["a", "b", "c"]
     # Each has an id of its own in the engine.
