@@ -4,22 +4,19 @@
 
 Regime. Each connection is HTTP/2 below gRPC, and sends calls of 15 bytes (headers by reference, end of stream) for
 ClassificationService.Classify; the bytes of all connections together are paced to `--rate` a second. One that is closed
-by the server is made anew at once. The caller, in a process of its own with the key in TUNESERVE_KEY, classifies one
-text after the other with 50 ms between. Both run on the server's machine, and take their share of it. The last line of
-stdout is the result as JSON.
+by the server is made anew at once. The caller has a key (caller.py). Both run on the server's machine, and take their
+share of it. The last line of stdout is the result as JSON.
 """
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
 
 import click
-import numpy as np
+
+from tuneserve.benchmarks.serving.caller import Caller
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 _ACKNOWLEDGED = b"\0\0\0\x04\x01\0\0\0\0"
@@ -86,31 +83,9 @@ def _read(connection: socket.socket) -> None:
         pass
 
 
-_CALLER = """
-import json, os, sys, time, grpc
-from tuneserve.v1 import classification_pb2 as pb
-from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
-target, model, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-stub = ClassificationServiceStub(grpc.insecure_channel(target))
-request = pb.ClassifyRequest(model=model, inputs=[pb.ClassifyInput(text="the film was good")])
-metadata = [("authorization", "Bearer " + os.environ.get("TUNESERVE_KEY", ""))]
-waits, errors, end = [], {}, time.monotonic() + seconds
-while time.monotonic() < end:
-    begin = time.perf_counter()
-    try:
-        stub.Classify(request, metadata=metadata, timeout=20)
-    except grpc.RpcError as error:
-        errors[error.code().name] = errors.get(error.code().name, 0) + 1
-    waits.append(time.perf_counter() - begin)
-    time.sleep(0.05)
-print(json.dumps({"waits": waits, "errors": errors}))
-"""
-
-
 def measure(target: str, model: str, connections: int, rate: float, seconds: float) -> dict[str, Any]:
     """Returns how long the caller waited, in milliseconds, and what the strangers sent."""
-    command = [sys.executable, "-c", _CALLER, target, model, str(seconds)]
-    caller = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
+    caller = Caller(target, model, seconds)
     host, port = target.rsplit(":", 1)
     time.sleep(1.0)
     until = time.monotonic() + seconds - 2.0
@@ -120,13 +95,7 @@ def measure(target: str, model: str, connections: int, rate: float, seconds: flo
         thread.start()
     for thread in threads:
         thread.join()
-    found = json.loads(caller.communicate(timeout=120)[0])
-    waits = 1000 * np.array(found["waits"])
-    return {
-        "caller_calls": len(waits),
-        "caller_ms_p50": round(float(np.median(waits)), 1),
-        "caller_ms_max": round(float(waits.max()), 1),
-        "caller_errors": found["errors"],
+    return caller.figures() | {
         "stranger_connections": sum(flood.connections for flood in floods),
         "stranger_calls": sum(flood.calls for flood in floods),
         "stranger_bytes": sum(flood.bytes for flood in floods),
