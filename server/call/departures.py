@@ -5,7 +5,9 @@ gRPC takes an answer and keeps it until the client makes room for it; it gives n
 over for us before that. So what would be too much is not given to it.
 """
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tuneserve.server.call.errors import InvalidInput
@@ -68,4 +70,11 @@ class Unread:
 
     def remove_when_done(self, size: int) -> None:
         """A message is gRPC's as long as its call is there."""
-        self._context.add_done_callback(lambda _: self.remove(size))
+        _when_done(self._context, partial(self._shares.remove, self._caller, size))
+
+
+def _when_done(_: Context, work: Callable[[], object]) -> None:
+    # Not by the call's own list: gRPC would keep the call there, and both would wait for the collector.
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda _: work())

@@ -31,6 +31,14 @@ def status(error: Exception, call: Call) -> status_pb2.Status:
     return to_status(shown, call.request_id)
 
 
+def forget_frames(error: BaseException) -> None:
+    """Takes from an error, and from those it comes from, the frames they came through, with all that these know."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+
+
 def where(error: BaseException) -> str:
     """Returns the types of an exception and of its causes, with the lines of code they came through."""
     parts = []

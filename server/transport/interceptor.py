@@ -88,7 +88,7 @@ class CallInterceptor:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, _TOO_MANY)
             return await method(requests, context)
 
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        return make(_forgotten(answer), handler.request_deserializer, handler.response_serializer)
 
     def _wrap(self, handler: Any, name: str) -> Any:
         # All as streams of requests: gRPC begins to take a message in when it is asked for it.
@@ -100,7 +100,7 @@ class CallInterceptor:
         else:
             answer = self._stream(handler.stream_stream, "bidi_stream", name, handler.request_deserializer)
         # Bytes come in, and go out: messages are made of them in turns, and so many may wait to be read.
-        return make(self._while_open(answer))
+        return make(_forgotten(self._while_open(answer)))
 
     def _unary(self, handler: Any, name: str) -> Method:
         method, parse = handler.unary_unary, handler.request_deserializer
@@ -189,11 +189,34 @@ class CallInterceptor:
             shown = Unavailable(SHUTS_DOWN) if limit.expired() else error
             status = rpc_status.to_status(failures.status(shown, call))
             code = status.code
+            # Its frames know it as `shown`: they and all that they know would wait for the collector.
+            failures.forget_frames(error)
             await context.abort(code, status.details, (*status.trailing_metadata, *_trailing(call, shown)))
         finally:
             # Whatever ended it: an answer, an error, a cancellation or a closed generator.
             self.running.end(limit)
             self.records.end(call, code)
+
+
+def _forgotten(answer: Method) -> Method:
+    """A handler that is gone when its call is. gRPC keeps the error that aborts a call with the call, and the error its
+    way through frames that know the call, the request and what was made of it: all would wait for the collector.
+    """
+
+    async def forgetting(requests: Any, context: Context) -> Any:
+        aborted: BaseException
+        try:
+            return await answer(requests, context)
+        except grpc.aio.AbortError as error:
+            aborted = error
+        del requests, context
+        aborted.__context__ = None
+        try:
+            raise aborted.with_traceback(None)
+        finally:
+            del aborted
+
+    return forgetting
 
 
 def _begin(context: Context, kind: str, name: str, tenant: Tenant, metrics: Metrics) -> calls.Call:

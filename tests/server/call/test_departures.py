@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from tuneserve.server.call import context
+from tuneserve.server.call import departures as departures_module
 from tuneserve.server.call.departures import LARGEST, Departures, check_size
 from tuneserve.server.call.errors import InvalidInput, Overloaded
 from tuneserve.server.call.tenants import Tenant
@@ -20,17 +20,14 @@ class Connection:
     """A call on a connection, which gRPC is through with when `done` says so."""
 
     address: str = "ipv4:10.0.0.1:1"
-    callbacks: list[Callable[[Any], None]] = field(default_factory=list)
+    callbacks: list[Callable[[], object]] = field(default_factory=list)
 
     def peer(self) -> str:
         return self.address
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self.callbacks.append(callback)
-
     def done(self) -> None:
         for callback in self.callbacks:
-            callback(self)
+            callback()
 
 
 def by(tenant: str) -> None:
@@ -39,8 +36,9 @@ def by(tenant: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def acme() -> None:
+def acme(monkeypatch: pytest.MonkeyPatch) -> None:
     by("acme")
+    monkeypatch.setattr(departures_module, "_when_done", lambda connection, work: connection.callbacks.append(work))
 
 
 def test_an_answer_counts_until_grpc_is_through_with_it():

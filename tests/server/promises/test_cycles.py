@@ -17,7 +17,8 @@ from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-CALLS = 10
+# So many, because the last 64 or so are found only later.
+CALLS = 150
 # gRPC's own: five objects a call.
 GRPCS = ("_Metadatum", "'tuple'", "find_method_handler", "cython_function_or_method", "_HandlerCallDetails")
 
@@ -43,8 +44,8 @@ async def _classify_stream(channel, text="good"):
     return [answer async for answer in ClassificationServiceStub(channel).ClassifyStream(iter(given))]
 
 
-async def _generate(channel, **sampling):
-    request = generation_pb2.GenerateRequest(model="chat", prompt={"text": "a film"}, sampling=sampling)
+async def _generate(channel, prompt=None, **sampling):
+    request = generation_pb2.GenerateRequest(model="chat", prompt=prompt or {"text": "a film"}, sampling=sampling)
     return await GenerationServiceStub(channel).Generate(request)
 
 
@@ -65,6 +66,7 @@ async def _infer(channel, *texts: str):
 KINDS = {
     "classified": _classify,
     "a blank text": lambda channel: _classify(channel, text=" "),
+    "far too many tokens": lambda channel: _generate(channel, {"token_ids": {"ids": [5] * 100_000}}),
     "a text that is too long": lambda channel: _classify(channel, text="good " * 99),
     "an explanation": lambda channel: _classify(channel, explain={}),
     "a stream": _classify_stream,
