@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Hashable
 
 from tuneserve.server.call.errors import Overloaded, Unavailable
 from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenant
@@ -17,8 +18,8 @@ class Running:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._limits: dict[asyncio.Timeout, str] = {}  # with the name of whoever calls
-        self._by_tenant: Counter[str] = Counter()
+        self._limits: dict[asyncio.Timeout, Hashable] = {}  # with whoever calls
+        self._by_caller: Counter[Hashable] = Counter()
         self._draining = False
         self._ended = asyncio.Event()
         self._refusing = asyncio.Event()
@@ -28,9 +29,10 @@ class Running:
     def __len__(self) -> int:
         return len(self._limits)
 
-    async def begin(self, limit: asyncio.Timeout, tenant: Tenant) -> None:
+    async def begin(self, limit: asyncio.Timeout, tenant: Tenant, caller: Hashable) -> None:
         """A call begins. Raises Unavailable when the server drains, and Overloaded when too many run: those of one
-        tenant leave half of the places to others, and whoever calls on `admin_listen` always gets one.
+        tenant leave half of the places to others; who has less than a share of them still gets one, up to twice as
+        many in all; and whoever calls on `admin_listen` always does.
         """
         if self._draining:
             self._refused += 1
@@ -38,17 +40,19 @@ class Running:
             raise Unavailable(SHUTS_DOWN)
         if tenant is not ADMINISTRATOR:
             most = self._most if tenant is ANYBODY else max(1, self._most // 2)
-            if len(self._limits) >= self._most or self._by_tenant[tenant.name] >= most:
-                raise Overloaded(f"{min(len(self._limits), most)} calls run already", "CALLS", _RETRY_MS)
-        self._limits[limit] = tenant.name
-        self._by_tenant[tenant.name] += 1
+            running, own = len(self._limits), self._by_caller[caller]
+            share = self._most // (len(self._by_caller) + (caller not in self._by_caller))
+            if own >= most or (running >= self._most and (own >= share or running >= 2 * self._most)):
+                raise Overloaded(f"{min(running, most)} calls run already", "CALLS", _RETRY_MS)
+        self._limits[limit] = caller
+        self._by_caller[caller] += 1
 
     def end(self, limit: asyncio.Timeout) -> None:
         """A call ended, if it ever began."""
-        if (name := self._limits.pop(limit, None)) is not None:
-            self._by_tenant[name] -= 1
-            if not self._by_tenant[name]:
-                del self._by_tenant[name]
+        if (caller := self._limits.pop(limit, None)) is not None:
+            self._by_caller[caller] -= 1
+            if not self._by_caller[caller]:
+                del self._by_caller[caller]
         if self._draining and not self._limits:
             self._ended.set()
 

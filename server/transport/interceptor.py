@@ -170,14 +170,15 @@ class CallInterceptor:
             async with asyncio.timeout(None) as limit:
                 if self.authentication:
                     self.authentication.identify(call, context)
-                await self.running.begin(limit, call.tenant)
+                # Without keys all have one name.
+                who = call.tenant.name if self.authentication else context.peer()
+                await self.running.begin(limit, call.tenant, who)
                 self.records.trace(call)
                 # The requests of a stream are counted one by one.
                 if kind != "bidi_stream":
                     call.admit()
                 call.holding = partial(self.requests.holding, caller(context))
-                # Without keys all have one name.
-                concurrency.belongs_to(call.tenant.name if self.authentication else context.peer())
+                concurrency.belongs_to(who)
                 call.enter = self.entrance.enter
                 await call.enter()
                 self.departures.check(context)

@@ -16,10 +16,10 @@ def limit() -> asyncio.Timeout:
     return asyncio.timeout(None)
 
 
-async def begun(running: Running, tenant: Tenant, calls: int) -> list[asyncio.Timeout]:
+async def begun(running: Running, tenant: Tenant, calls: int, caller: str = "") -> list[asyncio.Timeout]:
     limits = [limit() for _ in range(calls)]
     for one in limits:
-        await running.begin(one, tenant)
+        await running.begin(one, tenant, caller or tenant.name)
     return limits
 
 
@@ -27,7 +27,7 @@ async def test_so_many_calls_at_once():
     running = Running(4)
     first, *_ = await begun(running, ANYBODY, 4)
     with pytest.raises(Overloaded, match="4 calls run already") as caught:
-        await running.begin(limit(), ANYBODY)
+        await running.begin(limit(), ANYBODY, ANYBODY.name)
     assert (caught.value.reason, len(running)) == ("CALLS", 4)
     await begun(running, ADMINISTRATOR, 2)
     running.end(first)
@@ -39,13 +39,30 @@ async def test_a_tenant_leaves_half_to_others():
     running = Running(4)
     first, _ = await begun(running, ONE, 2)
     with pytest.raises(Overloaded, match="2 calls run already"):
-        await running.begin(limit(), ONE)
+        await running.begin(limit(), ONE, ONE.name)
     await begun(running, OTHER, 2)
     running.end(first)
-    await running.begin(limit(), ONE)
+    await running.begin(limit(), ONE, ONE.name)
     with pytest.raises(Overloaded, match="2 calls run already"):
-        await running.begin(limit(), OTHER)
+        await running.begin(limit(), OTHER, OTHER.name)
     await begun(Running(1), ONE, 1)
+
+
+async def test_who_has_less_than_a_share_gets_in_where_it_is_full():
+    running = Running(4)
+    await begun(running, ANYBODY, 4, "many")
+    await begun(running, ANYBODY, 2, "a")
+    for caller in ("many", "a"):
+        with pytest.raises(Overloaded, match="4 calls run already"):
+            await running.begin(limit(), ANYBODY, caller)
+    await begun(running, ANYBODY, 1, "b")
+    last, *_ = await begun(running, ANYBODY, 1, "c")
+    with pytest.raises(Overloaded, match="4 calls run already"):
+        await running.begin(limit(), ANYBODY, "d")
+    running.end(last)
+    with pytest.raises(Overloaded, match="4 calls run already"):
+        await running.begin(limit(), ANYBODY, "b")
+    await begun(running, ANYBODY, 1, "d")
 
 
 async def test_a_drain_waits_for_calls_and_refuses_new_ones():
@@ -54,7 +71,7 @@ async def test_a_drain_waits_for_calls_and_refuses_new_ones():
     drain = asyncio.create_task(running.drain(30))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="shuts down"):
-        await running.begin(limit(), OTHER)
+        await running.begin(limit(), OTHER, OTHER.name)
     assert not drain.done()
     running.end(one)
     await drain
@@ -68,7 +85,7 @@ async def test_what_runs_too_long_is_ended():
     async def call() -> None:
         try:
             async with limit() as one:
-                await running.begin(one, ONE)
+                await running.begin(one, ONE, ONE.name)
                 try:
                     await asyncio.sleep(30)
                 finally:
@@ -89,7 +106,7 @@ async def test_calls_that_come_at_the_end_are_held_and_then_refused(monkeypatch)
     await running.drain(0)
     hold = asyncio.create_task(running.hold())
     await asyncio.sleep(0)
-    late = asyncio.create_task(running.begin(limit(), ONE))
+    late = asyncio.create_task(running.begin(limit(), ONE, ONE.name))
     await hold
     assert not late.done()
     running.release()
