@@ -2,7 +2,6 @@
 collector of spans.
 """
 
-import asyncio
 import atexit
 import fcntl
 import hashlib
@@ -25,8 +24,6 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from xdist.scheduler import LoadScopeScheduling
-
-from tuneserve.server.transport.wakeups import Loop
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
@@ -57,11 +54,6 @@ class _Sides(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return _Sides(config, log)
-
-
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The server's own loop, as in production."""
-    return {"own": Loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
