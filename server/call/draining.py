@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from tuneserve.server.call.errors import Overloaded, Unavailable
+from tuneserve.server.call.shares import share, subtract
 from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenant
 
 SHUTS_DOWN = "the server shuts down"
@@ -41,8 +42,8 @@ class Running:
         if tenant is not ADMINISTRATOR:
             most = self._most if tenant is ANYBODY else max(1, self._most // 2)
             running, own = len(self._limits), self._by_caller[caller]
-            share = self._most // (len(self._by_caller) + (caller not in self._by_caller))
-            if own >= most or (running >= self._most and (own >= share or running >= 2 * self._most)):
+            more = own >= share(self._by_caller, caller, self._most)
+            if own >= most or (running >= self._most * (1 if more else 2)):
                 raise Overloaded(f"{min(running, most)} calls run already", "CALLS", _RETRY_MS)
         self._limits[limit] = caller
         self._by_caller[caller] += 1
@@ -50,9 +51,7 @@ class Running:
     def end(self, limit: asyncio.Timeout) -> None:
         """A call ended, if it ever began."""
         if (caller := self._limits.pop(limit, None)) is not None:
-            self._by_caller[caller] -= 1
-            if not self._by_caller[caller]:
-                del self._by_caller[caller]
+            subtract(self._by_caller, caller, 1)
         if self._draining and not self._limits:
             self._ended.set()
 

@@ -1,7 +1,10 @@
-"""Bytes that callers make the server hold: bounded in sum, and for one tenant on one connection."""
+"""What one caller may have of what all share: calls, tokens, and bytes that callers make the server hold, which are
+bounded in sum, and for one tenant on one connection.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -85,3 +88,15 @@ class Shares:
 def caller(context: Context) -> Caller:
     """Who makes the current call: an address, and a tenant."""
     return context.peer(), current().tenant.name
+
+
+def share(counts: Counter[Hashable], who: Hashable, most: int) -> int:
+    """Returns what one may have of so many, beside those that have any."""
+    return most // (len(counts) + (who not in counts))
+
+
+def subtract(counts: Counter[Hashable], who: Hashable, count: int) -> None:
+    """Takes from what one has. Who has nothing is not among those that share."""
+    counts[who] -= count
+    if not counts[who]:
+        del counts[who]

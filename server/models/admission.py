@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tuneserve.server import concurrency
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
+from tuneserve.server.call.shares import share, subtract
 from tuneserve.server.models.fair_queue import FairQueue, Waiter
 
 # Seconds over which the engine's speed is averaged.
@@ -87,7 +88,7 @@ class Admission:
     def enter(self, priority: int = 0) -> Iterator[Entry]:
         """Holds a call's place. Raises Overloaded at once when there is none."""
         entry = Entry(concurrency.caller(), priority)
-        more = _is_more_than_share(self._calls_of, entry.caller, 1, self._max_calls)
+        more = self._calls_of[entry.caller] + 1 > share(self._calls_of, entry.caller, self._max_calls)
         if self.calls >= self._max_calls * (1 if more else 2):
             raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
         expected = self.expected_wait(priority)
@@ -103,7 +104,7 @@ class Admission:
         finally:
             self._arrived(entry)
             self.calls -= 1
-            _subtract(self._calls_of, entry.caller, 1)
+            subtract(self._calls_of, entry.caller, 1)
             if not self.calls:
                 self.empty.set()
 
@@ -156,7 +157,7 @@ class Admission:
 
     async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
         caller = concurrency.caller()
-        more = _is_more_than_share(self._tokens_of, caller, tokens, self._max_tokens)
+        more = self._tokens_of[caller] + tokens > share(self._tokens_of, caller, self._max_tokens)
         if more and self._tokens_of[caller] and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
         if not self.waiting:
@@ -186,12 +187,12 @@ class Admission:
     def _forget(self, waiter: Waiter) -> None:
         """Counts a waiter no more: its turn came, or it gave up."""
         self._count_ahead(waiter.priority, waiter.caller, -waiter.sequences)
-        _subtract(self._tokens_of, waiter.caller, waiter.tokens)
+        subtract(self._tokens_of, waiter.caller, waiter.tokens)
         self.waiting_tokens -= waiter.tokens
 
     def _count_ahead(self, priority: int, caller: Hashable, more: int) -> None:
         counts = self._ahead.setdefault(priority, Counter())
-        _subtract(counts, caller, -more)
+        subtract(counts, caller, -more)
         if not counts:
             del self._ahead[priority]
 
@@ -199,17 +200,6 @@ class Admission:
         self._rejected(reason)
         retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
         return Overloaded(f"model {self._name!r} has {what}", reason, retry)
-
-
-def _is_more_than_share(counts: Counter[Hashable], caller: Hashable, more: int, most: int) -> bool:
-    """Whether a caller would have more than its share of so many, beside those that have any."""
-    return counts[caller] + more > most // (len(counts) + (caller not in counts))
-
-
-def _subtract(counts: Counter[Hashable], key: Hashable, count: int) -> None:
-    counts[key] -= count
-    if not counts[key]:
-        del counts[key]
 
 
 class _Speed:
