@@ -40,6 +40,7 @@ from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
 from tuneserve.server.transport.authentication import Authentication
+from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
 from tuneserve.server.transport.strangers import Strangers
@@ -118,25 +119,26 @@ class App:
         entrance = concurrency.Entrance()
         records = Records(self.metrics, self._tracing, config.log_requests, config.log_content)
 
-        def interceptor(**who: Any) -> CallInterceptor:
-            return CallInterceptor(
-                records,
-                self._running,
-                self._shadows,
-                config.stall_seconds,
-                requests,
-                reflecting,
-                self._departures,
-                self._requests,
-                entrance,
-                **who,
-            )
+        interceptor = CallInterceptor(
+            records,
+            self._running,
+            self._shadows,
+            config.stall_seconds,
+            requests,
+            reflecting,
+            self._departures,
+            self._requests,
+        )
+
+        def intake(**who: Any) -> Intake:
+            return Intake(self.metrics, self._running, entrance, **who)
 
         authentication = self._authentication = (
             Authentication(self._tenants, Strangers(self.metrics.hung_up.inc)) if self._tenants else None
         )
         public = ports.public(
-            interceptor(authentication=authentication),
+            interceptor,
+            intake(authentication=authentication),
             self.models,
             self.operations,
             self._health,
@@ -150,7 +152,7 @@ class App:
         self._servers = [public]
         if config.admin_listen:
             admin = ports.admin(
-                interceptor(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config
+                interceptor, intake(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config
             )
             self.admin_address = ports.bind(admin, config.admin_listen, "admin_listen")
             if host_and_port(config.admin_listen)[0] not in _LOOPBACK:

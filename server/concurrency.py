@@ -53,19 +53,25 @@ def _current() -> _Work:
 
 class _Waiting:
     """What waits for its turn: callers have theirs one after the other, however much each has waiting. Of a caller's
-    own it is now what has worked least so far, now what has waited longest.
+    own it is what has waited longest; with `least_worked` that is so every other time, and between what has worked
+    least so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least_worked: bool = True) -> None:
         self._callers: dict[Hashable, dict[asyncio.Future[None], float]] = {}  # in the order of their turns
-        self._by_age = itertools.cycle((False, True))
+        self._by_age = itertools.cycle((not least_worked, True))
 
     def __bool__(self) -> bool:
         return bool(self._callers)
 
-    async def turn(self, not_taken: Callable[[], object]) -> None:
+    def is_full(self, caller: Hashable, most: int) -> bool:
+        """Whether a caller has a share of so many."""
+        own, callers = self._callers.get(caller), len(self._callers)
+        return len(own) >= most // callers if own else callers >= most
+
+    async def turn(self, not_taken: Callable[[], object], work: _Work | None = None) -> None:
         """Waits for a turn. `not_taken` is called where it is given one and was cancelled meanwhile."""
-        turn, work = asyncio.get_running_loop().create_future(), _current()
+        turn, work = asyncio.get_running_loop().create_future(), work or _current()
         caller = work.caller
         self._callers.setdefault(caller, {})[turn] = work.seconds
         try:
@@ -136,15 +142,20 @@ class Entrance:
 
     def __init__(self) -> None:
         self._is_open = True
-        self._waiting = _Waiting()
+        # None of them has worked, and there may be thousands to look at.
+        self._waiting = _Waiting(least_worked=False)
 
-    async def enter(self) -> None:
-        """Waits for a turn, if others wait or have just had theirs."""
+    async def enter(self, caller: Hashable = None) -> None:
+        """Waits for a turn, if others wait or have just had theirs; a caller's, where this task's work has none yet."""
         if self._is_open:
             self._is_open = False
             asyncio.get_running_loop().call_soon(self._came_round)
         else:
-            await self._waiting.turn(lambda: None)
+            await self._waiting.turn(lambda: None, None if caller is None else _Work(caller))
+
+    def is_full(self, caller: Hashable, most: int) -> bool:
+        """Whether of so many that may wait a caller has its share."""
+        return self._waiting.is_full(caller, most)
 
     def _came_round(self) -> None:
         if self._waiting.next():

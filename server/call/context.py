@@ -7,7 +7,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -46,12 +46,14 @@ class Call:
     """One call of ours."""
 
     request_id: str  # as the caller knows it
-    method: str  # "Classify"
+    method: str  # "Classify"; empty until it begins
     tenant: Tenant
     metadata: Mapping[str, str]  # what the caller sent, without binary values
     metrics: Metrics  # where it is counted
     service: str = ""
     kind: str = "unary"  # server_stream, bidi_stream
+    caller: Hashable = ""  # who shares with others: a tenant, or an address
+    refused: Exception | None = None  # why it may not run
     names: Sequence[str] = ()  # of the certificate of its connection, where one may name a tenant
     deadline: float | None = None  # on time.monotonic's clock
     asked: str = ""  # the name that its caller used for a model
@@ -77,6 +79,11 @@ class Call:
     # When it began; a part of a stream begins later than the whole.
     started_ns: int = field(init=False, default_factory=time.time_ns)
     _began_ns: int = field(init=False, default_factory=time.monotonic_ns)
+
+    def begin(self, name: str, kind: str, deadline: float | None) -> None:
+        """It is its turn: gRPC tells what it is only now. `name` is /SERVICE/METHOD."""
+        _, self.service, self.method = name.split("/", 2)
+        self.kind, self.deadline = kind, deadline
 
     @property
     def began(self) -> float:

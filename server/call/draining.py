@@ -30,6 +30,11 @@ class Running:
     def __len__(self) -> int:
         return len(self._limits)
 
+    @property
+    def draining(self) -> bool:
+        """Whether calls are refused that come now."""
+        return self._draining
+
     async def begin(self, limit: asyncio.Timeout, tenant: Tenant, caller: Hashable) -> None:
         """A call begins. Raises Unavailable when the server drains, and Overloaded when too many run: those of one
         tenant leave half of the places to others; who has less than a share of them still gets one, up to twice as

@@ -2,15 +2,17 @@
 
 gRPC's own server asks for the next call when the loop has come round twice. While the loop is busy, calls wait in gRPC,
 first come first served, and nothing of ours knows whose they are: one caller's thousand calls are before everybody
-else's next one. So more of them are asked for at a time, and wait in concurrency.Entrance. That takes what grpcio has
-for itself alone (1.81); with another grpcio, calls wait as they did.
+else's next one. So more of them are asked for at a time, and wait for their turns before gRPC makes anything of them.
+That takes what grpcio has for itself alone (1.81); with another grpcio, calls wait as they did.
 """
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -21,11 +23,32 @@ _AT_ONCE = 32
 _HANDLE = ("generic_handlers", "interceptors", "rpc_state", "loop", "concurrency_exceeded")
 
 
+# Waits until a call is to begin. Returns what its task does first; None where nobody is left to be told anything.
+Intake: TypeAlias = Callable[[Any], Awaitable[Callable[[], None] | None]]
+
+
+class Refused(Exception):
+    """A call is refused before it begins."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, str | bytes], ...]) -> None:
+        super().__init__(details)
+        self.code, self.details, self.trailing = code, details, trailing
+
+
+async def _at_once(_: Any) -> Callable[[], None]:
+    return lambda: None
+
+
 class Services(grpc.GenericRpcHandler):
     """What a port serves: `add_…_to_server` takes it for the server."""
 
-    def __init__(self, wrap: Callable[[str, Any], Any] = lambda method, handler: handler) -> None:
+    def __init__(
+        self,
+        wrap: Callable[[str, Any], Any] = lambda method, handler: handler,
+        intake: Intake = _at_once,
+    ) -> None:
         """`wrap` gives the handler that gRPC calls in the place of a method's own; None where there is none."""
+        self.intake = intake
         self._wrap = wrap
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._wrapped: dict[str, Any] = {}  # by method
@@ -42,7 +65,7 @@ class Services(grpc.GenericRpcHandler):
         if details.method in self._wrapped:
             return self._wrapped[details.method]
         handler = next((found for one in self._handlers if (found := one.service(details)) is not None), None)
-        wrapped = self._wrap(details.method, handler)
+        wrapped = _after(self.intake, self._wrap(details.method, handler))
         # Anybody can make up names.
         if handler is not None:
             self._wrapped[details.method] = wrapped
@@ -62,7 +85,7 @@ class Server:
         """Takes calls from now on."""
         await self.port.start()
         if _is_known():
-            self._accepting = [asyncio.create_task(self._accept()) for _ in range(_AT_ONCE - 1)]
+            self._accepting = [asyncio.create_task(self._accept()) for _ in range(_AT_ONCE)]
         else:
             told = "grpcio %s: of calls that come at once, one caller's may have to wait for all of another's"
             logger.warning(told, grpc.__version__)
@@ -80,10 +103,69 @@ class Server:
                 state = await server._request_call()
             except (cygrpc._RequestCallError, cygrpc.InternalError):
                 return  # it stops
-            handled = cygrpc._handle_rpc(self._services, (), state, loop, False)
-            call = loop.create_task(cygrpc._schedule_rpc_coro(handled, state, loop))
+            call = loop.create_task(self._answer(state, loop))
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
+
+    async def _answer(self, state: Any, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            begin = await self._services[0].intake(cygrpc._ServicerContext(state, None, None, loop))
+        except Refused as refused:
+            first = cygrpc.SendInitialMetadataOperation(None, 0)
+            code = refused.code.value[0]
+            # One that was cancelled can't be told.
+            with suppress(cygrpc.ExecuteBatchError):
+                await cygrpc._send_error_status_from_server(state, code, refused.details, refused.trailing, first, loop)
+            return
+        if begin:
+            handled = cygrpc._handle_rpc(self._services, (), state, loop, False)
+            await cygrpc._schedule_rpc_coro(_begun(begin, handled), state, loop)
+
+
+# Whether a Server of ours took the current call in. gRPC's own takes some beside it.
+_is_in: ContextVar[bool] = ContextVar("is_in", default=False)
+
+
+async def _begun(begin: Callable[[], None], handled: Coroutine[Any, Any, None]) -> None:
+    # In the task that gRPC makes for the call: others of its tasks wait for the collector, with all that they know.
+    _is_in.set(True)
+    begin()
+    await handled
+
+
+def _after(intake: Intake, handler: Any) -> Any:
+    """A handler of a stream of requests whose calls are taken in, if they were not before gRPC called it.
+
+    Nothing of it is left when its call is over. gRPC keeps the error that aborts a call with the call, and it knows its
+    way through frames that know the call, the request and what was made of it: all would wait for the collector.
+    """
+    if handler is None:
+        return None
+    method = handler.stream_unary or handler.stream_stream
+    make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.stream_stream_rpc_method_handler
+
+    async def answer(requests: Any, context: Any) -> Any:
+        aborted: BaseException
+        try:
+            if not _is_in.get():
+                try:
+                    begin = await intake(context)
+                except Refused as refused:
+                    await context.abort(refused.code, refused.details, refused.trailing)
+                if begin is None:
+                    return await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was closed")
+                begin()
+            return await method(requests, context)
+        except grpc.aio.AbortError as error:
+            aborted = error
+        del requests, context
+        aborted.__context__ = None
+        try:
+            raise aborted.with_traceback(None)
+        finally:
+            del aborted
+
+    return make(answer, handler.request_deserializer, handler.response_serializer)
 
 
 def _is_known() -> bool:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from tuneserve.server.call.context import Call
-from tuneserve.server.call.errors import Overloaded, Unauthenticated
+from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import Tenants
 from tuneserve.server.transport.strangers import Strangers
 
@@ -25,12 +25,10 @@ class Authentication:
 
     def identify(self, call: Call, context: Context) -> None:
         """Finds out who makes a call, and takes what it does from that tenant's quota. Raises Unauthenticated."""
+        call.caller = context.peer().rpartition(":")[0]
         call.names = _names(context) if self.tenants.by_certificate else ()
-        try:
-            call.tenant = self.tenants.authenticate(call.metadata, call.names)
-        except Unauthenticated:
-            self.strangers.may_ask(context.peer())
-            raise
+        call.tenant = self.tenants.authenticate(call.metadata, call.names)
+        call.caller = call.tenant.name
         self.strangers.authenticated(context.peer())
         call.charge = partial(self.tenants.charge, call.tenant)
         call.admit = partial(self._admit, call)

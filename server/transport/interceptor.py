@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_status import rpc_status
 
-from tuneserve.server import concurrency
 from tuneserve.server.call import context as calls
 from tuneserve.server.call import failures, request_log, wire
 from tuneserve.server.call.arrivals import Arrivals
@@ -24,11 +23,7 @@ from tuneserve.server.call.draining import SHUTS_DOWN, Running
 from tuneserve.server.call.errors import Overloaded, Unavailable
 from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares, caller
-from tuneserve.server.call.tenants import ANYBODY, Tenant
-from tuneserve.server.concurrency import Entrance
-from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.shadow import Shadows
-from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.writer import Writer
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -36,7 +31,6 @@ Method: TypeAlias = Callable[..., Any]
 
 OURS = ("/tuneserve.", "/inference.")
 REFLECTION = "/grpc.reflection."
-_TOO_MANY = "too many calls without a key on one connection"
 
 
 @dataclass(frozen=True)
@@ -51,44 +45,14 @@ class CallInterceptor:
     reflecting: Arrivals  # whole calls of reflection
     departures: Departures
     requests: Shares  # bytes of those that run
-    entrance: Entrance
-    everybody: Tenant = ANYBODY  # who calls, where there are no keys
-    authentication: Authentication | None = None  # where there are keys
 
     def wrap(self, method: str, handler: Any) -> Any:
         """Returns the handler that gRPC calls in the place of a method's own; None where there is none."""
         if handler is None:
-            return self._for_anybody(_UNKNOWN) if self.authentication else None
+            return None
         if method.startswith(OURS):
             return self._wrap(handler, method)
-        return self._for_anybody(self._reflect(handler) if method.startswith(REFLECTION) else handler)
-
-    def _while_open(self, answer: Method) -> Method:
-        """Leaves out what still comes of connections that were closed: gRPC hands it on, and each call costs time."""
-        if self.authentication is None:
-            return answer
-        has_closed = self.authentication.strangers.has_closed
-
-        async def unless_closed(requests: Any, context: Context) -> Any:
-            if has_closed(context.peer()):
-                await context.abort(grpc.StatusCode.UNAVAILABLE, _TOO_MANY)
-            return await answer(requests, context)
-
-        return unless_closed
-
-    def _for_anybody(self, handler: Any) -> Any:
-        """A handler of a stream of requests that asks for no key: a connection may call so often."""
-        if self.authentication is None:
-            return handler
-        may_ask, method = self.authentication.strangers.may_ask, handler.stream_unary or handler.stream_stream
-        make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.stream_stream_rpc_method_handler
-
-        async def answer(requests: Any, context: Context) -> Any:
-            if not may_ask(context.peer()):
-                await context.abort(grpc.StatusCode.UNAVAILABLE, _TOO_MANY)
-            return await method(requests, context)
-
-        return make(_forgotten(answer), handler.request_deserializer, handler.response_serializer)
+        return self._reflect(handler) if method.startswith(REFLECTION) else handler
 
     def _wrap(self, handler: Any, name: str) -> Any:
         # All as streams of requests: gRPC begins to take a message in when it is asked for it.
@@ -100,7 +64,7 @@ class CallInterceptor:
         else:
             answer = self._stream(handler.stream_stream, "bidi_stream", name, handler.request_deserializer)
         # Bytes come in, and go out: messages are made of them in turns, and so many may wait to be read.
-        return make(_forgotten(self._while_open(answer)))
+        return make(answer)
 
     def _unary(self, handler: Any, name: str) -> Method:
         method, parse = handler.unary_unary, handler.request_deserializer
@@ -163,24 +127,21 @@ class CallInterceptor:
     @asynccontextmanager
     async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
         """Around a call. Gives what to do when it runs no more, but is not over: it is not waited for as others are."""
-        call = _begin(context, kind, name, self.everybody, self.records.metrics)
+        call = calls.current()
+        remaining = context.time_remaining()
+        call.begin(name, kind, None if remaining is None else time.monotonic() + remaining)
         self.records.begin(call)
         code: grpc.StatusCode | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                if self.authentication:
-                    self.authentication.identify(call, context)
-                # Without keys all have one name.
-                who = call.tenant.name if self.authentication else context.peer()
-                await self.running.begin(limit, call.tenant, who)
+                if call.refused:
+                    raise call.refused
+                await self.running.begin(limit, call.tenant, call.caller)
                 self.records.trace(call)
                 # The requests of a stream are counted one by one.
                 if kind != "bidi_stream":
                     call.admit()
                 call.holding = partial(self.requests.holding, caller(context))
-                concurrency.belongs_to(who)
-                call.enter = self.entrance.enter
-                await call.enter()
                 self.departures.check(context)
                 with call.holding() as call.hold:
                     yield partial(self.running.end, limit)
@@ -199,49 +160,6 @@ class CallInterceptor:
             self.records.end(call, code)
 
 
-def _forgotten(answer: Method) -> Method:
-    """A handler that is gone when its call is. gRPC keeps the error that aborts a call with the call, and the error its
-    way through frames that know the call, the request and what was made of it: all would wait for the collector.
-    """
-
-    async def forgetting(requests: Any, context: Context) -> Any:
-        aborted: BaseException
-        try:
-            return await answer(requests, context)
-        except grpc.aio.AbortError as error:
-            aborted = error
-        del requests, context
-        aborted.__context__ = None
-        try:
-            raise aborted.with_traceback(None)
-        finally:
-            del aborted
-
-    return forgetting
-
-
-def _begin(context: Context, kind: str, name: str, tenant: Tenant, metrics: Metrics) -> calls.Call:
-    metadata: dict[str, str] = {}
-    for key, value in context.invocation_metadata() or ():
-        if isinstance(value, str):
-            # Of one that comes twice no value is chosen: two keys are none.
-            metadata[key] = f"{metadata[key]},{value}" if key in metadata else value
-    remaining = context.time_remaining()
-    _, service, method = name.split("/", 2)
-    call = calls.Call(
-        request_id=calls.request_id(metadata),
-        method=method,
-        tenant=tenant,
-        metadata=metadata,
-        metrics=metrics,
-        service=service,
-        kind=kind,
-        deadline=None if remaining is None else time.monotonic() + remaining,
-    )
-    calls.begin(call)
-    return call
-
-
 def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[str, str], ...]:
     """The metadata behind an answer: its id, which version gave it, and where its time went."""
     pairs = [(calls.HEADER, call.request_id)]
@@ -252,10 +170,3 @@ def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[s
     if isinstance(error, Overloaded):
         pairs.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
     return tuple(pairs)
-
-
-async def _unknown(requests: Any, context: Context) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-
-
-_UNKNOWN: Any = grpc.stream_stream_rpc_method_handler(_unknown)

@@ -18,6 +18,7 @@ from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.accepting import Server, Services
+from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.v1 import (
     classification_pb2_grpc,
@@ -32,6 +33,7 @@ _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceSer
 
 def public(
     interceptor: CallInterceptor,
+    intake: Intake,
     models: Models,
     operations: Operations,
     health: Health,
@@ -39,7 +41,7 @@ def public(
 ) -> Server:
     """Returns the callers' port: everything."""
     options = connections.options(config, connections.within_files(config.max_connections))
-    services = _with_models(interceptor, models, operations, health)
+    services = _with_models(interceptor, intake, models, operations, health)
     classification = ClassificationService(models)
     embedding = EmbeddingService(models)
     generation = GenerationService(models)
@@ -53,11 +55,16 @@ def public(
 
 
 def admin(
-    interceptor: CallInterceptor, models: Models, operations: Operations, health: Health, config: ServerConfig
+    interceptor: CallInterceptor,
+    intake: Intake,
+    models: Models,
+    operations: Operations,
+    health: Health,
+    config: ServerConfig,
 ) -> Server:
     """Returns the administrators' port: models and health."""
     options = connections.options(config, connections.MOST_BESIDE)
-    services = _with_models(interceptor, models, operations, health)
+    services = _with_models(interceptor, intake, models, operations, health)
     _reflect(services, *MODEL_SERVICES, HEALTH_SERVICE)
     return Server(services, options)
 
@@ -84,8 +91,10 @@ def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredent
     return connections.shown(host, port)
 
 
-def _with_models(interceptor: CallInterceptor, models: Models, operations: Operations, health: Health) -> Services:
-    services = Services(interceptor.wrap)
+def _with_models(
+    interceptor: CallInterceptor, intake: Intake, models: Models, operations: Operations, health: Health
+) -> Services:
+    services = Services(interceptor.wrap, intake.take)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), services)
     model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(models, operations), services)
     health.servicer.add_to(services)

@@ -4,14 +4,16 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import grpc
 import pytest
 
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.transport import accepting
+from tuneserve.server.transport import accepting, intake
 from tuneserve.v1 import classification_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 _CALLS, _CONNECTIONS = 600, 3
 
@@ -81,6 +83,30 @@ async def test_a_caller_with_many_calls_is_not_before_others(config, serve_confi
     assert sorted(done) == ["many"] * _CALLS + ["one"]
     # On asyncio's own loop, which takes wakeups one by one, most of them; on the server's loop a quarter.
     assert done.index("one") < _CALLS
+
+
+async def test_where_too_many_wait_one_is_refused_before_its_turn(config, serve_config, monkeypatch):
+    monkeypatch.setattr(intake, "_MOST_WAITING", 64)
+    async with serve_config(config) as served:
+        done = Counter(line.partition(" (request ")[0] for line in await _answered(served))
+        assert set(done) == {"many", "one", "too many calls wait already"}
+        rejected = served.app.metrics.rejections.labels("", "calls")._value.get()
+    assert done["one"] == 1
+    assert done["many"] == _CALLS - rejected
+
+
+async def test_who_is_cancelled_while_too_many_wait_is_told_nothing(config, serve_config, monkeypatch, caplog):
+    monkeypatch.setattr(intake, "_MOST_WAITING", 1)
+    request = classification_pb2.ClassifyRequest(model="sentiment", inputs=[{"text": "the film was good"}])
+    async with serve_config(config) as served:
+        classify = ClassificationServiceStub(served.channel).Classify
+        given_up = [classify(request, metadata=(("x-api-key", "many"),)) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        for call in given_up:
+            call.cancel()
+        await asyncio.wait([asyncio.create_task(call.code()) for call in given_up])
+        await classify(request, metadata=(("x-api-key", "one"),), timeout=20)
+    assert "never retrieved" not in caplog.text
 
 
 async def test_with_another_grpcio_all_calls_are_answered(config, serve_config, monkeypatch, caplog):

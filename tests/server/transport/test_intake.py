@@ -1,0 +1,100 @@
+"""Calls before their turn, without a wire: whose they are, and which of them wait."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from tuneserve.server.call import context as calls
+from tuneserve.server.call.draining import Running
+from tuneserve.server.call.errors import Unauthenticated
+from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants, hashed
+from tuneserve.server.concurrency import Entrance, caller
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.transport import intake
+from tuneserve.server.transport.accepting import Refused
+from tuneserve.server.transport.authentication import Authentication
+from tuneserve.server.transport.intake import Intake
+from tuneserve.server.transport.strangers import Strangers
+
+PEER = "ipv4:10.0.0.1:4711"
+
+
+def context(*metadata: tuple[str, str | bytes], peer: str = PEER):
+    return SimpleNamespace(invocation_metadata=lambda: metadata, peer=lambda: peer, auth_context=dict)
+
+
+@pytest.fixture
+def entrance() -> Entrance:
+    return Entrance()
+
+
+@pytest.fixture
+def running() -> Running:
+    return Running(4)
+
+
+@pytest.fixture
+def port(entrance, running, tmp_path) -> Intake:
+    """One where callers show keys."""
+    (tmp_path / "tenants.yaml").write_text(f"tenants: {{one: {{keys: ['{hashed('key')}']}}}}")
+    authentication = Authentication(Tenants(tmp_path / "tenants.yaml"), Strangers(lambda: None))
+    return Intake(Metrics(), running, entrance, authentication=authentication)
+
+
+async def taken(port: Intake, call) -> calls.Call:
+    begin = await port.take(call)
+    assert begin is not None
+    begin()
+    return calls.current()
+
+
+async def test_a_caller_is_the_tenant_of_a_key(port):
+    call = await taken(port, context(("x-api-key", "key"), ("x-request-id", "mine"), ("a-bin", b"1")))
+    assert (call.tenant.name, call.caller, call.request_id, call.refused) == ("one", "one", "mine", None)
+    assert caller() == "one"
+    assert "a-bin" not in call.metadata
+
+
+async def test_two_keys_are_none(port):
+    call = await taken(port, context(("x-api-key", "key"), ("x-api-key", "key")))
+    assert isinstance(call.refused, Unauthenticated)
+
+
+async def test_who_shows_no_key_is_an_address_until_its_connection_is_closed(port):
+    call = await taken(port, context())
+    assert isinstance(call.refused, Unauthenticated)
+    assert call.refused.__traceback__ is None, "its frames know the call"
+    assert call.caller == "ipv4:10.0.0.1"
+    while await port.take(context()):
+        pass
+    assert await port.take(context(("x-api-key", "key"))) is None
+    await taken(port, context(("x-api-key", "key"), peer="ipv4:10.0.0.1:4712"))
+
+
+async def test_without_keys_a_caller_is_a_connection(entrance, running):
+    call = await taken(Intake(Metrics(), running, entrance, ADMINISTRATOR), context(("x-api-key", "other")))
+    assert (call.tenant, call.caller) == (ADMINISTRATOR, PEER)
+
+
+async def test_so_many_wait_and_callers_share(port, monkeypatch):
+    monkeypatch.setattr(intake, "_MOST_WAITING", 4)
+    one, other = context(("x-api-key", "key")), context()
+    waiting = [asyncio.create_task(port.take(one)) for _ in range(6)]
+    waiting += [asyncio.create_task(port.take(other)) for _ in range(3)]
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    # The first one of all waits for nobody.
+    assert [isinstance(each, Refused) for each in found] == [False] * 5 + [True] + [False] * 2 + [True]
+    assert found[5].code.name == "RESOURCE_EXHAUSTED"
+    assert ("grpc-retry-pushback-ms", "1000") in found[5].trailing
+    rejected = port.metrics.rejections.labels("", "calls")
+    assert rejected._value.get() == 2
+
+
+async def test_nobody_waits_when_the_server_stops(port, running, entrance):
+    await running.drain(0)
+    await entrance.enter("one")
+    for _ in range(3):
+        taking = port.take(context(("x-api-key", "key")))
+        with pytest.raises(StopIteration):
+            taking.send(None)
