@@ -9,7 +9,7 @@ That takes what grpcio has for itself alone (1.81); with another grpcio, calls w
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -43,7 +43,9 @@ class Services(grpc.GenericRpcHandler):
     """What a port serves: `add_…_to_server` takes it for the server."""
 
     def __init__(
-        self, wrap: Callable[[str, Any], Any] = lambda method, handler: handler, intake: Intake = _at_once
+        self,
+        wrap: Callable[[str, Any], Any] = lambda method, handler: handler,
+        intake: Intake = _at_once,
     ) -> None:
         """`wrap` gives the handler that gRPC calls in the place of a method's own; None where there is none."""
         self.intake = intake
@@ -116,17 +118,19 @@ class Server:
                 await cygrpc._send_error_status_from_server(state, code, refused.details, refused.trailing, first, loop)
             return
         if begin:
-            await cygrpc._schedule_rpc_coro(self._begun(begin, state, loop), state, loop)
-
-    async def _begun(self, begin: Callable[[], None], state: Any, loop: asyncio.AbstractEventLoop) -> None:
-        # In the task that gRPC makes for the call: others of its tasks wait for the collector, with all that they know.
-        _is_in.set(True)
-        begin()
-        await cygrpc._handle_rpc(self._services, (), state, loop, False)
+            handled = cygrpc._handle_rpc(self._services, (), state, loop, False)
+            await cygrpc._schedule_rpc_coro(_begun(begin, handled), state, loop)
 
 
 # Whether a Server of ours took the current call in. gRPC's own takes some beside it.
 _is_in: ContextVar[bool] = ContextVar("is_in", default=False)
+
+
+async def _begun(begin: Callable[[], None], handled: Coroutine[Any, Any, None]) -> None:
+    # In the task that gRPC makes for the call: others of its tasks wait for the collector, with all that they know.
+    _is_in.set(True)
+    begin()
+    await handled
 
 
 def _after(intake: Intake, handler: Any) -> Any:
