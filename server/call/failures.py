@@ -2,11 +2,14 @@
 
 import logging
 import re
+from typing import NamedTuple
 
+import grpc
 from google.rpc import status_pb2
+from grpc_status import rpc_status
 
-from tuneserve.server.call.context import Call
-from tuneserve.server.call.errors import CallError, InvalidInput, Unavailable, to_status
+from tuneserve.server.call.context import HEADER, Call
+from tuneserve.server.call.errors import CallError, InvalidInput, Overloaded, Unavailable, to_status
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,23 @@ def status(error: Exception, call: Call) -> status_pb2.Status:
     if not isinstance(shown, CallError):
         logger.error("request %s: %s failed: %s", call.request_id, call.method, where(error))
     return to_status(shown, call.request_id)
+
+
+class Ending(NamedTuple):
+    """What gRPC is told of a call that failed: the arguments of its `abort`."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def ending(error: Exception, status: status_pb2.Status, request_id: str) -> Ending:
+    """Returns how a call ends with a status."""
+    found = rpc_status.to_status(status)
+    trailing = [*found.trailing_metadata, (HEADER, request_id)]
+    if isinstance(error, Overloaded):
+        trailing.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
+    return Ending(found.code, found.details, tuple(trailing))
 
 
 def forget_frames(error: BaseException) -> None:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from tuneserve.server.call.arrivals import Arrivals
-from tuneserve.server.call.errors import CallError, InvalidInput, Unavailable
+from tuneserve.server.call.errors import InvalidInput, NotFound, Overloaded
 from tuneserve.server.models.registry import Models, Route
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.v1 import model_admin_pb2, model_pb2
@@ -33,6 +33,7 @@ _MOST_BYTES = 1024
 _MOST_SLOW, _SLOW_SECONDS = 8, 2.0
 # Of one connection. A client that watches for each of its channels has a connection for each of them, too.
 _MOST_WATCHES = 32
+_RETRY_MS = 1000
 
 _Response = health_pb2.HealthCheckResponse
 _STATUS = {True: _Response.SERVING, False: _Response.NOT_SERVING}
@@ -104,9 +105,9 @@ class _Servicer:
         self._ended = True
 
     async def _check(self, _: Any, context: _Context) -> health_pb2.HealthCheckResponse:
-        service = await self._asked(context)
+        service = _service(await self.arrivals.read(context))
         if service not in self._serving:
-            await context.abort(grpc.StatusCode.NOT_FOUND)
+            raise NotFound("service", service, sorted(self._serving))
         return _Response(status=_STATUS[self._serving[service]])
 
     async def _watch(self, _: Any, context: _Context) -> None:
@@ -114,9 +115,8 @@ class _Servicer:
         self._watches[peer] += 1
         try:
             if self._watches[peer] > _MOST_WATCHES:
-                text = f"a connection can watch {_MOST_WATCHES} services"
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-            service, told = await self._asked(context), None
+                raise Overloaded(f"a connection can watch {_MOST_WATCHES} services", "WATCHES", _RETRY_MS)
+            service, told = _service(await self.arrivals.read(context)), None
             while True:
                 changed = self._changed
                 serving = self._serving.get(service)
@@ -130,17 +130,9 @@ class _Servicer:
             if not self._watches[peer]:
                 del self._watches[peer]
 
-    async def _asked(self, context: _Context) -> str:
-        """Returns whose health is asked for."""
-        try:
-            return _service(await self.arrivals.read(context))
-        except CallError as error:
-            code = grpc.StatusCode.UNAVAILABLE if isinstance(error, Unavailable) else grpc.StatusCode.INVALID_ARGUMENT
-            await context.abort(code, str(error))
-            raise  # abort did
-
 
 def _service(data: bytes) -> str:
+    """Returns whose health is asked for."""
     if len(data) > _MOST_BYTES:
         raise InvalidInput("request", f"has {len(data)} bytes; allowed: {_MOST_BYTES}")
     try:

@@ -17,22 +17,19 @@ from typing import Any, TypeAlias
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from tuneserve.server.call import context as calls
+from tuneserve.server.call import failures
+from tuneserve.server.call.errors import CallError, Unavailable, to_status
+
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 32
 _HANDLE = ("generic_handlers", "interceptors", "rpc_state", "loop", "concurrency_exceeded")
 
 
-# Waits until a call is to begin. Returns what its task does first; None where nobody is left to be told anything.
+# Waits until a call is to begin. Returns what its task does first; None where nobody is left to be told anything. May
+# raise CallError, as handlers may.
 Intake: TypeAlias = Callable[[Any], Awaitable[Callable[[], None] | None]]
-
-
-class Refused(Exception):
-    """A call is refused before it begins."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, str | bytes], ...]) -> None:
-        super().__init__(details)
-        self.code, self.details, self.trailing = code, details, trailing
 
 
 async def _at_once(_: Any) -> Callable[[], None]:
@@ -108,14 +105,15 @@ class Server:
             call.add_done_callback(self._calls.discard)
 
     async def _answer(self, state: Any, loop: asyncio.AbstractEventLoop) -> None:
+        context = cygrpc._ServicerContext(state, None, None, loop)
         try:
-            begin = await self._services[0].intake(cygrpc._ServicerContext(state, None, None, loop))
-        except Refused as refused:
+            begin = await self._services[0].intake(context)
+        except CallError as error:
+            code, details, trailing = _ending(error, context)
             first = cygrpc.SendInitialMetadataOperation(None, 0)
-            code = refused.code.value[0]
             # One that was cancelled can't be told.
             with suppress(cygrpc.ExecuteBatchError):
-                await cygrpc._send_error_status_from_server(state, code, refused.details, refused.trailing, first, loop)
+                await cygrpc._send_error_status_from_server(state, code.value[0], details, trailing, first, loop)
             return
         if begin:
             handled = cygrpc._handle_rpc(self._services, (), state, loop, False)
@@ -147,15 +145,16 @@ def _after(intake: Intake, handler: Any) -> Any:
     async def answer(requests: Any, context: Any) -> Any:
         aborted: BaseException
         try:
-            if not _is_in.get():
-                try:
+            try:
+                if not _is_in.get():
                     begin = await intake(context)
-                except Refused as refused:
-                    await context.abort(refused.code, refused.details, refused.trailing)
-                if begin is None:
-                    return await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was closed")
-                begin()
-            return await method(requests, context)
+                    if begin is None:
+                        raise Unavailable("the connection was closed")
+                    begin()
+                return await method(requests, context)
+            except CallError as error:
+                ending = _ending(error, context)
+            await context.abort(*ending)
         except grpc.aio.AbortError as error:
             aborted = error
         del requests, context
@@ -166,6 +165,13 @@ def _after(intake: Intake, handler: Any) -> Any:
             del aborted
 
     return make(answer, handler.request_deserializer, handler.response_serializer)
+
+
+def _ending(error: CallError, context: Any) -> failures.Ending:
+    """How a call ends that has no request of ours, or never began."""
+    sent = {key: value for key, value in context.invocation_metadata() or () if key == calls.HEADER}
+    request_id = calls.request_id(sent)
+    return failures.ending(error, to_status(error, request_id), request_id)
 
 
 def _is_known() -> bool:

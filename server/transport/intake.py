@@ -9,16 +9,14 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
-from grpc_status import rpc_status
 
 from tuneserve.server import concurrency
 from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
-from tuneserve.server.call.errors import Overloaded, Unauthenticated, to_status
+from tuneserve.server.call.errors import Overloaded, Unauthenticated
 from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.concurrency import Entrance
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.transport.accepting import Refused
 from tuneserve.server.transport.authentication import Authentication
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -41,7 +39,7 @@ class Intake:
     async def take(self, context: Context) -> Callable[[], None] | None:
         """Waits for a call's turn. Returns what makes it the current one; None where its connection was closed.
 
-        Raises Refused where too many wait.
+        Raises Overloaded where too many wait.
         """
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():
@@ -58,7 +56,7 @@ class Intake:
         if not self.running.draining:
             if self.entrance.is_full(call.caller, _MOST_WAITING):
                 self.metrics.rejections.labels("", "calls").inc()
-                raise _refused(call.request_id)
+                raise Overloaded("too many calls wait already", "CALLS", _RETRY_MS)
             await self.entrance.enter(call.caller)
         return partial(_begin, call)
 
@@ -77,10 +75,3 @@ class Intake:
 def _begin(call: calls.Call) -> None:
     concurrency.belongs_to(call.caller)
     calls.begin(call)
-
-
-def _refused(request_id: str) -> Refused:
-    error = Overloaded("too many calls wait already", "CALLS", _RETRY_MS)
-    status = rpc_status.to_status(to_status(error, request_id))
-    own = (calls.HEADER, request_id), ("grpc-retry-pushback-ms", str(_RETRY_MS))
-    return Refused(status.code, status.details, (*status.trailing_metadata, *own))

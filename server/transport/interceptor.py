@@ -13,14 +13,13 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
-from grpc_status import rpc_status
 
 from tuneserve.server.call import context as calls
 from tuneserve.server.call import failures, request_log, wire
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
 from tuneserve.server.call.draining import SHUTS_DOWN, Running
-from tuneserve.server.call.errors import Overloaded, Unavailable
+from tuneserve.server.call.errors import Unavailable
 from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares, caller
 from tuneserve.server.models.shadow import Shadows
@@ -115,12 +114,9 @@ class CallInterceptor:
 
     def _reflect(self, handler: Any) -> Any:
         async def answer(requests: Any, context: Context) -> None:
-            try:
-                async with self.reflecting.place(), aclosing(handler.stream_stream(requests, context)) as messages:
-                    async for message in messages:
-                        await context.write(message)
-            except Unavailable as error:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            async with self.reflecting.place(), aclosing(handler.stream_stream(requests, context)) as messages:
+                async for message in messages:
+                    await context.write(message)
 
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
@@ -146,27 +142,25 @@ class CallInterceptor:
                 with call.holding() as call.hold:
                     yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK
-            context.set_trailing_metadata(_trailing(call))
+            context.set_trailing_metadata(((calls.HEADER, call.request_id), *_measured(call)))
         except Exception as error:
             shown = Unavailable(SHUTS_DOWN) if limit.expired() else error
-            status = rpc_status.to_status(failures.status(shown, call))
-            code = status.code
+            ending = failures.ending(shown, failures.status(shown, call), call.request_id)
+            code = ending.code
             # Its frames know it as `shown`: they and all that they know would wait for the collector.
             failures.forget_frames(error)
-            await context.abort(code, status.details, (*status.trailing_metadata, *_trailing(call, shown)))
+            await context.abort(code, ending.details, (*ending.trailing_metadata, *_measured(call)))
         finally:
             # Whatever ended it: an answer, an error, a cancellation or a closed generator.
             self.running.end(limit)
             self.records.end(call, code)
 
 
-def _trailing(call: calls.Call, error: Exception | None = None) -> tuple[tuple[str, str], ...]:
-    """The metadata behind an answer: its id, which version gave it, and where its time went."""
-    pairs = [(calls.HEADER, call.request_id)]
+def _measured(call: calls.Call) -> list[tuple[str, str]]:
+    """The metadata behind an answer: which version gave it, and where its time went."""
+    pairs = []
     if call.version:
         pairs.append(("x-model-version", f"{call.model}@{call.version}"))
     if call.stages:
         pairs.append(("server-timing", request_log.server_timing(call)))
-    if isinstance(error, Overloaded):
-        pairs.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
-    return tuple(pairs)
+    return pairs

@@ -8,10 +8,14 @@ from collections import Counter
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
+from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.transport import accepting, intake
+from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
@@ -93,6 +97,38 @@ async def test_where_too_many_wait_one_is_refused_before_its_turn(config, serve_
         rejected = served.app.metrics.rejections.labels("", "calls")._value.get()
     assert done["one"] == 1
     assert done["many"] == _CALLS - rejected
+
+
+@pytest.mark.parametrize("where", ["before its turn", "in a handler", "with another grpcio"])
+async def test_a_call_of_no_service_of_ours_ends_with_the_details_of_an_error_too(where, monkeypatch):
+    error = Overloaded("too many", "CALLS", 1000)
+
+    async def taken(context):
+        if where != "in a handler":
+            raise error
+        return lambda: None
+
+    async def method(requests, context):
+        raise error
+
+    if where == "with another grpcio":
+        monkeypatch.setattr(accepting, "_HANDLE", ("method_name",))
+    services = Services(intake=taken)
+    handlers = {"Do": grpc.stream_unary_rpc_method_handler(method)}
+    services.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a", handlers),))
+    server = Server(services, [])
+    address = f"127.0.0.1:{server.port.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        for _ in range(2):  # gRPC's own server takes one in
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/a/Do")(b"", metadata=(("x-request-id", "mine"),), timeout=20)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            status = rpc_status.from_call(caught.value)
+            assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+            trailing = dict(caught.value.trailing_metadata())
+            assert (trailing["x-request-id"], trailing["grpc-retry-pushback-ms"]) == ("mine", "1000")
+    await server.stop(1)
 
 
 async def test_who_is_cancelled_while_too_many_wait_is_told_nothing(config, serve_config, monkeypatch, caplog):
