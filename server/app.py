@@ -18,7 +18,7 @@ from prometheus_client import disable_created_metrics
 
 from tuneserve import checkpoint, disk
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.server import concurrency, garbage
+from tuneserve.server import concurrency, garbage, turns
 from tuneserve.server.call import arrivals, failures, logs
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
@@ -116,7 +116,7 @@ class App:
         reflecting = Arrivals(_MOST_REFLECTING, _REFLECTION_SECONDS)
         self._arrivals = (requests, reflecting, self._health.servicer.arrivals)
 
-        entrance = concurrency.Entrance()
+        entrance = turns.Entrance()
         records = Records(self.metrics, self._tracing, config.log_requests, config.log_content)
 
         interceptor = CallInterceptor(

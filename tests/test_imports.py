@@ -98,7 +98,9 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
 # between them.
 TOWERS = {
     "finetune": "config data model eval train export preparation report pipeline soup search",
-    "server": ("files concurrency garbage config metrics engine call text models api open_inference transport app"),
+    "server": (
+        "files turns concurrency garbage config metrics engine call text models api open_inference transport app"
+    ),
 }
 
 

@@ -20,13 +20,14 @@ from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.wire import Received
-from tuneserve.server.concurrency import in_turns, pieces
+from tuneserve.server.concurrency import pieces
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.models.registry import Models
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.redaction import Masked
 from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer

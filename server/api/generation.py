@@ -12,7 +12,6 @@ from tuneserve.server.api.classification_messages import UNITS
 from tuneserve.server.api.pooling import note
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
-from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import Parsing, Sampling, StructuredOutput
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
@@ -21,6 +20,7 @@ from tuneserve.server.text import required_calls, spans
 from tuneserve.server.text.answers import Answers
 from tuneserve.server.text.required_calls import RequiredCalls
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
+from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceServicer

@@ -14,8 +14,8 @@ from google.protobuf import struct_pb2
 from tuneserve.chat import key_order, number
 from tuneserve.server.api.checks import check_enum
 from tuneserve.server.call.errors import InvalidInput, refuse
-from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import Delta, Logprob, Sampling, StructuredOutput
+from tuneserve.server.turns import in_turns
 from tuneserve.v1 import generation_pb2 as pb
 
 _FINISH = {

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneserve.server import concurrency
+from tuneserve.server import concurrency, turns
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.checks import check_tokens
 from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
@@ -82,7 +82,7 @@ class ZeroShot:
             raise InvalidInput("inputs", what)
         with current().stage("tokenize"):
             truncate = truncate or self._truncate
-            each = concurrency.in_turns(enumerate(texts))
+            each = turns.in_turns(enumerate(texts))
             prompts = [await self._prompt(text, field.format(index), truncate) async for index, text in each]
         # A few texts at a time, so that a text's prompt is still in the prefix cache when its labels are asked for.
         limit = max(2, 2 * self._model.engine.max_num_seqs // len(self._edges))

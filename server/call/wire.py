@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from tuneserve.server.call.errors import InvalidInput
-from tuneserve.server.concurrency import in_turns, turn
+from tuneserve.server.turns import in_turns, turn
 
 # Fields of a message, those of the messages inside it included.
 _MOST_FIELDS = 1 << 16

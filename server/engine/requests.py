@@ -17,7 +17,6 @@ from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from tuneserve.server.concurrency import in_turns
 from tuneserve.server.engine.interface import (
     Alternative,
     Delta,
@@ -29,6 +28,7 @@ from tuneserve.server.engine.interface import (
     Sampling,
     StructuredOutput,
 )
+from tuneserve.server.turns import in_turns
 
 # The sampling fields as callers know them, where vLLM has another name.
 _FIELDS = {"include_stop_str_in_output": "include_stop_text", "structured_outputs": "structured_output"}

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tuneserve import runtime
-from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.server.engine.interface import (
@@ -35,6 +34,7 @@ from tuneserve.server.engine.interface import (
     Ticket,
 )
 from tuneserve.server.engine.tokenizer_files import readable
+from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Must stand before vLLM is imported, which reads them then. Spawned, never forked: gRPC has threads running.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tuneserve.server import concurrency
+from tuneserve.server import turns
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
 from tuneserve.server.call.shares import share, subtract
 from tuneserve.server.models.fair_queue import FairQueue, Waiter
@@ -87,7 +87,7 @@ class Admission:
     @contextmanager
     def enter(self, priority: int = 0) -> Iterator[Entry]:
         """Holds a call's place. Raises Overloaded at once when there is none."""
-        entry = Entry(concurrency.caller(), priority)
+        entry = Entry(turns.caller(), priority)
         more = self._calls_of[entry.caller] + 1 > share(self._calls_of, entry.caller, self._max_calls)
         if self.calls >= self._max_calls * (1 if more else 2):
             raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
@@ -143,7 +143,7 @@ class Admission:
         """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
         if not self._speed.per_second:
             return 0.0
-        own = self._ahead.get(priority, Counter())[concurrency.caller()]
+        own = self._ahead.get(priority, Counter())[turns.caller()]
         ahead = sum(counts.total() for one, counts in self._ahead.items() if one < priority)
         # Of its own priority, each caller has as many turns.
         ahead += sum(min(count, own + 1) for count in self._ahead.get(priority, Counter()).values())
@@ -156,7 +156,7 @@ class Admission:
             self._count_ahead(entry.priority, entry.caller, -1)
 
     async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
-        caller = concurrency.caller()
+        caller = turns.caller()
         more = self._tokens_of[caller] + tokens > share(self._tokens_of, caller, self._max_tokens)
         if more and self._tokens_of[caller] and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")

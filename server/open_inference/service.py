@@ -25,11 +25,11 @@ from tuneserve.server.call import failures
 from tuneserve.server.call.departures import LARGEST
 from tuneserve.server.call.errors import InvalidInput, NotFound
 from tuneserve.server.call.wire import Received
-from tuneserve.server.concurrency import in_turns
 from tuneserve.server.models.registry import Models
 from tuneserve.server.open_inference import parameters as options
 from tuneserve.server.open_inference.job import FORMS, Job
 from tuneserve.server.open_inference.tensors import Input, Output
+from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, classification_pb2, common_pb2, embedding_pb2, generation_pb2
 
 PLATFORM = "tuneserve_vllm"

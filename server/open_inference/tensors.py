@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.server.call.departures import check_size
 from tuneserve.server.call.errors import InvalidInput
-from tuneserve.server.concurrency import in_turns, pieces
+from tuneserve.server.concurrency import pieces
+from tuneserve.server.turns import in_turns
 
 _LISTS = {"BOOL": "bool_contents", "BYTES": "bytes_contents", "FP32": "fp32_contents", "UINT32": "uint_contents"}
 _NUMBERS = {"FP32": "<f4", "UINT32": "<u4"}

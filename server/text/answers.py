@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tuneserve.server.concurrency import turn, within
+from tuneserve.server.concurrency import within
 from tuneserve.server.engine.interface import AnswerParser, Delta, Parsing, Parts
+from tuneserve.server.turns import turn
 
 # Seconds for the answers of one call, and for each token of those that come in pieces.
 _MOST_SECONDS = 2.0

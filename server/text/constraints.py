@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from weakref import WeakValueDictionary
 
-from tuneserve.server import concurrency
+from tuneserve.server import turns
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import StructuredOutput
 from tuneserve.server.text.structured_output import FIELD, structured
@@ -62,7 +62,7 @@ class Constraints:
         form, content = structured(params), params.SerializeToString(deterministic=True)
         key = sha256(content).digest()
         if key not in self._known:
-            turn = self._turns.setdefault(concurrency.caller(), asyncio.Lock())
+            turn = self._turns.setdefault(turns.caller(), asyncio.Lock())
             async with turn:
                 if key not in self._known:
                     self._known[key] = await self._check(params, content)

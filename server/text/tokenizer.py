@@ -16,8 +16,9 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from tuneserve.errors import CheckpointError
-from tuneserve.server.concurrency import Threads, pieces
+from tuneserve.server.concurrency import pieces
 from tuneserve.server.engine.interface import Encoded
+from tuneserve.server.turns import Threads
 
 _IMPORTING = threading.Lock()
 # Characters that are tokenized in less time than the way to another thread and back takes.

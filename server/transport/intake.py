@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from tuneserve.server import concurrency
+from tuneserve.server import turns
 from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
 from tuneserve.server.call.errors import Overloaded, Unauthenticated
 from tuneserve.server.call.tenants import ANYBODY, Tenant
-from tuneserve.server.concurrency import Entrance
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.transport.authentication import Authentication
+from tuneserve.server.turns import Entrance
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -73,5 +73,5 @@ class Intake:
 
 
 def _begin(call: calls.Call) -> None:
-    concurrency.belongs_to(call.caller)
+    turns.belongs_to(call.caller)
     calls.begin(call)

@@ -17,7 +17,6 @@ from tokenizers.decoders import DecodeStream
 
 from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
-from tuneserve.server.concurrency import in_turns
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import (
     Alternative,
@@ -29,6 +28,7 @@ from tuneserve.server.engine.interface import (
     Sampling,
     Ticket,
 )
+from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

@@ -6,8 +6,8 @@ from contextlib import ExitStack, asynccontextmanager
 import pytest
 
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
-from tuneserve.server.concurrency import belongs_to
 from tuneserve.server.models.admission import Admission
+from tuneserve.server.turns import belongs_to
 
 
 class Clock:

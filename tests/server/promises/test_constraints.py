@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tuneserve.server.call.context import Call, begin
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import Tenant, hashed
-from tuneserve.server.concurrency import belongs_to
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.text.constraints import Constraints
+from tuneserve.server.turns import belongs_to
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

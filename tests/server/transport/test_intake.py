@@ -9,12 +9,12 @@ from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
 from tuneserve.server.call.errors import Overloaded, Unauthenticated
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants, hashed
-from tuneserve.server.concurrency import Entrance, caller
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.transport import intake
 from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.turns import Entrance, caller
 
 PEER = "ipv4:10.0.0.1:4711"
 
