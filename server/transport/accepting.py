@@ -9,17 +9,18 @@ That takes what grpcio has for itself alone (1.81); with another grpcio, calls w
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Protocol
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from tuneserve.server.call import context as calls
 from tuneserve.server.call import failures
-from tuneserve.server.call.errors import CallError, Unavailable, to_status
+from tuneserve.server.call.errors import CallError, to_status
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,33 @@ _AT_ONCE = 32
 _HANDLE = ("generic_handlers", "interceptors", "rpc_state", "loop", "concurrency_exceeded")
 
 
-# Waits until a call is to begin. Returns what its task does first; None where nobody is left to be told anything. May
-# raise CallError, as handlers may.
-Intake: TypeAlias = Callable[[Any], Awaitable[Callable[[], None] | None]]
+class Intake(Protocol):
+    """What is done with a call before gRPC makes anything of it."""
+
+    def look(self, context: Any) -> Any:
+        """Returns what is known of a call that came. Raises CallError, as handlers may, where it is refused."""
+
+    async def wait(self, call: Any) -> None:
+        """Returns when it is to begin."""
+
+    def begin(self, call: Any) -> None:
+        """Is called first in its task."""
 
 
-async def _at_once(_: Any) -> Callable[[], None]:
-    return lambda: None
+class _Open:
+    """Takes in all calls, at once."""
+
+    def look(self, context: Any) -> None:
+        pass
+
+    async def wait(self, call: Any) -> None:
+        pass
+
+    def begin(self, call: Any) -> None:
+        pass
+
+
+_OPEN = _Open()
 
 
 class Services(grpc.GenericRpcHandler):
@@ -42,7 +63,7 @@ class Services(grpc.GenericRpcHandler):
     def __init__(
         self,
         wrap: Callable[[str, Any], Any] = lambda method, handler: handler,
-        intake: Intake = _at_once,
+        intake: Intake = _OPEN,
     ) -> None:
         """`wrap` gives the handler that gRPC calls in the place of a method's own; None where there is none."""
         self.intake = intake
@@ -77,6 +98,7 @@ class Server:
         self._services = [services]
         self._accepting: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()  # the loop alone would forget them
+        self._stopping = False
 
     async def start(self) -> None:
         """Takes calls from now on."""
@@ -88,36 +110,48 @@ class Server:
             logger.warning(told, grpc.__version__)
 
     async def stop(self, seconds: float) -> None:
-        """Takes none any more; those that run have so long."""
+        """Takes none any more; those that run have so long, and those that wait are left to gRPC."""
+        self._stopping = True
         await self.port.stop(seconds)
-        await asyncio.gather(*self._accepting)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._accepting, *self._calls, return_exceptions=True)
 
     async def _accept(self) -> None:
         server: Any = self.port._server  # type: ignore[attr-defined]
-        loop = asyncio.get_running_loop()
+        loop, intake = asyncio.get_running_loop(), self._services[0].intake
         while True:
             try:
                 state = await server._request_call()
             except (cygrpc._RequestCallError, cygrpc.InternalError):
                 return  # it stops
-            call = loop.create_task(self._answer(state, loop))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            if self._stopping:
+                continue
+            context = cygrpc._ServicerContext(state, None, None, loop)
+            try:
+                call = intake.look(context)
+            except CallError as error:
+                # No more is done for it, so that refusing thousands is quick.
+                await _refuse(error, state, context, loop)
+                continue
+            task = loop.create_task(self._answer(call, state, loop))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
 
-    async def _answer(self, state: Any, loop: asyncio.AbstractEventLoop) -> None:
-        context = cygrpc._ServicerContext(state, None, None, loop)
-        try:
-            begin = await self._services[0].intake(context)
-        except CallError as error:
-            code, details, trailing = _ending(error, context)
-            first = cygrpc.SendInitialMetadataOperation(None, 0)
-            # One that was cancelled can't be told.
-            with suppress(cygrpc.ExecuteBatchError):
-                await cygrpc._send_error_status_from_server(state, code.value[0], details, trailing, first, loop)
-            return
-        if begin:
+    async def _answer(self, call: Any, state: Any, loop: asyncio.AbstractEventLoop) -> None:
+        intake = self._services[0].intake
+        await intake.wait(call)
+        if not self._stopping:
             handled = cygrpc._handle_rpc(self._services, (), state, loop, False)
-            await cygrpc._schedule_rpc_coro(_begun(begin, handled), state, loop)
+            await cygrpc._schedule_rpc_coro(_begun(partial(intake.begin, call), handled), state, loop)
+
+
+async def _refuse(error: CallError, state: Any, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+    code, details, trailing = _ending(error, context)
+    first = cygrpc.SendInitialMetadataOperation(None, 0)
+    # One that was cancelled can't be told.
+    with suppress(cygrpc.ExecuteBatchError):
+        await cygrpc._send_error_status_from_server(state, code.value[0], details, trailing, first, loop)
 
 
 # Whether a Server of ours took the current call in. gRPC's own takes some beside it.
@@ -147,10 +181,9 @@ def _after(intake: Intake, handler: Any) -> Any:
         try:
             try:
                 if not _is_in.get():
-                    begin = await intake(context)
-                    if begin is None:
-                        raise Unavailable("the connection was closed")
-                    begin()
+                    call = intake.look(context)
+                    await intake.wait(call)
+                    intake.begin(call)
                 return await method(requests, context)
             except CallError as error:
                 ending = _ending(error, context)

@@ -3,9 +3,7 @@
 All of this is before a call costs anything else: what one caller sends at once waits here, and holds up nobody.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,7 +11,7 @@ import grpc
 from tuneserve.server import turns
 from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
-from tuneserve.server.call.errors import Overloaded, Unauthenticated
+from tuneserve.server.call.errors import Overloaded, Unauthenticated, Unavailable
 from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.transport.authentication import Authentication
@@ -36,10 +34,10 @@ class Intake:
     everybody: Tenant = ANYBODY  # who calls, where there are no keys
     authentication: Authentication | None = None  # where there are keys
 
-    async def take(self, context: Context) -> Callable[[], None] | None:
-        """Waits for a call's turn. Returns what makes it the current one; None where its connection was closed.
+    def look(self, context: Context) -> calls.Call:
+        """Returns a call that came, and finds out whose it is.
 
-        Raises Overloaded where too many wait.
+        Raises Unavailable where its connection was closed, and Overloaded where too many wait.
         """
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():
@@ -50,28 +48,29 @@ class Intake:
         call.enter = self.entrance.enter
         # Without keys all have one name.
         call.caller = context.peer()
-        if self.authentication and not self._is_welcome(call, context, self.authentication):
-            return None
-        # When the server stops, nobody may wait for longer than it takes.
-        if not self.running.draining:
-            if self.entrance.is_full(call.caller, _MOST_WAITING):
-                self.metrics.rejections.labels("", "calls").inc()
-                raise Overloaded("too many calls wait already", "CALLS", _RETRY_MS)
-            await self.entrance.enter(call.caller)
-        return partial(_begin, call)
+        if self.authentication:
+            self._identify(call, context, self.authentication)
+        if self.entrance.is_full(call.caller, _MOST_WAITING) and not self.running.draining:
+            self.metrics.rejections.labels("", "calls").inc()
+            raise Overloaded("too many calls wait already", "CALLS", _RETRY_MS)
+        return call
 
-    def _is_welcome(self, call: calls.Call, context: Context, authentication: Authentication) -> bool:
-        """Finds out who calls. Returns whether the connection is open; one on which nobody shows a key is closed."""
-        if authentication.strangers.has_closed(context.peer()):
-            return False
+    async def wait(self, call: calls.Call) -> None:
+        """Returns when it is the call's turn. When the server stops, all have theirs at once."""
+        if not self.running.draining:
+            await self.entrance.enter(call.caller)
+
+    @staticmethod
+    def begin(call: calls.Call) -> None:
+        """Makes a call the current one of this task."""
+        turns.belongs_to(call.caller)
+        calls.begin(call)
+
+    @staticmethod
+    def _identify(call: calls.Call, context: Context, authentication: Authentication) -> None:
         try:
             authentication.identify(call, context)
         except Unauthenticated as error:
             call.refused = error.with_traceback(None)
-            return authentication.strangers.may_ask(context.peer())
-        return True
-
-
-def _begin(call: calls.Call) -> None:
-    turns.belongs_to(call.caller)
-    calls.begin(call)
+            if not authentication.strangers.may_ask(context.peer()):
+                raise Unavailable("too many calls without a key on one connection") from None

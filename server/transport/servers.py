@@ -94,7 +94,7 @@ def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredent
 def _with_models(
     interceptor: CallInterceptor, intake: Intake, models: Models, operations: Operations, health: Health
 ) -> Services:
-    services = Services(interceptor.wrap, intake.take)
+    services = Services(interceptor.wrap, intake)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), services)
     model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(models, operations), services)
     health.servicer.add_to(services)

@@ -17,9 +17,11 @@ from tuneserve.server.call.quota import Bucket
 # Calls at once, and a second: of one connection, and of all connections of an address. Probes need one now and then.
 _CONNECTION = (64, 8.0)
 _ADDRESS = (512, 64.0)
-# Connections, and how often they are counted. A client shows its key with its first call.
+# Connections, and how often they are counted.
 _MOST_CONNECTIONS = 128
 _COUNT_SECONDS = 1.0
+# A client shows its key with its first call, which a busy server may be late to look at.
+_FIRST_CALL_SECONDS = 10.0
 # By then no call of a closed connection waits any more.
 _FORGET_SECONDS = 60.0
 
@@ -37,10 +39,13 @@ class Strangers:
         self._connections: dict[str, Bucket] = {}
         self._addresses: dict[str, Bucket] = {}
         self._files: dict[str, int] = {}  # by peer, in the order of their coming, as they were when last looked at
+        self._since: dict[str, float] = {}  # when these were first seen
 
     def authenticated(self, peer: str) -> None:
         """A call on a connection showed a key."""
         self._known.add(peer)
+        # A port comes again: what was closed was another connection from there.
+        self._closed.pop(peer, None)
 
     def has_closed(self, peer: str) -> bool:
         """Whether a connection was closed."""
@@ -50,10 +55,10 @@ class Strangers:
         """Counts a call without a key. The first one of a connection always may; where one may not, the connection is
         closed.
         """
-        if peer in self._known:
-            return True
         if peer in self._closed:
             return False
+        if peer in self._known:
+            return True
         now, is_first = round(self._clock() * 1e9), peer not in self._connections
         of_all = _takes(self._addresses, peer.rpartition(":")[0], _ADDRESS, now)
         of_one = _takes(self._connections, peer, _CONNECTION, now)
@@ -82,13 +87,24 @@ class Strangers:
                 key: one for key, one in self._addresses.items() if one.wait(_ADDRESS[0], round(now * 1e9))
             }
             self._closed = {peer: at for peer, at in self._closed.items() if now - at < _FORGET_SECONDS}
-            without_key = [peer for peer in self._files if peer not in self._known]
-            for peer in without_key[:-_MOST_CONNECTIONS]:
+            for peer in self.without_key()[:-_MOST_CONNECTIONS]:
                 self._close(peer)
+
+    def without_key(self) -> list[str]:
+        """Connections that have no key to show, the oldest first: their calls had none, or there was time enough."""
+        late = self._clock() - _FIRST_CALL_SECONDS
+        unknown = (peer for peer in self._files if peer not in self._known)
+        return [peer for peer in unknown if peer in self._connections or self._since[peer] <= late]
 
     def _look(self, found: dict[str, int]) -> None:
         old = {peer: found[peer] for peer in self._files if peer in found}
         self._files = old | found
+        now = self._clock()
+        self._since = {peer: self._since.get(peer, now) for peer in self._files}
+        # One that was closed has no peer any more: a peer that is there is another connection, from the same port.
+        for peer in self._closed.keys() & found.keys():
+            del self._closed[peer]
+            self._connections.pop(peer, None)
 
     def _close(self, peer: str) -> bool:
         # gRPC has no call for it.

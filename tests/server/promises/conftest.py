@@ -205,11 +205,17 @@ class RawClient:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, address: str) -> "RawClient":
+    async def connect(cls, address: str, own_port: int = 0) -> "RawClient":
         host, port = address.rsplit(":", 1)
-        client = cls(*await asyncio.open_connection(host, int(port)))
+        client = cls(*await asyncio.open_connection(host, int(port), local_addr=("127.0.0.1", own_port)))
         await client.until(lambda: client.settings or client.closed)
         return client
+
+    @property
+    def port(self) -> int:
+        """Its own."""
+        number: int = self._writer.get_extra_info("sockname")[1]
+        return number
 
     async def close(self) -> None:
         self._writer.close()
@@ -308,8 +314,8 @@ async def raw() -> AsyncIterator[Callable]:
     """`await raw(address)` is a connection without gRPC; closed at the test's end."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def connect(address: str) -> RawClient:
-            client = await RawClient.connect(address)
+        async def connect(address: str, own_port: int = 0) -> RawClient:
+            client = await RawClient.connect(address, own_port)
             stack.push_async_callback(client.close)
             return client
 

@@ -196,6 +196,7 @@ async def test_probes_and_a_caller_with_a_wrong_key_are_answered(server):
 
 async def test_the_oldest_of_too_many_connections_goes(server, monkeypatch, until):
     monkeypatch.setattr(strangers, "_MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(strangers, "_FIRST_CALL_SECONDS", 0.0)
     assert (await classify(server.channel, metadata=KEY)).results
     idle = [await asyncio.open_connection(*server.app.address.rsplit(":", 1)) for _ in range(5)]
     await until(lambda: server.app.metrics.hung_up._value.get() == 2)
@@ -250,3 +251,28 @@ async def test_no_collection_of_everything_while_calls_run(config, serve_config,
             assert not full
         finally:
             gc.callbacks.remove(noted)
+
+
+@pytest.mark.parametrize("metadata", [KEY, ()], ids=["key", "none"])
+async def test_a_port_that_comes_again_is_another_connection(server, raw, metadata):
+    """Behind an address translation, the next connection from a port is somebody else's."""
+    first = await raw(server.app.address)
+    port = first.port
+    for number in range(CALLS + 8):
+        first.open(2 * number + 1, CLASSIFY, end=True)
+    assert await first.until(lambda: first.closed)
+    await first.close()
+    again = await raw(server.app.address, port)
+    again.open(1, CLASSIFY, *metadata, end=True)
+    assert await again.until(lambda: 1 in again.answers), "it is answered"
+
+
+def test_who_has_not_been_looked_at_yet_is_no_stranger(clock):
+    """A busy server is late to look at first calls: they may have keys."""
+    these, now = at(1, clock=clock), "ipv4:10.0.0.1:1"
+    these._look({now: 1, "ipv4:10.0.0.1:2": 2, "ipv4:10.0.0.1:3": 3})
+    these.may_ask("ipv4:10.0.0.1:2")
+    these.authenticated("ipv4:10.0.0.1:3")
+    assert these.without_key() == ["ipv4:10.0.0.1:2"]
+    clock.now += strangers._FIRST_CALL_SECONDS
+    assert these.without_key() == [now, "ipv4:10.0.0.1:2"], "it had time enough"

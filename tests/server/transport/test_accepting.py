@@ -103,17 +103,17 @@ async def test_where_too_many_wait_one_is_refused_before_its_turn(config, serve_
 async def test_a_call_of_no_service_of_ours_ends_with_the_details_of_an_error_too(where, monkeypatch):
     error = Overloaded("too many", "CALLS", 1000)
 
-    async def taken(context):
-        if where != "in a handler":
-            raise error
-        return lambda: None
+    class Refusing(accepting._Open):
+        def look(self, context):
+            if where != "in a handler":
+                raise error
 
     async def method(requests, context):
         raise error
 
     if where == "with another grpcio":
         monkeypatch.setattr(accepting, "_HANDLE", ("method_name",))
-    services = Services(intake=taken)
+    services = Services(intake=Refusing())
     handlers = {"Do": grpc.stream_unary_rpc_method_handler(method)}
     services.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a", handlers),))
     server = Server(services, [])
@@ -132,7 +132,7 @@ async def test_a_call_of_no_service_of_ours_ends_with_the_details_of_an_error_to
 
 
 async def test_who_is_cancelled_while_too_many_wait_is_told_nothing(config, serve_config, monkeypatch, caplog):
-    monkeypatch.setattr(intake, "_MOST_WAITING", 1)
+    monkeypatch.setattr(intake, "_MOST_WAITING", 4)
     request = classification_pb2.ClassifyRequest(model="sentiment", inputs=[{"text": "the film was good"}])
     async with serve_config(config) as served:
         classify = ClassificationServiceStub(served.channel).Classify

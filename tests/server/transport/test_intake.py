@@ -7,10 +7,10 @@ import pytest
 
 from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
-from tuneserve.server.call.errors import Overloaded, Unauthenticated
+from tuneserve.server.call.errors import Overloaded, Unauthenticated, Unavailable
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants, hashed
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.transport import intake
+from tuneserve.server.transport import intake, strangers
 from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.strangers import Strangers
@@ -42,10 +42,11 @@ def port(entrance, running, tmp_path) -> Intake:
 
 
 async def taken(port: Intake, call) -> calls.Call:
-    begin = await port.take(call)
-    assert begin is not None
-    begin()
-    return calls.current()
+    found = port.look(call)
+    await port.wait(found)
+    port.begin(found)
+    assert calls.current() is found
+    return found
 
 
 async def test_a_caller_is_the_tenant_of_a_key(port):
@@ -65,10 +66,15 @@ async def test_who_shows_no_key_is_an_address_until_its_connection_is_closed(por
     assert isinstance(call.refused, Unauthenticated)
     assert call.refused.__traceback__ is None, "its frames know the call"
     assert call.caller == "ipv4:10.0.0.1"
-    while await port.take(context()):
-        pass
-    assert await port.take(context(("x-api-key", "key"))) is None
-    await taken(port, context(("x-api-key", "key"), peer="ipv4:10.0.0.1:4712"))
+    for _ in range(strangers._CONNECTION[0] - 1):
+        port.look(context())
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="without a key"):
+            port.look(context())
+    # Another connection, from the same port: one that was closed has no calls with a key.
+    call = await taken(port, context(("x-api-key", "key")))
+    assert (call.caller, call.refused) == ("one", None)
+    await taken(port, context())
 
 
 async def test_without_keys_a_caller_is_a_connection(entrance, running):
@@ -79,8 +85,8 @@ async def test_without_keys_a_caller_is_a_connection(entrance, running):
 async def test_so_many_wait_and_callers_share(port, monkeypatch):
     monkeypatch.setattr(intake, "_MOST_WAITING", 4)
     one, other = context(("x-api-key", "key")), context()
-    waiting = [asyncio.create_task(port.take(one)) for _ in range(6)]
-    waiting += [asyncio.create_task(port.take(other)) for _ in range(3)]
+    waiting = [asyncio.create_task(taken(port, one)) for _ in range(6)]
+    waiting += [asyncio.create_task(taken(port, other)) for _ in range(3)]
     found = await asyncio.gather(*waiting, return_exceptions=True)
     # The first one of all waits for nobody.
     assert [isinstance(each, Overloaded) for each in found] == [False] * 5 + [True] + [False] * 2 + [True]
@@ -92,6 +98,6 @@ async def test_nobody_waits_when_the_server_stops(port, running, entrance):
     await running.drain(0)
     await entrance.enter("one")
     for _ in range(3):
-        taking = port.take(context(("x-api-key", "key")))
+        waiting = port.wait(port.look(context(("x-api-key", "key"))))
         with pytest.raises(StopIteration):
-            taking.send(None)
+            waiting.send(None)
