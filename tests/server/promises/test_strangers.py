@@ -2,11 +2,8 @@
 
 import asyncio
 import gc
-import os
-import socket
 import sys
 import threading
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -16,14 +13,13 @@ from grpc_status import rpc_status
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.transport import strangers
-from tuneserve.server.transport.strangers import Strangers
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 CLASSIFY = "/tuneserve.v1.ClassificationService/Classify"
 KEY = (("x-api-key", "key"),)
-CALLS, ADDRESS = strangers._CONNECTION[0], strangers._ADDRESS[0]
+CALLS = strangers._CONNECTION[0]
 
 
 @pytest.fixture
@@ -50,102 +46,6 @@ def classify(channel: grpc.aio.Channel, **options):
     inputs = [classification_pb2.ClassifyInput(text="the film was good")]
     request = classification_pb2.ClassifyRequest(model="sentiment", inputs=inputs)
     return ClassificationServiceStub(channel).Classify(request, timeout=20, **options)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a connection to us, ours first."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        theirs = socket.create_connection(listening.getsockname())
-        ours, _ = listening.accept()
-        with ours, theirs:
-            yield ours, theirs
-
-
-def peer_of(ours: socket.socket) -> str:
-    host, port = ours.getpeername()
-    return f"ipv4:{host}:{port}"
-
-
-def at(port: int, closed=lambda: None, clock=None) -> Strangers:
-    found = Strangers(closed, clock or Clock())
-    found.port = port
-    return found
-
-
-def test_a_connection_has_so_many_calls_and_is_closed(connected, clock):
-    ours, theirs = connected
-    closed: list[int] = []
-    these, peer = at(ours.getsockname()[1], lambda: closed.append(1), clock), peer_of(ours)
-    assert [these.may_ask(peer) for _ in range(CALLS)] == [True] * CALLS
-    clock.now += 1 / strangers._CONNECTION[1]
-    assert these.may_ask(peer), "one more after a while"
-    assert not these.has_closed(peer)
-    assert not these.may_ask(peer)
-    assert these.has_closed(peer)
-    assert theirs.recv(1) == b"", "it was hung up on"
-    files = len(os.listdir("/proc/self/fd"))
-    assert not these.may_ask(peer), "calls that were on their way"
-    assert closed == [1]
-    assert len(os.listdir("/proc/self/fd")) == files
-
-
-def test_one_that_showed_a_key_is_never_closed(connected):
-    ours, _ = connected
-    these, peer = at(ours.getsockname()[1]), peer_of(ours)
-    assert these.may_ask(peer)
-    these.authenticated(peer)
-    assert all(these.may_ask(peer) for _ in range(10 * CALLS))
-    assert not these.has_closed(peer)
-
-
-def test_an_address_has_so_many_and_each_of_its_connections_one(clock):
-    these = at(1, clock=clock)
-    asked = sum(these.may_ask(f"ipv4:10.0.0.1:{port}") for port in range(100) for _ in range(20))
-    spent = ADDRESS // 20
-    assert asked == pytest.approx(ADDRESS + 100 - spent, abs=1)
-    assert these.may_ask("ipv4:10.0.0.2:1"), "another address"
-    clock.now += 60
-    assert these.may_ask("ipv4:10.0.0.1:99999")
-    assert these.may_ask("ipv4:10.0.0.1:99999")
-
-
-def test_a_connection_is_closed_only_while_it_is_that_peer_s(connected):
-    """The number of its file may be another one's by now, and connections to other ports are not ours to close."""
-    ours, theirs = connected
-    these = at(ours.getsockname()[1])
-    these._files = {"ipv4:127.0.0.1:1": ours.fileno()}
-    for _ in range(CALLS + 2):
-        these.may_ask("ipv4:127.0.0.1:1")
-    elsewhere = at(1)
-    for _ in range(CALLS + 2):
-        elsewhere.may_ask(peer_of(ours))
-    ours.sendall(b"x")
-    assert theirs.recv(1) == b"x"
-
-
-def test_addresses_of_both_kinds():
-    for family, listen, host in ((socket.AF_INET6, "::", "127.0.0.1"), (socket.AF_INET6, "::1", "::1")):
-        with socket.create_server((listen, 0), family=family, dualstack_ipv6=listen == "::") as listening:
-            port = listening.getsockname()[1]
-            with socket.create_connection((host, port)) as theirs:
-                ours, _ = listening.accept()
-                with ours:
-                    number = theirs.getsockname()[1]
-                    name = f"ipv6:%5B::1%5D:{number}" if host == "::1" else f"ipv4:127.0.0.1:{number}"
-                    assert strangers._files(port) == {name: ours.fileno()}
 
 
 async def test_a_flood_costs_few_calls(server, raw):
