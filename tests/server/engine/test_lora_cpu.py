@@ -3,10 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
-pytestmark = pytest.mark.engine
-
 # In a process of its own: importing the file changes vLLM.
 CODE = """
 import torch
