@@ -10,19 +10,15 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import checkpoint
-from tuneserve.errors import CheckpointError, StepFailed, UserError
+from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
-from tuneserve.server.metrics import Metrics
-from tuneserve.server.models.model import Model
-from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
-SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -38,35 +34,6 @@ async def scrape(app: App) -> dict[str, list]:
 
     text = await asyncio.to_thread(fetch)
     return {family.name: family.samples for family in text_string_to_metric_families(text)}
-
-
-async def test_models_are_listed_and_described(served):
-    stub = ModelServiceStub(served.channel)
-    listed = (await stub.ListModels(model_pb2.ListModelsRequest())).models
-    assert [model.name for model in listed] == ["chat", "ner", "sentiment", "topics", "vectors"]
-    assert all(model.state == model_pb2.MODEL_STATE_READY for model in listed)
-    described = await stub.GetModel(model_pb2.GetModelRequest(model="sentiment"))
-    assert list(described.model.labels) == ["neg", "pos"]
-    assert described.model.limits.max_length == 32
-    assert described.model.limits.max_inputs == 8
-    assert len(described.model.version) == 12
-    assert described.checkpoint.architecture == "BertForSequenceClassification"
-
-
-async def test_health_per_service_and_overall(served):
-    for service in (
-        "",
-        "tuneserve.v1.ClassificationService",
-        "tuneserve.v1.GenerationService",
-        "tuneserve.v1.EmbeddingService",
-        "tuneserve.v1.ModelAdminService",
-        "tuneserve.v1.ModelService",
-        "models/chat",
-    ):
-        assert await health(served.channel, service) == SERVING
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await health(served.channel, "nope")
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def test_health_and_calls_while_loading(make_bert, refused):
@@ -94,21 +61,6 @@ async def test_health_and_calls_while_loading(make_bert, refused):
     await app.stop()
 
 
-async def test_request_id_is_echoed_or_made(served, refused):
-    stub = ClassificationServiceStub(served.channel)
-    call = stub.Classify(GOOD, metadata=(("x-request-id", "mine-1"),))
-    await call
-    assert dict(await call.trailing_metadata())["x-request-id"] == "mine-1"
-    call = stub.Classify(GOOD, metadata=(("x-request-id", "no spaces allowed"),))
-    await call
-    made = dict(await call.trailing_metadata())["x-request-id"]
-    assert made != "no spaces allowed"
-    bad = classification_pb2.ClassifyRequest(model="nope")
-    error = await refused(stub.Classify(bad, metadata=(("x-request-id", "mine-2"),)), grpc.StatusCode.NOT_FOUND)
-    assert dict(error.trailing_metadata())["x-request-id"] == "mine-2"
-    assert "mine-2" in error.details()
-
-
 async def test_a_full_queue_says_when_to_come_back(served, refused, until):
     served.engines["sentiment"].delay = 0.5
     stub = ClassificationServiceStub(served.channel)
@@ -128,17 +80,6 @@ async def test_a_full_queue_says_when_to_come_back(served, refused, until):
 
 async def _await(call):
     return await call
-
-
-async def test_unknown_errors_never_show_their_text(served, refused, caplog):
-    served.engines["sentiment"].broken = RuntimeError("secret /path and prompt")
-    stub = ClassificationServiceStub(served.channel)
-    error = await refused(stub.Classify(GOOD, metadata=(("x-request-id", "trace-me"),)), grpc.StatusCode.INTERNAL)
-    assert "secret" not in error.details()
-    assert "trace-me" in error.details()
-    assert any("trace-me" in record.message for record in caplog.records)
-    served.engines["sentiment"].broken = None
-    await stub.Classify(GOOD)
 
 
 async def test_metrics_count_what_happened(own_server):
@@ -190,13 +131,6 @@ def bert_config(make_bert, **addresses: str) -> ServerConfig:
     )
 
 
-async def test_a_port_in_use_is_refused_not_shared(served, make_bert):
-    with pytest.raises(UserError, match="listen: can't bind"):
-        App(bert_config(make_bert, listen=served.app.address))
-    with pytest.raises(UserError, match="metrics_listen: can't bind"):
-        App(bert_config(make_bert, metrics_listen=served.app.metrics_address))
-
-
 async def test_a_tampered_checkpoint_never_loads(make_bert):
     from tuneserve.v1 import checkpoint_pb2
 
@@ -219,23 +153,3 @@ async def test_ready_file_has_the_addresses(served, tmp_path):
         "admin": served.app.admin_address,
         "health": "",
     }
-
-
-@pytest.mark.parametrize(("task", "given", "level"), [("bert", 48, "WARNING"), ("llama", None, "INFO")])
-async def test_reading_more_than_was_trained_is_said_in_one_line(
-    served, make_bert, make_llama, caplog, task, given, level
-):
-    directory = make_bert("ForSequenceClassification", ["neg", "pos"]) if task == "bert" else make_llama()
-    manifest = checkpoint.describe(directory)
-    manifest.max_length = 16
-    manifest.lineage.add(name="finetune")
-    checkpoint.seal(directory, manifest)
-    model = Model("m", ModelConfig(path=directory, max_length=given), checkpoint.load(directory), Metrics())
-
-    async def make_engine(*_):
-        return type(served.engines["chat"])(2, max_length=48)
-
-    with caplog.at_level("INFO", "tuneserve"):
-        await model.load(make_engine)
-    [said] = [record for record in caplog.records if "trained" in record.message]
-    assert (said.message, said.levelname) == ("m reads 48 tokens; it was trained and measured at 16", level)

@@ -448,17 +448,3 @@ async def test_an_alias_is_moved_only_as_it_was_seen(admin, refused, classify):
     assert "mood" not in await listed()
     back = model_pb2.Alias(name="sentiment", targets=[target(old)], etag=now.etag)
     assert (await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=back))).alias.etag == seen.etag
-
-
-async def test_administration_needs_an_administrator(server, refused):
-    stub = Models(server.channel)
-    for call in (
-        stub.LoadModel(model_admin_pb2.LoadModelRequest(model="sentiment", path="new")),
-        stub.CancelLoad(model_admin_pb2.CancelLoadRequest(model="sentiment")),
-        stub.UnloadModel(model_admin_pb2.UnloadModelRequest(model="sentiment")),
-        stub.SetAlias(model_admin_pb2.SetAliasRequest()),
-        stub.DeleteAlias(model_admin_pb2.DeleteAliasRequest()),
-        stub.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat")),
-        stub.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat")),
-    ):
-        await refused(call, grpc.StatusCode.PERMISSION_DENIED)
