@@ -1,0 +1,233 @@
+"""Classification's and embedding's messages to what the engine takes, and back, without a server."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api.classification_messages import Cutting, Result, Shown
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.engine.interface import Encoded
+from tuneserve.server.text.spans import Span
+from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.v1 import checkpoint_pb2, common_pb2
+from tuneserve.v1 import classification_pb2 as pb
+
+SINGLE, MULTI, NUMBERS = (
+    checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL,
+    checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL,
+    checkpoint_pb2.PROBLEM_TYPE_REGRESSION,
+)
+WINDOWS = common_pb2.TRUNCATION_WINDOWS
+LABELS = ["neg", "pos", "mixed"]
+TOKENS = Tokens(Encoded([1, 2, 3]), None, 3, False)
+
+
+def inputs(*texts: str | tuple[str, str]) -> list[pb.ClassifyInput]:
+    return [
+        pb.ClassifyInput(text=one) if isinstance(one, str) else pb.ClassifyInput(text=one[0], text_pair=one[1])
+        for one in texts
+    ]
+
+
+def request(*texts: str | tuple[str, str], **fields) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(model="m", inputs=inputs(*texts), **fields)
+
+
+def refusal(check, *arguments, **more) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        check(*arguments, **more)
+    return caught.value
+
+
+def test_a_text_with_another_is_a_pair():
+    assert convert.pairs(request("a", ("b", "c")), 2) == ["a", ("b", "c")]
+    assert refusal(convert.pairs, request("a", "b", "c"), 2).field == "inputs"
+
+
+def test_all_blank_texts_of_a_call_are_named_at_once():
+    error = refusal(convert.pairs, request("a", " ", ("", "b"), ("c", "")), 8)
+    # A text pair that is there and empty is no text pair that is absent.
+    assert [field for field, _ in error.violations] == ["inputs[1].text", "inputs[2].text", "inputs[3].text_pair"]
+    error = refusal(convert.texts, pb.ClassifyTokensRequest(texts=["a", "", " "]), 8)
+    assert [field for field, _ in error.violations] == ["texts[1]", "texts[2]"]
+
+
+@pytest.mark.parametrize("field", ["aggregation", "offset_unit"])
+def test_how_spans_are_shown_is_checked_before_texts(field):
+    assert refusal(convert.texts, pb.ClassifyTokensRequest(texts=[""], **{field: 9}), 8).field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Cutting()),
+        ({"truncation": common_pb2.TRUNCATION_END}, Cutting(truncate=True)),
+        ({"truncation": WINDOWS}, Cutting(overlap=8)),
+        ({"truncation": WINDOWS, "windows": pb.Windows(overlap=0)}, Cutting(overlap=0)),
+        (
+            {"truncation": WINDOWS, "windows": pb.Windows(overlap=16, pooling=pb.WINDOW_POOLING_MAX)},
+            Cutting(overlap=16, pooling="max"),
+        ),
+    ],
+)
+def test_long_texts_are_refused_cut_or_read_in_windows(fields, expected):
+    assert convert.cutting(request("a", **fields), 32) == expected
+    assert convert.cutting(pb.ClassifyTokensRequest(texts=["a"], **fields), 32) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (request("a", truncation=9), "truncation"),
+        (request("a", windows=pb.Windows()), "windows"),
+        (request("a", truncation=common_pb2.TRUNCATION_END, windows=pb.Windows(overlap=1)), "windows"),
+        (request("a", truncation=WINDOWS, windows=pb.Windows(overlap=17)), "windows.overlap"),
+        (request("a", truncation=WINDOWS, windows=pb.Windows(overlap=-1)), "windows.overlap"),
+        (request("a", truncation=WINDOWS, windows=pb.Windows(pooling=9)), "windows.pooling"),
+        (request("a", ("b", "c"), truncation=WINDOWS), "inputs[1].text_pair"),
+    ],
+)
+def test_windows_that_cannot_be_made_are_refused(given, field):
+    assert refusal(convert.cutting, given, 32).field == field
+
+
+def test_calls_without_windows_say_what_to_use():
+    assert convert.truncation(common_pb2.TRUNCATION_END, windows=False)
+    assert not convert.truncation(common_pb2.TRUNCATION_REJECT, windows=False)
+    assert "use TRUNCATION_REJECT or" in refusal(convert.truncation, WINDOWS, windows=False).description
+
+
+def test_a_labels_own_threshold_goes_before_the_calls():
+    shown = convert.shown(request("a", threshold=0.5, thresholds={"pos": 0.0}, top_k=2), LABELS, SINGLE, 2.0)
+    assert shown == Shown(LABELS, SINGLE, 2, False, [0.5, 0.0, 0.5], 2.0)
+    assert convert.shown(request("a", thresholds={"pos": 0.0}), LABELS, SINGLE).least is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"top_k": 0}, ["top_k"]),
+        ({"offset_unit": 9}, ["offset_unit"]),
+        ({"threshold": math.nan}, ["threshold"]),
+        ({"threshold": -0.1, "thresholds": {"pos": 1.1}}, ["threshold", "thresholds[pos]"]),
+        ({"thresholds": {"other": 0.5}}, ["thresholds[other]"]),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(fields, named):
+    error = refusal(convert.shown, request("a", **fields), LABELS, SINGLE)
+    assert [field for field, _ in error.violations] == named
+
+
+def test_labels_of_the_model_are_listed_and_the_callers_own_are_not():
+    of_model = refusal(convert.shown, request("a", thresholds={"other": 0.5}), LABELS, SINGLE)
+    of_call = refusal(convert.shown, request("a", thresholds={"other": 0.5}, labels=LABELS), LABELS, SINGLE)
+    assert of_model.description.endswith("labels: neg, pos, mixed")
+    assert of_call.description == "is not among the labels"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"), [({"threshold": 0.5}, "threshold"), ({"explain": pb.Explain()}, "explain")]
+)
+def test_numbers_have_no_probabilities(fields, field):
+    assert convert.shown(request("a", raw_scores=True), ["stars"], NUMBERS).raw
+    assert refusal(convert.shown, request("a", **fields), ["stars"], NUMBERS).field == field
+
+
+def test_a_single_output_is_a_yes_or_no_unless_it_is_a_number():
+    def problem(labels: list[str], of: int) -> int:
+        return convert.problem_of(checkpoint_pb2.Checkpoint(labels=labels, problem_type=of))
+
+    assert problem(["spam"], SINGLE) == MULTI
+    assert problem(["stars"], NUMBERS) == NUMBERS
+    assert problem(LABELS, SINGLE) == SINGLE
+
+
+def test_the_label_that_ranks_is_named_where_there_are_several():
+    assert convert.rank_label(pb.RankRequest(label="mixed"), LABELS) == 2
+    assert convert.rank_label(pb.RankRequest(), ["relevant"]) == 0
+    for bad, field in (
+        (pb.RankRequest(), "label"),
+        (pb.RankRequest(label="x"), "label"),
+        (pb.RankRequest(label="pos", top_k=0), "top_k"),
+    ):
+        assert refusal(convert.rank_label, bad, LABELS).field == field
+
+
+def test_scores_are_a_softmax_sigmoids_or_numbers():
+    logits = np.array([[0.0, math.log(3.0)]], dtype=np.float32)
+    assert convert.probabilities(logits, SINGLE) == pytest.approx(np.array([[0.25, 0.75]]))
+    assert convert.probabilities(logits, MULTI) == pytest.approx(np.array([[0.5, 0.75]]))
+    assert convert.probabilities(logits, NUMBERS, 5.0) == pytest.approx(logits)
+    warm = convert.probabilities(logits, SINGLE, 2.0)[0, 1]
+    assert warm == pytest.approx(math.sqrt(3) / (1 + math.sqrt(3)))
+    # Large logits are no overflow.
+    assert convert.probabilities(np.array([[1e30, -1e30]], dtype=np.float32), SINGLE).tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_model_that_overflowed_gives_no_answer(bad):
+    outputs = np.array([1.0, bad], dtype=np.float32)
+    with pytest.raises(ArithmeticError):
+        convert.probabilities(outputs, SINGLE)
+    with pytest.raises(ArithmeticError):
+        convert.embedding(outputs, TOKENS, None, True)
+
+
+def classified(logits: list[list[float]], shown: Shown) -> tuple[list[list[tuple[str, float]]], list[Any]]:
+    """What is shown of each text, and the best labels, which are counted."""
+    answer = pb.ClassifyResponse()
+    results = [Result(np.array(row, dtype=np.float32), 3, True, 2) for row in logits]
+    best = list(convert.add_classifications(answer, results, convert.all_scores(results, shown), shown))
+    assert all((one.token_count, one.truncated, one.windows) == (3, True, 2) for one in answer.results)
+    return [[(one.label, round(one.score, 4)) for one in result.labels] for result in answer.results], best
+
+
+def test_labels_come_best_first_and_equal_ones_in_their_order():
+    found, best = classified([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0]], Shown(LABELS, NUMBERS))
+    assert [[label for label, _ in one] for one in found] == [["pos", "neg", "mixed"], LABELS]
+    assert best == [("pos", 2.0), ("neg", 0.0)]
+    many = [f"label {index}" for index in range(100)]
+    [[*labels]], _ = classified([[1.0, 2.0] * 50], Shown(many, SINGLE))
+    assert [label for label, _ in labels] == many[1::2] + many[::2]
+
+
+def test_what_is_too_unlikely_is_left_out_and_the_best_is_known_still():
+    third = math.log(0.2), math.log(0.3), math.log(0.5)
+    found, best = classified([list(third)], Shown(LABELS, SINGLE, least=[0.0, 0.4, 0.6]))
+    assert found == [[("neg", 0.2)]]
+    assert best == [("mixed", pytest.approx(0.5))]
+    found, _ = classified([list(third)], Shown(LABELS, SINGLE, top_k=1, least=[0.1, 0.1, 0.1]))
+    assert found == [[("mixed", 0.5)]]
+
+
+def test_raw_scores_are_shown_by_what_their_probabilities_are():
+    found, best = classified([[-1.0, 3.0, 0.0]], Shown(LABELS, SINGLE, top_k=1, raw=True))
+    assert found == [[("pos", 3.0)]]
+    assert 0.9 < best[0][1] < 1
+
+
+def test_a_result_is_as_wide_as_its_labels():
+    assert Shown(["a", "bcd"], SINGLE).width(10) == 2 * (10 + 2)
+    assert Shown(["a", "bcd"], SINGLE, top_k=1).width(10) == 10 + 2
+    assert Shown(["a", "bcd"], SINGLE, top_k=99).width(10) == 2 * (10 + 2)
+
+
+@pytest.mark.parametrize(("unit", "places"), [("code_point", (2, 4)), ("utf8", (5, 8)), ("utf16", (3, 5))])
+def test_spans_have_places_in_the_callers_unit_and_their_own_text(unit, places):
+    answer = convert.token_classification("🙂 né", [Span("PER", 0.5, 2, 4)], unit, TOKENS)
+    [span] = answer.spans
+    assert (span.label, span.score, span.text, answer.token_count) == ("PER", 0.5, "né", 3)
+    assert (span.start, span.end) == places
+
+
+def test_a_vector_is_cut_and_then_scaled():
+    vector = np.array([3.0, 4.0, 12.0], dtype=np.float32)
+    assert list(convert.embedding(vector, TOKENS, None, False).values) == [3, 4, 12]
+    assert list(convert.embedding(vector, TOKENS, 2, True).values) == pytest.approx([0.6, 0.8])
+    assert list(convert.embedding(vector * 0, TOKENS, None, True).values) == [0, 0, 0]
+    for dimensions in (0, 4):
+        error = refusal(convert.embedding, vector, TOKENS, dimensions, True)
+        assert str(error) == f"dimensions: is {dimensions}; allowed: 1 to 3"
