@@ -118,3 +118,21 @@ def test_bytes_that_are_no_text(path):
 def test_bad_names_of_certificates(load, text, message):
     with pytest.raises(UserError, match=message):
         load(f"tenants: {{{text}}}")
+
+
+def test_what_is_left_out_is_the_least_role_and_no_limit(load):
+    [(name, tenant)] = load("tenants:\n" + entry("a", "k")).items()
+    assert (name, tenant.keys, tenant.certificates) == ("a", (hashed("k"),), ())
+    assert (tenant.role, tenant.priority) == ("user", 0)
+    assert (tenant.models, tenant.adapters) == (None, None)
+    assert (tenant.requests_per_second, tenant.tokens_per_minute) == (None, None)
+
+
+def test_a_hash_may_be_in_large_letters(load):
+    tenants = load(f"tenants: {{a: {{keys: [{hashed('k').upper()}]}}}}")
+    assert tenants["a"].keys == (hashed("k"),)
+
+
+def test_a_file_that_is_absent_is_named(path):
+    with pytest.raises(UserError, match=r"^tenants: can't be read: No such file or directory$"):
+        read(path, "tenants")
