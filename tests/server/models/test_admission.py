@@ -334,54 +334,6 @@ async def test_callers_have_turns_one_after_the_other():
     assert log == ["running", "a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
-async def test_a_callers_batch_counts_as_many_turns():
-    admission, first, rest, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
-    tasks = [asyncio.create_task(holding(admission, done=first, log=log, name="running"))]
-    await settle()
-    rest.set()
-    for name in ("a1", "a2"):
-        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, caller="a", sequences=3)))
-    for name in ("b1", "b2", "b3", "b4"):
-        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, caller="b")))
-    await settle()
-    first.set()
-    await asyncio.gather(*tasks)
-    assert log == ["running", "a1", "b1", "b2", "b3", "a2", "b4"]
-
-
-async def test_a_better_priority_goes_before_any_callers_turn():
-    admission, first, rest, log = make(slots=1), asyncio.Event(), asyncio.Event(), []
-    tasks = [asyncio.create_task(holding(admission, done=first, log=log, name="running"))]
-    await settle()
-    rest.set()
-    for name, priority in (("a late", 1), ("b late", 1), ("a early", 0), ("a early too", 0)):
-        turn = {"caller": name[0], "priority": priority}
-        tasks.append(asyncio.create_task(holding(admission, done=rest, log=log, name=name, **turn)))
-    await settle()
-    first.set()
-    await asyncio.gather(*tasks)
-    assert log == ["running", "a early", "a early too", "a late", "b late"]
-
-
-async def test_new_callers_are_not_always_before_those_that_were_there():
-    """However many come, each with one request: a caller could have as many connections."""
-    admission, log = make(slots=1), []
-    events = [asyncio.Event() for _ in range(20)]
-    tasks = [asyncio.create_task(holding(admission, done=events[0], log=log, name="running"))]
-    await settle()
-    for name in ("old 1", "old 2", "old 3"):
-        tasks.append(asyncio.create_task(holding(admission, done=events[0], log=log, name=name, caller="old")))
-    for number, event in enumerate(events[1:]):
-        turn = {"name": f"new {number}", "caller": f"new {number}"}
-        tasks += [asyncio.create_task(holding(admission, done=event, log=log, **turn))]
-        await settle()
-        events[number].set()
-        await settle()
-    events[-1].set()
-    await asyncio.gather(*tasks)
-    assert log.index("old 3") < 10, log
-
-
 async def test_callers_that_do_not_come_again_are_forgotten():
     admission, log = make(slots=1, max_tokens=10**9), []
     events = [asyncio.Event() for _ in range(1000)]
