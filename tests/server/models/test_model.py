@@ -92,7 +92,7 @@ async def test_a_load_goes_through_its_steps_and_who_watches_sees_its_end(model,
     await model.load(start)
     assert not model.is_ready
     model.serve()
-    await watching
+    await until(watching.done)
     assert states[0] == (LOADING, model_pb2.LOAD_STEP_STARTING)
     assert states[-1] == (READY, model_pb2.LOAD_STEP_UNSPECIFIED)
     assert model.is_ready
@@ -109,12 +109,11 @@ async def test_one_real_request_goes_through_before_any_call(model, slots, engin
     [ticket] = engine.tickets
     assert ticket.request_id == "warm-up"
     assert (len(engine.pooled), len(engine.sampled)) == ((1, 0) if slots == 8 else (0, 1))
-    await model.admission.wait(slots - 1, 1)
-    await model.admission.wait(1, 1)
-    more = asyncio.create_task(model.admission.wait(1, 1))
+    asked = [asyncio.create_task(model.admission.wait(1, 1)) for _ in range(slots + 1)]
     await asyncio.sleep(0)
-    assert model.admission.waiting == 1
-    more.cancel()
+    assert (model.admission.running, model.admission.waiting) == (slots, 1)
+    for one in asked:
+        one.cancel()
 
 
 @pytest.mark.parametrize("when", ["made", "started", "warmed up"])
@@ -170,7 +169,7 @@ async def test_a_model_says_why_it_does_not_answer(model, start):
     assert model.told == "model 'm': its engine died"
 
 
-async def test_a_drain_waits_for_those_inside(model, start):
+async def test_a_drain_waits_for_those_inside(model, start, until):
     await model.load(start)
     model.serve()
     with model.admission.enter():
@@ -179,7 +178,8 @@ async def test_a_drain_waits_for_those_inside(model, start):
         draining = asyncio.create_task(model.drain(60))
         await asyncio.sleep(0)
         assert not draining.done()
-    assert await draining
+    await until(draining.done)
+    assert draining.result()
 
 
 @pytest.mark.parametrize(("meanwhile", "after"), [(None, READY), ("died", FAILED)])

@@ -68,12 +68,12 @@ async def test_messages_come_in_their_order_and_count_only_until_they_are_read()
     assert (stream.unread, stream.ended.is_set()) == (0, False)
 
 
-async def test_the_work_for_a_client_that_reads_nothing_is_ended_and_the_call_later():
+async def test_the_work_for_a_client_that_reads_nothing_is_ended_and_the_call_later(until):
     stream = Stream(0.01)
     with closing(stream.writer):
         stream.client.reads.clear()
         writing = asyncio.create_task(stream.writer.write(b"a"))
-        await stream.ended.wait()
+        await until(stream.ended.is_set)
         assert not writing.done()
         assert stream.unread > 0, "gRPC has the message still"
         stream.client.reads.set()
