@@ -119,6 +119,8 @@ async def test_who_watches_is_told_of_changes_alone(models, health_of, channel):
         await health_of.publish()
     assert (await watch.read()).status == SERVING
     await health_of.publish()
+    # Whoever watches has had its turn by then.
+    assert await health(channel) == SERVING
     model.state = FAILED
     await health_of.publish()
     assert (await watch.read()).status == NOT_SERVING
