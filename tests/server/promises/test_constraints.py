@@ -12,7 +12,6 @@ import pytest
 
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.turns import belongs_to
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.server.turns import belongs_to

@@ -165,14 +165,3 @@ async def test_a_port_that_comes_again_is_another_connection(server, raw, metada
     again = await raw(server.app.address, port)
     again.open(1, CLASSIFY, *metadata, end=True)
     assert await again.until(lambda: 1 in again.answers), "it is answered"
-
-
-def test_who_has_not_been_looked_at_yet_is_no_stranger(clock):
-    """A busy server is late to look at first calls: they may have keys."""
-    these, now = at(1, clock=clock), "ipv4:10.0.0.1:1"
-    these._look({now: 1, "ipv4:10.0.0.1:2": 2, "ipv4:10.0.0.1:3": 3})
-    these.may_ask("ipv4:10.0.0.1:2")
-    these.authenticated("ipv4:10.0.0.1:3")
-    assert these.without_key() == ["ipv4:10.0.0.1:2"]
-    clock.now += strangers._FIRST_CALL_SECONDS
-    assert these.without_key() == [now, "ipv4:10.0.0.1:2"], "it had time enough"

@@ -106,3 +106,14 @@ def test_addresses_of_both_kinds():
                     number = theirs.getsockname()[1]
                     name = f"ipv6:%5B::1%5D:{number}" if host == "::1" else f"ipv4:127.0.0.1:{number}"
                     assert strangers._files(port) == {name: ours.fileno()}
+
+
+def test_who_has_not_been_looked_at_yet_is_no_stranger(clock):
+    """A busy server is late to look at first calls: they may have keys."""
+    these, now = at(1, clock=clock), "ipv4:10.0.0.1:1"
+    these._look({now: 1, "ipv4:10.0.0.1:2": 2, "ipv4:10.0.0.1:3": 3})
+    these.may_ask("ipv4:10.0.0.1:2")
+    these.authenticated("ipv4:10.0.0.1:3")
+    assert these.without_key() == ["ipv4:10.0.0.1:2"]
+    clock.now += strangers._FIRST_CALL_SECONDS
+    assert these.without_key() == [now, "ipv4:10.0.0.1:2"], "it had time enough"
