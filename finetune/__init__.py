@@ -2,21 +2,21 @@
 
     config        one YAML file, checked key by key
     data/         rows: read (formats, annotations), checked (canonical), split (dataset, split), kept on disk (spool),
-                  made more (augmentation), into token ids (tokens), several in one sequence (packing); what a model
-                  that training goes on from has seen (previous, parents), and what the checkpoint keeps (kept_rows)
-    model/        base models with a head (base_models), which weights learn (adapters), fewer blocks (layer_drop)
+                  augmented (augmentation), tokenized (tokens), packed into sequences (packing); what the model that a
+                  run continues from has seen (previous, parents), and the rows a checkpoint keeps (kept_rows)
+    model/        base models with a head (base_models), trainable weights (adapters), fewer blocks (layer_drop)
     eval/         quality on held-out rows (evaluation), calibrated probabilities (temperature)
     train/        Trainer for the classifiers (training, losses), TRL's SFTTrainer for generation (sft), a teacher
-                  (distillation), what is forgotten (continual), several processes (distributed), --resume (run_state)
-    export/       adapter into base in fp32 (merging), saved in bf16 (rounding), compared before it is kept
-    preparation   what a run begins with, once nothing is wrong with it
+                  (distillation), forgetting (continual), several processes (distributed), --resume (run_state)
+    export/       adapter merged into its base in fp32 (merging), saved in bf16 (rounding), verified before it is kept
+    preparation   everything checked and made ready before training starts
     report/       `validate` and tables on stdout (tables), OUTPUT-report (page, sections, plots)
     pipeline      `finetune`: all of it in order
-    soup          several runs' weights averaged
-    search/       the same many times over, for the best settings
+    soup          the weights of several runs averaged
+    search/       hyperparameter search: many runs, for the best settings
 
-Each imports from those above it. Knows nothing of quantization and serving; the checkpoint directory is all that they
-share. Called, the package is `tuneserve.api.finetune`.
+Each imports only from those above it. The package knows nothing of quantization and serving; the checkpoint directory
+is all that they share. From Python, call `tuneserve.api.finetune`.
 """
 
 import sys

@@ -24,7 +24,7 @@ from tuneserve.errors import UserError
 from tuneserve.settings import Count, Listed, Refused, Settings, Text
 
 Method = Literal["lora", "dora", "rslora", "adalora", "ia3", "qlora", "full"]
-# The learning rate unless told.
+# The default learning rate of each method.
 METHODS: Mapping[Method, float] = {
     "lora": 5e-4,
     "dora": 5e-4,
@@ -35,7 +35,7 @@ METHODS: Mapping[Method, float] = {
     "full": 5e-5,
 }
 Format = Literal["conll", "csv", "jsonl", "parquet"]
-# By the suffix of a file.
+# The format of a file, by its suffix.
 FORMATS: Mapping[str, Format] = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -54,14 +54,14 @@ Column = Literal[
     "prompt", "completion",
 ]
 # fmt: on
-# Settings that may be paths.
+# Settings whose values may be paths.
 PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
-# What makes another loss than the plain one.
+# Settings that change the loss.
 OBJECTIVE = ("class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "fgm_epsilon")
 
 
 def number_from_text(value: Any) -> Any:
-    """Returns the number where a text is one: YAML 1.1 reads 2e-4 (no dot) as text."""
+    """Returns the number if a text is one: YAML 1.1 reads 2e-4 (no dot) as text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -106,7 +106,7 @@ def _path_or_id(text: str, info: ValidationInfo) -> str:
 
 
 def _jinja(text: str, info: ValidationInfo) -> str:
-    """Returns a template that is given as such, or as a file."""
+    """Returns a template that is given as text, or as the path of a file."""
     if "{{" in text or "{%" in text:
         return text
     path = _local(text, info)
@@ -130,107 +130,113 @@ _Trackers = Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(min_length=1
 
 
 def _schema(schema: dict[str, Any]) -> None:
-    """What a file may say beside the fields: `continue_from` stands for the base model, and `search` reads more."""
+    """Adds to the schema what the fields can't say: `continue_from` replaces `base_model`, and the key `search`."""
     del schema["properties"]["base_model"]["default"]
     schema["oneOf"] = [{"required": ["base_model"]}, {"required": ["continue_from"]}]
-    schema["properties"]["search"] = {"type": "object", "description": "what `tuneserve search` tries, and only that"}
+    schema["properties"]["search"] = {"type": "object", "description": "the search space, for `tuneserve search` only"}
 
 
 class FinetuneConfig(Settings):
     """What to train, on what, and how: the file of `tuneserve finetune`, `validate` and `search`."""
 
-    # `load` and `parse` build it, and fill in what is by default as other settings are.
+    # `load` and `parse` build it, and fill in the defaults that depend on other settings.
 
     model_config = ConfigDict(json_schema_extra=_schema)
 
     task: Literal["sequence-classification", "token-classification", "generation"] = Field(
-        description="what the model is to do"
+        description="the model's task"
     )
     base_model: _PathOrId = Field(
         default="", description="a Hugging Face directory or a hub id; needed, unless `continue_from` is given"
     )
     train: _PathOrId = Field(description="a file, or the id of a data set on the hub: owner/name[/config][:split]")
-    output: _Output = Field(description="the directory of the checkpoint that is made")
+    output: _Output = Field(description="the directory that the checkpoint is written to")
     continue_from: _LocalText | None = Field(
-        default=None, description="in place of `base_model`: a checkpoint made here, whose labels are kept"
+        default=None,
+        description="instead of `base_model`: a checkpoint of tuneserve to continue from; its labels are kept",
     )
     replay: _PathOrId | None = Field(
-        default=None, description="rows that the checkpoint was trained on, mixed with the new ones: less is forgotten"
+        default=None,
+        description="rows that the checkpoint was trained on, mixed with the new ones to reduce forgetting",
     )
     replay_share: _Share | None = Field(
         default=None,
-        description="share of the training rows that are old ones; without `replay`, of those that the checkpoint "
-        "keeps; null: 0.2 with `replay`",
+        description="share of old rows among the training rows; without `replay` they come from the rows that the "
+        "checkpoint keeps; null: 0.2 with `replay`",
     )
-    test: _PathOrId | None = Field(default=None, description="held-out rows, as `train`")
+    test: _PathOrId | None = Field(default=None, description="held-out rows: a file or a data set id, as for `train`")
     test_size: _Share | None = Field(
         default=None, description="share of `train` that is held out when there is no `test`; null: 0.1"
     )
     validation_size: _Share | None = Field(
-        default=None, description="share of `train` that tells which epoch was best; its weights are kept"
+        default=None, description="share of `train` used for validation; the weights of the best epoch are kept"
     )
-    format: Format | None = Field(default=None, description="of the files; null: by their suffix")
-    columns: Mapping[Column, Text] | None = Field(default=None, description="our name of a column: the file's")
+    format: Format | None = Field(default=None, description="format of the files; null: by their suffix")
+    columns: Mapping[Column, Text] | None = Field(default=None, description="maps our column names to the file's")
     prompt_template: Annotated[Text, AfterValidator(_template)] | None = Field(
-        default=None, description="generation: the prompt, with {columns} of the row in it"
+        default=None, description="generation: template of the prompt, with {column} for the row's columns"
     )
     chat_template: Annotated[Text, AfterValidator(_jinja)] | None = Field(
-        default=None, description="generation: Jinja, or a file of it, in place of the base model's; saved with it"
+        default=None,
+        description="generation: a Jinja template, or a file of one, instead of the base model's; saved with the model",
     )
     group_column: Text | None = Field(
-        default=None, description="rows with the same value in it are all trained on, or all held out"
+        default=None, description="rows with the same value in this column are either all trained on or all held out"
     )
     labels: _Texts | None = Field(
         default=None,
-        description="the labels in their order, or the entity types of tokens; null: those of the data, sorted",
+        description="the labels in order (token-classification: entity types); null: those of the data, sorted",
     )
     problem_type: Literal["single-label", "multi-label", "regression"] = Field(
-        default="single-label", description="what labels are; sequence-classification"
+        default="single-label", description="sequence-classification: the kind of labels"
     )
-    max_train_rows: Count | None = Field(default=None, description="no more rows are trained on")
-    max_test_rows: Count | None = Field(default=None, description="no more rows are held out for the test")
+    max_train_rows: Count | None = Field(default=None, description="at most this many rows are trained on")
+    max_test_rows: Count | None = Field(default=None, description="at most this many rows are held out for the test")
     keep_test_split: bool = Field(
         default=True,
-        description="held-out rows are kept in the checkpoint, with some of the training rows: what quantize works "
-        "with; digests of all rows always are",
+        description="keep the held-out rows and some training rows in the checkpoint, for quantize; digests of all "
+        "rows are always kept",
     )
-    method: Method = Field(default="lora", description="an adapter by how it trains, or full: every weight")
+    method: Method = Field(default="lora", description="the kind of adapter; full: train every weight")
     last_layers: int | None = Field(
         default=None,
         ge=0,
-        description="full: only so many of the last layers learn, and the head; 0 for the head alone",
+        description="full: train only this many of the last layers, and the head; 0: the head alone",
     )
     keep_layers: Count | None = Field(
-        default=None, description="full: only so many of the base model's layers stay, evenly spread"
+        default=None, description="full: keep only this many of the base model's layers, evenly spread"
     )
     max_length: int = Field(
-        default=512, ge=8, description="tokens; longer rows are truncated: of generation, the beginning of the prompt"
+        default=512, ge=8, description="tokens; longer rows are truncated (generation: the prompt, at its beginning)"
     )
     long_prompts: Literal["cut", "drop"] = Field(
         default="cut", description="generation: drop leaves out rows whose prompt would have to be truncated"
     )
     train_on: Literal["all-turns", "last-turn"] = Field(
         default="all-turns",
-        description="generation: which answers of a conversation are learned; the last one is measured",
+        description="generation: which answers of a conversation are trained on; metrics are of the last answer",
     )
     packing: bool = Field(
         default=False,
-        description="generation: several short rows in one of `max_length` tokens, none of which sees another",
+        description="generation: pack short rows into sequences of `max_length` tokens; no row attends to another",
     )
     epochs: Annotated[float, Field(gt=0, le=1000), _Number] = Field(
         default=3.0, description="passes over the training rows"
     )
     early_stopping: Count | None = Field(
-        default=None, description="end after so many epochs in which the validation loss did not get better"
+        default=None, description="stop after this many epochs without a better validation loss"
     )
-    batch_size: Count = Field(default=16, description="rows of one step, on all processes together")
-    gradient_accumulation: Count = Field(default=1, description="parts that a batch is computed in, for less memory")
+    batch_size: Count = Field(default=16, description="rows per batch, of all processes together")
+    gradient_accumulation: Count = Field(
+        default=1, description="batches per optimizer step: with a smaller `batch_size`, saves memory"
+    )
     gradient_checkpointing: bool | None = Field(
-        default=None, description="less memory for a third more time; null: generation on GPUs"
+        default=None, description="saves memory, takes a third more time; null: only for generation on GPUs"
     )
     learning_rate: Annotated[float, Field(gt=0, le=1), _Number] | None = Field(
         default=None,
-        description="null: by the method, " + ", ".join(f"{rate:g} for {method}" for method, rate in METHODS.items()),
+        description="null: depends on the method: "
+        + ", ".join(f"{rate:g} for {method}" for method, rate in METHODS.items()),
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the learning rate falls after the warm-up"
@@ -238,47 +244,51 @@ class FinetuneConfig(Settings):
     weight_decay: _Ratio = Field(default=0.01, description="of AdamW")
     warmup_ratio: _Ratio = Field(default=0.1, description="share of the steps in which the learning rate rises")
     save_steps: Count | None = Field(
-        default=None, description="how often the state is saved that --resume goes on from; null: each epoch"
+        default=None, description="steps between two saves of the state for --resume; null: save after each epoch"
     )
     temperature_scaling: bool = Field(
-        default=False, description="texts: confidence made to match accuracy (calibration), on the validation rows"
+        default=False,
+        description="sequence-classification: calibrate on the validation rows, so that confidence matches accuracy",
     )
     report_to: _Trackers | None = Field(
-        default=None, description="trackers besides OUTPUT-report, by transformers' integrations"
+        default=None, description="trackers besides OUTPUT-report, through transformers' integrations"
     )
-    seed: int = Field(default=42, ge=0, description="of every choice by chance")
+    seed: int = Field(default=42, ge=0, description="seed of all random choices")
     save_dtype: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="of the checkpoint's weights; float32: as they were trained, and twice the size"
+        default="bfloat16",
+        description="dtype of the checkpoint's weights; float32: as they were trained, and twice the size",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="of the training; auto: bf16 where the hardware has it"
+        default="auto", description="precision of training; auto: bf16 where the hardware supports it"
     )
-    lora_rank: Count = Field(default=16, description="of the adapter's matrices")
-    lora_alpha: Count = Field(default=32, description="the adapter counts alpha / rank times; rslora: alpha / √rank")
-    lora_dropout: _Part = Field(default=0.0, description="costs half the speed on CPUs")
+    lora_rank: Count = Field(default=16, description="rank of the adapter's matrices")
+    lora_alpha: Count = Field(
+        default=32, description="the adapter's output is scaled by alpha / rank; rslora: by alpha / √rank"
+    )
+    lora_dropout: _Part = Field(default=0.0, description="dropout in the adapter; costs half the speed on CPUs")
     lora_targets: _Texts | None = Field(
-        default=None, description="names of modules; null: every linear layer but the head"
+        default=None, description="names of the modules to adapt; null: every linear layer but the head"
     )
     teacher: _PathOrId | None = Field(
-        default=None, description="a model trained for the same labels, whose answers are learned too (distillation)"
+        default=None, description="distillation: a model trained for the same labels, whose outputs are learned too"
     )
     distillation_weight: Annotated[float, Field(gt=0, le=1), _Number] = Field(
-        default=0.5, description="of the teacher's answers in the loss, against that of the labels"
+        default=0.5, description="weight of the teacher's outputs in the loss, against the loss of the labels"
     )
     distillation_temperature: Annotated[float, Field(gt=0, le=100), _Number] = Field(
-        default=2.0, description="of both models' answers"
+        default=2.0, description="temperature that softens the outputs of both models"
     )
     neftune_alpha: Annotated[float, Field(ge=0, le=100), _Number] | None = Field(
-        default=None, description="noise on the embeddings, 5 to 15 (Jain et al. 2023)"
+        default=None, description="noise on the embeddings (NEFTune), 5 to 15 (Jain et al. 2023)"
     )
     class_weights: Literal["balanced"] | _Weights | None = Field(
-        default=None, description="classifiers: balanced, or a number for some of the labels"
+        default=None, description="classifiers: balanced, or a weight for each of some labels"
     )
     label_smoothing: _Part = Field(
         default=0.0, description="classifiers: probability taken from the right label and spread over the others"
     )
     focal_gamma: Annotated[float, Field(ge=0, le=10), _Number] = Field(
-        default=0.0, description="classifiers: how much less rows count that are right already (focal loss)"
+        default=0.0, description="classifiers: focal loss, how much less rows count that are already predicted well"
     )
     rdrop_alpha: Annotated[float, Field(ge=0, le=100), _Number] = Field(
         default=0.0, description="classifiers: weight of the difference between two passes with dropout (R-Drop)"
@@ -287,7 +297,9 @@ class FinetuneConfig(Settings):
         default=0.0, description="classifiers: size of an adversarial step on the embeddings (FGM)"
     )
     augment_copies: int = Field(
-        default=0, ge=0, description="classifiers: changed copies of each training row, by the three settings below"
+        default=0,
+        ge=0,
+        description="classifiers: number of changed copies of each training row; the next three say how",
     )
     word_dropout: _Part = Field(default=0.1, description="share of a copy's words dropped")
     word_swap: _Ratio = Field(default=0.0, description="share of a copy's words swapped")
@@ -298,7 +310,7 @@ class FinetuneConfig(Settings):
     @field_validator("class_weights", mode="wrap")
     @classmethod
     def _balanced_or_weights(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        # One error, where each of the two forms has its own.
+        # One error in place of one for each of the two forms.
         try:
             return check(value)
         except ValidationError:
@@ -317,7 +329,9 @@ class FinetuneConfig(Settings):
             raise Refused("both test and test_size are given", "give one of them")
         for key in ("replay", "replay_share"):
             if key in given and not self.continue_from:
-                raise Refused(f"{key} is given, and no continue_from", "name the checkpoint that old rows trained")
+                raise Refused(
+                    f"{key} is given, and no continue_from", "name the checkpoint that was trained on the old rows"
+                )
         if self.problem_type != "single-label" and self.task != "sequence-classification":
             raise Refused(f"problem_type is {self.problem_type}", "only sequence-classification has problem_type")
         for key in ("prompt_template", "chat_template", "long_prompts", "train_on"):
@@ -336,7 +350,7 @@ class FinetuneConfig(Settings):
         if self.early_stopping and not self.validation_size:
             raise Refused("early_stopping is given, and no validation_size", "for example validation_size: 0.1")
         if self.validation_size and self.save_steps:
-            raise Refused("both validation_size and save_steps are given", "with the first, epochs are saved")
+            raise Refused("both validation_size and save_steps are given", "with validation_size, each epoch is saved")
         for key in given:
             if key.startswith("distillation_") and not self.teacher:
                 raise Refused(f"{key} is given, and no teacher", "name the model that teaches")
@@ -357,11 +371,11 @@ class FinetuneConfig(Settings):
         if self.temperature_scaling and not self.validation_size:
             raise Refused("temperature_scaling is given, and no validation_size", "for example validation_size: 0.1")
         for package in self.report_to or ():
-            # A folder that is called so, as wandb leaves one, has no origin.
+            # A plain folder of that name, such as the one that wandb leaves behind, has no origin.
             if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:
                 raise Refused(f"report_to has {package}, which is not installed", f"pip install {package}")
         if self.augment_copies and self.task == "generation":
-            raise Refused("augment_copies is given", "answers are not to be changed: it is for classifiers")
+            raise Refused("augment_copies is given", "it is for classifiers: answers must not be changed")
         if self.labels and self.task == "generation":
             raise Refused("labels are given", "generation has no labels")
         return self
@@ -373,7 +387,7 @@ class FinetuneConfig(Settings):
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
         if self.chat_template:
-            # Long; what it says is in the checkpoint.
+            # Too long for the lineage; the checkpoint has the template itself.
             values["chat_template"] = f"SHA-256 {hashlib.sha256(self.chat_template.encode()).hexdigest()}"
         return values
 
@@ -381,7 +395,7 @@ class FinetuneConfig(Settings):
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns the names of settings, as `public` gives them, that differ between two runs.
 
-    An older release knew fewer, and did what the new ones do by default.
+    An older release had fewer settings, and did what the defaults of the new ones do.
     """
     defaults = {name: field.default for name, field in FinetuneConfig.model_fields.items()}
     return [key for key in sorted({*before, *now}) if before.get(key, defaults.get(key)) != now.get(key)]
@@ -396,7 +410,7 @@ def load(path: Path) -> FinetuneConfig:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns the values of a YAML file as they are. Raises UserError for one that has none."""
+    """Returns the values of a YAML file, unchecked. Raises UserError for a file that is no mapping."""
     values = yamls.read(path, "give a YAML file; finetune/examples has one for each task")
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a mapping of settings", "write one `key: value` a line")
@@ -409,7 +423,7 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
         raise UserError(f"{name}: search is given", "`tuneserve search` tries it, and writes a config without it")
     given = {key: value for key, value in values.items() if value is not None}
     config = settings.build(FinetuneConfig, given, name, directory)
-    # Within the bounds of their fields, all of them.
+    # All of them are within the bounds of their fields.
     return config.model_copy(
         update={
             "base_model": config.continue_from or config.base_model,

@@ -1,4 +1,4 @@
-"""The program: settings in, checkpoint out."""
+"""The fine-tuning pipeline: settings in, checkpoint out."""
 
 import logging
 import shutil
@@ -35,14 +35,14 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     """Trains, measures, merges and verifies; returns `config.output`, the finished checkpoint.
 
     The run's report is written beside it, in `OUTPUT-report`. An adapter is kept in `OUTPUT-adapter`, even when the
-    merge fails its check (StepFailed): training may have taken long, and `merge` can be run again. `resume` goes on
-    with a run that was cut short, to the same result, from the state in `OUTPUT-training`. Of several processes the
-    main one does all this, and the others return when training is over. Raises UserError for bad data or settings,
-    before anything is trained.
+    merge fails its check (StepFailed): training may have taken long, and `merge` can be run again. `resume` continues
+    an interrupted run, to the same result, from the state in `OUTPUT-training`. Of several processes the main one does
+    all this, and the others return when training is over. Raises UserError for bad data or settings, before anything
+    is trained.
     """
     main = distributed.is_main()
     if not main:
-        # The main process has checked everything then.
+        # Waits until the main process has checked everything.
         distributed.meet()
     adapter, state, about = adapter_directory(config), _beside(config, "training"), _beside(config, "report")
     beside = [about] + [adapter] * (config.method != "full")
@@ -89,7 +89,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
             _keep(directory, manifest, config, split)
             result = merging.export(directory, model, tokenizer, target, manifest, entry, reference, split.test)
     else:
-        # In fp32, as it is merged: a sum in bf16 loses most of what an adapter adds.
+        # In fp32, like the merge: in bf16 the sum of base and adapter would lose most of what the adapter adds.
         entry.metrics.update(evaluation.evaluate(model, tokenizer, target, split.test, bf16=False).figures)
         entry.measured_on = tiers.measured_on()
         entry.finished_at.GetCurrentTime()
@@ -97,7 +97,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
         with checkpoint.writing(adapter, overwrite or resume) as directory:
             _keep(directory, manifest, config, split)
             _save_adapter(directory, model, tokenizer, manifest, reference, kept)
-        # Gives back the memory before the base model is loaded again.
+        # Frees the memory before the base model is loaded again.
         del model
         with checkpoint.writing(config.output, overwrite) as directory:
             result = merging.merge_into(directory, adapter, manifest, split.test)
@@ -123,7 +123,7 @@ def _beside(config: FinetuneConfig, what: str) -> Path:
 def train_model(
     ready: preparation.Ready, state: Path, entry: pb.Step, callbacks: Sequence[Any] = ()
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Returns the trained model, in fp32, and what was logged; notes loss, time and the like in `entry`."""
+    """Returns the trained model, in fp32, and the logged history; adds loss, time and other metrics to `entry`."""
     from transformers import set_seed
 
     from tuneserve.finetune.model import adapters, layer_drop
@@ -137,7 +137,7 @@ def train_model(
         if target.labels:
             answers = teacher.answers(ready.train, target.labels)
             encoded = Spool(row | answer for row, answer in zip(encoded, answers, strict=True))
-            # Gives back its memory.
+            # Frees its memory.
             teacher = None
     validation = encode(tokenizer, target, split.validation)
     if config.packing:
@@ -147,7 +147,7 @@ def train_model(
     known = replace(target, labels=old.labels or target.labels)
 
     def begin(old: previous.Old) -> tuple[Any, dict[str, float]]:
-        # Before the model: the new head and LoRA's matrices start random.
+        # Before the model is made: the new head and LoRA's matrices start with random values.
         set_seed(config.seed)
         model, new_modules = base_models.load_model(
             known, config.base_model, tokenizer.pad_token_id, nf4=config.method == "qlora"
@@ -168,7 +168,7 @@ def train_model(
     if not distributed.is_main():
         return model, trained.history
     if trained.weights:
-        # What was trained holds a part of them.
+        # The trained model of this process holds only its shard of the weights.
         model, _ = begin(previous.Old())
         model.load_state_dict(trained.weights)
     entry.metrics["train_rows"] = len(ready.train)
@@ -201,10 +201,10 @@ def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
 
 
 def _keep(directory: Path, manifest: pb.Checkpoint, config: FinetuneConfig, split: Data) -> None:
-    """Writes what later steps need of the training rows: some of them, and what tells all of them."""
+    """Writes what later steps need of the training rows: a sample of them, and the digests of all of them."""
     if config.keep_test_split:
         kept_rows.keep(directory, manifest, split.sample)
-    # Those that chose the best epoch are no measure of it either.
+    # Validation rows chose the best epoch, so later steps must not measure on them either.
     own = seen.learned(chain(split.train, split.validation))
     seen.keep(directory, manifest, np.append(own, split.parents.trained))
 
@@ -221,7 +221,7 @@ def _save_adapter(
     from tuneserve.finetune.export import merging
 
     merging.save(model, tokenizer, directory)
-    # A model card that is all placeholders.
+    # PEFT writes a model card that consists of placeholders.
     (directory / "README.md").unlink(missing_ok=True)
     merging.save_reference(directory, reference)
     if kept:

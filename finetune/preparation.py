@@ -1,4 +1,4 @@
-"""What a run begins with: all that may be wrong with its settings is found here, before anything is trained."""
+"""Prepares a run, and finds everything that may be wrong with its settings before anything is trained."""
 
 import logging
 from collections import Counter
@@ -20,19 +20,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that may begin."""
+    """A checked run that can be trained."""
 
     config: FinetuneConfig
     split: Data
-    train: Sequence[Row]  # the split's, and after them their changed copies
-    encoded: Sequence[Row]  # the same from `tokens.encode`
+    train: Sequence[Row]  # the split's rows, followed by their augmented copies
+    encoded: Sequence[Row]  # the same rows from `tokens.encode`
     target: Target
     tokenizer: Any
     bf16: bool
 
 
 def prepare(config: FinetuneConfig, split: Data) -> Ready:
-    """Checks, and encodes the training rows. Raises UserError."""
+    """Checks the run and encodes its training rows. Raises UserError."""
     target, tokenizer = check(config, split)
     bf16 = base_models.use_bf16(config.precision)
     split = usable(config, split, target, tokenizer)
@@ -41,14 +41,14 @@ def prepare(config: FinetuneConfig, split: Data) -> Ready:
     train = augmentation.augmented(split.train, config)
     encoded = encode(tokenizer, target, train, config.train_on)
     if more := len(encoded) - len(train):
-        logger.info("%d answers are rendered otherwise once others follow: each is learned in a row of its own", more)
+        logger.info("%d answers are rendered differently when turns follow: each is trained in a row of its own", more)
     return Ready(config, split, train, encoded, target, tokenizer, bf16)
 
 
 def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) -> Data:
-    """Returns the data without the rows of generation that there is nothing to learn of.
+    """Returns the data without the rows of generation that can't be trained on.
 
-    Raises UserError where that leaves none to train on or to measure.
+    Raises UserError if that leaves no rows to train on or to measure.
     """
     if config.task != "generation":
         return split
@@ -68,9 +68,9 @@ def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) 
 
 
 def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
-    """Returns what will be trained, no longer than the base model can read, and the tokenizer; reads no weights.
+    """Returns the target, with at most the length that the base model can read, and the tokenizer; reads no weights.
 
-    Raises UserError when the base model can't be served, or the teacher can't teach it.
+    Raises UserError if the base model can't be served, or the teacher does not fit it.
     """
     base_models.check_servable(config.task, config.base_model)
     augmentation.check(config)
@@ -79,7 +79,7 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
         tokenizer.chat_template = config.chat_template
     longest = base_models.max_length(config.base_model, tokenizer)
     if config.task == "generation":
-        # Measured through the server, where each call has to have room for one token to make.
+        # Quality is measured through the server, where each call needs room for one generated token.
         longest -= 1
     if config.max_length > longest:
         logger.warning("max_length is %d, the base model can be trained at %d: using that", config.max_length, longest)
@@ -90,14 +90,14 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
         max_length=min(config.max_length, longest),
     )
     if config.temperature_scaling:
-        # Late: it imports scipy.
+        # Imported late, because it imports scipy.
         from tuneserve.finetune.eval import temperature
 
         temperature.check(len(split.parents.unseen(split.validation)))
     if config.rdrop_alpha and not config.lora_dropout and not base_models.has_dropout(config.base_model):
         remedy = "leave it out" if config.method in ("full", "ia3") else "set lora_dropout: 0.1, or leave it out"
-        raise UserError(f"rdrop_alpha: {config.base_model} has no dropout: both of its passes are the same", remedy)
-    # Late: it imports torch.
+        raise UserError(f"rdrop_alpha: {config.base_model} has no dropout, so both passes would be the same", remedy)
+    # Imported late, because it imports torch.
     from tuneserve.finetune.train import distillation
 
     distillation.check(config, target, tokenizer)

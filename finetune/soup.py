@@ -1,7 +1,7 @@
-"""Several runs' weights averaged into one checkpoint: often better than each, and no slower to serve than one.
+"""Model soup: averages the weights of several runs. Often better than each of them, and no slower to serve than one.
 
-Runs from the same base model with other seeds, rates or epochs lie in one basin, and so does their mean (Wortsman et
-al. 2022). Of runs that do not, the mean is bad, and its metrics on the held-out rows say so.
+Runs from the same base model with other seeds, rates or epochs lie in one basin of the loss, and so does their mean
+(Wortsman et al. 2022). For other runs the mean is bad, and its metrics on the held-out rows show it.
 """
 
 import logging
@@ -30,8 +30,8 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
     _check(runs, manifests)
     first, manifest = runs[0], manifests[0]
     if any(one.HasField("temperature") for one in manifests):
-        # Each was fitted to its own model, on validation rows that are not kept.
-        logger.warning("the soup has no temperature: those of the runs do not fit it")
+        # Each temperature was fitted to its own model, on validation rows that are not kept.
+        logger.warning("the soup has no temperature: those of the runs don't fit it")
         manifest.ClearField("temperature")
     test = held_out_rows(first, manifest) if manifest.test_split.path else []
 
@@ -74,7 +74,7 @@ def _check(runs: Sequence[Path], manifests: Sequence[pb.Checkpoint]) -> None:
         for field in ("architecture", "task", "problem_type", "labels"):
             if getattr(manifest, field) != getattr(first, field):
                 raise UserError(f"{run}: another {field} than {runs[0]}", "average runs that differ in settings only")
-        # The rows that one run was tested on may be those that another was trained on.
+        # Otherwise, one run may have been trained on the test rows of another.
         if manifest.test_split.sha256 != first.test_split.sha256:
             raise UserError(f"{run}: other held-out rows than {runs[0]}", "train each with the same `test` file")
 
@@ -82,7 +82,7 @@ def _check(runs: Sequence[Path], manifests: Sequence[pb.Checkpoint]) -> None:
 def _keep_digests(directory: Path, manifest: pb.Checkpoint, runs: Sequence[Path]) -> None:
     digests = [one for run in runs if (one := seen.trained_on(run)) is not None]
     manifest.ClearField("trained_rows")
-    # Of some of the runs only, they would not tell all.
+    # The digests of only some of the runs would be incomplete.
     if len(digests) == len(runs):
         seen.keep(directory, manifest, np.concatenate(digests))
 

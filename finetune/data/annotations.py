@@ -6,7 +6,7 @@
     Label Studio    "label": [{"start", "end", "text", "labels": [label]}, ...] in JSON-MIN; in JSON
                     "data": {"text"}, "annotations": [{"result": [{"value": {"start", "end", "text", "labels"}}]}]
 
-Places count code points. Label Studio's count UTF-16 units, as browsers do: the `text` that was marked tells.
+Offsets count code points. Label Studio's may count UTF-16 units, as browsers do: the marked `text` shows which.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,7 @@ _NAMES = ("entities", "spans", "label", "labels")
 def read(raw: Row) -> tuple[str, list[tuple[int, int, Any]]]:
     """Returns the text of a row and (start, end, label) of its entities, in order, without white space at their ends.
 
-    Raises ValueError with the reason for what is no text with spans that lie within it side by side.
+    Raises ValueError with the reason if the text is missing, or a span is not within it or overlaps another.
     """
     text, marks = _label_studio(raw) if "annotations" in raw and isinstance(raw.get("data"), dict) else _plain(raw)
     spans = sorted((_span(text, mark) for mark in marks), key=lambda span: span[:2])
@@ -35,9 +35,9 @@ def read(raw: Row) -> tuple[str, list[tuple[int, int, Any]]]:
 
 def _plain(raw: Row) -> tuple[str, list[Any]]:
     if raw.get("answer", "accept") != "accept":
-        raise ValueError(f"answer is {raw['answer']!r}: export accepted ones alone (prodigy db-out --answer accept)")
+        raise ValueError(f"answer is {raw['answer']!r}: export accepted rows only (prodigy db-out --answer accept)")
     name = next((name for name in _NAMES if isinstance(raw.get(name), list)), None)
-    # JSON-MIN has no key for a text in which nothing was marked.
+    # JSON-MIN has no `label` key for a text in which nothing was marked.
     if name is None and "annotation_id" not in raw:
         raise ValueError(f"no tokens and tags, nor text and entities; found {', '.join(raw)} (map with `columns`)")
     return _text(raw.get("text")), raw[name] if name else []
@@ -54,7 +54,7 @@ def _label_studio(raw: Row) -> tuple[str, list[Any]]:
     if len(done) != 1:
         raise ValueError(f"{len(done)} annotations: export tasks with one, or with one that is the ground truth")
     marks = [result.get("value", {}) for result in done[0]["result"]]
-    # Other questions about the text may have been answered, too.
+    # The annotation may also hold results of another type, which are no spans.
     return _text(texts[0]), [mark for mark in marks if "labels" in mark]
 
 
@@ -74,7 +74,7 @@ def _span(text: str, mark: Any) -> tuple[int, int, Any]:
         raise ValueError(f"entity {start} to {end} is empty, or not within the text's {len(text)} characters")
     first, last = entities.trimmed(text, start, end)
     if first == last:
-        raise ValueError(f"entity {start} to {end} is white space alone")
+        raise ValueError(f"entity {start} to {end} is only white space")
     return first, last, label
 
 

@@ -1,7 +1,6 @@
-"""More rows out of few: copies of training rows in which words are missing, have changed places, or say the same
-otherwise (Wei and Zou 2019).
+"""Data augmentation: copies of training rows with words dropped, swapped, or replaced by synonyms (Wei and Zou 2019).
 
-Made once, before training, from the seed: the same rows each time, in the report and after a kill.
+The copies are made once, before training, from the seed: the report and a resumed run have the same rows.
 """
 
 import random
@@ -16,18 +15,18 @@ from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.spool import Spool
 from tuneserve.rows import Row
 
-# Words as a dictionary has them: no names, which begin with a capital, and no parts of don't or co-op.
+# Words that a dictionary may have: no names, which begin with a capital, and no parts of don't or co-op.
 _WORD = re.compile(r"(?<![\w'’-])[a-z]+(?![\w'’-])")
 
 
 def check(config: FinetuneConfig) -> None:
-    """Raises UserError when what makes the copies is not there."""
+    """Raises UserError if synonyms are wanted and WordNet is not installed."""
     if config.augment_copies and config.synonyms:
         _wordnet()
 
 
 def augmented(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
-    """Returns the rows and, after them, `augment_copies` changed copies of each, without those that came out equal."""
+    """Returns the rows and, after them, `augment_copies` changed copies of each, unchanged ones left out."""
     if not config.augment_copies:
         return rows
     chance = random.Random(config.seed)
@@ -43,12 +42,12 @@ def _copy(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
 
 
 def _around_entities(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:
-    """Changes only words that no entity has a part in: the entities stay, and their order."""
+    """Changes only words outside of entities: the entities and their order stay as they are."""
     text, spans = "", [dict(one) for one in row["entities"]]
     for word in re.finditer(r"\s*\S+", row["text"]):
         inside = [place for place, one in enumerate(row["entities"]) if _overlap(one, word)]
         for place in inside:
-            # Of those that go over several words, each says the same: nothing is left out between them.
+            # An entity of several words is moved once for each, to the same place: nothing is dropped between them.
             spans[place] |= {key: row["entities"][place][key] - word.start() + len(text) for key in ("start", "end")}
         if inside:
             text += word[0]
@@ -74,7 +73,7 @@ def _changed(text: str, config: FinetuneConfig, chance: random.Random) -> str:
 
 
 def _said_otherwise(text: str, config: FinetuneConfig, chance: random.Random) -> str:
-    """Returns the text with `synonyms` of its words replaced by others of one meaning, where WordNet knows some."""
+    """Returns the text with the share `synonyms` of its words replaced by synonyms, where WordNet has one."""
 
     def other(match: re.Match[str]) -> str:
         known = _synonyms(match[0]) if chance.random() < config.synonyms else ()
@@ -85,14 +84,14 @@ def _said_otherwise(text: str, config: FinetuneConfig, chance: random.Random) ->
 
 @lru_cache(100_000)
 def _synonyms(word: str) -> tuple[str, ...]:
-    """Returns what else is said for a word, in the meaning that it has most often."""
+    """Returns the synonyms of a word in its most frequent meaning."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     meanings = [] if word in ENGLISH_STOP_WORDS else _wordnet().lemmas(word)
     if not meanings:
         return ()
     commonest = max(meanings, key=lambda lemma: lemma.count())
-    # One word for one word: a token stays a token.
+    # Only synonyms of one word, so that the number of words stays the same.
     return tuple(name for name in commonest.synset().lemma_names() if name.isalpha() and name.lower() != word)
 
 
@@ -105,6 +104,6 @@ def _wordnet() -> Any:
     except LookupError:
         raise UserError(
             "synonyms is given, and WordNet is not on this machine",
-            "python -m nltk.downloader wordnet, or its folder as corpora/wordnet where NLTK_DATA says",
+            "python -m nltk.downloader wordnet, or put its folder at corpora/wordnet below NLTK_DATA",
         ) from None
     return wordnet

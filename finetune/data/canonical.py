@@ -1,4 +1,4 @@
-"""One raw row, of any of the formats that people have, checked into its canonical form (tuneserve.rows).
+"""Checks a raw row of any supported format, and converts it into the canonical form (tuneserve.rows).
 
 Nothing here needs torch or a tokenizer.
 """
@@ -22,7 +22,7 @@ def row(raw: Row, config: FinetuneConfig) -> Row:
     return _CANONICAL[config.task](_chosen(raw, config), config)
 
 
-# Of each task, forms of which a row has one, and where it has more, the one that `columns` names.
+# The forms of a row, by task. A row that has several of them is read in the form that `columns` names.
 _FORMS: dict[str, list[tuple[set[str], ...]]] = {
     "sequence-classification": [],
     "token-classification": [
@@ -36,7 +36,7 @@ _FORMS: dict[str, list[tuple[set[str], ...]]] = {
 def _chosen(raw: Row, config: FinetuneConfig) -> Row:
     named = set(config.columns or ())
     others: set[str] = set()
-    # A template has columns of any name in it.
+    # The columns of a template may have any name.
     for forms in _FORMS[config.task] if not config.prompt_template else ():
         if any(named & form for form in forms):
             others.update(*(form for form in forms if not named & form))
@@ -62,7 +62,7 @@ def _good_text(value: Any, name: str) -> str:
 
 
 def _label(value: Any, name: str) -> str:
-    # Class numbers are common; true and false are what YAML and JSON make of yes and no.
+    # Labels are often class numbers; true and false are what YAML and JSON make of yes and no.
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise BadRow(f"{name} is {value}")
@@ -74,7 +74,7 @@ def _sequence_row(raw: Row, config: FinetuneConfig) -> Row:
     row: Row = {"text": _text(raw, "text")}
     if "head" in raw or "tail" in raw:
         row["text"] = _marked(row["text"], raw.get("head"), raw.get("tail"))
-    # An empty cell, of a file in which other rows have one.
+    # An empty cell: only some rows of the file have a text_pair.
     if raw.get("text_pair") is not None and raw["text_pair"] != "" and not str(raw["text_pair"]).isspace():
         row["text_pair"] = _text(raw, "text_pair")
     if config.problem_type == "multi-label":
@@ -106,9 +106,9 @@ def _number(value: Any) -> float:
 
 
 def _marked(text: str, head: Any, tail: Any) -> str:
-    """Returns the text with signs around two of its parts, as who asks the model for their relation has to give it.
+    """Returns the text with marks around head and tail. Callers of the served model have to mark them in the same way.
 
-    Signs that every tokenizer knows (Zhou and Chen 2021), so that no new token has to be learned.
+    The marks are signs that every tokenizer knows (Zhou and Chen 2021), so that no new token has to be learned.
     """
     spans = []
     for name, span, sign in (("head", head, "@"), ("tail", tail, "#")):
@@ -143,14 +143,14 @@ def _token_row(raw: Row, config: FinetuneConfig) -> Row:
     return entities.from_words(words, iob2([_label(tag, "tag") for tag in tags]))
 
 
-# Prefixes of the schemes that say more (BILOU, IOBES, BMES), as IOB2 has them.
+# The prefixes of BILOU, IOBES and BMES that IOB2 lacks, and what they are in IOB2.
 _PREFIXES = {"B": "B", "I": "I", "M": "I", "L": "I", "E": "I", "U": "B", "S": "B"}
 
 
 def iob2(tags: Sequence[str]) -> list[str]:
-    """Returns IOB2 tags for those of IOB1, IOB2, BILOU, IOBES or BMES: every entity begins with B-.
+    """Converts tags of IOB1, IOB2, BILOU, IOBES or BMES to IOB2: every entity begins with B-.
 
-    Raises BadRow for a tag of none of them.
+    Raises BadRow for a tag of another scheme.
     """
     fixed: list[str] = []
     for tag in tags:
@@ -174,7 +174,7 @@ def _generation_row(raw: Row, config: FinetuneConfig) -> Row:
     if "conversations" in raw:
         return _chat(raw, _from_sharegpt(raw))
     if "instruction" in raw and "output" in raw:
-        # Alpaca: what is given besides the instruction is often an empty text.
+        # Alpaca: `input` is often an empty text.
         asked = [_text(raw, "instruction"), *([_text(raw, "input")] if raw.get("input") else [])]
         turns = [{"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": raw["output"]}]
         return _chat(raw, [*_system(raw), *turns])
@@ -205,7 +205,7 @@ def _from_sharegpt(raw: Row) -> list[Any]:
     return _system(raw) + [{"role": _SHAREGPT[turn["from"]], "content": turn.get("value")} for turn in turns]
 
 
-# Of a message, besides its role and content: what templates for tools read.
+# The keys of a message, besides role and content, that chat templates with tools read.
 _TOOL_KEYS = ("tool_calls", "tool_call_id", "name")
 
 
@@ -217,13 +217,13 @@ def _chat(raw: Row, value: Any) -> Row:
         if message.get("role") not in ("system", "user", "assistant", "tool"):
             raise BadRow(f"message {number}: role is {message.get('role')!r}, not system, user, assistant or tool")
         more = {key: message[key] for key in _TOOL_KEYS if message.get(key)}
-        # An assistant that calls a tool may say nothing.
+        # An assistant's message that calls a tool may have no content.
         content = message.get("content") or "" if "tool_calls" in more else message.get("content")
         if "tool_calls" not in more:
             content = _good_text(content, f"content of message {number}")
         messages.append({"role": message["role"], "content": content} | more)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise BadRow("messages does not end with an assistant's answer to something")
+        raise BadRow("messages does not end with an assistant's answer")
     tools = raw.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise BadRow("tools is not a list of JSON objects")

@@ -1,4 +1,5 @@
-"""The data of a run: every row of its files checked, all problems at once; then train, validation and test.
+"""The data of a run: checks every row of its files, reports all problems at once, and splits into train, validation
+and test.
 
 Nothing here needs torch or a tokenizer.
 """
@@ -26,34 +27,34 @@ from tuneserve.rows import Row, digest, dumps, input_key
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 20
-NUMBER = "score"  # what the one output of a regression is called
+NUMBER = "score"  # the name of a regression's only output
 
 
 @dataclass(frozen=True)
 class Data:
-    """Everything a run trains and is measured on. The rows are on disk, and read when they are asked for."""
+    """All rows that a run trains on and is measured on. They are on disk, and are read when they are accessed."""
 
     train: Sequence[Row]
     test: Sequence[Row]
-    validation: Sequence[Row]  # of the training rows: tells which epoch was best; empty unless asked for
+    validation: Sequence[Row]  # a part of the training rows, to choose the best epoch; empty unless asked for
     labels: list[str]  # the position is the class index; empty for generation
     names: list[str]  # what rows are labelled with: the labels, or the types of entities
-    duplicates: int  # training rows dropped because their input is in the test rows, these or the old ones
-    old: Old = field(default_factory=Old)  # what training goes on from
-    replayed: int = 0  # training rows that are old ones
-    sample: Sequence[Row] = ()  # what the checkpoint keeps of all that was learned, in this run and before
-    learned: int = 0  # how many rows these are
-    parents: Parents = field(default_factory=Parents)  # what the models that it learns from have seen
-    left_out: Mapping[str, int] = field(default_factory=dict)  # rows that nothing can be learned of, by reason
+    duplicates: int  # training rows dropped because their input is in the new or the old test rows
+    old: Old = field(default_factory=Old)  # the checkpoint that training continues from
+    replayed: int = 0  # how many training rows are old ones
+    sample: Sequence[Row] = ()  # kept in the checkpoint: a sample of all rows trained on, in this run and before
+    learned: int = 0  # how many rows were trained on, in this run and before
+    parents: Parents = field(default_factory=Parents)  # the rows that base model and teacher have seen
+    left_out: Mapping[str, int] = field(default_factory=dict)  # number of unusable rows, by reason
 
     def label_distribution(self, of: Sequence[Row] | None = None) -> dict[str, float]:
-        """Returns the share of each label in rows (the training rows): of texts, or of entities for tokens."""
+        """Returns each label's share of the rows (default: the training rows), or of the entities, for tokens."""
         counts = Counter(chain.from_iterable(map(counted_labels, self.train if of is None else of)))
         total = sum(counts.values())
         return {name: counts[name] / total for name in self.names} if total else {}
 
     def repeated(self) -> tuple[int, int]:
-        """Returns how many training rows have the input of an earlier one, and how many of these another answer."""
+        """Returns how many training rows repeat an earlier input, and how many of these have another answer."""
         digests = bytearray()
         for row in self.train:
             digests += digest(input_key(row))
@@ -63,13 +64,13 @@ class Data:
 
 
 def left_out(split: Data) -> str:
-    """Returns how many rows nothing can be learned of, as a line for people."""
+    """Returns a line for people that says how many rows are unusable, and why."""
     reasons = ", ".join(f"{count} with {reason}" for reason, count in split.left_out.items())
     return f"{sum(split.left_out.values())} rows are left out: {reasons}"
 
 
 class _Problems:
-    """Bad rows: how many, and the first of them."""
+    """The number of bad rows, and the first messages about them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -82,10 +83,10 @@ class _Problems:
 
 
 def load(config: FinetuneConfig) -> Data:
-    """Reads, checks and splits. The same files and settings always give the same rows in the same order.
+    """Reads, checks and splits the data. The same files and settings always give the same rows in the same order.
 
-    Raises UserError with the number of bad rows and the first of them as `file:line: reason`, and StepFailed when the
-    disk has no room for the rows.
+    Raises UserError with the number of bad rows and the first of them as `file:line: reason`, and StepFailed if the
+    disk is full.
     """
     old, before = previous.load(config), parents.load(config)
     problems, table = _Problems(), Table()
@@ -99,7 +100,7 @@ def load(config: FinetuneConfig) -> Data:
     replay = read(config.replay) if config.replay else sampled if config.replay_share else np.arange(0)
     labels = []
     with suppress(UserError) if problems.count else nullcontext():
-        # Where rows are bad, the labels of the others may be too few: that is told once these are corrected.
+        # With bad rows left out, labels may be missing: labels are checked once the rows are corrected.
         labels = _labels(config, names, old.labels)
     if labels:
         _check_labels(config, table, _names(config, labels), problems)
@@ -122,7 +123,7 @@ def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iter
             problems.add(f"{where}: {raw}")
             continue
         missing = [name for name in columns.values() if name not in raw]
-        # The rows of a file have the same columns: the first row tells of a wrong mapping.
+        # All rows of a file have the same columns: a wrong mapping shows in the first row.
         if seen == 1 and missing:
             raise UserError(
                 f"{where}: no column {missing[0]}, which `columns` names", "found: " + ", ".join(map(str, raw))
@@ -139,16 +140,16 @@ def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iter
             problems.add(f"{where}: {error}")
         else:
             group = raw.get(config.group_column) if config.group_column else None
-            # Without one, a row is of no group.
+            # A row without a value belongs to no group.
             yield where, row if group in (None, "") else row | {GROUP: dumps({GROUP: group})}
     if not seen:
         raise UserError(f"{source}: no rows")
 
 
 def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) -> list[str]:
-    """Returns the class names in their order: as given, or the old ones and then the new ones found, sorted.
+    """Returns the class names in order: as given, or the old ones followed by the new ones found, sorted.
 
-    For tokens, O and then B- and I- of each type.
+    For tokens: O, and then B- and I- of each type.
     """
     if config.task == "generation":
         return []
@@ -157,7 +158,7 @@ def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) ->
     known = dict.fromkeys(_names(config, old))
     names = list(config.labels) if config.labels else list(dict.fromkeys([*known, *sorted(found)]))
     if lacking := [name for name in known if name not in names]:
-        raise UserError(f"labels: {lacking[0]} is missing", "the checkpoint that training goes on from knows it")
+        raise UserError(f"labels: {lacking[0]} is missing", "the checkpoint that training continues from has it")
     if config.task == "token-classification":
         if wrong := [name for name in names if name == "O" or name.startswith(("B-", "I-"))]:
             raise UserError(f"labels: {wrong[0]} is a tag", "give entity types, without O, B- and I-")
@@ -168,7 +169,7 @@ def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) ->
 
 
 def _names(config: FinetuneConfig, labels: Sequence[str]) -> list[str]:
-    """Returns what rows are labelled with: a text's label may be called O, or B-cell, and is no tag by that."""
+    """Returns what rows are labelled with. The label of a text may be called O or B-cell without being a tag."""
     return entities.types(labels) if config.task == "token-classification" else list(labels)
 
 
@@ -179,7 +180,7 @@ def _check_labels(config: FinetuneConfig, table: Table, names: Sequence[str], pr
             raise UserError(f"class_weights: {wrong[0]!r} is not a label", "allowed: " + ", ".join(allowed))
     if set(chain.from_iterable(table.label_sets)) <= set(names):
         return
-    # Where they are nobody noted: the files are read once more.
+    # Their places in the files were not stored, so the files are read once more.
     for source in filter(None, (config.train, config.test, config.replay)):
         for where, row in _canonical(config, source, _Problems()):
             if unknown := [label for label in counted_labels(row) if label not in names]:
@@ -209,7 +210,8 @@ def _split(
         test = given[np.logical_or(*table.known(given, before.trained, before.held_out))]
         if len(test) < len(given):
             logger.warning(
-                "test: %d of %d rows are left out: what this run goes on from, or its teacher, was trained on them",
+                "test: %d of %d rows are left out: the model that this run continues from, or its teacher, "
+                "was trained on them",
                 len(given) - len(test),
                 len(given),
             )
@@ -227,7 +229,7 @@ def _split(
     sampled = table.without(table.apart(sampled, held_out), kept)
     new = kept
     replay = shuffled(replay, order)
-    # Where new and old rows ask the same, the new ones know better.
+    # If a new and an old row have the same input, the new one is used.
     replay = table.without(table.apart(replay, held_out), kept)
     replay = _share(table, replay, config.replay_share or 0.0, len(kept))
     kept, validation = np.append(kept, replay), np.arange(0)
@@ -240,11 +242,11 @@ def _split(
         )
         hint = "of more groups, as each is on one side" if config.group_column else "data"
         if len(before.trained) and not len(test):
-            counts += ": what it goes on from, or its teacher, was trained on the others"
+            counts += ": the model that it continues from, or its teacher, was trained on the others"
         raise UserError(counts, f"each needs some: give more {hint}")
     replayed = len(kept) - len(table.without(kept, replay))
     rows = table.rows.view
-    # Old held-out rows stay so; where the new data has them too, as it has them.
+    # Old held-out rows stay held out; if the new data has them too, with the labels of the new data.
     test = np.append(test, table.without(carried, test))
     new = new[np.isin(new, validation, invert=True)]
     before_it = max(0, old.learned - again)
@@ -265,10 +267,10 @@ def _split(
 
 
 def _share(table: Table, replay: Places, share: float, new: int) -> Places:
-    """Returns as many of the old rows as make up their share beside so many new ones, each label in proportion."""
+    """Returns as many old rows as make up `share` beside `new` new ones, each label in proportion."""
     wanted = round(new * share / (1 - share))
     if wanted < len(replay):
         return table.stratified(replay, wanted / len(replay))[1]
     if len(replay):
-        logger.info("replay: all %d old rows, of the %d that replay_share is", len(replay), wanted)
+        logger.info("replay: all %d old rows are used; replay_share asks for %d", len(replay), wanted)
     return replay

@@ -1,4 +1,4 @@
-"""Files and hub data sets as raw rows: what is in them, and where, for messages. Checks no content."""
+"""Reads files and hub data sets into raw rows, each with its place for messages. Does not check the content."""
 
 import csv
 import json
@@ -10,12 +10,12 @@ from typing import Any
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FORMATS
 
-# (where it is, the row or why it is none)
+# (where it is, the row or the reason why it can't be parsed)
 Raw = tuple[str, dict[str, Any] | str]
 
-_EXAMPLE = re.compile(r'\[\s*"')  # of spaCy's: [text, {"entities": ...}]
-_BETWEEN = re.compile(r"[\s,]*")  # of two values in a JSON array
-_BATCH = 1024  # rows of Parquet that are in memory together
+_EXAMPLE = re.compile(r'\[\s*"')  # the beginning of an example of spaCy: [text, {"entities": ...}]
+_BETWEEN = re.compile(r"[\s,]*")  # between two values of a JSON array
+_BATCH = 1024  # rows of Parquet that are read into memory at once
 
 
 def read(source: str, format: str | None = None) -> Iterator[Raw]:
@@ -53,7 +53,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _json(path: Path) -> Iterator[Raw]:
-    """One object or example of spaCy's a line, or an array of them: that is read whole."""
+    """One object or spaCy example a line, or an array of them, which is read into memory whole."""
     with path.open(encoding="utf-8-sig") as file:
         first = next((line.lstrip() for line in file if line.strip()), "")
     yield from _array(path) if first.startswith("[") and not _EXAMPLE.match(first) else _jsonl(path)
@@ -75,7 +75,7 @@ def _array(path: Path) -> Iterator[Raw]:
     place, decoder = text.index("[") + 1, json.JSONDecoder()
     line = 1 + text.count("\n", 0, place)
     for value in values:
-        # Decoded again, for the line that it begins in.
+        # Decoded value by value once more, to find the line in which each begins.
         start = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
         line += text.count("\n", place, start)
         _, place = decoder.raw_decode(text, start)
@@ -113,7 +113,7 @@ def _csv(path: Path) -> Iterator[Raw]:
                 elif cells:
                     yield where, f"{len(cells)} columns, the header has {len(header)}"
         except csv.Error as error:
-            # What follows a broken quote can't be told apart any more.
+            # Rows after a broken quote can't be told apart any more.
             yield f"{path.name}:{start}", f"not CSV: {error}"
 
 
@@ -144,7 +144,7 @@ def _conll(path: Path) -> Iterator[Raw]:
             yield start, problem or {"tokens": list(tokens), "tags": list(tags)}
 
     for where, line in _lines(path):
-        # Tabs, where there are any, separate columns, so that a token may hold other white space.
+        # In a line with tabs, only these separate columns: a token may contain other white space.
         cells = line.split("\t") if "\t" in line else line.split()
         if not any(cell.strip() for cell in cells) or cells[0] == "-DOCSTART-":
             yield from sentence()
@@ -169,7 +169,7 @@ def _hub(source: str) -> Iterator[Raw]:
     try:
         data = datasets.load_dataset("/".join(parts), config, split=split or "train")
     except Exception as error:
-        # The library raises a different type for each way a hub can fail.
+        # The library raises another exception type for each way in which the hub can fail.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"data set {source} could not be loaded: {reason}",
@@ -190,5 +190,5 @@ def _class_names(feature: Any) -> list[str]:
 def _named(value: Any, names: list[str]) -> Any:
     if isinstance(value, list):
         return [_named(item, names) for item in value]
-    # -1 is the hub's way to say "no label"; it stays a number and is reported as a bad row.
+    # On the hub, -1 means "no label"; it stays a number and is reported as a bad row.
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

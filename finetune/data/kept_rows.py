@@ -1,5 +1,5 @@
-"""Some of the rows that were learned, kept inside the checkpoint: quantizing calibrates with them, never with held-out
-ones, and what goes on from it may replay them."""
+"""Training rows that are kept in the checkpoint: quantize calibrates with them, never with held-out rows, and a run
+that continues from the checkpoint may replay them."""
 
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Several short rows in one sequence, so that little is padding: positions begin again with each of them.
+"""Packing: several short rows in one sequence, to reduce padding. Positions restart with each row.
 
-Transformers makes of such positions a mask in which no row sees another, where it is given no mask. Whether a model
-keeps to that is tried before it is trained: one that has no attention, or positions of its own, does not.
+Given such positions and no mask, transformers builds a mask in which no row attends to another. Models without
+attention, or with positions of their own, don't keep to that: `check` tries it before training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from tuneserve.finetune.data.spool import Spool
 from tuneserve.finetune.data.tokens import IGNORED
 from tuneserve.rows import Row
 
-# Rows in memory: a multiple of the thousand that TRL packs together, so that it is as if all were given to it.
+# Rows in memory: a multiple of the thousand that TRL packs together, so that the result is that of all at once.
 _AT_ONCE = 10_000
-# Logits are sums in another order, no more.
+# Logits may differ only because sums are computed in another order.
 _TOLERANCE = 1e-3
 
 
 def packed(encoded: Sequence[Row], max_length: int) -> Spool:
     """Returns `input_ids`, `labels` and `position_ids` of fewer, longer rows, none longer than `max_length`.
 
-    Each goes to the fullest one that it fits into, the longest first, a thousand rows at a time.
+    Best fit, longest rows first, a thousand rows at a time: each goes into the fullest sequence that has room for it.
     """
     starts = range(0, len(encoded), _AT_ONCE)
     return Spool(row for start in starts for row in _packed(encoded[start : start + _AT_ONCE], max_length))
@@ -40,7 +40,7 @@ def _packed(encoded: Sequence[Row], max_length: int) -> Iterator[Row]:
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Returns a batch without a mask: what fills its rows up is one more row of theirs, which nobody sees."""
+    """Returns a batch without a mask: the padding of a sequence is one more packed row, which no other row sees."""
     longest = max(len(row["input_ids"]) for row in rows)
 
     def filled(name: str, filling: Sequence[int]) -> torch.Tensor:
@@ -54,7 +54,7 @@ def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
 
 
 def check(model: Any) -> None:
-    """Raises UserError for a model in which rows that are packed see each other."""
+    """Raises UserError for a model in which packed rows attend to each other."""
     ids = torch.tensor([[3, 5, 4, 6, 5, 3, 4]], device=model.device)
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=model.device)
     training = model.training
@@ -65,10 +65,8 @@ def check(model: Any) -> None:
             together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:]
         apart = bool((alone - together).abs().max() <= _TOLERANCE * alone.abs().max())
     except TypeError:
-        # It takes no positions.
+        # The model takes no position_ids.
         apart = False
     model.train(training)
     if not apart:
-        raise UserError(
-            f"packing: in {type(model).__name__} rows that are packed would see each other", "leave packing out"
-        )
+        raise UserError(f"packing: in {type(model).__name__} packed rows would see each other", "leave packing out")

@@ -1,7 +1,7 @@
-"""What the models that a run learns from have seen: what it goes on from, and its teacher.
+"""The rows that a run's parents have seen: the base model (or the checkpoint to continue from) and the teacher.
 
-Rows that one of them was trained on are never held out, and rows that one of them held out stay so: then each is
-measured on rows that it did not learn, and all on the same ones.
+Rows that a parent was trained on are never held out, and rows that a parent held out stay held out: so each model is
+measured on rows that it was not trained on, and all on the same rows.
 """
 
 import logging
@@ -22,23 +22,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parents:
-    """Digests of inputs; none for models that were not made here."""
+    """Digests of the parents' inputs; empty for models that tuneserve did not train."""
 
     trained: Digests = field(default_factory=NONE.copy)
     held_out: Digests = field(default_factory=NONE.copy)
 
     def unseen(self, rows: Iterable[Row]) -> list[Row]:
-        """Returns the rows that none of them was trained on."""
+        """Returns the rows that no parent was trained on."""
         known = set(self.trained.tolist())
         return [row for row in rows if seen.inputs([row])[0] not in known]
 
 
 def load(config: FinetuneConfig) -> Parents:
-    """Reads what the checkpoints keep. Raises UserError for rows that are not those of a manifest."""
+    """Reads the digests from the parents' checkpoints. Raises UserError if the rows there don't match the manifest."""
     trained, held_out = [NONE], [NONE]
     for source in filter(None, (config.base_model, config.teacher)):
         directory = Path(source)
-        # Of others nobody knows what they have seen, and so nobody is told.
+        # Nothing is known of the rows of other models, so there is no warning either.
         if not (directory / checkpoint.MANIFEST).exists():
             continue
         manifest = checkpoint.read_manifest(directory)
@@ -47,7 +47,7 @@ def load(config: FinetuneConfig) -> Parents:
         digests = seen.trained_on(directory)
         if digests is None:
             logger.warning(
-                "%s does not tell what it was trained on: rows that are held out now may be among that", directory
+                "%s does not say what it was trained on: rows that are held out now may be among those", directory
             )
         else:
             trained.append(digests)

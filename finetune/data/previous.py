@@ -1,7 +1,7 @@
-"""The checkpoint that training goes on from (`continue_from`): its labels, and the rows that it keeps.
+"""The checkpoint that training continues from (`continue_from`): its labels, and the rows that it keeps.
 
-Its held-out rows are never trained on. The training rows that a checkpoint keeps are a sample of all that was learned
-so far, each with the same chance (a reservoir).
+Its held-out rows are never trained on. The training rows that a checkpoint keeps are a uniform sample of all rows
+trained on so far (reservoir sampling).
 """
 
 from collections.abc import Sequence
@@ -17,28 +17,29 @@ from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.spool import Places
 from tuneserve.rows import Row
 
-LEARNED = "learned_rows"  # of all generations together
+LEARNED = "learned_rows"  # number of rows trained on, in all generations together
 
 
 @dataclass(frozen=True)
 class Old:
-    """What training goes on from; empty for a base model."""
+    """What is read from the checkpoint that training continues from; empty for a base model."""
 
     labels: tuple[str, ...] = ()  # the position is the class index
-    test: Sequence[Row] = ()  # its held-out rows; empty where it keeps none
-    train: Sequence[Row] = ()  # training rows that it keeps: a sample of those that it and what came before it learned
-    learned: int = 0  # how many these are
+    test: Sequence[Row] = ()  # its held-out rows; empty if it keeps none
+    train: Sequence[Row] = ()  # the training rows that it keeps: a sample of all generations' rows
+    learned: int = 0  # number of rows that it and its ancestors were trained on
 
 
 def load(config: FinetuneConfig) -> Old:
-    """Returns what the checkpoint of `continue_from` knows. Raises UserError when training can't go on from it."""
+    """Reads the checkpoint of `continue_from`. Raises UserError if training can't continue from it."""
     if not config.continue_from:
         return Old()
     directory = Path(config.continue_from)
     manifest = checkpoint.load(directory)
     if manifest.quantization:
         raise UserError(
-            f"continue_from: {directory} is quantized", "go on from what was quantized, and quantize the result"
+            f"continue_from: {directory} is quantized",
+            "continue from the checkpoint that was quantized, and quantize the result",
         )
     if not any(step.name == "finetune" for step in manifest.lineage):
         raise UserError(f"continue_from: {directory} was not trained here", "give it as base_model")
@@ -56,20 +57,20 @@ def load(config: FinetuneConfig) -> Old:
     train = kept_rows(directory, manifest.calibration_split, "`replay`") if keeps else ()
     test = held_out_rows(directory, manifest) if manifest.test_split.path else ()
     trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
-    # Older checkpoints kept rows of their last training alone.
+    # Older checkpoints kept rows of their last training only.
     learned = int(trained.metrics[LEARNED] if LEARNED in trained.metrics else trained.metrics["train_rows"])
     return Old(tuple(manifest.labels), test, train, max(learned, len(train)))
 
 
 def sample(new: Places, old: Places, learned: int, size: int, seed: int) -> Places:
-    """Returns `size` of all rows that were learned, or all of them, each with the same chance.
+    """Returns a uniform sample of `size` of all rows trained on, or all of them if there are fewer.
 
-    `new`: this run's, in random order; `old`: such a sample of the `learned` rows before it.
+    `new`: rows of this run, in random order; `old`: such a sample of the `learned` rows of earlier runs.
     """
     if not len(old):
         return new[:size]
     chance = np.random.default_rng(seed)
-    # How many of a sample of all are old.
+    # How many rows of such a sample are old ones.
     drawn = min(int(chance.hypergeometric(learned, len(new), min(size, learned + len(new)))), len(old))
     found: Places = np.append(chance.choice(old, drawn, replace=False), new[: size - drawn])
     return chance.permutation(found)

@@ -1,7 +1,7 @@
-"""Which rows are held out, drawn by their places: the rows themselves stay on disk.
+"""Chooses the rows that are held out, by their places: the rows themselves stay on disk.
 
-The same rows and seed always give the same places in the same order. Rows of one group, and conversations of which one
-goes on from where another ends, are drawn together.
+The same rows and seed always give the same places in the same order. Rows of one group are drawn together, and so are
+conversations of which one continues another.
 """
 
 import random
@@ -18,31 +18,31 @@ from tuneserve.finetune.data.spool import Places, Spool
 from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
 from tuneserve.seen import Digests
 
-GROUP = "group"  # what a row that is added says of its group, if it is of one; not kept
+GROUP = "group"  # the key of a row's group, if it has one; removed when the row is added
 
 
 class Table:
-    """Rows on disk, and in memory what tells them apart: 24 bytes each, and 24 for each group and earlier answer.
+    """Rows on disk, with digests in memory: 24 bytes a row, and 24 more for its group and each of its earlier answers.
 
-    Rows are added first, and then drawn.
+    All rows are added before any are drawn.
     """
 
     def __init__(self) -> None:
         self.rows = Spool()
-        self.label_sets: dict[tuple[str, ...], int] = {}  # all that rows have, numbered
+        self.label_sets: dict[tuple[str, ...], int] = {}  # every set of labels that occurs, and its number
         self._inputs = bytearray()
-        self._labels = array("d")  # the number of a row's labels, or the number that is its label
-        self._groups, self._grouped = bytearray(), array("q")  # digests of groups, and the row that is of each
-        self._earlier, self._longer = bytearray(), array("q")  # of what a row's earlier answers answer, and that row
+        self._labels = array("d")  # the number of each row's set of labels; for regression, the label itself
+        self._groups, self._grouped = bytearray(), array("q")  # digests of groups, and the rows that belong to them
+        self._earlier, self._longer = bytearray(), array("q")  # digests of inputs of earlier answers, and their rows
 
     def add(self, rows: Iterable[Row]) -> Places:
-        """Returns the places that the rows got. Raises StepFailed when the disk is full."""
+        """Adds rows and returns their places. Raises StepFailed when the disk is full."""
         start = len(self.rows)
         self.rows.extend(map(self._noted, rows))
         return np.arange(start, len(self.rows))
 
     def _noted(self, row: Row) -> Row:
-        # Each row before it has its labels noted.
+        # There is one entry of `_labels` for each earlier row.
         place = len(self._labels)
         if group := row.pop(GROUP, None):
             self._groups += digest(group)
@@ -57,34 +57,35 @@ class Table:
         return row
 
     def without(self, places: Places, others: Places) -> Places:
-        """Returns the places of rows whose input is in none of the others."""
+        """Returns the places of rows whose input is not among those of `others`."""
         return places[np.isin(self._first[places], self._first[others], invert=True)]
 
     def apart(self, places: Places, others: Places) -> Places:
-        """Returns the places of rows that have no input of the others, and are not drawn together with any of them."""
+        """Returns the places of rows that share no input with `others`, and are not drawn together with any of them."""
         return self.without(places[np.isin(self._units[places], self._units[others], invert=True)], others)
 
     def among(self, places: Places, digests: Digests) -> NDArray[np.bool_]:
-        """Returns which rows have an input of these digests."""
+        """Returns a mask: which rows have an input with one of these digests."""
         return np.isin(np.frombuffer(self._inputs, digests.dtype), digests)[places]
 
     def known(self, places: Places, trained: Digests, held_out: Digests) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Returns which rows an earlier run held out, and which are new: drawn together with none that it had.
+        """Returns two masks: rows that an earlier run held out, and rows that are new to it.
 
-        `trained`, `held_out`: digests of its inputs. The others were trained on, or belong to what was.
+        `trained`, `held_out`: digests of the earlier run's inputs. New rows are not drawn together with any of these.
+        Rows of neither mask were trained on, or are drawn together with rows that were.
         """
         inputs = np.frombuffer(self._inputs, held_out.dtype)
         held, learned = np.isin(inputs, held_out), np.isin(inputs, trained)
         held_units, learned_units = (np.isin(self._units, self._units[some]) for some in (held, learned))
-        # What is new of a group is where the group is.
+        # New rows of a group that was held out are held out, too.
         held |= held_units & ~learned_units
         return held[places], ~(held_units | learned_units)[places]
 
     def stratified(self, shuffled: Places, share: float) -> tuple[Places, Places]:
-        """Splits so that each label has about its share on both sides, however rare.
+        """Splits so that each label has about the same share on both sides, even a rare one.
 
-        Rows in order of their labels, then every n-th of them, is a stratified sample of exactly the wanted size. Where
-        rows are drawn together, that holds of the first ones of them, and the size is right on average.
+        Taking every n-th of the rows sorted by label gives a stratified sample of exactly the wanted size. Of rows that
+        are drawn together, the first one's label counts, and the size is right on average.
         """
         units = self._units[shuffled]
         firsts = np.sort(np.unique(units, return_index=True)[1])
@@ -100,18 +101,18 @@ class Table:
 
     @cached_property
     def _units(self) -> Places:
-        """For each row the first one of those that are drawn together with it."""
+        """For each row, the first of the rows that are drawn together with it."""
         rows = np.arange(len(self.rows))
         if not self._grouped and not self._longer:
             return rows
-        # The nodes of a graph are rows and, after them, groups. A conversation that others go on from is a row itself.
+        # The nodes of the graph are rows, followed by groups. A conversation that others continue is a row itself.
         first = first_of_input(self._inputs + self._groups + self._earlier)
         own, groups, begun = np.split(first, [len(rows), len(rows) + len(self._grouped)])
         known = begun < len(rows)
         edges = [
             (np.array(self._grouped), groups),
             (np.array(self._longer)[known], begun[known]),
-            # Rows of one input are no unit by that; where others go on from it, they are.
+            # Rows with the same input are drawn together only if another conversation continues them.
             (rows, np.where(np.isin(own, begun), own, rows)),
         ]
         start, end = (np.concatenate(ends) for ends in zip(*edges, strict=True))
@@ -134,14 +135,14 @@ class Table:
 
 
 def first_of_input(digests: bytes | bytearray) -> Places:
-    """Returns for each row the place of the first one with its input."""
+    """Returns for each row the place of the first row with the same input."""
     _, first, same = np.unique(np.frombuffer(digests, f"S{DIGEST}"), return_index=True, return_inverse=True)
     found: Places = first[same]
     return found
 
 
 def counted_labels(row: Row) -> list[str]:
-    """The labels of a row that count: its label or labels, or the type of each of its entities."""
+    """The labels of a row that statistics count: its label or labels, or the type of each entity."""
     if "entities" in row:
         return [one["label"] for one in row["entities"]]
     if "labels" in row:
@@ -150,7 +151,7 @@ def counted_labels(row: Row) -> list[str]:
 
 
 def shuffled(places: Places, chance: random.Random) -> Places:
-    """Returns the places as a list of as many would be shuffled."""
+    """Returns the places in the order that `chance.shuffle` gives a list of the same length."""
     order = array("q", range(len(places)))
     chance.shuffle(order)
     return places[np.frombuffer(order, np.int64)]

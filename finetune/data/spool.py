@@ -1,7 +1,7 @@
-"""Rows that may be more than the memory holds: on disk, and read one by one by their place.
+"""Disk-backed rows, for data that is larger than memory: each is read from disk when it is accessed.
 
-In memory are 8 bytes for each row, and 8 more for each place of a view. The file has no name: it is gone with the
-process, however that ends. TMPDIR says which disk it is on.
+Memory holds 8 bytes a row, and 8 more for each place of a view. The file has no name: it disappears with the process,
+however that ends. TMPDIR says which disk it is on.
 """
 
 import os
@@ -23,10 +23,10 @@ Places = NDArray[np.int64]
 
 
 class Spool(Sequence[Row]):
-    """Rows in the order in which they were added; each comes back as an equal one, made anew."""
+    """Rows in the order in which they were added; each access returns a new, equal object."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        # Closed with the last that knows of it.
+        # Closed when the last reference to the spool is gone.
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
@@ -62,7 +62,7 @@ class Spool(Sequence[Row]):
 
 
 class View(Sequence[Row]):
-    """Some rows of a spool or a list, in any order. Reads them when they are asked for."""
+    """Some rows of a spool or a list, in any order; they are read when they are accessed."""
 
     def __init__(self, rows: Sequence[Row], places: Places) -> None:
         self._rows = rows

@@ -20,20 +20,20 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Target:
-    """What a model is trained to answer, and how much of a row it sees."""
+    """The outputs of a model, and how many tokens of a row it reads."""
 
     task: str
     labels: tuple[str, ...]  # the position is the class index; empty for generation
     problem_type: str  # of sequence classification: single-label, multi-label or regression
     max_length: int  # tokens
-    temperature: float = 1.0  # what logits are divided by before they become probabilities
+    temperature: float = 1.0  # logits are divided by it before they become probabilities
 
 
 def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> Spool:
-    """Returns `input_ids`, `attention_mask`, `labels` and what else the model wants, one dict a row, not padded.
+    """Returns `input_ids`, `attention_mask`, `labels` and the model's other inputs, one dict a row, not padded.
 
     With `train_on: all-turns` every answer of a conversation has labels, and some conversations give several dicts.
-    What is measured is always the last one, as whoever measures it later can't know how it was trained.
+    Metrics are always of the last answer, because a later measurement does not know how the model was trained.
     """
     if target.task == "sequence-classification":
         return Spool(_sequences(tokenizer, rows, target.labels, target.max_length))
@@ -45,7 +45,7 @@ def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = 
 def usable(
     tokenizer: Any, target: Target, rows: Sequence[Row], long_prompts: str
 ) -> tuple[Sequence[Row], Counter[str]]:
-    """Returns the rows of generation that there is something to learn of, and how many others there are, by reason."""
+    """Returns the rows of generation that can be trained on, and the number of the others, by reason."""
     kept, left_out = array("q"), Counter[str]()
     for place, row in enumerate(rows):
         found = examples.example(tokenizer, row, target.max_length)
@@ -70,7 +70,7 @@ def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_l
         if isinstance(row.get("label"), float):
             item["labels"] = row["label"]
         elif "labels" in row:
-            # Floats: the loss is binary cross-entropy of each label by itself.
+            # Floats, because the loss is the binary cross-entropy of each label.
             item["labels"] = [float(label in row["labels"]) for label in labels]
         else:
             item["labels"] = index[row["label"]]
@@ -78,7 +78,7 @@ def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_l
 
 
 def _entities(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
-    """Every token carries the tag of its entity; those that are no text of the row are ignored."""
+    """Every token is labelled with the tag of its entity; special tokens are ignored."""
     index = {label: position for position, label in enumerate(labels)}
     for row in rows:
         item, offsets = with_offsets(tokenizer, row["text"], max_length)
@@ -93,7 +93,7 @@ def with_offsets(tokenizer: Any, text: str, max_length: int | None = None) -> tu
 
 
 def lost_entities(tokenizer: Any, row: Row) -> int:
-    """Returns how many entities of a row begin or end inside a token: their tokens stand for another span."""
+    """Returns how many entities of a row begin or end inside a token: their tokens cover another span."""
     spans = entities.spans_of(row)
     _, offsets = with_offsets(tokenizer, row["text"])
     tags = [(tag, offset) for tag, offset in zip(entities.tags(spans, offsets), offsets, strict=True) if tag]

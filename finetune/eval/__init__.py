@@ -1,1 +1,1 @@
-"""What a model in memory answers on held-out rows, and calibration of its confidence."""
+"""Evaluation of a model in memory on held-out rows, and calibration of its confidence."""

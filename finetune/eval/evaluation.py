@@ -1,4 +1,4 @@
-"""What a model answers on held-out rows, and how good that is (tuneserve.evaluation.quality)."""
+"""A model's answers on held-out rows, and their quality (tuneserve.evaluation.quality)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,17 +19,17 @@ BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a larg
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered, row by row, and how good that is as a whole."""
+    """A model's answers, row by row, and the metrics over all rows."""
 
     metrics: dict[str, float]
-    losses: list[float]  # the mean over a row's labels or tokens; for numbers the absolute error
+    losses: list[float]  # of each row, the mean over its labels or tokens; for regression, the absolute error
     predicted: list[Any] = field(default_factory=list)  # labels, numbers or entities; empty for generation
-    scores: list[list[float]] = field(default_factory=list)  # of texts, by label: probabilities; or the number
+    scores: list[list[float]] = field(default_factory=list)  # texts: probabilities by label, or the predicted number
     row_sums: quality.RowSums = field(default_factory=list)
 
     @property
     def figures(self) -> dict[str, float]:
-        """The metrics, and the ends of the headline's interval."""
+        """The metrics, and both ends of the headline metric's interval."""
         return self.metrics | significance.ends(self.metrics, self.row_sums)
 
 
@@ -45,7 +45,7 @@ def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf
 
 
 def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers:
-    """Returns what the logits [rows, classes] of a sequence classifier answer."""
+    """Returns the answers that the logits [rows, classes] of a sequence classifier give."""
     if target.problem_type == "regression":
         numbers, expected = outputs[:, 0].tolist(), [row["label"] for row in rows]
         errors = [abs(gold - guess) for gold, guess in zip(expected, numbers, strict=True)]
@@ -71,7 +71,7 @@ def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers
 
 
 def _calibration(target: Target, outputs: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
-    """Returns the calibration error of the probabilities, and what it would be without the target's temperature."""
+    """Returns the calibration error of the probabilities, with and without the target's temperature."""
     metrics = {"calibration_error": _gap(target, outputs / target.temperature, right)}
     if target.temperature != 1:
         metrics["unscaled_calibration_error"] = _gap(target, outputs, right)
@@ -88,7 +88,7 @@ def _gap(target: Target, logits: torch.Tensor, right: torch.Tensor) -> float:
 def _entities(
     tokenizer: Any, target: Target, rows: Sequence[Row], encoded: Sequence[Row], outputs: Sequence[torch.Tensor]
 ) -> Answers:
-    """What was cut off has no entities."""
+    """Text that was truncated counts as text without predicted entities."""
     found, losses = [], []
     for row, one, output in zip(rows, encoded, outputs, strict=True):
         _, offsets = with_offsets(tokenizer, row["text"], target.max_length)
@@ -103,7 +103,7 @@ def _entities(
 
 
 def _spans(text: str, tags: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[entities.Span]:
-    """A word is what its first token is, as tuneserve.evaluation.measurement asks the server for."""
+    """A word has the tag of its first token, as tuneserve.evaluation.measurement asks the server for it."""
     places = [offset for offset in offsets if offset[0] < offset[1]]
     words = entities.words(text, places)
     ends = [(places[first][0], places[last - 1][1]) for first, last in words]
@@ -115,8 +115,8 @@ def logits(
 ) -> list[torch.Tensor]:
     """Returns a float32 tensor [positions, classes] for each encoded row, on the CPU, in the rows' order.
 
-    Positions: one for a sequence classifier; all tokens of a text but special ones; the places that predict the
-    answer's tokens. `limit` keeps only the first of them.
+    Positions: one for a sequence classifier; every token but special ones for a token classifier; for generation, the
+    positions that predict the answer's tokens. `limit` keeps only the first ones.
     """
     found = dict(each(model, tokenizer, target, encoded, bf16, limit))
     return [found[index] for index in range(len(encoded))]
@@ -125,7 +125,7 @@ def logits(
 def each(
     model: Any, tokenizer: Any, target: Target, encoded: Sequence[Row], bf16: bool, limit: int | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yields (index, what `logits` returns of it), in the order in which the rows are answered."""
+    """Yields (index of a row, its tensor as in `logits`), in the order in which rows are computed."""
     for indices, output in _forward(model, tokenizer, encoded, bf16):
         for place, index in enumerate(indices):
             if target.task == "sequence-classification":
@@ -181,7 +181,7 @@ def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) 
 def _forward(
     model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Yields (indices, logits) with rows of about the same length together."""
+    """Yields (indices, logits) of batches of rows that have about the same length."""
     autocast: AbstractContextManager[Any] = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
     model.eval()
     batches = _batches(lengths(encoded))

@@ -1,8 +1,8 @@
 """Temperature scaling: one number that calibrates a classifier, so that confidence matches accuracy (Guo et al. 2017).
 
 All logits are divided by it, so the best label stays the best. It is fitted on the validation rows, which the weights
-did not learn from. Its logarithm has a normal prior around 0: rows that the model gets all right would push confidence
-towards 1, and they are no evidence of that.
+were not trained on. Its logarithm has a normal prior around 0: without it, rows that the model gets all right would
+push confidence towards 1, which they are too few to justify.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from tuneserve.finetune.data.tokens import Target
 from tuneserve.rows import Row
 
 LOWEST, HIGHEST = 0.05, 20.0
-FEWEST = 100  # rows: of fewer, it says more about them than about the model
+FEWEST = 100  # validation rows: a temperature of fewer says more about the rows than about the model
 PRIOR = 0.5  # standard deviation of log T
 
 
 def fit(target: Target, encoded: Sequence[Row], logits: Sequence[ArrayLike]) -> float:
-    """Returns the temperature at which the logits, [1, classes] for each row, explain the rows' labels best.
+    """Returns the temperature that maximizes the likelihood of the rows' labels; logits are [1, classes] for each row.
 
     Raises UserError for fewer than FEWEST rows.
     """
@@ -42,13 +42,13 @@ def check(rows: int) -> None:
     """Raises UserError for too few validation rows."""
     if rows < FEWEST:
         raise UserError(
-            f"temperature_scaling: {rows} validation rows that the model has not seen, and it takes {FEWEST}",
+            f"temperature_scaling: {rows} validation rows that the model has not seen, {FEWEST} are needed",
             "a larger validation_size, more data, or leave it out",
         )
 
 
 def negative_log_likelihood(target: Target, logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Returns the mean over the rows, or over the labels of all rows where each is true or not by itself."""
+    """Returns the mean over the rows, or, for multi-label, over every label of every row."""
     if target.problem_type == "multi-label":
         return float(np.logaddexp(0, np.where(labels > 0.5, -logits, logits)).mean())
     return float(-log_softmax(logits, axis=-1)[np.arange(len(labels)), labels].mean())

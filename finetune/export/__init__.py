@@ -1,1 +1,1 @@
-"""The trained weights as a checkpoint: merged, rounded, and compared before they are kept."""
+"""Makes a checkpoint of the trained weights: merges, rounds, and verifies them before they are kept."""

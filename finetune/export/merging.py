@@ -1,8 +1,8 @@
-"""The adapter folded into its base model in fp32, saved in bf16, and compared with what was trained.
+"""Merges the adapter into its base model in fp32, saves the result in bf16, and compares it with the trained model.
 
-Training leaves the logits of the trained model on some inputs beside the adapter (`save_reference`). A merge that
-lost a head, met another base model than the one trained on, or was damaged by rounding shows as other logits.
-Two comparisons, both on the same inputs, computed in fp32:
+Training saves the trained model's logits on some inputs beside the adapter (`save_reference`). If the merge loses a
+head, finds another base model than the one trained on, or is damaged by rounding, the logits differ. There are two
+comparisons, both on the same inputs, computed in fp32:
 
     merged in fp32    largest difference at most 1e-4 of the largest logit: the arithmetic is the same, reordered
     saved in bf16     root mean square difference at most 10 % of the logits' own spread, and the same best class
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 REFERENCE = "reference_logits.safetensors"
 SAMPLES = "eval/samples.jsonl"
 PROBES = 32  # inputs compared
-POSITIONS = 16  # places compared in each
+POSITIONS = 16  # positions compared in each input
 FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.1
 BF16_AGREEMENT = 0.9
@@ -54,13 +54,13 @@ class Exported:
 
 
 def merge(adapter: Path, output: Path, overwrite: bool = False) -> Path:
-    """Merges the adapter directory that finetune wrote and returns `output`, a checkpoint.
+    """Merges the adapter directory that finetune wrote, and returns `output`, the checkpoint.
 
-    Raises StepFailed, and keeps nothing, when the merged model does not answer as the trained one did.
+    Raises StepFailed, and writes nothing, if the merged model does not answer as the trained one did.
     """
     manifest = checkpoint.read_manifest(adapter)
     checkpoint.verify_files(adapter, manifest)
-    # An older adapter keeps words, and the outputs for them with spaces between.
+    # Older adapters keep rows as words, and their reference logits are of the words joined with spaces.
     test = rows.read(adapter / manifest.test_split.path, spacing.spaced) if manifest.test_split.path else []
     with checkpoint.writing(output, overwrite) as directory:
         merge_into(directory, adapter, manifest, test)
@@ -76,13 +76,13 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
     target = target_of(manifest)
     base = _base(manifest, target, settings.base_model_name_or_path, tokenizer.pad_token_id)
     with warnings.catch_warnings():
-        # PEFT warns of AdaLoRA's ranks, which it then finds all the same; whether it did is compared below.
+        # PEFT warns about AdaLoRA's ranks, but finds them; the comparison below would show if it had not.
         warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
         tuned = peft.PeftModel.from_pretrained(base, adapter)
     try:
         merged = tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise StepFailed(f"merge: {error}", "the adapter has weights that are not numbers: train again") from None
+        raise StepFailed(f"merge: {error}", "the adapter's weights contain NaN or infinity: train again") from None
     dtype = _settings(manifest.lineage).get("save_dtype", "bfloat16")
     entry = checkpoint.step("merge", adapter.name, {"dtype": dtype}, PACKAGES)
     reference = load_reference(adapter)
@@ -104,9 +104,9 @@ def export(
     reference: Sequence[torch.Tensor],
     test: Sequence[Row],
 ) -> Exported:
-    """Saves an fp32 model in bf16, compares what was saved, measures it on the test rows, and seals the directory.
+    """Saves an fp32 model in bf16, verifies the saved model, measures it on the test rows, and seals the directory.
 
-    With `save_dtype: float32` it is saved as it is. `entry` is the lineage step to finish; `source` says what is known
+    With `save_dtype: float32` it is saved in fp32. `entry` is the lineage step to complete; `source` is the manifest
     so far.
     """
     exact = _settings([*source.lineage, entry]).get("save_dtype") == "float32"
@@ -132,7 +132,7 @@ def export(
     if source.test_split.path:
         rows.write(directory / source.test_split.path, test)
     manifest = checkpoint.describe(directory)
-    # Of a base model it is what its positions allow: here it is what was seen.
+    # `describe` sets the number of positions that the model allows; here it is the length that was trained.
     manifest.max_length = target.max_length
     manifest.label_distribution.update(source.label_distribution)
     if source.HasField("temperature"):
@@ -140,7 +140,7 @@ def export(
     manifest.lineage.extend([*source.lineage, entry])
     manifest.test_split.CopyFrom(source.test_split)
     if source.test_split.path:
-        # Those of an older adapter are written otherwise than they were.
+        # Rows of an older adapter are written in another form than they were read in.
         manifest.test_split.sha256 = rows.sha256(test)
     if source.HasField("calibration_split"):
         manifest.calibration_split.CopyFrom(source.calibration_split)
@@ -152,16 +152,16 @@ def export(
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Saves weights and tokenizer without what their use for training left in them."""
+    """Saves weights and tokenizer, without the tokenizer's truncation and padding that training set."""
     model.save_pretrained(directory)
-    # A fast tokenizer saves the length that it last cut to.
+    # A fast tokenizer would save its last truncation length.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(directory)
 
 
 def _base(manifest: pb.Checkpoint, target: Target, base_model: str, pad_token_id: int | None) -> Any:
-    """Returns what the adapter was trained on: with QLoRA, the base model as its 4 bits have it, not as it was."""
+    """Returns the model that the adapter was trained on: with QLoRA, the dequantized 4-bit base model."""
     nf4 = _settings(manifest.lineage)["method"] == "qlora"
     base, _ = base_models.load_model(target, base_model, pad_token_id, nf4=nf4)
     return base.dequantize() if nf4 else base
@@ -174,7 +174,7 @@ def _settings(lineage: Sequence[pb.Step]) -> dict[str, Any]:
 
 
 def target_of(manifest: pb.Checkpoint) -> Target:
-    """Returns what the model of a manifest answers, with the length that it was trained at."""
+    """Returns the outputs of a manifest's model, with the length that it was trained at."""
     return Target(
         task=checkpoint.TASK_NAMES[manifest.task],
         labels=tuple(manifest.labels),
@@ -188,7 +188,7 @@ def probe_logits(model: Any, tokenizer: Any, target: Target, test: Sequence[Row]
     """Returns fp32 logits on the first test rows, or on random tokens when no test rows were kept."""
     encoded: list[Sequence[Row]] = [encode(tokenizer, target, test[:PROBES])] if test else []
     if not test or target.problem_type == "regression":
-        # One number alone has no spread that a difference could be held against.
+        # The only output of a regression may have no spread to compare a difference with.
         encoded.append(_random_tokens(tokenizer, target))
     found = (evaluation.logits(model, tokenizer, target, some, limit=POSITIONS) for some in encoded)
     return list(chain.from_iterable(found))
@@ -213,7 +213,7 @@ def load_reference(adapter: Path) -> list[torch.Tensor]:
 
 
 def compare_fp32(trained: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]) -> float:
-    """Returns the largest difference. Raises StepFailed when it is more than rounding in fp32 explains."""
+    """Returns the largest difference. Raises StepFailed if it is more than rounding in fp32 explains."""
     before, after = _flat(trained, merged)
     difference = float((before - after).abs().max())
     allowed = FP32_TOLERANCE * max(1.0, float(before.abs().max()))
@@ -230,10 +230,10 @@ def compare_fp32(trained: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
 def compare_bf16(trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -> tuple[float, float]:
     """Returns (relative difference, share of places with the same best class) of what was saved in bf16.
 
-    Raises StepFailed when they are worse than rounding to bf16 explains.
+    Raises StepFailed if they are worse than rounding to bf16 explains.
     """
     before, after = _flat(trained, saved)
-    # Numbers that are all about the same, as of a regression that learned little, are held against their size too.
+    # Logits that are all about the same (a regression that learned little) are compared with their size, too.
     spread = max(float(before.std(correction=0)), float(before.square().mean().sqrt()) / 10, 1e-6)
     error = float((before - after).square().mean().sqrt()) / spread
     agreement = float((before.argmax(-1) == after.argmax(-1)).float().mean())
@@ -241,13 +241,13 @@ def compare_bf16(trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor])
         raise StepFailed(
             f"saving in bf16 changed the model: logits differ by {error:.1%} (allowed {BF16_TOLERANCE:.0%}),"
             f" the best class is the same in {agreement:.1%} of places (needed {BF16_AGREEMENT:.0%})",
-            "a lower learning rate ends in a model that depends less on the last digits of its weights",
+            "train with a lower learning rate: the model then depends less on the last digits of its weights",
         )
     return error, agreement
 
 
 def _flat(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    # An older adapter of a regression has no numbers of random tokens.
+    # An older adapter of a regression has no logits on random tokens.
     before, after = torch.cat(list(first)), torch.cat(list(second)[: len(first)])
     if before.shape != after.shape:
         raise StepFailed(f"merge: logits have shape {tuple(after.shape)}, the trained model's {tuple(before.shape)}")

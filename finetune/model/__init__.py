@@ -1,1 +1,1 @@
-"""Base models with a task's head, and which of their weights learn."""
+"""Base models with a task's head, and which of their weights are trained."""

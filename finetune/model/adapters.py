@@ -1,4 +1,4 @@
-"""Which weights learn: all of them, the last ones, or an adapter of PEFT's that is merged afterwards."""
+"""Which weights are trained: all of them, those of the last layers, or a PEFT adapter that is merged afterwards."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.layers import block_of, heads
 
-# Of the steps of a run, where AdaLoRA begins to take ranks away, and how many are left when it is done with that.
+# Shares of a run's steps: where AdaLoRA begins to remove ranks, and how many steps are left when it is done with it.
 _ADALORA_BEGIN, _ADALORA_END = 0.1, 0.3
 _ADALORA_ALLOCATIONS = 100
 
 
 def choose_weights(model: Any, new_modules: Sequence[str], config: FinetuneConfig, steps: int) -> Any:
-    """Returns the model with the weights that `config.method` trains; modules that are new always learn whole.
+    """Returns the model with the weights that `config.method` trains; new modules are always trained in full.
 
-    `steps`: of the optimizer, in the whole run. Raises UserError for layers that the model does not have.
+    `steps`: optimizer steps of the whole run. Raises UserError for layers that the model does not have.
     """
     if config.method != "full":
         return _with_adapter(model, new_modules, config, steps)
@@ -26,7 +26,7 @@ def choose_weights(model: Any, new_modules: Sequence[str], config: FinetuneConfi
 
 
 def _freeze_all_but(model: Any, last_layers: int) -> None:
-    """Leaves the last blocks and what comes after them to learn: the last norm, the pooler, the head."""
+    """Freezes all but the last blocks and the modules after them: the last norm, the pooler, the head."""
     names = [name for name, _ in model.named_parameters()]
     blocks = {name: block_of(name) for name in names}
     depth = 1 + max((block for block in blocks.values() if block is not None), default=-1)
@@ -46,7 +46,10 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
     scores = heads(model) if config.task == "generation" else []
     for wanted in config.lora_targets or ():
         if wanted in scores:
-            raise UserError(f"lora_targets: {wanted} can have no adapter", "it scores the vocabulary: leave it out")
+            raise UserError(
+                f"lora_targets: {wanted} can't have an adapter",
+                "it is the output layer over the vocabulary: leave it out",
+            )
         if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
             names = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(f"lora_targets: no linear layer {wanted}", "this model has " + ", ".join(names))
@@ -66,7 +69,7 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
     if config.method == "adalora":
         settings: Any = peft.AdaLoraConfig(
             **lora,
-            # Half as much again to begin with; what is left in the end has `lora_rank` on average.
+            # The initial rank is half as large again; the final average is `lora_rank`.
             init_r=config.lora_rank + (config.lora_rank + 1) // 2,
             target_r=config.lora_rank,
             tinit=int(steps * _ADALORA_BEGIN),
@@ -82,9 +85,9 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
 
 
 def _ia3_targets(model: Any) -> dict[str, Any]:
-    """Keys, values and the second layer of each block's feed-forward part, as in the paper; PEFT knows their names.
+    """Keys, values and the second feed-forward layer of each block, as in the paper; PEFT knows their names.
 
-    For a model that it does not know, the outputs of every linear layer.
+    For a model that PEFT does not know: the outputs of every linear layer.
     """
     from peft.utils import (
         TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,

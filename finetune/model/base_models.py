@@ -1,4 +1,4 @@
-"""Base models with the head of a task, and tokenizers; and the classes that vLLM can serve afterwards."""
+"""Loads base models with the head of a task, and tokenizers; knows which classes vLLM can serve."""
 
 import logging
 from typing import Any
@@ -10,8 +10,8 @@ from tuneserve.layers import heads
 
 logger = logging.getLogger(__name__)
 
-# Model classes with an implementation in vLLM 0.26 to 0.32 (its models/registry.py): others train well and then
-# can't be served. Decoders classify through vLLM's own conversion.
+# Model classes that vLLM 0.26 to 0.32 implements (its models/registry.py). Others could be trained, but not served.
+# For classification, vLLM converts decoders itself.
 # fmt: off
 _DECODERS = (
     "Apertus", "Bloom", "Cohere", "Cohere2", "DeepseekV2", "DeepseekV3", "Exaone4", "Falcon", "FalconH1",
@@ -20,7 +20,7 @@ _DECODERS = (
     "Nemotron", "OPT", "Olmoe", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "StableLm",
     "Zamba2",
 )
-# Of these, what transformers has a token classifier for whose head is the one that vLLM knows.
+# Those of them for which transformers has a token classifier with the head that vLLM expects.
 _TAGGERS = (
     "Apertus", "DeepseekV3", "Exaone4", "Gemma", "Gemma2", "Glm4", "GptOss", "Llama", "Mistral", "Mixtral", "Nemotron",
     "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "StableLm",
@@ -51,13 +51,13 @@ def auto_class(task: str) -> Any:
 
 
 def check_servable(task: str, base_model: str) -> None:
-    """Raises UserError when the base model can't be read, has no head for the task, or vLLM can't serve it."""
+    """Raises UserError if the base model can't be read, has no head for the task, or can't be served by vLLM."""
     config = read(base_model, "AutoConfig")
     if "quantization_config" in config.to_dict():
         raise UserError(
             f"base_model: {base_model} is quantized", "train and merge on the original weights, then quantize"
         )
-    # Private, but the only place where transformers says which class a config leads to.
+    # Private, but the only place where transformers says which class a config selects.
     mapping = auto_class(task)._model_mapping
     found = mapping.get(type(config), None)
     candidates = found if isinstance(found, tuple | list) else [found]
@@ -84,7 +84,7 @@ def load_model(
 ) -> tuple[Any, list[str]]:
     """Returns the model in fp32 and the names of the modules that its checkpoint lacks: the new head.
 
-    With `nf4` the linear layers of its blocks are held in 4 bits, and computed with in fp32.
+    With `nf4` the linear layers of its blocks are stored in 4 bits and computed in fp32.
     """
     import torch
 
@@ -102,7 +102,7 @@ def load_model(
         options["problem_type"] = kind if kind == "regression" else f"{kind}_classification"
     model, info = auto_class(target.task).from_pretrained(base_model, **options)
     for module in model.modules() if nf4 else ():
-        # On some CPUs bitsandbytes would compute otherwise in evaluation than in training, and less exactly.
+        # On some CPUs bitsandbytes computes differently in evaluation than in training, and less exactly.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if model.config.get_text_config().pad_token_id is None:
@@ -138,22 +138,22 @@ def _whole_modules(model: Any, keys: set[str]) -> list[str]:
 
 
 def max_length(base_model: str, tokenizer: Any) -> int:
-    """Returns the most tokens that the base model reads."""
+    """Returns the largest number of tokens that the base model can read."""
     config = read(base_model, "AutoConfig").get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return int(min(positions, tokenizer.model_max_length))
 
 
 def has_dropout(base_model: str) -> bool:
-    """Returns whether the base model answers differently each time while it is trained."""
+    """Returns whether the base model has dropout, so that its outputs differ each time while it is trained."""
     settings = read(base_model, "AutoConfig").get_text_config().to_dict()
-    # GPT-2's own summary is no part of its heads here.
+    # GPT-2's own summary dropout is not part of the heads that are used here.
     names = [name for name in settings if name.endswith(("dropout", "dropout_prob", "pdrop")) and "summary" not in name]
     return any(isinstance(settings[name], float) and settings[name] > 0 for name in names)
 
 
 def use_bf16(precision: str) -> bool:
-    """Returns whether to compute in bf16. Raises UserError where it was asked for and a GPU lacks it."""
+    """Returns whether to compute in bf16. Raises UserError if bf16 is asked for and the GPU lacks it."""
     import torch
 
     if precision == "bf16" and torch.cuda.is_available() and not bf16_is_fast():
@@ -181,7 +181,7 @@ def quiet() -> None:
 
 
 def read(base_model: str, auto: str, key: str = "base_model") -> Any:
-    """Returns what one of transformers' auto classes reads. Raises UserError naming the setting `key`."""
+    """Returns what one of transformers' auto classes loads. Raises UserError naming the setting `key`."""
     import transformers
 
     try:

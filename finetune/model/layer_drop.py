@@ -1,7 +1,7 @@
-"""Fewer blocks: a base model becomes a smaller and faster one before it is trained.
+"""Layer dropping: makes a base model smaller and faster before it is trained.
 
-The blocks that stay are spread as evenly as can be, the first and the last among them (Shleifer and Rush 2020). What
-was lost comes back in training, more of it with a teacher, which may be the same model with all of its blocks.
+The blocks that are kept are spread as evenly as possible, and include the first and the last (Shleifer and Rush 2020).
+Training recovers the lost quality, and more of it with a teacher, which may be the same model with all its blocks.
 """
 
 from typing import Any
@@ -11,12 +11,12 @@ from tuneserve.layers import block_of
 
 
 def kept_blocks(depth: int, count: int) -> list[int]:
-    """Returns which of `depth` blocks stay, in their order; of one alone, the first."""
+    """Returns the indices of the `count` blocks that are kept, in order; if it is only one, the first."""
     return [round(place * (depth - 1) / max(1, count - 1)) for place in range(count)]
 
 
 def drop_blocks(model: Any, count: int) -> list[int]:
-    """Takes blocks out of the model, in place, and returns which are left. Raises UserError when it has too few."""
+    """Removes blocks from the model, in place, and returns which are left. Raises UserError if it has too few."""
     name, blocks = _blocks(model)
     depth = len(blocks)
     if count >= depth:
@@ -25,12 +25,12 @@ def drop_blocks(model: Any, count: int) -> list[int]:
     model.set_submodule(name, type(blocks)(blocks[index] for index in kept))
     for place, index in enumerate(kept):
         for module in blocks[index].modules():
-            # Where its keys and values stand in a cache.
+            # The index of the layer in a KV cache.
             if hasattr(module, "layer_idx"):
                 module.layer_idx = place
     settings = model.config.get_text_config()
     for key, value in vars(settings).items():
-        # A kind of attention for each block, and the like.
+        # Settings with one value for each block, such as the kind of attention.
         if "layer" in key and isinstance(value, list) and len(value) == depth:
             setattr(settings, key, [value[index] for index in kept])
     settings.num_hidden_layers = count

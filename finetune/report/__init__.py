@@ -1,1 +1,1 @@
-"""What people are shown: tables on stdout, and a page with figures."""
+"""Reports for people: tables on stdout, and a page with plots."""

@@ -21,14 +21,14 @@ from tuneserve.finetune.report.sections import Finished, sections
 logger = logging.getLogger(__name__)
 
 PAGE, NUMBERS = "report.html", "metrics.json"
-# Of each task, what stands at the head of the page beside its headline.
+# By task, the metrics at the top of the page beside the headline metric.
 _TILES = ("macro_f1", "calibration_error", "entity_precision", "entity_recall", "spearman", "mean_absolute_error")
 
 
 def write(directory: Path, run: Finished, tensorboard: Path, overwrite: bool) -> None:
-    """Writes the report, whole or not at all. `tensorboard`: where the run left its event files.
+    """Writes the report, whole or not at all. `tensorboard`: the directory of the run's event files.
 
-    A checkpoint is worth more than its report: what goes wrong here is logged, and no more.
+    Errors here are only logged: the checkpoint is worth more than its report.
     """
     try:
         with checkpoint.writing(directory, overwrite) as folder:
@@ -36,13 +36,13 @@ def write(directory: Path, run: Finished, tensorboard: Path, overwrite: bool) ->
             (folder / PAGE).write_text(page(run), encoding="utf-8")
             shutil.copytree(tensorboard, folder / tensorboard.name)
     except Exception:
-        logger.exception("%s could not be written; the checkpoint is whole", directory)
+        logger.exception("%s could not be written; the checkpoint is complete", directory)
     else:
         logger.info("report: %s", directory / PAGE)
 
 
 def numbers(run: Finished) -> dict[str, Any]:
-    """Returns the report for programs. What is no finite number becomes null."""
+    """Returns the report for programs. NaN and infinity become null."""
     entry = run.step
     return {
         "task": run.config.task,
@@ -59,7 +59,7 @@ def numbers(run: Finished) -> dict[str, Any]:
 
 
 def page(run: Finished) -> str:
-    """Returns the page. Labels and texts are other people's: all of them are escaped."""
+    """Returns the page. Labels and texts come from the data and are not trusted: all of them are escaped."""
     metrics = run.answers.metrics
     headline = quality.headline(run.manifest.task, metrics).name
     names = [headline, *(name for name in _TILES if name in metrics and name != headline)]

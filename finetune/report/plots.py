@@ -1,6 +1,6 @@
-"""The figures of a run's report, each as a `data:` URI of an SVG image: nothing to load, and nothing in it can run.
+"""The plots of a run's report, each as a `data:` URI of an SVG image: no network, and no script in it can run.
 
-Labels are other people's text: matplotlib escapes it, and is told not to read formulas in it.
+Labels come from the data and are not trusted: matplotlib escapes them, and is told not to read formulas in them.
 """
 
 import base64
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 _INK, _MUTED, _GRID, _FIRST, _SECOND = "#24292f", "#6e7781", "#e6e8eb", "#2563c9", "#d9622b"
 _STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: small, and any script that the reader has a font for
+    "svg.fonttype": "none",  # text stays text: small files, and any writing system that the reader has a font for
     "svg.hashsalt": "tuneserve",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -34,12 +34,12 @@ _STYLE: Any = {
     "ytick.color": _MUTED,
     "legend.frameon": False,
 }
-_POINTS = 400  # of one line: more can't be seen
+_POINTS = 400  # points of one line: more would not be visible
 _SHOWN_LABEL = 28  # characters
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> str:
-    """Returns the loss of each step and of the validation rows, and the learning rate below it."""
+    """Plots the loss of each step and of the validation rows, and the learning rate below it."""
     with _style():
         figure, (above, below) = _panels(7.6, 4.4, 2, 1, sharex=True, height_ratios=(3, 1))
         steps, losses = _series(history, "loss")
@@ -64,7 +64,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def confusion(matrix: ArrayLike, labels: Sequence[str]) -> str:
-    """Returns a matrix of counts, expected by predicted, colored by the share of its row."""
+    """Plots a matrix of counts, expected by predicted, colored by the share of its row."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [_short(label) for label in labels]
@@ -84,7 +84,7 @@ def confusion(matrix: ArrayLike, labels: Sequence[str]) -> str:
 
 
 def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 10) -> str:
-    """Returns a reliability diagram: the accuracy of answers by their confidence, and how many have each."""
+    """Plots a reliability diagram: the accuracy of answers by their confidence, and the number of answers below it."""
     sure, hits = np.asarray(confidence, float), np.asarray(right, float)
     place = np.minimum((sure * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
@@ -105,7 +105,7 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 10) -> str:
 
 
 def scatter(expected: ArrayLike, predicted: ArrayLike) -> str:
-    """Returns numbers by what they should be, and how the errors are spread."""
+    """Plots predicted numbers by expected ones, and the distribution of the errors."""
     gold, guess = np.asarray(expected, float), np.asarray(predicted, float)
     with _style():
         figure, (left, right) = _panels(7.6, 3.8, 1, 2)
@@ -120,7 +120,7 @@ def scatter(expected: ArrayLike, predicted: ArrayLike) -> str:
 
 
 def histogram(values: ArrayLike, name: str, limit: float | None = None) -> str:
-    """Returns how many rows have each value; `limit` is drawn as a line, where values reach it."""
+    """Plots a histogram of the values; `limit` is drawn as a line, if values reach it."""
     numbers = np.asarray(values, float)
     with _style():
         figure, axes = _panels(4.6, 2.8)
@@ -132,7 +132,7 @@ def histogram(values: ArrayLike, name: str, limit: float | None = None) -> str:
 
 
 def bars(groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the share of each label in each group of rows, by the group's name."""
+    """Plots the share of each label in each group of rows, by the group's name."""
     labels = list(dict.fromkeys(label for shares in groups.values() for label in shares))
     names, height = [_short(label) for label in labels], 0.8 / len(groups)
     with _style():
@@ -153,7 +153,7 @@ def bars(groups: Mapping[str, Mapping[str, float]]) -> str:
 @contextmanager
 def _style() -> Iterator[None]:
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # It measures text with a font of its own, which need not have every letter; the reader's draws it.
+        # matplotlib measures text with its own font, which may lack letters; the reader's font draws them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
@@ -161,14 +161,14 @@ def _style() -> Iterator[None]:
 def _panels(
     width: float, height: float, *shape: int, left: float = 0.65, bottom: float = 0.5, **options: Any
 ) -> tuple[Figure, Any]:
-    """Returns a figure and its axes. All sizes are in inches: to find margins, matplotlib would draw it twice."""
+    """Returns a figure and its axes. All sizes are in inches: to fit margins, matplotlib would draw it twice."""
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(left / width, bottom / height, 1 - 0.15 / width, 1 - 0.2 / height, wspace=0.25, hspace=0.14)
     return figure, figure.subplots(*shape, **options)
 
 
 def _width(names: Sequence[str]) -> float:
-    """Returns about how many inches the longest of them is wide."""
+    """Returns the approximate width of the longest name, in inches."""
     return 0.076 * max(map(len, names))
 
 
@@ -193,7 +193,7 @@ def _smooth(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _thinned(steps: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Returns means of neighbours, so that a line of any length has few points."""
+    """Returns means of neighbouring points, so that a line of any length has few points."""
     parts = min(_POINTS, len(steps)) or 1
     return tuple(np.array([part.mean() for part in np.array_split(one, parts) if len(part)]) for one in (steps, values))  # type: ignore[return-value]
 

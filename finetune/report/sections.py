@@ -1,6 +1,6 @@
-"""What the page of a run shows, section by section: the figures and tables that fit the task.
+"""The sections of a run's page: the plots and tables that fit the task.
 
-Texts of held-out rows appear only where the run may keep them.
+Texts of held-out rows appear only if the run may keep them (`keep_test_split`).
 """
 
 from array import array
@@ -22,8 +22,8 @@ from tuneserve.finetune.report import plots
 from tuneserve.rows import Row, dumps
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-SHOWN_LABELS = 30  # of a matrix or of bars
-LISTED_LABELS = 6  # from how many on what was confused is listed, too
+SHOWN_LABELS = 30  # in a matrix or a bar plot
+LISTED_LABELS = 6  # with this many labels or more, confused pairs are listed, too
 SHOWN_ROWS = 30
 SHOWN_TEXT = 400  # characters
 _OTHERS = "(others)"
@@ -31,11 +31,11 @@ _OTHERS = "(others)"
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done: what went in, how it went, and what its checkpoint answered."""
+    """A finished run: its inputs, its history, and the answers of its checkpoint."""
 
     config: FinetuneConfig
     split: Data
-    lengths: Sequence[int]  # tokens of each training row, as it was trained on
+    lengths: Sequence[int]  # tokens of each training row, truncated as in training
     history: Sequence[dict[str, float]]  # from `training.Trained`
     manifest: pb.Checkpoint
     answers: Answers  # to the test rows
@@ -58,13 +58,13 @@ class Finished:
 
     @property
     def step(self) -> pb.Step:
-        """The training's place in the lineage."""
+        """The training step of the lineage."""
         return next(step for step in reversed(self.manifest.lineage) if step.name == "finetune")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with figures and one table below it; `numbers` are the columns that are set to the right."""
+    """A heading with plots and one table below it; `numbers` are the columns that are right-aligned."""
 
     title: str
     note: str = ""
@@ -75,7 +75,7 @@ class Section:
 
 
 def sections(run: Finished) -> list[Section]:
-    """Returns the page from top to bottom."""
+    """Returns the sections of the page, from top to bottom."""
     parts = [_training(run), *_quality(run), *_classes(run)]
     if run.config.keep_test_split:
         parts += [_mistakes(run), *_samples(run)]
@@ -88,17 +88,17 @@ def _training(run: Finished) -> Section:
     metrics = run.step.metrics
     note = (
         f"{len(run.lengths):,} rows, {metrics['train_steps']:,.0f} steps in {metrics['train_seconds']:,.0f} seconds, "
-        f"{metrics['trained_parameters']:,.0f} weights learned."
+        f"{metrics['trained_parameters']:,.0f} trained parameters."
     )
     if run.split.validation:
-        note += f" {len(run.split.validation):,} more rows told which epoch was best; its weights were kept."
+        note += f" {len(run.split.validation):,} validation rows chose the best epoch, whose weights were kept."
     return Section("Training", note, [plots.curves(run.history)])
 
 
 def _quality(run: Finished) -> Iterator[Section]:
     answers, test = run.answers, run.split.test
     if run.config.task == "generation":
-        note = "How surprised the model is by the right answer, per token: the mean of each held-out row, in nats."
+        note = "Loss of the right answer per token, in nats: the mean of each held-out row."
         yield Section("Loss of the answers", note, [plots.histogram(answers.losses, "loss")])
     elif run.config.task == "token-classification":
         pairs = Counter(
@@ -106,7 +106,7 @@ def _quality(run: Finished) -> Iterator[Section]:
             for row, spans in zip(test, answers.predicted, strict=True)
             for pair in _overlapping(entities.spans_of(row), spans)
         )
-        note = "Entities of each type, by the type of what the model found there, wherever that ends; O is none."
+        note = "Expected entities by the type of the predicted entity that overlaps them; O means no entity."
         yield _confusion(pairs, [name for name, _ in _support(run)] + ["O"], note)
     elif run.config.problem_type == "regression":
         expected = [row["label"] for row in test]
@@ -137,16 +137,16 @@ def _reliability(run: Finished, sure: ArrayLike, right: ArrayLike) -> Section:
 
 
 def _confusion(pairs: Counter[tuple[str, str]], labels: Sequence[str], note: str) -> Section:
-    """`labels` by their number of rows; of many, the first are shown, and the rest as one."""
+    """`labels` are sorted by their number of rows; if there are many, the rest is shown as one label."""
     shown = list(labels) if len(labels) <= SHOWN_LABELS else [*labels[: SHOWN_LABELS - 1], _OTHERS]
     place = {label: min(index, len(shown) - 1) for index, label in enumerate(labels)}
     matrix = np.zeros((len(shown), len(shown)), int)
     for (gold, guess), count in pairs.items():
-        # Between two words outside of all entities there is nothing to confuse.
+        # Words outside of all entities are not counted.
         if (gold, guess) != ("O", "O"):
             matrix[place[gold], place[guess]] += count
     wrong = [(gold, guess, count) for (gold, guess), count in pairs.most_common() if gold != guess][:SHOWN_ROWS]
-    # Of few labels the matrix says it all.
+    # With few labels the matrix is enough.
     table = wrong if len(labels) > LISTED_LABELS else []
     drawn = [plots.confusion(matrix, shown)]
     return Section("Confusion", note, drawn, ("expected", "predicted", "count"), table, (2,))
@@ -164,7 +164,7 @@ def _classes(run: Finished) -> Iterator[Section]:
 
 
 def _support(run: Finished) -> list[tuple[str, float]]:
-    """Returns the labels that were measured and their numbers of rows or entities, the most first."""
+    """Returns the measured labels with their numbers of rows or entities, the most frequent first."""
     end = "/support"
     found = [(key.removesuffix(end), value) for key, value in run.answers.metrics.items() if key.endswith(end)]
     return sorted(found, key=lambda one: -one[1])
@@ -175,12 +175,12 @@ def _mistakes(run: Finished) -> Section:
     if config.task == "generation":
         return _surprises(run)
     wrong = [index for index, row in enumerate(test) if _gold(row) != answers.predicted[index]]
-    name, badness, note = "loss", answers.losses, f"{len(wrong):,} of {len(test):,} rows are answered wrong."
+    name, badness, note = "loss", answers.losses, f"{len(wrong):,} of {len(test):,} rows are predicted wrong."
     if config.problem_type == "regression":
         name, note = "error", ""
     elif run.has_one_label:
         name, badness = "probability", run.confidence
-        note += " The surest of them:"
+        note += " The most confident ones:"
     wrong.sort(key=lambda index: -badness[index])
     rows = [
         (_text(test[index]), *_both(test[index], answers.predicted[index]), f"{badness[index]:.3f}")
@@ -193,14 +193,14 @@ def _surprises(run: Finished) -> Section:
     losses = run.answers.losses
     order = sorted(range(len(losses)), key=lambda index: -losses[index])[:SHOWN_ROWS]
     rows = [(*_exchange(run.split.test[index]), f"{losses[index]:.2f}") for index in order]
-    note = "The held-out answers that surprise the model most."
+    note = "The held-out answers with the highest loss."
     return Section("Highest loss", note, (), ("prompt", "right answer", "loss"), rows, (2,))
 
 
 def _samples(run: Finished) -> Iterator[Section]:
     rows = [tuple(map(_cut, (one["prompt"], one["expected"], one["answer"]))) for one in run.samples]
     if rows:
-        note = "What the model said to the first held-out prompts, the likeliest token at each step."
+        note = "The model's greedy answers to the first held-out prompts."
         yield Section("Sample answers", note, (), ("prompt", "right answer", "answered"), rows)
 
 
@@ -216,7 +216,7 @@ def _data(run: Finished) -> Section:
         shown.append(plots.bars({name: {label: of[label] for label in most} for name, of in shares.items()}))
     note = (
         f"{len(split.train):,} rows to train on, {len(split.test):,} held out. "
-        f"{cut:,} of the {len(lengths):,} rows that were trained on have max_length tokens, or were cut to that."
+        f"{cut:,} of the {len(lengths):,} training rows have max_length tokens, or were truncated to that."
     )
     return Section("Data", note, shown)
 
@@ -231,12 +231,12 @@ def _settings(run: Finished) -> Iterator[Section]:
 
 
 def _plain(value: Any) -> str:
-    # Numbers of a Struct are all floats.
+    # All numbers of a Struct are floats.
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else dumps(value)
 
 
 def _overlapping(expected: Sequence[Span], predicted: Sequence[Span]) -> Iterator[tuple[str, str]]:
-    """Yields the types of entities that share a character, and O beside those that share none."""
+    """Yields pairs of types of overlapping entities, with O for an entity that overlaps none."""
     for first, second, swapped in ((expected, predicted, False), (predicted, expected, True)):
         for kind, start, end in first:
             found = [other for other, begin, stop in second if begin < end and start < stop]
@@ -257,7 +257,7 @@ def _text(row: Row) -> str:
 
 
 def _both(row: Row, predicted: Any) -> tuple[str, str]:
-    """Returns the right answer and the model's, for people."""
+    """Returns the expected answer and the model's, as text for people."""
     answers = (_gold(row), predicted)
     if "entities" in row:
         return tuple(_entities(row["text"], spans) for spans in answers)  # type: ignore[return-value]

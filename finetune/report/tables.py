@@ -1,4 +1,4 @@
-"""Tables for people, on stdout: what `validate` found, and what training gave."""
+"""Tables for people, on stdout: the findings of `validate`, and the results of training."""
 
 from collections import Counter
 from itertools import chain
@@ -18,7 +18,7 @@ from tuneserve.finetune.data.tokens import lost_entities
 from tuneserve.finetune.model import base_models
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# So many times as many rows of one label as of another are called out.
+# `validate` points out a label with this many times the rows of another.
 _IMBALANCE = 5
 
 
@@ -26,9 +26,9 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     """Checks a YAML file, its data and its base model without training, prints what was found and returns it.
 
     The keys: train, test, validation (rows); duplicates (rows left out of training because they are held out);
-    left_out (rows that nothing can be learned of, by reason); repeated (rows with another's input), contradictory
-    (those of them with another answer); labels (share by name); lengths (tokens: median, 95 %, longest, and the share
-    of rows past max_length); inexact (entities that begin or end inside a token). Raises UserError as finetune would.
+    left_out (unusable rows, by reason); repeated (rows with another's input), contradictory (those of them with another
+    answer); labels (share by name); lengths (tokens: median, 95 %, longest, and the share of rows past max_length);
+    inexact (entities that begin or end inside a token). Raises UserError as finetune would.
     """
     console = console or Console()
     config = config_module.load(path)
@@ -48,7 +48,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     if split.left_out:
         console.print(dataset.left_out(split))
     if split.validation:
-        console.print(f"{len(split.validation)} more rows tell which epoch is best")
+        console.print(f"{len(split.validation)} more rows for validation: they choose the best epoch")
     if config.continue_from:
         console.print(
             f"{split.replayed} of the rows to train on are old ones; {len(split.old.test)} stay held out as before"
@@ -62,9 +62,9 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
             table.add_row(label, f"{share:6.1%}")
         console.print(table)
         if max(shares.values()) > _IMBALANCE * min(shares.values()):
-            console.print("some labels are rare: `class_weights: balanced` makes each count as much")
+            console.print("some labels are rare: `class_weights: balanced` gives all the same weight")
     console.print(_histogram(lengths, longest))
-    console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are cut")
+    console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are truncated")
     inexact = 0
     if config.task == "token-classification":
         inexact = sum(lost_entities(tokenizer, row) for row in chain(split.train, split.test))

@@ -1,1 +1,1 @@
-"""Settings looked for: many runs of one config."""
+"""Hyperparameter search: many runs of one config."""

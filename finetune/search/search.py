@@ -1,10 +1,10 @@
-"""Settings looked for: many runs of one config, each measured on its validation rows, and the best one written down.
+"""Hyperparameter search: many runs of one config, each measured on its validation rows; the best one is written.
 
-optuna's TPE chooses the values of each trial from what the earlier ones gave (Bergstra et al. 2011). A trial that is
-worse after an epoch than the median of the others was is ended there. No trial sees the test rows: they are for the
-run that `finetune` makes of the result.
+optuna's TPE chooses the values of each trial from the results of the earlier ones (Bergstra et al. 2011). A trial that
+is worse after an epoch than the median of the others at that epoch is pruned. No trial sees the test rows: they are for
+the run that `finetune` makes of the result.
 
-    OUTPUT-search/study.db     every trial; a search that was cut short goes on with them
+    OUTPUT-search/study.db     every trial; an interrupted search continues with them
     OUTPUT-search/best.yaml    the config with the best values in it
 """
 
@@ -39,21 +39,21 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-STARTUP = 5  # trials with random values, and none of them ended early
+STARTUP = 5  # trials with random values, none of them pruned
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def search(path: Path, trials: int, overwrite: bool = False) -> Path:
-    """Runs until there are so many trials, earlier ones counted, and returns the path of `best.yaml`.
+    """Runs until there are `trials` trials, earlier ones included, and returns the path of `best.yaml`.
 
-    The same file gives the same trials, whether it was cut short or not. Raises UserError for a bad file, or when an
-    earlier search had other settings; StepFailed when no trial came to its end.
+    The same file gives the same trials, whether the search was interrupted or not. Raises UserError for a bad file, or
+    if an earlier search had other settings; StepFailed if no trial was completed.
     """
     values, space = load(path)
     config = parse(values, path.parent, str(path))
     base_models.quiet()
     split = dataset.load(config)
-    # Nobody can look at what is not there.
+    # Trials have no test rows to measure on, whatever they do.
     split = replace(split, test=[], old=replace(split.old, test=()))
     directory = config.output.with_name(config.output.name + "-search")
     study = _study(directory, config, space, split, overwrite)
@@ -64,18 +64,18 @@ def search(path: Path, trials: int, overwrite: bool = False) -> Path:
         try:
             return _run(trial, parse(chosen, path.parent, str(path)), split, directory / "training")
         except StepFailed as error:
-            # Such as a learning rate under which the loss is no number any more: one to stay away from.
+            # For example a learning rate at which the loss becomes NaN: the search should avoid it.
             logger.warning("trial %d: %s", trial.number, error)
             raise optuna.TrialPruned from None
         finally:
             shutil.rmtree(directory / "training", ignore_errors=True)
 
     while (done := len(_finished(study))) < trials:
-        # By their number, so that a search that goes on makes the trials that it would have made.
+        # Seeded by their number, so that a continued search makes the same trials as an uninterrupted one.
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=config.seed + done)
         study.optimize(objective, n_trials=1)
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise StepFailed("no trial came to its end", "the log says why; are the ranges too wide?")
+        raise StepFailed("no trial was completed", "the log says why; are the ranges too wide?")
     best = directory / "best.yaml"
     best.write_text(_yaml(space.with_values(values, study.best_params), path.parent, study), encoding="utf-8")
     _show(study, space, best)
@@ -87,7 +87,7 @@ def _study(directory: Path, config: FinetuneConfig, space: Space, split: Data, o
     if overwrite:
         shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
-    # Its own lines would stand beside ours.
+    # optuna's own log lines would repeat ours.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     higher = quality.headline(checkpoint.TASKS[config.task], {}).higher_is_better
     study = optuna.create_study(
@@ -105,8 +105,8 @@ def _study(directory: Path, config: FinetuneConfig, space: Space, split: Data, o
     before = study.user_attrs.get("settings", settings)
     if changed := changed_settings(before, settings):
         raise UserError(
-            f"{directory}: that search was begun with another {changed[0]}",
-            "give the settings that it was begun with, or begin anew with --overwrite",
+            f"{directory}: that search was started with another {changed[0]}",
+            "give the settings that it was started with, or start again with --overwrite",
         )
     study.set_user_attr("settings", settings)
     for killed in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -119,7 +119,7 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _run(trial: optuna.Trial, config: FinetuneConfig, split: Data, state: Path) -> float:
-    """Trains, and returns the headline metric on the validation rows. Raises TrialPruned when that has no prospect."""
+    """Trains, and returns the headline metric on the validation rows. Raises TrialPruned for a bad trial."""
     ready = preparation.prepare(config, split)
 
     def measure(model: Any) -> float:
@@ -132,7 +132,7 @@ def _run(trial: optuna.Trial, config: FinetuneConfig, split: Data, state: Path) 
 
 
 class Pruning(TrainerCallback):  # type: ignore[misc]
-    """Reports each epoch, and raises TrialPruned when the trial is worse than the median of the others was at it."""
+    """Reports each epoch, and raises TrialPruned if the trial is worse than the others' median at that epoch."""
 
     def __init__(self, trial: optuna.Trial, measure: Callable[[Any], float]) -> None:
         self._trial = trial
@@ -146,7 +146,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
 
 
 def _yaml(values: Mapping[str, Any], directory: Path, study: optuna.Study) -> str:
-    """Returns the values as a config file that may stand anywhere."""
+    """Returns the values as a config file that is valid in any directory."""
     config, best = parse(values, directory), study.best_trial
     whole = {
         key: str(getattr(config, key)) if key in (*PATHS, "chat_template") else value for key, value in values.items()
@@ -170,7 +170,7 @@ def _show(study: optuna.Study, space: Space, best: Path) -> None:
     whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(space.keys) > 1 and len(whole) >= STARTUP:
         shares = optuna.importance.get_param_importances(study)
-        console.print("what matters: " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
+        console.print("importance: " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
     console.print(f"tuneserve finetune {best}", soft_wrap=True)
 
 

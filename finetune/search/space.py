@@ -1,4 +1,4 @@
-"""What a search chooses from: the `search` key of a config file, checked value by value.
+"""The search space: the `search` key of a config file, checked value by value.
 
 search:
   learning_rate: {low: 1e-5, high: 1e-3, log: true}
@@ -19,7 +19,8 @@ from tuneserve.finetune.config import FinetuneConfig, number_from_text
 if TYPE_CHECKING:
     import optuna
 
-# With another of these, results can't be compared: another base model or teacher may know the validation rows.
+# Settings that can't be searched, because results would not be comparable: another base model or teacher, for example,
+# may have seen the validation rows.
 # fmt: off
 FIXED = {
     "task", "base_model", "teacher", "continue_from", "replay", "replay_share", "train", "output", "test", "test_size",
@@ -48,7 +49,7 @@ class Space:
 
     @property
     def keys(self) -> list[str]:
-        """The method first: others depend on it."""
+        """The method comes first, because other settings depend on it."""
         return sorted(self.settings, key=lambda key: key != "method")
 
     def choose(self, trial: "optuna.Trial", values: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,17 +68,17 @@ class Space:
         return self.with_values(values, chosen)
 
     def with_values(self, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a config's values with the chosen ones, less those that the method has no use for."""
+        """Returns a config's values with the chosen ones, without settings that the chosen method does not have."""
         merged = {**values, **chosen}
         return {key: value for key, value in merged.items() if _fits(key, merged.get("method", "lora"))}
 
     def public(self) -> dict[str, Any]:
-        """Returns the space as the file has it."""
+        """Returns the space in the form of the config file."""
         return {key: value if isinstance(value, list) else vars(value) for key, value in self.settings.items()}
 
 
 def load(path: Path) -> tuple[dict[str, Any], Space]:
-    """Returns the values of a config file without its `search`, and that. Raises UserError naming the key."""
+    """Returns the values of a config file without `search`, and the search space. Raises UserError naming the key."""
     values = config_module.read(path)
     space = values.pop("search", None)
     if not isinstance(space, dict) or not space:
@@ -87,7 +88,7 @@ def load(path: Path) -> tuple[dict[str, Any], Space]:
     if values.get("task") == "generation" and "max_length" in space:
         raise UserError(
             f"{path}: search: max_length can't be compared for generation",
-            "with another, other tokens of the validation rows are read and counted: set max_length itself",
+            "each max_length counts other tokens of the validation rows: set max_length outside of search",
         )
     return values, Space({key: _setting(f"{path}: search: {key}", key, value) for key, value in space.items()})
 

@@ -1,1 +1,1 @@
-"""Training: Trainer and TRL's SFTTrainer, losses, several processes, and what a run saves meanwhile."""
+"""Training: Trainer and TRL's SFTTrainer, losses, several processes, and the state that --resume needs."""

@@ -1,8 +1,8 @@
-"""Training that goes on from a finished checkpoint: the head grows by new labels, and what is forgotten is measured.
+"""Continual learning from a finished checkpoint: extends the head by new labels, and measures forgetting.
 
-The checkpoint's labels stay, with what the head knows of them; labels of the new data get rows of their own in it. Its
-held-out rows are answered before and after, and are among the new checkpoint's: each generation is measured on all that
-was learned. Old rows mixed with the new ones (replay) are what helps most against forgetting (Chaudhry et al. 2019).
+The checkpoint's labels and their rows of the head are kept; new labels get new rows. Its held-out rows are measured
+before and after training, and become held-out rows of the new checkpoint: each generation is measured on everything
+learned so far. Old rows mixed with the new ones (replay) help most against forgetting (Chaudhry et al. 2019).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ NEW = "new/{}"
 
 
 def extend_head(model: Any, labels: Sequence[str]) -> list[str]:
-    """Gives a model's head one row for each label, those of the labels that it knows copied by their names.
+    """Gives a model's head one row for each label, and copies the rows of labels that it had, by name.
 
-    Returns the name of the module that is new by that, in a list: none when the labels are what they were.
+    Returns a list with the name of the new module, or an empty list if the labels are unchanged.
     """
     known = model.config.label2id
     if not labels or [label for label, _ in sorted(known.items(), key=lambda pair: pair[1])] == list(labels):
         return []
     import torch
 
-    # What answers stands behind all other layers that are outside of the blocks.
+    # The output layer comes after all other layers outside of the blocks.
     name = heads(model)[-1]
     old = model.get_submodule(name)
     new = torch.nn.Linear(old.in_features, len(labels), bias=old.bias is not None).to(old.weight)
@@ -61,7 +61,7 @@ def measure(model: Any, tokenizer: Any, target: Target, old: Old) -> dict[str, f
 
 
 def forgetting(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Returns the headline metric before and after, and how much worse it got (see quality.drop), by metric name."""
+    """Returns the headline metric before and after training, and its drop (see quality.drop), by metric name."""
     if not before:
         return {}
     name = quality.headline(task, before).name
@@ -73,7 +73,7 @@ def forgetting(task: pb.Task, before: dict[str, float], after: dict[str, float])
 
 
 def of_new(model: Any, tokenizer: Any, target: Target, old: Old, test: Sequence[Row]) -> dict[str, float]:
-    """Returns the headline metric on the held-out rows that are not old ones, as `new/NAME`."""
+    """Returns the headline metric on the new held-out rows, without the old ones, as `new/NAME`."""
     known = {input_key(row) for row in old.test}
     new = [row for row in test if input_key(row) not in known]
     metrics = measure(model, tokenizer, target, replace(old, test=new))
@@ -84,7 +84,7 @@ def of_new(model: Any, tokenizer: Any, target: Target, old: Old, test: Sequence[
 
 
 def show(task: pb.Task, metrics: Mapping[str, float]) -> None:
-    """Prints what `forgetting` found."""
+    """Prints the metrics of `forgetting`."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,10 +1,10 @@
-"""A model learns from the answers of a better one, not from the labels alone (Hinton et al. 2015).
+"""Knowledge distillation: a model learns from the outputs of a better one, and from the labels (Hinton et al. 2015).
 
     loss = (1 - w) · task loss + w · T² · KL(teacher ‖ student)
 
-with both answers softened by the temperature T (objectives.py). A teacher of classifiers answers all training rows
-once, before training; one of generation each batch as it comes, for its answers over a vocabulary are too many to
-keep (distillation_generation.py).
+with both outputs softened by the temperature T (losses.py). For classifiers, the teacher answers all training rows
+once, before training. For generation it answers each batch during training, because logits over a vocabulary are too
+large to store (distillation_generation.py).
 """
 
 from array import array
@@ -37,7 +37,7 @@ class Teacher:
     bf16: bool
 
     def quality(self, test: Sequence[Row]) -> dict[str, float]:
-        """Returns its headline metric on the test rows, as `teacher/NAME`; nothing without rows."""
+        """Returns the teacher's headline metric on the test rows, as `teacher/NAME`; an empty dict without rows."""
         if not test:
             return {}
         metrics = evaluation.evaluate(self.model, self.tokenizer, self.target, test, self.bf16).metrics
@@ -59,7 +59,7 @@ class Teacher:
 
 
 def check(config: FinetuneConfig, target: Target, tokenizer: Any) -> None:
-    """Raises UserError when the teacher can't teach this; reads no weights."""
+    """Raises UserError if the teacher does not fit the target; reads no weights."""
     if config.teacher is None:
         return
     settings = base_models.read(config.teacher, "AutoConfig", "teacher")
@@ -72,17 +72,17 @@ def check(config: FinetuneConfig, target: Target, tokenizer: Any) -> None:
     if wrong := set(labels) ^ set(target.labels):
         raise UserError(
             f"teacher: {config.teacher} has other labels than the data: {min(wrong)!r} is not in both",
-            "a teacher is trained for the same labels; its order may be another",
+            "a teacher has to be trained for the same labels; their order may differ",
         )
     if (settings.problem_type == "multi_label_classification") != (target.problem_type == "multi-label"):
         raise UserError(f"teacher: {config.teacher} has another problem_type", f"train one for {target.problem_type}")
     if target.task == "sequence-classification":
         return
-    # It reads the student's tokens.
+    # The teacher reads the student's token ids.
     if base_models.load_tokenizer(config.teacher, "teacher").get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"teacher: {config.teacher} has another vocabulary than {config.base_model}",
-            f"{target.task} needs the same; for sequence-classification it may be another",
+            f"{target.task} needs the same vocabulary; only sequence-classification allows another",
         )
     longest = base_models.max_length(config.teacher, tokenizer)
     if longest < target.max_length:
@@ -90,7 +90,7 @@ def check(config: FinetuneConfig, target: Target, tokenizer: Any) -> None:
 
 
 def load(config: FinetuneConfig, target: Target, tokenizer: Any, bf16: bool) -> Teacher:
-    """Returns the teacher of a config that `check` found good."""
+    """Returns the teacher of a config that `check` has accepted."""
     assert config.teacher is not None
     if target.task == "sequence-classification":
         tokenizer = base_models.load_tokenizer(config.teacher, "teacher")
@@ -106,7 +106,7 @@ def load(config: FinetuneConfig, target: Target, tokenizer: Any, bf16: bool) -> 
 
 
 class WithAnswers:
-    """A collator that takes the teacher's answers past another one: `teacher_logits` [counted positions, classes]."""
+    """A collator that adds the teacher's `teacher_logits` [counted positions, classes] to another collator's batch."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner

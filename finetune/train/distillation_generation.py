@@ -1,4 +1,4 @@
-"""Training for generation with a teacher, which answers each batch beside the student."""
+"""Distillation for generation: the teacher answers each batch during training."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tuneserve.finetune.train.distillation import Teacher
 
 
 class DistillingTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with the loss of distillation.py; validation is by the task's own loss."""
+    """SFTTrainer with the loss of distillation.py; validation uses the task's own loss."""
 
     def __init__(self, *, teacher: Teacher, config: FinetuneConfig, **options: Any) -> None:
         super().__init__(**options)
@@ -27,14 +27,14 @@ class DistillingTrainer(SFTTrainer):  # type: ignore[misc]
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = {**inputs, "use_cache": False}
-        # The logits at a place are for the token after it.
+        # The logits at a position predict the next token.
         labels = inputs.pop("labels")[:, 1:]
         counted = labels != IGNORED
         student = model(**inputs).logits[:, :-1][counted].float()
         with torch.no_grad(), torch.autocast(labels.device.type, torch.bfloat16, enabled=self._teacher.bf16):
             teacher = self._teacher.model(**inputs).logits[:, :-1][counted].float()
         task = functional.cross_entropy(student, labels[counted], reduction="sum")
-        # Some models pad their vocabulary further than others of the same tokenizer.
+        # Models of the same tokenizer may pad their vocabulary to different sizes.
         classes = min(student.shape[-1], teacher.shape[-1])
         taught = self._temperature**2 * functional.kl_div(
             (student[:, :classes] / self._temperature).log_softmax(-1),
@@ -42,7 +42,7 @@ class DistillingTrainer(SFTTrainer):  # type: ignore[misc]
             reduction="sum",
             log_target=True,
         )
-        # Of all batches that make a step, as SFTTrainer counts, in all processes, whose gradients are then averaged.
+        # SFTTrainer counts the tokens of a step in all processes; gradients are then averaged over the processes.
         everywhere = num_items_in_batch is not None
         tokens = num_items_in_batch / self.accelerator.num_processes if everywhere else counted.sum()
         return ((1 - self._weight) * task + self._weight * taught) / tokens

@@ -1,7 +1,7 @@
-"""One training in several processes, as `accelerate launch` or torchrun start them: one for each GPU, or on CPUs.
+"""Training in several processes, as `accelerate launch` or torchrun start them: one for each GPU, or on CPUs.
 
-The main process checks, measures, merges and writes; the others train with it and then end. The first thing that they
-all do together is to train: what is wrong before is said once, by the main process, and the launcher ends the others.
+The main process checks, measures, merges and writes; the others join it for training alone, and then end. So errors
+before training are reported once, by the main process, and the launcher ends the others.
 """
 
 import logging
@@ -21,7 +21,7 @@ def is_main() -> bool:
 
 
 def meet() -> None:
-    """Returns when every process has come here. The others log warnings only."""
+    """Waits until every process has called it. Processes other than the main one log only warnings from here on."""
     if count() == 1:
         return
     import torch
@@ -33,23 +33,24 @@ def meet() -> None:
 
 
 def part() -> None:
-    """From here on each process is alone, and none waits for another."""
+    """Ends the process group: from here on no process waits for another."""
     if count() > 1:
         from accelerate import PartialState
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         PartialState().destroy_process_group()
-        # With DeepSpeed's stage 3 models would still be loaded in parts.
+        # With DeepSpeed's stage 3, models would still be loaded as shards.
         unset_hf_deepspeed_config()
 
 
 def share(batch_size: int) -> int:
-    """Returns how many rows of a batch are one process's.
+    """Returns how many rows of a batch each process gets.
 
-    Raises UserError for a batch that they can't share evenly.
+    Raises UserError for a batch size that the number of processes does not divide.
     """
     if batch_size % count():
         raise UserError(
-            f"batch_size is {batch_size}, for {count()} processes", f"it is of all together: a multiple of {count()}"
+            f"batch_size is {batch_size}, for {count()} processes",
+            f"it is the total of all processes: give a multiple of {count()}",
         )
     return batch_size // count()

@@ -1,11 +1,11 @@
-"""Losses for the classifiers beyond the plain one, and training steps that show a model its inputs twice.
+"""Losses for the classifiers beyond cross-entropy, and training steps that run a model twice on its inputs.
 
-class weights      each class counts as much as it is told: for rare classes
-label smoothing    the target is a little less than sure
-focal loss         what the model is sure of already counts less (Lin et al. 2017)
-R-Drop             two passes with other dropout should agree (Liang et al. 2021)
-FGM                and so should embeddings moved a step in the worst direction (Miyato et al. 2017)
-distillation       and the answers of a teacher be learned beside the labels (Hinton et al. 2015)
+class weights      a weight for each class, to balance rare classes
+label smoothing    targets slightly below 1
+focal loss         rows that the model predicts with confidence count less (Lin et al. 2017)
+R-Drop             two passes with different dropout should agree (Liang et al. 2021)
+FGM                also learns from embeddings moved a step in the worst direction (Miyato et al. 2017)
+distillation       learns the outputs of a teacher beside the labels (Hinton et al. 2015)
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ class Objective:
     focal_gamma: float = 0.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the mean over what is counted. `logits` has one more dimension than labels that are numbers."""
+        """Returns the mean over all counted labels. `logits` has one more dimension than `labels` of class numbers."""
         logits = logits.float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         if labels.is_floating_point():
@@ -51,9 +51,9 @@ class Objective:
 
 
 def class_weights(encoded: Sequence[Row], labels: Sequence[str], config: FinetuneConfig) -> Tensor | None:
-    """Returns a weight for each class: as given, or, where they are to be balanced, the rarer the more.
+    """Returns a weight for each class: as given, or, if balanced, larger for rarer classes.
 
-    For several labels a text they weigh its presence against its absence; for tokens, B-X and I-X have that of X.
+    For multi-label, a weight balances presence against absence of the label; for tokens, B-X and I-X have that of X.
     """
     chosen = config.class_weights
     if chosen is None:
@@ -74,11 +74,11 @@ def class_weights(encoded: Sequence[Row], labels: Sequence[str], config: Finetun
 
 
 class ClassifierTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with an objective of ours."""
+    """Trainer with the losses of this module."""
 
     def __init__(self, *, objective: Objective, config: FinetuneConfig, **options: Any) -> None:
         super().__init__(**options)
-        # Our loss is a mean over its batch: Trainer divides it by the number of batches that make a step.
+        # Our loss is a mean over its batch, so Trainer has to divide it by the number of batches in a step.
         self.model_accepts_loss_kwargs = False
         self._objective = objective
         self._config = config
@@ -89,7 +89,7 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
         """See Trainer."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        # Only the training rows have answers of a teacher.
+        # Only training rows have the teacher's answers; validation rows don't.
         teacher = inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
         loss = self._objective(outputs.logits, labels)
@@ -110,7 +110,7 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
         seen: list[Tensor] = []
 
         def remember(_module: Any, _inputs: Any, output: Tensor) -> None:
-            # Of frozen embeddings too: an adapter learns, they don't.
+            # With an adapter the embeddings are frozen, and still need a gradient here.
             if not output.requires_grad:
                 output.requires_grad_(True)
             output.retain_grad()
@@ -128,15 +128,15 @@ class ClassifierTrainer(Trainer):  # type: ignore[misc]
 
 
 def divergence(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean symmetric Kullback-Leibler divergence of two passes, over what `labels` counts."""
+    """Returns the mean symmetric Kullback-Leibler divergence of two passes, over all counted labels."""
     one, other = _log_chances(first, labels), _log_chances(second, labels)
     return ((one.exp() - other.exp()) * (one - other)).sum(-1).mean() / 2
 
 
 def distillation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Returns T² · KL(teacher ‖ student), both softened by T, as the mean over what `labels` counts.
+    """Returns T² · KL(teacher ‖ student), both softened by T, as the mean over all counted labels.
 
-    `teacher` has the logits of what is counted only: [counted, classes].
+    `teacher` has only the logits of counted positions: [counted, classes].
     """
     learned = _log_chances(student / temperature, labels)
     right = _log_chances(teacher / temperature, labels if labels.is_floating_point() else labels[labels != IGNORED])
@@ -144,7 +144,7 @@ def distillation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: 
 
 
 def _log_chances(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log probabilities of what is counted: over the classes, or of each of several labels over yes and no."""
+    """Log probabilities of counted positions: over the classes; for multi-label, of yes and no for each label."""
     logits = logits.float()
     if labels.is_floating_point():
         return functional.logsigmoid(torch.stack((logits, -logits), -1))

@@ -1,4 +1,4 @@
-"""What a run saves while it trains, in `OUTPUT-training`: `--resume` goes on from it."""
+"""The state that a run saves while it trains, in `OUTPUT-training`; `--resume` continues from it."""
 
 import json
 import shutil
@@ -15,10 +15,10 @@ from tuneserve.finetune.train.training import last_state, whole_states
 
 @contextmanager
 def kept(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool, resume: bool) -> Iterator[None]:
-    """Makes the directory that a run's state is saved in, or finds it; a run that saved none leaves none.
+    """Creates or finds the directory of a run's state; removes it if the run saved no state.
 
-    Raises UserError when an earlier run was cut short here, unless it is to go on with the same settings; StepFailed
-    when the disk is full.
+    Raises UserError if an earlier run was interrupted here, unless it is resumed with the same settings; StepFailed
+    if the disk is full.
     """
     settings = json.loads(json.dumps(config.public() | {"data_sha256": data_sha256}))
     noted = state / "run.json"
@@ -26,17 +26,17 @@ def kept(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool,
         before = json.loads(noted.read_text(encoding="utf-8"))
         if changed := changed_settings(before, settings):
             raise UserError(
-                f"{state}: that run was begun with another {changed[0]}",
-                "give the settings that it was begun with, or begin anew with --overwrite",
+                f"{state}: that run was started with another {changed[0]}",
+                "give the settings that it was started with, or start again with --overwrite",
             )
     elif last_state(state) and not overwrite:
-        raise UserError(f"{state}: a run was cut short here", "--resume goes on with it, --overwrite begins anew")
+        raise UserError(f"{state}: a run was interrupted here", "--resume continues it, --overwrite starts again")
     else:
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir(parents=True)
         noted.write_text(json.dumps(settings), encoding="utf-8")
     try:
-        with disk.watched(state, "free some; --resume goes on from what was saved before"):
+        with disk.watched(state, "free some; --resume continues from the last saved state"):
             yield
     except BaseException:
         whole = whole_states(state)
@@ -46,9 +46,9 @@ def kept(state: Path, config: FinetuneConfig, data_sha256: str, overwrite: bool,
 
 
 def needed(model: Any, config: FinetuneConfig) -> int:
-    """Returns about how many bytes a run writes: two states at once, the adapter, the checkpoint in bf16."""
+    """Estimates how many bytes a run writes: two states at once, the adapter, the checkpoint in bf16."""
     every: int = sum(parameter.numel() for parameter in model.parameters())
     learning: int = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     saved = 4 * (every if config.method == "full" else learning)
-    # Adam keeps two numbers for each weight.
+    # AdamW keeps two numbers for each trained weight.
     return 2 * (saved + 8 * learning) + saved + 2 * every

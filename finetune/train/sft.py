@@ -1,4 +1,4 @@
-"""Training to generate: TRL's SFTTrainer on rows that are tokenized already, with their own labels."""
+"""Training for generation: TRL's SFTTrainer on rows that are already tokenized and have labels."""
 
 from functools import partial
 from typing import Any
@@ -12,13 +12,13 @@ from tuneserve.finetune.data.tokens import IGNORED
 
 
 def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
-    """Returns the trainer of a `training.Run`; `common` is what every trainer is told.
+    """Returns the trainer of a `training.Run`; `common` are the arguments of every trainer.
 
     Raises UserError for a model whose rows can't be packed.
     """
     settings = SFTConfig(
         **common,
-        # Rows come tokenized, cut and with their own labels: the loss counts the answers only.
+        # Rows are already tokenized and truncated, and their labels count only the answers in the loss.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -26,7 +26,7 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
     options: dict[str, Any] = {
         "model": run.model,
         "args": settings,
-        # TRL takes a Dataset alone, which holds all rows or copies them to disk: it checks one, and gets ours below.
+        # TRL takes only a Dataset, which holds all rows or copies them to disk. It gets one row here, all rows below.
         "train_dataset": Dataset.from_list([run.encoded[0]]),
         "eval_dataset": Dataset.from_list([run.validation[0]]) if run.validation else None,
         "processing_class": run.tokenizer,
@@ -43,7 +43,7 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
     else:
         made = AnswerTrainer(**options)
     made.train_dataset, made.eval_dataset = run.encoded, run.validation or None
-    # TRL makes the adapters of a quantized model bf16; here what learns is fp32, whatever it learns on.
+    # TRL converts the adapters of a quantized model to bf16; here, trained weights are always fp32.
     for parameter in run.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -51,10 +51,10 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that on a CPU, too, asks for no scores over the vocabulary where no answer is.
+    """SFTTrainer that, also on a CPU, computes logits only at the positions of answers.
 
-    TRL's own loss does so where there is Triton. Elsewhere it scores every place, padding included, piece by piece,
-    and a second time on the way back: a third of the time of a small model.
+    TRL's own loss does so with Triton. Without it, TRL computes the logits of every position, padding included, in
+    chunks, and a second time in the backward pass: a third of a small model's time.
     """
 
     def compute_loss(
@@ -67,11 +67,11 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         targets = functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
         counted = targets != IGNORED
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        # Before the head, and not by its weights, so that what a model does to its scores afterwards stays done.
+        # By a hook before the head, not with the head's weights, so that anything the model does to its logits is kept.
         with head.register_forward_pre_hook(lambda _module, given: (given[0][counted][None], *given[1:])):
             scores = model(**inputs, use_cache=False).logits[0]
         total = functional.cross_entropy(scores.float(), targets[counted], reduction="sum")
         if num_items_in_batch is None:
             return total / counted.sum().clamp_min(1)
-        # Counted over all processes, whose gradients are then averaged.
+        # num_items_in_batch counts all processes, whose gradients are then averaged.
         return total / num_items_in_batch * self.accelerator.num_processes

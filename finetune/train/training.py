@@ -1,4 +1,4 @@
-"""Training itself: transformers' Trainer for the classifiers, TRL's SFTTrainer for generation."""
+"""The training loop: transformers' Trainer for the classifiers, TRL's SFTTrainer for generation."""
 
 import json
 import math
@@ -36,63 +36,63 @@ TENSORBOARD = "tensorboard"
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what learns, from what, and how."""
+    """One training: the model, its rows, and the settings."""
 
     model: Any
     tokenizer: Any
     encoded: Sequence[Row]  # from `tokens.encode`
-    validation: Sequence[Row]  # the same; empty for none
+    validation: Sequence[Row]  # from `tokens.encode`; empty for none
     target: Target
     config: FinetuneConfig
     bf16: bool
-    directory: Path  # of its saved state
-    teacher: Teacher | None = None  # of generation: answers each batch
+    directory: Path  # where its state is saved
+    teacher: Teacher | None = None  # for generation only: answers each batch
     callbacks: Sequence[TrainerCallback] = ()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training went."""
+    """The result of a training."""
 
-    loss: float  # the mean of all steps
+    loss: float  # the mean over all steps
     steps: int
-    history: list[dict[str, float]]  # what was logged at each step and epoch, by transformers' names
-    weights: dict[str, torch.Tensor] | None = None  # all, where the processes have a part each; the main one's only
+    history: list[dict[str, float]]  # the values logged at each step and epoch, by transformers' names
+    weights: dict[str, torch.Tensor] | None = None  # all weights, if they are sharded; on the main process only
 
 
 def steps(rows: int, config: FinetuneConfig) -> int:
-    """Returns how many steps the optimizer makes over so many rows."""
+    """Returns the number of optimizer steps for this many rows."""
     batches = math.ceil(rows / config.batch_size)
     return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
 
 
 def whole_states(directory: Path) -> list[Path]:
-    """Returns the states in a run's directory, the newest last, without what was being saved when it was cut short."""
+    """Returns the complete states in a run's directory, the newest last; one that was not fully saved is left out."""
     states = directory.glob("checkpoint-*/trainer_state.json")
     whole = [path.parent for path in states if _is_json(path)]
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def last_state(directory: Path) -> Path | None:
-    """Returns the newest of them."""
+    """Returns the newest complete state."""
     whole = whole_states(directory)
     return whole[-1] if whole else None
 
 
 def train(run: Run) -> Trained:
-    """Trains `run.model` in place. Goes on from the last saved state.
+    """Trains `run.model` in place, from the last saved state if there is one.
 
     The weights stay in fp32; with `bf16` the forward and backward passes run in bf16 autocast. With validation rows
-    the weights are those of the best epoch in the end. Raises StepFailed when the loss is no number any more, or the
-    memory is not enough.
+    the model ends with the weights of the best epoch. Raises StepFailed if the loss becomes NaN or infinite, or if
+    memory runs out.
     """
     config, trainer = run.config, _trainer(run)
     _check_gathers(trainer)
-    # Not Trainer's own, whose order hangs on random numbers that a run that goes on has no more. Of a batch of several
-    # processes the first has the first rows, and so on: together they see what one would.
+    # Trainer's own sampler draws from random state that a resumed run no longer has. With several processes, the first
+    # gets the first rows of a batch, and so on: together they see the rows that one process would see.
     order = _ByLength(lengths(run.encoded), config.batch_size, config.seed)
     trainer._get_train_sampler = lambda *_: order
-    # It prints a dict on stdout for every logged step.
+    # The default callback prints a dict on stdout for every logged step.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Progress())
     for callback in run.callbacks:
@@ -109,12 +109,12 @@ def train(run: Run) -> Trained:
             trained = trainer.train(resume_from_checkpoint=state and str(state))
     except torch.OutOfMemoryError as error:
         raise StepFailed(
-            f"the memory is not enough: {str(error).splitlines()[0]}",
+            f"out of memory: {str(error).splitlines()[0]}",
             "halve batch_size and double gradient_accumulation, or set gradient_checkpointing: true",
         ) from None
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    # accelerate put bf16 autocast around `forward`; take it off, so that what follows is in fp32.
+    # accelerate wraps `forward` in bf16 autocast; it is removed, so that what follows is computed in fp32.
     trainer.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     return Trained(float(trained.training_loss), int(trainer.state.global_step), trainer.state.log_history, weights)
 
@@ -134,7 +134,7 @@ def _trainer(run: Run) -> Any:
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
         "weight_decay": config.weight_decay,
-        # A float below 1 is a share of all steps, rounded up; 1 would be one step.
+        # A float below 1 is a share of all steps, rounded up; 1 would mean one step.
         "warmup_steps": min(config.warmup_ratio, math.nextafter(1, 0)),
         "neftune_noise_alpha": config.neftune_alpha,
         "bf16": run.bf16,
@@ -144,13 +144,13 @@ def _trainer(run: Run) -> Any:
         "report_to": list(config.report_to or ()),
         "run_name": config.output.name,
         "logging_steps": 1,
-        # A loss that is no number is to be seen.
+        # Logs NaN and infinity as they are, so that `_Progress` can end the run.
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         **_saving(config),
     }
     if config.task == "generation":
-        # Here, because TRL takes seconds to import.
+        # Imported here, because TRL takes seconds to import.
         from tuneserve.finetune.train import sft
 
         return sft.trainer(run, common)
@@ -160,7 +160,7 @@ def _trainer(run: Run) -> Any:
     }
     options = {
         "model": run.model,
-        # The teacher's answers are in the rows, and no argument of the model.
+        # `teacher_logits` is a column of the rows, but no argument of the model; it must not be removed.
         "args": TrainingArguments(**common, remove_unused_columns=not config.teacher),
         "train_dataset": run.encoded,
         "eval_dataset": run.validation or None,
@@ -168,8 +168,8 @@ def _trainer(run: Run) -> Any:
     }
     if not any(getattr(config, key) for key in (*OBJECTIVE, "teacher")):
         trainer = Trainer(**options)
-        # Trainer believes that these models divide their loss by what is in all batches of a step. They don't: the
-        # steps would be as many times too large as batches are accumulated.
+        # Trainer assumes that these models divide their loss by the items in all batches of a step. They don't: each
+        # step would be too large by the number of accumulated batches.
         trainer.model_accepts_loss_kwargs = False
         return trainer
     weights = class_weights(run.encoded, run.target.labels, config)
@@ -181,20 +181,20 @@ def _trainer(run: Run) -> Any:
 
 
 def _check_gathers(trainer: Any) -> None:
-    """Raises UserError where DeepSpeed would keep the weights in parts when all is trained."""
+    """Raises UserError if DeepSpeed would not gather the sharded weights after training."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     if not plugin or plugin.zero_stage != 3:
         return
     if not plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
         raise UserError(
-            "DeepSpeed's stage 3 would not give the trained weights back",
+            "DeepSpeed's stage 3 would not gather the trained weights",
             "set zero3_save_16bit_model: true in accelerate's config file, or in DeepSpeed's own"
             " stage3_gather_16bit_weights_on_model_save",
         )
 
 
 def _writer(directory: Path, state: Path | None) -> Any:
-    """Returns what writes TensorBoard's files; a run that goes on takes back what it had logged after its state."""
+    """Returns TensorBoard's writer; a resumed run discards what it had logged after its saved state."""
     from torch.utils.tensorboard import SummaryWriter
 
     done = int(state.name.rpartition("-")[2]) + 1 if state else None
@@ -202,7 +202,7 @@ def _writer(directory: Path, state: Path | None) -> Any:
 
 
 def _saving(config: FinetuneConfig) -> dict[str, Any]:
-    """How often the run's state is saved: where there is one epoch only, there is nothing to go on from."""
+    """How often the run's state is saved. A run of a single epoch saves none unless it is asked to."""
     if config.validation_size:
         best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
         return best | {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
@@ -221,7 +221,7 @@ def _is_json(path: Path) -> bool:
 
 
 class _ByLength(Sampler):  # type: ignore[misc]
-    """Rows of about the same length together, in an order that follows from the seed and the epoch alone."""
+    """Puts rows of about the same length together, in an order that depends only on the seed and the epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self._lengths = lengths
@@ -230,7 +230,7 @@ class _ByLength(Sampler):  # type: ignore[misc]
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch."""
+        """Trainer calls it before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -242,7 +242,7 @@ class _ByLength(Sampler):  # type: ignore[misc]
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A bar on stderr with the loss, in place of Trainer's, which also prints."""
+    """A progress bar on stderr with the loss, in place of Trainer's, which also prints to stdout."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         hidden = not state.is_world_process_zero
@@ -256,7 +256,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             if not math.isfinite(float(logs["loss"])):
                 raise StepFailed(
                     f"the loss is {logs['loss']} at step {state.global_step}",
-                    "a lower learning_rate or a longer warm-up; with precision fp32 it also tells whether bf16 did it",
+                    "try a lower learning_rate or a longer warm-up; precision: fp32 shows whether bf16 is the cause",
                 )
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
 
@@ -265,7 +265,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class _Ranks(TrainerCallback):  # type: ignore[misc]
-    """Lets AdaLoRA move its ranks to where they matter, while the gradients of the step are still there."""
+    """Lets AdaLoRA reallocate its ranks while the gradients of the step still exist."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         model.base_model.update_and_allocate(state.global_step)

@@ -76,7 +76,7 @@ def test_a_test_file_that_was_trained_on(
     assert "test: 48 of 60 rows are left out" in caplog.text
     rows.write(grown.with_name("seen.jsonl"), (row for row in rows.read(reviews) if input_key(row) not in before))
     with pytest.raises(
-        UserError, match="0 to test on: what it goes on from, or its teacher, was trained on the others"
+        UserError, match="0 to test on: the model that it continues from, or its teacher, was trained on"
     ):
         load(grown, base_model=str(trained), test="seen.jsonl")
 

@@ -66,7 +66,7 @@ def test_unknown_lora_targets_are_named(encoder: Path) -> None:
 def test_what_scores_the_vocabulary_can_have_no_adapter(chat: Path) -> None:
     model, new = base_models.load_model(Target("generation", (), "single-label", 32), str(chat))
     settings = parse(task="generation", lora_targets=["q_proj", "lm_head"])
-    with pytest.raises(UserError, match="lora_targets: lm_head can have no adapter"):
+    with pytest.raises(UserError, match="lora_targets: lm_head can't have an adapter"):
         adapters.choose_weights(model, new, settings, STEPS)
 
 

@@ -86,7 +86,7 @@ def test_trials_that_fail_do_not_end_the_search(tmp_path: Path, encoder: Path, r
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     common = {"base_model": str(base), "train": str(reviews), "precision": "fp32", "max_length": 64}
     path = write(tmp_path / "train.yaml", **common, search={"epochs": [1, 2]})
-    with pytest.raises(StepFailed, match="no trial came to its end"):
+    with pytest.raises(StepFailed, match="no trial was completed"):
         search(path, 2)
     assert [state for _, _, state in trials(tmp_path)] == ["PRUNED", "PRUNED"]
     assert not (tmp_path / "out-search" / "best.yaml").exists()
