@@ -1,1 +1,1 @@
-"""Measures: load on servers (serving), how fast training is (training), and what both need to be claims."""
+"""Benchmarks: load on servers (serving), speed and quality of training (training), and the statistics of claims."""

@@ -1,12 +1,12 @@
-"""Ratios with their confidence interval, and what was promised of them. Knows numbers only.
+"""Ratios with their confidence interval, and the promises about them. Knows numbers only.
 
 The method, for ratios and rates alike: the geometric mean over the rounds, with the 95 % interval of Student's t on the
-logarithms. A ratio is of two scenarios of one round, so what slows a whole round is in both of its parts. The method
-takes rounds for independent and their logarithms for roughly normal; it does not know what all rounds have in common,
-such as the machine.
+logarithms. A ratio compares two scenarios of the same round, so anything that slows a whole round affects both. The
+method assumes that rounds are independent and their logarithms roughly normal; it does not account for what all rounds
+have in common, such as the machine.
 
-A promise is kept where the whole interval is on its side of the bound, not kept where the whole interval is on the
-other one, and not shown where the bound lies inside, or where fewer than `MIN_ROUNDS` rounds were measured.
+A promise is kept if the whole interval is on its side of the bound, not kept if the whole interval is on the other
+side, and not shown if the bound lies inside, or if fewer than `MIN_ROUNDS` rounds were measured.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Verdict = Literal["kept", "not kept", "not shown"]
 
 @dataclass(frozen=True)
 class Interval:
-    """What rounds gave: their geometric mean, and the ends of its interval; one round has none."""
+    """The geometric mean over the rounds, and the ends of its interval; a single round has no interval."""
 
     mean: float
     low: float | None
@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio of two scenarios, and the bound that was promised of it; none where it is only shown."""
+    """A ratio of two scenarios, and the promised bound; a ratio that is only shown has no bound."""
 
     name: str
     of: str
@@ -52,14 +52,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Ratio:
-    """What came of a claim."""
+    """The measured result of a claim."""
 
     claim: Claim
     interval: Interval
 
     @property
     def verdict(self) -> Verdict | None:
-        """What is known of the promise; None where there is none."""
+        """Whether the promise is kept; None if there is no promise."""
         least, most = self.claim.at_least, self.claim.at_most
         if least is None and most is None:
             return None
@@ -99,7 +99,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def ratios(claims: Sequence[Claim], measured: dict[str, list[float]]) -> list[Ratio]:
-    """Pairs what two scenarios gave in the same round; claims on scenarios that did not run are left out."""
+    """Pairs the results of two scenarios in the same round; claims on scenarios that did not run are left out."""
     return [
         Ratio(claim, interval([a / b for a, b in zip(measured[claim.of], measured[claim.to], strict=True)]))
         for claim in claims

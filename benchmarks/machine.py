@@ -1,4 +1,4 @@
-"""What figures were measured on: said beside each of them, as they are worth nothing without."""
+"""The machine that figures were measured on: reported with every result, because figures mean nothing without it."""
 
 import importlib.metadata
 import os

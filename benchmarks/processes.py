@@ -1,6 +1,6 @@
-"""What running programs cost, read from Linux's /proc: CPU time and memory of a program with its children.
+"""CPU time and memory of a running program with its children, read from Linux's /proc.
 
-A program is a session: it was started as the leader of one, and what it starts stays in it.
+A program is a session: it is started as the session's leader, and its children stay in the session.
 """
 
 import os
@@ -14,7 +14,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds since the start, of the process that was started and of those it started; resident bytes of all."""
+    """CPU seconds since the start, of the first process and of its children; resident bytes of all."""
 
     leader: float
     others: float
@@ -26,18 +26,18 @@ class Usage:
         return self.leader + self.others
 
     def since(self, before: "Usage") -> "Usage":
-        """CPU seconds spent since; memory as it is now."""
+        """CPU seconds since `before`; memory as it is now."""
         return Usage(self.leader - before.leader, self.others - before.others, self.resident)
 
 
 def usage(session: int) -> Usage:
-    """Returns what a program has used. Memory that processes share counts in each."""
+    """Returns a program's usage. Memory that processes share is counted in each of them."""
     leader = others = 0.0
     resident = 0
     for pid, fields in _stats():
         if int(fields[3]) != session:
             continue
-        # Threads and processes that ended are in the times of those that waited for them.
+        # The times of ended children are included in those of the parent that waited for them.
         seconds = sum(int(value) for value in fields[11:15]) * _TICK
         if pid == session:
             leader += seconds
@@ -48,7 +48,7 @@ def usage(session: int) -> Usage:
 
 
 def machine_cpu() -> float:
-    """Returns the CPU seconds that the whole machine has been busy, or kept from us by its host."""
+    """Returns the CPU seconds that the whole machine was busy, or that its host took from it (steal time)."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(
         int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
     )
@@ -56,7 +56,9 @@ def machine_cpu() -> float:
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:
-    """Yields each process's id and its stat, from the state on (field 3 of proc(5)): a name can hold anything."""
+    """Yields each process's id and the fields of its stat, from the state on (field 3 of proc(5)): the name before it
+    may contain any character.
+    """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

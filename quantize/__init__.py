@@ -1,18 +1,18 @@
-"""Makes a checkpoint smaller and faster, and measures through the serving engine what that cost.
+"""Makes a checkpoint smaller and faster, and measures through the serving engine how much quality that costs.
 
-    schemes.py      what there is to choose from
-    preflight.py    what can't be served here, refused before anything heavy is imported
+    schemes.py      the quantization schemes
+    preflight.py    refuses what can't be served here, before anything heavy is imported
     methods.py      how the weights are rounded
-    calibration.py  the rows that most methods look at, and those that attempts are chosen on
-    weights.py      the quantizing itself, through llm-compressor or bitsandbytes
+    calibration.py  the rows for calibration, and those for choosing between attempts
+    weights.py      quantizes the weights, through llm-compressor or bitsandbytes
     sensitivity.py  which blocks lose most
-    attempts.py     what is tried after what
-    race.py         how much faster, in rounds in turns
+    attempts.py     the order of attempts
+    race.py         how much faster the result is, in interleaved rounds
     report.py       what changed
-    gate.py         whether too much may be lost, and how many rows would tell
+    gate.py         whether too much quality may be lost, and how many rows would be enough to tell
     run.py          measure, quantize, measure, decide
 
-Importing this package needs neither torch nor vLLM. Called, it is `tuneserve.api.quantize`.
+Importing this package needs neither torch nor vLLM. From Python, call `tuneserve.api.quantize`.
 """
 
 import sys

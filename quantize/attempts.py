@@ -1,4 +1,4 @@
-"""The order in which one scheme is tried until the quality holds, and several to find the fastest.
+"""The order of attempts: for one scheme until one meets the gate, for several schemes to find the fastest.
 
 Knows nothing of how an attempt is made and measured.
 """
@@ -19,21 +19,21 @@ from tuneserve.quantize.schemes import Recipe
 logger = logging.getLogger(__name__)
 
 
-# Speeds that were measured one after the other say nothing below this ratio.
+# Ratios below this are noise if the speeds were measured one after the other.
 MARGIN = 1.5
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A recipe that was carried out, and measured on the rows to choose on."""
+    """A recipe that was carried out, and measured on the choosing rows."""
 
     report: Report
     directory: Path
-    holds: bool  # no more should be lost than is allowed
+    holds: bool  # the gate is expected to pass on the held-out rows
 
     @property
     def is_faster(self) -> bool:
-        """Whether a race was won."""
+        """Whether it won a race against the original."""
         return self.report.ratio is not None and self.report.ratio.is_faster
 
     @property
@@ -42,11 +42,11 @@ class Attempt:
         return self.report.after.throughput
 
 
-# Makes and measures one.
+# Makes and measures an attempt.
 Carry = Callable[[Recipe], Attempt]
-# Returns the numbers of the blocks that an attempt hurt, the worst first; none where that can't be found out.
+# Returns the numbers of the blocks that lose most in an attempt, the worst first; empty if that can't be found out.
 Worst = Callable[[Attempt], Sequence[int]]
-# Measures how much faster one is than what was there before.
+# Measures how much faster an attempt is than the original.
 Race = Callable[[Attempt], Ratio]
 
 
@@ -58,11 +58,11 @@ def hold(
     speed: float = 0,
     failed: Iterable[Attempt] = (),
 ) -> list[Attempt]:
-    """Tries the methods of one scheme, then the best of them with more and more blocks left as they are.
+    """Tries the methods of one scheme, then the best of them with more and more blocks left unquantized.
 
-    Returns all attempts, those that `failed` before first; the last is the first that holds, if any does. Ends early
-    with one that is clearly slower than `speed`: leaving blocks out makes it no faster. Only the directory of `best` is
-    left.
+    Returns all attempts, beginning with those that `failed` before; the last is the first that holds, if any does. Ends
+    early after an attempt that is clearly slower than `speed`: leaving blocks out would make it no faster. Only the
+    directory of the `best` attempt is kept.
     """
     tried = list(failed)
 
@@ -89,10 +89,10 @@ def best(tried: Sequence[Attempt]) -> Attempt:
 def fastest(
     recipes: Iterable[tuple[Recipe, Sequence[str]]], carry: Carry, worst: Worst, race: Race, before: float
 ) -> tuple[list[Attempt], list[Attempt]]:
-    """Tries several schemes, each with its methods. Returns those that hold and are faster than before, the fastest
-    first, and all attempts. `before`: texts or tokens a second.
+    """Tries several schemes, each with its methods. Returns the attempts that hold and are faster than the original,
+    the fastest first, and all attempts. `before`: the original's texts or tokens per second.
 
-    Which may be faster is seen from one measurement of each, and which is, from a race in turns.
+    One measurement of each shows which attempts may be faster; a race in interleaved rounds shows which are.
     """
     good: list[Attempt] = []
     tried: list[Attempt] = []
@@ -113,7 +113,7 @@ def fastest(
 
 
 def verdict(attempt: Attempt, chosen: Attempt | None) -> str:
-    """Returns what became of an attempt, in a few words."""
+    """Returns the outcome of an attempt, in a few words."""
     if attempt is chosen:
         return "chosen"
     if not attempt.holds:
@@ -137,5 +137,5 @@ def _gain(attempt: Attempt) -> float:
 
 
 def _drop(attempt: Attempt) -> float:
-    # What is no number, from broken weights, is the most that can be lost.
+    # NaN, from broken weights, counts as the largest drop.
     return math.inf if math.isnan(attempt.report.drop) else attempt.report.drop

@@ -1,5 +1,5 @@
-"""The rows that a model is calibrated with, and those that attempts are chosen on: some that training saw, and never
-any that the quality is measured on.
+"""The rows for calibration, and those for choosing between attempts: training rows, never rows that the quality is
+measured on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,17 +15,17 @@ from tuneserve.evaluation.measurement import batches
 from tuneserve.rows import Row, input_key, read
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# Of one row: longer ones are cut, as attention costs their square.
+# Tokens of one row: longer ones are truncated, because the cost of attention grows with the square of the length.
 TOKENS = 2048
 _BATCH_TOKENS = 4096
 CHOOSING = 256
 
 
 def load(directory: Path, manifest: pb.Checkpoint, given: Path | None, measured: Sequence[Row]) -> list[Row]:
-    """Returns the rows of the file `given`, or those that the checkpoint keeps: none where it keeps none.
+    """Returns the rows of the file `given`, or those that the checkpoint keeps, if any.
 
-    Raises UserError for rows that don't fit the task, or whose input is among those that the quality is `measured`
-    on, or among the checkpoint's held-out ones: it would be measured too well.
+    Raises UserError for rows that don't fit the task, and for rows whose input is among the `measured` ones or the
+    checkpoint's held-out ones: the quality would be measured too high.
     """
     split, held_out = manifest.calibration_split, list(measured)
     if manifest.test_split.path:
@@ -51,22 +51,22 @@ def load(directory: Path, manifest: pb.Checkpoint, given: Path | None, measured:
 
 
 def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Returns the rows to calibrate with, and every second one, CHOOSING at most, to choose among attempts on.
+    """Returns the rows to calibrate with, and the rows to choose between attempts: every second one, at most CHOOSING.
 
-    Training saw these, too: a model answers them better than others, and what counts is how much of that is lost.
+    The model was trained on these and answers them better than others, but only the drop on them is compared.
     """
     choosing = set(range(1, len(rows), 2)[:CHOOSING])
     return [row for i, row in enumerate(rows) if i not in choosing], [rows[i] for i in sorted(choosing)]
 
 
 def encode(tokenizer: Any, manifest: pb.Checkpoint, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
-    """Returns what the model gets of each row, answer included, cut to what it was trained at."""
+    """Returns the model's inputs for each row, answer included, truncated to the length that it was trained at."""
     limit = min(TOKENS, manifest.max_length or TOKENS)
     return [{key: ids[:limit] for key, ids in _encoded(tokenizer, row, limit).items()} for row in rows]
 
 
 def tensors(encoded: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Any]]:
-    """Yields batches for the model's forward: rows of one length each, so that no padding is calibrated with."""
+    """Yields batches for the model's forward: rows of equal length, so that calibration sees no padding."""
     import torch
 
     for length, same in groupby(sorted(encoded, key=_length), key=_length):
@@ -82,5 +82,5 @@ def _encoded(tokenizer: Any, row: Row, limit: int) -> dict[str, list[int]]:
     if "messages" in row or "prompt" in row:
         ids = examples.example(tokenizer, row, limit).ids
         return {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    # Cut here too, so that the special token at the end stays.
+    # Truncated by the tokenizer, too, so that the special token at the end is kept.
     return dict(tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=limit))

@@ -1,7 +1,7 @@
-"""What a result has to show before it is written: that it lost no more than is allowed, for all that the rows can tell.
+"""The quality gate: a result is written only if it is shown to lose no more quality than allowed.
 
-It holds by the end of the 95 % interval of what was lost, so that on each look at the held-out rows a result that lost
-more passes in one of forty cases; there are at most LOOKS of them, which together make one of twenty.
+The upper end of the drop's 95 % interval is compared with the allowed drop. So on each look at the held-out rows, a
+result that lost more passes in one case of forty; with at most LOOKS looks, in one case of twenty.
 """
 
 import math
@@ -12,30 +12,30 @@ from tuneserve.evaluation import significance
 from tuneserve.quantize.report import ERROR, Report
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# Of one command: at the first attempt, before anything was chosen, and at what was then chosen on other rows.
+# Looks of one command at the held-out rows: for the first attempt, and for the one then chosen on other rows.
 LOOKS = 2
-# Fewer values than these show nothing at 95 %, however much alike they are.
+# Fewer values than this show nothing at 95 %, however similar they are.
 _FEWEST = 6
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What may be lost, as `quality.drop` counts it; None lets everything pass.
+    """The largest drop allowed, in the unit of `quality.drop`; with None every result passes.
 
-    `point_estimate` holds the drop itself against it, however few the rows are.
+    `point_estimate` compares the measured drop itself with it, however few the rows are.
     """
 
     max_drop: float | None
     point_estimate: bool = False
 
     def check(self, manifest: pb.Checkpoint, rows: int) -> None:
-        """Raises UserError where so few rows can't show it, even if nothing changes on any of them."""
+        """Raises UserError if there are too few rows to pass, even if nothing changes on any of them."""
         if self.max_drop is None or self.point_estimate or rows >= (needed := _least(manifest, self.max_drop)):
             return
         if math.isinf(needed):
             raise UserError(
-                "max_drop is 0: that nothing at all is lost, no number of rows can show",
-                "allow a little with --max-drop, or decide by the drop itself with --point-estimate",
+                "max_drop is 0: no number of rows can show that nothing at all is lost",
+                "allow a little with --max-drop, or decide by the measured drop with --point-estimate",
             )
         allowed = "" if rows < _FEWEST else f"; allow {_above(significance.unseen(rows)):g} or more with --max-drop"
         raise UserError(
@@ -46,23 +46,23 @@ class Gate:
         )
 
     def holds(self, report: Report) -> bool:
-        """Whether a result may be written; not where it is NaN."""
+        """Whether a result may be written; False for NaN."""
         return self.max_drop is None or (report.drop if self.point_estimate else report.drop_at_most) <= self.max_drop
 
     def is_unclear(self, report: Report) -> bool:
-        """Whether the rows are so few that nothing that changes as many answers would hold on them."""
+        """Whether there are too few rows for any result that changes as many answers to pass."""
         spread = report.drop_at_most - report.drop
         return not self.point_estimate and self.max_drop is not None and report.drop <= self.max_drop < spread
 
     def expected(self, report: Report, rows: int) -> bool:
-        """Whether a result that lost as much on other rows should hold on `rows` held-out ones."""
+        """Whether a result with this drop on other rows is expected to pass on `rows` held-out ones."""
         if self.max_drop is None or self.point_estimate:
             return self.holds(report)
         margin = (report.drop_at_most - report.drop) * math.sqrt(report.after.rows / rows)
         return report.drop + margin <= self.max_drop
 
     def refusal(self, report: Report, hint: str) -> StepFailed:
-        """Returns the error for a report that does not hold, with what to do. `hint`: for one that lost too much."""
+        """Returns the error for a report that does not pass, with a remedy. `hint`: the remedy if it lost too much."""
         assert self.max_drop is not None
         old, new = (one.metrics[report.headline] for one in (report.before, report.after))
         error = [one.metrics[ERROR] for one in (report.before, report.after) if report.error]
@@ -84,9 +84,9 @@ class Gate:
         )
 
     def rows_needed(self, report: Report) -> int | None:
-        """Returns on how many rows the same drop would hold, its interval shrinking with their root.
+        """Returns the number of rows on which the same drop would pass; the interval shrinks with their square root.
 
-        None where no number would do, or the rows do not tell.
+        None if no number would be enough, or the rows don't show it.
         """
         if self.max_drop is None or not report.drop < self.max_drop or not math.isfinite(report.drop_at_most):
             return None
@@ -95,7 +95,7 @@ class Gate:
 
 
 def _least(manifest: pb.Checkpoint, max_drop: float) -> float:
-    """Returns the fewest rows that can show it."""
+    """Returns the smallest number of rows that can show a drop of at most `max_drop`."""
     if not max_drop:
         return math.inf
     numbers = manifest.task == pb.TASK_GENERATION or manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION
@@ -103,6 +103,6 @@ def _least(manifest: pb.Checkpoint, max_drop: float) -> float:
 
 
 def _above(value: float) -> float:
-    """Returns a value of two digits that is not below."""
+    """Rounds up to two significant digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return round(math.ceil(value / unit - 1e-9) * unit, 12)

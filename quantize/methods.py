@@ -1,16 +1,16 @@
 """How the weights are rounded, as modifiers of llm-compressor.
 
-    rtn          each to the nearest; no data
-    smoothquant  outliers of the activations moved into the weights before (Xiao et al. 2023)
-    gptq         one column after the other, each making up for the errors of those before (Frantar et al. 2023)
-    awq          the weights that large activations meet scaled up before (Lin et al. 2024)
+    rtn          round to nearest; needs no data
+    smoothquant  first moves outliers of the activations into the weights (Xiao et al. 2023)
+    gptq         column by column, each compensating the errors of the earlier ones (Frantar et al. 2023)
+    awq          first scales up the weights that are multiplied with large activations (Lin et al. 2024)
 
-smoothquant and awq scale what a norm gives and unscale it in the layers that read it. That changes nothing else only
-where these layers alone read the norm. In BERT and RoBERTa the residual stream does, too.
+smoothquant and awq scale the output of a norm and unscale it in the layers that read it. That leaves the model's output
+unchanged only if no other layer reads the norm. In BERT and RoBERTa the residual stream reads it, too.
 
 Processors without VNNI multiply int8 weights with activations of 0 to 255 (shifted to be unsigned) and add two products
-in 16 bits, which saturate: exact are weights from -64 to 64, as 2 * 255 * 64 = 32,640 is below 2^15 = 32,768. Weights
-of a reduced range are rounded to 7 bits, -64 to 63, and stored as int8 like the others. What that costs is in
+in 16 bits, which saturate: weights from -64 to 64 are exact, as 2 * 255 * 64 = 32,640 is below 2^15 = 32,768. Weights
+of a reduced range are rounded to 7 bits, -64 to 63, and stored as int8 like the others. The loss of quality is in
 benchmarks/results/2026-11-28-int8-range.md: little with rtn, half as much again with smoothquant.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from tuneserve.quantize.schemes import Recipe, Scheme
 
-# `model_type` in config.json, of those whose norms feed nothing but the next layers, under names that are known here.
+# `model_type` in config.json of models whose norms feed only the next layers, and whose layer names are known here.
 LLAMA_LIKE = ("granite", "llama", "mistral", "qwen2", "qwen3")
 # The first block's attention has no norm of its own.
 _MODERNBERT = {
@@ -31,20 +31,20 @@ _LLAMA = {
     "re:.*input_layernorm$": ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"],
     "re:.*post_attention_layernorm$": ["re:.*gate_proj$", "re:.*up_proj$"],
 }
-# Also linear in what comes before: AWQ scales these pairs as well.
+# The output of the second layer is linear in that of the first: AWQ scales these pairs as well.
 _LLAMA_LINEAR = {"re:.*v_proj$": ["re:.*o_proj$"], "re:.*up_proj$": ["re:.*down_proj$"]}
 SCALED = (*LLAMA_LIKE, "modernbert")
-# How much of the outliers goes into the weights. Llamas have larger ones than those that the paper's 0.5 was for: of a
-# chat model's perplexity it cost 3.3 %, and 0.8 cost 2.8 % (benchmarks/results).
+# How much of the outliers moves into the weights. Llamas have larger outliers than the models of the paper, which uses
+# 0.5: with 0.5, a chat model's perplexity rose by 3.3 %, with 0.8 by 2.8 % (benchmarks/results).
 _SMOOTHING, _LLAMA_SMOOTHING = 0.5, 0.8
 _REDUCED_BITS = 7
 
 
 def unfit(method: str, model_type: str) -> str:
-    """Returns why a method can't be applied to a kind of model, or nothing."""
+    """Returns why a method can't be applied to a kind of model, or an empty text."""
     if method in ("rtn", "gptq") or model_type in SCALED:
         return ""
-    return f"{method.partition('-')[0]} scales what norms give, and here it is known only of {', '.join(SCALED)}"
+    return f"{method.partition('-')[0]} scales the outputs of norms, which is supported only for {', '.join(SCALED)}"
 
 
 def usable(scheme: Scheme, model_type: str, has_rows: bool) -> list[str]:
@@ -53,7 +53,7 @@ def usable(scheme: Scheme, model_type: str, has_rows: bool) -> list[str]:
 
 
 def modifiers(recipe: Recipe, ignore: list[str], model_type: str) -> list[Any]:
-    """Returns the steps of llm-compressor that make a recipe. `ignore`: linear layers that stay as they are."""
+    """Returns llm-compressor's modifiers for a recipe. `ignore`: linear layers that are not quantized."""
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
@@ -64,7 +64,7 @@ def modifiers(recipe: Recipe, ignore: list[str], model_type: str) -> list[Any]:
 
 
 def _numbers(recipe: Recipe) -> dict[str, Any]:
-    """What the numbers are, whatever the method. The target is the class, not names: vLLM fuses query, key and value
+    """The number format, the same for all methods. The target is the class, not names: vLLM fuses query, key and value
     into one layer of another name.
     """
     if recipe.reduce_range:
@@ -80,7 +80,7 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
 
 
 def declare_stored_bits(directory: Path) -> None:
-    """Makes config.json of weights of a reduced range say how they are stored, which is all that their readers ask."""
+    """For weights of a reduced range, sets the stored number of bits in config.json, which is all that readers need."""
     path = directory / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for group in config["quantization_config"]["config_groups"].values():
@@ -89,7 +89,7 @@ def declare_stored_bits(directory: Path) -> None:
 
 
 def scaling(method: str, model_type: str) -> list[Any]:
-    """Returns the steps that come before the rounding, and by themselves change no output."""
+    """Returns the modifiers that run before rounding; by themselves they change no output."""
     norms = _MODERNBERT if model_type == "modernbert" else _LLAMA
     if method.startswith("smoothquant"):
         from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier

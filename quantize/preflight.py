@@ -1,8 +1,8 @@
-"""Refuses, at once and with the reason, what could be quantized but not served.
+"""Refuses, at once and with the reason, checkpoints that could be quantized but not served.
 
-vLLM's CPU platform refuses nothing early: an unfit checkpoint loads and fails at its first forward, or crawls.
-So the scheme, the platform and the architecture are compared here, from config.json and the headers of the weight
-files alone; no tensor is read and nothing heavy is imported.
+vLLM's CPU platform refuses nothing early: an unsupported checkpoint loads, and fails at its first forward or is very
+slow. So scheme, platform and architecture are checked here, from config.json and the headers of the weight files alone;
+no tensor is read and nothing heavy is imported.
 """
 
 import json
@@ -23,25 +23,26 @@ from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Recipe, Scheme
 from tuneserve.tiers import Tier
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# vLLM's bitsandbytes loader needs a class that declares its packed layers; of the encoders only this one does.
+# vLLM's bitsandbytes loader needs a model class that declares its packed layers; of the encoders only this one does.
 _BITSANDBYTES_ENCODERS = {"RobertaForSequenceClassification", "XLMRobertaForSequenceClassification"}
-# Encoders, whose names alone don't tell them from the decoders with a classification head.
+# Encoders: class names alone don't tell them from decoders with a classification head.
 _ENCODERS = re.compile(r"(Bert|Roberta|Electra|Deberta|MPNet|XLNet|Funnel|Camembert|Flaubert)", re.IGNORECASE)
 _CONV1D = re.compile(r"GPT2|OpenAIGPT")
 # The CPU kernels for 4-bit weights work on tiles: output and input size of a layer must be multiples of these.
 _CPU_TILES = {"w4a16": (32, 32), "nf4": (32, 64)}
-# vLLM's CPU attention reads a cache of 8-bit floats only of heads whose size is a multiple of this.
+# vLLM's CPU attention supports an fp8 KV cache only if the head size is a multiple of this.
 _CPU_CACHE_HEAD = 32
 # The lowest compute capability that computes with 8-bit floats; below, they would only save memory.
 _FP8_CAPABILITY = 8.9
-# On CPUs at most int8 is faster than no scheme, by tier (tiers.py): the others save memory (benchmarks/results).
+# On CPUs only int8 may be faster than no quantization, depending on the tier (tiers.py); the other schemes save memory
+# (benchmarks/results).
 _BY_SPEED_CPU = ("w8a8", "w4a16", "int8", "nf4")
 _BY_SPEED_GPU = ("fp8", "w8a8", "w4a16", "w8a16", "nf4", "int8")
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What the checkpoint will be served on."""
+    """The machine that the checkpoint will be served on."""
 
     tier: Tier
     # CUDA compute capability, e.g. 9.0 for Hopper; 0 when unknown.
@@ -49,7 +50,7 @@ class Platform:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU, else a CPU."""
+        """Whether it is a GPU; if not, it is a CPU."""
         return self.tier is tiers.GPU
 
 
@@ -68,9 +69,9 @@ def check(
     fp8_cache: bool = False,
     reduce_range: bool = False,
 ) -> Recipe:
-    """Returns what will be done to the checkpoint. Raises UserError for what can't be served, saying why.
+    """Returns the recipe for the checkpoint. Raises UserError, with the reason, for one that can't be served.
 
-    Weights of w8a8 get a reduced range where asked for, and where this platform needs it.
+    Weights of w8a8 get a reduced range if asked for, or if this platform needs it.
     """
     scheme = SCHEMES.get(scheme_name)
     if scheme is None:
@@ -99,7 +100,9 @@ def check(
 def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
     """Raises UserError for a checkpoint that no scheme quantizes."""
     if manifest.task not in TASKS.values():
-        raise UserError(f"{directory}: an encoder of embeddings can't be measured here, so it is not quantized")
+        raise UserError(
+            f"{directory}: an encoder of embeddings has no measure of quality here, so it can't be quantized"
+        )
     if manifest.quantization:
         raise UserError(
             f"{directory}: already quantized ({manifest.quantization})",
@@ -110,7 +113,7 @@ def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
 def served(
     manifest: pb.Checkpoint, directory: Path, platform: Platform, fp8_cache: bool = False, reduce_range: bool = False
 ) -> list[Recipe]:
-    """Returns what can be served here, the scheme first that should be the fastest on this platform."""
+    """Returns the recipes that can be served here, with the one expected to be the fastest on this platform first."""
     found = []
     for scheme in _BY_SPEED_GPU if platform.is_gpu else _BY_SPEED_CPU:
         with suppress(UserError):
@@ -119,10 +122,10 @@ def served(
 
 
 def remarks(recipe: Recipe, platform: Platform) -> list[str]:
-    """Returns what people should know of a scheme on this platform before it is measured."""
+    """Returns remarks on a scheme on this platform, shown before it is measured."""
     tier, found = platform.tier, []
     if recipe.reduce_range and not tier.int8_exact:
-        found.append(f"w8a8 gets weights within ±64: of the full range, their products would saturate on {tier.title}")
+        found.append(f"w8a8 weights are kept within ±64: with the full range, products would saturate on {tier.title}")
     if recipe.scheme.name == "w8a8" and not tier.int8_fast:
         found.append(f"w8a8 saves memory on {tier.title}; whether it is faster than {tier.dtype} is measured")
     return found
@@ -151,7 +154,7 @@ def group_size(layers: dict[str, tuple[int, int]]) -> int:
 
 
 def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
-    """Returns (output size, input size) of each linear layer that a scheme quantizes, by name, from the headers."""
+    """Returns (output size, input size) by name of each linear layer that a scheme quantizes, from the file headers."""
     shapes = {}
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -167,13 +170,13 @@ def _platform_reason(scheme: Scheme, manifest: pb.Checkpoint, platform: Platform
     name, capability = scheme.name, platform.capability
     if not platform.is_gpu:
         if name == "fp8":
-            return "processors have no arithmetic for 8-bit floats: it would be many times slower than the original"
+            return "CPUs have no instructions for 8-bit floats: it would be many times slower than the original"
         if name == "w8a16":
-            return "vLLM's CPU kernels for weights alone know 4 bits, not 8"
+            return "vLLM's CPU kernels for weight-only schemes support 4 bits, not 8"
         if name == "w4a16" and not platform.tier.int4:
             return f"vLLM's 4-bit CPU kernels need AVX-512, and this is {platform.tier.title}"
         if name == "w4a16" and manifest.dtype not in ("bfloat16", "float16"):
-            return f"vLLM's 4-bit CPU kernels need bfloat16 or float16 weights beside them, not {manifest.dtype}"
+            return f"vLLM's 4-bit CPU kernels need a bfloat16 or float16 checkpoint, not {manifest.dtype}"
     elif scheme.format == "compressed-tensors" and capability:
         if capability < 7.5:
             return f"it needs a GPU of compute capability 7.5 or newer, this one has {capability}"
@@ -188,11 +191,11 @@ def _platform_reason(scheme: Scheme, manifest: pb.Checkpoint, platform: Platform
 
 def _cache_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any], platform: Platform) -> str:
     if manifest.task != pb.TASK_GENERATION:
-        return "a classifier keeps no cache of keys and values"
+        return "a classifier has no KV cache"
     if scheme.format != "compressed-tensors":
-        return f"{scheme.name} has no place for the scales of the cache"
+        return f"{scheme.name} can't store the scales of the cache"
     if config.get("model_type") not in methods.LLAMA_LIKE:
-        return f"its scales are known to be found only of {', '.join(methods.LLAMA_LIKE)}"
+        return f"its scales are supported only for {', '.join(methods.LLAMA_LIKE)}"
     if platform.is_gpu:
         below = 0 < platform.capability < _FP8_CAPABILITY
         return f"it needs a GPU of compute capability {_FP8_CAPABILITY} or newer" if below else ""
@@ -207,14 +210,14 @@ def _cache_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any
 def _architecture_reason(scheme: Scheme, manifest: pb.Checkpoint, config: dict[str, Any]) -> str:
     architecture = manifest.architecture
     if _CONV1D.match(architecture):
-        return f"the layers of {architecture} are Conv1D, not linear, and would stay as they are"
+        return f"the layers of {architecture} are Conv1D, not linear, and would not be quantized"
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         return f"{architecture} is a mixture of experts, whose routers and experts need schemes of their own"
     if scheme.format == "bitsandbytes":
         if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
-            return f"vLLM's bitsandbytes loader does not know token classifiers ({architecture})"
+            return f"vLLM's bitsandbytes loader does not support token classifiers ({architecture})"
         if _ENCODERS.search(architecture) and architecture not in _BITSANDBYTES_ENCODERS:
-            return f"vLLM's bitsandbytes loader knows decoders and RoBERTa classifiers, not {architecture}"
+            return f"vLLM's bitsandbytes loader supports decoders and RoBERTa classifiers, not {architecture}"
     return ""
 
 
@@ -226,7 +229,7 @@ def _alternatives(refused: Scheme, manifest: pb.Checkpoint, platform: Platform) 
         and not _platform_reason(scheme, manifest, platform)
         and not _architecture_reason(scheme, manifest, {})
     ]
-    return f"fit for this model on this machine: {', '.join(fit)}" if fit else "serve it as it is"
+    return f"supported for this model on this machine: {', '.join(fit)}" if fit else "serve it as it is"
 
 
 def _check_tiles(scheme: Scheme, layers: dict[str, tuple[int, int]]) -> None:

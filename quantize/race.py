@@ -1,5 +1,5 @@
-"""How much faster one checkpoint is served than another: both at once, asked in turns, so that what else the machine
-does meets both alike.
+"""How much faster one checkpoint is served than another: both servers run at once and are measured in turns, so that
+other load on the machine affects both alike.
 """
 
 import logging
@@ -23,7 +23,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two speeds, with the ends of its 95 % interval over the rounds; NaN where there was one round alone."""
+    """A ratio of two speeds, with the ends of its 95 % interval over the rounds; NaN if there was only one round."""
 
     value: float
     low: float = math.nan
@@ -31,11 +31,11 @@ class Ratio:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the interval says so, or the value, where there is none."""
+        """Whether the interval, or the value if there is no interval, is above 1."""
         return (self.value if math.isnan(self.low) else self.low) > 1
 
     def metrics(self) -> dict[str, float]:
-        """Returns what the lineage keeps of it."""
+        """Returns the values for the lineage."""
         ends = {} if math.isnan(self.low) else {"speed_ratio_low": self.low, "speed_ratio_high": self.high}
         return {"speed_ratio": self.value, **ends}
 
@@ -45,12 +45,12 @@ class Ratio:
 
 
 def of_rounds(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """Returns the mean ratio of the second's speeds to the first's, of the same rounds."""
+    """Returns the mean ratio of the second's speeds to the first's, round by round."""
     return Ratio(*geometric([after / before for before, after in zip(first, second, strict=True)]))
 
 
 def in_turns(first: Path, second: Path, rows: Sequence[Row]) -> Ratio:
-    """Serves both checkpoints and measures their speeds in ROUNDS, after one that does not count."""
+    """Serves both checkpoints and measures their speeds in ROUNDS rounds, after a warm-up round."""
     manifest = checkpoint.load(first)
     with (
         launched("--model", f"{MODEL}={first.resolve()}") as one,
@@ -59,17 +59,17 @@ def in_turns(first: Path, second: Path, rows: Sequence[Row]) -> Ratio:
         runners = [(one.addresses.grpc, first), (other.addresses.grpc, second)]
         speeds: list[list[float]] = [[], []]
         for number in range(1 + ROUNDS):
-            # Who begins changes: the second in a row may find the machine warm.
+            # They take turns in being first: the second in a round may find the machine warm.
             for place in (0, 1) if number % 2 else (1, 0):
                 address, directory = runners[place]
                 speed = speed_at(address, manifest, rows, directory)
                 if number:
                     speeds[place].append(speed)
     found = of_rounds(*speeds)
-    logger.info("its speed is %s of that before, in %d rounds in turns", found, ROUNDS)
+    logger.info("its speed is %s times the original's, in %d interleaved rounds", found, ROUNDS)
     return found
 
 
 def fits(memory_bytes: int | None) -> bool:
-    """Whether two servers like one that takes so much memory can run at once."""
+    """Whether the machine has enough memory for two servers of this size at once."""
     return memory_bytes is not None and 2.2 * memory_bytes < psutil.virtual_memory().available

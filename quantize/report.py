@@ -1,4 +1,4 @@
-"""What quantizing changed, for people and for the lineage."""
+"""What quantization changed, for people and for the lineage."""
 
 import math
 from collections.abc import Sequence
@@ -26,46 +26,46 @@ class Report:
     # Bytes of the weight files.
     size_before: int
     size_after: int
-    # Of the speeds, measured in turns; None where they were measured one after the other only.
+    # The ratio of speeds from interleaved rounds; None if they were only measured one after the other.
     ratio: Ratio | None = None
 
     @property
     def drop(self) -> float:
-        """How much quality was lost, as `quality.drop` counts it; negative when it got better.
+        """How much quality was lost, in the unit of `quality.drop`; negative if it got better.
 
-        Of a regression the larger one of what its correlation lost and how much its error rose.
+        For a regression, the larger of the loss of correlation and the rise of the error.
         """
         lost = quality.drop(self.task, self.before.metrics, self.after.metrics)
         return max(lost, self.error[0]) if self.error else lost
 
     @cached_property
     def error(self) -> tuple[float, float, float] | None:
-        """How much a regression's root mean square error rose, as `significance.error_rise` counts it; or None."""
+        """The rise of a regression's root mean square error, from `significance.error_rise`; None for other tasks."""
         if ERROR not in self.before.metrics or not self.difference:
             return None
         return significance.error_rise(self.before.row_sums, self.after.row_sums)
 
     @property
     def flips(self) -> float | None:
-        """Share of the rows whose predicted label or tags changed, right or wrong; None for generation."""
+        """Share of the rows whose predicted label or tags changed, for better or worse; None for generation."""
         pairs = list(zip(self.before.predictions, self.after.predictions, strict=True))
         return sum(old != new for old, new in pairs) / len(pairs) if pairs else None
 
     @property
     def headline(self) -> str:
-        """The metric that is compared."""
+        """The name of the metric that is compared."""
         return quality.headline(self.task, self.before.metrics).name
 
     @cached_property
     def difference(self) -> Difference | None:
-        """The headline metric's difference, with its interval, from what each row says; None where no row was kept."""
+        """The headline metric's paired difference with its interval; None if no results of single rows were kept."""
         if not (self.before.row_sums and self.after.row_sums):
             return None
         return significance.compare(self.headline, self.before.row_sums, self.after.row_sums)
 
     @property
     def drop_at_most(self) -> float:
-        """The end of the drop's 95 % interval, in its unit; infinite where nothing is known of the rows."""
+        """The upper end of the drop's 95 % interval, in its unit; infinite if nothing is known of single rows."""
         found = self.difference
         if not found:
             return math.inf
@@ -108,7 +108,7 @@ class Report:
         return "\n".join(f"{name:<20}{a:>10}{b:>10}   {note}".rstrip() for name, a, b, note in rows)
 
     def metrics(self) -> dict[str, float]:
-        """Returns what the lineage keeps: the new metrics by name, and the old headline and cost as `*_before`."""
+        """Returns the metrics for the lineage: the new ones by name, and the old headline and cost as `*_before`."""
         return self.after.metrics | {
             **significance.ends(self.after.metrics, self.after.row_sums),
             f"{self.headline}_before": self.before.metrics[self.headline],
@@ -139,7 +139,7 @@ class Report:
 
 
 def comparison(reports: Sequence[Report], verdicts: Sequence[str]) -> str:
-    """Returns what was tried as a table, one line each, below the original."""
+    """Returns a table of all attempts, one a line, below the original."""
     first = reports[0]
     lines = [
         ("scheme", first.headline, "change, 95 % interval", "MB", first.before.unit, "in turns", "p50, p95 ms", ""),

@@ -1,10 +1,10 @@
-"""The step from a checkpoint to a smaller one: check, measure, quantize, measure again, decide.
+"""From a checkpoint to a smaller one: check, measure, quantize, measure again, decide.
 
-Both measurements go through the product's own server and vLLM, on the same rows, so that the numbers are those a
+Both measurements go through tuneserve's own server and vLLM, on the same rows, so that the numbers are those that a
 caller of the served model would see. A result that may have lost too much is never written (gate.py).
 
-The held-out rows are for the first attempt and, if that does not hold, for one other: which one is chosen on rows that
-are kept for this alone, as the best of many on the rows that it is reported on would look better than it is.
+The held-out rows measure the first attempt and, if that does not pass, one other. That one is chosen on separate rows:
+the best of many attempts on the rows that it is reported on would look better than it is.
 """
 
 import logging
@@ -35,7 +35,7 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-# Written anew; everything else (tokenizer, chat template, held-out rows) is copied byte by byte.
+# Files that are written anew; all others (tokenizer, chat template, held-out rows) are copied byte by byte.
 _REPLACED = shutil.ignore_patterns(
     checkpoint.MANIFEST, "config.json", "*.safetensors", "*.safetensors.index.json", "recipe.yaml"
 )
@@ -58,22 +58,22 @@ def quantize(
 ) -> Report:
     """Writes the checkpoint `source`, quantized, to `output`; returns and prints what that changed.
 
-    `scheme`: a name in SCHEMES, or `auto` for the fastest of those served here. `max_drop`: the most quality that may
-    be lost, with 95 % confidence, as a share (0.01 is one point of accuracy or F1, or 1 % of perplexity); None keeps
-    any result; `point_estimate` holds the drop itself against it, however few the rows are. `data`: rows to measure on
-    in place of the checkpoint's own held-out rows. `before`: a measurement of `source` on the same
-    rows, made earlier. `method`: the only one to try (methods.py). `calibration_file`: rows in place of those that
-    the checkpoint keeps. `fp8_cache`: also the cache of keys and values in 8-bit floats. `reduce_range`: weights of
-    w8a8 that are exact on CPUs without VNNI too; there they always are.
+    `scheme`: a name in SCHEMES, or `auto` for the fastest of those that can be served here. `max_drop`: the most
+    quality that may be lost, with 95 % confidence, as a share (0.01 is one point of accuracy or F1, or 1 % of
+    perplexity); with None any result is written; `point_estimate` compares the measured drop itself with it, however
+    few the rows are. `data`: rows to measure on in place of the checkpoint's own held-out rows. `before`: an earlier
+    measurement of `source` on the same rows. `method`: the only method to try (methods.py). `calibration_file`: rows
+    in place of those that the checkpoint keeps. `fp8_cache`: also store the KV cache in fp8. `reduce_range`: limit
+    w8a8 weights to a range that is exact on CPUs without VNNI, too; on such CPUs this is always done.
 
-    Where too much is lost, the scheme's other methods are tried, and the blocks that lose most are left as they are.
-    Raises UserError for what can't be served here, before anything slow; StepFailed, with nothing kept, when nothing
-    holds or vLLM can't serve the result.
+    If too much is lost, the scheme's other methods are tried, then the blocks that lose most are left unquantized.
+    Raises UserError for a scheme that can't be served here, before anything slow; StepFailed, with nothing written, if
+    no attempt passes or vLLM can't serve the result.
     """
     if max_drop is not None and not max_drop >= 0:  # also refuses NaN, which would let everything pass
         raise UserError(f"max_drop is {max_drop}", "allowed: 0 or more, e.g. 0.01 for one point of accuracy")
     if max_drop is not None and max_drop >= 0.5:
-        logger.warning("max_drop %g lets %.0f points go: half a point is 0.005", max_drop, 100 * max_drop)
+        logger.warning("max_drop %g allows a drop of %.0f points: half a point is 0.005", max_drop, 100 * max_drop)
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output}: inside the checkpoint that is read", "choose an output beside it")
     manifest = checkpoint.load(source)
@@ -88,7 +88,7 @@ def quantize(
         rows, choosing, before = rows[::2], rows[1::2], None
     gate = Gate(max_drop, point_estimate)
     gate.check(manifest, len(rows))
-    # The results are smaller than the source; the best are kept while another is tried.
+    # Results are smaller than the source; the best ones are kept while another is tried.
     disk.check(output, (3 if scheme == "auto" else 2) * checkpoint.size_of(manifest))
     with checkpoint.writing(output, overwrite) as target:
         if before is None:
@@ -121,11 +121,11 @@ def _recipes(
     preflight.check_checkpoint(manifest, source)
     if found := preflight.served(manifest, source, platform, **wanted):
         return found
-    raise UserError(f"{source}: no scheme can be served here", "each --scheme alone says why")
+    raise UserError(f"{source}: no scheme can be served here", "run each --scheme alone to see why")
 
 
 def _methods(recipe: Recipe, source: Path, method: str | None, seen: Sequence[Row]) -> list[str]:
-    """Returns the methods to try, in their order. Raises UserError where rows are needed and there are none."""
+    """Returns the methods to try, in order. Raises UserError if rows are needed and there are none."""
     if recipe.needs_rows and not seen:
         what = "--kv-cache fp8" if recipe.fp8_cache else f"--method {recipe.method}"
         raise UserError(
@@ -137,20 +137,20 @@ def _methods(recipe: Recipe, source: Path, method: str | None, seen: Sequence[Ro
 
 @dataclass(frozen=True)
 class _Work:
-    """What all attempts have in common."""
+    """The inputs that all attempts share."""
 
     source: Path
     manifest: pb.Checkpoint
-    directory: Path  # of all attempts
+    directory: Path  # where all attempts are written
     gate: Gate
-    rows: Sequence[Row]  # held out, reported on
+    rows: Sequence[Row]  # the held-out rows, which are reported
     choosing: Sequence[Row]
     calibrating: Sequence[Row]
     before: Measurement  # on the held-out rows
 
     @cached_property
     def before_choosing(self) -> Measurement:
-        """The original on the rows to choose on."""
+        """The original, measured on the choosing rows."""
         logger.info("measuring %s on %d rows to choose on", self.source, len(self.choosing))
         return measure(self.source, self.choosing)
 
@@ -162,13 +162,13 @@ class _Work:
         weights.write(self.source, directory, self.manifest, recipe, self.calibrating)
         result = self._manifest(recipe)
         if (known := trained_on(self.source)) is not None:
-            # What it was calibrated with, and chosen by, it has seen too.
+            # Rows for calibration and choosing count as seen by the result.
             keep(directory, result, np.append(known, learned([*self.calibrating, *self.choosing])))
         checkpoint.seal(directory, result)
         return directory
 
     def report(self, recipe: Recipe, directory: Path, *, choosing: bool = False) -> Report:
-        """Measures what was made, on the held-out rows, or on those to choose on."""
+        """Measures a result on the held-out rows, or on the choosing rows."""
         rows, before = (self.choosing, self.before_choosing) if choosing else (self.rows, self.before)
         logger.info("measuring the result on %d rows%s", len(rows), " to choose on" if choosing else "")
         after = measure(directory, rows)
@@ -179,16 +179,16 @@ class _Work:
         return report
 
     def rate(self, recipe: Recipe, directory: Path) -> Attempt:
-        """Measures what was made on the rows to choose on."""
+        """Measures a result on the choosing rows."""
         report = self.report(recipe, directory, choosing=True)
         return Attempt(report, directory, self.gate.expected(report, len(self.rows)))
 
     def carry(self, recipe: Recipe) -> Attempt:
-        """Quantizes and measures on the rows to choose on."""
+        """Quantizes, and measures the result on the choosing rows."""
         return self.rate(recipe, self.make(recipe))
 
     def worst(self, attempt: Attempt) -> list[int]:
-        """Returns the blocks that lose most; none without rows to find out with."""
+        """Returns the blocks that lose most; an empty list if there are no rows to find out with."""
         if not self.calibrating:
             return []
         return list(sensitivity.order(self.source, attempt.directory, self.manifest, self.calibrating))
@@ -196,7 +196,7 @@ class _Work:
     def race(self, attempt: Attempt) -> Ratio:
         """Returns how much faster an attempt is than the original."""
         if preflight.this_platform().is_gpu or not race.fits(self.before_choosing.memory_bytes):
-            logger.warning("two servers do not fit at once: speeds are those of one after the other")
+            logger.warning("not enough memory for two servers at once: speeds were measured one after the other")
             return Ratio(attempt.speed / self.before_choosing.throughput)
         return race.in_turns(self.source, attempt.directory, self.choosing)
 
@@ -232,7 +232,7 @@ def _hold(work: _Work, recipe: Recipe, methods: Sequence[str]) -> tuple[Report, 
         return report, directory
     tried: list[Attempt] = []
     if work.choosing and not work.gate.is_unclear(report):
-        logger.info("that may lose too much: choosing another way")
+        logger.info("this may lose too much: trying other methods")
         failed = [work.rate(first, directory)]
         tried = attempts.hold(recipe, methods[1:], work.carry, work.worst, failed=failed)
         best = attempts.best(tried)
@@ -250,7 +250,7 @@ def _hold(work: _Work, recipe: Recipe, methods: Sequence[str]) -> tuple[Report, 
 
 
 def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> tuple[Report, Path]:
-    # The method that needs no data first: it tells soonest how fast a scheme is.
+    # The method that needs no data comes first: it is the quickest way to see how fast a scheme is.
     recipes = [(recipe, sorted(methods, key=lambda one: one != "rtn")) for recipe, methods in recipes]
     good, tried = attempts.fastest(recipes, work.carry, work.worst, work.race, work.before_choosing.throughput)
     if tried:
@@ -265,12 +265,12 @@ def _fastest(work: _Work, recipes: Sequence[tuple[Recipe, Sequence[str]]]) -> tu
         print(report.table())
     if good:
         raise work.gate.refusal(report, hint)
-    raise StepFailed("nothing that can be served here is faster and holds the quality; nothing was kept", hint)
+    raise StepFailed("no scheme that can be served here is faster and keeps the quality; nothing was written", hint)
 
 
 def _blame(tried: Sequence[Attempt]) -> str:
-    """Returns which blocks stop a scheme, where leaving them as they are was not enough."""
-    # Of each scheme the last, which leaves out most.
+    """Returns which blocks lose most, for schemes in which leaving them unquantized was not enough."""
+    # The last attempt of each scheme, which leaves out most blocks.
     kept = {one.report.recipe.scheme.name: one.report.recipe.kept for one in tried if not one.holds}
     return "".join(
         f"blocks {', '.join(map(str, blocks))} lose most in {name}, and without them it is still too much; "

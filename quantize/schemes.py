@@ -1,4 +1,4 @@
-"""The quantization schemes by name, as `--scheme` takes them, and what is decided before one is applied."""
+"""The quantization schemes by name, as `--scheme` takes them, and the recipe for applying one."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,13 +6,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way of storing the weights of the linear layers. Heads, embeddings and norms stay as they are."""
+    """A format for the weights of the linear layers. Heads, embeddings and norms are not quantized."""
 
     name: str
-    # What makes it, and what vLLM finds in config.json as `quant_method`.
+    # The library that makes it, which vLLM finds in config.json as `quant_method`.
     format: Literal["compressed-tensors", "bitsandbytes"]
     bits: int
-    # How the weights can be rounded (methods.py), what was best here first (benchmarks/results); `rtn` needs no data.
+    # Methods of rounding (methods.py), the best in our measurements first (benchmarks/results); `rtn` needs no data.
     methods: tuple[str, ...]
 
 
@@ -26,28 +26,28 @@ _ALL = (
 )
 SCHEMES = {scheme.name: scheme for scheme in _ALL}
 
-# Weights that share one scale, largest first: fewer scales to store, and the sizes that vLLM's kernels know.
+# Weights that share one scale, largest first, for fewer scales; these are the sizes that vLLM's kernels support.
 GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What will be done to a checkpoint."""
+    """How a checkpoint will be quantized."""
 
     scheme: Scheme
     method: str = "rtn"
-    # Input weights that share a scale; None for one scale an output.
+    # Input weights that share a scale; None for one scale per output channel.
     group_size: int | None = None
-    # The cache of keys and values in 8-bit floats, with scales from the calibration rows.
+    # Whether the KV cache is stored in fp8, with scales from the calibration rows.
     fp8_cache: bool = False
     # Weights of w8a8 within ±64, half of what fits, so that no product saturates on CPUs without VNNI (methods.py).
     reduce_range: bool = False
-    # Numbers of the blocks that stay as they are.
+    # Numbers of the blocks that are left unquantized.
     kept: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
-        """What it is, in a few words for people."""
+        """A short description for people."""
         kept = f"without block{'s' * (len(self.kept) > 1)} {', '.join(map(str, self.kept))}" if self.kept else ""
         cache = "with an fp8 cache" if self.fp8_cache else ""
         reduced = "of reduced range" if self.reduce_range else ""
@@ -55,5 +55,5 @@ class Recipe:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether it is made by looking at what goes through the model."""
+        """Whether it needs calibration rows."""
         return self.method != "rtn" or self.fp8_cache

@@ -1,8 +1,8 @@
-"""Which blocks of a model quantizing hurts most: each one alone is put into the original model, and the outputs
-compared on calibration rows. The worst are then kept in 16 bits, twice as many each time.
+"""Which blocks lose most by quantization: each quantized block alone replaces that of the original model, and the
+outputs are compared on calibration rows. The worst are then kept in 16 bits, twice as many each time.
 
-The unit is a whole block, attention and MLP: vLLM fuses layers of one part into one, which has one scheme, and methods
-that scale move numbers from a norm into the layers that read it.
+The unit is a whole block, attention and MLP: vLLM fuses layers of a block into one, which has one scheme, and scaling
+methods move factors from a norm into the layers that read it.
 """
 
 import logging
@@ -21,17 +21,17 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-# Calibration rows that are looked at: the order of the blocks settles long before the last of them.
+# Calibration rows that are compared: the order of the blocks settles long before the last of them.
 ROWS = 32
-# Of each, the last tokens: the answers. All of them, over a large vocabulary, would not fit into memory.
+# The last tokens of each row, which are the answer. All tokens, with a large vocabulary, would not fit into memory.
 POSITIONS = 16
 
 
 def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> dict[int, float]:
-    """Returns by the number of each block how far it alone, quantized, moves the outputs; the worst first.
+    """Returns for each block number how far the outputs move if only that block is quantized; the worst first.
 
-    In nats, the Kullback-Leibler divergence from the original's probabilities, the mean over all tokens or texts; for
-    outputs that are no probabilities over labels, their mean squared difference.
+    The distance is the Kullback-Leibler divergence from the original's probabilities in nats, the mean over all tokens
+    or texts; for regression and multi-label outputs, the mean squared difference.
     """
     import torch
     from transformers import AutoTokenizer
@@ -48,7 +48,7 @@ def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequen
             logits = (whole(**batch).logits for batch in batches)
             return [(one[:, -POSITIONS:] if one.ndim == 3 else one).float().flatten(0, -2) for one in logits]
 
-        # A whole pass: the first one unpacks the weights.
+        # A complete pass first, because the first one unpacks the weights.
         small(**batches[0])
         expected, found = outputs(), {}
         for name, number in tqdm(_blocks(whole).items(), desc="trying blocks"):
@@ -59,7 +59,7 @@ def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequen
 
 
 def growing(worst: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yields the blocks to keep as they are: the worst one, two, four, and so on, at most half of them."""
+    """Yields the blocks to leave unquantized: the worst one, two, four, and so on, at most half of them."""
     most = len(worst) // 2
     for count in sorted({min(2**power, most) for power in range(most.bit_length() + 1)} - {0}):
         yield tuple(sorted(worst[:count]))
@@ -84,6 +84,6 @@ def _replaced(model: Any, name: str, block: Any) -> Iterator[None]:
 def _divergence(expected: Any, given: Any, manifest: pb.Checkpoint) -> Any:
     if manifest.problem_type in (pb.PROBLEM_TYPE_MULTI_LABEL, pb.PROBLEM_TYPE_REGRESSION):
         return (expected - given).square().mean(-1)
-    # In 64 bits: of outputs that are nearly the same, 32 leave nothing but noise.
+    # In float64: in float32, the difference of nearly equal outputs would be only noise.
     before, after = expected.double().log_softmax(-1), given.double().log_softmax(-1)
     return (before.exp() * (before - after)).sum(-1)

@@ -1,8 +1,8 @@
-"""The quantizing itself: reads a checkpoint's weights, writes config.json and smaller weights.
+"""Quantizes: reads a checkpoint's weights, writes config.json and smaller weights.
 
-Only linear layers inside the model's numbered blocks are quantized. Everything outside of them stays: embeddings,
-poolers, `lm_head` and every classification head, where a small error moves predictions and little size is won.
-Nothing here knows whether the result is any good.
+Only linear layers inside the model's numbered blocks are quantized. Embeddings, poolers, `lm_head` and classification
+heads are not: there a small error changes predictions, and little size is saved. This module does not measure the
+result.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tuneserve.quantize.schemes import Recipe, Scheme
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# What did the work, for the lineage.
+# The packages that quantize, for the lineage.
 PACKAGES = {
     "compressed-tensors": ("llmcompressor", "compressed-tensors", "transformers", "torch"),
     "bitsandbytes": ("bitsandbytes", "transformers", "torch"),
@@ -32,7 +32,7 @@ PACKAGES = {
 def write(source: Path, target: Path, manifest: pb.Checkpoint, recipe: Recipe, rows: Sequence[Row] = ()) -> None:
     """Writes config.json and quantized safetensors of `source` into the directory `target`.
 
-    `rows`: what a recipe that needs some is calibrated with.
+    `rows`: the calibration rows, for recipes that need them.
     """
     with quiet():
         auto, kept = auto_class(manifest.task), _kept(source, manifest.task, recipe.kept)
@@ -67,14 +67,14 @@ def _compress(
 
 
 def computed_in(stored: Any) -> Any:
-    """Returns the type of torch to run a model in whose file holds `stored`: not 16 bits where those are emulated."""
+    """Returns the torch dtype to run a model in that is stored in `stored`: float32 where 16 bits would be emulated."""
     import torch
 
     return torch.float32 if tiers.this_tier().dtype == "float32" else stored
 
 
 def _stored_in(dtype: Any, model: Any) -> Any:
-    """Everything but what the quantized weights are made of: rounding their scales would move them off their grid."""
+    """Converts all parameters but quantized weights and their scales: rounding a scale would move its weights."""
     for module in model.modules():
         exact = ("weight", "weight_scale") if hasattr(module, "quantization_scheme") else ()
         for name, parameter in module.named_parameters(recurse=False):
@@ -85,7 +85,7 @@ def _stored_in(dtype: Any, model: Any) -> Any:
 
 @contextlib.contextmanager
 def _unpinned() -> Iterator[None]:
-    """Lets AWQ run without a GPU: it pins what it copies to one, which fails where there is none."""
+    """Lets AWQ run without a GPU: it pins the memory of its copies, which fails without one."""
     import torch
     from llmcompressor.pipelines.cache import IntermediatesCache
 
@@ -111,7 +111,7 @@ def _bitsandbytes(scheme: Scheme, kept: list[str], dtype: str) -> Any:
 
 
 def _kept(source: Path, task: pb.Task, blocks: Sequence[int]) -> list[str]:
-    """Returns the names of the linear layers that stay as they are: the heads, and all of some blocks."""
+    """Returns the names of the linear layers that are not quantized: the heads, and those of the kept blocks."""
     import torch
     from transformers import AutoConfig
 
@@ -122,7 +122,7 @@ def _kept(source: Path, task: pb.Task, blocks: Sequence[int]) -> list[str]:
 
 
 def auto_class(task: pb.Task) -> Any:
-    """Returns the class of transformers that loads a task's models."""
+    """Returns transformers' auto class for a task."""
     import transformers
 
     return {
@@ -134,10 +134,10 @@ def auto_class(task: pb.Task) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the notes and warnings of the libraries; errors still come as exceptions. Of their bars, which are many,
-    a line is left every ten seconds.
+    """Silences the libraries' notes and warnings; errors still come as exceptions. Of their many progress bars, one
+    line every ten seconds is shown.
     """
-    # Not LOG_DISABLED: with it, GPTQ logs at a level that nobody defined.
+    # LOG_DISABLED is not used: with it, GPTQ logs at a level that is not defined.
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disabled = logging.root.manager.disable

@@ -1,1 +1,1 @@
-"""Load on servers: ours, `vllm serve`, and vLLM without one."""
+"""Load on servers: ours and `vllm serve`, beside vLLM without a server."""

@@ -1,7 +1,7 @@
-"""One caller that asks for little, beside what else a server has to do: flood.py and crowd.py watch how long it waits.
+"""One light caller beside a heavy load: flood.py and crowd.py measure how long it waits.
 
-A process of its own, with the key in TUNESERVE_KEY: it classifies one text after the other with 50 ms between, and
-prints its waits in seconds and its errors as JSON.
+It is a process of its own, with the key in TUNESERVE_KEY. It classifies one text after the other with 50 ms between,
+and prints its waits in seconds and its errors as JSON.
 """
 
 import json
@@ -21,14 +21,14 @@ _BETWEEN = 0.05
 
 
 class Caller:
-    """The process, from its start."""
+    """The caller's process; it runs from the construction on."""
 
     def __init__(self, target: str, model: str, seconds: float) -> None:
         command = [sys.executable, "-m", __name__, target, model, str(seconds)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
 
     def figures(self) -> dict[str, Any]:
-        """Waits for its end. Returns what it saw; times in milliseconds."""
+        """Waits for the process to end. Returns its figures; times in milliseconds."""
         found = json.loads(self._process.communicate(timeout=120)[0])
         waits = 1000 * np.array(found["waits"])
         return {
@@ -41,7 +41,7 @@ class Caller:
 
 
 def ask(target: str, model: str, seconds: float) -> dict[str, Any]:
-    """Asks for so long. Returns the waits and the errors by status."""
+    """Sends calls for `seconds`. Returns the waits, and the errors by status."""
     request = pb.ClassifyRequest(model=model, inputs=[pb.ClassifyInput(text="the film was good")])
     metadata = [("authorization", "Bearer " + os.environ.get("TUNESERVE_KEY", ""))]
     waits: list[float] = []

@@ -1,7 +1,7 @@
-"""One call of each kind: what is sent, and what of the answer is counted. Answers themselves are not checked.
+"""One call of each kind: what is sent, and what is counted of the answer. The content of answers is not checked.
 
-No input is sent twice, in this run or another: a running number of eight digits, which begins at random, stands before
-each, as a prefix cache would answer for the model otherwise. It costs a few tokens an input.
+No input is sent twice, in this run or another, so that no prefix cache can answer for the model: each begins with a
+running number of eight digits, which starts at random. That costs a few tokens per input.
 """
 
 import itertools
@@ -43,9 +43,9 @@ class Settings:
 
 
 def calls_of(served: models.GetModelResponse, settings: Settings) -> Callable[[grpc.aio.Channel], Call]:
-    """Returns what makes a connection's call for the model's task.
+    """Returns a function that makes a connection's call for the model's task.
 
-    All connections take their inputs from one endless row. Raises UserError when the file of texts can't be read.
+    All connections take their inputs from one endless iterator. Raises UserError if the file of texts can't be read.
     """
     task = served.model.task
     given = samples.read(settings.texts) if settings.texts else None

@@ -10,19 +10,25 @@ from tuneserve.call.common import server_options
 
 
 @click.command("bench")
-@click.option("--model", required=True, help="Name of the model; its task decides what is sent.")
+@click.option("--model", required=True, help="Name of the model; its task determines the calls.")
 @click.option(
-    "--connections", type=click.IntRange(1, 4096), default=8, show_default=True, help="Connections, one call each."
+    "--connections",
+    type=click.IntRange(1, 4096),
+    default=8,
+    show_default=True,
+    help="Connections, each with one call at a time.",
 )
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Time that is measured.")
 @click.option(
-    "--warmup", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds before it, not counted."
+    "--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds that are measured."
+)
+@click.option(
+    "--warmup", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds of warm-up, not counted."
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Texts of one classification call.")
 @click.option(
     "--texts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with one input a line; each is sent behind a running number.  [default: built-in ones]",
+    help="File with one input a line; a running number is put before each.  [default: built-in ones]",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of each generated answer."
@@ -32,15 +38,15 @@ from tuneserve.call.common import server_options
 def bench_command(**settings: Any) -> None:
     """Measure a running server in a closed loop.
 
-    Every connection sends its next call when the last one ended, so at most --connections calls are in the server:
-    the figures are what that many callers can draw, and hide the queueing of callers who come at their own times.
+    Every connection sends its next call when the last one has ended, so at most --connections calls are in the server.
+    The figures show the throughput of that many callers, and hide the queueing of callers that arrive independently.
 
     \b
     tuneserve bench --model sentiment --connections 32 --batch 8
     tuneserve bench --model chat --connections 16 --max-tokens 128
 
     Prints TTFT, ITL (between messages), TPOT and E2EL, and as the last line one JSON object with every setting and
-    figure. No input is sent twice, so no cache answers: a running number stands before each. Answers are not checked.
+    figure. Each input begins with a running number, so that no cache can answer. Answers are not checked.
     """
     from rich.console import Console
 

@@ -1,18 +1,19 @@
-"""`make bench`: what our server costs, beside vLLM without a server and beside `vllm serve`, as ratios.
+"""`make bench`: the cost of our server, compared with vLLM without a server and with `vllm serve`, as ratios.
 
     python -m tuneserve.benchmarks.serving.cost demo/sentiment demo/chat
 
 Regime. Jobs are fixed amounts of work, the same for all systems: 32 prompts of 128 random tokens with 64 tokens to
-make; texts to classify in batches of 64 on 4 connections, or one by one on 64. All systems of a comparison are up at
-the same time and one is under load; rounds run every scenario once, and a ratio is of two scenarios of one round, with
-the interval and the promises of claims.py. The first round warms up. Client and server share the machine; each client
-is a process of its own. Texts to classify come again: an encoder's engine keeps no answers. Prompts never do.
+generate; texts to classify in batches of 64 on 4 connections, or one by one on 64. All systems of a comparison run at
+the same time, and one of them is under load. Each round runs every scenario once, and a ratio compares two scenarios of
+one round, with the interval and the promises of claims.py. The first round is a warm-up. Client and server share the
+machine; each client is a process of its own. Texts to classify are repeated, because an encoder's engine caches no
+answers; prompts are never repeated.
 
-Three comparisons: with the same engine settings and process layout for all; with the same settings and `vllm serve`
-laid out as its makers do; with everything at its default. Time to the first answer is from the process's start, with
-nothing else running. The overload is an open loop, see overload.py.
+Three comparisons: the same engine settings and process layout for all; the same settings, and `vllm serve` with its own
+process layout; everything at its default. Time to the first answer counts from the process's start, with nothing else
+running. The overload is an open loop, see overload.py.
 
-Prints tables; the last line of stdout is one JSON object. Ends with status 0 only where every promise was kept.
+Prints tables; the last line of stdout is one JSON object. Exits with status 0 only if every promise was kept.
 """
 
 import asyncio
@@ -60,14 +61,14 @@ DEFAULTS = [
 ]
 STARTS = [Claim("start to first answer, to vllm serve", "ours", "vllm serve", at_most=0.7)]
 OVERLOADS = [Claim("answers under ten times the load, to the peak", "overload", "peak", at_least=0.9)]
-# A caller of a server under overload would rather be told at once.
+# A caller of an overloaded server is better off with a refusal at once.
 OVERLOAD_WAIT_SECONDS = 2.0
 QUANTIZED = "w8a8"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where things are, and who measures."""
+    """The paths and settings of a benchmark run."""
 
     classifier: Path
     chat: Path
@@ -78,7 +79,7 @@ class Bench:
     starts: int
 
     def engine(self, pooling: bool) -> Engine:
-        """The settings that all systems get, where they get the same."""
+        """The engine settings that all systems get in comparisons with the same settings."""
         on_cpu = not has_nvidia_gpu()
         return Engine(
             max_model_len=None if pooling else 1024,
@@ -92,7 +93,7 @@ class Bench:
         return self.classifier if pooling else self.chat
 
     def ours(self, pooling: bool, engine: Engine | None, quantized: bool = False, **settings: float) -> "Start":
-        """Our server with the model, and with its quantized form beside when that is there."""
+        """Our server with the model and, if there is one, its quantized checkpoint."""
         path = self.path(pooling)
         models = {"model": path}
         if quantized and (other := path.with_name(f"{path.name}-{QUANTIZED}")).is_dir():
@@ -116,7 +117,7 @@ class Bench:
         return Job(texts=job.texts(1024, seed), batch=batch, connections=4 if batch > 1 else 64)
 
     def first(self, pooling: bool) -> Job:
-        """The least that is an answer."""
+        """The smallest job with an answer."""
         return Job(texts=job.texts(1, 0)) if pooling else Job(prompts=job.prompts(1, 8, 1000, 0), max_tokens=1)
 
 
@@ -124,7 +125,7 @@ Start = Callable[[], AbstractContextManager[System]]
 
 
 def same_settings(bench: Bench, report: Report, pooling: bool) -> None:
-    """All systems beside each other."""
+    """All systems, compared with the same engine settings."""
     engine = bench.engine(pooling)
     with ExitStack() as stack:
         show(f"starting four systems for {'classification' if pooling else 'generation'}")
@@ -157,7 +158,7 @@ def same_settings(bench: Bench, report: Report, pooling: bool) -> None:
 
 
 def defaults(bench: Bench, report: Report, pooling: bool) -> None:
-    """Ours and `vllm serve` as they come."""
+    """Our server and `vllm serve` with their default settings."""
     name = f"defaults, {'classification' if pooling else 'generation'}"
     show(f"starting two systems for {name}")
     with ExitStack() as stack:
@@ -181,7 +182,7 @@ def _classification(name: str, system: System, bench: Bench) -> list[Scenario]:
 
 
 def starts(bench: Bench, report: Report) -> None:
-    """One after the other, in turns; the generation model, with the same engine settings."""
+    """Start times, one system after the other, in turns: the generation model, with the same engine settings."""
     engine = bench.engine(pooling=False)
     systems_ = {"ours": bench.ours(False, engine), "vllm serve": bench.vllm_serve(False, engine)}
     for number in range(bench.starts):
@@ -194,7 +195,7 @@ def starts(bench: Bench, report: Report) -> None:
 
 @contextmanager
 def _timed(report: Report, name: str, first: Job) -> Iterator[Callable[[System], System]]:
-    """Measures from here to the first answer."""
+    """Measures the time from here to the first answer."""
     begin = time.perf_counter()
 
     def answered(system: System) -> System:
@@ -231,21 +232,21 @@ def show(line: str) -> None:
     type=click.IntRange(1),
     default=MIN_ROUNDS,
     show_default=True,
-    help=f"Rounds of each comparison. Fewer than {MIN_ROUNDS} show ratios, and keep no promise.",
+    help=f"Rounds of each comparison. Fewer than {MIN_ROUNDS} show ratios, but can't show that a promise is kept.",
 )
 @click.option(
     "--starts", "start_count", type=click.IntRange(0), default=MIN_ROUNDS, show_default=True, help="Starts measured."
 )
-@click.option("--defaults/--no-defaults", "with_defaults", default=True, help="Compare defaults with defaults, too.")
-@click.option("--overload/--no-overload", "with_overload", default=True, help="Ten times the load, too.")
+@click.option("--defaults/--no-defaults", "with_defaults", default=True, help="Also compare with default settings.")
+@click.option("--overload/--no-overload", "with_overload", default=True, help="Also measure ten times the load.")
 @click.option("--report", is_flag=True, help="Also write benchmarks/results/DATE-cpu.md (or -gpu).")
 def main(
     classifier: Path, chat: Path, rounds: int, start_count: int, with_defaults: bool, with_overload: bool, report: bool
 ) -> None:
     """Measure CLASSIFIER and CHAT, two checkpoints, on our server and its peers. Takes over an hour.
 
-    A promise is kept where the whole 95 % interval of its ratio is on the right side, from 15 rounds on. Ends with
-    status 0 only where every promise is kept; 1 where one is not, or is not shown.
+    A promise is kept if the whole 95 % interval of its ratio is on the right side, from 15 rounds on. Exits with status
+    0 only if every promise is kept; with 1 if one is not kept, or not shown.
     """
     preload()
     result = Report(rounds)
@@ -267,7 +268,7 @@ def main(
             try:
                 step()
             except StepFailed as error:
-                # What was measured so far took long: it is not thrown away for what can't be measured.
+                # Measuring takes long: one failed step does not discard the results so far.
                 show(f"{name}: {error}\n{error.hint}")
                 result.missing.append(f"{name}: {error}")
     cost_report.show(result)

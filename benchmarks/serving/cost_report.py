@@ -1,4 +1,4 @@
-"""What `make bench` measured: kept together, and shown as tables, to people in a terminal and in a file."""
+"""The results of `make bench`, as tables in a terminal and in a file."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from tuneserve.benchmarks.serving.interleave import Sample
 from tuneserve.benchmarks.serving.overload import Overload
 
 RESULTS = Path(__file__).parents[1] / "results"
-# From this many cores on, used by programs that have nothing to do with it, a run is no measurement.
+# If unrelated programs use this many cores or more, the results are not valid.
 DISTURBED_CORES = 0.1
 
 
 @dataclass
 class Report:
-    """All that was measured, by comparison."""
+    """All results, by comparison."""
 
     rounds: int
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
@@ -148,7 +148,7 @@ def _notes(report: Report) -> list[str]:
     if (used := report.others_cores) is not None:
         notes.append(f"Other programs used {used:.2f} cores of the machine in the median job.")
         if used > DISTURBED_CORES:
-            notes.append("That is too much: believe the ratios only roughly, and the other figures not at all.")
+            notes.append("That is too much: the ratios are only rough, and the other figures are not valid.")
     return notes
 
 

@@ -1,11 +1,11 @@
-"""What one tenant's many calls in flight cost another: a closed loop of single texts, beside one caller.
+"""How many calls in flight of one tenant delay another: a closed loop of single texts, beside one caller.
 
     python -m tuneserve.benchmarks.serving.crowd localhost:8033 --model sentiment --calls 1000
 
-Regime. So many calls are under way all the time, 100 on a connection, with the key in TUNESERVE_CROWD_KEY: each is made
-again as soon as it is answered, or refused. The caller is another tenant, with the key in TUNESERVE_KEY (caller.py);
-the first calls of the crowd come together, a second after its own. All run on the server's machine, and take their
-share of it. The last line of stdout is the result as JSON.
+Regime. The crowd keeps `--calls` calls in flight all the time, 100 on a connection, with the key in
+TUNESERVE_CROWD_KEY: each call is repeated as soon as it is answered or refused. The caller is another tenant, with the
+key in TUNESERVE_KEY (caller.py); the first calls of the crowd are sent together, a second after the caller's first. All
+run on the server's machine, and take their share of it. The last line of stdout is the result as JSON.
 """
 
 import asyncio
@@ -62,10 +62,10 @@ def measure(target: str, model: str, calls: int, seconds: float) -> dict[str, An
 @click.command()
 @click.argument("target", metavar="HOST:PORT")
 @click.option("--model", required=True, help="A classifier that both keys may use.")
-@click.option("--calls", type=click.IntRange(0), default=1000, show_default=True, help="Of the crowd, at once.")
+@click.option("--calls", type=click.IntRange(0), default=1000, show_default=True, help="Calls of the crowd in flight.")
 @click.option("--seconds", type=click.FloatRange(5), default=12.0, show_default=True)
 def main(target: str, model: str, calls: int, seconds: float) -> None:
-    """Measure how long a caller waits while another tenant has very many calls under way."""
+    """Measure how long a caller waits while another tenant has very many calls in flight."""
     print(json.dumps(measure(target, model, calls, seconds)))
 
 

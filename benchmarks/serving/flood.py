@@ -1,11 +1,11 @@
-"""What strangers cost a caller: connections that write calls without a key as fast as they are told, beside one caller.
+"""How unauthenticated clients delay a caller: connections that send calls without a key at a given rate.
 
     python -m tuneserve.benchmarks.serving.flood localhost:8033 --model sentiment --connections 8 --rate 400000
 
-Regime. Each connection is HTTP/2 below gRPC, and sends calls of 15 bytes (headers by reference, end of stream) for
-ClassificationService.Classify; the bytes of all connections together are paced to `--rate` a second. One that is closed
-by the server is made anew at once. The caller has a key (caller.py). Both run on the server's machine, and take their
-share of it. The last line of stdout is the result as JSON.
+Regime. Each connection speaks plain HTTP/2, without a gRPC library, and sends calls of 15 bytes (headers by reference,
+end of stream) for ClassificationService.Classify; the bytes of all connections together are paced to `--rate` a second.
+A connection that the server closes is reopened at once. The caller has a key (caller.py). Both run on the server's
+machine, and take their share of it. The last line of stdout is the result as JSON.
 """
 
 import json
@@ -28,7 +28,7 @@ _HEADERS = (
     (b"content-type", b"application/grpc"),
     (b"te", b"trailers"),
 )
-# Once they were sent they are the last six entries of HPACK's table, and one byte each.
+# After the first call they are the last six entries of HPACK's dynamic table, and take one byte each.
 _NAMED = b"".join(b"\x40" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in _HEADERS)
 _AGAIN = bytes(0x80 | 67 - place for place in range(len(_HEADERS)))
 _AT_ONCE = 20
@@ -39,7 +39,7 @@ def _call(stream: int, block: bytes) -> bytes:
 
 
 class Flood:
-    """One stranger after the other, on one connection each."""
+    """Unauthenticated connections, one after the other."""
 
     def __init__(self, address: tuple[str, int], rate: float, until: float) -> None:
         self._address = address
@@ -48,7 +48,7 @@ class Flood:
         self.connections = self.calls = self.bytes = 0
 
     def run(self) -> None:
-        """Until the time is up."""
+        """Sends until the time is up."""
         while time.monotonic() < self._until:
             self.connections += 1
             try:
@@ -84,7 +84,7 @@ def _read(connection: socket.socket) -> None:
 
 
 def measure(target: str, model: str, connections: int, rate: float, seconds: float) -> dict[str, Any]:
-    """Returns how long the caller waited, in milliseconds, and what the strangers sent."""
+    """Returns how long the caller waited, in milliseconds, and what the connections without a key sent."""
     caller = Caller(target, model, seconds)
     host, port = target.rsplit(":", 1)
     time.sleep(1.0)
@@ -105,11 +105,13 @@ def measure(target: str, model: str, connections: int, rate: float, seconds: flo
 @click.command()
 @click.argument("target", metavar="HOST:PORT")
 @click.option("--model", required=True, help="A classifier that the key may use.")
-@click.option("--connections", type=click.IntRange(0), default=8, show_default=True, help="Of strangers, at once.")
-@click.option("--rate", type=float, default=400_000, show_default=True, help="Bytes a second that they write in all.")
+@click.option(
+    "--connections", type=click.IntRange(0), default=8, show_default=True, help="Connections without a key, at once."
+)
+@click.option("--rate", type=float, default=400_000, show_default=True, help="Bytes a second, of all of them together.")
 @click.option("--seconds", type=click.FloatRange(5), default=12.0, show_default=True)
 def main(target: str, model: str, connections: int, rate: float, seconds: float) -> None:
-    """Measure how long a caller waits while strangers flood a server that has keys."""
+    """Measure how long a caller waits while connections without a key flood a server that requires keys."""
     print(json.dumps(measure(target, model, connections, rate, seconds)))
 
 

@@ -1,4 +1,4 @@
-"""Worker: does jobs by calling this product's server over gRPC, one channel with its own connection a caller."""
+"""Worker: does jobs by calling our server over gRPC; each caller has a channel with a connection of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

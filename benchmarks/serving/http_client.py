@@ -1,6 +1,6 @@
-"""Worker: does jobs by calling `vllm serve` over HTTP, one session with its own connection a caller.
+"""Worker: does jobs by calling `vllm serve` over HTTP; each caller has a session with a connection of its own.
 
-As light as its gRPC counterpart: one event loop, nothing but reading and decoding every message. aiohttp comes with
+It is as light as its gRPC counterpart: one event loop that only reads and decodes every message. aiohttp comes with
 vLLM.
 """
 
@@ -72,7 +72,7 @@ async def send(
                 if not line.startswith(_DATA) or line.startswith(_END, len(_DATA)):
                     continue
                 message = json.loads(line[len(_DATA) :])
-                # Which message brought how many tokens it does not say; the last one has their number.
+                # Messages don't say how many tokens they carry; the last one has the total.
                 if usage := message.get("usage"):
                     outcome.prompt_tokens += usage["prompt_tokens"]
                     outcome.output_tokens += usage["completion_tokens"]

@@ -1,7 +1,7 @@
-"""Rounds in which every scenario runs once: what disturbs the machine disturbs all of them alike.
+"""Interleaved rounds, each with every scenario once: other load on the machine affects all scenarios alike.
 
-One system is under load at a time. Before each job everybody has come to rest: an engine of vLLM's goes on looking
-for work, at the cost of a whole core, for a second after its last job. Every round begins with another scenario.
+One system is under load at a time. Before each job all systems have become idle: a vLLM engine goes on polling for
+work, at the cost of a whole core, for a second after its last job. Every round begins with another scenario.
 """
 
 import os
@@ -15,15 +15,15 @@ from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.benchmarks.serving.systems import System
 from tuneserve.errors import StepFailed
 
-# Idle engines look after themselves now and then.
-_REST_SHARE = 0.1  # of one core, all systems together
+# Idle engines still use a little CPU time now and then.
+_REST_SHARE = 0.1  # of one core, for all systems together
 _REST_SECONDS = 0.3
 _REST_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way to have jobs done: by which system, and how they are sent to it. The seed makes the job."""
+    """A system, and how jobs are sent to it. A seed determines the job."""
 
     name: str
     system: System
@@ -36,17 +36,17 @@ class Sample:
     """One job by one scenario. CPU times are milliseconds for each text or output token."""
 
     rate: float  # texts, or output tokens, a second
-    front_ms: float  # the process that was started
-    engine_ms: float  # those it started
-    client_ms: float  # who measured; none where that is the system itself
+    front_ms: float  # of the process that was started
+    engine_ms: float  # of its children
+    client_ms: float  # of the measuring process; 0 where that is the system itself
     first_token_ms: float | None
-    others_cores: float  # what all other programs of the machine used meanwhile
+    others_cores: float  # cores that all other programs of the machine used meanwhile
 
 
 def measure(scenarios: Sequence[Scenario], rounds: int, show: Callable[[str], None]) -> dict[str, list[Sample]]:
     """Runs all scenarios `rounds` times, after a first round that does not count.
 
-    Raises StepFailed when two scenarios of one round did not do the same work.
+    Raises StepFailed if two scenarios of one round did not do the same work.
     """
     systems = list({scenario.system.session: scenario.system for scenario in scenarios}.values())
     samples: dict[str, list[Sample]] = {scenario.name: [] for scenario in scenarios}
@@ -91,7 +91,7 @@ def _one(scenario: Scenario, systems: Sequence[System], seed: int) -> tuple[Outc
 
 
 def _rest(systems: Sequence[System]) -> None:
-    """Waits until no system works any more. Raises StepFailed for one that never rests."""
+    """Waits until all systems are idle. Raises StepFailed if one never is."""
     deadline = time.monotonic() + _REST_PATIENCE
     while time.monotonic() < deadline:
         before = {system.session: processes.usage(system.session).cpu for system in systems}
@@ -99,4 +99,4 @@ def _rest(systems: Sequence[System]) -> None:
         used = {session: processes.usage(session).cpu - cpu for session, cpu in before.items()}
         if sum(used.values()) <= _REST_SHARE * _REST_SECONDS + 2 / os.sysconf("SC_CLK_TCK"):
             return
-    raise StepFailed(f"a system that nobody asks anything does not rest: {used}")
+    raise StepFailed(f"a system without any calls does not become idle: {used}")

@@ -1,7 +1,7 @@
-"""A job: a fixed amount of work that every system of a comparison gets alike, and what came of it.
+"""A job is a fixed amount of work, the same for every system of a comparison; an outcome is its result.
 
 Prompts are random token ids, so that no system's prefix cache can answer and each prompt has its exact length; texts
-are the built-in sentences in random order. The seed makes a job, so that two runs measure the same.
+are the built-in sentences in random order. The seed determines the job, so that two runs measure the same.
 """
 
 import random
@@ -18,7 +18,7 @@ class Job:
     texts: Sequence[str] = ()
     prompts: Sequence[Sequence[int]] = ()
     max_tokens: int = 0
-    # How it is sent; a system in the measuring process takes everything at once.
+    # How it is sent; a system in the measuring process gets everything at once.
     connections: int = 1  # with one call at a time each
     batch: int = 1  # texts of one call
     stream: bool = False
@@ -26,7 +26,7 @@ class Job:
     model: str = ""
 
     def pieces(self) -> list[Sequence[str] | Sequence[int]]:
-        """Returns what each call carries."""
+        """Returns the texts or token ids of each call."""
         if self.prompts:
             return list(self.prompts)
         return [self.texts[start : start + self.batch] for start in range(0, len(self.texts), self.batch)]
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What one system made of a job. Two systems that did the same work have equal `counts`."""
+    """The result of one system's job. Two systems that did the same work have equal `counts`."""
 
     seconds: float = 0.0
     texts: int = 0
@@ -55,13 +55,13 @@ class Outcome:
 
 
 def prompts(count: int, length: int, vocab_size: int, seed: int) -> list[list[int]]:
-    """Returns prompts of `length` random tokens. The lowest ids are special in most vocabularies, and left out."""
+    """Returns prompts of `length` random tokens. The lowest ids, special tokens in most vocabularies, are left out."""
     rng = random.Random(seed)
     return [[rng.randrange(min(100, vocab_size // 2), vocab_size) for _ in range(length)] for _ in range(count)]
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Returns sentences; every run of 16 holds each of the built-in ones, so that equal counts are equal work."""
+    """Returns sentences; every 16 in a row contain each built-in one once, so that equal counts are equal work."""
     rng = random.Random(seed)
     found: list[str] = []
     while len(found) < count:

@@ -1,21 +1,21 @@
-"""Load on a running server, in a closed loop: N connections, each sending its next call when the last one ended.
+"""Load on a running server, in a closed loop: N connections, each sending its next call when the last one has ended.
 
 The regime. Each connection is a channel of its own with one call at a time, so there are never more than N calls in
-the server: when it slows down, so does the load. Latency therefore hides the queueing that callers who come at their
-own times would see, and throughput is the most that N connections can draw. An open loop, with calls at a given rate,
-is the other question; this program does not ask it.
+the server: when the server slows down, so does the load. So latency hides the queueing that callers arriving
+independently would see, and throughput is the most that N connections can reach. This program does not measure an open
+loop, with calls at a given rate.
 
-The first seconds warm up and are not counted. Then, for a fixed time, calls that end and tokens that arrive are.
-Calls still running at the end are cancelled. After an error a connection pauses for 50 ms, so that a refusing server
-is not called in a tight loop. Classification: as many texts a call as `batch` says. Generation: one prompt a call,
-greedy, and exactly `max_tokens` tokens an answer whatever the model would do. No input is sent twice (calls.py).
+The first seconds are a warm-up and are not counted. Then, for a fixed time, calls that end and tokens that arrive are
+counted. Calls still running at the end are cancelled. After an error a connection pauses for 50 ms, so that a refusing
+server is not called in a tight loop. Classification: `batch` texts per call. Generation: one prompt per call, greedy,
+and exactly `max_tokens` tokens per answer, end token or not. No input is sent twice (calls.py).
 
-Figures have the field's names. TTFT: from sending to the first message with a token. ITL: between one message of an
-answer and the next, as `vllm bench serve` has it; `tokens_per_message` says how many tokens a message brought, since a
-server that joins tokens has fewer and longer gaps. TPOT: from the first message to the last, for each token after the
-first message's. E2EL: the whole call. p50, p90 and p99 in milliseconds, of calls that ended in the measured time.
+Figures have the usual names. TTFT: from sending to the first message with a token. ITL: between one message of an
+answer and the next, as in `vllm bench serve`; `tokens_per_message` is the mean number of tokens of a message, since a
+server that joins tokens has fewer and longer gaps. TPOT: from the first message to the last, per token after those of
+the first message. E2EL: the whole call. p50, p90 and p99 in milliseconds, of calls that ended in the measured time.
 
-It speaks to the server by gRPC only, and takes the task from ModelService.GetModel.
+It calls the server over gRPC only, and gets the task from ModelService.GetModel.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 CONNECT_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
-# Channels with equal targets would share one connection otherwise.
+# Otherwise channels with equal targets would share one connection.
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. `figures` are named with their units; one is None when nothing was there to measure."""
+    """The results. `figures` are named with their units; a figure without any measurement is None."""
 
     settings: Settings
     task: str
@@ -56,7 +56,7 @@ class Result:
 
     def to_json(self) -> dict[str, object]:
         """Returns one flat object: settings, what was served, figures."""
-        # Who called, and with which key, is nobody's business.
+        # The caller's target and key are left out.
         settings = {key: value for key, value in vars(self.settings).items() if key != "server"}
         settings |= {"target": self.settings.server.target, "tls": self.settings.server.secure}
         settings |= {"texts": str(self.settings.texts or "built-in"), "client_tier": measured_on()}
@@ -68,14 +68,14 @@ class Result:
 def run(settings: Settings) -> Result:
     """Measures; takes warm-up, seconds and at most 10 s to connect.
 
-    Raises CallFailed for a server that is not there or does not let us in and for an unknown model, UserError for a
-    batch that the model does not take, and StepFailed when no call succeeded.
+    Raises CallFailed if the server can't be reached, refuses the key or does not know the model, UserError for a batch
+    that is too large for the model, and StepFailed if no call succeeded.
     """
     return asyncio.run(measure(settings))
 
 
 async def measure(settings: Settings) -> Result:
-    """Same as run, inside a running event loop."""
+    """The same as `run`, inside a running event loop."""
     async with AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(settings.server.open_async(OWN_CONNECTION))
@@ -114,12 +114,14 @@ async def measure(settings: Settings) -> Result:
 
 
 async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:
-    """Connects all before the first call, so that none of them connects while others are measured."""
+    """Connects all channels before the first call, so that none connects while others are measured."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await asyncio.gather(*(channel.channel_ready() for channel in channels))
     except TimeoutError:
-        raise UserError(f"--target {target}: takes no {len(channels)} connections", "use fewer --connections") from None
+        raise UserError(
+            f"--target {target}: does not accept {len(channels)} connections", "use fewer --connections"
+        ) from None
 
 
 async def _get_model(channel: grpc.aio.Channel, settings: Settings) -> models.GetModelResponse:
@@ -137,7 +139,7 @@ async def _get_model(channel: grpc.aio.Channel, settings: Settings) -> models.Ge
 
 
 async def _until(when: float, calls: list[asyncio.Task[None]]) -> None:
-    """Sleeps. A connection never ends by itself: one that did met a bug, which is raised here."""
+    """Sleeps until `when`. Connections never end by themselves: if one did, by a bug, its exception is raised here."""
     done, _ = await asyncio.wait(calls, timeout=max(0, when - time.perf_counter()), return_when="FIRST_EXCEPTION")
     for call in done:
         call.result()

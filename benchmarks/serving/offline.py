@@ -1,7 +1,7 @@
-"""Worker: vLLM without any server, which gets a whole job in one call: the limit that a server can come near.
+"""Worker: vLLM without a server, which gets a whole job in one call: the upper limit for any server.
 
-Run only as a process of its own: `python -m tuneserve.benchmarks.serving.offline SETTINGS`, the arguments of vLLM's
-`LLM` as JSON. The only file here that imports vLLM.
+Runs only as a process of its own: `python -m tuneserve.benchmarks.serving.offline SETTINGS`, where SETTINGS are the
+arguments of vLLM's `LLM` as JSON. The only file here that imports vLLM.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Calls that come at their own times, however the server fares: what happens when more come than it can answer.
+"""An open loop: calls arrive at a given rate, whatever the server's speed. Shows what happens under overload.
 
 The regime. Arrivals are a Poisson process of a given rate and seed, each call a task of its own that waits for no
-other. Every time is measured from the moment a call was due, not from when it was sent: a client that is held up by
-the server, or by itself, would leave out the very waits that matter (coordinated omission). How late calls were sent
-is `lag`: where that is large, the figures say as much about the client as about the server. Every call that was due is
-in exactly one of: answered; rejected, which the server turned away (RESOURCE_EXHAUSTED); failed, the rest by their
-status, with those that this program could not send before the time was over, or gave up on, until it did so.
-`closed_loop` measures the capacity that the rate can be a multiple of.
+other. Every time is measured from the moment a call was due, not from when it was sent: a client that is delayed by
+the server, or by itself, would leave out the very waits that matter (coordinated omission). `lag` is how late calls
+were sent: if it is large, the figures say as much about the client as about the server. Every call that was due counts
+as exactly one of: answered; rejected by the server (RESOURCE_EXHAUSTED); failed. Failed are all other statuses, and
+calls that this program could not send in time or gave up on; their time ends when it gave up.
+`closed_loop` measures the capacity; the rate can then be set to a multiple of it.
 
 Knows nothing of models or tasks: `call` makes one call.
 """
@@ -24,14 +24,14 @@ import grpc
 
 from tuneserve.benchmarks.serving.tally import milliseconds
 
-# Makes one call, whose running number it gets. Returns how long the server says that it waited (see `queue_seconds`),
-# None when it does not say. Raises AioRpcError for any other end than an answer.
+# Makes one call; the argument is its running number. Returns the server's own figure of its time in the queue (see
+# `queue_seconds`), or None if the server gives none. Raises AioRpcError unless the call is answered.
 Call = Callable[[int], Awaitable[float | None]]
 
-# Calls that still run so long after the last arrival are cancelled, and counted as UNFINISHED.
+# Calls that still run this long after the last arrival are cancelled, and counted as UNFINISHED.
 PATIENCE_SECONDS = 120.0
 UNFINISHED = "UNFINISHED"
-# Calls that were due, and could not be sent before the time was over.
+# Calls that were due, but could not be sent before the time was over.
 UNSENT = "UNSENT"
 _GRACE_SECONDS = 0.1
 _PAUSE_SECONDS = 0.05
@@ -39,7 +39,7 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. Figures are named with their units; one is None when nothing was there to measure."""
+    """The results. Figures are named with their units; a figure without any measurement is None."""
 
     rate: float  # arrivals a second
     seconds: float  # of arrivals
@@ -47,13 +47,13 @@ class Result:
     due: int
     sent: int
     answered: int
-    errors: dict[str, int]  # by status, rejects included
-    pushed_back: int  # rejects that said when to come again
+    errors: dict[str, int]  # by status, rejections included
+    pushed_back: int  # rejections with a time to retry after
     answered_per_s: float  # in the second half of the time: the first fills the queue
-    # Milliseconds: e2el (of answers), reject and failed, each since the call was due; wait, the server's own word of
-    # its queue; lag, from due to sent.
+    # Milliseconds: e2el (of answers), reject and failed, each since the call was due; wait, the server's own figure of
+    # the time in its queue; lag, from due to sent.
     figures: dict[str, float | None]
-    recovery_seconds: float | None  # from the last arrival to an answer in the usual time; None where not asked for
+    recovery_seconds: float | None  # from the last arrival to an answer in the usual time; None if not measured
 
     def to_json(self) -> dict[str, object]:
         """Returns one flat object."""
@@ -61,7 +61,7 @@ class Result:
 
     @property
     def rejected(self) -> int:
-        """Calls that the server turned away."""
+        """Number of calls that the server rejected."""
         return self.errors.get(grpc.StatusCode.RESOURCE_EXHAUSTED.name, 0)
 
 
@@ -77,7 +77,7 @@ class _Seen:
     pushed_back: int = 0
 
     async def call(self, call: Call, number: int, due: float) -> None:
-        """Makes one call that was due at a time, and counts it from then on."""
+        """Makes one call, and measures it from the time `due`."""
         self.lags.append(time.perf_counter() - due)
         try:
             waited = await call(number)
@@ -99,23 +99,22 @@ class _Seen:
             self.waits.append(waited)
 
     def fail(self, why: str, due: float) -> None:
-        """Counts a call that was due at a time and ends now without an answer."""
+        """Counts a call that was due at `due` and ends now without an answer."""
         self.errors[why] += 1
         self.failures.append(time.perf_counter() - due)
 
 
 async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_seconds: float | None = None) -> Result:
-    """Sends calls for `seconds` at `rate` a second, and waits for the last one's end.
+    """Sends calls for `seconds` at `rate` a second, and waits until all have ended.
 
-    With `usual_seconds`, what a call takes when the server has nothing else to do, it then also measures how long
-    the server needs to answer that fast again: one more call after the other is made until one is answered within
-    twice that time.
+    `usual_seconds` is the time of a call on an idle server. If it is given, the recovery is measured, too: calls are
+    made one after the other until one is answered within twice that time.
     """
     times, seen, numbers = random.Random(seed), _Seen(), count()
     due = begin = time.perf_counter()
     end, calls, unsent = begin + seconds, list[asyncio.Task[None]](), list[float]()
     while (due := due + times.expovariate(rate)) < end:
-        # Also when late: without it nobody else's turn would come.
+        # Sleeps even when late, because otherwise no other task would run.
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         if time.perf_counter() < end + _GRACE_SECONDS:
             calls.append(asyncio.create_task(seen.call(call, next(numbers), due)))
@@ -144,9 +143,9 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_se
 
 
 async def closed_loop(call: Call, connections: int, seconds: float, warmup: float = 0.0) -> float:
-    """Returns the answers a second that so many callers draw, each calling again when it was answered.
+    """Returns the answers per second of this many callers, each of which calls again when it is answered.
 
-    One that was refused pauses first.
+    After a refusal a caller pauses first.
     """
     begin = time.perf_counter() + warmup
     end, numbers, answered = begin + seconds, count(), 0
@@ -168,7 +167,7 @@ async def closed_loop(call: Call, connections: int, seconds: float, warmup: floa
 
 
 async def usual(call: Call, times: int = 5) -> float:
-    """Returns the longest of a few calls made one after the other, in seconds."""
+    """Returns the longest time of a few calls made one after the other, in seconds."""
     longest = 0.0
     for number in range(times):
         started = time.perf_counter()
@@ -209,7 +208,7 @@ async def _finish(calls: list[asyncio.Task[None]]) -> None:
     for task in late:
         task.cancel()
     await asyncio.gather(*late, return_exceptions=True)
-    await asyncio.gather(*done)  # Raises a bug of the caller's, which must not pass for a lost call.
+    await asyncio.gather(*done)  # Raises bugs of the caller, which must not be counted as lost calls.
 
 
 def _figures(seen: _Seen) -> dict[str, float | None]:

@@ -1,10 +1,10 @@
-"""Our server with several times the calls that it can answer: batches of texts, in an open loop.
+"""Our server under overload, with several times the calls that it can answer: batches of texts, in an open loop.
 
-Rounds: the peak, from a closed loop that keeps the server busy, and the open loop at a multiple of it, for the same
-time on the same server; every other round begins with the open loop. The rate is a multiple of the peak of the
-warm-up, and the same in all rounds. The client runs in this process and the server in its own. Batches are large,
-because client and refusals take their time from an engine on the same cores: ten times as many batches of 16 cost it
-a third.
+Each round measures the peak, in a closed loop that keeps the server busy, and the open loop at a multiple of it, for
+the same time on the same server; every other round begins with the open loop. The rate is a multiple of the peak of
+the warm-up, and the same in all rounds. The client runs in this process and the server in its own. Batches are large,
+because client and refusals take CPU time from an engine on the same cores: ten times as many batches of 16 cost the
+engine a third of its speed.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,12 +40,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Overload:
-    """What was measured."""
+    """The results."""
 
     times: float  # the peak of the warm-up
     usual_ms: float  # a call's time on the idle server
     rounds: list[Round]
-    grown_mib: int  # of the server's memory, from the warm-up's end on
+    grown_mib: int  # growth of the server's memory since the end of the warm-up
 
     def to_json(self) -> dict[str, object]:
         """One object."""
@@ -57,7 +57,7 @@ class Overload:
         }
 
     def medians(self) -> dict[str, float | None]:
-        """Each figure's median over the rounds, and what all rounds share; None where no round measured it."""
+        """Each figure's median over the rounds, and the figures common to all rounds; None if no round measured it."""
         found: dict[str, float | None] = {"usual_ms": self.usual_ms, "grown_mib": self.grown_mib}
         rounds = [one.to_json() for one in self.rounds]
         for key, first in rounds[0].items():
@@ -93,7 +93,7 @@ async def overload(
     rounds: int = MIN_ROUNDS,
     show: Callable[[str], None] = lambda line: None,
 ) -> Overload:
-    """Measures a running server, whose processes are `session`. Raises StepFailed when a round had no answer."""
+    """Measures a running server, whose processes are `session`. Raises StepFailed if a round had no answer."""
     async with open_channels(target, CONNECTIONS) as channels:
         call = classify(channels, model, batch)
         await closed_loop(call, 4, 1.0)

@@ -6,7 +6,7 @@ from rich.text import Text
 from tuneserve.benchmarks.serving.load import Result
 from tuneserve.tiers import measured_on
 
-# Above this share of one core, Python's own speed limits what is sent.
+# If this program uses more than this share of a core, Python's own speed limits the load.
 BUSY = 0.8
 
 RATES = {
@@ -25,7 +25,7 @@ TIMES = {
 
 
 def table(result: Result) -> Table:
-    """Returns rates, then times by percentile, then what went wrong."""
+    """Returns a table of rates, times by percentile, and errors."""
     settings = result.settings
     title = f"{settings.model} ({result.task}, {result.quantization or 'not quantized'}) on {settings.server.target}"
     sent = f"batches of {settings.batch}" if "texts_per_s" in result.figures else f"{settings.max_tokens} tokens each"

@@ -1,7 +1,7 @@
 """The systems that are compared, each a child process: our server, `vllm serve`, and vLLM without a server.
 
-All get one `Engine`, written as each of them takes it, the same preloaded libraries and the same threads. How each
-front end logs, and what else has nothing to do with the engine, stays as its makers set it.
+All get the same `Engine`, in the form that each of them takes, the same preloaded libraries and the same threads.
+Logging of each front end, and other options outside of the engine, keep their defaults.
 """
 
 import importlib.metadata
@@ -28,17 +28,17 @@ from tuneserve.runtime import engine_environment, has_nvidia_gpu
 from tuneserve.serving import START_SECONDS, STOP_SECONDS, launched
 from tuneserve.tiers import this_tier
 
-# What a process inherits from one that restarted itself with the libraries that vLLM is fast with.
+# Variables inherited from a process that restarted itself with preloaded libraries.
 _PRELOADED = ("LD_PRELOAD", "TUNESERVE_PRELOADED")
 _POLL_SECONDS = 0.1
-# Of the memory, for each of two systems beside each other: the one setting that is not left at its default where the
-# defaults are compared. `vllm serve` would take nine tenths, on a CPU of the machine's, and end for want of more.
+# The share of memory for each of two systems at once: the only setting that is not at its default in the comparison of
+# defaults. By default `vllm serve` takes nine tenths (on a CPU, of the machine's memory), and the other would fail.
 _SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Settings of vLLM that decide how fast it is, made explicit. What is None stays at vLLM's choice."""
+    """Settings of vLLM that determine its speed, made explicit. None leaves the choice to vLLM."""
 
     dtype: str = field(default_factory=lambda: this_tier().dtype)
     max_model_len: int | None = None
@@ -47,14 +47,14 @@ class Engine:
     kv_cache_memory_bytes: int = 1 << 30
     block_size: int | None = None
     enforce_eager: bool = True
-    scheduling_policy: str = "priority"  # always, in our server
+    scheduling_policy: str = "priority"  # our server always uses it
 
     def arguments(self) -> dict[str, Any]:
-        """As `LLM` takes them."""
+        """The settings as arguments of `LLM`."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
     def flags(self) -> list[str]:
-        """As `vllm serve` takes them."""
+        """The settings as flags of `vllm serve`."""
         flags: list[str] = []
         for key, value in self.arguments().items():
             name = key.replace("_", "-")
@@ -64,7 +64,7 @@ class Engine:
         return flags
 
     def model(self, path: Path) -> dict[str, Any]:
-        """As a model's entry in our server's file."""
+        """The settings as a model's entry in our server's file."""
         engine = {
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "block_size": self.block_size,
@@ -82,15 +82,15 @@ class Engine:
 
 @dataclass(frozen=True)
 class System:
-    """A running system. `session` holds its processes; `model` is what it calls the first of its models."""
+    """A running system. `session` is that of its processes; `model` is the name of its first model."""
 
     session: int
-    worker: worker.Worker  # who does its jobs
+    worker: worker.Worker  # does its jobs
     model: str
     target: str = ""
 
     def do(self, job: Job, model: str | None = None) -> Outcome:
-        """Has a job done by it."""
+        """Runs a job on it."""
         return self.worker.do(Job(**{**vars(job), "target": self.target, "model": model or self.model}))
 
 
@@ -98,16 +98,16 @@ class System:
 def ours(
     models: Mapping[str, Path], client: worker.Worker, scratch: Path, engine: Engine | None, **settings: Any
 ) -> Iterator[System]:
-    """Our server, started as users start it. Without `engine`, all but the `settings` and `_SHARE` are defaults."""
+    """Our server, started as users start it. Without `engine`, all but `settings` and `_SHARE` is at its default."""
     config = scratch / "ours.yaml"
-    # On CPUs our server takes no share of the memory, but a little of it.
+    # On CPUs our server takes a small, fixed amount of memory, not a share.
     plain = {"gpu_memory_utilization": _SHARE} if has_nvidia_gpu() else {}
     entries = {
         name: (engine.model(path) if engine else {"path": str(path.resolve()), **plain}) | settings
         for name, path in models.items()
     }
     config.write_text(yaml.safe_dump({"models": entries}), encoding="utf-8")
-    # It preloads by itself, and its time to the first answer includes that.
+    # Our server preloads libraries itself, and its time to the first answer includes that.
     environment = {key: value for key, value in os.environ.items() if key not in _PRELOADED}
     with launched("--config", str(config), environment=environment) as server:
         yield System(server.process.pid, client, next(iter(models)), server.addresses.grpc)
@@ -119,7 +119,7 @@ def vllm_serve(
 ) -> Iterator[System]:
     """`vllm serve`, ready when its /health is. Without `engine`, everything but `_SHARE` is at its default.
 
-    `like_ours`: with its processes laid out as in our server, see `peer_environment`; as its makers do it otherwise.
+    `like_ours`: with the process layout of our server, see `peer_environment`; otherwise with its own layout.
     """
     port = _free_port()
     log = scratch / f"vllm-serve-{port}.log"
@@ -144,7 +144,7 @@ def vllm_serve(
 
 @contextmanager
 def in_process(path: Path, scratch: Path, engine: Engine, *, pooling: bool) -> Iterator[System]:
-    """vLLM without a server, its processes laid out as in ours: `LLM` in the process that does the jobs."""
+    """vLLM without a server, with the process layout of ours: `LLM` in the process that does the jobs."""
     arguments = engine.arguments() | {"model": str(path.resolve()), "runner": "pooling" if pooling else "generate"}
     environment = peer_environment(scratch, like_ours=True)
     with worker.started("offline", [json.dumps(arguments)], scratch / "offline.log", environment) as running:
@@ -152,12 +152,12 @@ def in_process(path: Path, scratch: Path, engine: Engine, *, pooling: bool) -> I
 
 
 def peer_environment(scratch: Path, like_ours: bool) -> dict[str, str]:
-    """Returns the environment of vLLM's own programs: this process's, so preloaded as it is.
+    """Returns the environment for vLLM's own programs: that of this process, with the same preloaded libraries.
 
-    `like_ours` lays out the engine's processes and threads as our server does, see `engine_environment`.
+    `like_ours` sets the layout of the engine's processes and threads as our server does, see `engine_environment`.
 
-    The command line of vLLM asks for the version of a distribution `vllm`, which the one built for CPUs has under
-    another name: it gets that much on its path, and nobody else does.
+    vLLM's command line reads the version of a distribution named `vllm`, but the CPU build has another name. So a
+    directory with that metadata is put on the path of these programs only.
     """
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= engine_environment() if like_ours else {}
@@ -196,7 +196,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
-    # Also after a clean end: an engine that outlived its server would hold memory.
+    # Also after a clean end: an engine that outlives its server would keep its memory.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""What happened inside the measured window, and the figures made of it. Knows nothing of gRPC or of models."""
+"""Counts calls and tokens inside the measured window, and computes figures. Knows nothing of gRPC or models."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass
 class Answer:
-    """One call, as its connection saw it. Times are seconds of one clock."""
+    """The times of one call. Times are seconds of one clock."""
 
     started: float
     inputs: int
     prompt_tokens: int = 0
-    # When each message came and how many tokens it brought; empty for classification.
+    # The time of each message and its number of tokens; empty for classification.
     arrivals: list[tuple[float, int]] = field(default_factory=list)
 
     @property
@@ -30,7 +30,7 @@ class Answer:
 class Tally:
     """Counts calls that end between `begin` and `end`, and output tokens that arrive then.
 
-    So the warm-up leaves no trace, and a call cut off by the end counts with the tokens it had.
+    So the warm-up does not count, and a call that is cut off at the end counts with the tokens that it had.
     """
 
     begin: float
@@ -45,7 +45,7 @@ class Tally:
     message_tokens: int = 0  # of those messages
     per_token: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
-    # The server's own words, the first time that each status came.
+    # The server's message of the first error with each status.
     error_texts: dict[str, str] = field(default_factory=dict)
 
     def token(self, when: float, tokens: int) -> None:

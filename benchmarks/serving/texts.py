@@ -42,7 +42,7 @@ PROMPTS = [
 
 
 def read(path: Path) -> list[str]:
-    """Returns the lines of a text file that hold something. Raises UserError when none does."""
+    """Returns the lines of a text file that are not blank. Raises UserError if there are none."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
 """A process that does jobs: the measuring client, or vLLM without a server. Jobs and outcomes are lines of JSON.
 
-The process that compares stays out of the measurement: it sends a job to one worker at a time and sleeps.
+The comparing process does not affect the measurement: it sends a job to one worker at a time and sleeps.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.errors import StepFailed
 
 Connection = TypeVar("Connection")
-# One piece of a job over one connection; adds what came back to the outcome.
+# Sends one piece of a job over one connection, and adds the answer to the outcome.
 Send = Callable[[Connection, Job, Sequence[str] | Sequence[int], Outcome], Awaitable[None]]
 
 
@@ -31,7 +31,7 @@ class Worker:
     log: Path
 
     def do(self, job: Job) -> Outcome:
-        """Has a job done. Raises StepFailed, with the end of the worker's log, when it can't be."""
+        """Runs a job on the worker. Raises StepFailed, with the end of the worker's log, if it fails."""
         assert self.process.stdin is not None
         try:
             print(json.dumps(asdict(job)), file=self.process.stdin, flush=True)
@@ -39,7 +39,7 @@ class Worker:
             raise self.failure() from None
         answer = self.read()
         if failed := answer.get("failed"):
-            raise StepFailed(f"{self.log.stem}: {failed}", "the system that it asked may have ended")
+            raise StepFailed(f"{self.log.stem}: {failed}", "the system that it calls may have ended")
         return Outcome(**answer)
 
     def read(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Worker:
         return answer
 
     def failure(self) -> StepFailed:
-        """What is raised for a worker that ended."""
+        """Returns the error for a worker that ended."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return StepFailed(f"{self.log.stem}: ended without an answer", "\n".join(lines[-15:]))
 
@@ -75,12 +75,12 @@ def started(module: str, arguments: Sequence[str], log: Path, env: Mapping[str, 
         worker.read()
         yield worker
     finally:
-        process.communicate()  # The end of its input ends it.
+        process.communicate()  # The worker ends at the end of its input.
 
 
 def work(prepare: Callable[[], Callable[[Job], Outcome]]) -> None:
     """The worker's side: prepares, and answers jobs from standard input until that ends."""
-    # Libraries print what they like; only answers may reach the one who waits for them.
+    # Libraries may print to stdout; only answers may reach the process that waits for them.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     do = prepare()
@@ -89,7 +89,7 @@ def work(prepare: Callable[[], Callable[[Job], Outcome]]) -> None:
         try:
             answer = asdict(do(Job(**json.loads(line))))
         except Exception as error:
-            # One system's end is not that of this worker, which asks the others, too.
+            # A system that ends must not end this worker, which calls the others, too.
             cause: BaseException = error
             while isinstance(cause, BaseExceptionGroup):
                 cause = cause.exceptions[0]
@@ -100,9 +100,9 @@ def work(prepare: Callable[[], Callable[[Job], Outcome]]) -> None:
 async def drive(
     job: Job, connected: Callable[[Job], AbstractAsyncContextManager[Sequence[Connection]]], send: Send[Connection]
 ) -> Outcome:
-    """Sends a job's pieces over all connections, each taking the next piece when its last one was answered.
+    """Sends a job's pieces over all connections; each takes the next piece when its last one is answered.
 
-    The clock runs from the first send to the last answer; connections are open before.
+    The clock runs from the first send to the last answer; connections are opened before.
     """
     outcome = Outcome()
     pieces = iter(job.pieces())
@@ -122,7 +122,7 @@ async def drive(
 
 
 async def watch(messages: AsyncIterator[int], outcome: Outcome) -> None:
-    """Reads a stream to its end, and notes when the first message with something in it came."""
+    """Reads a stream to its end, and records when the first message with a token came."""
     started_at, first = time.perf_counter(), True
     async for content in messages:
         if content and first:

@@ -1,1 +1,1 @@
-"""How fast training is, and how good what comes of it."""
+"""Speed of training, and quality of the trained models."""

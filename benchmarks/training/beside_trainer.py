@@ -1,14 +1,14 @@
-"""How fast training is: `tuneserve finetune` beside the libraries' Trainer as their own pages write it.
+"""Speed of training: `tuneserve finetune` compared with the libraries' trainers, used as in their documentation.
 
     python -m tuneserve.benchmarks.training.beside_trainer    # 15 rounds, over an hour; --rounds 3 for a look
 
 Regime. The demo's models and data: MiniLM (22M) on movie sentences, SmolLM2 (135M) on questions with answers. Both
 sides are processes of their own, one after the other, in turns: the same rows, base model, LoRA on every linear layer,
-batch size, epochs, learning rate, optimizer, type and preloaded libraries; `plain_training.py` is the other side, and
-groups rows by length as ours does. Rates and ratios with the interval of claims.py. Each
-round has another seed, and every other round begins with the other side. Tokens are those of the training rows,
-padding not counted; seconds are those of training alone, not of loading, measuring and merging. Quality is measured on
-the same held-out rows, ours on the merged bf16 checkpoint. The last line of stdout is the result as JSON.
+batch size, epochs, learning rate, optimizer, dtype and preloaded libraries; `plain.py` is the other side, and groups
+rows by length as ours does. Rates and ratios have the interval of claims.py. Each round has another seed, and every
+other round begins with the other side. Tokens are those of the training rows, padding not counted; seconds are those of
+training alone, not of loading, measuring and merging. Quality is measured on the same held-out rows, ours on the merged
+bf16 checkpoint. The last line of stdout is the result as JSON.
 """
 
 import json
@@ -46,7 +46,7 @@ class Sample:
 
     tokens_per_s: float
     quality: float
-    others_cores: float  # what all other programs of the machine used meanwhile
+    others_cores: float  # cores that all other programs of the machine used meanwhile
 
 
 def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
@@ -68,9 +68,9 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
     made = []
     for values, data, count in ((first, samples.sentiment(), texts), (second, samples.questions(), chats)):
         task = values["task"]
-        # Ours leaves out what is asked again in the test rows.
+        # Ours leaves out training rows whose input is also in the test rows.
         found, held_out = list({rows.input_key(row): row for row in rows.read(data)}.values()), TEST_ROWS[task]
-        # Neighbours are of one film or one topic.
+        # Neighbouring rows are about the same film or topic.
         spread = [found[index * 7919 % len(found)] for index in range(count + held_out)]
         files: dict[str, Any] = {name: str(scratch / f"{task}-{name}.jsonl") for name in ("train", "test")}
         rows.write(Path(files["train"]), spread[held_out:])
@@ -82,13 +82,13 @@ def trainings(scratch: Path, texts: int, chats: int) -> list[Training]:
 
 
 def plain(training: Training) -> tuple[dict[str, float], float]:
-    """Trains as the libraries' pages show it; returns tokens, seconds and quality, and what others used."""
+    """Trains as in the libraries' documentation; returns tokens, seconds and quality, and the cores others used."""
     output, others = _child([sys.executable, "-m", "tuneserve.benchmarks.training.plain"], json.dumps(asdict(training)))
     return json.loads(output.splitlines()[-1]), others
 
 
 def ours(training: Training) -> tuple[dict[str, float], float]:
-    """Trains with `tuneserve finetune`; returns seconds and quality, and what others used."""
+    """Trains with `tuneserve finetune`; returns seconds and quality, and the cores others used."""
     values = asdict(training)
     precision = "bf16" if values.pop("bf16") else "fp32"
     settings = Path(training.output).with_suffix(".yaml")
@@ -101,7 +101,7 @@ def ours(training: Training) -> tuple[dict[str, float], float]:
 
 
 def _child(command: Sequence[str], given: str = "") -> tuple[str, float]:
-    """Returns what a program printed, and the cores that other programs used while it ran."""
+    """Returns a program's output, and the cores that other programs used while it ran."""
     machine, own, started = processes.machine_cpu(), _children(), time.monotonic()
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:
@@ -147,7 +147,7 @@ def summary(found: dict[str, list[Sample]]) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    """Returns the summaries for people."""
+    """Returns the summaries as a table for people."""
     title = f"training on {machine()['tier']}; {METHOD[0].lower()}{METHOD[1:]}"
     made = Table("training", "side", "tokens/s", "quality", "to plain", "others' cores", title=title)
     for task, result in results.items():
@@ -165,10 +165,10 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), default=MIN_ROUNDS, show_default=True)
-@click.option("--texts", type=click.IntRange(0), default=2000, show_default=True, help="To train a classifier on.")
-@click.option("--chats", type=click.IntRange(0), default=200, show_default=True, help="To train a chat model on.")
+@click.option("--texts", type=click.IntRange(0), default=2000, show_default=True, help="Rows to train a classifier on.")
+@click.option("--chats", type=click.IntRange(0), default=200, show_default=True, help="Rows to train a chat model on.")
 def main(rounds: int, texts: int, chats: int) -> None:
-    """Measure `tuneserve finetune` beside transformers' and TRL's own training; 0 rows leave one out."""
+    """Compare `tuneserve finetune` with transformers' and TRL's own training; 0 rows leave one model out."""
     console = Console(stderr=True)
     results = {}
     with tempfile.TemporaryDirectory(prefix="tuneserve-bench-") as folder:

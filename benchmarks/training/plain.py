@@ -1,9 +1,8 @@
-"""Training as the libraries' own pages show it: transformers' Trainer for a classifier, TRL's SFTTrainer for a chat.
+"""Training as in the libraries' documentation: transformers' Trainer for a classifier, TRL's SFTTrainer for a chat.
 
-Run only as a process of its own: `python -m tuneserve.benchmarks.training.plain`, with a `Training` as JSON on
-standard input; the last line of its output is what came of it. Rows of a length stand together, as users of the
-libraries have it who care for speed (`train_sampling_strategy`); what is not set stays as the libraries have it:
-batches are padded to their longest row.
+Runs only as a process of its own: `python -m tuneserve.benchmarks.training.plain`, with a `Training` as JSON on
+standard input; the last line of its output is the result. Rows are grouped by length, as users who care for speed set
+it (`train_sampling_strategy`); all other options keep the libraries' defaults: batches are padded to their longest row.
 """
 
 import json
@@ -99,7 +98,7 @@ def chat(given: Training, common: dict[str, Any]) -> dict[str, float]:
     for row in test:
         prompt = tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True, return_dict=False)
         whole = tokenizer.apply_chat_template(row["messages"], return_dict=False)
-        # Up to the end of the turn: the line break behind it is never asked for.
+        # Up to the end of the turn: the line break after it is never generated.
         whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)][: given.max_length]
         ids = torch.tensor([whole], device=model.device)
         labels = torch.tensor([[-100] * len(prompt) + whole[len(prompt) :]], device=model.device)
@@ -117,12 +116,12 @@ def _train(trainer: Any) -> float:
 
 
 def _tokens(encoded: Any, given: Training) -> int:
-    """Of all epochs, without padding."""
+    """Tokens of all epochs, without padding."""
     return round(sum(map(len, encoded["input_ids"])) * given.epochs)
 
 
 def settings(given: Training) -> dict[str, Any]:
-    """Returns what both libraries' arguments are given."""
+    """Returns the arguments that both libraries are given."""
     return {
         "output_dir": given.output,
         "num_train_epochs": given.epochs,
@@ -141,7 +140,7 @@ def settings(given: Training) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Trains what standard input says."""
+    """Trains as standard input says."""
     preload()
     given = Training(**json.loads(sys.stdin.read()))
     print(json.dumps((chat if given.task == "generation" else classifier)(given, settings(given))))

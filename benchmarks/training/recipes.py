@@ -1,4 +1,4 @@
-"""What fine-tuning reaches on the sample data: every method and seed on one fixed split, the same for all.
+"""Quality of fine-tuning on the sample data: every method and seed on one fixed split.
 
     python -m tuneserve.benchmarks.training.recipes WORK [--seeds 3] [--only movies-lora]
 
@@ -6,9 +6,9 @@
     tweets   all tweets with entities of ten types (2,394), MiniLM 22M: entity F1
 
 A fifth of the rows is held out, stratified, by a seed of the split alone; the settings below were chosen on a part of
-the other four fifths. Each run is `tuneserve finetune` as a user calls it, one after the other, in the folder WORK; a
-run that is there already is not made again, so that a measurement that was cut short goes on. Prints a table, and one
-line of JSON in the end.
+the other four fifths. Each run is `tuneserve finetune` as a user calls it, one after the other, in the folder WORK.
+Runs that exist are not repeated, so that an interrupted measurement can be continued. Prints a table, and one line of
+JSON at the end.
 """
 
 import json
@@ -53,12 +53,12 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def split(task: str, folder: Path) -> tuple[Path, Path]:
-    """Cuts the sample data of a task in two files, training and test, the same every time, and returns both."""
+    """Splits the sample data of a task into two files, training and test, the same every time, and returns both."""
     given = samples.sentiment() if task == "movies" else samples.tweets_ner()
     train, test = (folder / f"{task}-{part}{given.suffix}" for part in ("train", "test"))
     if not test.exists():
         text = given.read_text(encoding="utf-8")
-        # One row a line, or rows of several lines with blank ones between.
+        # One row a line, or rows of several lines separated by blank lines.
         found = text.splitlines() if task == "movies" else [one for one in re.split(r"\n\s*\n", text) if one.strip()]
         random.Random(0).shuffle(found)
         found.sort(key=_stratum)
@@ -77,7 +77,7 @@ def _stratum(row: str) -> list[str]:
 
 
 def run(task: str, method: str, seed: int, folder: Path) -> dict[str, float]:
-    """Fine-tunes once, unless that was done, and returns the metrics of the merged checkpoint and of its training."""
+    """Fine-tunes, unless the run exists, and returns the metrics of the merged checkpoint and of its training."""
     output = folder / f"{task}-{method}-{seed}"
     if not output.exists():
         train, test = split(task, folder)
@@ -113,7 +113,7 @@ def main(work: Path, seeds: int, only: tuple[str, ...]) -> None:
             for method in methods:
                 if not only or f"{task}-{method}" in only:
                     results.setdefault(f"{task}-{method}", []).append(run(task, method, seed, work))
-    table = Table("run", "metric", "mean", "deviation", "each", "weights that learn", "seconds")
+    table = Table("run", "metric", "mean", "deviation", "each", "trained weights", "seconds")
     for name, each in results.items():
         metric = HEADLINES[name.partition("-")[0]]
         values = [one[metric] for one in each]

@@ -56,12 +56,12 @@ def wide(tmp_path: Path) -> Path:
         ("w8a8", DECODER, Platform(tiers.GPU, capability=7.0), "7.5 or newer"),
         ("w4a16", DECODER, Platform(tiers.GPU, capability=6.1), "7.5 or newer"),
         ("w8a8", DECODER, Platform(tiers.GPU, capability=10.0), "no int8 kernels"),
-        ("w8a16", DECODER, CPU, "know 4 bits, not 8"),
+        ("w8a16", DECODER, CPU, "support 4 bits, not 8"),
         ("fp8", DECODER, CPU, "many times slower"),
         ("fp8", DECODER, Platform(tiers.GPU, capability=8.6), "8.9 or newer"),
         ("nf4", BERT, CPU, "not BertForSequenceClassification"),
         ("int8", BERT, HOPPER, "not BertForSequenceClassification"),
-        ("nf4", ROBERTA_NER, CPU, "does not know token classifiers"),
+        ("nf4", ROBERTA_NER, CPU, "does not support token classifiers"),
         ("w8a8", changed(DECODER, architecture="GPT2LMHeadModel"), CPU, "Conv1D"),
     ],
 )
@@ -92,8 +92,8 @@ def test_what_only_gpus_take(wide: Path, scheme: str) -> None:
     [
         ("w8a8", "awq", "llama", "w8a8 has no method 'awq'"),
         ("nf4", "gptq", "llama", "nf4 has no method 'gptq'"),
-        ("w8a8", "smoothquant", "bert", "smoothquant scales what norms give"),
-        ("w4a16", "awq", "roberta", "awq scales what norms give"),
+        ("w8a8", "smoothquant", "bert", "smoothquant scales the outputs of norms"),
+        ("w4a16", "awq", "roberta", "awq scales the outputs of norms"),
     ],
 )
 def test_methods_that_do_not_fit(tmp_path: Path, scheme: str, method: str, model_type: str, reason: str) -> None:
@@ -109,9 +109,9 @@ HEADS = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2}
 @pytest.mark.parametrize(
     ("scheme", "manifest", "platform", "config", "reason"),
     [
-        ("w8a8", BERT, CPU, HEADS, "a classifier keeps no cache"),
-        ("nf4", DECODER, CPU, HEADS, "no place for the scales"),
-        ("w8a8", DECODER, CPU, HEADS | {"model_type": "gpt_neox"}, "known to be found only of"),
+        ("w8a8", BERT, CPU, HEADS, "a classifier has no KV cache"),
+        ("nf4", DECODER, CPU, HEADS, "can't store the scales"),
+        ("w8a8", DECODER, CPU, HEADS | {"model_type": "gpt_neox"}, "supported only for"),
         ("w8a8", DECODER, OLD_CPU, HEADS, "needs AVX-512, and this is AVX2"),
         ("w8a8", DECODER, CPU, HEADS | {"head_dim": 80}, "a multiple of 32, not 80"),
         ("w8a8", DECODER, Platform(tiers.GPU, capability=8.0), HEADS, "8.9 or newer"),
@@ -144,7 +144,7 @@ def test_roberta_classifiers_take_bitsandbytes(wide: Path) -> None:
 def test_the_hint_names_what_would_do(wide: Path) -> None:
     with pytest.raises(UserError) as caught:
         check("nf4", BERT, wide, CPU)
-    assert caught.value.hint == "fit for this model on this machine: w8a8, w4a16"
+    assert caught.value.hint == "supported for this model on this machine: w8a8, w4a16"
 
 
 def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:

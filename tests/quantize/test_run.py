@@ -199,7 +199,7 @@ def test_auto_tries_what_the_machine_serves(
 
 def test_auto_names_the_blocks_that_stop_it(bert: Path, tmp_path: Path, measures: Measures) -> None:
     measures(GOOD, measured(800, throughput=150.0))
-    with pytest.raises(StepFailed, match="nothing that can be served here is faster and holds") as caught:
+    with pytest.raises(StepFailed, match="no scheme that can be served here is faster and keeps") as caught:
         quantize(bert, tmp_path / "out", "auto")
     for scheme in ("w8a8", "w4a16"):
         assert re.search(rf"blocks? \d+ lose most in {scheme}, and without", caught.value.hint)
@@ -207,7 +207,7 @@ def test_auto_names_the_blocks_that_stop_it(bert: Path, tmp_path: Path, measures
 
 def test_auto_keeps_nothing_that_is_slower(bert: Path, tmp_path: Path, measures: Measures) -> None:
     measures(GOOD, replace(GOOD, throughput=90.0))
-    with pytest.raises(StepFailed, match="nothing that can be served here is faster"):
+    with pytest.raises(StepFailed, match="no scheme that can be served here is faster"):
         quantize(bert, tmp_path / "out", "auto")
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +269,7 @@ def test_a_gate_in_percent_is_wondered_at(
 ) -> None:
     measures(GOOD)
     quantize(bert, tmp_path / "out", "w8a8", max_drop=0.5)
-    assert "max_drop 0.5 lets 50 points go: half a point is 0.005" in caplog.text
+    assert "max_drop 0.5 allows a drop of 50 points: half a point is 0.005" in caplog.text
 
 
 def noisy(*changed: int) -> tuple[Measurement, Measurement]:

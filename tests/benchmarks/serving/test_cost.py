@@ -207,7 +207,7 @@ def test_a_disturbed_run_says_so() -> None:
     assert cost_report._notes(report) == []
     report.add("x", {"a": [Sample(1, 1, 1, 1, None, others) for others in (0.0, 0.5, 0.6)]}, [])
     assert "0.50 cores" in cost_report._notes(report)[0]
-    assert "believe" in cost_report._notes(report)[1]
+    assert "not valid" in cost_report._notes(report)[1]
 
 
 def test_a_second_report_of_a_day_does_not_replace_the_first(monkeypatch, tmp_path):

@@ -87,7 +87,7 @@ def test_a_system_that_works_unasked_is_no_background(monkeypatch: pytest.Monkey
         process.stdout.readline()
         system = System(process.pid, Pretender(process), "m")  # type: ignore[arg-type]
         try:
-            with pytest.raises(StepFailed, match="does not rest"):
+            with pytest.raises(StepFailed, match="does not become idle"):
                 measure([Scenario("a", system, job)], 1, lambda line: None)
         finally:
             process.kill()
