@@ -6,7 +6,7 @@
     with tuneserve.Server({"reviews": smaller}) as server, server.client() as client:
         print(client.classify("reviews", "A lovely film.")[0].best)
 
-All of it is in api.py, and imported when it is used. Clients of running servers are in `tuneserve.client`.
+All of this is in api.py, which is imported on first use. Clients of running servers are in `tuneserve.client`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
-"""What `import tuneserve` offers: the verbs of the command line as functions, and checkpoints as objects.
+"""The Python API, `import tuneserve`: the commands of the command line as functions, and checkpoints as objects.
 
-They raise what the programs raise (errors.py): UserError for bad input, StepFailed when a result fails its check.
-Training and quantizing run in this process, as it was started: the command line starts itself again with libraries that
-are faster on CPUs (runtime.py). Serving is a child process, which has them.
+The functions raise the errors of the commands (errors.py): UserError for bad input, StepFailed if a result fails its
+check. Training and quantization run in this process as it is. The command line, in contrast, restarts itself with
+libraries that are faster on CPUs (runtime.py). Serving is a child process, which has these libraries.
 """
 
 import os
@@ -32,23 +32,23 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Step:
-    """One program's work on a checkpoint."""
+    """One step of a checkpoint's lineage."""
 
     name: str  # base, finetune, merge or quantize
-    source: str  # what went in
-    config: dict[str, Any]  # the program's settings
-    packages: dict[str, str]  # versions of what did the work
+    source: str  # name of the model or checkpoint that the step read
+    config: dict[str, Any]  # the step's settings
+    packages: dict[str, str]  # versions of the packages that did the work
     seed: int | None
-    metrics: dict[str, float]  # quality and cost after it
-    measured_on: str  # a tier of CPUs, or "gpu" and its name; empty when not known
+    metrics: dict[str, float]  # quality and cost after the step
+    measured_on: str  # a CPU tier, or "gpu" and its name; empty if unknown
     finished_at: datetime | None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory: a model, how it was made, and how good it was measured to be.
+    """A checkpoint directory: a model, how it was made, and its measured quality.
 
-    It stands for its path, wherever one is taken: `open`, `Path`, transformers' `from_pretrained`.
+    It can be used as its path wherever one is taken: `open`, `Path`, transformers' `from_pretrained`.
     """
 
     path: Path
@@ -69,32 +69,32 @@ class Checkpoint:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """By class index; none for generation."""
+        """The labels by class index; empty for generation."""
         return tuple(self.manifest.labels)
 
     @property
     def quantization(self) -> str:
-        """E.g. w8a8; empty when not quantized."""
+        """The scheme, e.g. w8a8; empty if not quantized."""
         return self.manifest.quantization
 
     @cached_property
     def version(self) -> str:
-        """12 hex digits, equal for equal content: the server's version of it."""
+        """12 hex digits, equal for equal content: the version under which the server serves it."""
         return checkpoints.version_of(self.manifest)
 
     @property
     def size_bytes(self) -> int:
-        """Of the weights."""
+        """Size of the weights."""
         return checkpoints.size_of(self.manifest)
 
     @property
     def lineage(self) -> tuple[Step, ...]:
-        """The steps that made it, first to last; none of a model that was not made here."""
+        """The steps that made it, first to last; empty for a model that tuneserve did not make."""
         return tuple(map(_step, self.manifest.lineage))
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Quality and cost, by name, after the last step that measured any."""
+        """Quality and cost, by name, from the last step that measured them."""
         return next((step.metrics for step in reversed(self.lineage) if step.metrics), {})
 
 
@@ -104,7 +104,7 @@ def finetune(
     """Trains a model, and returns the checkpoint, merged and measured.
 
     `config`: a YAML file, or its settings as a dict (docs/settings.md), where paths are relative to the working
-    directory. `overwrite` replaces what is at the output; `resume` goes on with a run that was cut short.
+    directory. `overwrite` replaces an existing output; `resume` continues an interrupted run.
     """
     from tuneserve.finetune import config as configs
     from tuneserve.finetune import pipeline
@@ -134,9 +134,9 @@ def quantize(
     """Writes a checkpoint with 8-bit or 4-bit weights to `output`, and returns it; both are measured through vLLM.
 
     `scheme`: w8a8, w8a16, w4a16, fp8, nf4, int8, or auto. `max_drop`: the most quality that may be lost, with 95 %
-    confidence, as a share; nothing is kept that may lose more (StepFailed), and None keeps any result. `data`: rows to
-    measure on, or a file of them (JSON Lines), in place of the checkpoint's own held-out ones. The others as the flags
-    of `tuneserve quantize`.
+    confidence, as a share; a result that may lose more is not written (StepFailed), and None allows any loss. `data`:
+    rows to measure on, or a file of them (JSON Lines), in place of the checkpoint's own held-out ones. The other
+    arguments are the flags of `tuneserve quantize`.
     """
     from tuneserve.quantize import run
 
@@ -159,8 +159,8 @@ def quantize(
 def evaluate(checkpoint: AnyPath, data: AnyPath | Sequence[Row] | None = None) -> "Measurement":
     """Measures quality and speed through the server and vLLM.
 
-    On the checkpoint's own held-out rows, or on `data`: rows, or a file of them (JSON Lines); those that it was trained
-    on are left out.
+    Measures on the checkpoint's own held-out rows, or on `data`: rows, or a file of them (JSON Lines). Rows that it was
+    trained on are left out.
     """
     from tuneserve import seen
     from tuneserve.evaluation.evaluate import measure
@@ -175,8 +175,8 @@ class Server:
         with tuneserve.Server({"sentiment": "checkpoints/reviews"}) as server, server.client() as client:
             client.classify("sentiment", "A lovely film.")
 
-    Entering waits until every model answers; leaving stops the server, and so does the end of this process, however it
-    ends. Where there is no block, as between the cells of a notebook: `start` and `stop`.
+    Entering the block waits until every model answers; leaving it stops the server. The server also ends with this
+    process, however that ends. Without a block, as between the cells of a notebook, use `start` and `stop`.
     """
 
     def __init__(
@@ -195,25 +195,27 @@ class Server:
         self._running: serving.Server | None = None
 
     def start(self) -> Self:
-        """Returns when every model answers. Raises StepFailed with the reason when the server does not start."""
+        """Starts the server; returns when every model answers. Raises StepFailed with the reason if it does not
+        start.
+        """
         if self._running:
-            raise RuntimeError("it runs already")
+            raise RuntimeError("the server is already running")
         server = serving.launched(*self._flags, start_seconds=self._start_seconds)
         self._running = self._stack.enter_context(server)
         return self
 
     def stop(self) -> None:
-        """Ends running calls, and the server with its engines. Does nothing where it does not run."""
+        """Ends running calls, and the server with its engines. Does nothing if it is not running."""
         self.__exit__(None, None, None)
 
     @property
     def address(self) -> str:
-        """Where it answers gRPC, as host:port."""
+        """The address of gRPC, as host:port."""
         return self._server().addresses.grpc
 
     @property
     def metrics_address(self) -> str:
-        """Where it answers HTTP, as host:port: /metrics."""
+        """The address of /metrics over HTTP, as host:port."""
         return self._server().addresses.metrics
 
     def client(self, **options: Any) -> Client:
@@ -231,12 +233,12 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._running = None
-        # Of an error inside the block, what the server found wrong is logged.
+        # After an error inside the block, the server's own last errors are logged.
         self._stack.__exit__(kind, error, traceback)
 
     def _server(self) -> serving.Server:
         if not self._running:
-            raise RuntimeError("it does not run: use it in a with block, or call start")
+            raise RuntimeError("the server is not running: use it in a with block, or call start")
         return self._running
 
 

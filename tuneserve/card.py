@@ -1,7 +1,7 @@
-"""The model card: README.md of a checkpoint that was trained here, as people and the Hugging Face hub read it.
+"""The model card: README.md of a checkpoint that tuneserve trained, for people and the Hugging Face hub.
 
-All of it comes from the manifest, and nothing that differs between two equal runs. A licence and a language are not
-known here, and left out.
+All of it comes from the manifest, without anything that differs between two equal runs. Licence and language are not
+known here, and are left out.
 """
 
 import json
@@ -30,7 +30,7 @@ _CALLS = {
     pb.TASK_TOKEN_CLASSIFICATION: "tokens",
     pb.TASK_GENERATION: "chat",
 }
-# Our metrics that the hub has a name for.
+# The metrics for which the hub has a name.
 _METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "f1",
@@ -45,7 +45,7 @@ _METRICS = {
 
 
 def write(directory: Path, manifest: pb.Checkpoint) -> None:
-    """Writes the card of a checkpoint that was trained here; other people's cards stay as they are."""
+    """Writes the card of a checkpoint that tuneserve trained; cards of other models are left as they are."""
     if any(step.name == "finetune" for step in manifest.lineage):
         (directory / checkpoint.CARD).write_text(text(manifest), encoding="utf-8")
 
@@ -110,7 +110,7 @@ def _about(manifest: pb.Checkpoint, trained: pb.Step, base: str, settings: dict[
     lines = [
         f"This is {kind}. It was fine-tuned from `{_code(base)}` with the method `{settings['method']}` on "
         f"{rows:,.0f} rows, and measured on {manifest.test_split.rows:,} others that it never saw. "
-        f"It was trained and measured at {manifest.max_length:,} tokens a row. Its steps: {steps}."
+        f"It was trained and measured with at most {manifest.max_length:,} tokens a row. Its steps: {steps}."
     ]
     if manifest.quantization:
         lines.append(
@@ -150,8 +150,8 @@ def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
         yield _table(("label", *columns), rows)
     if manifest.HasField("temperature"):
         yield (
-            f"Its logits are to be divided by {manifest.temperature:.4g} before softmax or sigmoid, so that confidence "
-            "matches accuracy (calibration). tuneserve does so; transformers does not by itself."
+            f"Divide its logits by {manifest.temperature:.4g} before softmax or sigmoid, so that confidence matches "
+            "accuracy (calibration). tuneserve does this; transformers does not by itself."
         )
     headline = quality.headline(manifest.task, metrics).name
     if f"{headline}_before" in metrics:
@@ -169,7 +169,7 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
 def _use(manifest: pb.Checkpoint) -> str:
     example = '"The film was good."'
     served = ["tuneserve serve --model mine=PATH"]
-    # There is no call for generating from a plain prompt.
+    # `tuneserve call` has no command that generates from a plain prompt.
     if manifest.task != pb.TASK_GENERATION or manifest.chat_template_sha256:
         served.append(f"tuneserve call {_CALLS[manifest.task]} --model mine {example}")
     loaded = [
@@ -184,14 +184,14 @@ def _use(manifest: pb.Checkpoint) -> str:
 
 def _limits(manifest: pb.Checkpoint) -> str:
     lines = [
-        f"On more than {manifest.max_length:,} tokens together it was not measured.",
-        "Its quality on texts of another kind than its rows was not measured: measure it there before relying on it.",
-        "What its base model and its rows get wrong or leave out, it does too.",
+        f"It was not measured on more than {manifest.max_length:,} tokens.",
+        "It was not measured on other kinds of text than its rows: measure its quality there before relying on it.",
+        "It repeats the errors and gaps of its base model and its rows.",
     ]
     if manifest.task == pb.TASK_GENERATION:
-        lines.append("It writes what is likely, which is not always true.")
+        lines.append("It writes likely text, which is not always true.")
     elif manifest.problem_type != pb.PROBLEM_TYPE_REGRESSION:
-        lines.append("It knows no labels but its own, and answers with them whatever the text is.")
+        lines.append("It knows only its own labels, and answers with them whatever the text is.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -201,14 +201,14 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _shown(value: object) -> str:
-    # Numbers of a Struct are all floats.
+    # All numbers of a Struct are floats.
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _plain(text: str) -> str:
-    """Returns other people's text so that Markdown shows it, in one line."""
+    """Returns untrusted text escaped for Markdown, in one line."""
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())

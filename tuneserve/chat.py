@@ -1,7 +1,7 @@
-"""Conversations as a chat template gets them, the same in training and in serving.
+"""Conversations as input of a chat template, the same in training and in serving.
 
-gRPC's Struct forgets the order of its keys, and a template writes the keys of tools and their calls as they come: what
-was trained in another order than what is served would be other tokens.
+gRPC's Struct does not keep the order of keys, and templates write the keys of tools and tool calls in the given order.
+If training and serving used different orders, the model would see different tokens.
 """
 
 import re
@@ -10,26 +10,28 @@ from typing import Any
 
 from tuneserve.errors import UserError
 
-# As tools are usually written; the others follow by name.
+# The usual order of a tool's keys; all other keys follow by name.
 _KEYS = ("type", "function", "id", "name", "description", "parameters", "arguments", "properties", "title", "text")
-# As transformers looks for them.
+# The pattern with which transformers looks for them.
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
 
 
 def key_order(key: str) -> tuple[int, str]:
-    """Returns what to sort keys by."""
+    """Returns the sort key of a key."""
     return _RANK.get(key, len(_RANK)), key
 
 
 def number(value: float) -> int | float:
-    """Returns a JSON number as templates write it: a whole one without a fraction, but none in hundreds of digits."""
-    # From here on JavaScript's JSON has exponents, too.
+    """Returns a JSON number as templates write it: whole numbers without a fraction, unless they have too many
+    digits.
+    """
+    # From this size on, JavaScript's JSON uses exponents, too.
     return int(value) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def ordered(value: Any) -> Any:
-    """Returns a JSON value with the keys of every object in order, as the server gives it to a template."""
+    """Returns a JSON value with the keys of every object in the order in which the server gives them to a template."""
     if isinstance(value, dict):
         return {key: ordered(value[key]) for key in sorted(value, key=key_order)}
     if isinstance(value, list):
@@ -40,16 +42,16 @@ def ordered(value: Any) -> Any:
 def token_ids(
     tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *, add_generation_prompt: bool
 ) -> list[int]:
-    """Returns the ids of some of a canonical row's messages, rendered with its tools by the checkpoint's template.
+    """Returns the token ids of some messages of a canonical row, rendered with its tools by the checkpoint's template.
 
-    Raises UserError when the template refuses them.
+    Raises UserError if the template refuses them.
     """
     ids = _rendered(tokenizer, row, messages, return_dict=False, add_generation_prompt=add_generation_prompt)
     return list(ids)
 
 
 def assistant_mask(tokenizer: Any, row: Mapping[str, Any]) -> list[bool]:
-    """Returns for each id of a whole conversation whether it is the assistant's; none where the template marks none."""
+    """Returns for each id of a conversation whether it is the assistant's; empty if the template marks none."""
     if not _MARKS.search(tokenizer.get_chat_template(tools=row.get("tools"))):
         return []
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
@@ -67,5 +69,5 @@ def _rendered(tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise UserError(
-            f"the chat template can't render a conversation of {roles}: {error}", "see which roles it takes"
+            f"the chat template can't render a conversation of {roles}: {error}", "check which roles it allows"
         ) from None

@@ -36,10 +36,10 @@ FORMAT_VERSION = "1"
 
 # Formats that can run code when they are loaded. `.pt` and `.pth` hold pickles too.
 PICKLE_SUFFIXES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npz", ".msgpack", ".h5"}
-# `training_args.bin` and the like are not weights, but nothing in a finished checkpoint needs them either.
+# `training_args.bin` and similar files are not weights, but a finished checkpoint does not need them either.
 CODE_SUFFIXES = {".py", ".so", ".sh"}
 
-# What can be trained and measured here. Encoders of embeddings are served as they come.
+# The tasks that can be trained and measured. Encoders of embeddings can only be served.
 TASKS = {
     "sequence-classification": pb.TASK_SEQUENCE_CLASSIFICATION,
     "token-classification": pb.TASK_TOKEN_CLASSIFICATION,
@@ -51,7 +51,7 @@ PROBLEM_TYPES = {
     "multi-label": pb.PROBLEM_TYPE_MULTI_LABEL,
     "regression": pb.PROBLEM_TYPE_REGRESSION,
 }
-# As config.json has them.
+# By the names of config.json.
 _PROBLEM_TYPES = {
     "multi_label_classification": pb.PROBLEM_TYPE_MULTI_LABEL,
     "regression": pb.PROBLEM_TYPE_REGRESSION,
@@ -59,16 +59,16 @@ _PROBLEM_TYPES = {
 
 
 def load(directory: Path, called: str = "") -> pb.Checkpoint:
-    """Returns the manifest of a directory that is whole, unchanged and safe to load.
+    """Returns the manifest of a directory that is complete, unchanged and safe to load.
 
-    A plain Hugging Face directory, without `tuneserve.json`, is described from its config.json, with a warning:
-    its content can't be checked against anything. `called` is what the warning calls it; its path when empty.
+    A plain Hugging Face directory, without `tuneserve.json`, is described from its config.json, with a warning, because
+    its content can't be verified. `called` is its name in the warning; its path if empty.
 
     Raises CheckpointError, naming the file.
     """
     refuse_unsafe(directory)
     if not (directory / MANIFEST).exists():
-        logger.warning("%s has no %s: served as it is, content not verified", called or directory, MANIFEST)
+        logger.warning("%s has no %s: used as it is, its content is not verified", called or directory, MANIFEST)
         return describe(directory)
     manifest = read_manifest(directory)
     verify_files(directory, manifest)
@@ -113,7 +113,7 @@ def verify_files(directory: Path, manifest: pb.Checkpoint) -> None:
 
 
 def refuse_unsafe(directory: Path) -> None:
-    """Raises CheckpointError for anything that could run code, lead out of the directory, or is no checkpoint."""
+    """Raises CheckpointError for files that could run code or lead out of the directory, and if it is no checkpoint."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory", "give a local checkpoint directory")
     root = directory.resolve()
@@ -140,7 +140,7 @@ def refuse_unsafe(directory: Path) -> None:
 
 
 def describe(directory: Path) -> pb.Checkpoint:
-    """Returns a manifest with what config.json and the files of a Hugging Face directory tell."""
+    """Returns a manifest made from config.json and the other files of a Hugging Face directory."""
     config = _read_config(directory)
     architecture = (config.get("architectures") or [""])[0]
     manifest = pb.Checkpoint(
@@ -161,12 +161,12 @@ def describe(directory: Path) -> pb.Checkpoint:
 
 
 def task_of(architecture: str, directory: Path) -> pb.Task:
-    """Returns the task that a model class serves. Raises CheckpointError for a class of no known task."""
+    """Returns the task of a model class. Raises CheckpointError for a class without a known task."""
     if architecture.endswith("ForSequenceClassification"):
         return pb.TASK_SEQUENCE_CLASSIFICATION
     if architecture.endswith("ForTokenClassification"):
         return pb.TASK_TOKEN_CLASSIFICATION
-    # sentence-transformers' own file: decoders with it are encoders of embeddings, whatever their class.
+    # With this file of sentence-transformers, a model is an encoder of embeddings, whatever its class.
     if (directory / "modules.json").exists():
         return pb.TASK_EMBEDDING
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -181,10 +181,10 @@ def task_of(architecture: str, directory: Path) -> pb.Task:
 
 @contextmanager
 def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary directory beside `target` that becomes `target` when the block ends without an error.
+    """Yields a temporary directory beside `target` that becomes `target` if the block ends without an error.
 
-    Whatever fails, nothing half-written is left, and an earlier `target` stays until the new one is whole.
-    Raises UserError when `target` exists and `overwrite` is false, StepFailed when the disk is full.
+    After an error nothing is left of it, and an earlier `target` stays until the new one is complete.
+    Raises UserError if `target` exists and `overwrite` is false, StepFailed if the disk is full.
     """
     if target.exists() and not overwrite:
         raise UserError(f"{target}: already exists", "choose another output, or pass --overwrite")
@@ -209,8 +209,8 @@ def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
 def seal(directory: Path, manifest: pb.Checkpoint) -> None:
     """Fills in the format version, the chat template's hash and the file list, and writes `tuneserve.json`.
 
-    Files get the permissions that the user's umask gives: safetensors makes them private, and a server may run as
-    somebody else.
+    Files get the permissions of the user's umask: safetensors makes them private, but the server may run as another
+    user.
     """
     umask = os.umask(0)
     os.umask(umask)
@@ -224,12 +224,12 @@ def seal(directory: Path, manifest: pb.Checkpoint) -> None:
 
 
 def to_json(manifest: pb.Checkpoint) -> str:
-    """Returns the manifest as `tuneserve.json` holds it."""
+    """Returns the manifest in the form of `tuneserve.json`."""
     return json_format.MessageToJson(manifest, preserving_proto_field_name=True)
 
 
 def step(name: str, source: str, config: Mapping[str, Any], distributions: tuple[str, ...]) -> pb.Step:
-    """Returns a lineage entry stamped with the time and the installed versions of `distributions`."""
+    """Returns a lineage entry with the time and the installed versions of `distributions`."""
     entry = pb.Step(name=name, source=source)
     entry.config.update(json.loads(json.dumps(dict(config), default=str)))
     for distribution in ("tuneserve", *distributions):
@@ -242,23 +242,23 @@ def step(name: str, source: str, config: Mapping[str, Any], distributions: tuple
 
 
 def temperature_of(manifest: pb.Checkpoint) -> float:
-    """Returns what a sequence classifier's outputs are divided by before they become probabilities."""
+    """Returns the temperature: a sequence classifier's logits are divided by it before they become probabilities."""
     return manifest.temperature if manifest.HasField("temperature") else 1.0
 
 
 def trained_length(manifest: pb.Checkpoint) -> int:
-    """Returns the tokens of a row that a checkpoint was trained and measured at; 0 where it was not trained here."""
+    """Returns the maximum tokens of a row in a checkpoint's training; 0 if tuneserve did not train it."""
     trained = [json_format.MessageToDict(step.config) for step in manifest.lineage if step.name == "finetune"]
     if not trained:
         return 0
-    # An older release wrote what the base model reads into the manifest, and this into the step alone.
+    # An older release put the base model's length into the manifest, and the trained length only into the step.
     return min(int(trained[-1].get("max_length", manifest.max_length)), manifest.max_length)
 
 
 def version_of(manifest: pb.Checkpoint) -> str:
-    """Returns 12 hex digits, equal for what answers alike, whatever its directory is called and its card says."""
+    """Returns 12 hex digits, equal for checkpoints with the same answers; directory name and model card don't count."""
     lines = sorted(f"{file.sha256} {file.path}" for file in manifest.files if file.path != CARD)
-    # The one thing outside of the files that answers depend on.
+    # The only part of the manifest that answers depend on.
     if manifest.HasField("temperature"):
         lines.append(f"temperature {manifest.temperature}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
@@ -309,7 +309,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
-    # transformers writes no id2label where it is this.
+    # transformers writes no id2label if it is the default one.
     id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return [id2label[key] for key in sorted(id2label, key=int)]
 
@@ -317,7 +317,7 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
 def _max_length(config: Mapping[str, Any]) -> int:
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         if isinstance(config.get(key), int):
-            # RoBERTa's positions start after the padding index, so that many of them are never used.
+            # RoBERTa's positions start after the padding index, so the first ones are never used.
             offset = config.get("pad_token_id", 1) + 1 if "roberta" in str(config.get("model_type")) else 0
             return int(config[key]) - offset
     return 0

@@ -1,7 +1,8 @@
-"""The verbs of the command line. Each one reads its flags and calls one function of one program.
+"""The commands of the command line. Each reads its flags and calls one function of one package.
 
-The programs import torch, so they are imported where they are called: `--help` stays fast. Bad input is one line,
-a hint and exit status 2; a failed check on a result is exit status 1; anything else is a bug and shows its traceback.
+The packages import torch, so they are imported where they are called: `--help` stays fast. Bad input gives one line,
+a hint and exit status 2; a failed check on a result gives exit status 1; anything else is a bug and shows its
+traceback.
 """
 
 import logging
@@ -22,7 +23,7 @@ from tuneserve.call.common import print_table
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.groups import Group
 
-# Engines are processes of the server's, spawned with this module as their main one.
+# The server spawns its engines as processes with this module as their main module.
 lifetime.end_with_parent()
 
 CheckpointPath = click.Path(path_type=Path, file_okay=False)
@@ -32,9 +33,9 @@ samples_directory_option = click.option(
     type=CheckpointPath,
     default=Path("samples"),
     show_default=True,
-    help="Where they go. The default is where the examples read them, in the root of a checkout.",
+    help="The samples' directory. The default is the one that the examples read, in the root of a checkout.",
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already at the output.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
 HEADINGS = {
@@ -46,10 +47,10 @@ HEADINGS = {
 
 
 class Command(Group):
-    """A group whose commands print our errors as one line and whose slow or foreign commands load late."""
+    """A group that prints our errors as one line, and imports commands of other packages only when they are used."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs a command; turns our errors into an exit status."""
+        """Runs a command; converts our errors to an exit status."""
         try:
             return super().main(*args, **kwargs)
         except (UserError, StepFailed) as error:
@@ -66,7 +67,7 @@ class Command(Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log more, to standard error.")
 @click.pass_context
 def cli(context: click.Context, verbose: bool) -> None:
-    """From labelled text to a gRPC answer: fine-tune, quantize and serve models on vLLM.
+    """From labelled text to gRPC answers: fine-tune, quantize and serve models on vLLM.
 
     \b
     data --finetune--> checkpoint --quantize--> checkpoint --serve--> gRPC answers and metrics
@@ -78,7 +79,7 @@ def cli(context: click.Context, verbose: bool) -> None:
         context.with_resource(progress.lines())
     for noisy in ("urllib3", "httpx", "asyncio", "filelock", "fsspec", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Warns at import of a kernel that is only needed where bitsandbytes itself runs the model; vLLM does here.
+    # It warns at import about a kernel that is needed only if bitsandbytes itself runs the model; here, vLLM does.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
@@ -87,8 +88,8 @@ def cli(context: click.Context, verbose: bool) -> None:
 def validate(config: Path) -> None:
     """Check a training CONFIG and its data, without training.
 
-    Prints the number of rows, the share of each label, the lengths in tokens and how many rows would be cut. Every
-    bad row is listed with its file, line and reason.
+    Prints the number of rows, the share of each label, the lengths in tokens and how many rows would be truncated.
+    Every bad row is listed with its file, line and reason.
     """
     from tuneserve.finetune.report.tables import validate as run
 
@@ -98,14 +99,14 @@ def validate(config: Path) -> None:
 @cli.command()
 @click.argument("config", type=FilePath)
 @overwrite_option
-@click.option("--resume", is_flag=True, help="Go on with a run that was cut short, from its last saved state.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run from its last saved state.")
 def finetune(config: Path, overwrite: bool, resume: bool) -> None:
     """Train a model as the YAML file CONFIG says; the result is a merged checkpoint.
 
     Trains, measures on held-out rows that training never saw, merges the adapter in float32, compares the merged
-    model with the adapter on real inputs, and writes the checkpoint: whole, or not at all.
+    model with the adapter on real inputs, and writes the checkpoint, whole or not at all.
 
-    Beside it, OUTPUT-report has report.html (curves, confusion, calibration, each class, the worst mistakes), the same
+    OUTPUT-report has report.html (loss curves, confusion matrix, calibration, each class, the worst mistakes), the same
     numbers in metrics.json, and TensorBoard's files. To watch a run: tensorboard --logdir OUTPUT-training
     """
     _preload()
@@ -118,18 +119,18 @@ def finetune(config: Path, overwrite: bool, resume: bool) -> None:
 @cli.command()
 @click.argument("config", type=FilePath)
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Runs in all.")
-@click.option("--overwrite", is_flag=True, help="Begin anew, in place of going on with an earlier search.")
+@click.option("--overwrite", is_flag=True, help="Start again instead of continuing an earlier search.")
 def search(config: Path, trials: int, overwrite: bool) -> None:
-    """Look for the best settings of the YAML file CONFIG; the result is a config for finetune.
+    """Search for the best settings of the YAML file CONFIG; the result is a config for finetune.
 
     \b
     search:                                             # a key of CONFIG
       learning_rate: {low: 1e-5, high: 1e-3, log: true}
       epochs: [2, 4]
 
-    Each trial trains with values that did well so far (optuna's TPE), is measured on the validation rows after each
-    epoch, and is ended early when it is worse than most. The test rows are never looked at. Trials are kept in
-    OUTPUT-search: a search that was cut short goes on, and OUTPUT-search/best.yaml has the best values.
+    optuna's TPE chooses the values of each trial from the results so far. A trial is measured on the validation rows
+    after each epoch, and is ended early if it is worse than the median. The test rows are never used. Trials are kept
+    in OUTPUT-search, so that an interrupted search can continue; OUTPUT-search/best.yaml has the best values.
     """
     _preload()
     from tuneserve.finetune.search.search import search as run
@@ -142,7 +143,7 @@ def search(config: Path, trials: int, overwrite: bool) -> None:
 @click.argument("output", type=CheckpointPath)
 @overwrite_option
 def merge(adapter: Path, output: Path, overwrite: bool) -> None:
-    """Merge a LoRA ADAPTER that finetune left into a checkpoint at OUTPUT, and verify it."""
+    """Merge a LoRA ADAPTER that finetune kept into a checkpoint at OUTPUT, and verify it."""
     _preload()
     from tuneserve.finetune.export.merging import merge as run
 
@@ -156,7 +157,7 @@ def merge(adapter: Path, output: Path, overwrite: bool) -> None:
 def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     """Average the weights of several RUNS into one checkpoint at OUTPUT, and measure it on their held-out rows.
 
-    For runs of one base model and one `test` file that differ in seed or settings.
+    The RUNS have the same base model and the same `test` file, and differ in seed or settings.
     """
     _preload()
     from tuneserve.finetune.soup import soup as run
@@ -167,29 +168,29 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 @cli.command()
 @click.argument("checkpoint", type=CheckpointPath)
 @click.argument("output", type=CheckpointPath)
-@click.option("--scheme", required=True, help="w8a8, w8a16, w4a16, fp8, nf4, int8, or auto: the fastest that holds.")
+@click.option(
+    "--scheme", required=True, help="w8a8, w8a16, w4a16, fp8, nf4, int8, or auto: the fastest that meets --max-drop."
+)
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
     default=0.01,
     show_default=True,
-    help="Keep nothing that may, with 95 % confidence, lose more than this share (0.01: a point of accuracy or"
+    help="Write no checkpoint that may, with 95 % confidence, lose more than this share (0.01: a point of accuracy or"
     " correlation, 1 % more perplexity, an error larger by 1 % of the labels' standard deviation).",
 )
-@click.option(
-    "--point-estimate", is_flag=True, help="Hold the measured drop itself against --max-drop, as a few rows do."
-)
-@click.option("--method", help="The only way to round that is tried: rtn, smoothquant, gptq, smoothquant-gptq or awq.")
+@click.option("--point-estimate", is_flag=True, help="Compare the measured drop itself with --max-drop: for few rows.")
+@click.option("--method", help="Try only this method: rtn, smoothquant, gptq, smoothquant-gptq or awq.")
 @click.option(
     "--calibration",
     type=FilePath,
     help="Training rows to calibrate with (JSON Lines). Default: those that finetune kept in the checkpoint.",
 )
-@click.option("--kv-cache", type=click.Choice(["fp8"]), help="Also store keys and values of a generation model so.")
+@click.option("--kv-cache", type=click.Choice(["fp8"]), help="Also store the KV cache in fp8; generation only.")
 @click.option(
     "--reduce-range",
     is_flag=True,
-    help="w8a8 weights within ±64, exact on CPUs without VNNI too. Always done on such a CPU.",
+    help="Keep w8a8 weights within ±64, for exact products on CPUs without VNNI, too. Always done on such a CPU.",
 )
 @click.option("--data", type=FilePath, help="Rows to measure on (JSON Lines). Default: the checkpoint's held-out rows.")
 @overwrite_option
@@ -208,9 +209,9 @@ def quantize(
 ) -> None:
     """Write CHECKPOINT with 8-bit or 4-bit weights to OUTPUT, with the quality measured before and after.
 
-    Both are measured through the server and vLLM, on the same held-out rows. Where too much may be lost, the scheme's
-    other methods are tried on rows of their own, and then the blocks that lose most are left as they are, up to half of
-    them; what is chosen is measured on the held-out rows, too.
+    Both are measured through the server and vLLM, on the same held-out rows. If too much may be lost, the scheme's
+    other methods are tried on separate rows; then the blocks that lose most are left unquantized, up to half of them.
+    The chosen attempt is measured on the held-out rows, too.
     """
     _preload()
     from tuneserve import rows
@@ -246,12 +247,12 @@ def evaluate(checkpoint: Path, data: Path | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("checkpoint", type=CheckpointPath)
 @click.option(
-    "--data", type=FilePath, help="Rows to ask about (JSON Lines). Default: held-out rows, or a few sentences."
+    "--data", type=FilePath, help="Rows to compare on (JSON Lines). Default: held-out rows, or a few sentences."
 )
 def verify(checkpoint: Path, data: Path | None) -> None:
-    """Check that CHECKPOINT, served, answers as it does in transformers: labels, scores and token ids.
+    """Check that CHECKPOINT answers in the server as in transformers: labels, scores and token ids.
 
-    Also for checkpoints that were not made here.
+    Works for checkpoints that tuneserve did not make, too.
     """
     from tuneserve import rows
     from tuneserve.evaluation.verify import verify as run
@@ -264,7 +265,7 @@ def verify(checkpoint: Path, data: Path | None) -> None:
 @click.argument("second", type=CheckpointPath)
 @click.option("--data", type=FilePath, help="Rows to compare on (JSON Lines). Default: the held-out rows of FIRST.")
 def compare(first: Path, second: Path, data: Path | None) -> None:
-    """Tell whether SECOND is worse than FIRST, or better, by more than chance: both answer the same rows.
+    """Test whether SECOND is worse or better than FIRST by more than chance, on the same rows.
 
     Measures through the server and vLLM, and tests the difference of the headline metric, row by row: accuracy with
     McNemar's exact test; entity F1, perplexity and correlation with a paired permutation test.
@@ -280,7 +281,7 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the checkpoint PATH as NAME. Repeat for more."
 )
-@click.option("--config", type=FilePath, help="A YAML file in place of --model, with every setting (docs/settings.md).")
+@click.option("--config", type=FilePath, help="A YAML file of settings in place of --model (docs/settings.md).")
 @click.option("--listen", metavar="HOST:PORT", help="Address for gRPC.  [default: 127.0.0.1:8033]")
 @click.option(
     "--metrics-listen", metavar="HOST:PORT", help="Address for /metrics over HTTP.  [default: 127.0.0.1:9033]"
@@ -288,19 +289,21 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
 @click.option("--drain-seconds", type=float, help="Time for running calls after SIGTERM.  [default: 30]")
 @click.option("--ready-file", type=FilePath, help="Write the addresses here, as JSON, once every model answers.")
 @click.option(
-    "--end-with-input", is_flag=True, help="Be killed when the pipe at standard input is closed, or its writer ends."
+    "--end-with-input",
+    is_flag=True,
+    help="Kill the server when the pipe at standard input is closed, or its writer ends.",
 )
 def serve(
     models: tuple[str, ...], config: Path | None, ready_file: Path | None, end_with_input: bool, **flags: Any
 ) -> None:
-    """Serve checkpoints over gRPC, each on a vLLM engine of its own.
+    """Serve checkpoints over gRPC, each with its own vLLM engine.
 
     \b
     tuneserve serve --model sentiment=./sentiment --model chat=./chat
     tuneserve serve --config server.yaml
 
-    Health answers SERVING once a real request went through every model. SIGTERM drains: no new calls, running ones
-    finish, exit 0.
+    Health is SERVING once a real request went through every model. SIGTERM drains: new calls are refused, running ones
+    finish, exit status 0.
     """
     from tuneserve import settings
     from tuneserve.server import config as server_config
@@ -325,7 +328,7 @@ def serve(
 def schema(file: str) -> None:
     """Print the JSON Schema of a settings FILE, for editors that complete and check YAML.
 
-    The first line of a settings file names its schema, here after `tuneserve schema serve > serve.json`:
+    The first line of a settings file names its schema, for example after `tuneserve schema serve > serve.json`:
 
     \b
     # yaml-language-server: $schema=serve.json
@@ -337,11 +340,11 @@ def schema(file: str) -> None:
 
 @cli.command()
 def key() -> None:
-    """Make a random API key, and its hash for the server's tenants file.
+    """Generate a random API key, and its hash for the server's tenants file.
 
-    The file holds the hash alone, under the tenant's `keys`: the key itself is shown once, here, and kept nowhere.
-    The hash of a key you have already is `sha256:` and what `printf %s KEY | sha256sum` prints; only long random keys
-    are safe in that form.
+    The file holds only the hash, under the tenant's `keys`. The key itself is shown once, here, and stored nowhere.
+    To hash a key that you already have, put `sha256:` before the output of `printf %s KEY | sha256sum`; only long
+    random keys are safe in this form.
     """
     from tuneserve.server.call.tenants import hashed, new_key
 
@@ -355,16 +358,18 @@ def key() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is stored.")
 @click.option("--verify", is_flag=True, help="Hash every file and compare.")
 def inspect(checkpoint: Path, as_json: bool, verify: bool) -> None:
-    """Print what CHECKPOINT is, how it was made and how good it was measured to be."""
+    """Print what CHECKPOINT is, how it was made, and its measured quality."""
     from tuneserve.inspect import show
 
     show(checkpoint, as_json=as_json, verify=verify)
 
 
 @cli.command()
-@click.option("--output", type=CheckpointPath, default=Path("demo"), show_default=True, help="Where the models go.")
+@click.option(
+    "--output", type=CheckpointPath, default=Path("demo"), show_default=True, help="Directory for the models."
+)
 def demo(output: Path) -> None:
-    """Watch labelled text become models that answer: fetch, fine-tune, quantize, serve, call.
+    """Run a demo from labelled text to served models: fetch, fine-tune, quantize, serve, call.
 
     Takes about ten minutes on two cores. The models stay in the output directory.
     """
@@ -404,7 +409,7 @@ def samples_list(directory: Path) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @samples_directory_option
 def samples_fetch(names: tuple[str, ...], directory: Path) -> None:
-    """Write the samples of these NAMEs into the directory; all of them where none is given. What is there is kept."""
+    """Write the samples NAMES, by default all, into the directory. Existing ones are kept."""
     from tuneserve.sample_files import SAMPLES, fetch, size
 
     if unknown := [name for name in names if name not in SAMPLES]:
@@ -414,7 +419,7 @@ def samples_fetch(names: tuple[str, ...], directory: Path) -> None:
         if fetch(name, directory):
             click.echo(f"{path}: written, {size(path) / 1e6:.1f} MB")
         else:
-            click.echo(f"{path}: is there already")
+            click.echo(f"{path}: already exists")
 
 
 def _preload() -> None:
@@ -429,7 +434,7 @@ cli.add_command(bench_command)
 
 def main() -> None:
     """The console script."""
-    # gRPC's core writes lines of its own to standard error, beside the one clear line that we print.
+    # gRPC's core would write lines of its own to standard error, beside our one clear line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     cli()
 

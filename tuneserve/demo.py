@@ -1,7 +1,7 @@
-"""`tuneserve demo`: from labelled text to gRPC answers, on real models and data that need no hub.
+"""`tuneserve demo`: from labelled text to gRPC answers, with real models and data that need no hub.
 
-Fetches an encoder, a chat model, movie sentences rated by people and questions with answers; fine-tunes both models
-with LoRA, merges, quantizes to w8a8 with the quality measured through vLLM, serves both, and calls them.
+Fetches an encoder, a chat model, movie sentences rated by people, and questions with answers; fine-tunes both models
+with LoRA, merges them, quantizes them to w8a8 with the quality measured through vLLM, serves both, and calls them.
 """
 
 import logging
@@ -38,11 +38,11 @@ SENTENCES = (
     "The plot is thin, but the actors carry it with charm.",
 )
 QUESTION = "What is a computer?"
-# Conversations to train on, by what the machine computes in. Float32 is for CPUs without native bf16, where each takes
-# several times as long. After 100 in bf16, int8 cost 8 % of perplexity, and 13 % at most; after 300, 2 % and 5 %.
+# Number of conversations to train on, by dtype. Float32 is for CPUs without native bf16, where each takes several times
+# as long. After 100 in bf16, int8 cost 8 % of perplexity, and 13 % at most; after 300, 2 % and 5 %.
 CHATS = {"float32": 100, "bfloat16": 300, "auto": 300}
-# The most that may be lost, with 95 % confidence, of accuracy and of perplexity. The chat model, small as it is, loses
-# some 2 % (4 % with weights of reduced range), and its 80 rows tell that to another 4 %.
+# The largest drops allowed, with 95 % confidence, of accuracy and of perplexity. The chat model is small and loses some
+# 2 % (4 % with weights of reduced range), and its 80 rows show that to within another 4 %.
 MAX_DROP = {"sentiment": 0.015, "chat": 0.15}
 SHOWN_METRICS = (
     "tuneserve_predictions_total",
@@ -54,7 +54,7 @@ SHOWN_METRICS = (
 
 
 def settings(output: Path) -> dict[str, dict[str, Any]]:
-    """The two training runs, as their YAML files would say it."""
+    """The settings of the two training runs, as in a YAML file."""
     return {
         "sentiment": {
             "task": "sequence-classification",
@@ -91,7 +91,7 @@ def settings(output: Path) -> dict[str, dict[str, Any]]:
 def run(output: Path) -> None:
     """Runs the whole demo; the models stay in `output`, replacing those of an earlier run.
 
-    Whatever happens, it ends with the tables of what was done. Raises UserError or StepFailed when a step fails.
+    In any case it ends with tables of what was done. Raises UserError or StepFailed if a step fails.
     """
     console = Console(highlight=False)
     steps, reports = Steps(console), dict[str, Report]()
@@ -102,7 +102,7 @@ def run(output: Path) -> None:
         console.print(_results(reports))
         console.print(steps.table())
         if steps.failed:
-            # With the error and the hint that follow, the last three lines.
+            # Together with the error and the hint, these are the last three lines.
             print(f"failed: {steps.failed}", file=sys.stderr, flush=True)
     console.print(f"The models are in {output}/. Serve them yourself:")
     console.print(
@@ -112,7 +112,7 @@ def run(output: Path) -> None:
 
 
 class Steps:
-    """The steps that were begun, and how long each took."""
+    """The steps that were started, and how long each took."""
 
     def __init__(self, console: Console) -> None:
         self.failed = ""  # the step that an error ended
@@ -121,8 +121,8 @@ class Steps:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Around what a step does. Raises StepFailed for an error that is nobody's fault but ours, with its traceback
-        above.
+        """Runs and times the block as a step. An unexpected error is printed with its traceback, and raised as
+        StepFailed.
         """
         self._console.rule(f"[bold]{title}", align="left")
         started, self.failed = time.monotonic(), title
@@ -139,7 +139,7 @@ class Steps:
         self.failed = ""
 
     def table(self) -> Table:
-        """Where the time went, and what failed."""
+        """A table of the time that each step took, and of what failed."""
         table = Table("where the time went", "seconds")
         for title, seconds in self._seconds.items():
             table.add_row(f"{title}: failed" if title == self.failed else title, f"{seconds:.0f}")

@@ -1,4 +1,4 @@
-"""Disks that are full, or will be: one clear line in place of what each library makes of it."""
+"""Full disks: one clear error in place of each library's own."""
 
 import errno
 import shutil
@@ -9,12 +9,12 @@ from pathlib import Path
 from tuneserve.errors import StepFailed, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# How Rust's libraries write an errno, and what is left of one in PyTorch.
+# An errno in the errors of Rust libraries, and PyTorch's errors for a full disk.
 _WORDS = ("(os error 28)", "(os error 122)", "PytorchStreamWriter failed", "unexpected pos")
 
 
 def check(path: Path, needed: int) -> None:
-    """Raises UserError when the disk that `path` is to be on has less than `needed` bytes left."""
+    """Raises UserError if the disk for `path` has less than `needed` bytes left."""
     free = _free(path)
     if free < needed:
         raise UserError(
@@ -25,7 +25,7 @@ def check(path: Path, needed: int) -> None:
 
 @contextmanager
 def watched(path: Path, hint: str = "free some, and run it again") -> Iterator[None]:
-    """Raises StepFailed when the disk that `path` is on is full before the block has ended."""
+    """Raises StepFailed if the disk of `path` fills up before the block has ended."""
     try:
         yield
     except Exception as error:

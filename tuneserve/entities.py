@@ -1,4 +1,4 @@
-"""Entities as spans of a text, and as tags of its words or tokens: there and back.
+"""Converts entities between spans of a text and tags of its words or tokens.
 
 A span is (type, start, end) in code points. Tags are IOB2 (O, B-X, I-X) or bare (O, X). Adjacent tags of one type are
 one entity unless the second begins with B-, as in the pipelines of transformers.
@@ -14,7 +14,7 @@ Span = tuple[str, int, int]
 
 
 def types(labels: Iterable[str]) -> list[str]:
-    """Returns the entity types that a model's labels tell apart, in their order."""
+    """Returns the entity types of a model's labels, in order."""
     return list(dict.fromkeys(split(label)[1] for label in labels if label != "O"))
 
 
@@ -26,7 +26,7 @@ def spans_of(row: dict[str, Any]) -> list[Span]:
 def from_words(
     words: Sequence[str], tags: Sequence[str], join: Callable[[Sequence[str]], spacing.Joined] = spacing.joined
 ) -> dict[str, Any]:
-    """Returns the canonical row of words and their tags, with the spaces that prose has between them."""
+    """Returns the canonical row of words and their tags, with the words joined by the spaces of prose."""
     text, places = join(words)
     found = [
         {"start": places[first][0], "end": places[last - 1][1], "label": kind} for kind, first, last in groups(tags)
@@ -35,9 +35,9 @@ def from_words(
 
 
 def tags(spans: Sequence[Span], offsets: Iterable[tuple[int, int]]) -> list[str | None]:
-    """Returns the tag of each token, by where it begins and ends; None for those of no text, as special ones.
+    """Returns the tag of each token, given by its offsets; None for tokens without text, such as special ones.
 
-    A token is of the first entity that it shares a character with. `spans` are in order and don't overlap.
+    A token belongs to the first entity that it shares a character with. `spans` are in order and don't overlap.
     """
     found: list[str | None] = []
     place, before = 0, -1
@@ -56,13 +56,13 @@ def tags(spans: Sequence[Span], offsets: Iterable[tuple[int, int]]) -> list[str 
 
 
 def found(text: str, tags: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[Span]:
-    """Returns the spans that tokens with these tags make, without white space at their ends."""
+    """Returns the spans of tokens with these tags, without white space at their ends."""
     ends = [(kind, *trimmed(text, offsets[first][0], offsets[last - 1][1])) for kind, first, last in groups(tags)]
     return [span for span in ends if span[1] < span[2]]
 
 
 def groups(tags: Sequence[str]) -> list[Span]:
-    """Returns (type, first, end) of the entities that tags make, counted in tags."""
+    """Returns (type, first, end) of the entities of a sequence of tags, counted in tags."""
     found: list[Span] = []
     for place, tag in enumerate(tags):
         begins, kind = split(tag)
@@ -76,15 +76,16 @@ def groups(tags: Sequence[str]) -> list[Span]:
 
 
 def words(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns the first token and the end of each word, counted in tokens, by where each token begins and ends.
+    """Returns the first token and the end of each word, counted in tokens. `offsets` are those of the tokens.
 
-    Of tokens that follow each other inside a run of letters and digits; every other token is a word of its own, as each
-    is in scripts without spaces. So tokenizers agree on it that split texts at spaces alone, at signs, or nowhere.
+    A word is a run of tokens without a gap inside letters and digits; every other token is a word of its own, and so is
+    each token in scripts without spaces. So words are the same whether a tokenizer splits texts at spaces, at
+    punctuation, or nowhere.
     """
     found: list[tuple[int, int]] = []
     end = -1
     for place, (start, stop) in enumerate(offsets):
-        # Before the end: several tokens of one character.
+        # A start before the last end means several tokens of one character.
         if start < end or (start == end and _in_word(text[start - 1]) and _in_word(text[start])):
             found[-1] = (found[-1][0], place + 1)
         else:
@@ -98,12 +99,12 @@ def _in_word(character: str) -> bool:
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Returns a span without the white space at its ends, which some tokenizers count to the word after it."""
+    """Returns a span without white space at its ends, which some tokenizers include in the next word."""
     inside = text[start:end]
     start += len(inside) - len(inside.lstrip())
     return start, start + len(inside.strip())
 
 
 def split(tag: str) -> tuple[bool, str]:
-    """Returns whether a tag always begins an entity, and the entity's type; O for none."""
+    """Returns whether a tag always begins an entity, and the entity's type; O for no entity."""
     return (tag[0] == "B", tag[2:]) if tag.startswith(("B-", "I-")) else (False, tag)

@@ -1,16 +1,16 @@
-"""What every program raises when the caller, not the program, has to change something.
+"""The errors that every command raises for causes outside of its own code.
 
     UserError            bad input: one line, a hint, exit status 2
-    ├── CheckpointError  a directory that is not a checkpoint we may load
-    └── (each program adds its own beside its code)
-    StepFailed           a check on the result failed (merge, quality gate): exit status 1, nothing kept
+    ├── CheckpointError  a directory that is not a checkpoint, or not safe to load
+    └── (each package adds its own beside its code)
+    StepFailed           a check on the result failed (merge, quality gate): exit status 1, nothing written
 
-The command line prints both without a traceback; anything else is a bug and keeps its traceback.
+The command line prints both without a traceback; any other exception is a bug and is shown with its traceback.
 """
 
 
 class UserError(Exception):
-    """Bad input. The message names the field or file and what is allowed; `hint` says what to do next."""
+    """Bad input. The message names the field or file and the problem; `hint` says what is allowed or what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class CheckpointError(UserError):
 
 
 class StepFailed(Exception):
-    """The work was done but its result did not pass a check, so nothing was kept."""
+    """The work was done, but its result did not pass a check, so nothing was written."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

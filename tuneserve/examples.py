@@ -1,8 +1,8 @@
 """Rows of generation as token ids, and which of these count: the same in training, `evaluate`, `verify` and `quantize`.
 
-What counts in a measurement is the last answer and the token that ends it, given all that stands before. A row that is
-longer than a model reads loses the beginning of its prompt, behind the system's turn: an answer without its question's
-end would be no answer to it. At least half of the length is left to the answer.
+A measurement counts the last answer and the token that ends it, given everything before. If a row is longer than the
+model reads, its prompt is truncated at the beginning, after the system message, because an answer depends most on the
+end of its question. At least half of the length is left to the answer.
 
 Nothing here needs torch; a tokenizer is one of transformers'.
 """
@@ -20,9 +20,9 @@ class Example:
     """A row's prompt and answer."""
 
     ids: list[int]
-    counted: list[bool]  # of each id, whether it is something that the model is to say
-    start: int  # where the last answer begins
-    is_cut: bool = False  # whether the beginning of its prompt is missing
+    counted: list[bool]  # for each id, whether the model should generate it
+    start: int  # the position where the last answer begins
+    is_cut: bool = False  # whether the prompt was truncated
 
 
 def example(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> Example:
@@ -35,14 +35,14 @@ def example(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> Example:
 def of_all_turns(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> list[Example]:
     """Returns a row as `example` does, with every answer of its conversation counted.
 
-    Which tokens those are is what the template marks with {% generation %}, or else what it renders of an answer when
-    nothing follows. Where it renders that differently afterwards (without its reasoning, say), the conversation up to
-    there is an example of its own: what is learned is what the model will have to say.
+    The tokens of an answer are those that the template marks with {% generation %}, or else those that it renders for
+    an answer when no turn follows. If it renders an answer differently when turns follow (without its reasoning, say),
+    the conversation up to that answer is an example of its own, so that the model learns what it will have to generate.
     """
     ids, start = answer(tokenizer, row)
     counted, apart = [False] * start + [True] * (len(ids) - start), []
     messages = row.get("messages", ())
-    # One that opens a conversation answers nothing.
+    # An assistant's message that opens a conversation answers nothing.
     earlier = [place for place, turn in enumerate(messages[:-1]) if place and turn["role"] == "assistant"]
     if earlier and (marked := chat.assistant_mask(tokenizer, row)):
         counted[:start] = marked[:start]
@@ -60,11 +60,11 @@ def of_all_turns(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> lis
 def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
     """Returns the token ids of a whole row and the position where its answer begins.
 
-    Raises UserError when the chat template renders the prompt differently once the answer follows it, refuses the
+    Raises UserError if the chat template renders the prompt differently when the answer follows it, refuses the
     conversation, or is missing.
     """
     if "prompt" in row:
-        # Tokenized apart, so that the prompt has the ids that it has when it is served alone.
+        # Tokenized separately, so that the prompt has the same ids as when it is served.
         prompt = tokenizer(row["prompt"])["input_ids"]
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -84,10 +84,12 @@ def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
 
 
 def _end_of_turn(tokenizer: Any, ids: Sequence[int], start: int) -> int:
-    """Returns where the turn that begins at `start` ends: what the template puts after it is never generated."""
+    """Returns the end of the turn that begins at `start`: tokens that the template puts after it are never
+    generated.
+    """
     if tokenizer.eos_token_id in ids[start:]:
         return ids.index(tokenizer.eos_token_id, start) + 1
-    # Another special token may end a turn; after it is a line break, mostly.
+    # Another special token may end a turn; mostly a line break follows it.
     end = len(ids)
     while end > start and tokenizer.decode(ids[end - 1]).isspace():
         end -= 1
@@ -95,7 +97,7 @@ def _end_of_turn(tokenizer: Any, ids: Sequence[int], start: int) -> int:
 
 
 def is_special(tokenizer: Any, id_: int) -> bool:
-    """Whether a token is one that no text has, and that may end an answer."""
+    """Whether a token is special: it never occurs in text, and may end an answer."""
     added = tokenizer.added_tokens_decoder
     return id_ in added and bool(added[id_].special)
 
@@ -111,7 +113,7 @@ def _fitted(tokenizer: Any, row: Mapping[str, Any], whole: Example, max_length: 
     begin = whole.start - (room - head)
     ids = whole.ids[:head] + whole.ids[begin:]
     counted = whole.counted[:head] + whole.counted[begin:]
-    # An earlier answer that was cut into, or whose question is missing, is none any more.
+    # An earlier answer whose beginning or question was truncated does not count.
     place = head
     while place < room and counted[place]:
         counted[place] = False
@@ -120,7 +122,7 @@ def _fitted(tokenizer: Any, row: Mapping[str, Any], whole: Example, max_length: 
 
 
 def _head(tokenizer: Any, row: Mapping[str, Any], ids: Sequence[int]) -> int:
-    """Returns how many tokens stand before a row's first own word: special ones, tools, the system's turn."""
+    """Returns how many tokens come before a row's first own text: special tokens, tools, the system message."""
     if "prompt" in row:
         other = tokenizer("")["input_ids"]
     else:

@@ -1,4 +1,4 @@
-"""Groups of commands, whose help is never cut off."""
+"""Groups of commands whose help lists are not truncated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ class Group(click.Group):
     """Lists its commands under headings, each with the whole first sentence of its help."""
 
     def __init__(self, *args: Any, headings: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
-        """`headings` has every command once; without, there is one heading for all."""
+        """`headings` contains every command once; without it, there is one heading for all."""
         super().__init__(*args, **kwargs)
         self._headings = headings
 

@@ -1,4 +1,4 @@
-"""Prints what a checkpoint is: for people as a table of its steps, for programs as the manifest's JSON."""
+"""Prints a checkpoint's description: a table of its steps for people, the manifest's JSON for programs."""
 
 from itertools import chain
 from pathlib import Path
@@ -67,5 +67,5 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
 
 
 def _figure(value: float) -> str:
-    """A count in full; what was measured to four places."""
+    """Formats counts in full, and measured values with four decimal places."""
     return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"

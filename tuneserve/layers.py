@@ -1,4 +1,4 @@
-"""Names of a transformer's modules: which of its repeated blocks one is in."""
+"""Names of a transformer's modules: finds the number of a module's block."""
 
 import re
 from typing import Any
@@ -9,14 +9,14 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 def block_of(name: str) -> int | None:
     """Returns the number of the block that a module or a weight of this name is in, from 0.
 
-    None outside of them: embeddings, poolers and heads.
+    None for modules outside of all blocks: embeddings, poolers and heads.
     """
     found = _BLOCK.search(name)
     return int(found[1]) if found else None
 
 
 def heads(model: Any) -> list[str]:
-    """Returns the names of the linear layers outside of the blocks, which no scheme of few bits touches."""
+    """Returns the names of the linear layers outside of the blocks, which are never quantized."""
     import torch
 
     linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))

@@ -1,7 +1,7 @@
-"""Progress bars where nobody looks at a terminal: a plain line every ten seconds, of all the bars together.
+"""Progress without a terminal: a plain line every ten seconds, for all progress bars together.
 
-tqdm draws its bars over and over, which a log file keeps. It is what the libraries here use, too, so that what it
-draws is changed, and not each bar.
+tqdm redraws its bars all the time, which would fill a log file. The libraries use tqdm, too, so its drawing is patched
+in one place.
 """
 
 import sys
@@ -18,7 +18,7 @@ SECONDS = 10.0
 
 @contextmanager
 def lines() -> Iterator[None]:
-    """Makes every bar of the process print lines to what is standard error now, also where it is redirected inside."""
+    """Makes every bar of the process print lines to the present standard error, even if the block redirects it."""
     stream, last, close = sys.stderr, time.monotonic(), tqdm.close
 
     def show(bar: Any) -> None:
@@ -27,7 +27,7 @@ def lines() -> Iterator[None]:
         print(bar.format_meter(**{**bar.format_dict, "ncols": 0}), file=stream, flush=True)
 
     def display(bar: Any, msg: str | None = None, pos: int | None = None) -> bool:
-        # An empty message would clear the bar.
+        # tqdm clears a bar with an empty message; that is ignored.
         if msg is None and time.monotonic() - last >= SECONDS:
             show(bar)
         return True
@@ -36,7 +36,7 @@ def lines() -> Iterator[None]:
         if not bar.disable:
             if bar.format_dict["elapsed"] >= SECONDS:
                 show(bar)
-            # To tqdm, a bar that is drawn by somebody else: nothing to clear.
+            # For tqdm, this means that the bar is drawn elsewhere and need not be cleared.
             bar.sp = None
         close(bar)
 

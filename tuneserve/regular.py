@@ -1,4 +1,4 @@
-"""Files that a running program reads: none of them may hold it up, whatever stands in its place."""
+"""Reads files without blocking, even if the path is a pipe or a device."""
 
 import errno
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def read(path: Path, most: int) -> bytes:
-    """Returns what a file holds. Raises OSError, also where it holds more bytes, or is no regular file: who opens a
-    pipe waits for whoever writes to it, and a device may never end.
+    """Returns the content of a file. Raises OSError, also if it has more than `most` bytes or is not a regular file:
+    opening a pipe waits for a writer, and reading a device may never end.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

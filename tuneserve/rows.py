@@ -1,4 +1,4 @@
-"""Labelled examples in their one canonical form, as JSON Lines: what a checkpoint keeps of its held-out data.
+"""Labelled rows in their canonical form, as JSON Lines: the form in which a checkpoint keeps its held-out rows.
 
     sequence-classification  {"text": str, "text_pair": str (optional), "label": str}
                              {"text": str, "labels": [str, ...]}             multi-label
@@ -9,7 +9,7 @@
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"prompt": str, "completion": str}
 
-Reading people's own files, in whatever format, is finetune's; this only writes and reads back its result.
+finetune reads users' own files, in all formats; this module only writes and reads the canonical form.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def dumps(row: Row) -> str:
 
 
 def input_key(row: Row) -> str:
-    """Returns what the model sees of a row, without the answer: equal keys in train and test would be a leak."""
+    """Returns a row's input without the answer, as a key: equal keys in train and test would be a leak."""
     if "messages" in row:
         tools = {"tools": row["tools"]} if row.get("tools") else {}
         return dumps({"messages": row["messages"][:-1]} | tools)
@@ -45,16 +45,16 @@ def digest(key: str) -> bytes:
 
 
 def earlier_inputs(row: Row) -> Iterator[str]:
-    """Yields the keys of what the earlier answers of a conversation answer, from the first on."""
+    """Yields the input keys of a conversation's earlier answers, the first answer first."""
     messages = row.get("messages", ())
     for count, turn in enumerate(messages[:-1], start=1):
-        # One that opens a conversation answers nothing.
+        # An assistant's message that opens a conversation answers nothing.
         if count > 1 and turn["role"] == "assistant":
             yield input_key({**row, "messages": messages[:count]})
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows as JSON Lines, making the parent directory."""
+    """Writes rows as JSON Lines; creates the parent directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(dumps(row) + "\n" for row in rows)
@@ -63,7 +63,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 def read(path: Path, join: Callable[[Sequence[str]], spacing.Joined] = spacing.joined) -> list[Row]:
     """Reads what `write` wrote. Raises UserError naming the file and line.
 
-    Rows of words and tags, as checkpoints had them once, come as text with entities: `join` makes it of words.
+    Rows of words and tags, which older checkpoints have, are returned as text with entities; `join` joins the words.
     """
     rows: list[Row] = []
     try:
@@ -95,5 +95,5 @@ def sha256(rows: Iterable[Row]) -> str:
 def _of_words(row: Row, join: Callable[[Sequence[str]], spacing.Joined]) -> Row:
     words, tags = (list(value) if isinstance(value, list) else [] for value in (row.get("tokens"), row["tags"]))
     good = words and len(words) == len(tags) and all(isinstance(text, str) and text for text in (*words, *tags))
-    # Others are refused where rows are checked.
+    # Invalid rows are refused later, where rows are checked.
     return entities.from_words(words, tags, join) if good else row

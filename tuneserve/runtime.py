@@ -1,8 +1,8 @@
-"""What machine this is, and the CPU runtime that PyTorch and vLLM are fast on.
+"""The CPU runtime that makes PyTorch and vLLM fast: preloaded libraries, threads and time slices.
 
-Intel's OpenMP and tcmalloc, loaded before Python starts, are worth 5 to 9 times the throughput of an encoder on two
-cores. The dynamic loader reads LD_PRELOAD only when a process starts, so the program replaces itself with itself,
-once. Child processes inherit it.
+Intel's OpenMP and tcmalloc, loaded before Python starts, give 5 to 9 times the throughput of an encoder on two cores.
+The dynamic loader reads LD_PRELOAD only when a process starts, so the program restarts itself, once. Child processes
+inherit the setting.
 """
 
 import ctypes
@@ -38,20 +38,20 @@ def has_nvidia_gpu() -> bool:
 
 
 def engine_environment() -> dict[str, str]:
-    """Returns what vLLM should find in its environment to be fast here; nothing on a machine with an NVIDIA driver.
+    """Returns the environment variables that make vLLM fast here; none on a machine with an NVIDIA driver.
 
-    On CPUs it would run the model in a process beside the engine's, on all cores but one: that one goes to the two
-    processes' looking for each other's messages, in loops. In one process, the model has all cores.
+    By default on CPUs, vLLM runs the model in a process beside the engine's, on all cores but one: that core is used up
+    by the two processes polling for each other's messages. In one process, the model has all cores.
     """
     return {} if has_nvidia_gpu() else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **_thread_environment()}
 
 
 def _thread_environment() -> dict[str, str]:
-    """Returns what OpenMP should find in its environment on CPUs, in training as in engines.
+    """Returns the environment variables for OpenMP on CPUs, for training and for engines.
 
-    A thread that has nothing to do would keep its core for 200 ms from those who have: beside other busy programs,
-    training took up to twice as long. A container's limit is no core less to OpenMP: it would be stopped again and
-    again for having computed on all of them.
+    By default an idle thread keeps its core busy for 200 ms: beside other busy programs, training took up to twice as
+    long. OpenMP also ignores a container's CPU limit: with a thread for every core, the container would be throttled
+    again and again.
     """
     limit = cpu_limit()
     return {"KMP_BLOCKTIME": "1"} | ({"OMP_NUM_THREADS": str(limit)} if limit else {})
@@ -67,10 +67,10 @@ def cpu_limit(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def _ask_for_short_slices() -> None:
-    """Asks the scheduler for the shortest time slice, for this process and those that it starts; at the same niceness.
+    """Asks the scheduler for the shortest time slice, for this process and its children, at the same niceness.
 
-    Threads that compute together wait for each other thousands of times a second, and one that wakes up comes after
-    whoever has a longer slice only when that slice is over. Beside two busy programs of nice 10, training took 3.4
+    Threads that compute together wait for each other thousands of times a second, and a thread that wakes up has to
+    wait until the longer slice of another program is over. Beside two busy programs of nice 10, training took 3.4
     times as long as alone, and with this 1.1 times. Linux before 6.12 ignores it.
     """
     if os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -79,14 +79,14 @@ def _ask_for_short_slices() -> None:
     attributes = struct.pack(
         _SCHED_ATTR, struct.calcsize(_SCHED_ATTR), os.SCHED_OTHER, 0, nice, 0, _SHORTEST_SLICE, 0, 0
     )
-    # What a sandbox forbids is done without.
+    # A sandbox may forbid it; then nothing is changed.
     ctypes.CDLL(None).syscall(_SCHED_SETATTR, 0, attributes, 0)
 
 
 def preload() -> None:
-    """Restarts the program with the libraries loaded; returns when they are, or can't be. Logs what is missing.
+    """Restarts the program with the libraries preloaded; returns if they are, or can't be. Logs missing libraries.
 
-    Does nothing on a machine with an NVIDIA driver, on other systems than Linux on x86-64, and the second time.
+    Does nothing on a machine with an NVIDIA driver, on other systems than Linux on x86-64, and after the restart.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64" or has_nvidia_gpu():
         return

@@ -1,4 +1,4 @@
-"""The samples by name, as files in a folder: what finetune/examples reads."""
+"""The samples by name, as files in a folder, for finetune/examples."""
 
 import secrets
 import shutil
@@ -16,10 +16,10 @@ class Sample:
     file: str  # its name in a folder
     what: str
     licence: str
-    cached: Callable[[], Path]  # its file or directory in the cache; fetched, and verified, where it is not there yet
+    cached: Callable[[], Path]  # its file or directory in the cache; fetched and verified if it is not there yet
 
 
-# What finetune/examples reads, and what needs no training.
+# The samples that finetune/examples reads, and a model that needs no training.
 SAMPLES = {
     "sentiment": Sample("sentiment.jsonl", "movie sentences, negative or positive", "MIT", samples.sentiment),
     "questions": Sample("questions.jsonl", "questions with answers, as chats", "BSD-3-Clause", samples.questions),
@@ -33,9 +33,9 @@ SAMPLES = {
 
 
 def fetch(name: str, directory: Path) -> bool:
-    """Writes a sample into a folder: whole or not at all. Returns False where something of its name is there already.
+    """Writes a sample into a folder, whole or not at all. Returns False if a file of its name already exists.
 
-    Raises UserError when it can't be fetched, or its SHA-256 is another, StepFailed when the disk is full.
+    Raises UserError if it can't be fetched or its SHA-256 is wrong, StepFailed if the disk is full.
     """
     sample = SAMPLES[name]
     target = directory / sample.file

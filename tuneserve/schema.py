@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneserve.settings import Settings, in_words, inner, resolved
 
-# The module and the model of each file, imported when it is asked for.
+# The module and the model of each file; imported when needed.
 FILES = {
     "finetune": ("tuneserve.finetune.config", "FinetuneConfig"),
     "serve": ("tuneserve.server.config", "ServerConfig"),
@@ -21,12 +21,12 @@ FILES = {
 
 _HEAD = """# Settings
 
-Every key of the three files. `make settings` makes this page and `docs/schemas/` from the code; don't edit them.
-Unknown keys, values of another type and values out of bounds are refused by name. Relative paths start at the file's
-directory.
+Every key of the three files. `make settings` generates this page and `docs/schemas/` from the code; don't edit them.
+Unknown keys, values of the wrong type and values out of bounds are refused, with an error that names the key. Relative
+paths are relative to the file's directory.
 
-An editor with a YAML language server completes and checks a file whose first line names its schema. `docs/schemas/` has
-them, and `tuneserve schema finetune`, `serve` or `tenants` prints one:
+An editor with a YAML language server completes and checks a file whose first line names its schema. The schemas are in
+`docs/schemas/`, and `tuneserve schema finetune`, `serve` or `tenants` prints one:
 
     # yaml-language-server: $schema=serve.json
 """
@@ -56,7 +56,7 @@ def page() -> str:
 
 
 def _tables(found: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
-    """Yields a table of settings, and those of the settings in them."""
+    """Yields a table of settings, followed by those of nested settings."""
     rows, below = [], []
     for key, value in found["properties"].items():
         one = resolved(value, schema)

@@ -1,8 +1,8 @@
 """Which rows a checkpoint was trained on, so that it is never measured on them.
 
-A checkpoint keeps a digest of each input that training saw, its validation rows and the answers within conversations
-included, and the digests of the models that it learned from. 16 bytes a row, and no way back from them to a text but to
-guess it. All that chooses rows to measure on asks here.
+A checkpoint keeps a digest of each input of its training and validation rows, those of answers within conversations
+included, and the digests of the models that it learned from. A digest has 16 bytes, and a text can't be recovered from
+it except by guessing. All code that chooses rows to measure on uses this module.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "eval/trained_rows.blake2b"
 
-Digests = NDArray[np.bytes_]  # each once, sorted
+Digests = NDArray[np.bytes_]  # sorted, without duplicates
 NONE: Digests = np.empty(0, f"S{DIGEST}")
 
 
@@ -32,7 +32,7 @@ def inputs(rows: Iterable[Row]) -> Digests:
 
 
 def learned(rows: Iterable[Row]) -> Digests:
-    """Returns the digests of all that rows ask: their inputs, and those of the earlier answers of a conversation."""
+    """Returns the digests of the rows' inputs, and of the inputs of earlier answers in conversations."""
     found = bytearray()
     for row in rows:
         found += digest(input_key(row))
@@ -45,7 +45,7 @@ def keep(directory: Path, manifest: pb.Checkpoint, digests: Digests) -> None:
     """Writes digests into a checkpoint's directory, and names the file in its manifest."""
     path = directory / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tobytes of an array of another order or with doubles: the file is what the manifest says of it.
+    # Sorted and without duplicates, so that the file matches its description in the manifest.
     path.write_bytes(np.unique(digests).tobytes())
     manifest.trained_rows.path = FILE
     manifest.trained_rows.sha256 = checkpoint.sha256_file(path)
@@ -60,9 +60,10 @@ def copy(source: Path, directory: Path, manifest: pb.Checkpoint) -> None:
 
 
 def trained_on(directory: Path) -> Digests | None:
-    """Returns the digests that a checkpoint keeps, or None where it keeps none: made elsewhere, or long ago.
+    """Returns the digests that a checkpoint keeps, or None if it keeps none, because it was made elsewhere or by an
+    older release.
 
-    Raises CheckpointError for others than its manifest names.
+    Raises CheckpointError if they don't match its manifest.
     """
     if not (directory / checkpoint.MANIFEST).exists():
         return None
@@ -78,9 +79,9 @@ def trained_on(directory: Path) -> Digests | None:
 
 
 def unseen(rows: Sequence[Row], checkpoints: Sequence[Path]) -> list[Row]:
-    """Returns the rows that none of the checkpoints was trained on, and logs how many others there are.
+    """Returns the rows that none of the checkpoints was trained on, and logs how many rows were left out.
 
-    Raises UserError where none are left.
+    Raises UserError if none are left.
     """
     found = inputs(rows)
     new = np.ones(len(found), bool)
@@ -89,7 +90,7 @@ def unseen(rows: Sequence[Row], checkpoints: Sequence[Path]) -> list[Row]:
         digests = trained_on(directory)
         if digests is None:
             logger.warning(
-                "%s does not tell what it was trained on: on rows that it has seen it seems better than it is",
+                "%s does not say what it was trained on: on rows that it has seen, the measured quality is too high",
                 directory,
             )
         elif (its := np.isin(found, digests)).any():
@@ -98,7 +99,7 @@ def unseen(rows: Sequence[Row], checkpoints: Sequence[Path]) -> list[Row]:
     if len(found) and not new.any():
         raise UserError(
             f"all {len(found)} rows are among those that {' and '.join(by)} was trained on",
-            "give rows to measure on that it never saw",
+            "give rows that it was not trained on",
         )
     if by:
         logger.warning(

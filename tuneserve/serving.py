@@ -1,4 +1,4 @@
-"""Runs the product's own server as a child process, for programs that talk to it by gRPC like any other client."""
+"""Runs tuneserve's own server as a child process, for code that calls it over gRPC like any other client."""
 
 import json
 import logging
@@ -21,27 +21,27 @@ from tuneserve.errors import StepFailed
 
 logger = logging.getLogger(__name__)
 
-# Loading a large model from a slow disk takes minutes; one that takes longer than this hangs.
+# Loading a large model from a slow disk takes minutes; after this time the server is taken to hang.
 START_SECONDS = 900.0
-# The server drains before it ends; what is still running after this is killed.
+# The server drains before it ends; if it still runs after this time, it is killed.
 STOP_SECONDS = 40.0
 _LOG_LINES = 8
-_HINT = "tuneserve serve --model NAME=PATH shows all that the server says"
-# Lines of the server's log that tell what is wrong: of its loggers and vLLM's, of the command line, and the last line
-# of a traceback. Without the time and the logger's name.
+_HINT = "tuneserve serve --model NAME=PATH shows the server's whole log"
+# Lines of the server's log that report a problem: warnings and errors of its loggers and vLLM's, errors of the command
+# line, and the last line of a traceback. Without the time and the logger's name.
 _PROBLEM = re.compile(
     r"[\d-]+ [\d:,]+ (?:WARNING|ERROR|CRITICAL) [\w.]+: (.+)"
     r"|vLLM \S+ (?:WARNING|ERROR|CRITICAL) [\d-]+ [\d:,]+ [\w.]+: (.+)"
     r"|error: (.+)"
     r"|((?:\w+\.)*\w*(?:Error|Exception): .+)"
 )
-# What vLLM says when a process of its own has said more.
+# vLLM's messages that refer to the error of another process.
 _ELSEWHERE = re.compile("root cause above|engine ?core .*failed", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a running server listens, each as host:port."""
+    """The addresses of a running server, each as host:port."""
 
     grpc: str
     metrics: str
@@ -55,15 +55,15 @@ class Server:
 
     process: subprocess.Popen[bytes]
     addresses: Addresses
-    log: Path  # what it prints; gone when it is stopped
+    log: Path  # its output; deleted when it is stopped
 
 
 @contextmanager
 def serving(models: Mapping[str, Path], start_seconds: float = START_SECONDS) -> Iterator[Addresses]:
     """Serves checkpoints by name on free local ports while the block runs; yields when all of them answer.
 
-    The server is stopped whatever ends the block; when that is an error, the server's own last ones are logged.
-    Raises StepFailed when the server does not start.
+    The server is stopped however the block ends; if it ends with an error, the server's own last errors are logged.
+    Raises StepFailed if the server does not start.
     """
     with launched(*model_flags(models), start_seconds=start_seconds) as server:
         yield server.addresses
@@ -73,14 +73,14 @@ def serving(models: Mapping[str, Path], start_seconds: float = START_SECONDS) ->
 def launched(
     *flags: str, start_seconds: float = START_SECONDS, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """The same with the flags of `tuneserve serve`, and the process at hand. `environment` is ours when None."""
+    """The same with flags of `tuneserve serve`; yields the process, too. `environment`: this process's own if None."""
     command = [sys.executable, "-m", "tuneserve.cli", "serve", *flags]
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     with tempfile.TemporaryDirectory(prefix="tuneserve-") as scratch:
         ready, log = Path(scratch, "ready.json"), Path(scratch, "server.log")
         with log.open("wb") as output:
-            # A process group of its own: Ctrl-C reaches only us, and a kill reaches the engines too. It ends with us,
-            # also when we are killed: then its input, which we never write to, is closed.
+            # A process group of its own: Ctrl-C reaches only this process, and a kill reaches the engines, too. The
+            # server ends with this process even if that is killed: its standard input is closed then.
             process = subprocess.Popen(
                 [*command, "--ready-file", str(ready), "--end-with-input"],
                 stdin=subprocess.PIPE,
@@ -105,7 +105,7 @@ def model_flags(models: Mapping[str, str | os.PathLike[str]]) -> list[str]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns the memory that a process and its children hold."""
+    """Returns the resident memory of a process and its children."""
     process = psutil.Process(pid)
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
@@ -124,13 +124,13 @@ def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: flo
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    # As Ctrl-C does: nobody else calls it.
+    # Like Ctrl-C, without lingering: it has no other callers.
     process.send_signal(signal.SIGINT)
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
     finally:
-        # Also after a clean end: an engine that outlived its server would hold memory.
+        # Also after a clean end: an engine that outlives its server would keep its memory.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -140,7 +140,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _end(status: int) -> str:
     if status == -signal.SIGKILL:
-        return "was killed, as the system does where memory is short,"
+        return "was killed, perhaps because memory ran out,"
     return f"ended with status {status}"
 
 
@@ -152,8 +152,8 @@ def _problems(log: Path) -> list[str]:
 
 
 def _cause(log: Path) -> str:
-    """Returns the last error in the log that does not point at another; without errors, its last line."""
+    """Returns the last error in the log that does not refer to another; without errors, its last line."""
     found = _problems(log)
     told = [line for line in found if not _ELSEWHERE.search(line)] or found
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return told[-1] if told else next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return told[-1] if told else next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")

@@ -1,8 +1,8 @@
-"""What a settings file may say: models of pydantic's, and one line that names the key when a value is wrong.
+"""The basis of settings files: pydantic models, and errors of one line that name the key.
 
-Each program has its models beside its code: `finetune/config.py`, `server/config.py`, `server/call/tenants_file.py`.
-Their fields say the type, the bounds, the default and what the setting does; `tuneserve schema` and docs/settings.md
-are made from them. This module knows none of the settings.
+Each package has its models beside its code: `finetune/config.py`, `server/config.py`, `server/call/tenants_file.py`.
+Their fields define the type, the bounds, the default and the description of a setting; `tuneserve schema` and
+docs/settings.md are generated from them. This module knows none of the settings.
 """
 
 import difflib
@@ -18,13 +18,15 @@ from tuneserve.errors import UserError
 
 
 class Settings(BaseModel):
-    """Settings that never change. Unknown keys are refused, and so are values of another type: "8" is no number."""
+    """Immutable settings. Unknown keys are refused, and so are values of another type: "8" is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Refused(ValueError):
-    """Raised in a validator, for what the types and bounds of fields can't say. `key` is below the validated value."""
+    """Raised in a validator, for rules that types and bounds can't express. `key` is relative to the validated
+    value.
+    """
 
     def __init__(self, message: str, hint: str = "", key: str | None = None) -> None:
         super().__init__(message)
@@ -36,21 +38,21 @@ def _from_base(value: object, info: ValidationInfo) -> object:
     return (info.context or Path()) / value if isinstance(value, str) else value
 
 
-# In a file a list is a list, and the key of a mapping may look like a number.
+# In YAML, a sequence is a list, not a tuple, and the key of a mapping may look like a number.
 Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 Named = BeforeValidator(
     lambda value: {str(key): one for key, one in value.items()} if isinstance(value, Mapping) else value
 )
 
 Text = Annotated[str, Field(pattern=r"\S")]
-# One error is told, of the thousands of texts that an administrator may send.
+# Only the first error is reported, of possibly thousands of texts.
 Texts = Annotated[tuple[str, ...], Field(fail_fast=True), Listed]
 Local = Annotated[Path, BeforeValidator(_from_base)]  # relative to the file
 Count = Annotated[int, Field(ge=1)]
 
 
 def matching(pattern: re.Pattern[str]) -> Any:
-    """Returns what tells a JSON Schema of a pattern that a validator checks, with words of its own."""
+    """Returns an annotation that adds a pattern to the JSON Schema; a validator checks it with its own message."""
     return Field(json_schema_extra={"pattern": f"^{pattern.pattern}$"})
 
 
@@ -58,21 +60,21 @@ S = TypeVar("S", bound=Settings)
 
 
 def build(kind: type[S], values: object, where: str = "", base: Path = Path()) -> S:
-    """Returns checked settings. Relative paths are taken from `base`.
+    """Returns checked settings. Relative paths are relative to `base`.
 
-    Raises UserError naming the key, after `where`, and what is allowed.
+    Raises UserError with `where`, the key, and what is allowed.
     """
     try:
         return kind.model_validate(values, context=base)
     except ValidationError as error:
-        # A misspelt key may be why another one is missing, and is named first.
+        # Unknown keys are reported first: a misspelt key may be the reason why another is missing.
         order = {"extra_forbidden": 0, "missing": 1}
         problem = min(error.errors(include_url=False), key=lambda one: order.get(one["type"], 2))
         raise _explained(kind, problem, where) from None
 
 
 def wrong(kind: type[Settings], key: str, value: object) -> UserError | None:
-    """Returns what is wrong with the value of one setting, whatever the others are."""
+    """Returns the error of one setting's value, independent of the other settings; None if it is valid."""
     try:
         kind.model_validate({key: value})
     except ValidationError as error:
@@ -83,11 +85,11 @@ def wrong(kind: type[Settings], key: str, value: object) -> UserError | None:
 
 
 def type_of(kind: type[Settings], key: str) -> str:
-    """Returns in words the type of a setting."""
+    """Returns the type of a setting, in words."""
     return in_words(_at(kind.model_json_schema(), [key]))[0]
 
 
-# By pydantic's names of errors.
+# Expected types, by pydantic's names of errors.
 _EXPECTED = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -135,13 +137,13 @@ def _dotted(path: Iterable[int | str]) -> str:
 
 
 def allowed(schema: Mapping[str, Any]) -> str:
-    """Returns in words which values a JSON Schema takes, as it comes from `Settings`: types and bounds."""
+    """Returns the values that a JSON Schema of `Settings` allows, in words: types and bounds."""
     kind, bounds = in_words(schema)
     return ", ".join(filter(None, (kind, bounds)))
 
 
 def in_words(schema: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the type that a JSON Schema takes, and its bounds or "" where there are none."""
+    """Returns the type that a JSON Schema allows, and its bounds, or "" if there are none."""
     if "anyOf" in schema:
         return " or ".join(allowed(one) for one in schema["anyOf"] if one.get("type") != "null"), ""
     if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
@@ -165,7 +167,7 @@ def in_words(schema: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _at(schema: Mapping[str, Any], path: list[int | str]) -> Mapping[str, Any]:
-    """Returns what a model's JSON Schema says about a value in it."""
+    """Returns the part of a model's JSON Schema for the value at `path`."""
     found = schema
     for part in path:
         found = resolved(found.get("properties", {}).get(part) or inner(found), schema)
@@ -173,13 +175,13 @@ def _at(schema: Mapping[str, Any], path: list[int | str]) -> Mapping[str, Any]:
 
 
 def inner(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns what a JSON Schema says about the values of a list or a mapping."""
+    """Returns the part of a JSON Schema for the values of a list or a mapping."""
     found = schema.get("items") or schema.get("additionalProperties")
     return found if isinstance(found, Mapping) else next(iter(schema.get("patternProperties", {}).values()), {})
 
 
 def resolved(found: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a part of a JSON Schema with its reference followed, and without the null that it may also be."""
+    """Returns a part of a JSON Schema with its reference resolved, and without null as an alternative."""
     some = [one for one in found.get("anyOf", ()) if one.get("type") != "null"]
     if len(some) == 1:
         found = {**{key: one for key, one in found.items() if key != "anyOf"}, **some[0]}

@@ -1,6 +1,7 @@
-"""Words as prose has them: no space before a comma, after a bracket, inside quotes, or in scripts that have none.
+"""Joins words with the spaces of prose: none before a comma, after an opening bracket, inside quotes, or in scripts
+without spaces.
 
-For data that comes as words. What the words no longer say is guessed by usual English spacing.
+For data that comes as words. The original spaces are not known, and are guessed by the usual English rules.
 """
 
 import re
@@ -9,10 +10,10 @@ from itertools import accumulate
 
 Joined = tuple[str, list[tuple[int, int]]]
 
-# Of Penn Treebank, in place of what people write.
+# Penn Treebank's replacements of quotes and brackets.
 _WRITTEN = {"``": '"', "''": '"', "-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 _OPENS = {"(", "[", "{", "“", "‘", "«", "¿", "¡", "$", "£", "€", "#", "``", "-LRB-", "-LSB-", "-LCB-"}
-# Not of several signs like :) and ;-), which are smileys.
+# Single signs only: several, like :) and ;-), are smileys.
 _CLOSES = re.compile(r"""[.,!?…]+[)\]"'”’]*:?|[:;%)\]}”’»]|''|-R[RSC]B-|n['’]t|['’](s|m|d|ll|re|ve)""", re.IGNORECASE)
 # Thai, Lao, Burmese, Khmer, Chinese and Japanese, with their full-width signs.
 SPACELESS = re.compile(
@@ -21,13 +22,13 @@ SPACELESS = re.compile(
 
 
 def spaced(words: Sequence[str]) -> Joined:
-    """Returns words with one space between them, and where each of them begins and ends, in code points."""
+    """Returns words joined with one space, and the start and end of each word, in code points."""
     ends = list(accumulate(len(word) + 1 for word in words))
     return " ".join(words), [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
 
 
 def joined(words: Sequence[str]) -> Joined:
-    """Returns the same with the spaces of prose."""
+    """Returns words joined with the spaces of prose, and the start and end of each word."""
     opening, closing = _quotes(words)
     text, places, before = "", [], ""
     for place, word in enumerate(words):
@@ -47,7 +48,9 @@ def joined(words: Sequence[str]) -> Joined:
 
 
 def _quotes(words: Sequence[str]) -> tuple[set[int], set[int]]:
-    """Returns the places of straight quotes that open, and that close: one after the other, where they are pairs."""
+    """Returns the places of opening and of closing straight quotes; quotes open and close in turn if they are
+    paired.
+    """
     opening, closing = set(), set()
     for mark in ('"', "'"):
         places = [place for place, word in enumerate(words) if word == mark]
@@ -55,6 +58,6 @@ def _quotes(words: Sequence[str]) -> tuple[set[int], set[int]]:
             opening |= set(places[::2])
             closing |= set(places[1::2])
         elif mark == "'":
-            # Alone, it is the apostrophe of "the students' rooms".
+            # Unpaired, it is an apostrophe, as in "the students' rooms".
             closing |= set(places)
     return opening, closing

@@ -1,6 +1,6 @@
-"""Our YAML files and values: read by one loader, which refuses a key that is given twice.
+"""Loads YAML files and values, and refuses duplicate keys.
 
-YAML itself takes the last one, and a model, a tenant or a setting would be gone without a word.
+By default the YAML library takes the last one, and a model, a tenant or a setting would be lost silently.
 """
 
 from collections.abc import Hashable
@@ -15,7 +15,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def read(path: Path, hint: str = "") -> Any:
-    """Returns what a file says. Raises UserError naming it, with the hint where there is none that can be read."""
+    """Returns the content of a YAML file. Raises UserError naming the file, with the hint if it can't be read."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -27,25 +27,25 @@ def read(path: Path, hint: str = "") -> Any:
 
 
 def parse(text: str) -> Any:
-    """Returns what a YAML text says. Raises yaml.YAMLError, a MarkedYAMLError where the line is known."""
+    """Returns the content of a YAML text. Raises yaml.YAMLError, a MarkedYAMLError if the line is known."""
     try:
         return yaml.load(text, _Loader)
     except ValueError as error:
-        # What the library lets through: a date without a month, a number of thousands of digits.
-        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
+        # Errors that the library does not convert: an invalid date, a number of thousands of digits.
+        raise yaml.YAMLError(f"a value can't be read: {error}") from None
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        # Before what `<<` merges is added: a mapping's own keys go before those, and that is what it is for.
+        # Checked before `<<` merges other keys: a mapping's own keys may override those.
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             if key_node.tag == _MERGE:
                 continue
             key = self.construct_object(key_node, deep=True)
-            # As text, too: 1 and "1" are one name to whoever reads the mapping.
+            # Compared as text, because 1 and "1" become the same name.
             forms = {key, str(key)} if isinstance(key, Hashable) else set()
             if forms & seen:
                 raise yaml.MarkedYAMLError(problem=f"{key!r} is a duplicate key", problem_mark=key_node.start_mark)

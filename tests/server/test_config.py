@@ -36,7 +36,7 @@ def test_a_whole_file(load, tmp_path):
         ("listen: [", "not YAML"),
         ("models: {a: {path: m}, a: {path: m}}", "not YAML: 'a' is a duplicate key in .* line 1"),
         ("models: {a: {path: m,\nmax_queue: 1,\nmax_queue: 2}}", "'max_queue' is a duplicate key in .* line 3"),
-        ("drain_seconds: 2024-13-45", "not YAML: a value is not what it looks like: month must be in 1..12"),
+        ("drain_seconds: 2024-13-45", "not YAML: a value can't be read: month must be in 1..12"),
         ("models: {}", "models: none given"),
         ("modles: {}\n", "unknown key 'modles'"),
         ("models: {a: {path: m, max_quue: 1}}", "models.a: unknown key 'max_quue'"),

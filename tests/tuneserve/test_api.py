@@ -126,7 +126,7 @@ def test_a_server_runs_in_its_block(tmp_path: Path) -> None:
     config = tmp_path / "server.yaml"
     config.write_text("admin_listen: 127.0.0.1:0\n")
     server = tuneserve.Server(config=config)
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         _ = server.address
     for _ in range(2):
         with server, server.client() as client:
@@ -134,10 +134,10 @@ def test_a_server_runs_in_its_block(tmp_path: Path) -> None:
             address = server.address
             assert server.metrics_address != address
             process = psutil.Process(server._server().process.pid)
-            with pytest.raises(RuntimeError, match="runs already"):
+            with pytest.raises(RuntimeError, match="already running"):
                 server.start()
         assert not process.is_running()
-        with pytest.raises(RuntimeError, match="does not run"):
+        with pytest.raises(RuntimeError, match="is not running"):
             server.client()
     server.stop()
     with pytest.raises(Unavailable), Client(address, attempts=1) as client:

@@ -82,7 +82,7 @@ def test_the_command(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     lines = run("fetch", "questions", "encoder", "--directory", folder).splitlines()
     assert lines == [f"{folder}/questions.jsonl: written, 0.0 MB", f"{folder}/minilm-l6: written, 0.0 MB"]
-    assert run("fetch", "questions", "--directory", folder) == f"{folder}/questions.jsonl: is there already\n"
+    assert run("fetch", "questions", "--directory", folder) == f"{folder}/questions.jsonl: already exists\n"
     listed = {line.split()[0]: line for line in run("list", "--directory", folder).splitlines()[1:]}
     assert listed.keys() == sample_files.SAMPLES.keys()
     assert str(folder / "questions.jsonl") in listed["questions"]

@@ -68,7 +68,7 @@ def test_where_it_can_not_be_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     older = made(tmp_path / "older", None)
     assert seen.unseen(ROWS, [older, tmp_path]) == ROWS
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
-    assert f"{older} does not tell what it was trained on" in caplog.text
+    assert f"{older} does not say what it was trained on" in caplog.text
 
 
 def test_what_is_compared_was_seen_by_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_an_error_inside_shows_what_the_server_found_wrong_and_no_request_lines(
         ),
         ("error: m: no such directory\nhint:  an error is here\n", "m: no such directory"),
         ("Killed\n", "Killed"),
-        ("", "it said nothing"),
+        ("", "its log is empty"),
     ],
 )
 def test_the_cause_is_found_in_the_log(tmp_path: Path, lines: str, cause: str) -> None:

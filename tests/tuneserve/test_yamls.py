@@ -33,7 +33,7 @@ def test_what_is_no_duplicate_is_read_as_yaml_has_it():
 
 @pytest.mark.parametrize("text", ["a: 2024-13-45", f"a: {'9' * 5000}", "a: !!int x", f"a: {'[' * 5000}"])
 def test_what_the_library_itself_fails_on_is_an_error_of_yaml(text):
-    with pytest.raises(yaml.YAMLError, match=r"not what it looks like|nested too deeply"):
+    with pytest.raises(yaml.YAMLError, match=r"can't be read|nested too deeply"):
         yamls.parse(text)
 
 

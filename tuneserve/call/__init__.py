@@ -1,1 +1,1 @@
-"""`tuneserve call`: one question to a running server, from the shell."""
+"""`tuneserve call`: calls a running server from the shell."""

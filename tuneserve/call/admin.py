@@ -1,4 +1,4 @@
-"""`tuneserve call admin`: what an administrator does to a running server."""
+"""`tuneserve call admin`: administration of a running server."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def admin_command() -> None:
     """Load and unload models, move aliases, load adapters, while the server runs.
 
-    For the server's `admin_listen` port (--target), or for any with a key of role admin (--key). Paths are below the
-    server's `models_root`, on its own disk.
+    Needs the server's `admin_listen` port (--target), or a key of role admin (--key). Paths are relative to the
+    server's `models_root`, on the server's disk.
 
     \b
     A new version without downtime:
@@ -34,7 +34,7 @@ def admin_command() -> None:
 @click.command("models")
 @client_options()
 def models_command(server: "Endpoint", as_json: bool) -> None:
-    """List the models of the server: every version, the names that reach it, and what it does."""
+    """List the models of the server: every version, the names that reach it, and its state."""
     from tuneserve.v1 import model_pb2
     from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
@@ -60,16 +60,16 @@ def models_command(server: "Endpoint", as_json: bool) -> None:
     metavar="KEY=VALUE",
     help="A setting as in the server's file, e.g. max_length=512; once for each. Default: the latest version's.",
 )
-@click.option("--no-wait", is_flag=True, help="Answer when the loading has begun.")
+@click.option("--no-wait", is_flag=True, help="Return as soon as loading has begun.")
 @client_options(timeout=1800.0)
 def load_command(
     model: str, path: str, settings: Sequence[str], no_wait: bool, server: "Endpoint", as_json: bool
 ) -> None:
-    """Load the checkpoint at PATH as a version of MODEL, beside the versions there are.
+    """Load the checkpoint at PATH as a version of MODEL, beside the existing versions.
 
-    Waits until the version answers, or could not be loaded. The server goes on without this command: `cancel-load` ends
-    that. Calls reach the version as MODEL@VERSION until an alias points at it; the first version of a new model gets
-    the alias of its name.
+    Waits until the version answers, or could not be loaded. If this command is stopped, loading continues:
+    `cancel-load` ends it. Calls reach the version as MODEL@VERSION until an alias points at it; the first version of a
+    new model gets the alias of its name.
     """
     from tuneserve.v1 import model_pb2
     from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -101,7 +101,7 @@ def cancel_load_command(version: str, server: "Endpoint", as_json: bool) -> None
 @click.argument("version", metavar="MODEL@VERSION")
 @client_options(timeout=300.0)
 def unload_command(version: str, server: "Endpoint", as_json: bool) -> None:
-    """Let a version end its calls, and unload it. Refused while an alias points at it."""
+    """Drain a version and unload it. Refused while an alias points at it."""
     response = _done(server, "UnloadModel", model=_version(version))
     print_json(response) if as_json else click.echo(f"{version} is gone")
 
@@ -109,9 +109,13 @@ def unload_command(version: str, server: "Endpoint", as_json: bool) -> None:
 @admin_command.command("alias")
 @click.argument("name")
 @click.argument("targets", nargs=-1, metavar="[MODEL@VERSION[=WEIGHT]]...")
-@click.option("--shadow", metavar="MODEL@VERSION", help="Gets copies of unary inference calls; answers are compared.")
-@click.option("--remove", is_flag=True, help="Take the alias away.")
-@click.option("--etag", help="Only if the alias is still what had this etag: `models --json` shows them.")
+@click.option(
+    "--shadow",
+    metavar="MODEL@VERSION",
+    help="A version that gets copies of unary inference calls; answers are compared.",
+)
+@click.option("--remove", is_flag=True, help="Delete the alias.")
+@click.option("--etag", help="Change the alias only if it still has this etag, as `models --json` shows it.")
 @click.option("--unload-unused", is_flag=True, help="Unload versions that no alias points at any more.")
 @client_options(timeout=300.0)
 def alias_command(
@@ -124,7 +128,7 @@ def alias_command(
     server: "Endpoint",
     as_json: bool,
 ) -> None:
-    """Point NAME at a version, or split its calls over several by weight. At once, for all later calls."""
+    """Point NAME at a version, or split its calls over several by weight. Applies to all later calls at once."""
     from tuneserve.v1 import model_pb2
 
     if remove == bool(targets) or (remove and shadow):
@@ -147,7 +151,7 @@ def alias_command(
 def load_adapter_command(model: str, adapter: str, path: str, server: "Endpoint", as_json: bool) -> None:
     """Load the LoRA adapter at PATH onto MODEL as NAME.
 
-    Other content under a NAME in use replaces it for later calls; running ones end with what they began with.
+    If NAME is in use, other content replaces it for later calls; running calls finish with the old adapter.
     """
     response = _done(server, "LoadAdapter", model=model, adapter=adapter, path=path)
     print_json(response) if as_json else click.echo(f"{adapter} is loaded, version {response.adapter.version}")
@@ -158,7 +162,7 @@ def load_adapter_command(model: str, adapter: str, path: str, server: "Endpoint"
 @click.argument("adapter", metavar="NAME")
 @client_options(timeout=300.0)
 def unload_adapter_command(model: str, adapter: str, server: "Endpoint", as_json: bool) -> None:
-    """Take the adapter NAME away from MODEL; calls that run with it end first."""
+    """Unload the adapter NAME from MODEL; calls that use it finish first."""
     response = _done(server, "UnloadAdapter", model=model, adapter=adapter)
     print_json(response) if as_json else click.echo(f"{adapter} is gone")
 
@@ -167,7 +171,7 @@ admin_command.add_command(models_command)
 
 
 def _done(server: "Endpoint", method: str, **fields: Any) -> Any:
-    """Makes one call of ModelAdminService, whose request has these fields; returns the answer."""
+    """Makes one call of ModelAdminService, with a request of these fields; returns the answer."""
     from tuneserve.v1 import model_admin_pb2
     from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
@@ -264,7 +268,7 @@ def _print_models(models: "Sequence[model_pb2.Model]", aliases: "Sequence[model_
 
 
 def _names(model: "model_pb2.Model", aliases: "Sequence[model_pb2.Alias]") -> list[str]:
-    """The aliases that reach a version, with its share of their calls where it is not all of them."""
+    """The aliases that reach a version, with its share of their calls if it does not get all of them."""
     names = []
     for alias in aliases:
         total = sum(target.weight for target in alias.targets)

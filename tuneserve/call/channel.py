@@ -1,4 +1,4 @@
-"""A channel to a server, whose errors become one line that says what to do. gRPC is imported when one is opened."""
+"""A channel to a server. gRPC errors become one line with a hint. gRPC is imported when a channel is opened."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 HINTS = {
     "NOT_FOUND": "tuneserve call models lists what is served",
-    "RESOURCE_EXHAUSTED": "the server has all it can take: try again, later or with less",
+    "RESOURCE_EXHAUSTED": "the server is overloaded, or a quota is spent: try again later, or send less",
     "DEADLINE_EXCEEDED": "wait longer with --timeout",
     "UNAUTHENTICATED": "set TUNESERVE_KEY, or pass --key",
     "PERMISSION_DENIED": "another key may be allowed to: --key, or TUNESERVE_KEY",
 }
-# The same call would never bring another answer.
+# Statuses of calls that would fail again if they were repeated.
 _REFUSALS = {
     "INVALID_ARGUMENT",
     "NOT_FOUND",
@@ -31,21 +31,21 @@ _REFUSALS = {
 
 
 class CallFailed(click.ClickException):
-    """A call that brought no answer."""
+    """A call that failed."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Prints as every other error of the command line is printed."""
+        """Prints the error as all other errors of the command line are printed."""
         click.echo(f"error: {self.message}", err=True)
         if self.hint:
             click.echo(f"hint:  {self.hint}", err=True)
 
 
 class CallRefused(CallFailed):
-    """A call that would bring no answer however often it is made."""
+    """A call that would fail however often it is made."""
 
     exit_code = 2
 
@@ -63,12 +63,12 @@ def connected(server: "Endpoint") -> "Iterator[grpc.Channel]":
 
 
 def failure(error: "grpc.RpcError", server: "Endpoint") -> CallFailed:
-    """Returns what a gRPC error means to who called."""
+    """Returns a gRPC error as an error for the user."""
     from tuneserve.client import errors
 
     found = errors.of(error)
     code, message = found.code.name, str(found)
-    # Our server marks whatever it answers with a request id: without one, nobody was there to answer.
+    # Our server sends a request id with every answer: without one, no server of ours answered.
     answered = bool(found.request_id)
     if code == "UNAVAILABLE" and not answered:
         other = "without --tls" if server.secure else "with --tls"

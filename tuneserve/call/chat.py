@@ -1,4 +1,4 @@
-"""`tuneserve call chat`: one question to a chat model, answered as it is made."""
+"""`tuneserve call chat`: one question to a chat model, with the answer streamed."""
 
 import json
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @click.argument("question", required=False)
 @model_option
 @click.option("--adapter", default="", metavar="NAME", help="The LoRA adapter to answer with. Default: none.")
-@click.option("--system", metavar="TEXT", help="What the model is told before the question.")
+@click.option("--system", metavar="TEXT", help="The system message.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="The most tokens to answer.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token each time.  [default: the server's, 1]")
+@click.option("--temperature", type=float, help="0 always takes the most likely token.  [default: the server's, 1]")
 @click.option("--json-schema", metavar="FILE|JSON", help="Answer JSON of this schema: a file, or the schema itself.")
-@click.option("--regex", metavar="PATTERN", help="Answer a text that matches this, as a whole.")
+@click.option("--regex", metavar="PATTERN", help="Answer a text that matches this as a whole.")
 @click.option("--choice", "choices", multiple=True, metavar="TEXT", help="Answer one of these; once for each.")
 @click.option(
     "--tool",
@@ -49,10 +49,10 @@ def chat_command(
     server: "Endpoint",
     as_json: bool,
 ) -> None:
-    """Ask a chat model one QUESTION; the answer is printed as it is made.
+    """Ask a chat model one QUESTION; the answer is printed as it is generated.
 
-    Standard input is read whole, when no QUESTION is given. Reasoning goes to standard error, where the server tells it
-    from the answer; calls of tools are printed as NAME(ARGUMENTS).
+    Without QUESTION, all of standard input is the question. Reasoning goes to standard error, if the server separates
+    it from the answer; tool calls are printed as NAME(ARGUMENTS).
 
     \b
     tuneserve call chat --model chat "Why is the sky blue?"
@@ -90,13 +90,13 @@ def chat_command(
 
 
 class _Answer:
-    """Prints an answer as it comes, and ends the line of each of its parts."""
+    """Prints an answer as it arrives, and ends each of its parts with a line break."""
 
     def __init__(self) -> None:
         self._part = ""
 
     def show(self, completion: "generation_pb2.Completion") -> None:
-        """Prints what is new."""
+        """Prints the new part of an answer."""
         if completion.reasoning:
             self._begin("reasoning")
             click.secho(completion.reasoning, nl=False, err=True, dim=True)
@@ -108,7 +108,7 @@ class _Answer:
             click.echo((f"{call.name}(" if call.name else "") + call.arguments, nl=False)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Ends the last line."""
         self._begin("")
 
     def _begin(self, part: str) -> None:
@@ -120,7 +120,7 @@ class _Answer:
 def _form(
     json_schema: str | None, regex: str | None, choices: Sequence[str]
 ) -> "generation_pb2.StructuredOutput | None":
-    """Returns the form that the answer must have, if any."""
+    """Returns the structure that the answer must have, if any."""
     from tuneserve.v1 import generation_pb2 as pb
 
     if sum(bool(one) for one in (json_schema, regex, choices)) > 1:
@@ -133,7 +133,7 @@ def _form(
 
 
 def _tool(given: str) -> "struct_pb2.Struct":
-    """Returns a tool as templates expect it."""
+    """Returns a tool in the form that chat templates expect."""
     from google.protobuf import json_format, struct_pb2
 
     try:
@@ -146,7 +146,7 @@ def _tool(given: str) -> "struct_pb2.Struct":
 
 
 def _text(option: str, given: str) -> str:
-    """Returns the JSON that is given, or what is in the file that is named."""
+    """Returns the JSON that is given, or the content of the file that is named."""
     if given.lstrip().startswith("{"):
         return given
     try:

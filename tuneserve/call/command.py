@@ -1,7 +1,6 @@
-"""`tuneserve call`: one question to a running server, from the shell.
+"""`tuneserve call`: calls a running server from the shell, and prints the answer.
 
-Sends what it was given and prints what came back. gRPC and rich are imported where they are used, so that the other
-verbs do not wait for them.
+gRPC and rich are imported where they are used, so that other commands do not wait for them.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.group("call", cls=Group)
 def call_command() -> None:
-    """Ask a running server from the shell.
+    """Call a running server from the shell.
 
     \b
     tuneserve call models
@@ -43,8 +42,8 @@ def call_command() -> None:
     tuneserve call embed --model vectors --json "A text to find again."
     tuneserve call rank --model reranker "why is the sky blue" < passages.txt
 
-    Texts come from standard input, one a line, when none is given. Exit status: 2 for bad input or an unknown model,
-    1 when the server can't answer.
+    Without texts as arguments, standard input is read, one text a line. Exit status: 2 for bad input or an unknown
+    model, 1 if the server can't answer.
     """
 
 
@@ -66,7 +65,7 @@ call_command.add_command(admin_command)
     metavar="LABEL=TEXT",
     help="A labelled text to show the model first, with --labels (few-shot); once for each.",
 )
-@click.option("--instruction", metavar="TEXT", help="What to ask of each text, with --labels.")
+@click.option("--instruction", metavar="TEXT", help="The instruction for each text, with --labels.")
 @click.option("--explain", is_flag=True, help="Print what each word adds to the best label's probability. Slow.")
 @truncate_option
 @client_options()
@@ -165,8 +164,10 @@ def tokens_command(
 @call_command.command("embed")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @model_option
-@click.option("--dimensions", type=click.IntRange(1), help="Keep the first so many, for models trained to allow it.")
-@click.option("--raw", is_flag=True, help="Vectors as the model gives them. Default: scaled to length 1.")
+@click.option(
+    "--dimensions", type=click.IntRange(1), help="Keep only this many first dimensions, for models trained for it."
+)
+@click.option("--raw", is_flag=True, help="Vectors as the model outputs them. Default: scaled to length 1.")
 @truncate_option
 @client_options()
 def embed_command(
@@ -178,7 +179,7 @@ def embed_command(
     server: "Endpoint",
     as_json: bool,
 ) -> None:
-    """Turn each TEXT into a vector. A table shows how they begin; --json has all of them."""
+    """Turn each TEXT into a vector. The table shows the first numbers of each; --json prints all."""
     from tuneserve.v1 import embedding_pb2 as pb
     from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
@@ -208,8 +209,8 @@ def embed_command(
 @click.argument("query")
 @click.argument("candidates", nargs=-1, metavar="[TEXT]...")
 @model_option
-@click.option("--top-k", type=click.IntRange(1), help="Print only this many, best first.")
-@click.option("--label", metavar="NAME", help="The label whose score ranks, for a model with several.")
+@click.option("--top-k", type=click.IntRange(1), help="Print only this many texts, best first.")
+@click.option("--label", metavar="NAME", help="The label to rank by, for a model with several.")
 @truncate_option
 @client_options()
 def rank_command(

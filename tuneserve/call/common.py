@@ -1,4 +1,4 @@
-"""What the commands of `tuneserve call` share: the options that say which server, and how answers are printed."""
+"""What the commands of `tuneserve call` share: the options to reach a server, and the printing of answers."""
 
 import functools
 import json
@@ -17,20 +17,22 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _File = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 model_option = click.option("--model", required=True, metavar="NAME", help="The model's name at the server.")
-truncate_option = click.option("--truncate", is_flag=True, help="Cut a text that is too long. Default: refuse it.")
+truncate_option = click.option("--truncate", is_flag=True, help="Truncate a text that is too long. Default: refuse it.")
 
 
 def client_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., Any]]:
-    """Adds what every command of `call` takes; the command gets it as `server` and `as_json`."""
+    """Adds the options of every command of `call`; the command gets them as `server` and `as_json`."""
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the server's messages as JSON.")
     return lambda command: server_options(timeout)(as_json(command))
 
 
 def server_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., Any]]:
-    """Adds what a command takes to reach the server; the command gets it as `server`."""
+    """Adds the options to reach a server; the command gets them as `server`."""
     options = (
         click.option("--cert-key", "certificate_key", type=_File, help="Its private key."),
-        click.option("--cert", "certificate", type=_File, help="Your certificate, where the server wants one. PEM."),
+        click.option(
+            "--cert", "certificate", type=_File, help="Your client certificate, if the server requires one. PEM."
+        ),
         click.option(
             "--ca",
             type=_File,
@@ -44,14 +46,14 @@ def server_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., 
             default="",
             envvar="TUNESERVE_KEY",
             show_envvar=True,
-            help="Your API key. Better in the variable: flags are seen by everybody on the machine.",
+            help="Your API key. The variable is safer: other users of the machine can see flags.",
         ),
         click.option(
             "--timeout",
             type=click.FloatRange(0.001),
             default=timeout,
             show_default=True,
-            help="Seconds for the whole call.",
+            help="Seconds for the whole call, retries included.",
         ),
         click.option(
             "--target",
@@ -92,12 +94,12 @@ def server_options(timeout: float = 60.0) -> Callable[[Function], Callable[..., 
 
 
 def lines_of_stdin() -> list[str]:
-    """Returns the lines of standard input that hold something."""
+    """Returns the lines of standard input that are not blank."""
     return [line for line in stdin_text("TEXT").splitlines() if line.strip()]
 
 
 def stdin_text(argument: str) -> str:
-    """Returns standard input. Raises UsageError, naming `argument`, at a terminal or when there is nothing in it."""
+    """Returns standard input. Raises UsageError, naming `argument`, if it is a terminal or empty."""
     if sys.stdin.isatty():
         raise click.UsageError(f"no {argument} given, and standard input is a terminal")
     if not (text := sys.stdin.read().strip()):
@@ -106,7 +108,7 @@ def stdin_text(argument: str) -> str:
 
 
 def print_json(message: "Message", *more: "Message", indent: int | None = 2) -> None:
-    """Prints the fields of messages as one object, with the names of the .proto files, those that are zero included."""
+    """Prints the fields of messages as one object, with the names of the .proto files; zero values are included."""
     from google.protobuf import json_format
 
     fields: dict[str, Any] = {}
@@ -118,7 +120,7 @@ def print_json(message: "Message", *more: "Message", indent: int | None = 2) -> 
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows as wide as the terminal, or as they need where there is none. No cell is read as markup."""
+    """Prints rows as wide as the terminal, or in full width without one. Cells are never read as markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -132,10 +134,10 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def truncation(truncate: bool) -> str:
-    """What --truncate means to the server."""
+    """The server's name of what --truncate asks for."""
     return "TRUNCATION_END" if truncate else "TRUNCATION_REJECT"
 
 
 def shown(text: str, truncated: bool) -> str:
-    """A text as a table shows it."""
+    """A text in the form that a table shows."""
     return f"{text} (cut)" if truncated else text

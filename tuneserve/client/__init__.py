@@ -1,13 +1,13 @@
 """A client for running servers: `Client` waits for each answer, `AsyncClient` is the same for asyncio.
 
-    endpoint   where a server is, and how it is spoken to: key, TLS, deadline, retries, several addresses
-    errors     why a call brought no answer
+    endpoint   how a server is reached: addresses, key, TLS, deadline, retries
+    errors     the exceptions of failed calls
     results    what calls return
-    answers    the server's messages as results
-    sampling   how tokens are chosen, as keyword arguments
-    call       what is sent for a call, and how the answer is read
+    answers    converts the server's messages to results
+    sampling   sampling parameters as keyword arguments
+    call       the request of a call, and how its answer is read
     texts, generation, models, administration
-               each call once, as a function of its arguments
+               a function for each call, which builds it from its arguments
     base       what both clients share
     sync, aio  the two clients
 
@@ -15,7 +15,7 @@
         for result in client.classify("sentiment", ["A lovely film.", "A waste of time."]):
             print(result.best.label, result.best.score)
 
-Needs grpcio, protobuf and googleapis-common-protos, and nothing else of what the server needs.
+Needs grpcio, protobuf and googleapis-common-protos, and no other dependency of the server.
 """
 
 from tuneserve.client.aio import AsyncAnswers, AsyncClient, AsyncStream

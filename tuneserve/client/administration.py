@@ -1,6 +1,6 @@
-"""The calls that change what is served: at the server's `admin_listen`, or with a key of role admin.
+"""The calls that change the served models: on the server's `admin_listen`, or with a key of role admin.
 
-Each is sent once (endpoint.py). Paths are below the server's `models_root`, on its own disk.
+Each is sent only once (endpoint.py). Paths are relative to the server's `models_root`, on the server's disk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
 
 class ModelSettings(TypedDict, total=False):
-    """How a version is served, as in the server's file. Bounds are in protos/tuneserve/v1/model_admin.proto."""
+    """Settings of a version, as in the server's file. Bounds are in protos/tuneserve/v1/model_admin.proto."""
 
     dtype: str  # of the weights: auto, bfloat16, float16 or float32
     max_length: int  # tokens of one input, or of prompt and completion together
@@ -39,24 +39,25 @@ def load_model(
 ) -> Call[results.Model]:
     """Begins to load a checkpoint as a version of a model, and returns that version, which is loading.
 
-    `watch_model` follows it, `cancel_load` ends it. `path`: the checkpoint's directory. The other arguments are those
-    of `ModelSettings` (administration.py); what is left out is as in the model's latest version. Calls reach the
-    version by its `id` until an alias points at it; the first version of a model gets the alias of the model's name.
-    Raises CallError.
+    `watch_model` follows the loading, `cancel_load` ends it. `path`: the checkpoint's directory. The other arguments
+    are those of `ModelSettings` (administration.py); settings that are left out are those of the model's latest
+    version. Calls reach the version by its `id` until an alias points at it; the first version of a model gets the
+    alias of the model's name. Raises CallError.
     """
     request = pb.LoadModelRequest(model=model, path=path, settings=_settings(settings))
     return Call(ModelAdminServiceStub, "LoadModel", request, answers.model, timeout)
 
 
 def cancel_load(version: str, *, timeout: float | None = None) -> Call[None]:
-    """Ends the loading of a version, NAME@VERSION, which is gone then. Raises CallError."""
+    """Ends the loading of a version, NAME@VERSION, and removes it. Raises CallError."""
     return Call(ModelAdminServiceStub, "CancelLoad", pb.CancelLoadRequest(model=version), answers.nothing, timeout)
 
 
 def unload_model(version: str, *, timeout: float | None = None) -> Call[None]:
     """Drains a version, NAME@VERSION, and unloads it.
 
-    Raises CallError: WrongState while an alias points at it. After DeadlineExceeded, it answers again as before.
+    Raises CallError: WrongState while an alias points at it. After DeadlineExceeded, the version answers again as
+    before.
     """
     return Call(ModelAdminServiceStub, "UnloadModel", pb.UnloadModelRequest(model=version), answers.nothing, timeout)
 
@@ -64,14 +65,14 @@ def unload_model(version: str, *, timeout: float | None = None) -> Call[None]:
 def load_adapter(model: str, adapter: str, path: str, *, timeout: float | None = None) -> Call[results.Adapter]:
     """Loads the LoRA adapter in a directory onto a version, under the name that calls give as `adapter`.
 
-    Other content under a name in use replaces it for later calls. Raises CallError.
+    If the name is in use, other content replaces the adapter for later calls. Raises CallError.
     """
     request = pb.LoadAdapterRequest(model=model, adapter=adapter, path=path)
     return Call(ModelAdminServiceStub, "LoadAdapter", request, answers.adapter, timeout)
 
 
 def unload_adapter(model: str, adapter: str, *, timeout: float | None = None) -> Call[None]:
-    """Takes an adapter away; running calls finish with it. Raises CallError."""
+    """Unloads an adapter; running calls finish with it. Raises CallError."""
     request = pb.UnloadAdapterRequest(model=model, adapter=adapter)
     return Call(ModelAdminServiceStub, "UnloadAdapter", request, answers.nothing, timeout)
 
@@ -87,9 +88,9 @@ def set_alias(
 ) -> Call[results.Alias]:
     """Points an alias at a version, NAME@VERSION, or splits its calls over several by weight, at once.
 
-    `shadow`: the version that gets copies of its calls. `etag`: only if the alias is still what had it.
+    `shadow`: a version that gets copies of the alias's calls. `etag`: change the alias only if it still has this etag.
     `unload_unused`: drain and unload versions that no alias points at any more. Raises CallError; its `code` is ABORTED
-    where the etag is another one.
+    if the etag differs.
     """
     weights = {targets: 1} if isinstance(targets, str) else targets
     pointed = [model_pb2.AliasTarget(model=model, weight=weight) for model, weight in weights.items()]
@@ -99,13 +100,13 @@ def set_alias(
 
 
 def delete_alias(name: str, *, etag: str = "", unload_unused: bool = False, timeout: float | None = None) -> Call[None]:
-    """Takes an alias away, at once. `etag` and `unload_unused` are those of `set_alias`. Raises CallError."""
+    """Deletes an alias, at once. `etag` and `unload_unused` are those of `set_alias`. Raises CallError."""
     request = pb.DeleteAliasRequest(name=name, etag=etag, unload_unused=unload_unused)
     return Call(ModelAdminServiceStub, "DeleteAlias", request, answers.nothing, timeout)
 
 
 def _settings(given: Mapping[str, Any]) -> pb.ModelSettings | None:
-    """Returns the message, or None without settings. Raises TypeError for one that there is not."""
+    """Returns the message, or None without settings. Raises TypeError for an unknown setting."""
     if unknown := given.keys() - ModelSettings.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument: {', '.join(sorted(unknown))}")
     values = {key: value for key, value in given.items() if value is not None}

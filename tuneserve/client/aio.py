@@ -1,4 +1,4 @@
-"""The client for asyncio: the same calls, awaited. It belongs to the event loop that runs when it is made."""
+"""The client for asyncio: the same calls, awaited. It belongs to the event loop that runs when it is created."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -18,10 +18,10 @@ R = TypeVar("R")
 
 
 class AsyncAnswers(Generic[R]):
-    """The answers to one call as they come: iterate once. An `async with` block, or `close`, ends the call early."""
+    """The answers to one call as they arrive: iterate once. An `async with` block, or `close`, ends the call early."""
 
     def __init__(self, call: Call[Any], messages: Any, read: Callable[[Any], R | None]) -> None:
-        """`read` gives None for a message that brings nothing."""
+        """`read` returns None for a message without content."""
         self._call, self._messages, self._read = call, messages, read
 
     async def __aiter__(self) -> AsyncIterator[R]:
@@ -48,7 +48,7 @@ class AsyncAnswers(Generic[R]):
 
 
 class AsyncStream(AsyncAnswers[str]):
-    """The text of a completion as it is made."""
+    """The text of a completion as it is generated."""
 
     def __init__(self, call: Call[Generation], messages: Any) -> None:
         self._parts = Parts()
@@ -56,7 +56,7 @@ class AsyncStream(AsyncAnswers[str]):
 
     @property
     def result(self) -> Generation:
-        """All that has come: the whole answer, with its usage, once the loop has ended."""
+        """Everything received so far; once the loop has ended, the whole answer with its usage."""
         answer: Generation = self._call.read(self._parts.joined())
         return answer
 
@@ -124,7 +124,7 @@ class AsyncClient(Base[grpc.aio.Channel]):
         return await _pages(self._aliases, timeout)
 
     async def close(self) -> None:
-        """Closes the connections; calls that run are ended."""
+        """Closes the connections, and ends running calls."""
         await self.channel.close()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The server's messages as results."""
+"""Converts the server's messages to results."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -61,12 +61,12 @@ def tokens(response: generation_pb2.TokenizeResponse) -> results.Tokens:
 
 
 def models(response: model_pb2.ListModelsResponse) -> tuple[list[results.Model], str]:
-    """A page of models, and what asks for the next; nothing at the last."""
+    """A page of models, and the token of the next page; empty after the last."""
     return [_model(model) for model in response.models], response.next_page_token
 
 
 def aliases(response: model_pb2.ListAliasesResponse) -> tuple[list[results.Alias], str]:
-    """A page of aliases, and what asks for the next; nothing at the last."""
+    """A page of aliases, and the token of the next page; empty after the last."""
     return [_alias(alias) for alias in response.aliases], response.next_page_token
 
 
@@ -86,7 +86,7 @@ def alias(response: model_admin_pb2.SetAliasResponse) -> results.Alias:
 
 
 def nothing(response: Any) -> None:
-    """Of an answer that says only that it is done."""
+    """For an answer without content."""
 
 
 class Parts:
@@ -99,11 +99,11 @@ class Parts:
         self._calls: dict[int, generation_pb2.ToolCall] = {}
 
     def add(self, part: generation_pb2.GenerateStreamResponse) -> str:
-        """Takes a part; returns its text."""
+        """Adds a part; returns its text."""
         self._joined.usage.MergeFrom(part.usage)
         self._joined.model_version = part.model_version or self._joined.model_version
         for completion in part.completions:
-            # Appends tokens; of the rest it takes what is set.
+            # Appends repeated fields such as tokens, and overwrites other fields that are set.
             self._joined.completions[0].MergeFrom(completion)
             self._reasoning.append(completion.reasoning)
             for call in completion.tool_calls:
@@ -116,7 +116,7 @@ class Parts:
         return text
 
     def joined(self) -> generation_pb2.GenerateResponse:
-        """Returns all that has come, as if it had come at once."""
+        """Returns everything received so far as one answer."""
         completion = self._joined.completions[0]
         completion.text, completion.reasoning = "".join(self._texts), "".join(self._reasoning)
         del completion.tool_calls[:]
@@ -154,7 +154,7 @@ def _completion(one: generation_pb2.Completion) -> results.Completion:
         token_ids=tuple(one.token_ids),
         reasoning=one.reasoning,
         tool_calls=tuple(results.ToolCall(call.id, call.name, call.arguments) for call in one.tool_calls),
-        # "tool_calls", as other APIs have it.
+        # "tool_calls", as in other APIs.
         finish_reason=_word(generation_pb2.FinishReason, "FINISH_REASON_", one.finish_reason).replace("-", "_"),
         stop_text=one.stop_text,
         stop_token_id=one.stop_token_id if one.HasField("stop_token_id") else None,
@@ -200,5 +200,5 @@ def _word(enum: Any, prefix: str, value: int) -> str:
     if value == 0:
         return ""
     known = enum.DESCRIPTOR.values_by_number.get(value)
-    # A newer server may have more of them.
+    # A newer server may have more values.
     return known.name.removeprefix(prefix).lower().replace("_", "-") if known else str(value)

@@ -1,4 +1,4 @@
-"""What both clients share: how they are opened, and how a call's method is made of the function that builds it."""
+"""What both clients share: opening a channel, and making a method of the function that builds a call."""
 
 import inspect
 import os
@@ -37,13 +37,13 @@ class Base(ABC, Generic[Channel]):
 
         `address`: host:port; calls are spread over all IP addresses of the name, or over several host:port of a list.
         `key`: the API key; the variable TUNESERVE_KEY when None. `timeout`: seconds for a call that has none of its
-        own. `attempts`: of a call that is turned away, or that nobody answers; 1 for no second one, and no more than 5.
-        `tls`: trusting whom the machine trusts, or the authority in the PEM file `ca`. `certificate`,
-        `certificate_key`: PEM files, where the server wants a certificate of its callers. `server_name`: the name in
-        the server's certificate, where the address has another.
+        own. `attempts`: how often a call is sent at most, if the server refuses it or can't be reached; 1 for no
+        retries, at most 5. `tls`: use TLS, and trust the machine's authorities, or the authority in the PEM file `ca`.
+        `certificate`, `certificate_key`: PEM files, if the server requires a client certificate. `server_name`: the
+        name in the server's certificate, if the address has another.
 
-        Raises ValueError for what can't be right, OSError for files that can't be read and, of several addresses, for
-        unknown names.
+        Raises ValueError for arguments that can't be valid, OSError for files that can't be read and, with several
+        addresses, for unknown names.
         """
         self._endpoint = Endpoint(
             target=address,
@@ -66,7 +66,7 @@ class Base(ABC, Generic[Channel]):
     def _iterator(self, requests: Requests) -> Any: ...
 
     def _send(self, call: Call[Any]) -> Any:
-        """Begins a call; returns what gRPC's stubs do."""
+        """Begins a call; returns the call object of gRPC's stub."""
         options = self._endpoint.options
         if call.timeout is not None or call.is_endless:
             options["timeout"] = call.timeout
@@ -75,9 +75,9 @@ class Base(ABC, Generic[Channel]):
 
 
 def like(build: Callable[..., Call[Any]], returns: object = None) -> Callable[[Method], Method]:
-    """Gives a method the name, the documentation and the arguments of the function that makes its call.
+    """Gives a method the name, the documentation and the arguments of the function that builds its call.
 
-    `returns`: what it returns, where that is not the call's result.
+    `returns`: the type that it returns, if that is not the call's result.
     """
 
     def decorate(method: Method) -> Method:

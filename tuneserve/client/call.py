@@ -1,4 +1,4 @@
-"""What is sent for a call, and how what comes back is read. Nothing is sent here.
+"""The request of a call, and how its answer is read. Nothing is sent here.
 
 Both clients have a method for each function that returns a Call, with the same arguments (base.py): texts.py,
 generation.py, models.py and administration.py have them.
@@ -32,11 +32,11 @@ STUBS = (
 class Requests:
     """The requests of a stream, each made when it can be sent. Iterate once.
 
-    An error while one is made ends them and is kept here: gRPC would only log it.
+    An error while a request is made ends the stream, and is kept here, because gRPC would only log it.
     """
 
     items: Iterable[Any] | AsyncIterable[Any]
-    make: Callable[[int, Any], Message]  # of an item's place among them, and the item
+    make: Callable[[int, Any], Message]  # gets an item's place, from 0, and the item
     error: Exception | None = None
 
     def __iter__(self) -> Iterator[Message]:
@@ -62,11 +62,11 @@ class Requests:
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """What is sent, and how the answer is read, or each answer of several."""
+    """The request of a call, and how its answer, or each of its answers, is read."""
 
     stub: Any  # one of STUBS
     method: str
     request: Message | Requests
     read: Callable[[Any], R]
-    timeout: float | None  # seconds; the client's own when None,
-    is_endless: bool = False  # or none at all
+    timeout: float | None  # seconds; if None, the client's own,
+    is_endless: bool = False  # or no limit if this is set

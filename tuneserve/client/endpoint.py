@@ -1,8 +1,8 @@
-"""Where a server is, and how it is spoken to: what every channel of ours is opened with.
+"""How a server is reached: the options of every channel of the client.
 
-gRPC itself makes an attempt again: only where the status says that another may succeed and no part of an answer has
-come, after the pause that the server asks for (`grpc-retry-pushback-ms`), and never past the deadline. It also spreads
-calls over the addresses of a name, or over several that are given.
+gRPC itself retries calls: only if the status says that a retry may succeed and no part of an answer has been received,
+after the pause that the server asks for (`grpc-retry-pushback-ms`), and never past the deadline. It also spreads calls
+over the addresses of a name, or over several given addresses.
 """
 
 import json
@@ -14,31 +14,31 @@ from typing import Any
 
 import grpc
 
-# gRPC makes no more of one call.
+# gRPC allows no more attempts.
 MOST_ATTEMPTS = 5
 _RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
-# Where the server names no pause of its own. gRPC varies each by a fifth, so that callers don't come back together.
+# The pauses if the server asks for none. gRPC varies each by a fifth, so that callers don't retry at the same time.
 _BACKOFF = {"initialBackoff": "0.1s", "maxBackoff": "5s", "backoffMultiplier": 3}
 _CHANNEL = [
-    # An answer has 32 MiB at most.
+    # An answer has at most 32 MiB.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    # A larger request is sent once: one that is too large for the server would not be smaller the next time.
+    # A larger request is sent only once: if it is too large for the server, a retry would be, too.
     ("grpc.per_rpc_retry_buffer_size", 1024 * 1024),
 ]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One server, or several that serve the same. Raises ValueError for what can't be right."""
+    """One server, or several that serve the same models. Raises ValueError for values that can't be valid."""
 
     target: str | Sequence[str]  # host:port, a target as gRPC names them, or several host:port
     timeout: float = 60.0  # seconds for a whole call, its retries included
     key: str = field(default="", repr=False)  # API key; none when empty
-    tls: bool = False  # also where one of the files below is given
-    ca: str | Path | None = None  # PEM; what the machine trusts when None
-    certificate: str | Path | None = None  # PEM, for a server that wants one of its clients
+    tls: bool = False  # implied if one of the files below is given
+    ca: str | Path | None = None  # PEM; if None, the authorities that the machine trusts
+    certificate: str | Path | None = None  # PEM, for a server that requires client certificates
     certificate_key: str | Path | None = None
-    server_name: str = ""  # in the server's certificate, where it is not the one in the target
+    server_name: str = ""  # the name in the server's certificate, if it differs from the target
     attempts: int = 1  # of one call
 
     def __post_init__(self) -> None:
@@ -62,22 +62,22 @@ class Endpoint:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What goes with every call."""
+        """The options of every call."""
         return {
             "timeout": self.timeout,
             "metadata": [("authorization", f"Bearer {self.key}")] if self.key else [],
         }
 
     def open(self, *options: tuple[str, Any]) -> grpc.Channel:
-        """Returns a channel, with further options of gRPC's. Nothing is connected yet.
+        """Returns a channel, with further gRPC options. It connects with the first call.
 
-        Raises OSError for files that can't be read and, of several addresses, for unknown names.
+        Raises OSError for files that can't be read and, with several addresses, for unknown names.
         """
         channel: grpc.Channel = self._open(grpc, options)
         return channel
 
     def open_async(self, *options: tuple[str, Any]) -> grpc.aio.Channel:
-        """The same for asyncio, to be called where the event loop runs."""
+        """The same for asyncio; call it where the event loop runs."""
         channel: grpc.aio.Channel = self._open(grpc.aio, options)
         return channel
 
@@ -97,15 +97,15 @@ class Endpoint:
         config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
         if self.attempts > 1:
             policy = {"maxAttempts": self.attempts, "retryableStatusCodes": _RETRIED, **_BACKOFF}
-            # A change whose answer was lost may have been made: another attempt would say that it can't be.
+            # A change may have been made although its answer was lost: a retry would then report a wrong error.
             once = {"name": [{"service": "tuneserve.v1.ModelAdminService"}]}
             config["methodConfig"] = [{"name": [{}], "retryPolicy": policy}, once]
         return config
 
 
 def _one(addresses: Sequence[str]) -> str:
-    """Returns several addresses as one target of gRPC, which knows lists of IP addresses only: names are looked up
-    here, once. Raises OSError for a name that is not known.
+    """Returns several addresses as one gRPC target. gRPC accepts only lists of IP addresses, so names are looked up
+    here, once. Raises OSError for an unknown name.
     """
     if len(addresses) == 1:
         return addresses[0]

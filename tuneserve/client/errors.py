@@ -1,17 +1,17 @@
-"""Why a call brought no answer.
+"""The exceptions of failed calls.
 
     CallError
     ├── InvalidInput      INVALID_ARGUMENT     `violations` has the path of each field, and what is allowed
     ├── NotFound          NOT_FOUND            no such model, version or adapter; the message lists what there is
-    ├── WrongState        FAILED_PRECONDITION  e.g. the model does something else
+    ├── WrongState        FAILED_PRECONDITION  e.g. the model has another task
     ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
     ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
-    ├── Overloaded        RESOURCE_EXHAUSTED   the server has all it can take, or a quota is spent: see `retry_after`
-    ├── Unavailable       UNAVAILABLE          nobody answers there, or the model loads, drains or failed
+    ├── Overloaded        RESOURCE_EXHAUSTED   the server is overloaded, or a quota is spent: see `retry_after`
+    ├── Unavailable       UNAVAILABLE          no server answers, or the model is loading, draining or failed
     ├── DeadlineExceeded  DEADLINE_EXCEEDED    no answer within the call's timeout, its retries included
     └── itself            any other status, e.g. INTERNAL
 
-What can't be sent at all is a TypeError or a ValueError, before anything is sent.
+Arguments that can't be sent at all raise TypeError or ValueError, before anything is sent.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ from google.rpc import error_details_pb2, status_pb2
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """A field of the request that holds something that is not allowed."""
+    """A field of the request with a value that is not allowed."""
 
     field: str  # its path, e.g. inputs[0].text
     description: str
 
 
 class CallError(Exception):
-    """A call that brought no answer."""
+    """A call that failed."""
 
     code: grpc.StatusCode
-    reason: str  # a word that programs may rely on, e.g. MODEL_NOT_FOUND; empty when it is not the server that says so
-    domain: str  # whose reason it is: tuneserve.dev
+    reason: str  # a word that programs may rely on, e.g. MODEL_NOT_FOUND; empty if the error is not from the server
+    domain: str  # the domain of the reason: tuneserve.dev
     violations: Sequence[FieldViolation]
-    retry_after: float | None  # seconds that the server asks to wait; None when it doesn't
-    request_id: str  # what the server's log has; empty when no server answered
+    retry_after: float | None  # seconds that the server asks to wait; None if it doesn't
+    request_id: str  # the id in the server's log; empty if no server answered
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class CallError(Exception):
 
 
 class InvalidInput(CallError):
-    """Fields of the request hold something that is not allowed."""
+    """Fields of the request have values that are not allowed."""
 
 
 class NotFound(CallError):
@@ -70,7 +70,7 @@ class NotFound(CallError):
 
 
 class WrongState(CallError):
-    """The call is right, but not for this model, or not now."""
+    """The call is valid, but not for this model, or not now."""
 
 
 class Unauthenticated(CallError):
@@ -82,11 +82,11 @@ class NotAllowed(CallError):
 
 
 class Overloaded(CallError):
-    """Turned away for now: what can be taken is taken, or a quota is spent."""
+    """Refused for now: the server is overloaded, or a quota is spent."""
 
 
 class Unavailable(CallError):
-    """Nobody answers there, or the model does not."""
+    """No server answers, or the model does not."""
 
 
 class DeadlineExceeded(CallError):
@@ -107,14 +107,14 @@ _KINDS: dict[grpc.StatusCode, type[CallError]] = {
 
 
 def of(error: Any) -> CallError:
-    """Returns what the grpc.RpcError of a call means."""
+    """Returns the exception for the grpc.RpcError of a call."""
     metadata = dict(error.trailing_metadata() or ())
     status = _status(metadata.get("grpc-status-details-bin", b""))
     return _with_details(error.code(), error.details(), status, metadata.get("x-request-id", ""))
 
 
 def of_status(status: Any) -> CallError:
-    """Returns what a status that is part of an answer means: a google.rpc.Status, or a message with its fields."""
+    """Returns the exception for a status inside an answer: a google.rpc.Status, or a message with its fields."""
     return _with_details(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
 
 
@@ -140,7 +140,7 @@ def _status(details: bytes) -> Any:
 
 
 def _detail(status: Any, kind: Any) -> Any:
-    """Returns the first of the details that is of a kind; an empty one where there is none."""
+    """Returns the first detail of a kind; an empty message if there is none."""
     found = kind()
     for detail in status.details:
         try:

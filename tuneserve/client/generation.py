@@ -20,7 +20,7 @@ def generate(
     timeout: float | None = None,
     **sampling: Unpack[Sampling],
 ) -> Call[results.Generation]:
-    """Continues a text, or token ids, and answers when all is made.
+    """Continues a text, or token ids, and returns the complete answer.
 
     `adapter`: the LoRA adapter to answer with. `priority`: lower goes first. `timeout`: seconds for the call, its
     retries included. The other arguments, e.g. `max_tokens` and `temperature`, are those of `Sampling` (sampling.py).
@@ -42,11 +42,11 @@ def chat(
     timeout: float | None = None,
     **sampling: Unpack[Sampling],
 ) -> Call[results.Generation]:
-    """Answers a conversation, rendered by the model's own chat template, when all is made.
+    """Answers a conversation, rendered by the model's own chat template, and returns the complete answer.
 
     `messages`: {"role": "user", "content": "Hello"} and so on. `tools` and `documents`: as the template expects them.
-    `tool_choice`: "auto", "none", "required", or the name of the tool that is to be called. The others as in
-    `generate`. Raises CallError; ValueError for a message with fields that there are not.
+    `tool_choice`: "auto", "none", "required", or the name of the tool to call. The other arguments are as in
+    `generate`. Raises CallError; ValueError for a message with unknown fields.
     """
     request = _request(model, messages, tools, documents, tool_choice, adapter, priority, sampling)
     return Call(GenerationServiceStub, "Generate", request, answers.generation, timeout)
@@ -64,14 +64,14 @@ def stream(
     timeout: float | None = None,
     **sampling: Unpack[Sampling],
 ) -> Call[results.Generation]:
-    """Continues a text, token ids or a conversation, and gives its text as it is made.
+    """Continues a text, token ids or a conversation, and yields the text as it is generated.
 
         for text in (answer := client.stream("chat", "Once upon a time", max_tokens=100)):
             print(text, end="")
         print(answer.result.usage.completion_tokens)
 
-    Leaving the loop early ends the call. The arguments are those of `chat`, but `n` and `prompt_logprobs`. Iterating
-    raises CallError; after the first text, nothing is tried again.
+    Leaving the loop early ends the call. The arguments are those of `chat`, except `n` and `prompt_logprobs`. Iterating
+    raises CallError; after the first text there are no retries.
     """
     without = ("n", "prompt_logprobs")
     request = _request(model, prompt, tools, documents, tool_choice, adapter, priority, sampling, without)
@@ -86,10 +86,10 @@ def tokenize(
     documents: Sequence[Mapping[str, Any]] = (),
     timeout: float | None = None,
 ) -> Call[results.Tokens]:
-    """Turns a text, token ids or a conversation into tokens, as a generation model reads them.
+    """Returns the tokens of a text, token ids or a conversation, as a generation model reads them.
 
-    Of a conversation, the text is what the model's chat template makes of it; `tools` and `documents` as in `chat`.
-    Offsets count characters of that text. Raises CallError; ValueError for a message with fields that there are not.
+    The text of a conversation is rendered by the model's chat template; `tools` and `documents` are as in `chat`.
+    Offsets count characters of that text. Raises CallError; ValueError for a message with unknown fields.
     """
     request = generation_pb2.TokenizeRequest(
         model=model, prompt=as_prompt(prompt, tools, documents), offset_unit=common_pb2.OFFSET_UNIT_CODE_POINT

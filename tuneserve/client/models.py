@@ -1,4 +1,4 @@
-"""The calls about what is served."""
+"""The calls about the served models."""
 
 from tuneserve.client import answers, results
 from tuneserve.client.call import Call
@@ -19,13 +19,13 @@ def list_aliases(page_token: str, timeout: float | None) -> Call[tuple[list[resu
 
 
 def watch_model(model: str, *, timeout: float | None = None) -> Call[results.Model]:
-    """Follows a version while it is loaded: gives it as it is at once, and again at each change.
+    """Follows the loading of a version: yields its state at once, and again at each change.
 
         for model in client.watch_model(loaded.id):
             print(model.state, model.load_step)
 
-    The loop ends with the first that is not loading. Leaving it early ends the call, not the loading. `model`:
-    NAME@VERSION, or a name that stands for one version. `timeout`: seconds for the whole call; no limit when None.
+    The loop ends with the first state that is not loading. Leaving it early ends the call, not the loading. `model`:
+    NAME@VERSION, or a name that stands for one version. `timeout`: seconds for the whole call; no limit if None.
     Iterating raises CallError.
     """
     request = model_pb2.WatchModelRequest(model=model)

@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Usage:
-    """What a call cost."""
+    """The tokens that a call used."""
 
-    prompt_tokens: int  # read, special tokens included
-    completion_tokens: int  # written
+    prompt_tokens: int  # tokens read, special tokens included
+    completion_tokens: int  # tokens generated
 
 
 @dataclass(frozen=True)
 class Results(Generic[T]):
     """The results of one call: iterate over it, index it, or take `items`."""
 
-    items: tuple[T, ...]  # one per input, in their order; of `rank`, best first
+    items: tuple[T, ...]  # one per input, in order; for `rank`, best first
     usage: Usage
     model_version: str  # who answered: NAME@VERSION
 
@@ -38,7 +38,7 @@ class Results(Generic[T]):
 
 @dataclass(frozen=True)
 class LabelScore:
-    """A label and how sure the model is of it."""
+    """A label and its score."""
 
     label: str
     score: float  # probability, or logit when raw scores were asked for
@@ -46,7 +46,7 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class WordWeight:
-    """What a word adds to the best label's probability."""
+    """How much a word adds to the best label's probability."""
 
     text: str
     start: int
@@ -61,12 +61,12 @@ class Classification:
     labels: tuple[LabelScore, ...]  # highest score first
     token_count: int  # length of the text as the model saw it
     truncated: bool  # whether tokens were dropped
-    windows: int  # the text was cut into; 1 when it was whole
-    weights: tuple[WordWeight, ...]  # one per word, when asked for
+    windows: int  # number of windows that the text was split into; 1 if it was not split
+    weights: tuple[WordWeight, ...]  # one per word, if asked for
 
     @property
     def best(self) -> LabelScore:
-        """The label with the highest score. Raises IndexError when thresholds left none."""
+        """The label with the highest score. Raises IndexError if no label reached its threshold."""
         return self.labels[0]
 
 
@@ -75,12 +75,12 @@ class StreamedClassification:
     """The answer to one text of a stream."""
 
     id: int  # the text's place among those of the stream, from 0
-    results: Results[Classification] | None  # of this one text; None where it failed
-    error: CallError | None  # why it failed; None where it did not
+    results: Results[Classification] | None  # of this one text; None if it failed
+    error: CallError | None  # why it failed; None if it did not
 
     @property
     def result(self) -> Classification:
-        """The labels of the text. Raises `error`, where there is one."""
+        """The labels of the text. Raises `error`, if there is one."""
         if self.results is None:
             assert self.error is not None
             raise self.error
@@ -145,7 +145,7 @@ class Tokens:
     """A prompt as the model reads it."""
 
     tokens: tuple[Token, ...]
-    text: str  # what was tokenized: of a chat, what the template made of it; empty for token ids
+    text: str  # the text that was tokenized; of a chat, rendered by the template; empty for token ids
     model_version: str  # who answered: NAME@VERSION
 
     def __iter__(self) -> Iterator[Token]:
@@ -157,7 +157,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenAlternative:
-    """A token that could have stood in a place."""
+    """An alternative token at a position."""
 
     token_id: int
     logprob: float  # natural logarithm of its probability
@@ -166,23 +166,25 @@ class TokenAlternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token was."""
+    """The log probability of a token."""
 
     token_id: int
     logprob: float  # natural logarithm of its probability
-    alternatives: tuple[TokenAlternative, ...]  # likeliest first, as many as asked for
+    alternatives: tuple[TokenAlternative, ...]  # most likely first, as many as asked for
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool that a model wants made. The model wrote it: its name and arguments are to be checked."""
+    """A tool call that the model asks for. The model wrote name and arguments: check both before calling anything."""
 
-    id: str  # what the answer says as `tool_call_id`
+    id: str  # the `tool_call_id` of the tool's answer
     name: str
     arguments: str  # JSON text; cut off where the completion was
 
     def as_message(self) -> dict[str, Any]:
-        """As an assistant's turn has it among its `tool_calls`. Raises ValueError for arguments that are no JSON."""
+        """Returns it as an entry of an assistant message's `tool_calls`. Raises ValueError if arguments are not
+        JSON.
+        """
         function = {"name": self.name, "arguments": json.loads(self.arguments or "{}")}
         return {"type": "function", "id": self.id, "function": function}
 
@@ -194,32 +196,32 @@ class Completion:
     index: int
     text: str
     token_ids: tuple[int, ...]
-    reasoning: str  # what the model wrote before its answer, where the server takes that apart
+    reasoning: str  # the model's reasoning before its answer, if the server separates it
     tool_calls: tuple[ToolCall, ...]
-    # "stop"; "length": max_tokens or the model's length was reached; "tool_calls"; empty when not finished
+    # "stop"; "length": max_tokens or the model's length was reached; "tool_calls"; empty if not finished
     finish_reason: str
-    stop_text: str  # what ended it, of `stop`; empty when something else did
-    stop_token_id: int | None  # the same of `stop_token_ids`
-    logprobs: tuple[TokenLogprob, ...]  # one per token, when asked for
+    stop_text: str  # the text of `stop` that ended it; empty if something else did
+    stop_token_id: int | None  # the token of `stop_token_ids` that ended it
+    logprobs: tuple[TokenLogprob, ...]  # one per token, if asked for
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Everything that was made of one prompt."""
+    """All completions of one prompt."""
 
     completions: tuple[Completion, ...]
     usage: Usage
     model_version: str  # who answered: NAME@VERSION
-    prompt_logprobs: tuple[TokenLogprob, ...]  # one per token of the prompt but the first, when asked for
+    prompt_logprobs: tuple[TokenLogprob, ...]  # one per token of the prompt but the first, if asked for
 
     @property
     def text(self) -> str:
-        """The text of the first completion; the only one, unless `n` asked for several."""
+        """The text of the first completion; it is the only one, unless `n` is larger than 1."""
         return self.completions[0].text
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The calls of tools in the first completion."""
+        """The tool calls of the first completion."""
         return self.completions[0].tool_calls
 
     @property
@@ -232,7 +234,7 @@ class Generation:
 class Limits:
     """Bounds of one call."""
 
-    max_length: int  # tokens of an input, of generation with those of the completion; 0 while the model loads
+    max_length: int  # tokens of an input; for generation, of prompt and completion together; 0 while the model loads
     max_inputs: int  # of one call
     max_queue: int  # calls that wait or run
     max_explained_words: int  # of one input
@@ -248,10 +250,10 @@ class Model:
     task: str  # sequence-classification, token-classification, generation or embedding
     state: str  # loading, ready, draining or failed
     load_step: str  # while it is loading: waiting, starting or warming-up
-    failure: str  # what befell it, while it is failed
-    quantization: str  # empty when not quantized
+    failure: str  # the reason, if it is failed
+    quantization: str  # empty if not quantized
     labels: tuple[str, ...]  # empty for generation
-    adapters: tuple[str, ...]  # names that `adapter` may give
+    adapters: tuple[str, ...]  # the allowed names of `adapter`
     limits: Limits
 
 
@@ -278,4 +280,4 @@ class Alias:
     name: str
     targets: tuple[AliasTarget, ...]
     shadow: str  # NAME@VERSION that gets copies of the calls; empty for none
-    etag: str  # stands for what the alias is now
+    etag: str  # identifies the alias's present state

@@ -1,4 +1,4 @@
-"""How tokens are chosen, and what the model continues, as keyword arguments."""
+"""Sampling parameters and prompts, as keyword arguments."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,15 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class Sampling(TypedDict, total=False):
-    """What is left out has the server's default. Bounds are in protos/tuneserve/v1/generation.proto."""
+    """Parameters that are left out have the server's default, given last in each comment. Bounds are in
+    protos/tuneserve/v1/generation.proto.
+    """
 
-    max_tokens: int  # of each completion; what is left of the model's length
-    temperature: float  # 0 takes the likeliest token each time; 1
-    top_p: float  # keep the likeliest tokens whose probabilities sum to this; 1
-    top_k: int  # keep so many of the likeliest tokens; all
-    min_p: float  # keep tokens at least this likely relative to the likeliest; 0
+    max_tokens: int  # of each completion; the rest of the model's length
+    temperature: float  # 0 always takes the most likely token; 1
+    top_p: float  # keep the most likely tokens whose probabilities sum to this; 1
+    top_k: int  # keep this many of the most likely tokens; all
+    min_p: float  # keep tokens with at least this probability relative to the most likely one; 0
     presence_penalty: float  # -2 to 2; 0
     frequency_penalty: float  # -2 to 2; 0
     repetition_penalty: float  # above 0; 1
@@ -27,16 +29,16 @@ class Sampling(TypedDict, total=False):
     n: int  # completions of the one prompt, not for streams; 1
     stop: str | Sequence[str]  # texts that end a completion
     stop_token_ids: Sequence[int]
-    min_tokens: int  # made before a completion may end; 0
-    ignore_eos: bool  # go on after the model's end token
-    logprobs: int  # of each token made, and of so many likeliest others
+    min_tokens: int  # generated before a completion may end; 0
+    ignore_eos: bool  # continue after the model's end token
+    logprobs: int  # of each generated token, and of this many most likely others
     prompt_logprobs: int  # the same of the prompt's tokens; not for streams
     logit_bias: Mapping[int, float]  # added to the scores of tokens, by id; -100 to 100
     allowed_token_ids: Sequence[int]
     bad_words: Sequence[str]  # never written
     include_stop_text: bool
     skip_special_tokens: bool  # true
-    # What every completion must look like: one of these.
+    # The structure of every completion: one of these.
     json_schema: str | Mapping[str, Any]
     regex: str  # that the whole answer matches
     choice: Sequence[str]  # texts to choose from
@@ -47,7 +49,7 @@ _FORMS = ("json_schema", "regex", "choice", "grammar")
 
 
 def sampling(given: Mapping[str, Any], without: Sequence[str] = ()) -> pb.SamplingParams:
-    """Returns the message. Raises TypeError for an argument that there is not, ValueError for two forms at once."""
+    """Returns the message. Raises TypeError for an unknown argument, ValueError for two structures at once."""
     if unknown := given.keys() - (Sampling.__annotations__.keys() - set(without)):
         raise TypeError(f"unexpected keyword argument: {', '.join(sorted(unknown))}")
     values = {key: value for key, value in given.items() if value is not None and key not in _FORMS}
@@ -73,7 +75,7 @@ def prompt(
     documents: Sequence[Mapping[str, Any]] = (),
     tool_choice: str | None = None,
 ) -> pb.Prompt:
-    """Returns the message. Tools and documents are for conversations. Raises ValueError for a message that is none."""
+    """Returns the message. Tools and documents are for conversations. Raises ValueError for an invalid message."""
     if isinstance(given, str):
         return pb.Prompt(text=given)
     if all(isinstance(one, int) for one in given):

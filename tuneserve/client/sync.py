@@ -18,10 +18,10 @@ R = TypeVar("R")
 
 
 class Answers(Generic[R]):
-    """The answers to one call as they come: iterate once. A `with` block, or `close`, ends the call early."""
+    """The answers to one call as they arrive: iterate once. A `with` block, or `close`, ends the call early."""
 
     def __init__(self, call: Call[Any], messages: Any, read: Callable[[Any], R | None]) -> None:
-        """`read` gives None for a message that brings nothing."""
+        """`read` returns None for a message without content."""
         self._call, self._messages, self._read = call, messages, read
 
     def __iter__(self) -> Iterator[R]:
@@ -48,7 +48,7 @@ class Answers(Generic[R]):
 
 
 class Stream(Answers[str]):
-    """The text of a completion as it is made."""
+    """The text of a completion as it is generated."""
 
     def __init__(self, call: Call[Generation], messages: Any) -> None:
         self._parts = Parts()
@@ -56,7 +56,7 @@ class Stream(Answers[str]):
 
     @property
     def result(self) -> Generation:
-        """All that has come: the whole answer, with its usage, once the loop has ended."""
+        """Everything received so far; once the loop has ended, the whole answer with its usage."""
         answer: Generation = self._call.read(self._parts.joined())
         return answer
 
@@ -124,7 +124,7 @@ class Client(Base[grpc.Channel]):
         return _pages(self._aliases, timeout)
 
     def close(self) -> None:
-        """Closes the connections; calls that run are ended."""
+        """Closes the connections, and ends running calls."""
         self.channel.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The calls about texts as they are: their labels, parts, order and vectors."""
+"""The calls about given texts: labels, entities, ranking and embeddings."""
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,8 +11,8 @@ from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 
-Text = str | tuple[str, str]  # or a pair of texts judged together
-# Refuse a text that is too long, cut its end off, or classify it in overlapping windows.
+Text = str | tuple[str, str]  # or a pair of texts that is classified together
+# A text that is too long is refused, truncated at its end, or classified in overlapping windows.
 Truncation = Literal["reject", "end", "windows"]
 
 
@@ -53,14 +53,15 @@ def classify(
     priority: int | None = None,
     timeout: float | None = None,
 ) -> Call[Results[results.Classification]]:
-    """Scores labels for each text, or pair of texts judged together; one text may stand alone.
+    """Scores labels for each text or pair of texts; a single text needs no list.
 
-    `top_k`: only so many labels, best first. `threshold`: only labels as probable as this, `thresholds` by label.
-    `labels`: what a generation model is to choose from (zero-shot), with labelled `examples` as (text, label), and an
-    `instruction` of what is asked of each text. `explain`: the weight of each word, of at most `max_explained_words`;
-    one more text for the model per word. `raw_scores`: logits in place of probabilities. `truncation`: what happens to
-    texts that are too long; windows share `window_overlap` tokens, and their outputs are joined by `window_pooling`.
-    `priority`: lower goes first. `timeout`: seconds for the call, its retries included. Raises CallError.
+    `top_k`: only this many labels, best first. `threshold`: only labels of at least this probability, `thresholds` the
+    same by label. `labels`: the labels that a generation model chooses from (zero-shot), with labelled `examples` as
+    (text, label), and an `instruction` for each text. `explain`: the weight of each word, of at most
+    `max_explained_words`; the model reads one more text per word. `raw_scores`: logits in place of probabilities.
+    `truncation`: what happens to texts that are too long; windows share `window_overlap` tokens, and their outputs are
+    combined by `window_pooling`. `priority`: lower goes first. `timeout`: seconds for the call, its retries included.
+    Raises CallError.
     """
     request = classification_pb2.ClassifyRequest(
         model=model,
@@ -93,12 +94,12 @@ def classify_stream(
         for answer in client.classify_stream("sentiment", lines):
             print(answer.id, answer.result.best.label)
 
-    Answers come as they are ready, in any order: `id` is the text's place among `texts`, from 0. A text that fails has
-    an `error` in its answer, and the others go on. Texts are taken as fast as the server takes them: by `Client` in a
-    thread of its own, by `AsyncClient` in the event loop, from async iterables, too. What `texts` raises is raised
-    after the answers to the texts before it. Leaving the loop early ends the call. `timeout`: seconds for the whole
-    call; no limit when None. The other arguments are those of `classify`. Iterating raises CallError; after the first
-    answer, nothing is tried again.
+    Answers arrive as they are ready, in any order: `id` is the text's place among `texts`, from 0. A text that fails
+    has an `error` in its answer, and the others continue. Texts are read as fast as the server takes them: by `Client`
+    in a thread of its own, by `AsyncClient` in the event loop, also from async iterables. An exception of `texts` is
+    raised after the answers to the texts before it. Leaving the loop early ends the call. `timeout`: seconds for
+    the whole call; no limit if None. The other arguments are those of `classify`. Iterating raises CallError; after
+    the first answer there are no retries.
     """
     common: Any = classify(model, (), **options).request
 
@@ -121,11 +122,11 @@ def find_entities(
     priority: int | None = None,
     timeout: float | None = None,
 ) -> Call[Results[results.Entities]]:
-    """Finds the labelled parts of each text: names, places and the like; one text may stand alone.
+    """Finds the entities of each text, such as names and places; a single text needs no list.
 
-    `aggregation`: how the labels of a word's tokens become the word's: `simple` takes tokens as they are, `first` the
-    first token's, `average` that of the highest mean, `max` the most confident one's. The others as in `classify`.
-    Offsets count characters. Raises CallError.
+    `aggregation`: how the labels of a word's tokens become the word's label: `simple` keeps each token's label, `first`
+    takes the first token's, `average` the one with the highest mean, `max` the most confident token's. The other
+    arguments are as in `classify`. Offsets count characters. Raises CallError.
     """
     request = classification_pb2.ClassifyTokensRequest(
         model=model,
@@ -153,8 +154,8 @@ def rank(
 ) -> Call[Results[results.RankedCandidate]]:
     """Orders candidates by how well they fit a query, best first.
 
-    `top_k`: only so many. `label`: whose score ranks, where the model has several. The others as in `classify`.
-    Raises CallError.
+    `top_k`: only this many. `label`: the label to rank by, if the model has several. The other arguments are as in
+    `classify`. Raises CallError.
     """
     texts = _several(candidates)
     request = classification_pb2.RankRequest(
@@ -180,10 +181,10 @@ def embed(
     priority: int | None = None,
     timeout: float | None = None,
 ) -> Call[Results[results.Embedding]]:
-    """Turns each text into a vector; one text may stand alone.
+    """Turns each text into a vector; a single text needs no list.
 
-    `normalize`: scaled to length 1, so that a dot product is the cosine. `dimensions`: only the first so many, for
-    models trained to allow it. The others as in `classify`. Raises CallError.
+    `normalize`: scale to length 1, so that a dot product is the cosine. `dimensions`: only this many first dimensions,
+    for models trained for it. The other arguments are as in `classify`. Raises CallError.
     """
     request = embedding_pb2.EmbedRequest(
         model=model,

@@ -1,1 +1,1 @@
-"""How good and how fast a checkpoint is: measured through the server, with intervals, and compared."""
+"""Quality and speed of checkpoints: measured through the server, with intervals, and compared."""

@@ -1,6 +1,6 @@
-"""Measures a checkpoint's quality and speed on held-out rows, through the product's own server and engine.
+"""Measures a checkpoint's quality and speed on held-out rows, through tuneserve's own server and engine.
 
-The rows are those that finetune kept inside the checkpoint and never trained on, or the caller's own.
+The rows are those that finetune kept in the checkpoint and never trained on, or rows that the caller gives.
 """
 
 import json
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
     """Serves a checkpoint and measures it on `rows`, by default its own held-out ones.
 
-    Raises UserError for rows that don't fit the task; StepFailed when the server can't serve the checkpoint.
+    Raises UserError for rows that don't fit the task; StepFailed if the server can't serve the checkpoint.
     """
     manifest = checkpoint.load(directory)
     rows = held_out_rows(directory, manifest) if rows is None else rows
@@ -44,16 +44,19 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
 
 
 def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tuple[quality.Headline, Difference]:
-    """Measures two checkpoints on the same rows, by default the held-out ones of the first; compares their headlines.
+    """Measures two checkpoints on the same rows, by default the held-out ones of the first; compares the headline
+    metric.
 
     Rows that one of them was trained on are left out (seen.py).
-    Returns the metric and how it differs. Raises UserError when they can't be compared.
+    Returns the metric and its difference. Raises UserError if they can't be compared.
     """
     manifests = checkpoint.load(first), checkpoint.load(second)
     for field in ("task", "labels", "problem_type"):
         if getattr(manifests[0], field) != getattr(manifests[1], field):
-            raise UserError(f"{first} and {second} have another {field}", "compare checkpoints made for the same thing")
-    # Its own held-out rows the first has never seen.
+            raise UserError(
+                f"{first} and {second} differ in {field}", "compare checkpoints of the same task and labels"
+            )
+    # The first was never trained on its own held-out rows.
     rows = unseen(held_out_rows(first, manifests[0]), [second]) if rows is None else unseen(rows, [first, second])
     old, new = measure(first, rows), measure(second, rows)
     headline = quality.headline(manifests[0].task, old.metrics)
@@ -61,20 +64,20 @@ def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tup
 
 
 def show_comparison(headline: quality.Headline, found: Difference) -> None:
-    """Prints what `compare` found."""
+    """Prints the result of `compare`."""
     change = found.second - found.first
     print(f"{headline.name:<20}{found.first:>10.4f}{found.second:>10.4f}")
     print(f"difference          {change:>+20.4f}   95 % interval: {found.low:+.4f} to {found.high:+.4f}")
     print(f"p                   {found.p_value:>20.4f}   {found.test}, two-sided")
     if math.isnan(found.p_value):
-        print("not comparable: a model's answers are no numbers (NaN)")
+        print("not comparable: a model's scores contain NaN")
         return
     verdict = "better" if (change > 0) == headline.higher_is_better else "worse"
     print(f"the second is {verdict}" if found.is_significant else "no difference that these rows could show")
 
 
 def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
-    """Returns the held-out rows that a checkpoint keeps. Raises UserError when it keeps none, or others."""
+    """Returns the held-out rows that a checkpoint keeps. Raises UserError if it keeps none, or if they were changed."""
     split = manifest.test_split
     if not split.path:
         raise UserError(f"{directory}: no held-out rows inside", "give rows to measure on with --data FILE.jsonl")
@@ -82,7 +85,9 @@ def held_out_rows(directory: Path, manifest: pb.Checkpoint) -> list[Row]:
 
 
 def kept_rows(directory: Path, split: pb.TestSplit, instead: str) -> list[Row]:
-    """Returns rows that a checkpoint keeps. Raises UserError for others than it names: `instead` can be given then."""
+    """Returns rows that a checkpoint keeps. Raises UserError if they don't match its manifest, with `instead` as
+    hint.
+    """
     if checkpoint.sha256_file(directory / split.path) != split.sha256:
         raise UserError(
             f"{directory / split.path}: not the rows that {checkpoint.MANIFEST} names",
@@ -94,7 +99,7 @@ def kept_rows(directory: Path, split: pb.TestSplit, instead: str) -> list[Row]:
 def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
     """Raises UserError naming the first row that does not fit the checkpoint's task or labels."""
     if manifest.task not in checkpoint.TASKS.values():
-        raise UserError("an encoder of embeddings can't be measured here", "measure a classifier or a generation model")
+        raise UserError("an encoder of embeddings can't be measured", "measure a classifier or a generation model")
     if not rows:
         raise UserError("no rows to measure on", "give at least one row")
     for number, row in enumerate(rows, start=1):
@@ -125,7 +130,7 @@ def show(measurement: Measurement, as_json: bool = False) -> None:
 
 
 def _problem(manifest: pb.Checkpoint, row: Row) -> str:
-    """Returns why a row does not fit, or nothing."""
+    """Returns why a row does not fit, or an empty text."""
     if manifest.task == pb.TASK_GENERATION:
         if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str) and row["prompt"]:
             return ""
@@ -161,7 +166,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _span(one: Any) -> tuple[int, int, Any]:
-    """Returns start, end and label; an empty span for what is none."""
+    """Returns start, end and label; an empty span for an invalid one."""
     if isinstance(one, dict) and type(one.get("start")) is int and type(one.get("end")) is int:
         return one["start"], one["end"], one.get("label")
     return 0, 0, None

@@ -1,4 +1,4 @@
-"""How long a single call takes where nobody else calls: one at a time, seen by the caller."""
+"""Latency of single calls, one at a time on an idle server, as the caller sees it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ import numpy as np
 
 T = TypeVar("T")
 
-# On a slow or busy machine a call may take seconds; a quarter of a minute of them says enough.
+# On a slow or busy machine a call may take seconds; a quarter of a minute of calls is enough.
 SECONDS, FEWEST = 15, 5
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds that half of the calls, and 95 of 100, took at most."""
+    """The median (p50) and 95th percentile (p95) of the calls' times, in milliseconds."""
 
     p50_ms: float
     p95_ms: float
@@ -24,7 +24,7 @@ class Latency:
 def latency(call: Callable[[T], object], items: Sequence[T], clock: Callable[[], float] = time.perf_counter) -> Latency:
     """Calls with each item in turn, for SECONDS, and FEWEST items at least.
 
-    The first is called once more before: it pays for what the others find ready.
+    The first item is called once more before, as a warm-up.
     """
     call(items[0])
     times = list[float]()

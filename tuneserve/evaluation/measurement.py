@@ -1,13 +1,13 @@
-"""Asks a served model about labelled rows, by gRPC like any caller, and turns the answers into metrics.
+"""Sends labelled rows to a served model, over gRPC like any caller, and computes metrics from the answers.
 
     sequence classification   every row once, in batches: accuracy and texts a second
     token classification      the same: entity F1 of the spans
-    generation                every answer scored token by token: perplexity; then greedy answers, compared with those
-                              expected: token F1; then, apart from that, greedy generation for PROMPTS prompts at
-                              once, NEW_TOKENS tokens each: output tokens a second, prompts' own time included
+    generation                every answer scored token by token: perplexity; then greedy answers, compared with the
+                              expected ones: token F1; then, separately, greedy generation for PROMPTS prompts at
+                              once, NEW_TOKENS tokens each: output tokens a second, prompt processing included
 
-After that, some single calls one at a time: their latency. What is timed is sent once: a prompt that the server has
-seen before would be answered from its prefix cache (see `_unseen`).
+After that, some single calls one at a time: their latency. Timed prompts are sent only once, because the server would
+answer a repeated one from its prefix cache (see `_unseen`).
 
 Knows nothing of engines or of how the server was started.
 """
@@ -54,14 +54,14 @@ PROMPTS, NEW_TOKENS = 32, 64
 SINGLE_TEXTS, SINGLE_PROMPTS, SINGLE_TOKENS = 50, 20, 16
 # Texts of a measurement of speed alone.
 SPEED_TEXTS = 512
-# Tokens that make a prompt a new one.
+# Tokens at the start of a prompt that are changed to make it a new one.
 _UNSEEN = 12
-# Rows whose answers are compared with those expected: most of what a measurement costs.
+# Rows whose generated answers are compared with the expected ones: the largest cost of a measurement.
 ANSWERED = 200
-# No single call takes as long; a hung engine fails the measurement in place of hanging it.
+# No call takes this long; with a hung engine the measurement fails instead of hanging, too.
 CALL_SECONDS = 600.0
 _HINTS = {
-    "UNAVAILABLE": "an engine ends where memory is short, too: free some, and try again",
+    "UNAVAILABLE": "engines also end when memory runs out: free some, and try again",
     "DEADLINE_EXCEEDED": "the machine is too slow, or too busy: fewer rows (--data), or less beside it",
     "RESOURCE_EXHAUSTED": "the machine is too slow, or too busy: fewer rows (--data), or less beside it",
 }
@@ -69,26 +69,26 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured on one set of rows."""
+    """The results on one set of rows."""
 
     metrics: dict[str, float]
     rows: int
-    # Time for the rows, without the start of the engine.
+    # Time for the rows, without the engine's start.
     seconds: float
     throughput: float
     unit: Literal["texts/s", "tokens/s"]
     # The predicted label, labels or entities of each row, for comparing two checkpoints. Empty for generation.
     predictions: list[Any] = field(default_factory=list, repr=False)
-    # What the headline metric is made of, row by row: for `significance`.
+    # The terms of the headline metric, row by row, for `significance`.
     row_sums: quality.RowSums = field(default_factory=list, repr=False)
-    # Of one text, or of SINGLE_TOKENS tokens of an answer.
+    # Latency of one text, or of SINGLE_TOKENS tokens of an answer.
     latency: Latency | None = None
-    # Resident memory of the server with its engine, the KV cache included; None where nobody looked.
+    # Resident memory of the server with its engine, the KV cache included; None if not measured.
     memory_bytes: int | None = None
 
 
 def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path) -> Measurement:
-    """Measures the model named MODEL of the server at `address` (host:port), which was made of `directory`."""
+    """Measures the model named MODEL of the server at `address` (host:port), which serves `directory`."""
     with calling(address) as channel:
         if manifest.task == pb.TASK_GENERATION:
             return _measure_generation(channel, manifest, rows, directory)
@@ -97,7 +97,7 @@ def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], direc
 
 
 def speed_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path) -> float:
-    """Measures only how many texts or tokens a second the same model gives, within seconds."""
+    """Measures only the same model's speed, in texts or tokens per second; takes some seconds."""
     if manifest.task != pb.TASK_GENERATION:
         return measure_at(address, manifest, list(map(_unseen_text, rows[:SPEED_TEXTS])), directory).throughput
     with calling(address) as channel:
@@ -110,7 +110,7 @@ def speed_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directo
 
 @contextmanager
 def calling(address: str) -> Iterator[grpc.Channel]:
-    """Yields a channel to a server of ours. Raises StepFailed for whatever it refuses."""
+    """Yields a channel to a server of ours. Raises StepFailed for every error status."""
     try:
         with Endpoint(address, CALL_SECONDS).open() as channel:
             yield channel
@@ -149,7 +149,7 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
     single = latency(lambda row: classify([_unseen_text(row)]), rows[:SINGLE_TEXTS])
     predictions: list[Any]
     if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION:
-        # None to compare label by label: a number that changed a little is no other answer.
+        # Regressions have no labels to compare: a slightly different number is not another answer.
         predictions = []
         numbers = [row["label"] for row in rows], [answer[0][1] for answer in answers]
         metrics, sums = quality.regression(*numbers), quality.number_rows(*numbers)
@@ -196,7 +196,7 @@ def _measure_generation(
     channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path
 ) -> Measurement:
     service, limit = GenerationServiceStub(channel), limits(channel).max_length
-    # Not the server's: it has no way to say where an answer begins whose prompt is a text, or what ends it.
+    # Tokenized here: the server can't say where an answer to a text prompt begins, or which token ends it.
     tokenizer = load_tokenizer(directory)
 
     def score(asked: Example) -> tuple[float, int]:
@@ -211,7 +211,7 @@ def _measure_generation(
     seconds = time.perf_counter() - started
     tokens = sum(count for _, count in scores)
     if not tokens:
-        raise UserError("the rows' answers have no tokens", "see what the chat template makes of them")
+        raise UserError("the rows' answers have no tokens", "check how the chat template renders them")
     metrics = quality.generation(sum(total for total, _ in scores), tokens)
 
     new = min(NEW_TOKENS, limit // 2)
@@ -243,10 +243,10 @@ def _prompts_of(asked: Sequence[Example], limit: int, new: int) -> list[list[int
 
 
 def _unseen(ready: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Returns `count` prompts, each as long as one of these, that no server has seen.
+    """Returns `count` prompts, each as long as one of the given ones, that no server has seen.
 
-    Random tokens of theirs take the place of the first ones: a prefix cache compares from the first token on, and
-    whole blocks of 16 or more.
+    Their first tokens are replaced by random ones of their own tokens: a prefix cache compares whole blocks of 16
+    tokens or more, from the first token on.
     """
     seen = sorted({token for ids in ready for token in ids})
     chosen = itertools.islice(itertools.cycle(ready), count)
@@ -254,7 +254,7 @@ def _unseen(ready: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 
 
 def _unseen_text(row: Row) -> Row:
-    """Returns the row with a random number before its text, which no server has seen; its answer means nothing."""
+    """Returns the row with a random number before its text, which no server has seen; its answer is not used."""
     return row | {"text": f"{random.randrange(10**7, 10**8)} {row['text']}"}
 
 
@@ -266,8 +266,8 @@ def _tokens_per_second(service: GenerationServiceStub, ready: Sequence[Sequence[
 
 
 def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt | None]:
-    """Returns what comes before a row's answer, and the same with the answer: a conversation's only, as a text's
-    answer is no part of the text.
+    """Returns a row's prompt, and the prompt with its answer; the second only for conversations, because the answer to
+    a text prompt is tokenized separately.
     """
     if "prompt" in row:
         return generation_pb2.Prompt(text=row["prompt"]), None
@@ -281,7 +281,7 @@ def _timed_batches(
     channel: grpc.Channel, call: Callable[[Sequence[Row]], list[R]], rows: Sequence[Row]
 ) -> tuple[list[R], float]:
     work = list(batches(rows, min(BATCH, limits(channel).max_inputs or BATCH)))
-    # The first batch of a size pays for choosing kernels; callers of a running server don't.
+    # The first batch of a size is slower, because kernels are chosen; callers of a running server don't see that.
     call(list(map(_unseen_text, work[0])))
     started = time.perf_counter()
     answers = _spread(call, work, CALLS)
@@ -299,9 +299,10 @@ def _spread(call: Callable[[T], R], work: Sequence[T], at_once: int) -> list[R]:
 
 
 def example_length(manifest: pb.Checkpoint, limit: int) -> int:
-    """Returns the tokens that rows of generation are cut to: as in training, where that fits into the served `limit`.
+    """Returns the length that rows of generation are truncated to: as in training, if that fits into the served
+    `limit`.
 
-    Every call has to have room for one token to make.
+    Every call needs room for one generated token.
     """
     return min(checkpoint.trained_length(manifest) or manifest.max_length or limit, limit - 1)
 
@@ -314,7 +315,7 @@ def load_tokenizer(directory: Path, **options: Any) -> Any:
 
 
 def limits(channel: grpc.Channel, name: str = MODEL) -> model_pb2.Limits:
-    """Returns what one call to a served model may hold."""
+    """Returns the bounds of one call to a served model."""
     request = model_pb2.GetModelRequest(model=name)
     found: model_pb2.Limits = ModelServiceStub(channel).GetModel(request, timeout=CALL_SECONDS).model.limits
     return found

@@ -1,7 +1,7 @@
-"""The quality metrics of each task, computed the same way after training, after quantizing and on demand.
+"""The quality metrics of each task, computed in the same way after training, after quantization and on demand.
 
-Every function takes what was expected and what was predicted and returns metrics by name; shares are 0 to 1.
-scikit-learn does the arithmetic of classes. Nothing here knows where predictions come from.
+Every function takes expected and predicted values and returns metrics by name; shares are 0 to 1. scikit-learn computes
+the metrics of classes. Nothing here knows where predictions come from.
 """
 
 import math
@@ -56,7 +56,7 @@ def drop(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> fl
 def sequence_classification(
     expected: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy, macro-F1, and precision, recall, F1 and support per label, for one label a text."""
+    """Accuracy, macro-F1, and precision, recall, F1 and support per label, for texts with one label."""
     from sklearn.metrics import accuracy_score, classification_report
 
     report = classification_report(expected, predicted, labels=list(labels), output_dict=True, zero_division=0.0)
@@ -68,10 +68,10 @@ def sequence_classification(
 
 
 def calibration_error(confidence: Sequence[float], right: Sequence[float]) -> float:
-    """Expected calibration error: how far the probability of the chosen labels is from how often they are right; where
-    a text has several labels, that of each label from how often it is there.
+    """Expected calibration error: the distance between the probability of the predicted labels and how often they are
+    right; for multi-label, between the probability of each label and how often it is present.
 
-    Mean over ten bins of confidence, by their rows (Guo et al. 2017); 0 for a model that is as good as it believes.
+    The mean over ten bins of confidence, weighted by rows (Guo et al. 2017); 0 for a perfectly calibrated model.
     """
     import numpy as np
 
@@ -84,7 +84,7 @@ def calibration_error(confidence: Sequence[float], right: Sequence[float]) -> fl
 def multi_label(
     expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, float]:
-    """The same with several labels a text; `accuracy` is the share of texts with exactly the right set."""
+    """The same for texts with several labels; `accuracy` is the share of texts with exactly the right set."""
     from sklearn.metrics import accuracy_score, classification_report
 
     def rows(sets: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -102,7 +102,7 @@ def multi_label(
 def regression(expected: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
     """Pearson's and Spearman's correlation, and the mean absolute and root mean square error, for numbers.
 
-    A correlation with what is always the same number is 0.
+    A correlation with constant numbers is 0.
     """
     import numpy as np
     from scipy import stats
@@ -118,9 +118,9 @@ def regression(expected: Sequence[float], predicted: Sequence[float]) -> dict[st
 
 
 def token_classification(expected: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> dict[str, float]:
-    """Precision, recall and F1 of entities, all together and by type: one is right where type, start and end are.
+    """Precision, recall and F1 of entities, overall and by type: an entity is right if type, start and end are.
 
-    Both arguments have the spans of each text.
+    Both arguments are the spans of each text.
     """
     counts: dict[str, list[int]] = {}  # right, predicted and expected, by type
     for gold, guess in zip(expected, predicted, strict=True):
@@ -150,11 +150,11 @@ def generation(log_likelihood: float, tokens: int) -> dict[str, float]:
 
 
 def answers(expected: Sequence[str], given: Sequence[str]) -> dict[str, float]:
-    """How answers agree with those expected, as SQuAD counts it (Rajpurkar et al. 2016): the mean F1 of their words,
-    and the share that is the same; without case, punctuation and English articles. In scripts without spaces each
-    character is a word, as for the Chinese of CMRC and MLQA (Cui et al. 2019, Lewis et al. 2020).
+    """Agreement of answers with the expected ones, as SQuAD counts it (Rajpurkar et al. 2016): the mean F1 of their
+    words, and the share of exact matches; without case, punctuation and English articles. In scripts without spaces
+    each character is a word, as for the Chinese of CMRC and MLQA (Cui et al. 2019, Lewis et al. 2020).
 
-    Where no words are expected (a call of a tool), nothing is compared.
+    Rows without expected words (tool calls) are not compared.
     """
     pairs = [(_words(gold), _words(guess)) for gold, guess in zip(expected, given, strict=True) if _words(gold)]
     count = max(1, len(pairs))
@@ -165,7 +165,7 @@ def answers(expected: Sequence[str], given: Sequence[str]) -> dict[str, float]:
 
 
 def expected_answer(row: Row) -> str:
-    """Returns the text that a row of generation expects; empty where it expects a call of a tool."""
+    """Returns the expected answer of a row of generation; empty if it is a tool call."""
     return str(row["completion"] if "completion" in row else row["messages"][-1].get("content") or "")
 
 
@@ -186,18 +186,18 @@ RowSums = list[list[float]]
 
 
 def right_rows(expected: Sequence[object], predicted: Sequence[object]) -> RowSums:
-    """What `significance` needs for accuracy: of each row, whether it is right, and that it is one."""
+    """The sums that `significance` needs for accuracy: for each row, whether it is right, and the number 1."""
     return [[float(gold == guess), 1.0] for gold, guess in zip(expected, predicted, strict=True)]
 
 
 def entity_rows(expected: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> RowSums:
-    """The same for entity_f1: entities that are right, that were predicted, and that there are."""
+    """The same for entity_f1: the numbers of right, predicted and expected entities."""
     pairs = zip(expected, predicted, strict=True)
     return [[float(len(set(gold) & set(guess))), float(len(guess)), float(len(gold))] for gold, guess in pairs]
 
 
 def number_rows(expected: Sequence[float], predicted: Sequence[float]) -> RowSums:
-    """The same for pearson: one, both numbers, their squares and their product."""
+    """The same for pearson: the number 1, both numbers, their squares and their product."""
     return [[1.0, x, y, x * x, y * y, x * y] for x, y in zip(expected, predicted, strict=True)]
 
 

@@ -1,14 +1,14 @@
-"""How sure a measured quality is: the interval of a headline metric, and two models compared on the same rows.
+"""Statistical significance: the interval of a headline metric, and the comparison of two models on the same rows.
 
-| metric | test of a difference | its interval | interval of one model's |
+| metric | test of a difference | interval of the difference | interval of one model |
 |---|---|---|---|
 | accuracy | exact McNemar | score (Tango 1998), hull with the exact test's | Wilson |
 | entity_f1 | paired permutation | the same, of the changes of each row | BCa bootstrap |
 | perplexity | paired permutation | the same test turned around (Hartigan 1969), of the ratio | BCa bootstrap |
 | pearson | paired permutation | BCa bootstrap | BCa bootstrap |
 
-Every headline metric is a function of sums over the rows (`quality.row_sums` says of which), so that thousands of
-samples of the rows are a matrix product. A permutation swaps what both models say of some rows.
+Every headline metric is a function of sums over the rows (see `quality`), so that thousands of samples of the rows can
+be computed as a matrix product. A permutation swaps the answers of both models on some rows.
 """
 
 import math
@@ -23,17 +23,17 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
 SAMPLES = 10_000
-# Two-sided, of all intervals here.
+# Of all intervals here, two-sided.
 CONFIDENCE = 0.95
 _TAIL = (1 - CONFIDENCE) / 2
 _Z = float(special.ndtri(1 - _TAIL))
-# Of many rows fewer samples, so that they take seconds: rows times samples.
+# Bound of rows times samples: with many rows there are fewer samples, so that they take only seconds.
 _WORK = 50_000_000
-# Numbers of one block of samples: 40 MB.
+# Numbers in one block of samples: 40 MB.
 _BLOCK = 5_000_000
-# Fewer rows say nothing of how much rows differ.
+# With fewer rows, the spread between rows can't be estimated.
 _FEW = 5
-# Where the rows show no spread, the interval of what is no share is all that is possible.
+# If the rows show no spread, the interval of metrics that are not shares is their whole range.
 _RANGE = {"perplexity": (1.0, math.inf), "pearson": (-1.0, 1.0)}
 _EXACT, _PERMUTATION = "exact McNemar test", "paired permutation test"
 
@@ -67,9 +67,9 @@ METRICS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one metric, between two models on the same rows: the second minus the first.
+    """The difference of a metric between two models on the same rows: the second minus the first.
 
-    Of a perplexity, `low` and `high` are those of the ratio: (ratio - 1) * first. NaN where a metric is NaN.
+    For perplexity, `low` and `high` are computed from the ratio: (ratio - 1) * first. NaN if a metric is NaN.
     """
 
     first: float
@@ -81,14 +81,14 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether it is more than the choice of the rows explains."""
+        """Whether the difference is larger than chance explains."""
         return self.p_value < 1 - CONFIDENCE
 
 
 def interval(metric: str, rows: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     """Returns the ends of the metric's 95 % interval; `rows` are `quality.row_sums`.
 
-    NaN where the metric is; an end may be infinite, where the rows are too few or all the same.
+    NaN if the metric is; an end may be infinite, if there are too few rows or all are the same.
     """
     table = _table(metric, rows)
     value = float(METRICS[metric](table.sum(0)))
@@ -101,7 +101,7 @@ def interval(metric: str, rows: Sequence[Sequence[float]], seed: int = 0) -> Int
 
 
 def ends(metrics: Mapping[str, float], rows: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Returns the ends of the interval of the headline among the metrics, as NAME_low and NAME_high, where finite."""
+    """Returns the ends of the headline metric's interval as NAME_low and NAME_high, if finite."""
     [name] = metrics.keys() & METRICS
     found = zip(("low", "high"), interval(name, rows), strict=True) if len(rows) else ()
     return {f"{name}_{end}": value for end, value in found if math.isfinite(value)}
@@ -135,10 +135,10 @@ def compare(
 def error_rise(
     first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Returns how much larger the root mean square error of a regression's second model is, and its interval's ends.
+    """Returns how much larger the second model's root mean square error of a regression is, and the interval's ends.
 
-    In standard deviations of the expected numbers; rows are `quality.number_rows`. A correlation knows nothing of it:
-    numbers that are all too large correlate as well.
+    The unit is the standard deviation of the expected numbers; rows are `quality.number_rows`. Correlation does not
+    show such errors: numbers that are all too large correlate just as well.
     """
     table = np.hstack([np.asarray(first, float), np.asarray(second, float)])
     spread = float(table[:, 1].std()) or 1.0
@@ -156,8 +156,8 @@ def _error(sums: Array) -> Array:
 
 
 def geometric(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns the geometric mean of numbers above 0, as ratios and rates of several rounds are, and the ends of its
-    interval: Student's t on the logarithms. Of one number the ends are NaN.
+    """Returns the geometric mean of numbers above 0, such as ratios and rates of several rounds, and the ends of its
+    interval: Student's t on the logarithms. For a single number the ends are NaN.
     """
     logs = np.log(np.asarray(values, float))
     middle = float(logs.mean())
@@ -168,19 +168,19 @@ def geometric(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def wilson(share: float, rows: int) -> Interval:
-    """Returns the ends of a share's score interval (Wilson 1927): 0 to 1 where there are no rows."""
+    """Returns the ends of a share's score interval (Wilson 1927): 0 to 1 if there are no rows."""
     middle = (rows * share + _Z**2 / 2) / (rows + _Z**2)
     half = _Z / (rows + _Z**2) * math.sqrt(rows * share * (1 - share) + _Z**2 / 4)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def unseen(rows: int) -> float:
-    """Returns how much a share may have changed where it changed on none of the rows: the end of its interval."""
+    """Returns how much a share may have changed if no row changed: the end of its interval."""
     return float(_Z**2 / (rows + _Z**2))
 
 
 def rows_unseen(change: float) -> int:
-    """Returns the fewest rows with `unseen` of at most `change`, above 0."""
+    """Returns the smallest number of rows with `unseen` of at most `change`, which is above 0."""
     return max(1, math.ceil(_Z**2 * (1 - change) / change - 1e-9))
 
 
@@ -188,7 +188,7 @@ def _table(metric: str, rows: Sequence[Sequence[float]]) -> Array:
     table = np.asarray(rows, float)
     if metric != "pearson":
         return table
-    # Of both numbers only the shape counts: two models may give theirs on other scales.
+    # Correlation ignores scale and offset, and two models may use different ones: both columns are standardized.
     x, y = (_standard(column) for column in (table[:, 1], table[:, 2]))
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
 
@@ -199,10 +199,10 @@ def _standard(column: Array) -> Array:
 
 
 def _changes(metric: str, first: Array, second: Array) -> tuple[Array, int]:
-    """Returns what each row adds to the difference of two shares, with their mean the difference; and of how many."""
+    """Returns each row's contribution to the difference of two shares, which is their mean, and the number of rows."""
     if metric == "accuracy":
         return second[:, 0] - first[:, 0], len(first)
-    # Around the middle of both F1, and over the middle of what they divide by, the sum is exactly their difference.
+    # Linearized around the mean of both F1, over the mean of their denominators, the sum is exactly the difference.
     over = [table[:, 1] + table[:, 2] for table in (first, second)]
     counted = max(1, int(np.count_nonzero(over[0] + over[1])))
     middle = (_f1(first.sum(0)) + _f1(second.sum(0))) / 2
@@ -214,8 +214,8 @@ def _changes(metric: str, first: Array, second: Array) -> tuple[Array, int]:
 def _of_changes(changes: Array, rows: int) -> Interval:
     """Returns the interval of the changes' mean over `rows`, most of which did not change.
 
-    Unequal changes count as fewer equal ones with the same sum and sum of squares, as Fay and Feuer (1997) do with
-    Poisson counts.
+    Unequal changes are replaced by fewer equal ones with the same sum and sum of squares, as in Fay and Feuer (1997)
+    for Poisson counts.
     """
     total = np.abs(changes).sum()
     size = (changes**2).sum() / total if total else 1.0
@@ -242,7 +242,9 @@ def _tango(gains: float, losses: float, rows: int) -> Interval:
 
 
 def _conditional(gains: float, losses: float, rows: int) -> Interval:
-    """The interval that holds 0 exactly where McNemar's exact test says so: of the changed rows, the share of gains."""
+    """The interval that contains 0 exactly if McNemar's exact test is not significant: from the share of gains among
+    the changed rows.
+    """
     low = special.betaincinv(gains, losses + 1, _TAIL) if gains else 0.0
     high = special.betaincinv(gains + 1, losses, 1 - _TAIL) if losses else 1.0
     changed = (gains + losses) / rows
@@ -252,8 +254,8 @@ def _conditional(gains: float, losses: float, rows: int) -> Interval:
 def _ratio(first: Array, second: Array, seed: int) -> tuple[float, float, float]:
     """Returns the interval of the ratio of two perplexities, minus 1, and the p-value.
 
-    The share of all subsets of the rows whose ratio is below some value is the p-value of the one-sided permutation
-    test of that value, so that its quantiles are the ends (Hartigan 1969).
+    The share of all subsets of the rows whose ratio is below a value is the p-value of the one-sided permutation test
+    of that value. So its quantiles are the interval's ends (Hartigan 1969).
     """
     counts = (first[:, 1] > 0) & (second[:, 1] > 0)
     first, second = first[counts], second[counts]
@@ -271,13 +273,13 @@ def _ratio(first: Array, second: Array, seed: int) -> tuple[float, float, float]
 
 
 def _permuted(of: Callable[[Array], Array], first: Array, second: Array, seed: int) -> float:
-    """Returns the p-value of a difference: in how many permutations it is as large."""
+    """Returns the p-value of a difference: the share of permutations in which it is at least as large."""
     swaps = (second - first)[(first != second).any(1)]
     if not len(swaps):
         return 1.0
     sums = first.sum(0), second.sum(0)
     least = abs(of(sums[1]) - of(sums[0])) * (1 - 1e-9)
-    as_large = count = 1  # nothing swapped
+    as_large = count = 1  # the permutation that swaps nothing
     for chosen in _subsets(len(swaps), seed):
         moved = chosen @ swaps
         as_large += int(np.count_nonzero(np.abs(of(sums[1] - moved) - of(sums[0] + moved)) >= least))
@@ -286,7 +288,7 @@ def _permuted(of: Callable[[Array], Array], first: Array, second: Array, seed: i
 
 
 def _subsets(rows: int, seed: int) -> Iterator[Array]:
-    """Yields which rows are in each subset: in all of them, or in SAMPLES random ones; never the empty one."""
+    """Yields masks of subsets of the rows: all subsets, or SAMPLES random ones; never the empty one."""
     block = max(1, _BLOCK // rows)
     if 2**rows <= SAMPLES:
         yield ((np.arange(1, 2**rows)[:, None] >> np.arange(rows)) & 1).astype(float)
@@ -302,7 +304,9 @@ def _samples(rows: int) -> int:
 
 
 def _bca(of: Callable[[Array], Array], table: Array, seed: int) -> Interval | None:
-    """Returns the interval of the bias-corrected and accelerated bootstrap (Efron 1987); None where nothing differs."""
+    """Returns the interval of the bias-corrected and accelerated bootstrap (Efron 1987); None if samples don't
+    differ.
+    """
     rows, total = len(table), table.sum(0)
     if rows < _FEW:
         return None

@@ -1,12 +1,11 @@
-"""Whether a checkpoint, served, answers as transformers does: the same inputs through both.
+"""Checks that a served checkpoint answers as transformers does, with the same inputs through both.
 
     classification        the best label of each text, and every score
     token classification  the entities of each text, and their scores
     generation            the token ids of each prompt, and the log probability of each token of it and its answer
 
-What a classifier's checkpoint has as temperature is left out of both: raw outputs are compared, as probabilities.
-transformers computes in float32, the engine in the checkpoint's own type. So labels may differ where two of them are
-nearly equal, and nowhere else.
+A classifier's temperature is left out of both: the raw outputs are compared, as probabilities. transformers computes in
+float32, the engine in the checkpoint's own dtype. So labels may differ only if two of them are nearly equal.
 """
 
 import logging
@@ -32,14 +31,14 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 logger = logging.getLogger(__name__)
 
 ROWS = 64
-# Of a probability: two labels as near as this are a tie.
+# Two labels whose probabilities differ by no more than this are a tie.
 TOLERANCE = 0.05
-# What rounding explains, in the mean and at most: of probabilities, and of log probabilities in nats. Seen: 0.05 nats
-# in the mean for a small model in bf16, 0.2 when one of its layers was halved.
+# The differences that rounding explains, mean and maximum: of probabilities, and of log probabilities in nats. Seen:
+# 0.05 nats in the mean for a small model in bf16, 0.2 when one of its layers was halved.
 _PROBABILITIES = (0.01, 0.25)
 _LIMITS = {pb.TASK_GENERATION: (0.1, 1.0)}
 _BATCH = 16
-# For checkpoints that keep no rows: what they answer does not matter here.
+# Inputs for checkpoints that keep no rows; only the agreement of the answers counts.
 _TEXTS = (
     "The film was good, and the acting was better.",
     "Angela Merkel was born in Hamburg in 1954.",
@@ -51,25 +50,25 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far two ways to ask one model are apart."""
+    """How far the answers of server and transformers are apart."""
 
     inputs: int
-    different: int  # inputs with another label, other tags or other token ids, and no near tie to explain it
-    largest: float  # difference of two scores: probabilities, a regression's numbers, log probabilities in nats
-    typical: float  # the mean difference
-    limits: tuple[float, float]  # of the typical and of the largest
+    different: int  # inputs with a different label, tags or token ids that no near tie explains
+    largest: float  # largest difference of scores: probabilities, a regression's numbers, log probabilities in nats
+    typical: float  # mean difference of scores
+    limits: tuple[float, float]  # allowed `typical` and `largest`
 
     @property
     def is_good(self) -> bool:
-        """Whether rounding explains all of it."""
+        """Whether rounding explains all differences."""
         return not self.different and self.typical <= self.limits[0] and self.largest <= self.limits[1]
 
 
 def verify(directory: Path, rows: Sequence[Row] | None = None) -> Verdict:
-    """Serves a checkpoint and compares its answers with those of transformers; prints what was found.
+    """Serves a checkpoint and compares its answers with those of transformers; prints the result.
 
-    `rows`: canonical ones, by default the first held-out ones, or a few sentences where there are none. Raises
-    StepFailed when the two differ by more than rounding.
+    `rows`: canonical rows, by default the first held-out ones, or a few sentences if there are none. Raises StepFailed
+    if the two differ by more than rounding.
     """
     manifest = checkpoint.load(directory)
     if rows is None:
@@ -78,18 +77,18 @@ def verify(directory: Path, rows: Sequence[Row] | None = None) -> Verdict:
     logger.info("starting the server")
     with serving({measurement.MODEL: directory}) as addresses:
         verdict = verify_at(addresses.grpc, measurement.MODEL, directory, manifest, rows)
-    print(f"{verdict.inputs} inputs: {verdict.different} answered otherwise than by transformers")
+    print(f"{verdict.inputs} inputs: {verdict.different} answered differently from transformers")
     print(f"scores differ by {verdict.typical:.4f} in the mean, by {verdict.largest:.4f} at most")
     if not verdict.is_good:
         raise StepFailed(
-            f"{directory}: served, it does not answer as it does in transformers",
-            "was it trained with another library's version, or does it need code of its own?",
+            f"{directory}: its answers in the server differ from those in transformers",
+            "was it trained with another version of a library, or does it need code of its own?",
         )
     return verdict
 
 
 def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Verdict:
-    """Compares the model `name` of the server at `address` with transformers on the directory that it was made of."""
+    """Compares the model `name` of the server at `address` with transformers on `directory`, which it serves."""
     by_task = {
         pb.TASK_SEQUENCE_CLASSIFICATION: _texts,
         pb.TASK_TOKEN_CLASSIFICATION: _words,
@@ -107,7 +106,7 @@ def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint,
     )
 
 
-# Of each input: whether the answers are the same, and how far each score is from its other.
+# For each input: whether the answers are the same, and the differences of the scores.
 _Found = Iterator[tuple[bool, list[float]]]
 
 
@@ -132,12 +131,12 @@ def _texts(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
 
 def _compared(ours: Any, served: Any, manifest: pb.Checkpoint) -> tuple[bool, list[float]]:
     if manifest.problem_type == pb.PROBLEM_TYPE_SINGLE_LABEL:
-        # Which it is does not matter where the two best are nearly equal.
+        # If the two best labels are nearly equal, either is accepted.
         same = float(ours.max() - ours[served.argmax()]) <= TOLERANCE
     elif manifest.problem_type == pb.PROBLEM_TYPE_MULTI_LABEL:
         same = not bool((((ours - 0.5).abs() > TOLERANCE) & ((ours > 0.5) != (served > 0.5))).any())
     else:
-        # Numbers of any size: a large one is rounded more.
+        # Regressions have numbers of any size, and rounding errors grow with it.
         return True, ((ours - served).abs() / ours.abs().clamp_min(1)).tolist()
     return same, (ours - served).abs().tolist()
 
@@ -167,7 +166,7 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
             (one["entity_group"], *entities.trimmed(text, one["start"], one["end"])): float(one["score"])
             for one in tagger(text)
         }
-        # An entity that only one of them finds is no matter of rounding when it was sure of it.
+        # If only one of them finds an entity, and is confident of it, rounding does not explain that.
         lonely = [(served | ours)[key] for key in served.keys() ^ ours.keys()]
         same = all(score < 0.5 + TOLERANCE for score in lonely)
         yield same, [abs(served[key] - ours[key]) for key in served.keys() & ours.keys()]
@@ -184,7 +183,7 @@ def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Che
         prompt, whole = measurement.prompts(row)
         same = _tokens(service, name, prompt) == ids[:start]
         if whole is not None:
-            # Up to the end of the turn: what a template puts after it counts nowhere.
+            # Up to the end of the turn: tokens that a template puts after it are never counted.
             same &= _tokens(service, name, whole)[: len(ids)] == ids
         ids = example(tokenizer, row, length).ids
         request = generation_pb2.GenerateRequest(
@@ -205,7 +204,7 @@ def _tokens(service: GenerationServiceStub, name: str, prompt: generation_pb2.Pr
 
 
 def _limit(channel: grpc.Channel, name: str) -> int:
-    """Returns the tokens that the served model reads: what is longer is cut to it on both sides."""
+    """Returns the served model's maximum length in tokens; longer inputs are truncated to it on both sides."""
     return measurement.limits(channel, name).max_length
 
 
@@ -220,7 +219,7 @@ def _load(directory: Path, auto: str, limit: int) -> tuple[Any, Any]:
 
 
 def sentences(manifest: pb.Checkpoint) -> list[Row]:
-    """Returns rows for a checkpoint that keeps none: their answers are asked for, not judged."""
+    """Returns rows for a checkpoint that keeps none; their expected answers are not used."""
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
         return [{"text": text, "entities": []} for text in _TEXTS]
     if manifest.task == pb.TASK_GENERATION:
