@@ -125,7 +125,9 @@ def remarks(recipe: Recipe, platform: Platform) -> list[str]:
     """Returns remarks on a scheme on this platform, shown before it is measured."""
     tier, found = platform.tier, []
     if recipe.reduce_range and not tier.int8_exact:
-        found.append(f"w8a8 weights are kept within ±64: with the full range, products would saturate on {tier.title}")
+        found.append(
+            f"w8a8 weights are kept within ±64: over the full range, their products would saturate on {tier.title}"
+        )
     if recipe.scheme.name == "w8a8" and not tier.int8_fast:
         found.append(f"w8a8 saves memory on {tier.title}; whether it is faster than {tier.dtype} is measured")
     return found
