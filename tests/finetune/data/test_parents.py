@@ -93,7 +93,7 @@ def test_an_older_checkpoint_can_not_tell(
     split = load(reviews, base_model=str(older))
     # What it held out is known all the same.
     assert keys(split.test) >= before
-    assert "older does not tell what it was trained on" in caplog.text
+    assert "older does not say what it was trained on" in caplog.text
 
 
 def test_what_follows_tells_what_came_before(
