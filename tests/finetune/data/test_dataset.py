@@ -222,7 +222,7 @@ TEXT = "Anna  saw 🙂"
         ({"text": TEXT, "entities": [[6, 12, "A"]]}, "entity 6 to 12 is empty, or not within the text's 11 characters"),
         ({"text": TEXT, "entities": [[-1, 2, "A"]]}, "entity -1 to 2"),
         ({"text": TEXT, "entities": [[3, 3, "A"]]}, "entity 3 to 3 is empty"),
-        ({"text": TEXT, "entities": [[4, 6, "A"]]}, "entity 4 to 6 is white space alone"),
+        ({"text": TEXT, "entities": [[4, 6, "A"]]}, "entity 4 to 6 is only white space"),
         ({"text": TEXT, "entities": [[0.0, 4, "A"]]}, "not whole numbers"),
         ({"text": TEXT, "entities": [{"start": 0, "end": 4}]}, "label is not text"),
         ({"text": TEXT, "entities": [{"start": 0, "end": 4, "labels": ["A", "B"]}]}, "has not one label"),

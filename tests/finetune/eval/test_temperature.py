@@ -85,7 +85,7 @@ def test_a_model_that_is_too_sure_becomes_less_so(sure: Path, capsys: pytest.Cap
 
     show_manifest(sure, manifest, Console())
     assert f"temperature    {manifest.temperature:.3f}" in capsys.readouterr().out
-    assert f"divided by {manifest.temperature:.4g}" in (sure / checkpoint.CARD).read_text()
+    assert f"Divide its logits by {manifest.temperature:.4g}" in (sure / checkpoint.CARD).read_text()
     assert "Without the temperature" in (sure.with_name("out-report") / "report.html").read_text()
 
 
@@ -111,7 +111,7 @@ def test_rows_that_are_all_right_are_no_evidence_of_being_sure() -> None:
     # Without a prior it is the lowest that is looked at.
     assert 0.2 < found < 0.9
     few: list[Row] = [{"labels": int(label)} for label in labels[:99]]
-    with pytest.raises(UserError, match="99 validation rows that the model has not seen, and it takes 100"):
+    with pytest.raises(UserError, match="99 validation rows that the model has not seen, 100 are needed"):
         temperature.fit(target("single-label"), few, [logits[:99]])
 
 

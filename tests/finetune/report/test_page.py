@@ -209,7 +209,7 @@ def test_it_is_whole_or_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     shutil.rmtree(events)
     with caplog.at_level(logging.ERROR):
         page.write(tmp_path / "report", classified(), events, overwrite=True)
-    assert "the checkpoint is whole" in caplog.text
+    assert "the checkpoint is complete" in caplog.text
     assert (tmp_path / "report" / "report.html").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 

@@ -63,7 +63,7 @@ def test_a_search_goes_on_and_its_result_can_be_trained(
     assert chosen.train == str(reviews)
     assert chosen.output == tmp_path / "whole" / "out"
 
-    with pytest.raises(UserError, match="begun with another batch_size"):
+    with pytest.raises(UserError, match="started with another batch_size"):
         search(write(parts, **common | {"batch_size": 4}), 4)
 
 

@@ -102,6 +102,6 @@ def test_deepspeed_that_would_keep_the_weights_in_parts() -> None:
 
     check(2)
     check(3, stage3_gather_16bit_weights_on_model_save=True)
-    with pytest.raises(UserError, match="would not give the trained weights back") as caught:
+    with pytest.raises(UserError, match="would not gather the trained weights") as caught:
         check(3, stage3_gather_16bit_weights_on_model_save=False)
     assert "zero3_save_16bit_model" in caught.value.hint

@@ -161,9 +161,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tune: Run, tmp_path: Path, enc
     # TensorBoard orders its files by the second in which they were begun.
     time.sleep(1)
 
-    with pytest.raises(UserError, match="a run was cut short here"):
+    with pytest.raises(UserError, match="a run was interrupted here"):
         tune("killed", **settings)
-    with pytest.raises(UserError, match="begun with another learning_rate"):
+    with pytest.raises(UserError, match="started with another learning_rate"):
         tune("killed", resume=True, **settings, learning_rate=1e-3)
     resumed = tune("killed", resume=True, **settings)
     assert weights(resumed) == weights(whole)
