@@ -75,7 +75,7 @@ def test_int8_of_the_full_range_is_warned_about_where_it_saturates(on):
     for tier in tiers.TIERS:
         found = on(tier, quantization="w8a8")
         assert bool(found.warnings) == (tier in (tiers.AVX2, tiers.AVX512))
-        assert not found.warnings or "quantize --reduce-range" in found.warnings[0]
+        assert not found.warnings or "--reduce-range" in found.warnings[0]
         assert not on(tier, quantization="int8").warnings
 
 

@@ -11,6 +11,7 @@ from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.registry import Models, Route
+from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.v1 import checkpoint_pb2, model_pb2
 
 READY, LOADING, FAILED = (
@@ -65,13 +66,14 @@ def health_of(models) -> Health:
 @pytest.fixture
 async def channel(health_of) -> AsyncIterator[grpc.aio.Channel]:
     """A server of nothing else."""
-    server = grpc.aio.server()
-    health_of.servicer.add_to(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    services = Services()
+    health_of.servicer.add_to(services)
+    server = Server(services, [])
+    port = server.port.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as one:
         yield one
-    await server.stop(None)
+    await server.stop(0)
 
 
 async def test_an_alias_serves_while_a_version_answers_and_others_go_on(models, health_of, channel):
