@@ -1,1 +1,1 @@
-"""One call: who makes it, what it may cost, what it is told, and what is written down about it."""
+"""One call: its caller, its quotas and limits, its errors, and its metrics, trace and log line."""

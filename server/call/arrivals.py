@@ -1,8 +1,9 @@
-"""Requests that are on their way in: how long one may take, and how many may take long, so that memory is bounded.
+"""Incoming requests: how long one may take to arrive, and how many may be slow at once, so that memory is bounded.
 
-gRPC keeps what it has of a message until it is whole, looks at its size only then, and has no limit of its own in time
-or number. It begins to take a message in when it is asked for it: we ask once the caller is known. Most are there
-already. What is sent too fast for all this is ended when memory runs short, before the system ends the whole server.
+gRPC buffers a message until it is complete, checks its size only then, and has no limit on how long that takes or on
+how many messages it buffers. It starts to receive a message when the server asks for it: we ask once the caller is
+known. Most messages have arrived by then. If messages arrive too fast for these limits, they are ended when memory runs
+short, before the system kills the whole server.
 """
 
 import asyncio
@@ -18,19 +19,19 @@ from tuneserve.server.call.errors import InvalidInput, Unavailable
 
 logger = logging.getLogger(__name__)
 
-# What takes longer than this, on a loaded machine too, is one of the few that may.
+# A request that takes longer than this to arrive, even on a loaded machine, counts as slow; few may be slow at once.
 _SOON_SECONDS = 0.25
-# A caller that cancels at once and one that sends nothing look the same, until its cancellation is here.
+# A caller that cancels at once looks like one that sends nothing, until its cancellation arrives.
 _CANCELLED_SECONDS = 1.0
 _KEPT_BYTES = 256 << 20
 
 
 @dataclass(eq=False)
 class _Place:
-    """Of one request."""
+    """The place of one request."""
 
     limit: asyncio.Timeout
-    why: str  # it ends, if it does
+    why: str  # the reason, if the request is ended
 
     def end(self, why: str) -> None:
         self.why = why
@@ -38,8 +39,8 @@ class _Place:
 
 
 class Arrivals:
-    """At most `most` that take long, each for at most `seconds`. One more ends the one that has taken longest: what is
-    sent as fast as it can be gets in, whoever holds the places.
+    """At most `most` slow requests at once, each for at most `seconds`. One more ends the oldest of them, so
+    slow requests never keep out those that are sent at full speed.
     """
 
     def __init__(self, most: int, seconds: float) -> None:
@@ -49,7 +50,7 @@ class Arrivals:
         self._streams: dict[_Place, None] = {}
 
     async def read(self, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-        """Returns the only message of a call. Raises Unavailable when it takes too long, InvalidInput without one."""
+        """Returns a call's only message. Raises Unavailable if it takes too long, InvalidInput if there is none."""
         async with self.place():
             message = await context.read()
         if message is grpc.aio.EOF:
@@ -59,7 +60,7 @@ class Arrivals:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Around what may take long. Raises Unavailable when it takes too long."""
+        """Wraps work that may be slow. Raises Unavailable if it takes too long."""
         place = _Place(asyncio.timeout(None), f"the request did not arrive within {self._seconds:g} s")
         try:
             async with place.limit:
@@ -76,7 +77,7 @@ class Arrivals:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[None]:
-        """Around a call that sends one message after the other, when it likes. Raises Unavailable to end it."""
+        """Wraps a call whose client sends messages one by one, at any time. Raises Unavailable to end it."""
         place = _Place(asyncio.timeout(None), "")
         self._streams[place] = None
         try:
@@ -91,7 +92,7 @@ class Arrivals:
 
     @property
     def under_way(self) -> bool:
-        """Whether there is something that `end_all` would end."""
+        """Whether there is anything for `end_all` to end."""
         return bool(self._slow or self._streams)
 
     def _takes_long(self, place: _Place) -> None:
@@ -103,7 +104,7 @@ class Arrivals:
             oldest.end("the request took long to arrive, and too many others did")
 
     def end_all(self, why: str) -> int:
-        """Ends all that take long, and streams; returns how many there were."""
+        """Ends all slow requests and all streams; returns how many there were."""
         places = [*self._slow, *self._streams]
         self._slow.clear()
         self._streams.clear()
@@ -113,9 +114,9 @@ class Arrivals:
 
 
 async def guard(arrivals: Sequence[Arrivals], free: Callable[[], int]) -> None:
-    """Ends what is on its way whenever memory is short. `free` returns how many bytes are left. Does not return."""
+    """Ends incoming requests whenever memory is short. `free` returns how many bytes are free. Does not return."""
     while True:
         await asyncio.sleep(_SOON_SECONDS)
         if any(one.under_way for one in arrivals) and free() < _KEPT_BYTES:
             ended = sum(one.end_all("the server's memory is short") for one in arrivals)
-            logger.error("memory is short: %d calls were ended whose requests were on their way", ended)
+            logger.error("memory is short: %d calls were ended while their requests arrived", ended)

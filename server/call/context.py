@@ -1,6 +1,7 @@
-"""The call that is being answered: who asked, what for, and where its time goes.
+"""The current call: its caller, what it asks for, and where its time goes.
 
-Whoever writes a log line, a metric or a span, or talks to the engine, finds it here without it being passed along.
+Code that writes a log line, a metric or a span, or calls the engine, gets the call from here: it is not passed as an
+argument.
 """
 
 import itertools
@@ -19,11 +20,11 @@ from tuneserve.server.metrics import Metrics
 
 HEADER = "x-request-id"
 
-# What a caller may choose: it is echoed, logged and names the request in the engine.
+# Request ids that a caller may choose: the id is echoed, logged, and names the request in the engine.
 _ALLOWED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# A stream may go on for days: so many of its parts are kept one by one, the others only as a sum.
+# A stream may run for days: only this many of its stages are kept one by one, the others only as a sum.
 _MAX_STAGES = 64
-# Ids of ours: which process, and how many it made. The system's random numbers cost more than all else here.
+# The server's own ids: the process, then a counter. The system's random numbers would cost more than all else here.
 _PROCESS = secrets.token_hex(4)
 _calls = itertools.count(1)
 _tickets = itertools.count(1)
@@ -43,20 +44,20 @@ async def _at_once() -> None:
 
 @dataclass
 class Call:
-    """One call of ours."""
+    """One call of our services."""
 
     request_id: str  # as the caller knows it
-    method: str  # "Classify"; empty until it begins
+    method: str  # "Classify"; empty until the call begins
     tenant: Tenant
     metadata: Mapping[str, str]  # what the caller sent, without binary values
     metrics: Metrics  # where it is counted
     service: str = ""
     kind: str = "unary"  # server_stream, bidi_stream
-    caller: Hashable = ""  # who shares with others: a tenant, or an address
-    refused: Exception | None = None  # why it may not run
-    names: Sequence[str] = ()  # of the certificate of its connection, where one may name a tenant
+    caller: Hashable = ""  # the unit of fair sharing: a tenant, or an address
+    refused: Exception | None = None  # why the call may not run
+    names: Sequence[str] = ()  # in the connection's client certificate, if certificates may name a tenant
     deadline: float | None = None  # on time.monotonic's clock
-    asked: str = ""  # the name that its caller used for a model
+    asked: str = ""  # the model name as the caller wrote it
     model: str = ""
     version: str = ""
     prompt_tokens: int = 0
@@ -65,23 +66,23 @@ class Call:
     charge: Callable[[int], object] = lambda tokens: None
     # Counts one more request of this call against its caller's quota: for streams of requests.
     admit: Callable[[], None] = lambda: None
-    # Waits for the turn in which work for this call, or for one request of it, begins.
+    # Waits for the turn in which work on this call, or on one request of it, begins.
     enter: Callable[[], Awaitable[None]] = _at_once
-    # Counts so many bytes for as long as the request is worked on; raises Overloaded where those of all are too many.
+    # Counts this many bytes while the request is worked on; raises Overloaded if all requests together hold too many.
     hold: Callable[[int], None] = lambda size: None
-    # The same for one request of a stream: gives its `hold`.
+    # The same for one request of a stream: yields its `hold`.
     holding: Callable[[], AbstractContextManager[Callable[[int], None]]] = lambda: nullcontext(lambda size: None)
     stages: list[Stage] = field(default_factory=list)  # the first ones
-    stage_ns: dict[str, int] = field(default_factory=dict)  # how long all of each name took
-    # Prompts and outputs, for the log line; kept only where the server's settings say so.
+    stage_ns: dict[str, int] = field(default_factory=dict)  # total time by stage name
+    # Prompts and outputs, for the log line; kept only if the server's settings say so.
     content: dict[str, list[str]] | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
-    # When it began; a part of a stream begins later than the whole.
+    # When the call began; a request of a stream begins later than the stream.
     started_ns: int = field(init=False, default_factory=time.time_ns)
     _began_ns: int = field(init=False, default_factory=time.monotonic_ns)
 
     def begin(self, name: str, kind: str, deadline: float | None) -> None:
-        """It is its turn: gRPC tells what it is only now. `name` is /SERVICE/METHOD."""
+        """The call begins: gRPC tells its method only now. `name` is /SERVICE/METHOD."""
         _, self.service, self.method = name.split("/", 2)
         self.kind, self.deadline = kind, deadline
 
@@ -91,14 +92,14 @@ class Call:
         return self._began_ns / 1e9
 
     def now_ns(self) -> int:
-        """Nanoseconds since the epoch as they were when the call began, plus what passed since: if the machine's clock
-        is set meanwhile, no part of the call takes longer or less than nothing for it.
+        """Nanoseconds since the epoch at the call's start, plus the monotonic time since: if the machine's clock is set
+        meanwhile, no stage gets longer or negative.
         """
         return self.started_ns + time.monotonic_ns() - self._began_ns
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures a part of the call. Parts of one name add up."""
+        """Measures a stage of the call. Stages of the same name add up."""
         start = self.now_ns()
         try:
             yield
@@ -109,13 +110,13 @@ class Call:
                 self.stages.append(Stage(name, start, end))
 
     def count(self, prompt: int = 0, completion: int = 0) -> None:
-        """Counts tokens that the engine was given or has written: as it happens, so that no end of a call is free."""
+        """Counts tokens as the engine reads or writes them, so that they are charged however the call ends."""
         self.prompt_tokens += prompt
         self.completion_tokens += completion
         self.charge(prompt + completion)
 
     def note(self, kind: str, *texts: str) -> None:
-        """Keeps prompts or outputs, where the server's settings say so."""
+        """Keeps prompts or outputs, if the server's settings say so."""
         if self.content is not None:
             self.content.setdefault(kind, []).extend(texts)
 
@@ -124,11 +125,11 @@ class Call:
     ) -> Ticket:
         """Returns what goes to the engine with one request of this call."""
         return Ticket(
-            # Two calls may carry the same id of a caller's, and one call may ask the engine several times.
+            # Two calls may carry the same id from their callers, and one call may make several requests to the engine.
             request_id=f"{self.request_id}#{next(_tickets)}",
             priority=max(priority, self.tenant.priority),
             adapter=adapter,
-            # How fast an answer comes tells a tenant nothing of others' prompts.
+            # Prefix cache per tenant: response times must not reveal other tenants' prompts.
             salt=self.tenant.name,
             trace=self.trace,
             lost=lost,

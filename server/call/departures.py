@@ -1,8 +1,7 @@
-"""Answers that are on their way out: how many bytes of them gRPC may hold, so that a client that reads nothing costs
-bounded memory.
+"""Outgoing answers: how many bytes of them gRPC may hold, so that a client that reads nothing costs bounded memory.
 
-gRPC takes an answer and keeps it until the client makes room for it; it gives none back, and a call of one answer is
-over for us before that. So what would be too much is not given to it.
+gRPC takes an answer and keeps it until the client has room for it. It never hands an answer back, and for us a unary
+call is over before that. So an answer that would exceed the limit is not handed to gRPC.
 """
 
 import asyncio
@@ -13,10 +12,10 @@ from typing import Any
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.shares import Context, Shares, caller
 
-# Bytes of one message: gRPC refuses larger ones, in words of its own and behind our back. As many are written in less
-# than a tenth of a second.
+# Bytes of one message: gRPC refuses larger ones with an error of its own, which we never see. This many bytes are
+# written in less than a tenth of a second.
 LARGEST = 32 << 20
-# Bytes that gRPC puts before each message, also before an empty one.
+# Bytes that gRPC puts before each message, even an empty one.
 _HEADER = 5
 
 
@@ -27,28 +26,28 @@ def check_size(size: int) -> None:
 
 
 class Departures:
-    """What gRPC was given and clients have not read."""
+    """Answers that were handed to gRPC and that clients have not read."""
 
     def __init__(self, rejected: Callable[[], object] = lambda: None) -> None:
-        """`rejected` is told of each answer, or call, that is turned away."""
+        """`rejected` is called for each answer or call that is rejected."""
         self.shares = Shares(256 << 20, 32 << 20, "answers wait to be read", "UNREAD", rejected)
 
     def check(self, context: Context) -> None:
-        """Raises Overloaded for a caller that has too much to read already: before there is more."""
+        """Raises Overloaded if the caller has too many unread bytes already, before the call makes more."""
         self.shares.check(caller(context))
 
     def until_done(self, size: int, context: Context) -> None:
-        """Counts a call's only answer, of so many bytes, until gRPC is through with it. Raises as Unread.add does."""
+        """Counts a call's only answer, of `size` bytes, until gRPC is done with it. Raises as Unread.add does."""
         unread = self.of(context)
         unread.remove_when_done(unread.add(size))
 
     def of(self, context: Context) -> "Unread":
-        """Returns what counts the messages of one call."""
+        """Returns the counter of one call's messages."""
         return Unread(self.shares, context)
 
 
 class Unread:
-    """The messages of one call that gRPC has and its client has not read."""
+    """The messages of one call that gRPC holds and the client has not read."""
 
     def __init__(self, shares: Shares, context: Any) -> None:
         self._shares = shares
@@ -56,9 +55,9 @@ class Unread:
         self._caller = caller(context)
 
     def add(self, size: int) -> int:
-        """Counts a message of so many bytes. Returns what to remove when it was read.
+        """Counts a message of `size` bytes. Returns how many bytes to remove when it has been read.
 
-        Raises Overloaded, and InvalidInput for a call that asks for too much.
+        Raises Overloaded, and InvalidInput for a message that is too large.
         """
         check_size(size)
         self._shares.add(self._caller, size + _HEADER)
@@ -69,12 +68,12 @@ class Unread:
         self._shares.remove(self._caller, size)
 
     def remove_when_done(self, size: int) -> None:
-        """A message is gRPC's as long as its call is there."""
+        """Counts a message until its call ends: gRPC may hold it until then."""
         _when_done(self._context, partial(self._shares.remove, self._caller, size))
 
 
 def _when_done(_: Context, work: Callable[[], object]) -> None:
-    # Not by the call's own list: gRPC would keep the call there, and both would wait for the collector.
+    # Not with the call's own done callbacks: gRPC would make a reference cycle, which only the garbage collector frees.
     task = asyncio.current_task()
     assert task is not None
     task.add_done_callback(lambda _: work())

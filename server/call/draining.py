@@ -1,4 +1,4 @@
-"""The calls that run: so many at once, and each can end, or be ended, before the server stops."""
+"""Running calls: how many may run at once, and how each ends, or is ended, before the server stops."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,11 @@ _RETRY_MS = 1000
 
 
 class Running:
-    """Every call of one server, on whichever port."""
+    """All running calls of one server, on all its ports."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._limits: dict[asyncio.Timeout, Hashable] = {}  # with whoever calls
+        self._limits: dict[asyncio.Timeout, Hashable] = {}  # and the caller of each
         self._by_caller: Counter[Hashable] = Counter()
         self._draining = False
         self._ended = asyncio.Event()
@@ -32,13 +32,14 @@ class Running:
 
     @property
     def draining(self) -> bool:
-        """Whether calls are refused that come now."""
+        """Whether new calls are refused."""
         return self._draining
 
     async def begin(self, limit: asyncio.Timeout, tenant: Tenant, caller: Hashable) -> None:
-        """A call begins. Raises Unavailable when the server drains, and Overloaded when too many run: those of one
-        tenant leave half of the places to others; who has less than a share of them still gets one, up to twice as
-        many in all; and whoever calls on `admin_listen` always does.
+        """Begins a call. Raises Unavailable while the server drains, and Overloaded if too many calls run.
+
+        One tenant gets at most half of the places. When all places are taken, a caller that has less than its share
+        still gets one, up to twice as many calls in all. Calls on `admin_listen` are never refused.
         """
         if self._draining:
             self._refused += 1
@@ -54,14 +55,14 @@ class Running:
         self._by_caller[caller] += 1
 
     def end(self, limit: asyncio.Timeout) -> None:
-        """A call ended, if it ever began."""
+        """Ends a call, if it ever began."""
         if (caller := self._limits.pop(limit, None)) is not None:
             subtract(self._by_caller, caller, 1)
         if self._draining and not self._limits:
             self._ended.set()
 
     async def drain(self, seconds: float) -> None:
-        """Refuses calls from now on and returns when none runs; those that still do after `seconds` are ended."""
+        """Refuses new calls and returns when none runs; calls that still run after `seconds` are ended."""
         self._draining = True
         if self._limits:
             ending = asyncio.get_running_loop().call_later(seconds, self._end_all)
@@ -69,10 +70,10 @@ class Running:
             ending.cancel()
 
     async def hold(self) -> None:
-        """Lets the calls that come now wait for their refusal, and returns when no more come, or after half a second.
+        """Holds the refusals of new calls back, and returns when no more calls come, or after half a second.
 
-        gRPC takes up calls one by one, and when it stops it answers CANCELLED to those that still wait for that.
-        No client tries such a call again. So none may wait then.
+        gRPC accepts calls one by one, and when it stops it answers CANCELLED to those that it has not accepted. Clients
+        do not retry such calls. So no call may still wait to be accepted then.
         """
         self._refusing.clear()
         refused = -1
@@ -83,11 +84,11 @@ class Running:
             await asyncio.sleep(_HOLD_SECONDS)
 
     def release(self) -> None:
-        """Refuses those that were held."""
+        """Refuses the calls that were held."""
         self._refusing.set()
 
     def _end_all(self) -> None:
         for limit in self._limits:
-            # One of which only the status is on its way can't be ended any more.
+            # A call that only has its status left to send can't be ended any more.
             with contextlib.suppress(RuntimeError):
                 limit.reschedule(asyncio.get_running_loop().time())

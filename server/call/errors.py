@@ -6,16 +6,16 @@
     ├── AlreadyLoaded     ALREADY_EXISTS       ResourceInfo
     ├── WrongState        FAILED_PRECONDITION  PreconditionFailure; the message says what has to change first
     │   └── WrongTask                          the message says what the model can do
-    ├── Changed           ABORTED              the message says what was not as the caller saw it
+    ├── Changed           ABORTED              the message says what has changed since the caller read it
     ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
-    ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
-    ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms; of a quota, QuotaFailure
-    ├── DeadlinePassed    DEADLINE_EXCEEDED    the engine never saw the call
+    ├── NotAllowed        PERMISSION_DENIED    the key is known, but may not do this
+    ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms; QuotaFailure if a quota is spent
+    ├── DeadlinePassed    DEADLINE_EXCEEDED    the call never reached the engine
     └── Unavailable       UNAVAILABLE          loading, draining or dead
-    anything else         INTERNAL             fixed text: never the exception's own, a path or a prompt
+    anything else         INTERNAL             fixed text: never the exception's text, a path or a prompt
 
-Each has an ErrorInfo, whose reason programs may rely on, and a RequestInfo. Servicers raise these and never name a
-status code.
+Each has an ErrorInfo, whose reason programs may rely on, and a RequestInfo. Servicers raise these errors and never
+name a status code.
 """
 
 from collections.abc import Sequence
@@ -24,34 +24,34 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-# Whose reasons they are, in google.rpc.ErrorInfo.
+# The domain of the reasons in google.rpc.ErrorInfo.
 DOMAIN = "tuneserve.dev"
-# Bytes of a text in a status. Statuses travel as headers, texts twice and escaped, and clients take 8 KiB of them.
+# Bytes of a text in a status. Statuses are sent as headers, each text twice and escaped; clients accept 8 KiB of them.
 _LONGEST = 800
 _LONGEST_NAME = 200
-# Fields that are named, each with a shorter text where they are several.
+# How many fields are named; with several fields, each has a shorter text.
 _MOST_VIOLATIONS = 8
 
 
 class CallError(Exception):
-    """A call that ends without an answer, for a reason its caller may know."""
+    """A call failed, for a reason that its caller may know."""
 
     code: int = code_pb2.INTERNAL
     reason: str = "INTERNAL"
 
     def details(self) -> Sequence[Message]:
-        """google.rpc detail messages for the status, but those that all have."""
+        """google.rpc detail messages for the status, except those that every error has."""
         return ()
 
 
 class InvalidInput(CallError):
-    """Fields of the request hold something that is not allowed."""
+    """Fields of the request have values that are not allowed."""
 
     code = code_pb2.INVALID_ARGUMENT
     reason = "INVALID_FIELD"
 
     def __init__(self, field: str, description: str, *more: "InvalidInput") -> None:
-        """`more` are what other fields are refused for."""
+        """`more` are the errors of other fields."""
         super().__init__("; ".join((f"{field}: {description}", *map(str, more))))
         self.field = field
         self.description = description
@@ -72,7 +72,7 @@ class InvalidInput(CallError):
 
 
 def refuse(found: Sequence[InvalidInput]) -> None:
-    """Raises all of them as one, if there are any."""
+    """Raises all errors as one, if there are any."""
     if found:
         first, *more = found
         raise InvalidInput(first.field, first.description, *more)
@@ -94,7 +94,7 @@ class NotFound(CallError):
 
 
 class AlreadyLoaded(CallError):
-    """This very content is served under this name."""
+    """Exactly this content is served under this name already."""
 
     code = code_pb2.ALREADY_EXISTS
     reason = "ALREADY_LOADED"
@@ -108,7 +108,7 @@ class AlreadyLoaded(CallError):
 
 
 class WrongState(CallError):
-    """The call is right, but not now, or not with these settings."""
+    """The call is valid, but not in the present state or with these settings."""
 
     code = code_pb2.FAILED_PRECONDITION
 
@@ -133,7 +133,7 @@ class WrongTask(WrongState):
 
 
 class Changed(CallError):
-    """What the caller saw is not so any more: an etag is another one now."""
+    """What the caller read has changed since: its etag is not the current one."""
 
     code = code_pb2.ABORTED
     reason = "CHANGED"
@@ -147,15 +147,15 @@ class Unauthenticated(CallError):
 
 
 class NotAllowed(CallError):
-    """The API key is known, but not for this."""
+    """The API key is known, but may not do this."""
 
     code = code_pb2.PERMISSION_DENIED
     reason = "PERMISSION_DENIED"
 
 
 class Overloaded(CallError):
-    """Turned away for now. `reason` tells a full queue from a spent quota: QUEUE_FULL, QUEUE_TOKENS, QUEUE_WAIT,
-    REQUEST_QUOTA, TOKEN_QUOTA, CALLS (too many run), REQUESTS (too large ones run) or UNREAD (too much was not read).
+    """Rejected for now. `reason` says why: QUEUE_FULL, QUEUE_TOKENS, QUEUE_WAIT, REQUEST_QUOTA, TOKEN_QUOTA, CALLS (too
+    many calls run), REQUESTS (the requests that run hold too many bytes) or UNREAD (too many bytes were not read).
     """
 
     code = code_pb2.RESOURCE_EXHAUSTED
@@ -183,14 +183,14 @@ class DeadlinePassed(CallError):
 
 
 class Unavailable(CallError):
-    """The model loads, drains or failed."""
+    """The model is loading, is draining or has failed."""
 
     code = code_pb2.UNAVAILABLE
     reason = "UNAVAILABLE"
 
 
 def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
-    """Returns the status a caller gets to see. Only the text of our own errors is passed on."""
+    """Returns the status for the caller. Only the text of our own errors is passed on."""
     if not isinstance(error, CallError):
         error = CallError("internal error; the server's log has more under this request id")
     status = status_pb2.Status(code=error.code, message=f"{_cut(str(error), _LONGEST)} (request {request_id})")
@@ -203,6 +203,6 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
 
 
 def _cut(text: str, limit: int) -> str:
-    """Returns a text that may be the caller's, at most so many bytes of it."""
+    """Returns at most `limit` bytes of a text, which may come from the caller."""
     data = text.encode()
     return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"

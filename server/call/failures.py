@@ -1,4 +1,4 @@
-"""Exceptions as callers and as the log may know them. Neither gets an exception's own text: it may repeat a prompt."""
+"""Exceptions as callers and the log may see them. Neither gets an exception's own text: it may contain a prompt."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def for_caller(error: Exception) -> Exception:
-    """Returns what the seam raises as one of the errors that callers may see; others as they are."""
+    """Returns an error of the engine interface as one that callers may see; other errors unchanged."""
     if isinstance(error, RequestRefused):
         return InvalidInput(f"sampling.{error.field}" if error.field else "sampling", "the engine can't do this")
     if isinstance(error, EngineFailed):
@@ -25,8 +25,9 @@ def for_caller(error: Exception) -> Exception:
 
 
 def status(error: Exception, call: Call) -> status_pb2.Status:
-    """Returns what the caller is told of what a call, or a part of a stream, failed by. What nobody expected is logged:
-    its type and place, not its text, which may hold what the caller sent.
+    """Returns the status for the caller of a failed call, or of a failed request of a stream.
+
+    Logs the type and place of an unexpected exception, not its text, which may contain what the caller sent.
     """
     shown = for_caller(error)
     if not isinstance(shown, CallError):
@@ -35,7 +36,7 @@ def status(error: Exception, call: Call) -> status_pb2.Status:
 
 
 class Ending(NamedTuple):
-    """What gRPC is told of a call that failed: the arguments of its `abort`."""
+    """How a failed call ends: the arguments of gRPC's `abort`."""
 
     code: grpc.StatusCode
     details: str
@@ -52,7 +53,7 @@ def ending(error: Exception, status: status_pb2.Status, request_id: str) -> Endi
 
 
 def forget_frames(error: BaseException) -> None:
-    """Takes from an error, and from those it comes from, the frames they came through, with all that these know."""
+    """Drops the tracebacks of an error and of its causes, and so the references that their frames hold."""
     seen: BaseException | None = error
     while seen is not None:
         seen.__traceback__ = None
@@ -74,12 +75,12 @@ def where(error: BaseException) -> str:
     return "; from ".join(parts)
 
 
-# What a message was or would be filled with.
+# The arguments in a log message, or the placeholders for them.
 _FILLED = re.compile(r"\[.*\]|%[sdr]")
 
 
 class _Redacted(logging.Filter):
-    """Leaves of a record what happened, and not with what."""
+    """Keeps the message of a log record and drops its arguments."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         first = _FILLED.sub("…", str(record.msg).split("\n", 1)[0])
@@ -93,8 +94,8 @@ _REDACTED = _Redacted()
 
 
 def redact_libraries() -> None:
-    """Keeps callers' headers and exceptions' texts out of what gRPC and asyncio log: a key that is no text, for one,
-    and an exception that nobody caught, for the other.
+    """Keeps callers' headers and exceptions' texts out of the logs of gRPC and asyncio. gRPC would log a key that is
+    not text, asyncio an exception that nobody caught.
     """
     for name in ("grpc._cython.cygrpc", "asyncio"):
         logging.getLogger(name).addFilter(_REDACTED)

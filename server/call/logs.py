@@ -1,8 +1,8 @@
-"""Standard error that nobody waits for: what is written there goes out by a thread of its own.
+"""Standard error that never blocks its writers: a thread of its own writes the text out.
 
-A pipe that nobody reads holds whoever writes to it: the event loop, and with it every call, health and SIGTERM. So
-what is written waits in a queue, bounded in bytes; what finds it full is dropped, and counted. Waking the thread takes
-the loop longer than writing a line, so the thread takes what comes within some hundredths of a second together.
+A pipe that nobody reads blocks the thread that writes to it: here the event loop, and with it every call, health and
+SIGTERM. So text waits in a queue, bounded in bytes; when the queue is full, text is dropped and counted. Waking the
+thread costs the loop more than writing a line, so the thread collects what arrives within some hundredths of a second.
 """
 
 import atexit
@@ -26,13 +26,13 @@ _GATHER_SECONDS = 0.05
 
 
 class Stderr(io.TextIOBase):
-    """A stream that takes text at once, from any thread. Each piece of text is written whole, or dropped."""
+    """A stream that accepts text at once, from any thread. Each piece of text is written whole or dropped."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
 
     def __init__(self) -> None:
-        """`dropped` is called for each piece of text that is lost; it must not wait for anything either."""
+        """`dropped` is called for each piece of text that is lost; it must not block either."""
         self.dropped: Callable[[], object] = lambda: None
         # Not `Queue`: the garbage collector may log while the same thread puts a line there.
         self._queue: SimpleQueue[bytes] = SimpleQueue()
@@ -54,21 +54,21 @@ class Stderr(io.TextIOBase):
         return len(text)
 
     def drain(self, seconds: float = _LAST_SECONDS) -> None:
-        """Waits until everything is written, and not for longer."""
+        """Waits until everything is written, for at most `seconds`."""
         deadline = time.monotonic() + seconds
         while self._done < self._taken and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def isatty(self) -> bool:
-        """Whether somebody looks at it."""
+        """Whether standard error is a terminal."""
         return os.isatty(_STDERR)
 
     def fileno(self) -> int:
-        """Whoever writes there waits after all."""
+        """Writes to this file descriptor may block."""
         return _STDERR
 
     def _run(self) -> None:
@@ -91,7 +91,7 @@ class Stderr(io.TextIOBase):
 
 
 def never_wait() -> Stderr:
-    """Puts such a stream in the place of standard error, also under the handlers of loggers that write there now."""
+    """Replaces standard error by such a stream, also in the log handlers that write to it now."""
     before, stream = sys.stderr, Stderr()
     sys.stderr = stream
     for name in (None, *logging.root.manager.loggerDict):
@@ -102,13 +102,13 @@ def never_wait() -> Stderr:
 
 
 def handler() -> logging.Handler:
-    """Returns a handler that writes to such a stream, for the engines' processes: see vllm_logging.json."""
+    """Returns a log handler on such a stream, for the engines' processes: see vllm_logging.json."""
     return logging.StreamHandler(sys.stderr if isinstance(sys.stderr, Stderr) else Stderr())
 
 
 def _together(texts: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yields what is written at once, and of how many texts it is. A pipe takes so many bytes whole: the lines of other
-    processes come before or behind them.
+    """Yields the bytes of each write, and how many texts they hold. Up to PIPE_BUF bytes are written to a pipe at once:
+    lines of other processes never get in between.
     """
     parts: list[bytes] = []
     for text in texts:
@@ -124,5 +124,5 @@ def _write(data: bytes) -> None:
         try:
             data = data[os.write(_STDERR, data) :]
         except BlockingIOError:
-            # Somebody who shares it with us made it so.
+            # Another process that shares standard error has made it non-blocking.
             select.select((), (_STDERR,), ())

@@ -1,7 +1,7 @@
 """How much of its quotas a tenant has left, in requests and in tokens.
 
-Both are token buckets: so much at once, and so much more as time goes by. They know nothing of keys or models, and
-read no clock: time is given, in nanoseconds, and whole numbers keep it exact.
+Both are token buckets, with a burst size and a refill rate. They know nothing of keys or models, and read no clock:
+the time is an argument, in nanoseconds, and integers keep it exact.
 """
 
 from tuneserve.server.call.errors import Overloaded
@@ -10,7 +10,7 @@ _MINUTE = 60
 
 
 class Bucket:
-    """Holds `size` units and gets `per_second` of them back. It may go below empty, and then has to make up for it.
+    """Holds up to `size` units and refills at `per_second`. It may go below zero; the refill pays that back first.
 
     Its whole state is one number: the time at which it will be full again.
     """
@@ -21,24 +21,25 @@ class Bucket:
         self._full_at = 0
 
     def wait(self, units: int, now: int) -> int:
-        """Returns the nanoseconds until that many units are there; 0 when they are."""
+        """Returns the nanoseconds until that many units are available; 0 if they are now."""
         return max(0, self._full_at + units * self._cost - now - self._window)
 
     def take(self, units: int, now: int) -> None:
-        """Takes units out, whether they are there or not."""
+        """Takes units, whether they are available or not."""
         self._full_at = max(self._full_at, now) + units * self._cost
 
     def carry_over(self, old: "Bucket", now: int) -> None:
-        """Starts where a bucket of another size stood: as much is missing, or as much of its time, whichever is less.
+        """Takes over the state of a bucket of another size: the same units are missing, or the same time until it is
+        full, whichever is less.
 
-        So a larger quota helps at once, and a smaller one does not turn what was allowed into a long debt.
+        So a larger quota helps at once, and under a smaller one the units spent before do not become a long debt.
         """
         missing = max(0, old._full_at - now)
         self._full_at = now + min(missing, missing * self._cost // old._cost)
 
 
 class Quota:
-    """What one tenant has left. A limit that is None is none; `old` is what the tenant had before a change."""
+    """What one tenant has left. A limit of None means no limit; `old` is the tenant's quota before a change."""
 
     def __init__(
         self, requests_per_second: float | None, tokens_per_minute: int | None, old: "Quota | None", now: int
@@ -56,7 +57,7 @@ class Quota:
     def admit(self, now: int) -> None:
         """Counts one request. Raises Overloaded, and then counts nothing."""
         requests = self.requests.wait(1, now) if self.requests else 0
-        # How many tokens a call takes is known later: one that is left lets it in.
+        # How many tokens a call takes is known only later: one token left is enough to admit it.
         tokens = self.tokens.wait(1, now) if self.tokens else 0
         if requests or tokens:
             what, reason = ("tokens", "TOKEN_QUOTA") if tokens > requests else ("requests", "REQUEST_QUOTA")
@@ -66,6 +67,6 @@ class Quota:
             self.requests.take(1, now)
 
     def charge(self, tokens: int, now: int) -> None:
-        """Takes tokens, whether they are left or not."""
+        """Takes tokens, whether any are left or not."""
         if self.tokens:
             self.tokens.take(tokens, now)

@@ -1,4 +1,4 @@
-"""What is kept of each call: metrics, a span where it is traced, and a log line."""
+"""What is recorded of each call: metrics, a span if it is traced, and a log line."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,29 +13,29 @@ from tuneserve.server.metrics import Metrics
 
 @dataclass(frozen=True)
 class Records:
-    """Of one server's calls."""
+    """The records of one server's calls."""
 
     metrics: Metrics
     tracing: Tracing | None = None
     log_requests: bool = False
     log_content: bool = False
-    _unknown: request_log.Sample = field(init=False)  # lines of callers that nobody knows
+    _unknown: request_log.Sample = field(init=False)  # log lines of unauthenticated calls
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_unknown", request_log.Sample(self.metrics.log_lines_dropped.inc))
 
     def begin(self, call: Call) -> None:
-        """A call begins, whoever makes it. `end` must follow."""
+        """A call begins, authenticated or not. `end` must follow."""
         call.content = {} if self.log_content else None
         self.metrics.started.labels(call.kind, call.service, call.method).inc()
 
     def trace(self, call: Call) -> None:
-        """A call whose caller is known, and may make it, has a span from its beginning."""
+        """Starts the span of a call whose caller is known and that may run; the span covers the call from its start."""
         if self.tracing:
             self.tracing.start(call, call.service)
 
     def end(self, call: Call, code: grpc.StatusCode | None) -> None:
-        """A call ended, with a status or, without one, because its caller or its deadline ended it."""
+        """A call ended. `code` is None if its caller cancelled it or its deadline passed."""
         ended = code or (grpc.StatusCode.DEADLINE_EXCEEDED if call.expired() else grpc.StatusCode.CANCELLED)
         labels, seconds = (call.kind, call.service, call.method), time.monotonic() - call.began
         self.metrics.handled.labels(*labels, ended.name).inc()

@@ -1,9 +1,9 @@
-"""One JSON line a call, and the same times for its caller.
+"""One JSON log line a call, and the same timings for its caller.
 
-Anybody can make calls that fail for want of a key, as many as they like: their lines are a sample.
+Anybody can make any number of calls without a valid key, so the log lines of such calls are sampled.
 
-No prompt, output, key or address: only who called, which model, and what it cost. `content` is there where the
-server's settings ask for it. Lines go out as they are, without a logger's prefix, so that a log collector can parse
+A line has no prompt, output, key or address: only the tenant, the model, and what the call cost. It has `content` only
+if the server's settings ask for it. Lines are written without a logger's prefix, so that a log collector can parse
 them.
 """
 
@@ -28,13 +28,13 @@ STAGES = ("queue", "tokenize", "engine")
 def to_stderr() -> None:
     """Writes the lines to standard error. Without this they go where the process's other log lines go."""
     global _write
-    # Which takes each whole, see logs.py. Of all that a logger does for other lines, these need nothing.
+    # Standard error takes each line whole, see logs.py. These lines need nothing else that a logger does.
     _write = lambda line: sys.stderr.write(f"{line}\n")  # noqa: E731
 
 
 class Sample:
-    """Which lines of callers that nobody knows are written: ten at once, and one a second. The others are counted, in
-    the next line that is written and by `dropped`.
+    """Chooses which log lines of unauthenticated calls are written: bursts of ten, and one a second. The others are
+    counted, in the next line that is written and by `dropped`.
     """
 
     def __init__(self, dropped: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class Sample:
         self._left_out = 0
 
     def take(self) -> int | None:
-        """Returns how many were left out since the last one, or None where this one is left out, too."""
+        """Returns how many lines were left out since the last one written, or None if this one is left out, too."""
         now = round(self._clock() * 1e9)
         if self._room.wait(1, now):
             self._left_out += 1
@@ -56,7 +56,7 @@ class Sample:
 
 
 def log(call: Call, code_name: str, seconds: float, left_out: int = 0) -> None:
-    """Writes the line of a call that ended, and how many like it were not written."""
+    """Writes the line of a call that ended, with the number of lines left out before it."""
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "request_id": call.request_id,
@@ -83,5 +83,5 @@ def server_timing(call: Call) -> str:
 
 
 def _ms(nanoseconds: float) -> float:
-    # Microseconds: a stage of a small classifier takes a few hundred of them.
+    # To the microsecond: a stage of a small classifier takes a few hundred of them.
     return round(nanoseconds / 1e6, 3)

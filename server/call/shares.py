@@ -1,5 +1,5 @@
-"""What one caller may have of what all share: calls, tokens, and bytes that callers make the server hold, which are
-bounded in sum, and for one tenant on one connection.
+"""How much of a shared resource one caller may use: calls, tokens, and bytes that callers make the server hold. Bytes
+are bounded in total, and for each tenant on each connection.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ from tuneserve.server.call.errors import Overloaded
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Caller: TypeAlias = tuple[str, str]
 
-# So much each may have held, whatever is held of others.
+# This much each caller may always hold, however much others hold.
 _LEAST = 1 << 20
 _RETRY_MS = 1000
 
 
 @dataclass
 class Shares:
-    """Of one kind of bytes: `most` at a time, and `most_of_one` of one caller, or one message of any size."""
+    """One kind of bytes: at most `most` in total, and `most_of_one` for one caller, or one message of any size."""
 
     most: int
     most_of_one: int
-    what: str  # is held: "answers wait to be read"
-    reason: str  # of a call that is turned away: "UNREAD"
-    rejected: Callable[[], object] = lambda: None  # is told of each
+    what: str  # what the bytes are: "answers wait to be read"
+    reason: str  # of the error of a rejected call: "UNREAD"
+    rejected: Callable[[], object] = lambda: None  # called for each
     bytes: int = 0
     none: asyncio.Event = field(default_factory=asyncio.Event)
     _by_caller: dict[Caller, int] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Shares:
         self.none.set()
 
     def check(self, caller: Caller, size: int = 1, own: int = 0) -> None:
-        """Raises Overloaded where so many bytes more would be too many, beside others than the `own` ones of a call."""
+        """Raises Overloaded if `size` more bytes would be too many. `own` bytes are held by the same call already."""
         held, most = self._by_caller.get(caller, 0), self.most_of_one
         if self.bytes + size > self.most and self.bytes > own:
             most = _LEAST
@@ -58,7 +58,7 @@ class Shares:
         self.none.clear()
 
     def remove(self, caller: Caller, size: int) -> None:
-        """Holds bytes no longer that were added."""
+        """Releases bytes that were added."""
         self.bytes -= size
         self._by_caller[caller] -= size
         if not self._by_caller[caller]:
@@ -68,12 +68,12 @@ class Shares:
 
     @contextmanager
     def holding(self, caller: Caller) -> Iterator[Callable[[int], None]]:
-        """Gives what holds more bytes, each time it is called, until the block ends. It raises as `check` does."""
+        """Yields a function that adds bytes on each call; the block's end releases them. It raises as `check` does."""
         own = 0
 
         def hold(size: int) -> None:
             nonlocal own
-            # A message without fields has no bytes, and nothing would take its caller off the list again.
+            # A message without fields has no bytes: an entry of zero bytes would never be removed again.
             if size:
                 self.add(caller, size, own)
                 own += size
@@ -86,17 +86,17 @@ class Shares:
 
 
 def caller(context: Context) -> Caller:
-    """Who makes the current call: an address, and a tenant."""
+    """The caller of the current call: its peer address, and its tenant."""
     return context.peer(), current().tenant.name
 
 
 def share(counts: Counter[Hashable], who: Hashable, most: int) -> int:
-    """Returns what one may have of so many, beside those that have any."""
+    """Returns one caller's fair share of `most`, among all that have any."""
     return most // (len(counts) + (who not in counts))
 
 
 def subtract(counts: Counter[Hashable], who: Hashable, count: int) -> None:
-    """Takes from what one has. Who has nothing is not among those that share."""
+    """Subtracts from a caller's count. A caller whose count is zero is removed: it does not share."""
     counts[who] -= count
     if not counts[who]:
         del counts[who]

@@ -1,11 +1,11 @@
-"""Who calls, and what they may do: tenants with API keys, from a YAML file that is read again when it changes.
+"""Tenants, their API keys and what they may do, from a YAML file that is read again when it changes.
 
 tenants:
   search: {keys: [sha256:HEX], models: [sentiment, chat], requests_per_second: 50}
 
-Keys are stored as SHA-256 alone: they are long and random, so that a slow hash would protect nothing more. A caller's
-key is hashed, and its hash is looked up: how long that takes tells about the hash of a guess and nothing about a key.
-Neither a caller's key nor what stands under `keys` is ever part of an error or a log line.
+Keys are stored as plain SHA-256: they are long and random, so a slow hash would protect nothing more. A caller's key
+is hashed, and the hash is looked up: the time that takes depends on the hash of a guess and reveals nothing about a
+key. Neither a caller's key nor an entry under `keys` ever appears in an error or a log line.
 """
 
 import hashlib
@@ -28,30 +28,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tenant:
-    """Who holds an API key."""
+    """The holder of an API key."""
 
     name: str
     role: str = "user"  # or "admin"
-    priority: int = 0  # lower goes first; a call can't ask for better
+    priority: int = 0  # lower goes first; a call can't raise its own
     models: Sequence[str] | None = None  # names and aliases it may use; None for all
     adapters: Sequence[str] | None = None  # LoRA adapters it may use; None for all but `others`
     others: Collection[str] = ()  # adapters that other tenants list as theirs
 
     def may_use(self, model: str) -> bool:
-        """Whether it may use a model's name or an alias; with NAME@VERSION, whether it may use NAME."""
+        """Whether the tenant may use a model's name or an alias; with NAME@VERSION, whether it may use NAME."""
         return self.models is None or model.partition("@")[0] in self.models
 
     def may_use_adapter(self, name: str) -> bool:
-        """Whether it may use, and know of, an adapter: its own, or nobody's. Administrators load all of them."""
+        """Whether the tenant may use and see an adapter: one of its own, or one that no tenant lists.
+
+        Administrators load adapters, so they may use all of them.
+        """
         if self.adapters is not None:
             return name in self.adapters
         return self.role == "admin" or name not in self.others
 
 
-# Every caller, where the server has no keys; and every caller of the admin port. No tenant of a file has their names.
+# All callers of a server without keys, and all callers of the admin port. A tenants file can't use these names.
 ANYBODY = Tenant(tenants_file.ANONYMOUS)
 ADMINISTRATOR = Tenant(tenants_file.ADMINISTRATOR, role="admin")
-# Whose copies of calls are: behind every caller's own.
+# The tenant of shadow calls, which go behind all callers' own.
 SHADOW = Tenant(tenants_file.SHADOW, role="admin", priority=1 << 30)
 
 
@@ -61,7 +64,7 @@ def new_key() -> str:
 
 
 def hashed(key: str) -> str:
-    """Returns a key as the tenants file has it."""
+    """Returns a key's hash as the tenants file has it."""
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
@@ -84,8 +87,8 @@ class Tenants:
         return bool(self._by_name)
 
     def authenticate(self, metadata: Mapping[str, str], names: Sequence[str] = ()) -> Tenant:
-        """Returns whose key came with a call: `authorization: Bearer KEY`, or `x-api-key: KEY`, which goes first.
-        Without a key, who is named by the certificate of its connection, which has these names.
+        """Returns the tenant of a call's API key: `authorization: Bearer KEY`, or `x-api-key: KEY`, which takes
+        precedence. Without a key, returns the tenant that `names`, those of the client certificate, belong to.
 
         Raises Unauthenticated.
         """
@@ -120,20 +123,20 @@ class Tenants:
             quota.charge(tokens, self._clock())
 
     def reload_if_changed(self) -> bool:
-        """Reads the file again if it changed; returns whether other tenants are in force now.
+        """Reads the file again if it has changed; returns whether new tenants are in force.
 
-        A file that is missing or wrong changes nothing and is logged once. Calls that run go on as they began. It may
-        run in a thread beside the other methods.
+        A missing or invalid file changes nothing and is logged once. Running calls are not affected. This may run in a
+        thread, concurrently with the other methods.
         """
         seen = stamp(self._path)
         if seen == self._seen:
             return False
-        # Before the file is read: what is written meanwhile is seen next time.
+        # Set before the file is read, so that a change made meanwhile is seen next time.
         self._seen = seen
         try:
             entries = tenants_file.read(self._path, self._path.name)
         except Exception as error:
-            # Whatever is in the file, the next one is read. Only our own errors are known to quote no key.
+            # Any error: the next version of the file must still be read. Only our own errors are known to quote no key.
             reason = str(error) if isinstance(error, UserError) else type(error).__name__
             logger.error("tenants not reloaded, the old ones stay: %s", reason)
             return False

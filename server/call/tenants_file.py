@@ -1,4 +1,4 @@
-"""What a tenants file may say. What stands under `keys` is in no error, whatever it is."""
+"""The settings of a tenants file. Entries under `keys` never appear in an error, whatever they are."""
 
 import hashlib
 import re
@@ -19,15 +19,15 @@ _HASH = re.compile(r"[Ss][Hh][Aa]256:[0-9A-Fa-f]{64}")
 _EMPTY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 _MAKE = "tuneserve key makes a key and its hash"
 _NO_HASHES = "expected a list of sha256:HEX", _MAKE
-# Some ten thousand tenants. Reading them takes seconds.
+# Enough for some ten thousand tenants. Reading that many takes seconds.
 _MOST_BYTES = 4 << 20
-# What callers without a key of a tenant's are called in metrics and log lines.
+# Tenant names in metrics and log lines for calls without a tenant's key.
 ANONYMOUS, ADMINISTRATOR, SHADOW = RESERVED = ("anonymous", "administrator", "shadow")
 
 
 def _tenant_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name in RESERVED:
-        # Not quoted: a key may stand in a name's place.
+        # Not quoted: somebody may have put a key in a name's place.
         raise Refused(
             "a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, and none of "
             + ", ".join(RESERVED)
@@ -50,7 +50,7 @@ def _certificate(name: str) -> str:
     return name
 
 
-# Before pydantic looks at them, so that a key that stands in place of its hash is in no error.
+# Runs before pydantic validates, so that a key in the place of its hash does not appear in an error.
 def _hash_list(hashes: object) -> object:
     if not isinstance(hashes, list):
         raise Refused(*_NO_HASHES)
@@ -72,23 +72,23 @@ _Hash = Annotated[str, BeforeValidator(_hash), matching(_HASH)]
 
 
 class TenantConfig(Settings):
-    """One tenant: how it is known, and what it may do."""
+    """One tenant: how it authenticates, and what it may do."""
 
     keys: Annotated[tuple[_Hash, ...], BeforeValidator(_hash_list)] = Field(
         default=(),
         description="hashes of its API keys, as `tuneserve key` prints them; several, so that a new key can replace an "
-        "old one; may be left out beside `certificates`",
+        "old one; may be left out if there are `certificates`",
     )
     certificates: Annotated[tuple[_Certificate, ...], Listed] = Field(
         default=(),
-        description="names of clients' certificates (SAN: DNS, URI, email), with the server's `tls.client_ca`",
+        description="names of clients' certificates (SAN: DNS, URI, email); needs the server's `tls.client_ca`",
     )
     role: Literal["user", "admin"] = Field(default="user", description="an admin may also change the server's models")
     priority: int = Field(
-        default=0, ge=1 - 2**31, le=2**31 - 1, description="lower goes first; a call can't ask for better"
+        default=0, ge=1 - 2**31, le=2**31 - 1, description="lower goes first; a call can't raise its own"
     )
     models: Annotated[tuple[_ModelName, ...], Listed] | None = Field(
-        default=None, description="models or aliases that it may use, all versions of them; null: every model"
+        default=None, description="models or aliases that it may use, in all versions; null: every model"
     )
     adapters: Texts | None = Field(
         default=None, description="LoRA adapters that it may use; null: those that no other tenant lists"
@@ -100,7 +100,7 @@ class TenantConfig(Settings):
         default=None,
         ge=1,
         le=10**9,
-        description="quota of prompts and completions; what is over is made up for; null: unlimited",
+        description="quota of prompt and completion tokens; use beyond it delays later calls; null: unlimited",
     )
 
     @model_validator(mode="after")
@@ -111,9 +111,9 @@ class TenantConfig(Settings):
 
 
 class TenantsFile(Settings):
-    """Who may call, and what: the file that the server's setting `tenants` names."""
+    """Who may call, and which models: the file that the server's setting `tenants` names."""
 
-    tenants: Annotated[Mapping[_TenantName, TenantConfig], Named] = Field(description="by their names")
+    tenants: Annotated[Mapping[_TenantName, TenantConfig], Named] = Field(description="tenants by name")
 
     @model_validator(mode="after")
     def _share_nothing(self) -> "TenantsFile":
@@ -124,7 +124,7 @@ class TenantsFile(Settings):
                     raise Refused(f"one of them is a key of {owner}, too", key=f"tenants.{name}.keys")
             for certificate in tenant.certificates:
                 if (owner := owners.setdefault(certificate, name)) != name:
-                    raise Refused(f"{certificate} is one of {owner}'s, too", key=f"tenants.{name}.certificates")
+                    raise Refused(f"{certificate} also belongs to {owner}", key=f"tenants.{name}.certificates")
         return self
 
 
@@ -144,5 +144,5 @@ def read(path: Path, where: str) -> Mapping[str, TenantConfig]:
 
 
 def _without_quotes(text: str | None) -> str:
-    """What a YAML error says, without the parts that it quotes."""
+    """The text of a YAML error, without the parts that it quotes."""
     return re.sub(r"'.*'|\".*\"", "…", text or "")

@@ -1,8 +1,8 @@
-"""OpenTelemetry spans: one for each call of ours, its stages under it, and the engine's own under it, too.
+"""OpenTelemetry spans: one for each call of our services, with its stages and the engine's own spans as children.
 
-The caller's `traceparent` is the parent, and decides whether the call is traced. Attributes say who, which model and
-how many tokens: never a prompt or an output. Nothing of OpenTelemetry is imported before a Tracing is made, and nothing
-of it is made global: the engine has a provider of its own.
+The caller's `traceparent` is the parent, and decides whether the call is traced. Attributes give the tenant, the model
+and the token counts, never a prompt or an output. OpenTelemetry is imported only when a Tracing is made, and nothing is
+registered globally: the engine has a tracer provider of its own.
 """
 
 import logging
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The codes that are the server's fault, by OpenTelemetry's rules for servers; the others leave a span's status unset.
+# Codes that count as server errors by OpenTelemetry's conventions; the others leave a span's status unset.
 _FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
 class Tracing:
-    """Sends spans to a collector, in batches and in a thread. One that is down costs spans, never calls."""
+    """Sends spans to a collector, in batches and in a thread. If the collector is down, spans are lost; calls go on."""
 
     def __init__(self, endpoint: str, service_name: str = "tuneserve") -> None:
         """`endpoint` is OTLP over gRPC; http:// for plain text, https:// for TLS."""
@@ -47,7 +47,7 @@ class Tracing:
         self._spans: dict[int, Span] = {}
 
     def start(self, call: Call, service: str) -> None:
-        """Begins a span as of its call's start, and tells the engine of it by `call.trace`. `end` must follow."""
+        """Begins a span at its call's start, and passes it to the engine in `call.trace`. `end` must follow."""
         span = self._tracer.start_span(
             f"{service}/{call.method}",
             context=self._propagator.extract(call.metadata),
@@ -61,7 +61,7 @@ class Tracing:
         self._spans[id(call)] = span
 
     def end(self, call: Call, code_name: str) -> None:
-        """Ends a call's span, with its stages, if it has one."""
+        """Ends a call's span and records its stages, if it has a span."""
         span = self._spans.pop(id(call), None)
         if span is None:
             return
@@ -74,7 +74,7 @@ class Tracing:
         span.end(end_time=call.now_ns())
 
     def shutdown(self, seconds: float = 5.0) -> None:
-        """Sends what is left, and waits for that only so long. Blocks."""
+        """Sends the remaining spans, waiting at most `seconds`. Blocks."""
         # In a thread, because the library's own limits are half a minute and more.
         thread = threading.Thread(target=self._provider.shutdown, name="tracing-shutdown", daemon=True)
         thread.start()

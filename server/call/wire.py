@@ -1,9 +1,9 @@
 """Messages from bytes and to bytes.
 
-Bytes that are no message of their method's kind, or one of far too many parts, are the caller's fault, and told so:
-gRPC itself would end such a call with UNKNOWN, before anything of ours sees it, without a count or a request id. Before
-a message is made, its fields are counted, since a small one takes a hundred times its bytes in memory. That, making it,
-and making a long answer into bytes are done in turns.
+Bytes that are not a message of the method's type, or a message with far too many fields, get an INVALID_ARGUMENT:
+gRPC itself would end such a call with UNKNOWN before our code sees it, without a metric or a request id. Fields are
+counted before a message is parsed, since a small field takes a hundred times its bytes in memory. Counting, parsing and
+serializing a long answer are done in turns.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,18 +16,18 @@ from google.protobuf.message import DecodeError, Message
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.turns import in_turns, turn
 
-# Fields of a message, those of the messages inside it included.
+# Fields of a message, including those of the messages inside it.
 _MOST_FIELDS = 1 << 16
-# The smallest are two bytes, and take this many in memory.
+# What a field takes in memory; the smallest are two bytes on the wire.
 _FIELD_BYTES = 128
-# Bytes of a list of numbers, which are a byte each and take eight: far more than any model reads token ids.
+# Bytes of a list of numbers, each one byte on the wire and eight in memory: far more token ids than any model reads.
 _MOST_NUMBERS = 1 << 20
 _NO_NUMBERS = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
-# Bytes of a message whose fields are not worth counting.
+# Up to this many bytes, the fields of a message are not worth counting.
 _SMALL = 1 << 10
 # Fields that are counted at once.
 _SOME_FIELDS = 1 << 10
-# Messages in the lists of an answer that are made into bytes at once.
+# Up to this many messages in the lists of an answer, it is serialized at once.
 _FEW = 16
 
 
@@ -35,15 +35,15 @@ Parse: TypeAlias = Callable[[bytes], Any]
 
 
 class Received(NamedTuple):
-    """A message of a stream, and what it takes in memory, in bytes."""
+    """A message of a stream, and its size in memory, in bytes."""
 
     message: Any
     size: int
 
 
 async def size_of(data: bytes, parse: Parse) -> int:
-    """Returns the bytes that a message takes in memory when it is made by `parse`, which is a message's. Raises
-    InvalidInput for one of too many parts.
+    """Returns the bytes that a message takes in memory once parsed. `parse` is its class's method. Raises InvalidInput
+    for a message with too many fields.
     """
     if len(data) <= _SMALL:
         return len(data)
@@ -52,18 +52,18 @@ async def size_of(data: bytes, parse: Parse) -> int:
 
 
 async def readable(data: bytes, parse: Parse) -> Any:
-    """Returns a message made by `parse`. Raises InvalidInput."""
+    """Returns the message that `parse` makes of the bytes. Raises InvalidInput."""
     if len(data) > _SMALL:
         await turn()
     try:
         return parse(data)
     except DecodeError:
-        raise InvalidInput("request", "is not a message of this method's kind") from None
+        raise InvalidInput("request", "is not a message of this method's type") from None
 
 
 async def serialized(message: Message) -> bytes:
-    """Returns a message's bytes; where it has long lists of messages, others have their turn between two of those."""
-    # What made it may have taken long already.
+    """Returns a message's bytes. Between the entries of its long lists of messages, other calls get their turn."""
+    # Making the message may have taken long already.
     await turn()
     if _entries(message) <= _FEW:
         return message.SerializeToString()
@@ -80,7 +80,7 @@ async def serialized(message: Message) -> bytes:
 
 
 def _entries(message: Message) -> int:
-    """How many messages are in its lists, and in those of the messages that it has one of."""
+    """How many messages are in its repeated fields, and in those of its singular message fields."""
     found = 0
     for field, value in message.ListFields():
         if field.message_type is not None and not _is_map(field):
@@ -113,9 +113,7 @@ def _as_varint(value: int) -> bytes:
 
 
 class Messages:
-    """Iterates over a call's messages as the stream itself does: no generator, which somebody would have to close.
-    Raises InvalidInput.
-    """
+    """Iterates over a call's messages. Not a generator, because that would have to be closed. Raises InvalidInput."""
 
     def __init__(self, requests: AsyncIterator[bytes], parse: Parse) -> None:
         self._requests = aiter(requests)
@@ -131,8 +129,9 @@ class Messages:
 
 
 def _counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:
-    """Yields how many fields there are, now and then, and in the end. Of what is no message it says anything, as the
-    parser refuses it. Raises InvalidInput for too many.
+    """Yields the number of fields so far, at intervals and at the end. Raises InvalidInput for too many fields.
+
+    For bytes that are not a message the number means nothing: the parser refuses them.
     """
     inside, fields = [(descriptor, 0, len(data))], 0
     try:
@@ -161,7 +160,7 @@ def _counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:
                 if fields > _MOST_FIELDS:
                     raise InvalidInput("request", f"has too many fields; allowed: {_MOST_FIELDS} in all")
     except IndexError:
-        pass  # cut off, or no number
+        pass  # truncated, or not a varint
     yield fields
 
 
@@ -175,16 +174,16 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise IndexError("more bytes than a number has")
+            raise IndexError("more bytes than a varint has")
 
 
 @cache
 def _messages(descriptor: Descriptor) -> dict[int, Descriptor]:
-    """The kinds of the messages inside one, by field number."""
+    """The types of a message's message fields, by field number."""
     return {field.number: field.message_type for field in descriptor.fields if field.message_type}
 
 
 @cache
 def _numbers(descriptor: Descriptor) -> set[int]:
-    """The numbers of the fields that are lists of numbers."""
+    """The field numbers of the repeated numeric fields."""
     return {field.number for field in descriptor.fields if field.is_repeated and field.cpp_type not in _NO_NUMBERS}
