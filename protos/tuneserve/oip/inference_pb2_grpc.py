@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of model
-    takes and gives.
+    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of
+    model takes and gives.
     """
 
     def __init__(self, channel):
@@ -74,8 +74,8 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of model
-    takes and gives.
+    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of
+    model takes and gives.
     """
 
     def ServerLive(self, request, context):
@@ -86,14 +86,14 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether every model's name leads to a version that answers.
+        """Whether every alias has a version that answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether one model answers; false for one that is not there.
+        """Whether one model answers; false for a model that does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,15 +114,16 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """One answer to one request. A bad tensor is answered with INVALID_ARGUMENT and its name.
+        """One answer to one request. A bad tensor fails the call with INVALID_ARGUMENT and the tensor's name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """Triton's extension: many requests on one stream, each with one or several answers, told apart by their ids.
-        The last answer to each has the parameter `triton_final_response`. An error ends its own request alone.
+        """Triton's extension: many requests on one stream, each with one or several answers that carry the
+        request's id. The last answer to each request has the parameter `triton_final_response`. An error ends only its own
+        request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,8 +176,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of model
-    takes and gives.
+    """A server's models behind one tensor interface. `server/open_inference/service.py` says which tensors each kind of
+    model takes and gives.
     """
 
     @staticmethod

@@ -64,7 +64,7 @@ class ClassificationServiceServicer:
     def Classify(self, request, context):
         """Scores every label for each input, in one call for a whole batch. The answer has one result per input, in
         the inputs' order. A bad input fails the call with INVALID_ARGUMENT and the input's index; FAILED_PRECONDITION
-        when the model classifies no whole texts. A generation model answers for labels that the call brings along
+        when the model is not for classifying whole texts. A generation model chooses from labels that the call gives
         (zero-shot, or few-shot with examples).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -81,7 +81,7 @@ class ClassificationServiceServicer:
     def ClassifyStream(self, request_iterator, context):
         """Many Classify calls on one stream, for pipelines that push small texts. Answers come as they are ready, in any
         order, each with the id of its request. A bad request gets an error in its answer, and the stream goes on. The
-        server takes a bounded number at a time: a caller that writes faster is held back by flow control.
+        server handles a bounded number at a time: flow control slows down a caller that writes faster.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

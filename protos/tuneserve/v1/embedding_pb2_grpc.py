@@ -47,7 +47,7 @@ class EmbeddingServiceServicer:
     """
 
     def Embed(self, request, context):
-        """Embeds each text, in one call for a whole batch. FAILED_PRECONDITION when the model is not an encoder of embeddings.
+        """Embeds each text, in one call for a whole batch. FAILED_PRECONDITION when the model is not an embedding model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Text continued by a generation model. Every call answers FAILED_PRECONDITION when the model is of another task.
+    """Text continued by a generation model. Every call fails with FAILED_PRECONDITION when the model has another task.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Text continued by a generation model. Every call answers FAILED_PRECONDITION when the model is of another task.
+    """Text continued by a generation model. Every call fails with FAILED_PRECONDITION when the model has another task.
     """
 
     def Generate(self, request, context):
@@ -64,8 +64,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """Answers as tokens are made: the first at once, later ones joined while the client is slower than the model.
-        Cancelling the call frees its place in the engine.
+        """Answers as tokens are generated: the first one at once; later ones are joined when the client is slower than the
+        model. Cancelling the call frees its place in the engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +105,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Text continued by a generation model. Every call answers FAILED_PRECONDITION when the model is of another task.
+    """Text continued by a generation model. Every call fails with FAILED_PRECONDITION when the model has another task.
     """
 
     @staticmethod

@@ -79,59 +79,60 @@ class ModelAdminServiceServicer:
     """
 
     def LoadModel(self, request, context):
-        """Begins to load a checkpoint as a version of a model, beside the versions there are, and answers at once: the version
-        is LOADING. ModelService.WatchModel says how that goes, and CancelLoad ends it. One version is loaded at a time, in
-        the order of the calls. When it is READY, the first version of a model gets an alias of the model's name. A version
-        that could not be loaded is FAILED until it is unloaded, or the same checkpoint is loaded again. ALREADY_EXISTS when
-        this very checkpoint is there and not FAILED so; FAILED_PRECONDITION when memory does not allow one more.
+        """Begins to load a checkpoint as a new version of a model, next to its other versions, and answers at once: the
+        version is LOADING. ModelService.WatchModel follows the loading, and CancelLoad ends it. One version is loaded at a
+        time, in the order of the calls. When the first version of a model is READY, it gets an alias of the model's name.
+        A version that could not be loaded stays FAILED until it is unloaded, or the same checkpoint is loaded again.
+        ALREADY_EXISTS when exactly this checkpoint is present and its loading has not failed; FAILED_PRECONDITION when
+        there is not enough memory for one more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelLoad(self, request, context):
-        """Ends the loading of a version, which is gone then. FAILED_PRECONDITION when it is not LOADING, or is so at the
-        server's start.
+        """Cancels the loading of a version and removes the version. FAILED_PRECONDITION when it is not LOADING, or is being
+        loaded at the server's start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it, and while it is LOADING. When
-        the call is given up before the version's own calls ended, the version answers again, as before.
+        """Drains a version and ends its engine. FAILED_PRECONDITION while an alias points at it, and while it is LOADING. If
+        this call is cancelled before the version's running calls have ended, the version goes back to the state it had.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Makes an alias, points it at one version, or splits its calls over several: at once for all later calls, also while
-        a model is being loaded. FAILED_PRECONDITION for a version that is being unloaded, or was not READY yet; ABORTED when the alias is not
-        the one that had the given etag any more.
+        """Creates an alias, points it at one version, or splits its calls over several versions. Takes effect at once for all
+        later calls, even while a model is being loaded. FAILED_PRECONDITION for a version that is being unloaded, or has
+        never been READY; ABORTED when the alias has changed since it had the given etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Takes an alias away, at once for all later calls. NOT_FOUND when there is none of that name; ABORTED when it is not
-        the one that had the given etag any more.
+        """Deletes an alias, at once for all later calls. NOT_FOUND when there is no alias of that name; ABORTED when it has
+        changed since it had the given etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """Loads a LoRA adapter onto a version; calls name it in `adapter`. FAILED_PRECONDITION when the model takes none, or
-        when the name is an alias of several versions.
+        """Loads a LoRA adapter onto a version; calls name it in `adapter`. FAILED_PRECONDITION when the model accepts no
+        adapters, or when the name is an alias of several versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Takes an adapter away; running calls finish with it. FAILED_PRECONDITION when the name is an alias of several
+        """Unloads an adapter; running calls finish with it. FAILED_PRECONDITION when the name is an alias of several
         versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

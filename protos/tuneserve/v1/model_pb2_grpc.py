@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """What the server serves. It is changed by ModelAdminService.
+    """What the server serves. ModelAdminService changes it.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """What the server serves. It is changed by ModelAdminService.
+    """What the server serves. ModelAdminService changes it.
     """
 
     def ListModels(self, request, context):
@@ -69,18 +69,18 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model with its checkpoint: labels, lineage, metrics and limits. Of an alias whose calls are split, every version.
-        NOT_FOUND names the models that the caller may use; PERMISSION_DENIED, whether there is such a model or not, when
-        its key is not for the name.
+        """One model with its checkpoint: labels, lineage, metrics and limits. For an alias that splits its calls, every
+        version. NOT_FOUND names the models that the caller may use. PERMISSION_DENIED when the caller's key may not use
+        the name, whether such a model exists or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchModel(self, request, context):
-        """A version while it is loaded: as it is at once, and again at each change. The stream ends with the first message
-        whose state is not LOADING: FAILED too where CancelLoad ended it, and the version is gone. FAILED_PRECONDITION for
-        an alias of several versions.
+        """Follows the loading of a version: sends its state at once, and again at each change. The stream ends with the first
+        message whose state is not LOADING. That is FAILED, too, when CancelLoad ended the loading and the version is gone.
+        FAILED_PRECONDITION for an alias of several versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """What the server serves. It is changed by ModelAdminService.
+    """What the server serves. ModelAdminService changes it.
     """
 
     @staticmethod
