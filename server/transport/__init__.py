@@ -1,1 +1,1 @@
-"""Ports, connections, and what is around every call."""
+"""Ports and connections, and what wraps every call: acceptance, authentication, interceptor."""

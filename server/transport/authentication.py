@@ -1,4 +1,4 @@
-"""Who makes a call: by its API key, or by the certificate of its connection."""
+"""Identifies the caller of a call: by its API key, or by the client certificate of its connection."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,13 @@ _SAN = "x509_subject_alternative_name"
 
 @dataclass(frozen=True)
 class Authentication:
-    """Of one port: the tenants that may call, and the connections on which nobody has shown a key yet."""
+    """The authentication of one port: its tenants, and the connections that have not shown a key yet."""
 
     tenants: Tenants
     strangers: Strangers
 
     def identify(self, call: Call, context: Context) -> None:
-        """Finds out who makes a call, and takes what it does from that tenant's quota. Raises Unauthenticated."""
+        """Finds the tenant of a call, and charges the call to that tenant's quota. Raises Unauthenticated."""
         call.caller = context.peer().rpartition(":")[0]
         call.names = _names(context) if self.tenants.by_certificate else ()
         call.tenant = self.tenants.authenticate(call.metadata, call.names)
@@ -34,7 +34,7 @@ class Authentication:
         call.admit = partial(self._admit, call)
 
     def _admit(self, call: Call) -> None:
-        """Counts a request against its caller's quota; one whose key was taken away is known no more."""
+        """Counts a request against its caller's quota. Authenticates again: the key may have been revoked."""
         try:
             self.tenants.admit(self.tenants.authenticate(call.metadata, call.names))
         except Overloaded as error:
@@ -43,5 +43,5 @@ class Authentication:
 
 
 def _names(context: Context) -> tuple[str, ...]:
-    """The names of the certificate that the client showed; it was asked for one of the right authority."""
+    """The names in the client's certificate, which TLS has verified against the client CA."""
     return tuple(name.decode(errors="replace") for name in context.auth_context().get(_SAN, ()))

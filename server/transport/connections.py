@@ -1,4 +1,4 @@
-"""Connections to the ports: which sockets an address means, how many there may be, and what gRPC limits of each."""
+"""Connections to the ports: the sockets of an address, the number of connections, and gRPC's limits for each."""
 
 import errno
 import logging
@@ -12,58 +12,58 @@ from tuneserve.server.config import ServerConfig, host_and_port
 logger = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-# Of the ports beside the callers' own: a few connections, always, so that probes and administrators get in.
+# Connections of the admin and health ports: few, but always available, so that probes and administrators get in.
 MOST_BESIDE = 64
-# For a connection to say what it is, TLS and HTTP/2 both.
+# For the handshake of a connection, TLS and HTTP/2.
 _HANDSHAKE_SECONDS = 10.0
 # For the answer to a ping.
 _PING_SECONDS = 20.0
-# A client may send pings of its own so often.
+# The shortest allowed interval between a client's pings.
 _PINGS_EVERY_SECONDS = 5.0
 _METADATA = 4096
-# What the process may have open beside connections to `listen`: models' files, engines, the other ports.
+# Open files kept for everything except connections to `listen`: models' files, engines, the other ports.
 _KEPT_FILES = 256
-# As many as anybody needs, where the system would allow more.
+# The open file limit that we set at most, even if the system allows more.
 _FILES = 1 << 16
 
 
 def options(config: ServerConfig, connections: int) -> list[tuple[str, int]]:
-    """Returns gRPC's own limits, which hold before anything of ours sees a call."""
+    """Returns gRPC's own limits, which apply before our code sees a call."""
     return [
-        # Otherwise a second server would share the port without a word.
+        # Otherwise a second server would silently share the port.
         ("grpc.so_reuseport", 0),
-        # Looked at once a message is whole: `arrivals` bounds what is not.
-        # gRPC's own default; a thousand texts of 512 tokens fit in. `wire` bounds the parts.
+        # Checked once a message is complete: `arrivals` bounds messages that are not. This is gRPC's own default; a
+        # thousand texts of 512 tokens fit. `wire` bounds the number of fields.
         ("grpc.max_receive_message_length", 4 * _MIB),
         ("grpc.max_send_message_length", LARGEST),
-        # Identity alone: a megabyte of gzip may be a gigabyte.
+        # No compression: a megabyte of gzip may decompress to a gigabyte.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_SECONDS)),
-        # Streams that ended, or were reset, count until we have forgotten them: that is what bounds a rapid reset. A
-        # client that keeps to the limit may be refused for it, too: the limit is far above what clients need.
+        # Streams that ended or were reset count until the server has cleaned them up: this bounds a rapid reset attack.
+        # So even a client that respects the limit may be refused; the limit is far above what clients need.
         ("grpc.max_concurrent_streams", config.max_streams),
-        # A key, a trace and its baggage; what is over the first of these is refused now and then. Sent once, a header
-        # can be named again by one byte on each stream.
+        # Enough for a key, a trace and its baggage. Above the first limit gRPC refuses some calls, above the second
+        # all. The limits are low because HPACK can repeat a header with one byte on each stream.
         ("grpc.max_metadata_size", _METADATA),
         ("grpc.absolute_max_metadata_size", 2 * _METADATA),
-        # With it a connection may send 4 MiB that nobody asked for. What is asked for comes as fast without.
+        # With BDP probing a connection may send 4 MiB before any of it is asked for. Throughput is as good without.
         ("grpc.http2.bdp_probe", 0),
-        # A client that is gone is noticed. The second limit is the one that counts where it is longer.
+        # Detects clients that are gone. If the second timeout is longer, it is the one that counts.
         ("grpc.keepalive_time_ms", _ms(config.keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", _ms(_PING_SECONDS)),
         ("grpc.http2.ping_timeout_ms", _ms(_PING_SECONDS)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(_PINGS_EVERY_SECONDS)),
-        # gRPC adds or takes a tenth, so that not all clients come at once. Calls that run may end when they like.
+        # gRPC varies the age by a tenth, so that clients do not all reconnect at once. Running calls may finish.
         ("grpc.max_connection_age_ms", _ms(config.max_connection_age_seconds)),
         ("grpc.max_connection_idle_ms", _ms(config.max_connection_idle_seconds)),
     ]
 
 
 def within_files(wanted: int) -> int:
-    """Returns how many connections `listen` may have, so that files are left for health, metrics and models. Lets the
-    process open as many as the system allows it: what a shell begins with is for programs that use select().
+    """Returns how many connections `listen` may have, so that files are left for health, metrics and models. Raises
+    the process's soft limit on open files first: shells set it low for programs that use select().
     """
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < _FILES:
@@ -77,9 +77,9 @@ def within_files(wanted: int) -> int:
 
 
 def sockets(address: str, key: str) -> list[socket.socket]:
-    """Returns a bound socket for each address that a host has on this machine: localhost has two, often.
+    """Returns a bound socket for each address that a host name has on this machine: localhost often has two.
 
-    Raises UserError naming the setting when another program has the port at one of them, or none can be had.
+    Raises UserError naming the setting if another program uses the port at one of them, or if none can be bound.
     """
     host, port = host_and_port(address)
     bound: list[socket.socket] = []
@@ -97,7 +97,7 @@ def sockets(address: str, key: str) -> list[socket.socket]:
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
-                # A name may have an address of IPv6 where there is no IPv6.
+                # A name may have an IPv6 address on a machine without IPv6.
                 bound.pop().close()
                 refused = error
         if not bound:
@@ -112,7 +112,7 @@ def sockets(address: str, key: str) -> list[socket.socket]:
 
 
 def shown(host: str, port: int) -> str:
-    """Returns HOST:PORT, an address of IPv6 in brackets."""
+    """Returns HOST:PORT, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,7 +1,7 @@
-"""Around every call of ours: who it is from, how long it may run, what is kept of it, and errors turned into statuses.
+"""Wraps every call of our services: its deadline and limits, its metrics, span and log line, and errors as statuses.
 
-A call's message is taken in once its caller is known. Health and reflection, which anybody may call, are in no log
-line and no metric: probes would drown the calls there.
+A call's message is received once its caller is known. Health and reflection, which anybody may call, have no log lines
+and no metrics: probes would drown out the other calls.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ class CallInterceptor:
     shadows: Shadows
     stall_seconds: float
     arrivals: Arrivals
-    reflecting: Arrivals  # whole calls of reflection
+    reflecting: Arrivals  # for whole reflection calls
     departures: Departures
-    requests: Shares  # bytes of those that run
+    requests: Shares  # bytes of running requests
 
     def wrap(self, method: str, handler: Any) -> Any:
-        """Returns the handler that gRPC calls in the place of a method's own; None where there is none."""
+        """Returns the handler that gRPC calls instead of a method's own; None if there is none."""
         if handler is None:
             return None
         if method.startswith(OURS):
@@ -54,7 +54,7 @@ class CallInterceptor:
         return self._reflect(handler) if method.startswith(REFLECTION) else handler
 
     def _wrap(self, handler: Any, name: str) -> Any:
-        # All as streams of requests: gRPC begins to take a message in when it is asked for it.
+        # All methods are registered as request streams, because then gRPC receives a message only when asked for it.
         make = grpc.stream_stream_rpc_method_handler
         if handler.unary_unary:
             answer, make = self._unary(handler, name), grpc.stream_unary_rpc_method_handler
@@ -62,7 +62,8 @@ class CallInterceptor:
             answer = self._stream(handler.unary_stream, "server_stream", name, handler.request_deserializer)
         else:
             answer = self._stream(handler.stream_stream, "bidi_stream", name, handler.request_deserializer)
-        # Bytes come in, and go out: messages are made of them in turns, and so many may wait to be read.
+        # Without (de)serializers, so that parsing and serializing take turns, and the bytes of unread answers are
+        # bounded.
         return make(answer)
 
     def _unary(self, handler: Any, name: str) -> Method:
@@ -81,7 +82,7 @@ class CallInterceptor:
 
     def _stream(self, method: Method, kind: str, name: str, parse: wire.Parse) -> Method:
         async def answer(requests: Any, context: Context) -> None:
-            # The messages are closed here, not by the garbage collector: closing is what frees the engine's slot.
+            # The generator is closed here, not by the garbage collector: closing it frees the engine's slot.
             async with (
                 self._call(kind, name, context) as ended,
                 self._arriving(kind, requests, parse, context) as request,
@@ -100,7 +101,7 @@ class CallInterceptor:
 
     @asynccontextmanager
     async def _arriving(self, kind: str, requests: Any, parse: wire.Parse, context: Context) -> AsyncIterator[Any]:
-        """Gives the request of a call, or all of them, which may come as long as it runs."""
+        """Yields the request of a call; for a stream of requests, an iterator over all of them."""
         if kind == "bidi_stream":
             async with self.arrivals.stream():
                 yield wire.Messages(requests, parse)
@@ -122,7 +123,9 @@ class CallInterceptor:
 
     @asynccontextmanager
     async def _call(self, kind: str, name: str, context: Context) -> AsyncIterator[Callable[[], object]]:
-        """Around a call. Gives what to do when it runs no more, but is not over: it is not waited for as others are."""
+        """Wraps a call. Yields a function to call when its work has ended but the call is not over: a drain then does
+        not wait for it.
+        """
         call = calls.current()
         remaining = context.time_remaining()
         call.begin(name, kind, None if remaining is None else time.monotonic() + remaining)
@@ -147,17 +150,17 @@ class CallInterceptor:
             shown = Unavailable(SHUTS_DOWN) if limit.expired() else error
             ending = failures.ending(shown, failures.status(shown, call), call.request_id)
             code = ending.code
-            # Its frames know it as `shown`: they and all that they know would wait for the collector.
+            # The frames in its traceback refer to it: that cycle would keep them until the garbage collector runs.
             failures.forget_frames(error)
             await context.abort(code, ending.details, (*ending.trailing_metadata, *_measured(call)))
         finally:
-            # Whatever ended it: an answer, an error, a cancellation or a closed generator.
+            # However the call ended: with an answer, an error, a cancellation or a closed generator.
             self.running.end(limit)
             self.records.end(call, code)
 
 
 def _measured(call: calls.Call) -> list[tuple[str, str]]:
-    """The metadata behind an answer: which version gave it, and where its time went."""
+    """Trailing metadata of an answer: the version that gave it, and where its time went."""
     pairs = []
     if call.version:
         pairs.append(("x-model-version", f"{call.model}@{call.version}"))

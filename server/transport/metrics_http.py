@@ -1,6 +1,6 @@
-"""`/metrics` over HTTP, on the event loop: one request a connection, few connections, and none for long.
+"""`/metrics` over HTTP, on the event loop: one request a connection, few connections, each with a short time limit.
 
-Knows nothing of metrics: the page is a WSGI application's, made in a thread of its own.
+Knows nothing of metrics: a WSGI application makes the page, in a thread of its own.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from tuneserve.server.call import failures
 
 logger = logging.getLogger(__name__)
 
-# Of connections. One more hangs up on the oldest: whoever holds them, a page that is asked for at once is there.
+# Connections at once. One more closes the oldest, so that idle connections never keep a scrape out.
 _MOST = 32
-# From a connection's start to its end.
+# The longest life of a connection.
 _SECONDS = 10.0
 _HEAD_BYTES = 8192
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class MetricsServer:
-    """The server of one page, on sockets that are bound."""
+    """An HTTP server for one page, on bound sockets."""
 
     def __init__(self, page: WSGIApplication, sockets: Sequence[socket.socket]) -> None:
         self._page = page
@@ -33,11 +33,11 @@ class MetricsServer:
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="metrics")
 
     async def start(self) -> None:
-        """Listens."""
+        """Starts to listen."""
         self._servers = [await asyncio.start_server(self._serve, sock=one, limit=_HEAD_BYTES) for one in self._sockets]
 
     def close(self) -> None:
-        """Hangs up on everybody."""
+        """Closes all connections."""
         for server in self._servers:
             server.close()
         for one in self._sockets:
@@ -59,9 +59,9 @@ class MetricsServer:
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # it was too slow, too long or not there any more
+            pass  # the client was too slow, sent too much or is gone
         except asyncio.CancelledError:
-            pass  # hung up on: asyncio would log the cancellation as an error
+            pass  # closed by us: asyncio would log the cancellation as an error
         finally:
             del self._serving[task]
             writer.transport.abort()

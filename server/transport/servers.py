@@ -1,4 +1,4 @@
-"""The gRPC ports: which services each of them has."""
+"""The gRPC ports, and the services of each."""
 
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -39,7 +39,7 @@ def public(
     health: Health,
     config: ServerConfig,
 ) -> Server:
-    """Returns the callers' port: everything."""
+    """Returns the server of the callers' port, with all services."""
     options = connections.options(config, connections.within_files(config.max_connections))
     services = _with_models(interceptor, intake, models, operations, health)
     classification = ClassificationService(models)
@@ -62,7 +62,7 @@ def admin(
     health: Health,
     config: ServerConfig,
 ) -> Server:
-    """Returns the administrators' port: models and health."""
+    """Returns the server of the administrators' port, with the services for models and health."""
     options = connections.options(config, connections.MOST_BESIDE)
     services = _with_models(interceptor, intake, models, operations, health)
     _reflect(services, *MODEL_SERVICES, HEALTH_SERVICE)
@@ -70,7 +70,7 @@ def admin(
 
 
 def health_only(health: Health, config: ServerConfig) -> Server:
-    """Returns the probes' port."""
+    """Returns the server of the probes' port, with health alone."""
     options = connections.options(config, connections.MOST_BESIDE)
     services = Services()
     health.servicer.add_to(services)
@@ -78,9 +78,9 @@ def health_only(health: Health, config: ServerConfig) -> Server:
 
 
 def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
-    """Returns where the server listens, as host:port. Raises UserError naming the setting."""
+    """Binds the server to an address, and returns it as host:port. Raises UserError naming the setting."""
     host, port = host_and_port(address)
-    # gRPC is content with one of a name's addresses, and then another program has its port at the others.
+    # gRPC is satisfied with one address of a name, even if another program uses the port at the other addresses.
     for one in connections.sockets(address, key):
         one.close()
     try:

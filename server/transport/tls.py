@@ -1,9 +1,9 @@
 """TLS for the gRPC port: certificate, key and client CA from PEM files that are read again when they change.
 
-gRPC asks at every new connection, before the handshake; connections that are open stay as they are. A new file that
-is missing or wrong, or a certificate whose key is not written yet, leaves the old ones in force.
+gRPC asks for them at every new connection, before the handshake; open connections are not affected. If a new file is
+missing or invalid, or a certificate's new key is not written yet, the old files stay in force.
 
-Keys may be RSA, P-256 or P-384: gRPC's own TLS library speaks no Ed25519 or P-521, and that is not checked here.
+Keys may be RSA, P-256 or P-384: gRPC's own TLS library supports neither Ed25519 nor P-521. That is not checked here.
 """
 
 import logging
@@ -20,7 +20,7 @@ from tuneserve.server.files import stamp
 
 logger = logging.getLogger(__name__)
 
-# A system's whole list of authorities is a tenth of it.
+# A system's whole CA bundle is a tenth of this.
 _MOST_BYTES = 4 << 20
 
 
@@ -38,18 +38,18 @@ def credentials(config: TlsConfig) -> grpc.ServerCredentials:
 
 
 class _Files:
-    """The files of a config, and which state of them was read last."""
+    """The files of a config, and the state in which they were last read."""
 
     def __init__(self, config: TlsConfig) -> None:
         self._config = config
         self._seen: object = None
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns what is new, or None. Called by gRPC, in a thread of its own, one call at a time."""
+        """Returns the new configuration, or None if unchanged. gRPC calls it in a thread, one call at a time."""
         if self._stamps() == self._seen:
             return None
         try:
-            # A log names files without their directories.
+            # Logs name files without their directories.
             configuration = self.read(lambda path: path.name)
         except UserError as error:
             logger.error("TLS files not reloaded, the old ones stay: %s", error)
@@ -58,15 +58,15 @@ class _Files:
         return configuration
 
     def read(self, shown: Callable[[Path], str]) -> grpc.ServerCertificateConfiguration:
-        """Returns what the files hold. Raises UserError naming the key; `shown` is how a file is named."""
-        # Before the files are read: what is written meanwhile is seen next time.
+        """Reads the files. Raises UserError naming the key; `shown` makes the name of a file in an error."""
+        # Set before the files are read, so that a change made meanwhile is seen next time.
         self._seen = self._stamps()
         config = self._config
         certificate = _certificates(config.certificate, "tls.certificate", shown)
         key = _key(config, shown)
         client_ca = _certificates(config.client_ca, "tls.client_ca", shown) if config.client_ca else None
         if self._stamps() != self._seen:
-            # What was checked may not be what was read.
+            # The files that were checked may not be the ones that were read.
             self._seen = None
             raise UserError("tls: the files changed while they were read")
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
@@ -76,7 +76,7 @@ class _Files:
 
 
 def _certificates(path: Path, name: str, shown: Callable[[Path], str]) -> bytes:
-    """Returns the PEM text of one certificate or more."""
+    """Returns the PEM text of one or more certificates."""
     try:
         text = regular.read(path, _MOST_BYTES)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -89,15 +89,15 @@ def _certificates(path: Path, name: str, shown: Callable[[Path], str]) -> bytes:
 
 
 def _key(config: TlsConfig, shown: Callable[[Path], str]) -> bytes:
-    """Returns the PEM text of the key of a certificate that was checked already."""
+    """Returns the PEM text of the key; its certificate was checked before."""
     where = f"tls.key: {shown(config.key)}"
     try:
         text = regular.read(config.key, _MOST_BYTES)
-        # Without a password from us, OpenSSL would ask for that of an encrypted key at the terminal.
+        # Without a password argument, OpenSSL would ask for an encrypted key's password at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.certificate, config.key, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            reason = "not the key of tls.certificate, whose own certificate comes first in its file"
+            reason = "not the key of the first certificate in tls.certificate"
         else:
             reason = "not a PEM key without a password"
         raise UserError(f"{where}: {reason}") from None

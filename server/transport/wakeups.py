@@ -1,10 +1,10 @@
 """An event loop that gRPC can always wake up.
 
-A thread of gRPC's hands events to the loop by a queue, and for each writes a byte to a socket that the loop reads. The
-loop takes one byte each time it comes round, though it handles all events then. The socket has room for some 270 bytes
-on Linux: once it is full, that thread waits, and the loop gets one event each time it comes round, of all ports
-together. Calls are then taken in one by one, tens of milliseconds apart, whoever makes them. So all bytes but the last
-are taken before. (grpcio 1.81, `completion_queue.pyx.pxi`.)
+A gRPC thread puts events for the loop into a queue, and for each event writes a byte to a socket that the loop reads.
+The loop reads one byte an iteration, though it handles all queued events then. On Linux the socket has room for some
+270 bytes: once it is full, the thread blocks, and the loop gets only one event an iteration, for all ports together.
+Calls are then accepted one by one, tens of milliseconds apart, whoever makes them. So this loop first reads all bytes
+but the last. (grpcio 1.81, `completion_queue.pyx.pxi`.)
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 _HANDLER = "_handle_events"
-# Bytes that are looked for at once; what is beyond is there the next time.
+# Bytes that are read at once; the rest are read in the next iteration.
 _MOST = 1 << 10
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """asyncio's own, but for gRPC's socket."""
+    """asyncio's own event loop, except for gRPC's socket."""
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *arguments: Any) -> None:  # type: ignore[override]
         """See asyncio's loop.add_reader."""
@@ -28,7 +28,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def _all_but_one(waked: socket.socket, room: bytearray, callback: Callable[..., Any], *arguments: Any) -> None:
-    # Each event is in the queue before its byte is written, so no byte that is taken here is of an event to come.
+    # Each event is queued before its byte is written, so the bytes read here belong to events that are queued already.
     try:
         waiting = waked.recv_into(room, 0, socket.MSG_PEEK)
     except BlockingIOError:

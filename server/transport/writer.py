@@ -1,4 +1,4 @@
-"""The messages of one stream on their way to its client, who may read nothing."""
+"""Writes the messages of one stream to a client that may not read them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,7 +10,7 @@ from tuneserve.server.call.shares import Context
 
 
 class Writer:
-    """Writes a stream's messages. To be closed with its stream."""
+    """Writes a stream's messages. Must be closed with its stream."""
 
     def __init__(
         self,
@@ -19,22 +19,22 @@ class Writer:
         stall_seconds: float,
         end: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        """`end` ends the stream's work, where its client reads nothing for `stall_seconds`."""
+        """`end` is called to end the stream's work if its client reads nothing for `stall_seconds`."""
         self._context = context
         self._unread = departures.of(context)
         self._seconds = stall_seconds
         self._end = end
         self._loop = asyncio.get_running_loop()
-        self._since: float | None = None  # when the message that waits was written
-        # One for many messages: most are taken at once.
+        self._since: float | None = None  # when the message that now waits was written
+        # One timer for many messages: most messages are read at once.
         self._timer: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes) -> None:
         """Writes a message, and waits until there is room for the next.
 
-        Of a client that reads nothing for too long the work ends at once, and the call once the client has read after
-        all, or is gone: until then gRPC holds the message. Raises Unavailable then.
+        If the client reads nothing for too long, the stream's work is ended at once. The call itself ends when the
+        client has read after all, or is gone: until then gRPC holds the message. Raises Unavailable then.
         """
         size = self._unread.add(len(data))
         self._since = self._loop.time()
@@ -55,7 +55,7 @@ class Writer:
             raise Unavailable(f"the client read nothing for {self._seconds:g} s")
 
     def close(self) -> None:
-        """Watches the client no longer."""
+        """Stops watching the client."""
         if self._timer:
             self._timer.cancel()
 
