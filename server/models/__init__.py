@@ -1,1 +1,1 @@
-"""Served models: their versions, queues, adapters and health, and who may change them."""
+"""Served models: their versions, queues, adapters and health, and what administrators may change."""

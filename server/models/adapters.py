@@ -1,7 +1,8 @@
-"""LoRA adapters: checked, copied to a place of the server's own that is named by their content, and named by callers.
+"""LoRA adapters: each is checked and copied to a directory of the server's own, named by the hash of its content.
 
-vLLM knows an adapter by its name and path, in its prefix cache too, and may read it again at any time. A directory
-that somebody changes under it would give answers from a mixture; a copy named by its hash can't change.
+vLLM identifies an adapter by its name and path, in its prefix cache too, and may read it again at any time. If somebody
+changed the directory meanwhile, answers would come from a mixture of both contents; a copy named by its hash can't
+change.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 class Store:
-    """The server's copies, one a content, each for as long as somebody holds it. Its methods may run in any thread."""
+    """The server's copies of adapters: one for each content, kept while anybody holds it. Thread-safe."""
 
     def __init__(self) -> None:
         self._directory: Path | None = None  # made for the first one
@@ -35,8 +36,8 @@ class Store:
         self._lock = threading.Lock()
 
     def take(self, directory: Path, max_rank: int) -> "Copy":
-        """Copies an adapter. Raises CheckpointError for what is no adapter, or not one that can be served, and
-        StepFailed when the disk is full.
+        """Copies an adapter. Raises CheckpointError if the directory is not an adapter, or not one that can be served,
+        and StepFailed if the disk is full.
         """
         for file in (_CONFIG, _WEIGHTS):
             if not (directory / file).is_file() or (directory / file).is_symlink():
@@ -45,7 +46,7 @@ class Store:
             root = self._root()
             new = Path(tempfile.mkdtemp(dir=root))
             try:
-                # The source is read once: it may be changed meanwhile.
+                # The source is read only once: it may change meanwhile.
                 digest = hashlib.sha256(_copy(directory / _CONFIG, new / _CONFIG).encode())
                 _check((new / _CONFIG).read_bytes(), directory.name, max_rank)
                 digest.update(_copy(directory / _WEIGHTS, new / _WEIGHTS).encode())
@@ -59,14 +60,14 @@ class Store:
                 shutil.rmtree(new, ignore_errors=True)
 
     def release(self, copy: "Copy") -> None:
-        """Deletes a copy that nobody else holds."""
+        """Releases a copy; deletes it if nobody else holds it."""
         with self._lock:
             self._holders[copy.version] -= 1
             if not self._holders[copy.version]:
                 shutil.rmtree(copy.directory, ignore_errors=True)
 
     def close(self) -> None:
-        """Deletes all of them."""
+        """Deletes all copies."""
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -74,27 +75,27 @@ class Store:
         with self._lock:
             if self._directory is None:
                 self._directory = Path(tempfile.mkdtemp(prefix="tuneserve-adapters-"))
-                # Also of a server that ends before it has started.
+                # Deletes the copies even if the server ends before it has started.
                 weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
             return self._directory
 
 
 @dataclass(frozen=True)
 class Copy:
-    """An adapter's content in the store; whoever took it releases it."""
+    """An adapter's content in the store. The code that took it must release it."""
 
     version: str  # 12 hex digits, equal for equal content
     directory: Path
     store: Store
 
     async def release(self) -> None:
-        """See Store.release. Not cut short by a cancelled caller."""
+        """See Store.release. Completes even if its caller is cancelled."""
         await asyncio.shield(asyncio.to_thread(self.store.release, self))
 
 
 @dataclass(eq=False)
 class Adapter:
-    """An adapter that a model can answer with: one object a content, whatever its names and however often loaded."""
+    """An adapter that a model can use: one object for each content, however many names it has."""
 
     copy: Copy
     unused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,12 +111,12 @@ class Adapter:
 
     @property
     def id(self) -> str:
-        """The engine's name for it, never used for other content."""
+        """The adapter's name in the engine; never reused for other content."""
         return f"adapter-{self.version}"
 
     @contextmanager
     def in_use(self) -> Iterator[str]:
-        """Keeps the adapter loaded while the block runs; gives the engine's name for it."""
+        """Keeps the adapter loaded while the block runs; yields its name in the engine."""
         self._calls += 1
         self.unused.clear()
         try:
@@ -127,7 +128,9 @@ class Adapter:
 
 
 class Adapters:
-    """The adapters of one model, by the callers' names. Its engine has those, and the ones that calls still use."""
+    """The adapters of one model, by the names that callers use. The engine also keeps removed ones that calls still
+    use.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, Adapter] = {}
@@ -141,24 +144,24 @@ class Adapters:
 
     @property
     def names(self) -> dict[str, Adapter]:
-        """By name, sorted."""
+        """Adapters by name, sorted."""
         return dict(sorted(self._names.items()))
 
     def prepare(self, name: str, copy: Copy) -> None:
-        """Names an adapter that `start` is to load."""
+        """Adds an adapter that `start` will load."""
         self._names[name] = self._loaded.setdefault(copy.version, Adapter(copy))
         if self._names[name].copy is not copy:
             copy.store.release(copy)
 
     async def start(self, engine: Engine) -> None:
-        """Loads them into a new engine."""
+        """Loads all adapters into a new engine."""
         async with self._one_at_a_time:
             for adapter in self._loaded.values():
                 await engine.load_adapter(adapter.id, adapter.copy.directory)
             self._engine = engine
 
     async def add(self, name: str, copy: Copy) -> None:
-        """Loads an adapter; other content of that name is replaced for later calls. The copy is ours from now on."""
+        """Loads an adapter; it replaces other content of that name for later calls. Takes ownership of the copy."""
         assert self._engine is not None
         adapter = None
         try:
@@ -169,18 +172,18 @@ class Adapters:
                     adapter = self._loaded[copy.version] = Adapter(copy)
                 replaced, self._names[name] = self._names.get(name), adapter
         finally:
-            # Also where its caller gave up while it waited for others that are loaded.
+            # Also if the caller was cancelled while it waited for other adapters to load.
             if adapter is None or adapter.copy is not copy:
                 await copy.release()
         if replaced is not None and replaced is not adapter:
             await self._forget(replaced)
 
     async def remove(self, name: str) -> None:
-        """Takes an adapter's name away, and the adapter once no call uses it."""
+        """Removes an adapter's name at once, and unloads the adapter when no call uses it."""
         await self._forget(self._names.pop(name))
 
     async def close(self) -> None:
-        """Gives up every copy. The engine is gone already."""
+        """Releases every copy. The engine has ended before."""
         for task in self._forgetting:
             task.cancel()
         loaded, self._loaded, self._names = list(self._loaded.values()), {}, {}
@@ -188,7 +191,7 @@ class Adapters:
             await adapter.copy.release()
 
     async def _forget(self, adapter: Adapter) -> None:
-        """Takes out what no name and no call has any longer; also when nobody waits for that any longer."""
+        """Unloads an adapter once it has no name and no call uses it; goes on if its caller is cancelled."""
         task = asyncio.create_task(self._take_out(adapter))
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
@@ -197,12 +200,12 @@ class Adapters:
     async def _take_out(self, adapter: Adapter) -> None:
         await adapter.unused.wait()
         async with self._one_at_a_time:
-            # Named again meanwhile, or taken out by somebody else.
+            # The adapter got a name again meanwhile, or another task has unloaded it.
             if adapter in self._names.values() or self._loaded.get(adapter.version) is not adapter:
                 return
             del self._loaded[adapter.version]
             try:
-                with suppress(EngineFailed):  # nor has a dead one it
+                with suppress(EngineFailed):  # a dead engine has no adapter to unload
                     if self._engine is not None:
                         await self._engine.unload_adapter(adapter.id)
             finally:
@@ -220,7 +223,7 @@ def _copy(source: Path, target: Path) -> str:
 
 
 def _check(content: bytes, name: str, max_rank: int) -> None:
-    """Raises CheckpointError for settings of what can't be served."""
+    """Raises CheckpointError for an adapter_config.json of an adapter that can't be served."""
     try:
         settings = json.loads(content)
         kind, rank = settings["peft_type"], int(settings["r"])

@@ -1,6 +1,6 @@
-"""What an administrator does to a running server: load and unload versions, move aliases, load adapters.
+"""Administrators' operations on a running server: load and unload versions, move aliases, load adapters.
 
-Nothing that answers is touched before what replaces it has answered a warm-up.
+A serving version is not touched before its replacement has answered a warm-up.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _WORD = re.compile(r"[a-z0-9_]{1,32}")
 
 
 class Operations:
-    """The server's models, as an administrator changes them."""
+    """Administrators' operations on the server's models."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Operations:
         return prepared
 
     async def load(self, request: pb.LoadModelRequest) -> Model:
-        """Begins to load a version beside those there are. See ModelAdminService.LoadModel."""
+        """Begins to load a version next to the existing ones. See ModelAdminService.LoadModel."""
         if not config.is_name(request.model):
             raise InvalidInput("model", f"is not a name: {config.A_NAME}")
         path = self._below_root(request.path)
@@ -81,7 +81,7 @@ class Operations:
         return model
 
     async def cancel_load(self, id_: str) -> None:
-        """Ends the loading of a version, NAME@VERSION. See ModelAdminService.CancelLoad."""
+        """Cancels the loading of a version, NAME@VERSION. See ModelAdminService.CancelLoad."""
         await self.loading.cancel(self._models.by_id("model", id_))
 
     async def unload(self, id_: str) -> None:
@@ -104,16 +104,16 @@ class Operations:
         return to_proto(alias.name, route)
 
     async def delete_alias(self, name: str, etag: str, unload_unused: bool) -> None:
-        """Takes an alias away. See ModelAdminService.DeleteAlias."""
+        """Deletes an alias. See ModelAdminService.DeleteAlias."""
         if self._models.route(name) is None:
             raise NotFound("alias", name, list(self._models.routes))
         await self._move(name, etag, None, unload_unused)
 
     async def _move(self, name: str, etag: str, route: Route | None, unload_unused: bool) -> None:
-        # At once, whatever is being loaded meanwhile: this is how a bad version is taken back.
+        # Takes effect at once, even while a model is being loaded: this is how a bad version is rolled back.
         before = self._models.route(name)
         if etag and etag != (to_proto(name, before).etag if before else ""):
-            raise Changed(f"alias {name} is not what it was when it had that etag; look at it again")
+            raise Changed(f"alias {name} has changed since it had that etag; read it again")
         self._models.set_route(name, route)
         await self._health.publish()
         logger.info("alias %s: %s", name, "moved" if route else "removed")
@@ -133,7 +133,7 @@ class Operations:
             raise
         except StepFailed as error:
             raise WrongState(
-                "the server's disk for adapters is full: free some, or give it another TMPDIR", "DISK_FULL"
+                "the server's disk for adapters is full: free some space, or set another TMPDIR", "DISK_FULL"
             ) from error
         except UserError as error:
             raise InvalidInput("path", _public(error, directory)) from error
@@ -145,14 +145,14 @@ class Operations:
             self._store.release(taking.result())
 
     def close(self) -> None:
-        """Removes the copies of adapters."""
+        """Deletes the copies of adapters."""
         self._store.close()
 
     async def _unload(self, models: Sequence[Model]) -> None:
         ids = {model.id for model in models}
         self._leaving |= ids
         try:
-            # Whatever becomes of one, the others are leaving until they have left.
+            # If one of them fails, the others still count as leaving until they are unloaded.
             ended = await asyncio.gather(*map(self._drain_and_end, models), return_exceptions=True)
         finally:
             self._leaving -= ids
@@ -201,7 +201,7 @@ class Operations:
         return model
 
     def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
-        """The settings of the model's latest version, changed by the request's."""
+        """Returns the settings of the model's latest version, overridden by the request's."""
         given = {field.name: value for field, value in request.settings.ListFields()}
         if "redact" in given:
             given["redact"] = list(request.settings.redact.kinds)
@@ -216,7 +216,7 @@ class Operations:
             raise InvalidInput("settings.engine.kv_cache_dtype", "is not a type, such as auto or fp8")
         latest = self._models.latest(request.model)
         base = latest.config if latest else ModelConfig(path=path)
-        # Without adapters: those of the file are the file's version's.
+        # Without adapters: those in the server's file belong to the version in the file.
         values = {**base.model_dump(), **_chosen(given), "engine": {**base.engine, **engine}, "adapters": {}}
         return settings.build(ModelConfig, {**values, "path": str(path)}, "settings")
 
@@ -241,7 +241,7 @@ def _check_is_new(field: str, model: Model, targets: Sequence[tuple[Model, int]]
 
 
 def _public(error: UserError, path: Path) -> str:
-    """An error's text without the path of what was to be loaded."""
+    """Returns an error's text without the path of the checkpoint or adapter."""
     text = str(error)
     for shown in (str(path), path.name):
         text = text.replace(f"{shown}/", "").removeprefix(f"{shown}: ")
@@ -249,12 +249,12 @@ def _public(error: UserError, path: Path) -> str:
 
 
 def _check_word(field: str, word: str, allowed: Iterable[str]) -> None:
-    """Not by the settings' own check, whose error repeats the word."""
+    """Raises InvalidInput. The settings' own check is not used, because its error repeats the word."""
     if word not in allowed:
-        raise InvalidInput(field, f"is none of {', '.join(allowed)}")
+        raise InvalidInput(field, f"is not one of {', '.join(allowed)}")
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:
-    """With 0, or "", for what is then chosen from the checkpoint and the machine, as null is in the server's file."""
+    """Turns 0 and "" into None where null in the server's file means: choose from the checkpoint and the machine."""
     chosen = {key for key, field in ModelConfig.model_fields.items() if field.default is None}
     return {key: None if value in (0, "") and key in chosen else value for key, value in given.items()}

@@ -1,9 +1,10 @@
-"""Who comes in and who goes next: the bounded queue before one engine.
+"""Admission and order of calls: the bounded queue in front of one engine.
 
-A call comes in through `enter`, which turns it away at once when the queue is full or the wait would be too long. Each
-of its requests to the engine then waits for its turn: by priority, and within one, callers in turns. The engine is
-given as many sequences as it runs in a step, so that what waits, waits here: where its deadline, its priority and its
-cancellation count. One caller may fill the queue while it is alone; it is full for nobody who has less than a share.
+A call is admitted through `enter`, which rejects it at once when the queue is full or the wait would be too long. Each
+of its requests to the engine then waits for its turn: by priority, and within a priority, callers take turns. The
+engine is given only as many sequences as it runs in a step, so that requests wait here, where deadlines, priorities and
+cancellations take effect. One caller may fill the queue while it is alone; a caller with less than its share is still
+admitted.
 
 Knows callers, numbers and time; nothing of models or gRPC.
 """
@@ -21,19 +22,20 @@ from tuneserve.server.call.errors import DeadlinePassed, Overloaded
 from tuneserve.server.call.shares import share, subtract
 from tuneserve.server.models.fair_queue import FairQueue, Waiter
 
-# Seconds over which the engine's speed is averaged.
+# Time constant, in seconds, of the average of the engine's speed.
 _MEMORY = 5.0
-# Share of the longest wait that a call may expect and still come in. What it expects is a guess, of an engine that gets
-# slower while many are turned away beside it: with too little to spare, those that come in last wait in vain.
+# A call is admitted if its expected wait is at most this share of the longest wait. The expected wait is an estimate,
+# and the engine gets slower while many calls are rejected: with too little margin, the calls admitted last would wait
+# for nothing.
 _SURE = 0.6
 TOO_LATE = "the deadline passed while the call waited for the engine"
-# How long a caller that was turned away should wait at least, in milliseconds.
+# The shortest retry delay told to a rejected caller, in milliseconds.
 _RETRY_MS = 100
 
 
 @dataclass(eq=False)
 class Entry:
-    """A call that is in. Until its first turn it counts among those that wait: its texts are being tokenized."""
+    """A call that was admitted. Until its first request it counts as waiting: its texts are being tokenized."""
 
     caller: Hashable
     priority: int
@@ -54,11 +56,11 @@ class Admission:
         rejected: Callable[[str], object] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`slots` sequences run at a time; at most `max_calls` calls are in, `max_tokens` tokens wait, and no call
-        waits for longer than `max_wait` seconds. `rejected` is told the reason of each that was turned away.
+        """`slots` sequences run at a time. At most `max_calls` calls are admitted, `max_tokens` tokens wait, and no
+        call waits for longer than `max_wait` seconds. `rejected` is called with the reason of each rejection.
 
-        Where several callers share the queue, who has less than a share is let in beyond that: up to twice as many
-        calls, and the tokens of a share, or of one call.
+        When several callers share the queue, a caller with less than its share is admitted beyond these limits: up to
+        twice as many calls, and the tokens of its share, or of one request.
         """
         self.calls = 0
         self.running = 0
@@ -74,26 +76,27 @@ class Admission:
         self._clock = clock
         self._queue = FairQueue()
         self._calls_of: Counter[Hashable] = Counter()
-        self._tokens_of: Counter[Hashable] = Counter()  # that wait
-        # What `expected_wait` counts, by priority and caller: sequences of those that wait, and calls that come.
+        self._tokens_of: Counter[Hashable] = Counter()  # waiting tokens
+        # Counts for `expected_wait`, by priority and caller: waiting sequences, and admitted calls before their first
+        # request.
         self._ahead: dict[int, Counter[Hashable]] = {}
         self._speed = _Speed()
 
     @property
     def waiting(self) -> int:
-        """Requests to the engine that wait."""
+        """The number of waiting requests to the engine."""
         return len(self._queue)
 
     @contextmanager
     def enter(self, priority: int = 0) -> Iterator[Entry]:
-        """Holds a call's place. Raises Overloaded at once when there is none."""
+        """Holds a call's place in the queue. Raises Overloaded at once if there is none."""
         entry = Entry(turns.caller(), priority)
         more = self._calls_of[entry.caller] + 1 > share(self._calls_of, entry.caller, self._max_calls)
         if self.calls >= self._max_calls * (1 if more else 2):
             raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
         expected = self.expected_wait(priority)
         if expected > _SURE * self._max_wait:
-            what = f"a queue of about {expected:.1f} s, at a longest wait of {self._max_wait:g} s"
+            what = f"a queue of about {expected:.1f} s; the longest allowed wait is {self._max_wait:g} s"
             raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
         self._count_ahead(priority, entry.caller, 1)
         self.calls += 1
@@ -114,10 +117,10 @@ class Admission:
         tokens: int,
         priority: int = 0,
         entry: Entry | None = None,
-        deadline: float | None = None,  # on the clock
+        deadline: float | None = None,  # in the clock's time
     ) -> None:
-        """Waits until the engine has room; `release` must follow. Raises Overloaded when too much waits already, or for
-        too long; and DeadlinePassed.
+        """Waits until the engine has room; `release` must follow. Raises Overloaded if too many tokens wait already or
+        the wait is too long, and DeadlinePassed.
         """
         if entry:
             self._arrived(entry)
@@ -127,27 +130,27 @@ class Admission:
             await self._wait(sequences, tokens, priority, deadline)
 
     def release(self, sequences: int) -> None:
-        """The engine is through with a request of so many sequences: others have their turns."""
+        """The engine has finished a request of `sequences` sequences: the next requests get their turns."""
         self.running -= sequences
         if self.waiting:
             self._speed.done(sequences, self._clock())
         while self.waiting and self.running < self._slots:
             waiter = self._queue.next()
             self._forget(waiter)
-            # Cancelled: its task has not run yet, or it would be forgotten already.
+            # A cancelled waiter may still be queued: its task has not run since it was cancelled.
             if not waiter.granted.cancelled():
                 self.running += waiter.sequences
                 waiter.granted.set_result(None)
 
     def expected_wait(self, priority: int = 0) -> float:
-        """Seconds that a call of this priority would wait, as fast as the engine has been lately; 0 when unknown."""
+        """Seconds that a call of this priority would wait at the engine's recent speed; 0 when unknown."""
         if not self._speed.per_second:
             return 0.0
         own = self._ahead.get(priority, Counter())[turns.caller()]
         ahead = sum(counts.total() for one, counts in self._ahead.items() if one < priority)
-        # Of its own priority, each caller has as many turns.
+        # Within its own priority, every other caller gets at most as many turns before it.
         ahead += sum(min(count, own + 1) for count in self._ahead.get(priority, Counter()).values())
-        # Those that come will wait only if there is no room for them.
+        # Free slots are used first.
         return max(0, ahead - max(0, self._slots - self.running)) / self._speed.per_second
 
     def _arrived(self, entry: Entry) -> None:
@@ -203,7 +206,7 @@ class Admission:
 
 
 class _Speed:
-    """Sequences that the engine finishes in a second, over the time in which more were waiting."""
+    """Sequences that the engine finishes per second, measured only while more are waiting."""
 
     def __init__(self) -> None:
         self._count = 0.0
@@ -212,16 +215,16 @@ class _Speed:
 
     @property
     def per_second(self) -> float:
-        """0 while too little was seen."""
+        """The rate; 0 while there is too little data."""
         return self._count / self._seconds if self._seconds > 0 and self._count >= 1 else 0.0
 
     def saturated(self, now: float) -> None:
-        """The queue begins. What was seen before the last one ended counts less, the longer that is ago."""
+        """A queue begins to form. Older measurements count less, the longer ago the last queue ended."""
         self._fade(now - self._last)
         self._last = now
 
     def done(self, sequences: int, now: float) -> None:
-        """Sequences ended while others waited."""
+        """Counts sequences that finished while others waited."""
         passed = now - self._last
         self._fade(passed)
         self._count += sequences

@@ -1,8 +1,8 @@
-"""Those that wait for an engine, in the order of their turns: by priority, and within one priority callers have turns
-one after the other, so that one caller's backlog does not delay the others.
+"""A fair queue of requests for an engine: ordered by priority, and within a priority callers take turns, so that one
+caller's backlog does not delay the others.
 
-Next is the caller that was given the fewest sequences since it came; of its own, what has waited longest. Knows nothing
-of time, nor of how much there is room for.
+Next is the caller that has been given the fewest sequences since it joined, and of its requests the oldest. Knows
+nothing of time, nor of the engine's capacity.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-# Lines that nobody stands in any more and may stay in a heap, beside as many as there are others.
+# Empty lines that may stay in the heap, in addition to as many as there are waiting requests, twice.
 _KEPT = 64
 
 
 @dataclass(eq=False)
 class Waiter:
-    """A request to the engine that waits."""
+    """A waiting request to the engine."""
 
     caller: Hashable
     priority: int
@@ -28,7 +28,7 @@ class Waiter:
 
 @dataclass(order=True)
 class _Line:
-    """One caller's, of one priority. Empty, it stays until it would be next, so that what it was given is known."""
+    """One caller's requests of one priority. When empty, it stays until it would be next, to keep its count."""
 
     given: int  # sequences
     order: int
@@ -37,7 +37,7 @@ class _Line:
 
 
 class FairQueue:
-    """Each operation takes time that grows with the logarithm of the number of callers, and with the priorities."""
+    """Each operation takes time logarithmic in the number of callers, and linear in the number of priorities."""
 
     def __init__(self) -> None:
         self._by_priority: dict[int, _Lines] = {}
@@ -47,12 +47,12 @@ class FairQueue:
         return self._length
 
     def add(self, waiter: Waiter) -> None:
-        """Puts one behind the others of its caller and priority."""
+        """Adds a request behind the others of its caller and priority."""
         self._by_priority.setdefault(waiter.priority, _Lines()).add(waiter)
         self._length += 1
 
     def remove(self, waiter: Waiter) -> bool:
-        """Takes out one that gave up. Returns whether it was in."""
+        """Removes a request that no longer waits. Returns whether it was in the queue."""
         lines = self._by_priority.get(waiter.priority)
         if lines is None or not lines.remove(waiter):
             return False
@@ -60,7 +60,7 @@ class FairQueue:
         return True
 
     def next(self) -> Waiter:
-        """Takes out the one whose turn it is, of those that there are."""
+        """Removes and returns the next request. The queue must not be empty."""
         priority = min(self._by_priority)
         waiter = self._by_priority[priority].next()
         self._taken(priority)
@@ -79,13 +79,13 @@ class _Lines:
         self.waiting = 0
         self._lines: dict[Hashable, _Line] = {}
         self._heap: list[_Line] = []
-        self._given = 0  # to the caller that was next last, before it was
+        self._given = 0  # the count of the caller that was served last, before that turn
         self._order = 0
 
     def add(self, waiter: Waiter) -> None:
         line = self._lines.get(waiter.caller)
         if line is None:
-            # As if it had been given as much as the others, and one more: behind those that waited for that long.
+            # A new caller starts one above the count served last: behind callers that have waited at that count.
             self._order += 1
             line = self._lines[waiter.caller] = _Line(self._given + 1, self._order, waiter.caller)
             heapq.heappush(self._heap, line)

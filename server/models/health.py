@@ -1,10 +1,10 @@
-"""What grpc.health.v1 says: per service, per alias and for the whole server.
+"""The health service, grpc.health.v1: status per service, per alias and for the whole server.
 
-An alias serves while one of its versions answers: its calls go there then. A service serves while one of its aliases
-does, and the server while any does: an engine that fails takes no other model out of service. At start none of them
-serves before each model was warmed up.
+An alias is SERVING while one of its versions answers: its calls then go to that version. A service is SERVING while one
+of its aliases is, and the server while any alias is: a failed engine takes no other model out of service. At the start
+nothing is SERVING before every model is warmed up.
 
-Anybody may ask, without a key: what is asked is short, soon here, and a connection can watch only so many names.
+Anybody may ask, without a key. So requests must be short and arrive soon, and a connection can watch only a few names.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ MODEL_SERVICES = (
 )
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-# Of a request: the names that there are have less.
+# Bytes of a request: all valid names are shorter.
 _MOST_BYTES = 1024
 _MOST_SLOW, _SLOW_SECONDS = 8, 2.0
-# Of one connection. A client that watches for each of its channels has a connection for each of them, too.
+# Watches on one connection. A client that watches once per channel has one connection per channel, too.
 _MOST_WATCHES = 32
 _RETRY_MS = 1000
 
@@ -41,16 +41,16 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Health:
-    """The health service, kept in step with the models."""
+    """The health service, kept up to date with the models."""
 
     def __init__(self, models: Models, names: bool = True) -> None:
-        """`names` tells anybody the state of `models/ALIAS`, and with it which aliases there are."""
+        """With `names`, anybody can ask for `models/ALIAS`, and so learn which aliases exist."""
         self.servicer = _Servicer()
         self._models = models
         self._names = names
 
     async def publish(self) -> None:
-        """Tells the watchers how the models are now."""
+        """Publishes the present state of the models to all watchers."""
         routes = self._models.routes
         of_service: dict[str, list[Route]] = {task.service: [] for task in TASKS.values()}
         for route in routes.values():
@@ -61,7 +61,7 @@ class Health:
         self.servicer.show({"": _any_serves(routes.values()), **dict.fromkeys(MODEL_SERVICES, True), **serving})
 
     async def drain(self) -> None:
-        """Says NOT_SERVING for good."""
+        """Reports NOT_SERVING from now on."""
         self.servicer.end()
 
 
@@ -70,22 +70,22 @@ def _any_serves(routes: Collection[Route]) -> bool:
 
 
 class _Servicer:
-    """The states, for whoever asks or watches.
+    """The health servicer.
 
-    Not the library's own: that one has no limits, no way to forget a service, and when one of several watchers of a
-    service leaves, it tells the others nothing any more.
+    The library's own is not used: it has no limits and no way to forget a service, and when one of several watchers of
+    a service leaves, the others get no more updates.
     """
 
     def __init__(self) -> None:
         self._serving: Mapping[str, bool] = {}
-        self._changed = asyncio.Event()  # of this state; the next one has another
+        self._changed = asyncio.Event()  # set when the state changes; each state has its own event
         self._ended = False
         self.arrivals = Arrivals(_MOST_SLOW, _SLOW_SECONDS)
         self._watches: Counter[str] = Counter()  # by connection
 
     def add_to(self, server: Any) -> None:
         """Adds the service to a server."""
-        # As streams of requests, though there is one: gRPC takes it in when it is asked for.
+        # Registered as request streams, because then gRPC receives the one request only when it is asked for it.
         methods: dict[str, Any] = {
             "Check": grpc.stream_unary_rpc_method_handler(self._check, None, _Response.SerializeToString),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch, None, _Response.SerializeToString),
@@ -93,14 +93,14 @@ class _Servicer:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods),))
 
     def show(self, serving: Mapping[str, bool]) -> None:
-        """Replaces all states. A service that is not among them is not known any more."""
+        """Replaces all states. A service that is not among them becomes unknown."""
         if not self._ended:
             self._serving = serving
             self._changed.set()
             self._changed = asyncio.Event()
 
     def end(self) -> None:
-        """No service serves, for good."""
+        """Makes every service NOT_SERVING, for good."""
         self.show(dict.fromkeys(self._serving, False))
         self._ended = True
 
@@ -132,10 +132,10 @@ class _Servicer:
 
 
 def _service(data: bytes) -> str:
-    """Returns whose health is asked for."""
+    """Returns the name of the service that is asked for."""
     if len(data) > _MOST_BYTES:
         raise InvalidInput("request", f"has {len(data)} bytes; allowed: {_MOST_BYTES}")
     try:
         return str(health_pb2.HealthCheckRequest.FromString(data).service)
     except DecodeError:
-        raise InvalidInput("request", "is not a message of this method's kind") from None
+        raise InvalidInput("request", "is not a message of this method's type") from None

@@ -1,6 +1,4 @@
-"""Versions that are loaded while the server runs: in the background, one at a time, until they answer, fail or are
-cancelled.
-"""
+"""Loads versions while the server runs: in the background, one at a time, until each is ready, failed or cancelled."""
 
 import asyncio
 import logging
@@ -20,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Loading:
-    """The versions on their way, and how they end."""
+    """The versions that are being loaded."""
 
     def __init__(self, models: Models, supervisor: Supervisor, health: Health) -> None:
         self._models = models
@@ -30,19 +28,19 @@ class Loading:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, model: Model) -> None:
-        """Loads a model that was prepared, watches it and has it answer. What fails is closed."""
+        """Loads a prepared model, starts to watch it and puts it into service. Closes the model if loading fails."""
         try:
             await self._supervisor.load(model)
         except BaseException:
             await model.close()
             raise
         self._supervisor.watch(model)
-        # Before whoever watches the version hears that it is ready.
+        # Before clients that watch the version are told that it is ready.
         self._models.give_alias(model)
         model.serve()
 
     async def begin(self, model: Model) -> None:
-        """Adds a version that was prepared, and begins to load it. Raises AlreadyLoaded and WrongState."""
+        """Adds a prepared version, and begins to load it. Raises AlreadyLoaded and WrongState."""
         await asyncio.to_thread(memory.check, model.config, model.manifest)
         if there := self._models.same(model):
             if not there.load_failed:
@@ -54,14 +52,14 @@ class Loading:
         task.add_done_callback(lambda task: self._ended(model, task))
 
     async def cancel(self, model: Model) -> None:
-        """Ends the loading of a version, which is gone then. Raises WrongState."""
+        """Cancels the loading of a version and removes the version. Raises WrongState."""
         if (task := self._tasks.get(model.id)) is None:
             raise WrongState(f"{model.id} is not being loaded by LoadModel", "NOT_LOADING", model.id)
         task.cancel()
         await asyncio.wait((task,))
 
     async def stop(self) -> None:
-        """Ends the loading of all versions."""
+        """Cancels the loading of all versions."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -70,7 +68,7 @@ class Loading:
     async def _load(self, model: Model) -> None:
         try:
             async with self._turn:
-                # Those before it may have taken what was free.
+                # Versions loaded before it may have taken the free memory.
                 await asyncio.to_thread(memory.check, model.config, model.manifest)
                 await self.start(model)
             await self._health.publish()
@@ -80,7 +78,7 @@ class Loading:
         except (StepFailed, EngineFailed) as error:
             self._failed(model, "did not start; the server's log says why", error)
         except Exception as error:
-            self._failed(model, "was not started, by a fault of the server; its log says where", error)
+            self._failed(model, "was not started because of an internal error; the server's log says where", error)
 
     def _failed(self, model: Model, what: str, error: Exception) -> None:
         model.failed(what)
@@ -88,7 +86,7 @@ class Loading:
 
     def _ended(self, model: Model, task: asyncio.Task[None]) -> None:
         del self._tasks[model.id]
-        # Also before it began.
+        # Also if the task was cancelled before it began.
         if task.cancelled():
             self._models.remove(model)
             model.failure = "was told to stop loading"

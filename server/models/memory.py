@@ -1,6 +1,6 @@
-"""Whether one more model fits beside those there are, before anything is touched.
+"""Checks, before anything is loaded, whether one more model fits into memory.
 
-An estimate from the checkpoint's size, a little on the safe side; the engine's own start is what decides.
+The check is a slightly conservative estimate from the checkpoint's size; only starting the engine can tell for sure.
 """
 
 import subprocess
@@ -13,19 +13,20 @@ from tuneserve.server.engine.hardware import available_memory, detect
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 _GIB = 1 << 30
-# Code and working memory of an engine's processes, beside weights and KV cache.
+# Code and working memory of an engine's processes, in addition to weights and KV cache.
 _PROCESSES = int(1.5 * _GIB)
 
 
 def check(config: ModelConfig, manifest: pb.Checkpoint) -> None:
-    """Raises WrongState when the model would not fit, saying what it needs and what there is."""
+    """Raises WrongState if the model would not fit, saying how much it needs and how much is free."""
     if has_nvidia_gpu():
         total, free = _gpu_memory()
         needed, where = int(total * config.gpu_memory_utilization), "on the GPU; lower gpu_memory_utilization"
     else:
         hardware = detect(config, manifest)
         cache = hardware.kv_cache_bytes if manifest.task == pb.TASK_GENERATION else 0
-        # A file of 16 bits, computed with in 32. Of a quantized one that is less, but not known from here.
+        # 16-bit weights that are computed with in 32 bits take twice their size; quantized ones less, which is not
+        # known here.
         widened = 2 if hardware.dtype == "float32" and manifest.dtype != "float32" else 1
         needed, free = checkpoint.size_of(manifest) * widened + cache + _PROCESSES, available_memory()
         where = "on this machine"

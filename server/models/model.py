@@ -1,7 +1,7 @@
-"""One version of a model: what it is, whether it answers, and the way through it to its engine.
+"""One version of a model: its checkpoint, its state, and the access to its engine.
 
-A version is loaded, answers until it is drained or its engine dies, and may be loaded again after that. What it does
-not know: names that point at it (`registry.py`) and who watches its engine (`supervisor.py`).
+A version is loaded, answers until it is drained or its engine dies, and may be loaded again after that. It does not
+know the aliases that point at it (`registry.py`), nor the supervisor of its engine (`supervisor.py`).
 """
 
 import asyncio
@@ -31,17 +31,18 @@ from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
 
-# Sequences given to an encoder's engine per one that it runs in a step, so that the next step is ready when one ends.
+# Sequences given to an encoder's engine for each one that it runs in a step, so that the next step is always ready.
 _POOL_AHEAD = 2
-# What a token counts among the bytes of requests: it takes six times as much, with its place and its word, as they do.
+# Bytes that a token adds to the size of a request. With its offset and word it takes six times as much memory; so do a
+# request's other bytes.
 _TOKEN_BYTES = 48
-# Answers that are taken apart in threads at a time.
+# Answers that are parsed in threads at a time.
 _PARSING = 2
 
 
 @dataclass
 class Model:
-    """A version of a model. `engine` and `tokenizer` are there once it was loaded."""
+    """A version of a model. `engine` and `tokenizer` exist once it has been loaded."""
 
     name: str
     config: ModelConfig
@@ -50,16 +51,18 @@ class Model:
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
-    failure: str = ""  # what befell its engine, while another is not ready yet
-    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # turns of answers.Answers
+    failure: str = ""  # why its engine failed, until another one is ready
+    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # limits answers.Answers
     _engine: Engine | None = None
-    _reads: bool = False  # its own files, while the engine has nothing to do
-    _max_length: int = 0  # the engine's; 0 until the first was started
+    _reads: bool = False  # whether the server reads the model's files, while the engine is idle
+    _max_length: int = 0  # the engine's; 0 until the first engine has started
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
     _constraints: Constraints | None = None
     _redactor: Redactor | None = None
-    _shown: asyncio.Event = field(default_factory=asyncio.Event)  # of this state; the next one has another
+    _shown: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # set when the state changes; each state has its own event
 
     @cached_property
     def version(self) -> str:
@@ -104,35 +107,35 @@ class Model:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Whether it answers calls."""
         return self.state == model_pb2.MODEL_STATE_READY
 
     @property
     def load_failed(self) -> bool:
-        """Whether it never answered, and nobody tries to load it any more."""
+        """Whether its first load failed; it is not being tried again."""
         return self._admission is None and self.state == model_pb2.MODEL_STATE_FAILED
 
     def show(self, state: model_pb2.ModelState, step: model_pb2.LoadStep = model_pb2.LOAD_STEP_UNSPECIFIED) -> None:
-        """Is in another state, or takes the next step of its loading. Whoever watches it is told."""
+        """Sets the state, or the step of loading, and notifies the watchers."""
         self.state, self.load_step = state, step
         self._shown.set()
         self._shown = asyncio.Event()
 
     async def watch(self) -> AsyncIterator[model_pb2.Model]:
-        """Yields what it is like, at once and at each change, until it is not loading any more."""
+        """Yields its description, at once and at each change, until it is no longer loading."""
         while True:
             shown, seen = self._shown, self.to_proto()
             yield seen
-            # What it has become meanwhile comes next.
+            # A state that changed meanwhile is yielded next.
             if seen.state != model_pb2.MODEL_STATE_LOADING:
                 return
             await shown.wait()
 
     async def load(self, make_engine: EngineFactory) -> None:
-        """Starts the engine and sends one real request through it. Also after the engine died. `serve` comes next.
+        """Starts the engine and sends one real request through it. Also used after an engine died. `serve` comes next.
 
-        What fails or is cancelled leaves no engine behind. Raises StepFailed where it does not start, and
-        CheckpointError where the files are no longer those of the version that was loaded before.
+        If it fails or is cancelled, no engine is left behind. Raises StepFailed if the engine does not start, and
+        CheckpointError if the files are no longer those of the version that was loaded before.
         """
         started = time.monotonic()
         if self._admission is None:
@@ -159,7 +162,7 @@ class Model:
         self._metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)
 
     def serve(self) -> None:
-        """Answers calls from now on: it was loaded."""
+        """Puts a loaded model into service."""
         self.failure = ""
         self.show(model_pb2.MODEL_STATE_READY)
 
@@ -181,7 +184,7 @@ class Model:
         self._max_length = engine.max_length
         trained = checkpoint.trained_length(self.manifest)
         if 0 < trained < engine.max_length:
-            # A generation model reads more unless told: no reason to worry.
+            # By default a generation model reads more than its trained length: not worth a warning.
             level = logging.WARNING if self.config.max_length else logging.INFO
             text = "%s reads %d tokens; it was trained and measured at %d"
             logger.log(level, text, self.name, engine.max_length, trained)
@@ -209,7 +212,7 @@ class Model:
                 pass
 
     def check_ready(self) -> None:
-        """Raises Unavailable, saying why, while it does not answer."""
+        """Raises Unavailable, with the reason, while the model does not answer."""
         if self.state == model_pb2.MODEL_STATE_FAILED:
             raise Unavailable(self.told)
         if not self.is_ready:
@@ -218,13 +221,13 @@ class Model:
 
     @property
     def told(self) -> str:
-        """What callers are told of an engine that failed; until somebody has looked, only that it did."""
+        """The message for callers about a failed engine; until the supervisor knows more, only that it died."""
         return f"model {self.name!r}: its engine {self.failure or 'died'}"
 
     async def encode(
         self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
     ) -> list[Tokens]:
-        """See Tokenizer.encode; measured as a stage of the call. Raises Overloaded, too, where calls hold much."""
+        """See Tokenizer.encode; measured as a stage of the call. Raises Overloaded if calls hold too much."""
         call = current()
 
         def taken(tokens: int) -> None:
@@ -236,8 +239,8 @@ class Model:
             )
 
     async def redacted(self, request: M, path: str = "") -> Redacted[M]:
-        """Returns a request, or the field of that path, without what the model's settings mask; measured as a stage of
-        the call. Raises InvalidInput.
+        """Returns a request, or the field at that path, with the personal data masked that the model's settings name.
+        Measured as a stage of the call. Raises InvalidInput.
         """
         if self._redactor is None:
             return Redacted(request)
@@ -245,29 +248,31 @@ class Model:
             return await redacted(self._redactor, request, path, self.tokenizer.apart)
 
     def unparsed(self, reason: str) -> None:
-        """An answer is text alone: its parser was slow, or failed."""
+        """Records that an answer is returned as plain text, because its parser was slow or failed."""
         current().metrics.unparsed.labels(self.name).inc()
         logger.warning("model %s: an answer was not taken apart: %s", self.id, reason)
 
     def failed(self, failure: str) -> None:
-        """Goes out of service: the engine is dead, hangs or did not start. Its callers are told `failure`."""
+        """Takes the model out of service: its engine died, hangs or did not start. Callers are told `failure`."""
         self.failure = failure
         self.show(model_pb2.MODEL_STATE_FAILED)
         self._metrics.failed(self.name, self.version)
 
     def cpu_seconds(self) -> Mapping[int, float]:
-        """See seam.Engine; nothing while nobody waits for the engine, or there is none yet."""
+        """See interface.Engine; empty while the engine is idle because the server reads files, or there is no engine
+        yet.
+        """
         return {} if self._engine is None or self._reads else self._engine.cpu_seconds()
 
     async def end_engine(self) -> None:
-        """Ends a dead, hung or unfinished engine's processes, so that another can be started."""
+        """Ends the processes of a dead, hung or unfinished engine, so that another can be started."""
         self.engine.kill()
         await self.engine.close()
 
     async def drain(self, seconds: float) -> bool:
-        """Takes no more calls and waits for those inside. Returns whether all of them ended in time.
+        """Accepts no more calls and waits for the running ones. Returns whether all of them ended in time.
 
-        Cancelled, it leaves the version as it was.
+        If cancelled, it restores the version's previous state.
         """
         before = self.state
         self.show(model_pb2.MODEL_STATE_DRAINING)
@@ -278,7 +283,7 @@ class Model:
         except TimeoutError:
             return False
         except asyncio.CancelledError:
-            # Not over what became of its engine meanwhile.
+            # Unless the state changed meanwhile, because its engine failed.
             if self.state == model_pb2.MODEL_STATE_DRAINING:
                 self.show(before)
             raise
@@ -295,7 +300,7 @@ class Model:
             await self._constraints.close()
 
     def check_takes_adapters(self) -> None:
-        """Raises WrongState when it takes no LoRA adapters, and Unavailable while it does not answer."""
+        """Raises WrongState if the model accepts no LoRA adapters, and Unavailable while it does not answer."""
         if not self.config.max_adapters:
             raise WrongState(
                 f"model {self.name!r} takes no adapters: set max_adapters in its settings", "NO_ADAPTERS", self.name
@@ -303,12 +308,14 @@ class Model:
         self.check_ready()
 
     async def remove_adapter(self, name: str) -> None:
-        """Takes an adapter away once no call uses it. Raises NotFound."""
+        """Unloads an adapter once no call uses it. Raises NotFound."""
         self.adapter(name)
         await self.adapters.remove(name)
 
     def adapter(self, name: str) -> Adapter:
-        """Returns an adapter of the current caller's by its name. Raises NotFound, for others' as for none at all."""
+        """Returns an adapter that the current caller may use, by its name. Raises NotFound, for others' as for none at
+        all.
+        """
         known = self._known_adapters()
         if name not in known:
             raise NotFound("adapter", name, list(known))

@@ -1,4 +1,4 @@
-"""A call's place in a model's queue, and its way from there to the engine."""
+"""A call's place in a model's queue, and its requests from there to the engine."""
 
 import contextlib
 import time
@@ -18,7 +18,7 @@ from tuneserve.server.models.model import Model
 
 @contextmanager
 def admitted(model: Model, priority: int = 0) -> Iterator["Place"]:
-    """Holds one of a model's places for the current call. Raises Overloaded or Unavailable at once."""
+    """Holds a place in a model's queue for the current call. Raises Overloaded or Unavailable at once."""
     model.check_ready()
     call = current()
     priority = max(priority, call.tenant.priority)
@@ -33,14 +33,14 @@ def admitted(model: Model, priority: int = 0) -> Iterator["Place"]:
 
 @dataclass(frozen=True)
 class Place:
-    """A call's place in a model."""
+    """A call's place in a model's queue."""
 
     model: Model
     priority: int
     entry: Entry
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
-        """Waits for a turn and returns what the engine makes of the inputs; see seam.Engine.pool."""
+        """Waits for a turn and returns the engine's output for the inputs; see interface.Engine.pool."""
         tokens = sum(len(one.token_ids) for one in inputs)
         async with self._turn(len(inputs), tokens):
             self._read(tokens)
@@ -55,12 +55,13 @@ class Place:
         adapter: str = "",
         cost: int | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
-        """Waits for a turn and yields what the engine makes of the prompt; see seam.Engine.generate.
+        """Waits for a turn and yields the engine's output for the prompt; see interface.Engine.generate.
 
-        `cost` is counted for all of it, where most of the prompt is in the engine's cache: as tokens read.
+        If given, `cost` is counted as prompt tokens, in place of all tokens read and written: for prompts that are
+        mostly in the engine's prefix cache.
         """
         call, name = current(), self.model.name
-        # Looked up once: tokens come by the thousand.
+        # Looked up once: there may be thousands of tokens.
         written, last = call.metrics.tokens_out.labels(name), 0.0
         first, gap = call.metrics.first_token.labels(name), call.metrics.token_gap.labels(name)
 
@@ -99,12 +100,12 @@ class Place:
             await model.admission.wait(sequences, tokens, self.priority, self.entry, call.deadline)
         try:
             call.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
-            # While calls wait, the event loop may be late to tell them that their time is up.
+            # The event loop may be late to end a wait whose deadline has passed.
             if call.expired():
                 raise DeadlinePassed(TOO_LATE)
             yield
         except EngineFailed as error:
-            error.told = model.told  # its callers, why
+            error.told = model.told  # the reason, for callers
             raise
         finally:
             model.admission.release(sequences)

@@ -1,7 +1,7 @@
-"""Every model of the server: names, versions, and the aliases that callers use.
+"""All models of the server: names, versions, and the aliases that callers use.
 
-A caller's name is an alias first, and NAME@VERSION reaches one version directly. An alias points at one version or
-splits its calls by weight; moving it is one assignment, so every call goes to the old or to the new.
+A name in a call is an alias; NAME@VERSION reaches one version directly. An alias points at one version or splits its
+calls by weight. Moving it is one assignment, so every call goes either to the old target or to the new one.
 """
 
 import hashlib
@@ -29,28 +29,28 @@ class Route:
 
     @property
     def task(self) -> pb.Task:
-        """What it does: all its versions do the same."""
+        """The task, which all its versions share."""
         return self.targets[0][0].manifest.task
 
     @property
     def serves(self) -> bool:
-        """Whether its calls are answered: one version that answers gets those of the others, too."""
+        """Whether its calls are answered: if some versions do not answer, the others get their calls."""
         return any(model.is_ready for model, _ in self.targets)
 
     @property
     def is_loading(self) -> bool:
-        """Whether a version of it has not answered yet, as at the server's start."""
+        """Whether one of its versions is still loading, as at the server's start."""
         return any(model.state == model_pb2.MODEL_STATE_LOADING for model, _ in self.targets)
 
     def choose(self) -> Model:
-        """Returns a target by weight; of those that answer, when some do not."""
+        """Returns a target at random, by weight; only among those that answer, if any do."""
         targets = [target for target in self.targets if target[0].is_ready] or self.targets
         if len(targets) == 1:
             return targets[0][0]
         return random.choices([model for model, _ in targets], [weight for _, weight in targets])[0]
 
     def models(self) -> list[Model]:
-        """Every version it needs, each once."""
+        """Every version that the route uses, each once."""
         needed = [model for model, _ in self.targets] + ([self.shadow] if self.shadow else [])
         return list({model.id: model for model in needed}.values())
 
@@ -76,11 +76,11 @@ class Models:
         self._versions.setdefault(model.name, {})[model.version] = model
 
     def give_alias(self, model: Model) -> None:
-        """Gives a version the alias of its model's name, where no other has it yet."""
+        """Creates the alias of the model's name for a version, unless that alias exists."""
         self._routes.setdefault(model.name, Route([(model, 1)]))
 
     def remove(self, model: Model) -> None:
-        """Takes a version out that no alias points at."""
+        """Removes a version that no alias points at."""
         versions = self._versions[model.name]
         del versions[model.version]
         if not versions:
@@ -114,22 +114,24 @@ class Models:
         return self.version(name, version)
 
     def same(self, model: Model) -> Model | None:
-        """Returns what has this very content under this name, if anything has."""
+        """Returns the version with exactly this content under this name, if there is one."""
         return self._versions.get(model.name, {}).get(model.version)
 
     def latest(self, name: str) -> Model | None:
-        """Returns the version of a model that was added last, if any, and could be loaded."""
+        """Returns the version of a model that was added last, except those that could not be loaded; None if there is
+        none.
+        """
         versions = self._versions.get(name, {}).values()
         return next((model for model in reversed(versions) if not model.load_failed), None)
 
     def route(self, alias: str) -> Route | None:
-        """Where the calls to an alias go, if there is one of that name."""
+        """Returns the route of an alias, or None."""
         return self._routes.get(alias)
 
     def get(self, name: str) -> Model:
-        """Returns the version that a call of the current caller goes to. Raises NotFound or NotAllowed."""
+        """Returns the version that the current call goes to. Raises NotFound or NotAllowed."""
         call = current()
-        # One call goes to one version, however often it is looked up.
+        # A call stays with one version, however often it looks the name up.
         if call.asked == name and (chosen := self._versions.get(call.model, {}).get(call.version)):
             return chosen
         chosen = self._find(name).choose()
@@ -137,7 +139,7 @@ class Models:
         return _noted(chosen)
 
     def all(self, name: str) -> list[Model]:
-        """Returns every version that calls by a name go to, the one with the largest share first. Raises as `get`."""
+        """Returns every version that calls to a name go to, the one with the largest share first. Raises as `get`."""
         targets = sorted(self._find(name).targets, key=lambda target: -target[1])
         _noted(targets[0][0])
         return [model for model, _ in targets]
@@ -147,7 +149,7 @@ class Models:
         targets = self._find(name).targets
         if len(targets) > 1:
             raise WrongState(
-                f"{name} leads to several versions; name one: {', '.join(m.id for m, _ in targets)}",
+                f"{name} is an alias of several versions; name one: {', '.join(m.id for m, _ in targets)}",
                 "SEVERAL_VERSIONS",
                 name,
             )
@@ -156,7 +158,7 @@ class Models:
     def _find(self, name: str) -> Route:
         call = current()
         base, separator, version = name.partition("@")
-        # Before anything else, so that a stranger can't learn which names there are.
+        # Before anything else, so that callers can't find out which other names exist.
         if not call.tenant.may_use(base):
             raise NotAllowed("this API key is not for that model")
         if separator:
@@ -166,7 +168,7 @@ class Models:
         return self._routes[name]
 
     def for_task(self, name: str, *tasks: pb.Task) -> Model:
-        """The same for a call that only models of some tasks answer, and only while they do.
+        """Returns the version as `get` does, for a call that only models of some tasks answer. Checks that it is ready.
 
         Raises InvalidInput, WrongTask or Unavailable, too.
         """
@@ -179,19 +181,19 @@ class Models:
         return model
 
     def aliases(self) -> list[model_pb2.Alias]:
-        """The public description of the routes that the current caller may use."""
+        """Returns the public description of the routes that the current caller may use."""
         return [to_proto(alias, route) for alias, route in self.routes.items() if current().tenant.may_use(alias)]
 
 
 def _noted(model: Model) -> Model:
-    """Tells the current call which version it is about, for its log line and its caller."""
+    """Records the version in the current call, for its log line and its caller."""
     call = current()
     call.model, call.version = model.name, model.version
     return model
 
 
 def to_proto(alias: str, route: Route) -> model_pb2.Alias:
-    """The public description of a route."""
+    """Returns the public description of a route."""
     described = model_pb2.Alias(
         name=alias,
         targets=[model_pb2.AliasTarget(model=model.id, weight=weight) for model, weight in route.targets],

@@ -1,7 +1,7 @@
-"""Shadow traffic: a copy of an alias's unary calls for inference goes to another version, and only whether it agrees is
-counted.
+"""Shadow traffic: copies of an alias's unary inference calls go to another version, and its answers are compared.
 
-The caller never waits for it and never sees it. Copies beyond a bound are dropped, and counted as dropped.
+Only the result of the comparison is counted. The caller never waits for a copy and never sees its answer. Copies beyond
+a bound are dropped, and counted as dropped.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Copies at once, and bytes of their requests.
 _MOST, _MOST_BYTES = 64, 32 << 20
-# What is copied. A copy of another call that names a model could change something, as one of LoadAdapter would.
+# The calls that are copied. A copy of any other call that names a model could change something, such as LoadAdapter.
 _INFERENCE = (
     classification_pb2.ClassifyRequest,
     classification_pb2.ClassifyTokensRequest,
@@ -33,12 +33,12 @@ _INFERENCE = (
 
 
 class Shadows:
-    """The copies under way."""
+    """The shadow calls that are running."""
 
     def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
-        self._unseen = Metrics()  # where copies are counted as calls: only what callers sent is shown
+        self._unseen = Metrics()  # the metrics of shadow calls, never exported
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
 
@@ -57,7 +57,8 @@ class Shadows:
         copy = type(request)()
         copy.CopyFrom(request)
         copy.model = route.shadow.id
-        # A context of its own: what the copy takes is not the caller's. Of the answer, only what is compared is kept.
+        # A context of its own, so that the copy's cost is not charged to the caller. Only the compared part of the
+        # answer is kept.
         comparing = self._compare(method, copy, essence(response), alias, route.shadow)
         task = contextvars.Context().run(asyncio.create_task, comparing)
         self._tasks.add(task)
@@ -65,7 +66,7 @@ class Shadows:
         task.add_done_callback(partial(self._done, size))
 
     async def stop(self) -> None:
-        """Cancels the copies under way."""
+        """Cancels the running shadow calls."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -91,7 +92,7 @@ class Shadows:
 
 
 def essence(response: Any) -> object:
-    """What two answers are compared by: labels, spans, texts or orders, but not the scores' last digits."""
+    """Returns the part of an answer that is compared: labels, spans, texts or order, not scores."""
     if isinstance(response, classification_pb2.ClassifyResponse):
         return [result.labels[0].label if result.labels else None for result in response.results]
     if isinstance(response, classification_pb2.ClassifyTokensResponse):

@@ -1,12 +1,13 @@
-"""Watches every engine, while it is loaded and after that, and starts a dead one again.
+"""Watches every engine, while it is being loaded and after that, and restarts a dead one.
 
-A dead engine says so at the next ping. One that is busy answers only between steps, and a step may take longer than
-`watchdog_seconds` on a slow machine: it is alive as long as its processes compute. One that neither answers nor
-computes for so long hangs: its processes are killed, which makes a dead one of it and ends every call that waits for
-it. One that computes for ever is killed, too, after ten times as long. Other models go on meanwhile.
+A dead engine is noticed at the next ping. A busy engine answers only between steps, and a step may take longer than
+`watchdog_seconds` on a slow machine: the engine counts as alive while its processes use CPU time. An engine that
+neither answers nor computes for `watchdog_seconds` hangs: its processes are killed, which ends every call that waits
+for it, and it is then treated as dead. An engine that computes one step without end is killed after ten times as long.
+Other models keep running meanwhile.
 
-Loading and the warm-up are watched in the same way, with more patience, and have `load_seconds` in all. While the event
-loop itself is held, nothing is known of any engine: its answers are not read.
+Loading and the warm-up are watched in the same way, with more patience, and may take `load_seconds` in all. While the
+event loop itself is blocked, nothing is known of any engine, because its answers are not read.
 """
 
 import asyncio
@@ -24,24 +25,24 @@ from tuneserve.server.models.model import Model
 logger = logging.getLogger(__name__)
 
 _PING_SECONDS = 0.5
-# While an answer is late: looks at the CPU time, in `watchdog_seconds`.
+# While an answer is late: how often the CPU time is checked in `watchdog_seconds`.
 _LOOKS = 10
-# A look that comes after so many times its pause was held up: the event loop is busy, and answers may lie there unread.
+# A check that is late by this factor does not count: the event loop was blocked, and answers may be there unread.
 _HELD = 2
-# A process that uses less of one core does not compute. A blocked engine's uses 0.02: its threads for gloo look for
-# messages all the time. One that computes has all cores, or its share of a crowded machine.
+# A process that uses less than this share of one core does not compute. A blocked engine uses 0.02, because its gloo
+# threads poll for messages. An engine that computes uses all cores, or its share of a busy machine.
 _COMPUTES = 0.1
 # The longest step, in `watchdog_seconds`.
 _LONGEST_STEP = 10
-# While it loads, an engine may give no sign of life for so many times `watchdog_seconds`: no call waits for it, and its
-# processes wait now and then for the server's own, which prepares every model.
+# While it loads, an engine may be silent for this many times `watchdog_seconds`: no call waits for it, and its
+# processes sometimes wait for the server's own process, which prepares every model.
 _PATIENCE = 4
-# Between attempts to start an engine again: doubled each time, from the first to the second.
+# The wait between attempts to restart an engine: doubled each time, from the first value up to the second.
 _BACK_OFF_SECONDS = (1.0, 60.0)
 
 
 class Supervisor:
-    """The tasks that watch, one a model version."""
+    """The watching tasks, one for each model version."""
 
     def __init__(
         self,
@@ -61,20 +62,20 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def load(self, model: Model) -> None:
-        """Loads a model, also again, and ends that when it hangs or takes too long. Raises StepFailed then."""
+        """Loads or reloads a model. Raises StepFailed if that hangs or takes too long; the loading is ended then."""
         loading = asyncio.ensure_future(model.load(self._make_engine))
         try:
             if what := await self._overdue(model, loading, _PATIENCE * self._watchdog_seconds, self._load_seconds):
                 logger.error("model %s: its engine %s while it was loaded", model.id, what)
                 raise StepFailed(f"model {model.id}: its engine {what} while it was loaded")
         finally:
-            # Where it is not done, it ends its engine before it ends.
+            # If loading is not done, cancelling it ends the engine first.
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
         loading.result()
 
     def watch(self, model: Model) -> None:
-        """Begins to watch a model that was loaded."""
+        """Starts to watch a loaded model."""
         self._tasks[model.id] = asyncio.create_task(self._watch(model))
 
     async def forget(self, model: Model) -> None:
@@ -97,7 +98,7 @@ class Supervisor:
             model.failed(f"{what} and {'is being restarted' if self._restarts else 'the server ends'}")
             logger.error("model %s: its engine %s", model.id, model.failure)
             await self._changed()
-            # Also for an engine whose core died alone: its workers would keep the memory.
+            # Needed, too, if only the engine's core process died: its workers would keep their memory.
             await model.end_engine()
             if not self._restarts:
                 self.given_up.set()
@@ -106,7 +107,7 @@ class Supervisor:
             await self._changed()
 
     async def _failure(self, model: Model) -> str:
-        """Returns what befell the engine, once it is dead or has to be killed."""
+        """Returns why the engine failed, once it is dead or has to be killed."""
         while True:
             ping = asyncio.ensure_future(model.engine.ping())
             try:
@@ -123,9 +124,8 @@ class Supervisor:
     async def _overdue(
         self, model: Model, work: "asyncio.Future[Any]", seconds: float, most: float, slow: str = ""
     ) -> str:
-        """Returns nothing when the work is done, or why nobody should wait for it any longer: after `seconds` without
-        a sign of life, and after `most` at the latest. `slow` is logged of an engine that computes for longer than one
-        that hangs may wait.
+        """Waits for the work. Returns "" when it is done, or the reason to give up: no sign of life for `seconds`, or
+        not done after `most` seconds. `slow` is logged once if the engine still computes after `seconds`.
         """
         used = deque[tuple[float, Mapping[int, float]]](maxlen=_LOOKS)
         pause, looks = seconds / _LOOKS, 0
@@ -139,7 +139,7 @@ class Supervisor:
             looks += 1
             used.append((time.monotonic(), model.cpu_seconds()))
             (began, before), (ended, after) = used[0], used[-1]
-            # Without processes, as before the first is started, nobody can tell. One that is new is a sign of life.
+            # Without processes, as before the first one starts, nothing can be told. A new process is a sign of life.
             if looks < _LOOKS or not after or after.keys() - before.keys():
                 continue
             busiest = max(spent - before[process] for process, spent in after.items())

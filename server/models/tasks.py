@@ -1,4 +1,4 @@
-"""What the server knows of each task that a model may be for."""
+"""What the server knows about each task that a model may have."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 class Task:
     """One task."""
 
-    service: str  # with its package, as health names it
-    methods: str  # that answer it
-    pooling: PoolTask | None  # what the engine makes of an input; None where it writes tokens
+    service: str  # full name, as in health
+    methods: str  # the methods that serve it
+    pooling: PoolTask | None  # the engine's pooling task; None for generation
 
 
 _CLASSIFICATION = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name

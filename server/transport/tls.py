@@ -97,7 +97,7 @@ def _key(config: TlsConfig, shown: Callable[[Path], str]) -> bytes:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.certificate, config.key, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            reason = "not the key of the first certificate in tls.certificate"
+            reason = "not the key of tls.certificate; it must match the first certificate in that file"
         else:
             reason = "not a PEM key without a password"
         raise UserError(f"{where}: {reason}") from None

@@ -215,7 +215,7 @@ async def test_a_fault_of_ours_is_a_failure_too(admin, server, monkeypatch, capl
 
     monkeypatch.setattr(server.app.supervisor, "load", broken)
     model = await admin.load("mood", "new")
-    assert "fault of the server" in model.failure
+    assert "internal error" in model.failure
     assert "ValueError at" in caplog.text
     assert "a secret" not in caplog.text
 
