@@ -1,4 +1,4 @@
-"""Checks that several methods make of their requests. Each raises InvalidInput with the field's path."""
+"""Request checks that several methods share. Each raises InvalidInput with the field's path."""
 
 from collections.abc import Container, Sequence
 
@@ -17,17 +17,17 @@ def check_tokens(
     vocab_size: int,
     remedy: str = "shorten it or set TRUNCATION_END",
 ) -> None:
-    """Raises InvalidInput for the first input that the model can't take; for one of more than `max_length` tokens, if
-    there is a limit. `field` has a {} for the index.
+    """Raises InvalidInput for the first input that the model can't read: also if it has more than `max_length` tokens,
+    unless that is None. `field` has a {} for the index.
     """
     for index, one in enumerate(tokens):
         if max_length is not None and one.length > max_length:
-            # Of one that is far too long, nobody counted the tokens.
+            # The tokens of a text that is far too long were not counted.
             known = "is far too long" if one.truncated else f"has {one.length} tokens"
             raise InvalidInput(field.format(index), f"{known}, the model takes {max_length}; {remedy}")
         if not one.length:
-            raise InvalidInput(field.format(index), "has nothing in it that the model reads")
-        # An id without an embedding would take the engine down, with everybody's calls.
+            raise InvalidInput(field.format(index), "contains nothing that the model reads")
+        # An id without an embedding would crash the engine, with all its calls.
         if max(one.encoded.token_ids, default=0) >= vocab_size:
             raise InvalidInput(field.format(index), "has a token that the model does not know")
 
@@ -52,11 +52,11 @@ def check_text(field: str, text: str) -> None:
 
 
 def check_enum(field: str, value: int, known: Container[int]) -> None:
-    """Raises InvalidInput for a value that is not among the known."""
+    """Raises InvalidInput for a value that is not known."""
     if value not in known:
         raise InvalidInput(field, f"is {value}, which this server does not know")
 
 
 def listed(labels: Sequence[str]) -> str:
-    """Returns the first labels, for a message: a status has little room."""
+    """Returns the first labels as text for an error message: a status has little room."""
     return ", ".join([label[:64] for label in labels[:20]] + ["..."] * (len(labels) > 20))

@@ -1,4 +1,4 @@
-"""ClassificationService: convert, engine, convert."""
+"""ClassificationService: converts requests, calls the engine, converts its answers."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
@@ -32,15 +32,16 @@ from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 
-# Requests of one stream that run, or whose answers wait to be read.
+# Requests of one stream that run or whose answers are unread, at most.
 STREAM_AHEAD = 64
-# Tokens whose labels become spans in a thread at a time, some milliseconds' worth; and those that are sooner done here.
+# Tokens that a thread decodes into spans at a time (some milliseconds); and how many are decoded on the event loop,
+# because that is faster.
 _PIECE, _SHORT = 1 << 12, 256
-# Characters of texts that are looked at together before their windows are counted.
+# Characters of texts that are tokenized together before their windows are counted.
 _WINDOWED = 1 << 18
-# Scores that are computed at a time; and bytes of one in the answer, beside its label.
+# Scores computed at a time; and bytes of one score in the answer, without its label.
 _SCORES, _SCORE_BYTES = 1 << 16, 12
-# Bytes of a span in the answer, beside its label and its text: there may be one a token.
+# Bytes of a span in the answer, without its label and text; there may be one span a token.
 _SPAN_BYTES = 24
 
 
@@ -82,7 +83,7 @@ class ClassificationService(ClassificationServiceServicer):
             if explanation:
                 await explanation.add_weights(response.results, scores, shown, scorer.score)
         current().note("output", *(label for label, _ in best))
-        # The labels of a call are no metric's: there is no end to them.
+        # The labels that a call brings are not counted in a metric: their number is unbounded.
         await _count(model, len(texts), [] if question else best)
         response.usage.CopyFrom(scorer.usage)
         return response
@@ -102,7 +103,7 @@ class ClassificationService(ClassificationServiceServicer):
         current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
         response = pb.ClassifyTokensResponse(usage=usage, model_version=model.id)
-        # Half a million spans, kept as objects, take the garbage collector long to go through.
+        # Not kept as span objects: half a million of them take the garbage collector long to traverse.
         labels, sure, noted = list[str](), list[float](), list[str]()
 
         def decode(piece: Sequence[tuple[str, Masked, Tokens, Sequence[windows.Window]]]) -> None:
@@ -158,7 +159,7 @@ class ClassificationService(ClassificationServiceServicer):
         usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
-            # Read once: a message makes a new text of a field each time.
+            # Read once: each access to a field of a message makes a new string.
             query, candidates = seen.request.query, list(seen.request.candidates)
             pairs = [(query, candidate) for candidate in candidates]
             note([query, *candidates])
@@ -167,7 +168,7 @@ class ClassificationService(ClassificationServiceServicer):
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
         scores = convert.probabilities(rows, problem, temperature)
         shown = (rows if request.raw_scores else scores)[:, label]
-        # By what is returned: probabilities may be equal where logits are not.
+        # Sorted by what is returned: probabilities may be equal where logits are not.
         order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]
         return pb.RankResponse(
             results=[pb.RankedCandidate(index=int(index), score=float(shown[index])) for index in order],
@@ -188,7 +189,9 @@ class Classifier:
     async def score(
         self, texts: Sequence[str | tuple[str, str]], field: str, truncate: bool = False
     ) -> list[convert.Result]:
-        """Returns the raw outputs for each text; long ones are cut as the call says, or anyhow with `truncate`."""
+        """Returns the raw outputs for each text. Long texts are handled as the call says; with `truncate` they are
+        truncated.
+        """
         cutting = convert.Cutting(truncate=True) if truncate else self._cutting
         tokens, cuts = await _cut(self._model, cutting, texts, field)
         pieces = [piece.encoded for cut in cuts for piece in cut]
@@ -213,7 +216,7 @@ async def _scores(results: Sequence[convert.Result], shown: convert.Shown) -> ND
 def _added(
     answer: pb.ClassifyResponse, results: Sequence[convert.Result], scores: NDArray[np.float32], shown: convert.Shown
 ) -> Iterator[tuple[str, float]]:
-    """Yields what convert.add_classifications does, some of it at a time."""
+    """Yields as convert.add_classifications does, but converts some results at a time."""
     few = _few(shown)
     for start in range(0, len(results), few):
         yield from convert.add_classifications(answer, results[start : start + few], scores[start : start + few], shown)
@@ -226,14 +229,14 @@ def _few(shown: convert.Shown) -> int:
 async def _cut(
     model: Model, cutting: convert.Cutting, texts: Sequence[str | tuple[str, str]], field: str
 ) -> tuple[list[Tokens], list[list[windows.Window]]]:
-    """Returns the tokens of each text, and its windows: one that shows all of it, unless windows were asked for."""
+    """Returns the tokens and the windows of each text: one window for the whole text, unless windows were asked for."""
     limit = model.engine.max_length
     if cutting.overlap is None:
         whole = await encoded(model, texts, field, truncate=cutting.truncate)
         return whole, [[windows.Window(one.encoded, 0, one.length)] for one in whole]
     tokens: list[Tokens] = []
     most, total = model.config.max_inputs, 0
-    # Piece by piece, and no text further than the windows that are allowed could show.
+    # In pieces, and of each text only as much as the allowed windows could cover.
     for piece in pieces(texts, len, _WINDOWED):
         some = await model.encode(piece, most=most * (limit - cutting.overlap) + cutting.overlap)
         total += sum(windows.count(one, limit, cutting.overlap) for one in some)
@@ -249,7 +252,7 @@ async def _count(model: Model, texts: int, predictions: Iterable[tuple[str, floa
     counts, confidence = Counter[str](), current().metrics.confidence.labels(model.name)
     async for label, score in in_turns(predictions):
         counts[label] += 1
-        # A number that is no probability has no place in the histogram.
+        # Regression outputs outside 0 to 1 are not probabilities and are left out of the histogram.
         if 0 <= score <= 1:
             confidence.observe(score)
     for label, count in counts.items():

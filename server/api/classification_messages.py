@@ -1,6 +1,6 @@
-"""Classification's and embedding's messages to what the engine takes, and back. Every check of their fields is here.
+"""Converts messages of classification and embedding to the engine's inputs, and outputs back. Checks all their fields.
 
-Raises errors.InvalidInput with the field's path. Knows the protos and the seam; does no I/O.
+Raises errors.InvalidInput with the field's path. Knows the protos and the engine's interface; does no I/O.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ _NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION
 
 @dataclass(frozen=True)
 class Cutting:
-    """What to do with a text that is too long: nothing, cut its end, or cut it into windows."""
+    """What to do with a text that is too long: reject it, truncate its end, or split it into windows."""
 
     truncate: bool = False
     overlap: int | None = None  # tokens that windows share; None for no windows
@@ -57,17 +57,17 @@ class Shown:
     problem: checkpoint_pb2.ProblemType
     top_k: int | None = None
     raw: bool = False
-    least: Sequence[float] | None = None  # probability, by label
+    least: Sequence[float] | None = None  # lowest probability shown, by label
     temperature: float = 1.0
 
     def width(self, beside: int) -> int:
-        """Returns about how many bytes one result takes, `beside` the label of each."""
+        """Returns the approximate bytes of one result, with `beside` bytes for each label in addition to its name."""
         shown = len(self.labels) if self.top_k is None else min(self.top_k, len(self.labels))
         return shown * (beside + sum(map(len, self.labels)) // len(self.labels))
 
 
 class Result(NamedTuple):
-    """What the model made of one text: raw outputs, and the text as it saw it."""
+    """The model's raw outputs for one text, and how it read the text."""
 
     raw: NDArray[np.float32]  # (labels,)
     length: int  # tokens
@@ -76,7 +76,7 @@ class Result(NamedTuple):
 
 
 def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str, str]]:
-    """Returns the checked texts of a Classify call; a tuple where there is a second text."""
+    """Returns the checked texts of a Classify call; a tuple if there is a second text."""
     check_count("inputs", len(request.inputs), max_inputs)
     found = [(one.text, one.text_pair) if one.HasField("text_pair") else one.text for one in request.inputs]
     refuse(
@@ -123,7 +123,7 @@ def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: 
 
 
 def truncation(value: common_pb2.Truncation, windows: bool = True) -> bool:
-    """Returns whether a text that is too long loses its end."""
+    """Returns whether texts that are too long are truncated."""
     check_enum("truncation", value, _TRUNCATIONS)
     if value == common_pb2.TRUNCATION_WINDOWS and not windows:
         raise InvalidInput("truncation", _NO_WINDOWS)
@@ -136,7 +136,7 @@ def shown(
     problem: checkpoint_pb2.ProblemType,
     temperature: float = 1.0,
 ) -> Shown:
-    """Returns how results are shown, for a model or a call of these labels."""
+    """Returns how results are shown, for these labels of a model or a call."""
     check_top_k(request)
     check_enum("offset_unit", request.offset_unit, UNITS)
     given = dict(request.thresholds)
@@ -158,14 +158,16 @@ def shown(
 
 
 def problem_of(manifest: checkpoint_pb2.Checkpoint) -> checkpoint_pb2.ProblemType:
-    """Returns how a sequence classifier's outputs become scores: a single one is a yes or no, unless it is a number."""
+    """Returns how a sequence classifier's outputs become scores. A single output is a binary label, unless the model is
+    a regression.
+    """
     if len(manifest.labels) == 1 and manifest.problem_type != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
         return checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL
     return manifest.problem_type
 
 
 def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
-    """Returns the position of the label whose score ranks."""
+    """Returns the index of the label whose score ranks the candidates."""
     check_top_k(request)
     if request.HasField("label"):
         if request.label not in labels:
@@ -179,8 +181,8 @@ def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
 def probabilities(
     logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType, temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """Returns softmax over the last axis of the logits divided by the temperature, or sigmoid of each for multi-label;
-    numbers as they are for regression. Computed in float64.
+    """Returns the softmax, over the last axis, of the logits divided by the temperature; for multi-label the sigmoid of
+    each; for regression the outputs unchanged. Computed in float64.
     """
     _check_numbers(logits)
     scores = logits.astype(np.float64)
@@ -189,31 +191,31 @@ def probabilities(
     if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
         scores = expit(scores)
     elif problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
-        # As SciPy's softmax, in a fifth of its time.
+        # The same as SciPy's softmax, in a fifth of the time.
         scores = np.exp(scores - np.maximum.reduce(scores, axis=-1, keepdims=True))
         scores /= np.add.reduce(scores, axis=-1, keepdims=True)
     return np.asarray(scores, dtype=np.float32)
 
 
 def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
-    """Returns (results, labels), see `probabilities`: all at once, because once costs as much as sixty times."""
+    """Returns (results, labels), see `probabilities`. All at once: sixty results cost no more than one."""
     return probabilities(np.array([result.raw for result in results]), shown.problem, shown.temperature)
 
 
 def add_classifications(
     answer: pb.ClassifyResponse, results: Sequence[Result], scores: NDArray[np.float32], shown: Shown
 ) -> Iterator[tuple[str, float]]:
-    """Adds the best labels of each input to an answer, and yields the one that is best of all with its probability;
-    equal scores stay in the labels' order. `scores` is (results, labels).
+    """Adds the labels of each input to an answer, best first, and yields each input's best label with its probability.
+    Equal scores stay in the labels' order. `scores` is (results, labels).
     """
     order = (-scores).argsort(axis=-1, kind="stable")
     enough = None if shown.least is None else (scores >= np.asarray(shown.least, dtype=np.float32)).tolist()
     values = np.array([result.raw for result in results]) if shown.raw else scores
-    # As Python's own numbers, all at once: one by one NumPy takes longer than what is done with them.
+    # Converted to Python numbers all at once: converting NumPy numbers one by one takes longer than using them.
     rows = zip(results, order.tolist(), scores.tolist(), values.tolist(), strict=True)
     for index, (result, best, row, value) in enumerate(rows):
         kept = best if enough is None else [label for label in best if enough[index][label]]
-        # Made in their places: a message copies those that it is given.
+        # Added in place: assigning a message would copy it.
         one = answer.results.add(token_count=result.length, truncated=result.truncated, windows=result.windows)
         for i in kept[: shown.top_k]:
             one.labels.add(label=shown.labels[i], score=value[i])
@@ -255,13 +257,13 @@ def embedding(
 
 
 def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
-    # A model that overflowed: anything made of it would look like an answer.
+    # The model overflowed: scores made of its outputs would look like an answer.
     if not np.logical_and.reduce(np.isfinite(values), axis=None):
         raise ArithmeticError("the model's outputs contain NaN or infinity")
 
 
 def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:
-    """Raises InvalidInput for a `top_k` of nothing."""
+    """Raises InvalidInput for a `top_k` below 1."""
     if request.HasField("top_k") and request.top_k < 1:
         raise InvalidInput("top_k", f"is {request.top_k}; allowed: 1 or more, or unset for all")
 

@@ -1,4 +1,4 @@
-"""EmbeddingService: convert, engine, convert."""
+"""EmbeddingService: converts requests, calls the engine, converts its answers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""GenerationService: convert, engine, convert."""
+"""GenerationService: converts requests, calls the engine, converts its answers."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -25,7 +25,7 @@ from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceServicer
 
-# Tokens that Tokenize counts, also where the model reads fewer.
+# The most tokens of a Tokenize call, even if the model reads fewer.
 _MOST_TOKENIZED = 1 << 16
 # Bytes of a token, or of a log probability, in an answer.
 _ENTRY_BYTES = 16
@@ -45,9 +45,9 @@ class GenerationService(GenerationServiceServicer):
             return await _answer(place, wish, request.prompt)
 
     async def generate_each(self, request: pb.GenerateRequest, texts: Sequence[str]) -> list[pb.GenerateResponse]:
-        """Answers a request for several texts in place of its prompt: by one version, in one place of its queue.
+        """Answers a request with several texts in place of its prompt: by one version, in one place in its queue.
 
-        What is wrong with one of them ends all, and is named texts[INDEX].
+        An error in one of them ends all; its field is then texts[INDEX].
         """
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         made, most = len(texts) * max(1, request.sampling.n), model.config.max_inputs
@@ -64,7 +64,7 @@ class GenerationService(GenerationServiceServicer):
                         raise
                     raise InvalidInput(f"texts[{index}]", error.description) from error
 
-            # More would wait in the model's queue, where they are in other callers' way.
+            # More would wait in the model's queue and delay other callers.
             return await concurrency.together(one, range(len(texts)), model.engine.max_num_seqs)
 
     async def GenerateStream(
@@ -117,7 +117,7 @@ class GenerationService(GenerationServiceServicer):
 
 @dataclass(frozen=True)
 class _Wish:
-    """What a call asks for, whatever the prompt: checked."""
+    """The checked options of a call, without its prompt."""
 
     model: Model
     params: pb.SamplingParams
@@ -136,7 +136,9 @@ class _Wish:
         return cls(model, params, form, request.adapter)
 
     async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling, Answers]:
-        """Returns what the engine takes, the prompt's ids and the sampling parameters, and what reads its answers."""
+        """Returns the inputs of the engine (the prompt's ids and the sampling parameters), and the reader of its
+        answers.
+        """
         most, chat = self.model.engine.max_length, None
         if prompt.WhichOneof("kind") == "token_ids":
             token_ids = _ready_ids(self.model, prompt, most)
@@ -150,7 +152,7 @@ class _Wish:
         if chat and chat.required is not None:
             form, parsing = await self._required(chat, chat.required), Parsing(RequiredCalls, special_tokens=False)
         elif chat and not form:
-            # What has a form has it as a whole.
+            # With a structured output, the whole answer has that form: nothing to parse.
             parsing = await self._parsing(chat, token_ids)
         sampling = convert.sampling(self.params, form, len(token_ids), most, fragments)
         if parsing and parsing.special_tokens:
@@ -158,9 +160,9 @@ class _Wish:
         return token_ids, sampling, Answers(parsing, self.model.parsing, self.model.unparsed)
 
     async def _required(self, chat: convert.Conversation, name: str) -> StructuredOutput:
-        """Returns the form of an answer that has to call tools."""
+        """Returns the structured output of an answer that must call tools."""
         if self.form:
-            what = "is TOOL_CHOICE_MODE_REQUIRED, which is a form itself; leave sampling.structured_output out"
+            what = "is TOOL_CHOICE_MODE_REQUIRED, which can't be combined with sampling.structured_output"
             raise InvalidInput("prompt.chat.tool_choice.mode", what)
         schema = await self.model.tokenizer.apart(required_calls.schema, chat.tools, name)
         try:
@@ -198,13 +200,13 @@ async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateRe
 
 
 def _entries(sampling: Sampling, prompt_length: int) -> int:
-    """How many tokens and log probabilities an answer may have."""
+    """Returns how many tokens and log probabilities an answer may have."""
     made = sampling.n * sampling.max_tokens * (1 if sampling.logprobs is None else 2 + sampling.logprobs)
     return made + (0 if sampling.prompt_logprobs is None else prompt_length * (1 + sampling.prompt_logprobs))
 
 
 async def _check_bad_words(model: Model, words: Sequence[str]) -> None:
-    # As vLLM reads them: as the beginning of a text, and behind a space.
+    # vLLM bans each word in two forms: at the beginning of a text, and after a space.
     forms = [space + word.lstrip() for word in words for space in ("", " ")]
     if not forms:
         return
@@ -219,7 +221,7 @@ def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:
 
 
 async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Tokens, convert.Conversation | None]:
-    """Returns a text or chat prompt as the text that was tokenized, its tokens, at most so many, and the chat."""
+    """Returns the text of a text or chat prompt, its tokens (at most `most`), and the conversation of a chat."""
     kind, chat = prompt.WhichOneof("kind"), None
     if kind == "text":
         if not prompt.text:
@@ -231,7 +233,7 @@ async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Toke
             text = await _render(model, chat)
     else:
         raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
-    # A template writes the special tokens itself.
+    # A chat template writes the special tokens itself.
     [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
     check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
     note([text])

@@ -1,7 +1,8 @@
-"""Generation's messages to what the engine takes, and back. Every check of their fields is here, but `structured.py`.
+"""Converts messages of generation to the engine's inputs, and outputs back. Checks all their fields, except those of
+structured output (`text/structured_output.py`).
 
-Raises errors.InvalidInput with the field's path, and with numbers, never with a text of the caller's. Knows the
-protos and the seam; does no I/O.
+Raises errors.InvalidInput with the field's path and with numbers, never with the caller's text. Knows the protos and
+the engine's interface; does no I/O.
 """
 
 import math
@@ -34,20 +35,20 @@ _TOOL_CHOICES = (
 _MAX_LOGPROBS = 20
 _MAX_BAD_WORDS = 128
 _MAX_N = 128
-# Every stop string is looked for after every token; every bad word is tokenized.
+# Every stop string is searched for after every token; every bad word is tokenized.
 _MAX_STOPS = 64
 _MAX_TEXT = 1024
-# What vLLM's engine has room for on GPUs: more of them take it down, with everybody's calls. Of stop ids it takes 128,
-# the model's own among them.
+# Limits of vLLM's engine on GPUs: more of them crash it, with all its calls. Its limit for stop ids is 128, which
+# includes the model's own.
 _MAX_STOP_IDS = 64
 _MAX_ALLOWED_IDS = 1024
 _MAX_BIASES = 1024
 MAX_BAD_TOKENS = 1024
-# Values in all the JSON objects of one call, also the ones inside others: turned into Python's on the event loop.
+# Values in all the JSON objects of one call, nested ones included: they are converted on the event loop.
 _MAX_VALUES = 1 << 14
-# Log probabilities of one answer, those of the tokens and of their alternatives: each is several objects. Those of a
-# prompt come from the engine all at once, and vLLM makes their texts on the event loop. For a token that is a part of a
-# character it looks at those before it, which takes four times as long.
+# Log probabilities of one answer, of the tokens and of their alternatives: each takes several objects. Those of a
+# prompt come from the engine all at once, and vLLM decodes their texts on the event loop. For a token that is a part of
+# a character it also decodes the tokens before it, which takes four times as long.
 _MOST_LOGPROBS = 1 << 17
 _MOST_PROMPT_LOGPROBS = 1 << 13
 _FRAGMENT = 4
@@ -55,19 +56,19 @@ _FRAGMENT = 4
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a chat template takes."""
+    """The inputs of a chat template."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
     documents: list[dict[str, Any]]
     arguments: dict[str, Any]
-    open_turn: bool  # of the assistant, after the last message
-    required: str | None  # the tool that must be called, any when empty; none when calls are up to the model
+    open_turn: bool  # whether the assistant's turn is opened after the last message
+    required: str | None  # the tool that must be called (any if empty); None if the model decides
 
 
 def conversation(chat: pb.Chat, limit: int) -> Conversation:
-    """Returns a checked conversation for a model that reads `limit` tokens: what a template writes for each message,
-    and for each value of a JSON object, is one at least.
+    """Returns a checked conversation. `limit`, the tokens that the model reads, also bounds messages and JSON values:
+    a template writes at least one token for each.
     """
     if not chat.messages:
         raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
@@ -97,7 +98,7 @@ def _message(message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, An
     if not message.role:
         raise InvalidInput(f"{where}.role", "is empty; for example user")
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    # Templates ask whether these are there, not what they hold.
+    # Only set if not empty: templates test whether these keys exist.
     if message.tool_calls:
         turn["tool_calls"] = json.objects(message.tool_calls, f"{where}.tool_calls")
     if message.tool_call_id:
@@ -108,18 +109,18 @@ def _message(message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, An
 
 
 class _Json:
-    """The JSON objects of one call, of at most `limit` values in all: counted before they are looked at."""
+    """Converts the JSON objects of one call, with at most `limit` values in all. Counts values before reading them."""
 
     def __init__(self, limit: int) -> None:
         self._limit = self._left = limit
 
     def objects(self, values: Sequence[struct_pb2.Struct], where: str) -> list[dict[str, Any]]:
-        """Returns what a template takes for a list of JSON objects."""
+        """Returns a list of JSON objects in the form that templates expect."""
         self._count(values, where)
         return [self.object(value, f"{where}[{index}]") for index, value in enumerate(values)]
 
     def object(self, value: struct_pb2.Struct, where: str) -> dict[str, Any]:
-        """Returns a JSON object as a template takes it: whole numbers as such, the keys in a fixed order."""
+        """Returns a JSON object in the form that templates expect: whole numbers as int, keys in a fixed order."""
         self._count(value.fields, where)
         return {key: self._plain(value.fields[key], where) for key in sorted(value.fields, key=key_order)}
 
@@ -127,7 +128,7 @@ class _Json:
         kind = value.WhichOneof("kind")
         if kind == "number_value":
             if not math.isfinite(value.number_value):
-                raise InvalidInput(where, f"holds {value.number_value}, which is not JSON")
+                raise InvalidInput(where, f"contains {value.number_value}, which is not JSON")
             return number(value.number_value)
         if kind == "struct_value":
             return self.object(value.struct_value, where)
@@ -139,13 +140,11 @@ class _Json:
     def _count(self, values: Sized, where: str) -> None:
         self._left -= len(values)
         if self._left < 0:
-            raise InvalidInput(
-                where, f"goes beyond the {self._limit} values that a call's JSON objects may have in all"
-            )
+            raise InvalidInput(where, f"exceeds the {self._limit} values that a call's JSON objects may have in all")
 
 
 def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:
-    """Raises InvalidInput for a template argument that would stand in for something of the server's."""
+    """Raises InvalidInput for a template argument that would override one of the server's."""
     taken = sorted(arguments.keys() & set(reserved))
     if taken:
         raise InvalidInput("prompt.chat.template_arguments", f"may not hold {', '.join(taken)}")
@@ -168,8 +167,8 @@ def sampling(
     max_length: int,
     fragments: int = 0,
 ) -> Sampling:
-    """Returns what the engine takes, for params that were checked and a prompt of `prompt_length` tokens, `fragments`
-    of which are parts of characters: that is asked only for `prompt_logprobs`.
+    """Returns the engine's sampling parameters for checked params and a prompt of `prompt_length` tokens. `fragments`
+    of these are only parts of characters, which matters for `prompt_logprobs` alone.
     """
     room = max_length - prompt_length
     if not prompt_length:
@@ -177,7 +176,7 @@ def sampling(
     if room < 1:
         raise InvalidInput(
             "prompt",
-            f"has {prompt_length} tokens, the model takes {max_length} with at least one more to make",
+            f"has {prompt_length} tokens; the model takes {max_length}, with at least one more to generate",
         )
     fields = {field.name: value for field, value in params.ListFields() if field.name != "structured_output"}
     max_tokens = min(fields.get("max_tokens", room), room)
@@ -197,7 +196,7 @@ def sampling(
 
 
 def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> None:
-    """Raises InvalidInput for fields that no prompt could make right."""
+    """Raises InvalidInput for fields that are wrong for any prompt."""
     fields = {field.name: value for field, value in params.ListFields()}
     wrong: list[InvalidInput] = []
 
@@ -240,7 +239,7 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
 
 
 async def completion(delta: Delta) -> pb.Completion:
-    """Returns one completion, or what is new of it."""
+    """Returns one completion, or the new part of it."""
     return pb.Completion(
         index=delta.index,
         text=delta.text,
@@ -285,7 +284,7 @@ def _check_count(field: str, values: Sized, limit: int) -> None:
 
 
 def _check_ids(field: str, ids: Sequence[int], limit: int, vocab_size: int) -> None:
-    """The number comes first: what is allowed is looked at in milliseconds, what is sent may take seconds."""
+    """Checks the count first: allowed numbers of ids are checked in milliseconds, larger ones may take seconds."""
     _check_count(field, ids, limit)
     if min(ids, default=0) < 0 or max(ids, default=0) >= vocab_size:
         index, id_ = next((index, id_) for index, id_ in enumerate(ids) if not 0 <= id_ < vocab_size)

@@ -1,6 +1,6 @@
-"""What a generation model is asked for a label: as a chat by the checkpoint's own template, or as plain text.
+"""Prompts that ask a generation model for a label: a chat by the checkpoint's own template, or plain text.
 
-Also how the model would write each label there, in tokens. Knows the tokenizer, and nothing of the engine.
+Also gives the tokens with which the model would write each label. Knows the tokenizer, and nothing of the engine.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from tuneserve.v1 import classification_pb2 as pb
 MOST_LABELS = 256
 LONGEST_LABEL = 64  # tokens
 _LONGEST_LABEL = 512  # characters
-# No labels of a call make more tokens than this, with what goes around them.
+# More tokens than all labels of a call and the prompt around them can have.
 _NO_LIMIT = 1 << 20
 
 _INSTRUCTION = "Classify the text."
-# What stands for a text and for a label where only what is around them matters.
+# Placeholders for a text and a label, to find out what a template writes around them.
 _TEXT = "text"
 _LABEL = "label"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a call asks of each of its texts."""
+    """The instruction, labels and examples of a call, for each of its texts."""
 
     instruction: str
     labels: Sequence[str]
@@ -55,7 +55,7 @@ class Question:
         for index, example in enumerate(request.examples):
             check_text(f"examples[{index}].text", example.text)
             if example.label not in labels:
-                raise InvalidInput(f"examples[{index}].label", "is none of the labels of the call")
+                raise InvalidInput(f"examples[{index}].label", "is not one of the call's labels")
         if request.HasField("instruction"):
             check_text("instruction", request.instruction)
         for index, one in enumerate(request.inputs):
@@ -70,7 +70,7 @@ class Question:
         )
 
     def messages(self, text: str, system: bool) -> list[dict[str, str]]:
-        """Returns the question as a chat. Where templates know no system, the task goes before the first text."""
+        """Returns the question as a chat. Without a system role, the task goes before the first text."""
         chat = [
             message
             for one, label in self.examples
@@ -91,25 +91,25 @@ class Question:
         return f"{self.instruction}\nAnswer with one of these labels and nothing else: {', '.join(self.labels)}"
 
 
-# For what is around a text and a label.
+# For rendering a template with the placeholders.
 _BARE = Question(_INSTRUCTION, (), ())
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the question is put to one model."""
+    """How the question is written for one model."""
 
     question: Question
     tokenizer: Tokenizer
     chat: bool
     system: bool = False
-    opening: str = ""  # what the model's turn begins with, behind the template's prompt
-    lead: str = " "  # white space between this and the label, which is the label's first token's
+    opening: str = ""  # the beginning of the model's turn, after the template's prompt
+    lead: str = " "  # white space before the label; it belongs to the label's first token
     after: str = "\n"  # what follows the label
 
     @classmethod
     async def of(cls, tokenizer: Tokenizer, question: Question) -> "Form":
-        """Returns the form that the checkpoint's chat template takes; plain text without one, or if it takes none."""
+        """Returns the form that the checkpoint's chat template accepts, or plain text if there is none."""
         for system in (True, False) if tokenizer.has_chat_template else ():
             messages = _BARE.messages(_TEXT, system)
             try:
@@ -119,7 +119,7 @@ class Form:
                 continue
             before, found, after = whole.removeprefix(prompt).partition(_LABEL)
             if not whole.startswith(prompt) or not found:
-                # The label then follows the prompt, and the end token the label.
+                # Assume that the label directly follows the prompt, and the end token the label.
                 before = after = ""
             opening = before.rstrip()
             return cls(question, tokenizer, True, system, opening, before[len(opening) :], after)
@@ -127,7 +127,7 @@ class Form:
 
     async def prompt(self, text: str, most: int) -> Tokens:
         """Returns the tokens before the label, if they are `most` or fewer: see Tokenizer.encode. Raises InvalidInput
-        when the template takes no such chat.
+        if the template refuses the chat.
         """
         try:
             whole = await self._prompt(text)
@@ -137,9 +137,10 @@ class Form:
         return tokens
 
     async def label_tokens(self) -> list[list[int]]:
-        """Returns the ids of each label, and of the token behind it, as they are behind a prompt.
+        """Returns the ids of each label, and of the token after it, as they are after a prompt.
 
-        The prompt's end is all that matters to them: the call's own may be long, and would be tokenized for each label.
+        Only the end of the prompt matters for that, so a short one is used: the call's own may be long, and would be
+        tokenized for each label.
         """
         prompt = await replace(self, question=_BARE)._prompt(_TEXT)
         tails = [f"{self.lead}{label}{self.after}" for label in self.question.labels]
@@ -152,7 +153,8 @@ class Form:
             start, known = before.length, list(before.encoded.token_ids)
             tokens, shift = whole, len(prompt)
             if list(whole.encoded.token_ids[:start]) != known:
-                # The label's beginning would melt into the prompt's end, which is the same for all labels.
+                # The label would share a token with the prompt's end: tokenize it alone, as the prompt is the same for
+                # all labels.
                 [tokens] = await self.tokenizer.encode([tail], special_tokens=False)
                 start = shift = 0
             found.append(self._ids(tokens, start, shift + end))
@@ -164,7 +166,7 @@ class Form:
         return await self.tokenizer.render(self.question.messages(text, self.system), True) + self.opening
 
     def _ids(self, tokens: Tokens, start: int, end: int) -> list[int]:
-        """The ids from `start` to the first token past the place `end`; the end token where there is none."""
+        """Returns the ids from `start` to the first token past the offset `end`, or the end token if there is none."""
         ids: list[int] = []
         for index in range(start, tokens.length):
             ids.append(tokens.encoded.token_ids[index])

@@ -1,4 +1,4 @@
-"""ModelAdminService: what is served is changed, by administrators alone."""
+"""ModelAdminService: changes what is served; only for administrators."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""ModelService: what is served."""
+"""ModelService: describes what is served."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +11,7 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceServicer
 
 
 class ModelService(ModelServiceServicer):
-    """Names, labels, lineage, metrics and limits. Answers while models load, too."""
+    """Names, labels, lineage, metrics and limits. Also answers while models load."""
 
     def __init__(self, models: Models) -> None:
         self._models = models

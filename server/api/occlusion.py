@@ -1,6 +1,6 @@
-"""Which words carry a result: each is taken out in turn, and the model is asked again.
+"""Explains results by occlusion: each word is removed in turn, and the model is asked again.
 
-Words are found in the text as the model would get it, after redaction, and told by their places in the caller's own.
+Words are found in the text that the model gets, after redaction, and reported by their offsets in the caller's text.
 Knows nothing of how the model is asked.
 """
 
@@ -23,24 +23,24 @@ from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 
-# As of `Classifier` and `ZeroShot`: texts, the field they are of, and whether to cut off what is too long.
+# `score` of `Classifier` and `ZeroShot`: takes texts, their field in errors, and whether to truncate long texts.
 Score = Callable[[Sequence[str], str, bool], Awaitable[list[convert.Result]]]
 
-# Characters of a text for each word that may be taken out of it: longer ones are not looked at.
+# Characters of a text for each word that may be removed: longer texts are refused before their words are counted.
 _WORD_LENGTH = 100
 
-# Scripts that put no spaces between words: each character counts as one.
+# Scripts without spaces between words: each character counts as a word.
 _UNSPACED = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 _JOINERS = "\u200c\u200d"
 _APOSTROPHES = "'\u2019-"
-# Over one letter a character, made by `_kind`: letters and digits (w), unspaced ones (c), marks (m), symbols and
-# emoji (s), joiners (j), apostrophes and hyphens (a).
+# Matches the string that `_kind` makes, one letter for each character: letters and digits (w), characters of scripts
+# without spaces (c), marks (m), symbols and emoji (s), joiners (j), apostrophes and hyphens (a).
 _WORD = re.compile(r"cm*|w[wmj]*(?:aw[wmj]*)*|s[smj]*")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word: its place in the caller's text, and what to take out of the model's."""
+    """A word: its offsets in the caller's text, and the range to remove from the model's text."""
 
     start: int
     end: int
@@ -49,7 +49,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The words to take out of the texts of one call."""
+    """The words to remove from the texts of one call."""
 
     texts: Sequence[str]  # the caller's
     masked: Sequence[Masked]
@@ -97,7 +97,7 @@ class Explanation:
         shown: convert.Shown,
         score: Score,
     ) -> None:
-        """Asks for every text without each of its words, all in one batch, and adds the words' weights."""
+        """Scores each text without each of its words, all in one batch, and adds the words' weights."""
         variants = [
             without(masked.text, word) for masked, found in zip(self.masked, self.words, strict=True) for word in found
         ]
@@ -116,15 +116,15 @@ class Explanation:
 
 
 def words(masked: Masked) -> list[Word]:
-    """Returns the words of a text in order. What was masked as one is one word."""
+    """Returns the words of a text, in order. A placeholder of masked data is one word."""
     text = masked.text
     found: list[Word] = []
     for match in _WORD.finditer("".join(map(_kind, text))):
         start, end = match.span()
         original = masked.original(start, end)
         if found and original[0] < found[-1].end:
-            continue  # of the same placeholder
-        # A placeholder's brackets are no letters, but go with it.
+            continue  # part of the same placeholder
+        # A placeholder's brackets are not letters, but belong to it.
         while start > 0 and masked.original(start - 1, start) == original:
             start -= 1
         while end < len(text) and masked.original(end, end + 1) == original:
@@ -136,7 +136,7 @@ def words(masked: Masked) -> list[Word]:
 def without(text: str, word: Word) -> str:
     """Returns the model's text without a word."""
     before, after = text[: word.cut[0]], text[word.cut[1] :]
-    # Not the spaces on both of its sides.
+    # Of the spaces on both sides, keep only one.
     if after[:1].isspace() and (not before or before[-1].isspace()):
         after = after[1:]
     return before + after

@@ -1,4 +1,4 @@
-"""Long lists in pages (AIP-158): so many entries, and a token that asks for those behind them."""
+"""Pagination of long lists (AIP-158): a page of entries, and a token for the next page."""
 
 import base64
 import binascii
@@ -14,10 +14,11 @@ _USUAL, _MOST = 100, 1000
 
 
 def page(items: Sequence[T], key: Callable[[T], str], size: int, token: str) -> tuple[Sequence[T], str]:
-    """Returns the entries behind those that a token stands for, at most `size`, and the next token: empty at the end.
+    """Returns the page of at most `size` entries after the given token, and the token of the next page: empty at the
+    end.
 
-    `items` are sorted by `key`, which tells each from all others; they may change between two calls. Raises
-    InvalidInput for page_size and page_token.
+    `items` are sorted by `key`, which is unique; they may change between two calls. Raises InvalidInput for page_size
+    and page_token.
     """
     if size < 0:
         raise InvalidInput("page_size", f"is {size}; allowed: 0 to {_MOST}")
@@ -31,4 +32,4 @@ def _last(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise InvalidInput("page_token", "is none that an answer had") from None
+        raise InvalidInput("page_token", "is not a next_page_token of an answer") from None

@@ -1,4 +1,4 @@
-"""Texts through a model that gives numbers: tokenized, checked and pooled. For classifiers and embeddings."""
+"""Runs texts through pooling models: tokenizes, checks and pools them. For classifiers and embeddings."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from tuneserve.v1 import common_pb2
 
 
 def note(texts: Sequence[str | tuple[str, str]]) -> None:
-    """Keeps a call's texts for its log line, where the server's settings say so; as the model sees them."""
+    """Keeps a call's texts, as the model sees them, for its log line, if the server's settings say so."""
     if current().content is not None:
         current().note("prompt", *(part for one in texts for part in ([one] if isinstance(one, str) else one)))
 
 
 async def encoded(model: Model, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool) -> list[Tokens]:
-    """Returns tokens that the model can take. Raises InvalidInput naming the first text of which it can't; `field` has
-    a {} for the index.
+    """Returns tokens that the model can read. Raises InvalidInput naming the first text that it can't; `field` has a {}
+    for the index.
     """
     limit = model.engine.max_length
     tokens = await model.encode(texts, truncate=truncate, most=limit)
@@ -33,6 +33,6 @@ async def encoded(model: Model, texts: Sequence[str | tuple[str, str]], field: s
 async def pooled(
     place: Place, inputs: Sequence[Encoded], task: PoolTask, usage: common_pb2.Usage
 ) -> list[NDArray[np.float32]]:
-    """Returns what the model makes of the inputs, and adds them to the call's usage."""
+    """Returns the model's outputs for the inputs, and adds the inputs to the call's usage."""
     usage.prompt_tokens += sum(len(one.token_ids) for one in inputs)
     return await place.pool(inputs, task)

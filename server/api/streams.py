@@ -1,7 +1,7 @@
-"""Many requests on one stream, answered side by side.
+"""Many requests on one stream, answered concurrently.
 
-A bounded number runs at a time and one answer waits to be sent, so that a client that writes faster than the models
-answer, or reads slower, is held back by flow control. Knows nothing of what the requests are.
+A bounded number runs at a time and one answer waits to be sent, so flow control slows down a client that writes faster
+than the models answer, or reads more slowly. Knows nothing of the content of requests.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ Response = TypeVar("Response")
 async def merged(
     requests: AsyncIterable[Request], answers: Callable[[Request], AsyncGenerator[Response, None]], most: int
 ) -> AsyncGenerator[Response, None]:
-    """Yields what `answers` makes of each request, as it comes. Each of at most `most` requests has its own task."""
+    """Yields the answers that `answers` gives for each request, as they come. At most `most` requests run, each in a
+    task.
+    """
     ready: asyncio.Queue[Response | Exception | None] = asyncio.Queue(1)
     places = asyncio.Semaphore(most)
 
@@ -36,7 +38,7 @@ async def merged(
             async with asyncio.TaskGroup() as group:
                 async for request in requests:
                     await places.acquire()
-                    # As if it were a call of its own, among those of others.
+                    # It waits for its turn as if it were a call of its own.
                     await context.current().enter()
                     group.create_task(answer(request))
         except Exception as error:
@@ -57,9 +59,9 @@ async def merged(
 
 @contextmanager
 def part() -> Iterator[context.Call]:
-    """Makes one request of a stream a call of its own, for its own task: what it takes is added to the whole's.
+    """Makes one request of a stream a call of its own, for its own task; its cost is added to the whole stream's.
 
-    Its model, its deadline and its stages are not another request's.
+    It has its own model, deadline and stages.
     """
     whole = context.current()
     call = dataclasses.replace(whole, asked="", prompt_tokens=0, completion_tokens=0, stages=[])

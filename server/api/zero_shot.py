@@ -1,10 +1,10 @@
-"""Classification by a generation model: how likely it is to answer with each of the caller's labels.
+"""Classification by a generation model: the probability that it answers with each of the caller's labels.
 
-The score of a label is the log probability of its tokens, and of the token that ends the answer, behind a prompt that
-asks for one of the labels. Each token is one request to the engine that may make nothing but this token. All requests
-of a text share the prompt, and so the engine's prefix cache; labels that begin alike share those of their beginning.
+The score of a label is the log probability of its tokens, and of the token that ends the answer, after a prompt that
+asks for one of the labels. Each token is one request to the engine, which may generate only this token. All requests of
+a text share the prompt, and so the engine's prefix cache; labels with a common beginning share the requests for it.
 
-The engine could give the log probabilities of several chosen tokens at once, but then vLLM (0.26 to 0.32) spoils the
+The engine could give the log probabilities of several chosen tokens at once, but then vLLM (0.26 to 0.32) corrupts the
 `logprobs` of every other request that runs in the same step.
 """
 
@@ -28,14 +28,14 @@ from tuneserve.server.models.place import Place
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import common_pb2
 
-# Requests to the engine for one call.
+# The most requests to the engine for one call.
 MOST_REQUESTS = 8192
 _TRIES = 5
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A token of a label, and what stands before it."""
+    """A token of a label, and the label's tokens before it."""
 
     path: tuple[int, ...]
     token: int
@@ -51,15 +51,15 @@ class ZeroShot:
         self._form = form
         self._truncate = truncate
         self._labels = [[Edge(tuple(ids[:i]), ids[i]) for i in range(len(ids))] for ids in labels]
-        # Each once, and the first label's first token first.
+        # Without duplicates; the first label's first token comes first.
         self._edges = list(dict.fromkeys(edge for label in self._labels for edge in label))
         self._longest = max(map(len, labels))
-        # More would wait in the model's queue, where it is in other callers' way.
+        # More would wait in the model's queue and delay other callers.
         self._room = asyncio.Semaphore(model.engine.max_num_seqs)
 
     @classmethod
     async def of(cls, model: Model, place: Place, question: Question, truncate: bool) -> "ZeroShot":
-        """Returns the labels as the model would write them. Raises InvalidInput for those it can't tell apart."""
+        """Prepares the labels as the model would write them. Raises InvalidInput if it can't tell two of them apart."""
         with current().stage("tokenize"):
             form = await Form.of(model.tokenizer, question)
             labels = await form.label_tokens()
@@ -71,20 +71,20 @@ class ZeroShot:
                 raise InvalidInput(field, "contains no token of the model's vocabulary")
             for other, others in enumerate(labels[:index]):
                 if ids[: len(others)] == others or others[: len(ids)] == ids:
-                    raise InvalidInput(field, f"is not told apart from labels[{other}] by the model")
+                    raise InvalidInput(field, f"can't be told apart from labels[{other}] by the model")
         return cls(model, place, form, labels, truncate)
 
     async def score(self, texts: Sequence[Any], field: str, truncate: bool = False) -> list[convert.Result]:
         """Returns the labels' log probabilities for each text. `field` names a text in errors, by its index."""
         if len(texts) * len(self._edges) > MOST_REQUESTS:
             most = MOST_REQUESTS // len(self._edges)
-            what = f"have {len(texts)} texts, words taken out included; allowed with these labels: {most}"
+            what = f"have {len(texts)} texts, counting one for each explained word; allowed with these labels: {most}"
             raise InvalidInput("inputs", what)
         with current().stage("tokenize"):
             truncate = truncate or self._truncate
             each = turns.in_turns(enumerate(texts))
             prompts = [await self._prompt(text, field.format(index), truncate) async for index, text in each]
-        # A few texts at a time, so that a text's prompt is still in the prefix cache when its labels are asked for.
+        # A few texts at a time, so that a text's prompt is still in the prefix cache when its labels are scored.
         limit = max(2, 2 * self._model.engine.max_num_seqs // len(self._edges))
         return await concurrency.together(self._score, prompts, limit)
 
@@ -92,7 +92,7 @@ class ZeroShot:
         tokens, truncated = prompt
         ids = list(tokens.encoded.token_ids)
         first, *others = self._edges
-        # Alone, so that the others find the prompt in the cache.
+        # First, alone, so that the other requests find the prompt in the cache.
         found = [await self._ask(ids, first, tokens.length + 1)]
         most = self._model.engine.max_num_seqs
         found += await concurrency.together(lambda edge: self._ask(ids, edge, self._cost(ids, edge)), others, most)
@@ -102,12 +102,12 @@ class ZeroShot:
         return convert.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
 
     def _cost(self, prompt: Sequence[int], edge: Edge) -> int:
-        """What the engine reads and writes for another edge: with a prompt that is in its cache, the one token."""
+        """Returns the tokens that the engine processes for one more edge: only one if the prompt is in its cache."""
         is_cached = self._model.config.engine.get("enable_prefix_caching") is not False
         return 1 if is_cached else len(prompt) + len(edge.path) + 1
 
     async def _ask(self, prompt: list[int], edge: Edge, cost: int) -> float:
-        # The log probability given is the one before anything was ruled out.
+        # The log probability returned is that before other tokens are excluded.
         sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=0, allowed_token_ids=[edge.token])
         async with self._room:
             outputs = self._place.generate([*prompt, *edge.path], sampling, stream=False, cost=cost)
@@ -116,19 +116,19 @@ class ZeroShot:
                     for delta in deltas:
                         if delta.logprobs and delta.logprobs[0].token_id == edge.token:
                             return delta.logprobs[0].logprob
-        raise EngineFailed("no log probability was given")
+        raise EngineFailed("the engine returned no log probability")
 
     async def _prompt(self, text: str, field: str, truncate: bool) -> tuple[Tokens, bool]:
-        """Returns a text's prompt, and whether the text's end was cut off to make it fit."""
+        """Returns a text's prompt, and whether the text was truncated to make it fit."""
         limit = self._model.engine.max_length - self._longest
-        # Of a text that fits alone, and of what goes around it that does.
+        # Enough for a text that fits alone, together with a surrounding prompt that fits alone.
         most = 2 * self._model.engine.max_length
         tokens = await self._form.prompt(text, most)
         if tokens.length > limit and not truncate:
             length = f"over {most}" if tokens.truncated else tokens.length
-            what = f"makes a prompt of {length} tokens with what goes around it; the model takes {limit}"
+            what = f"makes a prompt of {length} tokens, instruction and examples included; the model takes {limit}"
             raise InvalidInput(field, f"{what} before the label; shorten it or set TRUNCATION_END")
-        # First to what fits if nothing goes around it: how long the rest is, is known only then.
+        # First truncate to the limit itself: how long the rest of the prompt is, is known only after that.
         truncated, keep = False, limit
         for _ in range(_TRIES):
             if tokens.length <= limit:
@@ -136,8 +136,8 @@ class ZeroShot:
                 return tokens, truncated
             if keep < 1:
                 break
-            # Tokens may join differently where the text ends now, so that one cut is not always enough.
+            # The text's new end may be tokenized differently, so one truncation is not always enough.
             text, own = await self._model.tokenizer.beginning(text, keep)
             truncated, tokens = True, await self._form.prompt(text, most)
             keep = own - (tokens.length - limit)
-        raise InvalidInput(field, f"can't be cut to fit: the rest of the prompt leaves no room in {limit} tokens")
+        raise InvalidInput(field, f"can't be truncated to fit: the rest of the prompt leaves no room in {limit} tokens")

@@ -60,9 +60,8 @@ class Model:
     _admission: Admission | None = None
     _constraints: Constraints | None = None
     _redactor: Redactor | None = None
-    _shown: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # set when the state changes; each state has its own event
+    # Set when the state changes; each state has its own event.
+    _shown: asyncio.Event = field(default_factory=asyncio.Event)
 
     @cached_property
     def version(self) -> str:

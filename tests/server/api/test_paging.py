@@ -35,5 +35,5 @@ def test_bounds():
     with pytest.raises(InvalidInput, match="page_size: is -1; allowed: 0 to 1000"):
         page(items, str, -1, "")
     for token in ("?", "abc", "//79", "é"):
-        with pytest.raises(InvalidInput, match="page_token: is none that an answer had"):
+        with pytest.raises(InvalidInput, match="page_token: is not a next_page_token of an answer"):
             page(items, str, 1, token)

@@ -223,7 +223,7 @@ async def test_long_texts_are_refused_or_cut(chat, refused):
         chat.stub.Classify(request("hm", instruction=text, truncation=common_pb2.TRUNCATION_END)),
         grpc.StatusCode.INVALID_ARGUMENT,
     )
-    assert error.details().startswith("inputs[0].text: can't be cut to fit")
+    assert error.details().startswith("inputs[0].text: can't be truncated to fit")
 
 
 @pytest.mark.parametrize(
