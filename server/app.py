@@ -1,8 +1,9 @@
 """The server as a whole: bind, load, serve, drain.
 
-Ports are bound and health answers NOT_SERVING before any model loads, so that a port in use fails at once and
-probes see the loading. SIGTERM, SIGINT and SIGHUP flip health first, refuse new calls, let running ones end, and stop.
-After SIGTERM new calls are still taken for `linger_seconds`: a proxy that asks for health now and then sends them.
+Ports are bound and health answers NOT_SERVING before any model loads, so that a port in use fails at once and probes
+can see the loading. On SIGTERM, SIGINT and SIGHUP the server first sets health to NOT_SERVING, then refuses new calls,
+lets running calls end, and stops. After SIGTERM it still accepts new calls for `linger_seconds`, because proxies that
+poll health keep sending calls until they notice.
 """
 
 import asyncio
@@ -49,15 +50,15 @@ from tuneserve.server.transport.wakeups import Loop
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Messages that are on their way in for long, on all ports: each may have all of its bytes here but the last.
+# Slow incoming messages at once, on all ports: of each, all bytes but the last may be buffered.
 _MOST_SLOW = 16
-# Bytes of requests that run, or wait for their turn. What is made of them takes about six times as much.
+# Bytes of requests that run or wait for their turn. Parsed and tokenized they take about six times as much.
 _MOST_REQUESTS = 128 << 20
-# Anybody may ask what the services are, and nobody for long.
+# Reflection is open to everybody: few calls at once, each with a time limit.
 _MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
-# How often the keys' file is looked at.
+# How often the tenants file is checked for changes.
 _RELOAD_SECONDS = 1.0
-# What is left of the drain for statuses to reach their callers, after calls that did not end were ended.
+# The last part of the drain, after the remaining calls were ended: for their statuses to reach the callers.
 _GOODBYE_SECONDS = 2.0
 
 
@@ -77,9 +78,9 @@ class App:
         self._guarding: asyncio.Task[None] | None = None
         self._collecting: asyncio.Task[None] | None = None
         self._keeping_few: asyncio.Task[None] | None = None
-        # Of its own: no other work in threads keeps a key that was taken away in force.
+        # A thread of its own, so that no other work can delay the removal of a revoked key.
         self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
-        # Health asks for no key, so with keys it tells no names.
+        # Health needs no key, so on a server with keys it does not reveal model names.
         self._health = Health(self.models, names=config.tenants is None)
         self._running = Running(config.max_calls)
         rejected = self.metrics.rejections.labels
@@ -93,7 +94,7 @@ class App:
         self._tenants = Tenants(config.tenants) if config.tenants else None
         if self._tenants and self._tenants.by_certificate and not (config.tls and config.tls.client_ca):
             raise UserError(
-                "tenants: certificates name some of them", "tls.client_ca says whose certificates these are"
+                "tenants: some have `certificates`, which need tls.client_ca", "set it to the CA of these certificates"
             )
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self.supervisor = Supervisor(
@@ -156,7 +157,7 @@ class App:
             )
             self.admin_address = ports.bind(admin, config.admin_listen, "admin_listen")
             if host_and_port(config.admin_listen)[0] not in _LOOPBACK:
-                logger.warning("admin_listen: whoever reaches %s is an administrator", self.admin_address)
+                logger.warning("admin_listen: anybody who can reach %s is an administrator", self.admin_address)
             self._servers.append(admin)
         if config.health_listen:
             plain = ports.health_only(self._health, config)
@@ -168,7 +169,7 @@ class App:
         self._metrics_server = MetricsServer(self.metrics.page, bound)
 
     async def start(self) -> None:
-        """Serves health and the model list, then loads every model and serves them."""
+        """Serves health and the model list, then loads every model and puts it into service."""
         await self._health.publish()
         for server in self._servers:
             await server.start()
@@ -197,7 +198,7 @@ class App:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # nohup lets the server outlive its terminal.
+            # SIGHUP stays ignored if it was: nohup lets the server outlive its terminal.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end, number)
         try:
@@ -209,22 +210,22 @@ class App:
             await self.stop()
 
     def _end(self, number: signal.Signals) -> None:
-        # Who sits at a terminal waits for no proxy, and nor does who says it twice.
+        # A user at a terminal does not want to wait for proxies; nor does anybody who sends the signal twice.
         if number != signal.SIGTERM or self._stopping.is_set():
             self._hurrying.set()
         self._stopping.set()
 
     async def _linger(self) -> None:
-        """Says NOT_SERVING, and serves until whoever asks for health has heard it."""
+        """Reports NOT_SERVING, and goes on serving until clients that poll health have noticed."""
         seconds = self.config.linger_seconds
         if seconds and not self._hurrying.is_set():
-            logger.info("NOT_SERVING: new calls are taken for %g s more", seconds)
+            logger.info("NOT_SERVING: accepting new calls for %g s more", seconds)
             await self._health.drain()
             await asyncio.wait((asyncio.create_task(self._hurrying.wait()),), timeout=seconds)
             self._hurrying.set()
 
     async def _started(self) -> bool:
-        """Starts; returns False when told to stop meanwhile. Engines that start then are killed, not waited for."""
+        """Starts; returns False if told to stop meanwhile. Engines that are starting then are killed, not awaited."""
         starting = asyncio.create_task(self.start())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -237,7 +238,7 @@ class App:
         return True
 
     async def _serve(self) -> None:
-        """Until the server is told to stop, or an engine failed for good."""
+        """Serves until the server is told to stop, or an engine failed for good."""
         stopping = asyncio.create_task(self._stopping.wait())
         given_up = asyncio.create_task(self.supervisor.given_up.wait())
         try:
@@ -247,7 +248,7 @@ class App:
                 task.cancel()
         if self.supervisor.given_up.is_set():
             failed = "; ".join(f"model {one.id}: its engine {one.failure}" for one in self.models if one.failure)
-            raise StepFailed(failed, "its own log is above; on_engine_failure: restart starts it again")
+            raise StepFailed(failed, "see the engine's log above; with on_engine_failure: restart it is started again")
 
     async def _reload(self) -> None:
         while self._tenants is not None:
@@ -255,7 +256,9 @@ class App:
             await asyncio.get_running_loop().run_in_executor(self._reading_keys, self._tenants.reload_if_changed)
 
     async def stop(self) -> None:
-        """Flips health, refuses new calls, waits for running ones, ends the engines. The second time does nothing."""
+        """Sets health to NOT_SERVING, refuses new calls, waits for running ones, ends the engines. Does nothing if
+        called again.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -284,7 +287,7 @@ class App:
         logger.info("stopped")
 
     async def _drain(self, seconds: float) -> None:
-        """Until no call runs, and all that was answered has been read."""
+        """Waits until no call runs, and all answers have been read."""
         await self._running.drain(seconds)
         await self._departures.shares.none.wait()
 
@@ -306,7 +309,7 @@ class App:
 def serve(config: ServerConfig, ready_file: Path | None = None) -> None:
     """Runs a server until it is told to stop."""
 
-    # One more series for each of ours, with the time it began: nobody asks for it, and each scrape would carry it.
+    # Disables the `_created` series of each metric: nobody uses them, and they would be in every scrape.
     disable_created_metrics()
     stderr = logs.never_wait()
 

@@ -1,5 +1,5 @@
-"""Work side by side, a bounded number at a time, that ends whole: nothing of it runs on when its caller has gone. And
-work in threads that may never end by itself.
+"""Structured concurrency: a bounded number of tasks at a time, none of which outlives its caller. And work in threads
+that may never end by itself.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ Out = TypeVar("Out")
 
 
 def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Iterator[Sequence[In]]:
-    """Yields runs of items, in their order, that end where their sizes are enough for a thread to take at a time."""
+    """Splits items, in order, into runs whose sizes add up to `enough`: as much as a thread should take at a time."""
     start = total = 0
     for index, item in enumerate(items):
         total += size(item)
@@ -27,12 +27,12 @@ def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Itera
 
 
 async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], limit: int) -> list[Out]:
-    """Returns `work` of each item, in their order. The first failure ends the others and is raised."""
+    """Returns the results of `work` for each item, in order. The first failure cancels the others and is raised."""
     found: dict[int, Out] = {}
     left = iter(enumerate(items))
 
     async def some() -> None:
-        # Each takes the next that is left: thousands of tasks that wait would all have their turn at once.
+        # Each task takes the next item: a task per item would be thousands of waiting tasks, all woken at once.
         for index, item in left:
             found[index] = await work(item)
 
@@ -45,13 +45,14 @@ async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], li
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        # An error knows its way through here: what still knew it would wait with it for the collector.
+        # An error's traceback refers to this frame: clearing these avoids a cycle that only the garbage collector
+        # frees.
         tasks.clear()
         running.clear()
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Does what must not be left half done: a caller that is cancelled meanwhile hears of it only afterwards."""
+    """Completes work that must not be left half done: a cancellation of the caller takes effect only afterwards."""
     task = asyncio.create_task(work)
     try:
         await asyncio.shield(task)
@@ -61,13 +62,13 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def within(seconds: float, work: Callable[..., Out], *arguments: Any) -> Out:
-    """Does work that computes, in a thread of its own. Raises TimeoutError when it takes more CPU time.
+    """Runs CPU-bound work in a thread of its own. Raises TimeoutError if it takes more than `seconds` of CPU time.
 
-    The thread of work that nobody waits for any more ends at the next line of Python that it comes to.
+    If nobody waits for the work any more, its thread ends at the next line of Python that it reaches.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Out] = loop.create_future()
-    clocks: list[int] = []  # the thread's, once it runs
+    clocks: list[int] = []  # the thread's CPU clock, once it runs
 
     def tell(set_: Callable[[Any], None], value: Any) -> None:
         if not done.done():
@@ -79,11 +80,11 @@ async def within(seconds: float, work: Callable[..., Out], *arguments: Any) -> O
             try:
                 outcome: tuple[Callable[[Any], None], Any] = done.set_result, work(*arguments)
             except StopIteration as error:
-                # A future takes all others.
+                # The only exception that a future can't hold.
                 outcome = done.set_exception, RuntimeError(repr(error))
             except Exception as error:
                 outcome = done.set_exception, error
-            # The loop may have ended meanwhile.
+            # The loop may be closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(tell, *outcome)
 
@@ -99,15 +100,15 @@ async def within(seconds: float, work: Callable[..., Out], *arguments: Any) -> O
     finally:
         if not done.done():
             done.cancel()
-            # The number of a thread that has ended may be another's.
+            # The id of a thread that has ended may belong to another one.
             if thread.is_alive() and thread.ident:
-                # No Exception, so that the work does not take it for a failure of its own.
+                # Not a subclass of Exception, so that the work does not handle it as a failure of its own.
                 ident = ctypes.c_ulong(thread.ident)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
 
 
 def _used(clocks: Sequence[int]) -> float:
-    """The CPU time of a thread, in seconds; none of one that has not begun, or has just ended."""
+    """Returns the CPU time of a thread, in seconds; 0 if it has not begun, or has just ended."""
     try:
         return time.clock_gettime(clocks[0])
     except (IndexError, OSError):

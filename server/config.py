@@ -1,4 +1,4 @@
-"""The server's settings, from flags or from one YAML file. Frozen once built; bad ones never start a server.
+"""The server's settings, from flags or from one YAML file. Frozen once built; a server never starts with bad ones.
 
 listen: 127.0.0.1:8033          # gRPC
 metrics_listen: 127.0.0.1:9033  # HTTP, Prometheus
@@ -26,7 +26,7 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]]+):(\d{1,5})")
 
 
 def is_name(name: str) -> bool:
-    """Whether a model may be called so."""
+    """Whether a text is a valid name for a model."""
     return bool(_NAME.fullmatch(name))
 
 
@@ -54,8 +54,8 @@ _ModelName = Annotated[str, AfterValidator(_name), matching(_NAME)]
 _Seconds = Annotated[float, Field(ge=1)]
 
 
-# Those of vLLM's parsers that end in time whatever a model wrote. The regular expressions of others take minutes for
-# some texts, and nothing ends them; and a few need prompts that no chat template makes.
+# Only those of vLLM's parsers whose time is bounded for any text. The regular expressions of the others take minutes
+# for some texts and can't be interrupted; a few others need prompts that no chat template makes.
 ToolParser = Literal[
     "deepseek_v32",
     "deepseek_v4",
@@ -107,51 +107,54 @@ ReasoningParser = Literal[
 
 
 class ModelConfig(Settings):
-    """One model. What is null is chosen from the checkpoint and the machine."""
+    """One model. Settings that are null are chosen from the checkpoint and the machine."""
 
     path: Local = Field(description="a checkpoint directory")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(default="auto", description="cost: of the weights")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="cost: type of the weights"
+    )
     max_length: Count | None = Field(
         default=None,
-        description="cost: tokens of one input, or of prompt and answer together; null: what a classifier was trained "
-        "at, all that a generation model reads",
+        description="cost: tokens of one input, or of prompt and answer together; null: the length a classifier was "
+        "trained at, the full length of a generation model",
     )
     max_num_seqs: Count | None = Field(default=None, description="cost: sequences in one engine step; null: vLLM's")
     max_inputs: Count = Field(default=1024, description="overload: texts of one call")
-    max_explained_words: Count = Field(
-        default=128, description="overload: words that an explanation takes out of one text"
-    )
+    max_explained_words: Count = Field(default=128, description="overload: words of one text in an explanation")
     max_queue: Count = Field(default=512, description="overload: calls waiting or running")
-    max_queue_tokens: Count = Field(default=1_000_000, description="overload: tokens of the calls that wait")
+    max_queue_tokens: Count = Field(default=1_000_000, description="overload: tokens of waiting calls")
     max_wait_seconds: float = Field(
-        default=30.0, gt=0, description="overload: a call that would wait longer is turned away at once"
+        default=30.0, gt=0, description="overload: a call that would wait longer is rejected at once"
     )
     redact: Texts = Field(
         default=(),
-        description="log privacy: kinds of personal data that are masked before the text goes anywhere: email, phone, "
+        description="log privacy: kinds of personal data to mask in texts before anything else: email, phone, "
         "card, iban, ip, mac, url, ssn, national_id",
     )
     tool_parser: ToolParser | None = Field(
-        default=None, description="vLLM's parser of the model's tool calls, for chats with tools; null: they are text"
+        default=None, description="vLLM's parser of the model's tool calls, for chats with tools; null: calls stay text"
     )
     reasoning_parser: ReasoningParser | None = Field(
         default=None,
-        description="vLLM's parser that tells a model's reasoning from its answer, for chats; null: both are text",
+        description="vLLM's parser that separates a model's reasoning from its answer, for chats; null: both are text",
     )
     adapters: Annotated[Mapping[str, Local], Named] = Field(
-        default={}, description="LoRA adapters loaded at start: directories by the callers' name"
+        default={}, description="LoRA adapters loaded at the start: directories, by the names that callers use"
     )
     max_adapters: int = Field(
-        default=0, ge=0, validate_default=True, description="cost: LoRA adapters in one engine step; 0 takes none"
+        default=0,
+        ge=0,
+        validate_default=True,
+        description="cost: LoRA adapters in one engine step; 0: adapters are off",
     )
     max_adapter_rank: Count = Field(default=16, description="cost: the largest rank of an adapter")
     gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="cost, on GPUs: share of the memory, for this model"
+        default=0.9, gt=0, le=1, description="cost, on GPUs: share of the memory for this model"
     )
     kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
-        description="cost, on CPUs: memory of the KV cache; null: an eighth of free memory, 0.5 to 2",
+        description="cost, on CPUs: GiB of the KV cache; null: an eighth of free memory, 0.5 to 2",
     )
     engine: Annotated[Mapping[str, Any], Named] = Field(
         default={}, description="further options of vLLM's engine, by vLLM's names"
@@ -161,18 +164,18 @@ class ModelConfig(Settings):
     @classmethod
     def _one_an_adapter(cls, count: int, info: ValidationInfo) -> int:
         if count < len(info.data.get("adapters", ())):
-            raise Refused(f"{count} is not allowed", "allowed: one an adapter")
+            raise Refused(f"{count} is not allowed", "allowed: at least the number of adapters")
         return count
 
 
 class TlsConfig(Settings):
     """PEM files of the gRPC port, read again when they change."""
 
-    certificate: Local = Field(description="of the server, with its chain")
-    key: Local = Field(description="of the certificate, without a password")
+    certificate: Local = Field(description="the server's certificate, with its chain")
+    key: Local = Field(description="the certificate's private key, without a password")
     client_ca: Local | None = Field(
         default=None,
-        description="with it, callers need a certificate of this authority, which may name a tenant",
+        description="a CA: if set, callers need a certificate from it, which may name a tenant",
     )
 
 
@@ -180,72 +183,74 @@ class ServerConfig(Settings):
     """The whole server: the file of `tuneserve serve --config`."""
 
     models: Annotated[Mapping[_ModelName, ModelConfig], Named] = Field(
-        default={}, description="by the names that callers use"
+        default={}, description="models, by the names that callers use"
     )
     listen: _Address = Field(default="127.0.0.1:8033", description="HOST:PORT of gRPC, for callers")
     metrics_listen: _Address = Field(default="127.0.0.1:9033", description="HOST:PORT of HTTP, /metrics for Prometheus")
     health_listen: _Address | None = Field(
-        default=None, description="HOST:PORT of health alone and without TLS, for probes that can't speak it"
+        default=None, description="HOST:PORT of health alone, without TLS, for probes that do not support TLS"
     )
     admin_listen: _Address | None = Field(
         default=None,
-        description="authentication: HOST:PORT without TLS, where whoever reaches it is an administrator; keep it on "
-        "loopback",
+        description="authentication: HOST:PORT without TLS; anybody who can reach it is an administrator, so keep it "
+        "on loopback",
     )
-    tls: TlsConfig | None = Field(default=None, description="authentication: for `listen`")
+    tls: TlsConfig | None = Field(default=None, description="authentication: TLS for `listen`")
     tenants: Local | None = Field(
         default=None,
-        description="authentication: the file of tenants, with API keys, quotas and models; read again when it "
+        description="authentication: a file of tenants, with API keys, quotas and models; read again when it "
         "changes; null: anybody may call",
     )
     models_root: Local | None = Field(
         default=None,
-        description="authentication: a directory; administrators load from below it, while the server runs",
+        description="authentication: the directory from which administrators may load models while the server runs",
     )
-    max_connections: Count = Field(default=1024, description="bounds: of `listen`; one more is closed at once")
+    max_connections: Count = Field(
+        default=1024, description="bounds: connections to `listen`; one more is closed at once"
+    )
     max_connection_age_seconds: _Seconds = Field(
-        default=600.0, description="its client makes a new one then, perhaps to a new server; calls go on"
+        default=600.0, description="the client then reconnects, perhaps to a new server; running calls finish"
     )
-    max_connection_idle_seconds: _Seconds = Field(default=300.0, description="bounds: a connection without calls ends")
+    max_connection_idle_seconds: _Seconds = Field(
+        default=300.0, description="bounds: a connection without calls is closed"
+    )
     keepalive_seconds: _Seconds = Field(
-        default=60.0, description="cancel: a client that is silent for so long is asked whether it is there"
+        default=60.0, description="cancel: a client that is silent for this long is pinged"
     )
     max_streams: Count = Field(
         default=256, description="bounds: calls at once on one connection; clients should stay well below it"
     )
     max_calls: Count = Field(
-        default=8192, description="overload: calls at once of all connections, waiting streams among them"
+        default=8192, description="overload: calls at once on all connections, including waiting streams"
     )
     linger_seconds: float = Field(
         default=3.0,
         ge=0,
-        description="drain: after SIGTERM new calls are taken for so long, for proxies that go by health",
+        description="drain: how long new calls are accepted after SIGTERM, for proxies that poll health",
     )
     drain_seconds: float = Field(
         default=30.0,
         ge=0,
-        description="drain: running calls have this long, at the server's end or at their version's",
+        description="drain: how long running calls may take when the server stops or their version is unloaded",
     )
     stall_seconds: _Seconds = Field(
         default=60.0,
-        description="cancel: a request that takes longer to arrive is ended, and a stream whose client reads nothing "
-        "for so long",
+        description="cancel: a request that takes longer to arrive is ended, and so is a stream whose client reads "
+        "nothing for this long",
     )
     watchdog_seconds: _Seconds = Field(
-        default=60.0, description="hang: an engine that neither answers nor computes for so long is killed"
+        default=60.0, description="hang: an engine that neither answers nor computes for this long is killed"
     )
-    load_seconds: _Seconds = Field(
-        default=1800.0, description="hang: loading a model, with its warm-up, is ended after so long"
-    )
+    load_seconds: _Seconds = Field(default=1800.0, description="hang: the longest time to load and warm up a model")
     on_engine_failure: Literal["restart", "exit"] = Field(
-        default="restart", description="crash, hang: start it again; or exit, which ends the server with status 1"
+        default="restart", description="crash, hang: restart the engine; or exit, which ends the server with status 1"
     )
     otlp_endpoint: str | None = Field(
         default=None, description="OpenTelemetry collector for traces, OTLP over gRPC: http://localhost:4317"
     )
-    log_requests: bool = Field(default=True, description="one JSON line a call, without content")
+    log_requests: bool = Field(default=True, description="one JSON log line a call, without content")
     log_content: bool = Field(
-        default=False, description="gives up log privacy: prompts and answers in that line, for debugging"
+        default=False, description="gives up log privacy: prompts and answers in the log line, for debugging"
     )
 
 
@@ -268,7 +273,7 @@ def parse_models(specs: Iterable[str]) -> dict[str, ModelConfig]:
 
 
 def checked(config: ServerConfig) -> ServerConfig:
-    """Returns the config if it can be served and its files are there. Raises UserError naming the key."""
+    """Returns the config if it is complete and its files exist. Raises UserError naming the key."""
     if not config.models and not (config.admin_listen or config.tenants):
         raise UserError("models: none given", "pass --model NAME=PATH, or list them in the file's `models`")
     files = {"tenants": config.tenants}
@@ -285,7 +290,7 @@ def checked(config: ServerConfig) -> ServerConfig:
 
 
 def check_directories(model: ModelConfig, where: str) -> None:
-    """Raises UserError naming the key, under `where`, of a directory that is not there."""
+    """Raises UserError naming the key, under `where`, of a directory that does not exist."""
     for key, path in {"path": model.path, **{f"adapters.{key}": path for key, path in model.adapters.items()}}.items():
         if not path.is_dir():
             raise UserError(f"{where}.{key}: {path} is not a directory", "give a local directory")

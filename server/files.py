@@ -1,13 +1,13 @@
-"""Whether a file that the server reads again has changed."""
+"""Detects changes of files that the server reloads."""
 
 import os
 from pathlib import Path
 
 
 def stamp(path: Path) -> tuple[int, ...] | None:
-    """Returns what changes when the file does, or None where there is none.
+    """Returns a value that changes when the file does, or None if there is no file.
 
-    Links are followed: Kubernetes leaves a mounted file's name alone and swaps the directory that it points into.
+    Symbolic links are followed: Kubernetes updates a mounted file by swapping the directory that its link points into.
     """
     try:
         status = os.stat(path)

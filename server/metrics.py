@@ -1,8 +1,8 @@
-"""Every metric of ours: name, labels, buckets. An object on a registry of its own; nothing global.
+"""Every metric of the server: name, labels, buckets. An object with a registry of its own; nothing is global.
 
-Labels stay bounded: model names and labels come from checkpoints, methods from the protos, tenants from the server's
-own file, never from callers. `model` is a model's name, and adds its versions up, but where two must be told apart.
-vLLM's metrics are the engines' own and are added to the same exposition under vLLM's names, with the version.
+Label values stay bounded: model names and labels come from checkpoints, methods from the protos, tenants from the
+server's own file, never from callers. `model` is a model's name: its versions are added up, except in metrics that also
+have a `version`. The engines' own metrics are added to the same exposition under vLLM's names, with the version.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from tuneserve import checkpoint
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# Seconds. From 1 ms, where a classification on a GPU is, to a long generation.
+# Seconds. From 1 ms, as for a classification on a GPU, to a long generation.
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -49,7 +49,7 @@ class Metrics:
             registry=registry,
         )
         self.rejections = Counter(
-            "tuneserve_admission_rejections", "Calls turned away.", (*model, "reason"), registry=registry
+            "tuneserve_admission_rejections", "Calls rejected.", (*model, "reason"), registry=registry
         )
         self.requests = Gauge("tuneserve_request_bytes", "Bytes of the requests that wait or run.", registry=registry)
         self.unread = Gauge(
@@ -64,18 +64,18 @@ class Metrics:
         )
         self.token_gap = Histogram(
             "tuneserve_inter_token_seconds",
-            "Time between messages of a stream, by token.",
+            "Time between messages of a stream, per token.",
             model,
             buckets=_LATENCY,
             registry=registry,
         )
         self.tokens_in = Counter(
-            "tuneserve_prompt_tokens", "Tokens read, special tokens included.", model, registry=registry
+            "tuneserve_prompt_tokens", "Tokens read, including special tokens.", model, registry=registry
         )
         self.tokens_out = Counter("tuneserve_completion_tokens", "Tokens written.", model, registry=registry)
         self.unparsed = Counter(
             "tuneserve_answers_unparsed",
-            "Answers returned as text alone because the parser of tool calls or reasoning failed, or was slow.",
+            "Answers returned as plain text because the parser of tool calls or reasoning failed or was too slow.",
             model,
             registry=registry,
         )
@@ -102,7 +102,7 @@ class Metrics:
         version = ("model", "version")
         self.load_seconds = Gauge(
             "tuneserve_model_load_seconds",
-            "Time from loading to the warm-up's answer.",
+            "Time from the start of loading to the answer to the warm-up.",
             version,
             registry=registry,
         )
@@ -110,7 +110,7 @@ class Metrics:
             "tuneserve_engine_up", "1 while the version's engine answers.", version, registry=registry
         )
         self.restarts = Counter(
-            "tuneserve_engine_restarts", "Attempts to start a failed engine again.", model, registry=registry
+            "tuneserve_engine_restarts", "Attempts to restart a failed engine.", model, registry=registry
         )
         self.shadow = Counter(
             "tuneserve_shadow",
@@ -119,11 +119,11 @@ class Metrics:
             registry=registry,
         )
         self.tenant_calls = Counter(
-            "tuneserve_tenant_calls", "Calls ended, by who called.", ("tenant", "grpc_code"), registry=registry
+            "tuneserve_tenant_calls", "Calls ended, by tenant.", ("tenant", "grpc_code"), registry=registry
         )
         self.tenant_tokens = Counter(
             "tuneserve_tenant_tokens",
-            "Tokens read (kind prompt) and written (kind completion), by who called.",
+            "Tokens read (kind prompt) and written (kind completion), by tenant.",
             ("tenant", "model", "kind"),
             registry=registry,
         )
@@ -137,7 +137,8 @@ class Metrics:
             "Connections closed because too many calls came on them without a key.",
             registry=registry,
         )
-        # Looked up several times a call, and never removed: the library takes a lock and makes texts of the values.
+        # Cached, because labels are looked up several times a call: the library takes a lock and converts the values to
+        # text. Labels of these metrics are never removed.
         for metric in (
             *(self.started, self.handled, self.handling, self.tenant_calls, self.tenant_tokens),
             *(self.queue_depth, self.queue_wait, self.tokens_in, self.tokens_out, self.first_token, self.token_gap),
@@ -149,8 +150,8 @@ class Metrics:
         registry.register(_Merged(self._engines))
 
     def page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The page, for a WSGI server: always in Prometheus's own text format. In OpenMetrics, which Prometheus asks
-        for first, the library writes vllm_ for vllm: (prometheus/client_python#1177).
+        """Returns the metrics page, as a WSGI application: always in Prometheus's text format. In OpenMetrics, which
+        Prometheus asks for first, the library writes vllm_ for vllm: (prometheus/client_python#1177).
         """
         answer: Iterable[bytes] = make_wsgi_app(self.registry)({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
         return answer
@@ -158,30 +159,32 @@ class Metrics:
     def loaded(
         self, name: str, version: str, manifest: pb.Checkpoint, engine: CollectorRegistry, seconds: float
     ) -> None:
-        """A version answers, for the first time or again; shows its engine's own metrics too."""
+        """A version was loaded, for the first time or again. Also exports its engine's own metrics."""
         described = (name, checkpoint.TASK_NAMES[manifest.task], version, manifest.quantization)
         self.add_engine(name, version, engine)
         self.engine_up.labels(name, version).set(1)
-        # From 0, so that a rate sees the first one, too.
+        # Starts at 0, so that a rate includes the first restart.
         self.restarts.labels(name)
         self.load_seconds.labels(name, version).set(seconds)
         self.model_info.labels(*described).set(1)
         self._described[name, version] = described
 
     def failed(self, name: str, version: str) -> None:
-        """A version's engine is dead: what its gauges said last is not so any more."""
+        """A version's engine is dead: its own metrics are no longer exported, because their last values are out of
+        date.
+        """
         self.engine_up.labels(name, version).set(0)
         self.remove_engine(name, version)
 
     def count_tenant(self, tenant: str, model: str, code: str, prompt: int, completion: int) -> None:
-        """A call of a tenant's ended."""
+        """A tenant's call ended."""
         self.tenant_calls.labels(tenant, code).inc()
         if model:
             self.tenant_tokens.labels(tenant, model, "prompt").inc(prompt)
             self.tenant_tokens.labels(tenant, model, "completion").inc(completion)
 
     def forget(self, name: str, version: str) -> None:
-        """A version is gone, if it ever was there: what is counted for it alone goes, too."""
+        """Removes the metrics of a version that was unloaded, if it ever was loaded."""
         self.remove_engine(name, version)
         if described := self._described.pop((name, version), None):
             self.model_info.remove(*described)
@@ -198,17 +201,17 @@ class Metrics:
             self.shadow.remove(*labels)
 
     def add_engine(self, name: str, version: str, registry: CollectorRegistry) -> None:
-        """Shows an engine's own metrics."""
+        """Exports an engine's own metrics."""
         self._engines[name, version] = registry
 
     def remove_engine(self, name: str, version: str) -> None:
-        """Shows them no longer."""
+        """Stops exporting an engine's own metrics."""
         self._engines.pop((name, version), None)
 
 
 class _Merged(Collector):
-    """Several registries with the same metric names, as one family a name: the exposition allows no name twice, and
-    no sample twice, so each says of which version it is. Two of a model have the same name for vLLM.
+    """Merges registries with the same metric names into one family for each name, because the exposition allows neither
+    a name nor a sample twice. Each sample gets a version label: two versions of a model have the same name in vLLM.
     """
 
     def __init__(self, registries: Mapping[tuple[str, str], CollectorRegistry]) -> None:
@@ -226,5 +229,5 @@ class _Merged(Collector):
         return iter(families.values())
 
     def describe(self) -> Iterator[Metric]:
-        # Without this the registry would collect at registration, to learn names that are not known yet.
+        # Without this the registry would collect at registration, to find out names that are not known yet.
         return iter(())

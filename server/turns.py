@@ -1,4 +1,4 @@
-"""Whose turn it is: callers have theirs one after the other, on the event loop, in threads and before a call begins."""
+"""Fair turns: callers take turns on the event loop, in threads, and before a call begins."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,12 @@ from typing import Any, Generic, TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# Seconds of work on the event loop, of all calls together, after which others have their turn.
+# Seconds of work on the event loop, of all calls together, after which waiting calls get their turn.
 _TURN = 0.003
 
 
 class _Work:
-    """Of one call: who it is for, and the seconds that it has taken of the event loop. Its tasks share it."""
+    """The work of one call: its caller, and the seconds of the event loop it has used. The call's tasks share it."""
 
     __slots__ = ("caller", "seconds")
 
@@ -31,12 +31,12 @@ _work: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
 def belongs_to(caller: Hashable) -> None:
-    """Says who the work of this task, and of those it starts, is for."""
+    """Sets the caller of this task's work, and of the tasks it starts."""
     _work.set(_Work(caller))
 
 
 def caller() -> Hashable:
-    """Returns who the work of this task is for; an empty text where nobody said."""
+    """Returns the caller of this task's work; an empty text if none was set."""
     return _current().caller
 
 
@@ -48,9 +48,8 @@ def _current() -> _Work:
 
 
 class _Waiting:
-    """What waits for its turn: callers have theirs one after the other, however much each has waiting. Of a caller's
-    own it is what has waited longest; with `least_worked` that is so every other time, and between what has worked
-    least so far.
+    """Waiting work: callers take turns, however much work each of them has waiting. Of one caller's work, what has
+    waited longest is next; with `least_worked`, every second time it is what has used the event loop least so far.
     """
 
     def __init__(self, least_worked: bool = True) -> None:
@@ -61,12 +60,12 @@ class _Waiting:
         return bool(self._callers)
 
     def is_full(self, caller: Hashable, most: int) -> bool:
-        """Whether a caller has a share of so many."""
+        """Whether a caller has its full share of `most` waiting places."""
         own, callers = self._callers.get(caller), len(self._callers)
         return len(own) >= most // callers if own else callers >= most
 
     async def turn(self, not_taken: Callable[[], object], work: _Work | None = None) -> None:
-        """Waits for a turn. `not_taken` is called where it is given one and was cancelled meanwhile."""
+        """Waits for a turn. `not_taken` is called if the turn is given after the wait was cancelled."""
         turn, work = asyncio.get_running_loop().create_future(), work or _current()
         caller = work.caller
         self._callers.setdefault(caller, {})[turn] = work.seconds
@@ -83,7 +82,7 @@ class _Waiting:
                     del self._callers[caller]
 
     def next(self) -> bool:
-        """Gives one of them its turn. Returns whether any waits."""
+        """Gives the next one its turn. Returns whether there was one."""
         while self._callers:
             caller = next(iter(self._callers))
             own = self._callers.pop(caller)
@@ -99,15 +98,15 @@ class _Waiting:
 
 
 class _Turns:
-    """Whose turn it is to work on one event loop. One of those that wait goes on each time the loop comes round."""
+    """Turns on one event loop: in each iteration of the loop, one piece of waiting work goes on."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._began: float | None = None  # the work of this time round
+        self._began: float | None = None  # when the work of this iteration began
         self._waiting = _Waiting()
 
     def is_over(self, now: float) -> bool:
-        """Whether enough was worked this time round."""
+        """Whether the work of this iteration has taken its time."""
         if self._began is None:
             self._begin()
             return False
@@ -126,23 +125,23 @@ class _Turns:
     def _came_round(self) -> None:
         self._began = None
         if self._waiting and self._waiting.next():
-            # Also where the chosen one does nothing.
+            # Set here, too, in case the chosen one does no work.
             self._began = time.monotonic()
             self.loop.call_soon(self._came_round)
 
 
 class Entrance:
-    """Where the work of calls begins: of one each time the loop comes round, and of callers in turns. Others are taken
-    in meanwhile, so that it is known whose they are; and what has begun gets on, before there is more of it.
+    """Starts the work of calls: one in each iteration of the event loop, with callers taking turns. Meanwhile other
+    calls are accepted, so that their callers are known; and calls that have begun make progress before more begin.
     """
 
     def __init__(self) -> None:
         self._is_open = True
-        # None of them has worked, and there may be thousands to look at.
+        # None of them has worked yet, and finding the minimum among thousands is slow.
         self._waiting = _Waiting(least_worked=False)
 
     async def enter(self, caller: Hashable = None) -> None:
-        """Waits for a turn, if others wait or have just had theirs; a caller's, where this task's work has none yet."""
+        """Waits for a turn, if others wait or have just had theirs. Give `caller` if this task's is not set yet."""
         if self._is_open:
             self._is_open = False
             asyncio.get_running_loop().call_soon(self._came_round)
@@ -150,7 +149,7 @@ class Entrance:
             await self._waiting.turn(lambda: None, None if caller is None else _Work(caller))
 
     def is_full(self, caller: Hashable, most: int) -> bool:
-        """Whether of so many that may wait a caller has its share."""
+        """Whether a caller has its full share of `most` waiting places."""
         return self._waiting.is_full(caller, most)
 
     def _came_round(self) -> None:
@@ -161,16 +160,16 @@ class Entrance:
 
 
 class Threads:
-    """Threads for work of many callers, each of whom has its turn, however much others have for them."""
+    """Threads for work of many callers, who take turns, however much work each of them has."""
 
     def __init__(self, count: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
-        # For each thread, work that it has, and what it does next.
+        # Two pieces of work for each thread: the one that runs, and the next one.
         self._free = 2 * count
         self._waiting = _Waiting()
 
     async def run(self, work: Callable[..., Out], *arguments: Any) -> Out:
-        """Returns what work returns. What has begun when its caller is cancelled goes on to its end."""
+        """Returns the result of `work`. Work that has begun runs to its end even if its caller is cancelled."""
         loop = asyncio.get_running_loop()
         if self._free:
             self._free -= 1
@@ -186,7 +185,7 @@ class Threads:
         return await asyncio.wrap_future(running)
 
     def close(self) -> None:
-        """Ends them. What has not begun is cancelled."""
+        """Ends the threads. Work that has not begun is cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _done(self) -> None:
@@ -194,15 +193,16 @@ class Threads:
             self._free += 1
 
 
-# Those of the loop that asked last, for they are asked for with every token: a process has one loop, but in tests.
+# The turns of the loop that asked last: they are needed with every token, and only in tests a process has several
+# loops.
 _latest: _Turns | None = None
 
 
 class in_turns(Generic[In]):
-    """Yields the items of work that the event loop does itself; whenever that took some milliseconds, of this call or
-    of others, those that wait go first.
+    """Yields the items of work on the event loop. Whenever such work, of this call or of others, has taken some
+    milliseconds, waiting work goes first.
 
-    What is done with each item should be short. No generator, which somebody would have to close.
+    The work on each item should be short. Not a generator, because that would have to be closed.
     """
 
     def __init__(self, items: Iterable[In]) -> None:
@@ -217,7 +217,7 @@ class in_turns(Generic[In]):
     async def __anext__(self) -> In:
         now = time.monotonic()
         if self._since is not None:
-            # No more than a turn: what is done with an item may wait for something.
+            # At most one turn: the caller may have awaited something else between two items.
             self._work.seconds += min(now - self._since, _TURN)
         if self._turns.is_over(now):
             await self._turns.next()
@@ -239,7 +239,7 @@ async def turn() -> None:
 def _turns() -> _Turns:
     global _latest
     turns = _latest
-    # Asking for the loop that runs is a call into the system.
+    # get_running_loop is slow: it makes a system call.
     if turns is None or not turns.loop.is_running():
         turns = _latest = _Turns(asyncio.get_running_loop())
     return turns
