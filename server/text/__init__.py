@@ -1,1 +1,1 @@
-"""What is done with texts before an engine sees them, and with places in them after it."""
+"""Texts: tokenization, redaction and constraints before the engine, offsets and answers after it."""

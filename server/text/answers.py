@@ -1,7 +1,8 @@
-"""Completions taken apart, whole or as they come: reasoning, text and calls of tools.
+"""Parses completions into reasoning, text and tool calls, whole or in pieces as they are streamed.
 
-The engine's parsers read what a model wrote, and a caller may have it write what takes a parser long, or what it fails
-on. So they have bounded time, away from the event loop where it may not be short. What can't be taken apart is text.
+The engine's parsers read what a model wrote, and a caller can make the model write text that is slow to parse or makes
+a parser fail. So parsing time is bounded, and runs outside the event loop unless it is sure to be short. An answer that
+can't be parsed is returned as text.
 """
 
 import asyncio
@@ -13,13 +14,14 @@ from tuneserve.server.concurrency import within
 from tuneserve.server.engine.interface import AnswerParser, Delta, Parsing, Parts
 from tuneserve.server.turns import turn
 
-# Seconds for the answers of one call, and for each token of those that come in pieces.
+# Seconds of parsing allowed for one call, and for each token of a stream in addition.
 _MOST_SECONDS = 2.0
 _MOST_A_TOKEN = 0.002
-# Many parsers read all there is again with each piece. So the longer that takes, the longer are the pieces: seconds for
-# each token of one.
+# Many parsers read the whole text again with each piece. So the longer that takes, the longer the pieces get: parsing
+# seconds that are worth spending for each token of a piece.
 _WORTH_A_TOKEN = 0.001
-# A piece that is read on the event loop: one after others that were read in no time.
+# A piece is parsed on the event loop if it has at most so many characters, and the last piece took at most so many
+# seconds.
 _SHORT = 256
 _NO_TIME = 0.001
 
@@ -30,18 +32,20 @@ class _Answer:
 
     parser: AnswerParser | None = None
     failed: bool = False
-    seconds: float = 0.0  # that the last piece took
-    text: list[str] = field(default_factory=list)  # of the next piece
+    seconds: float = 0.0  # parsing time of the last piece
+    text: list[str] = field(default_factory=list)  # collected for the next piece
     token_ids: list[int] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)  # text that nothing was made of yet
-    calls: bool = False  # tools
+    held: list[str] = field(default_factory=list)  # text without any output so far
+    calls: bool = False  # whether it has tool calls
 
 
 class Answers:
     """The completions of one call."""
 
     def __init__(self, parsing: Parsing | None, turns: asyncio.Semaphore, unparsed: Callable[[str], object]) -> None:
-        """`turns` are those of the model's calls for a thread. `unparsed` is told why an answer was not taken apart."""
+        """`turns` limits the model's parsing threads. `unparsed` is called with the reason if an answer can't be
+        parsed.
+        """
         self._parsing = parsing
         self._turns = turns
         self._unparsed = unparsed
@@ -49,7 +53,7 @@ class Answers:
         self._left = _MOST_SECONDS
 
     async def whole(self, delta: Delta) -> Delta:
-        """Returns a completion with its parts in their fields."""
+        """Returns a completion, parsed into its fields."""
         if self._parsing is None:
             return delta
         parts = await self._read(
@@ -62,7 +66,7 @@ class Answers:
         return _with(delta, parts, calls=bool(parts.tool_calls))
 
     async def more(self, delta: Delta) -> Delta:
-        """Returns what is new of a completion with its parts in their fields; some of its text may come later."""
+        """Returns the new part of a completion, parsed into its fields; some of its text may come later."""
         if self._parsing is None:
             return delta
         answer = self._answers.setdefault(delta.index, _Answer())

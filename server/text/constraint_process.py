@@ -1,15 +1,15 @@
 """The process that checks one model's constraints: `python -m tuneserve.server.text.constraint_process`.
 
-A constraint is compiled as the engine will compile it, for the model's own tokenizer, and followed for some random
-texts, to see how long each token's mask takes: it is computed between two steps of the engine, while everybody waits.
-Each is checked in a copy of the process (fork), which has the tokenizer already, and shares its memory. What takes too
-much time or memory ends the copy, and nothing else.
+A constraint is compiled as the engine will compile it, for the model's own tokenizer, and then followed along some
+random texts, to measure the time of each token's mask: the engine computes masks between two steps, while all its
+requests wait. Each constraint is checked in a forked copy of the process, which has the tokenizer already and shares
+its memory. If the check takes too much time or memory, only the copy ends.
 
-On standard input, a Unix socket, each with its length before it: the tokenizer's JSON, the size of the vocabulary, and
-the id of the end token. Once they are read, a byte goes back, and each byte that then comes has a socket of its own,
-for one constraint: on this come the CPU time in seconds and the memory in bytes that it may take, and a
-tuneserve.v1.StructuredOutput. Back go JSON, null or [field, what is wrong with it], and the end of the stream; nothing
-but its end where the constraint took too much. The copy also ends with the other end of its socket.
+Protocol: standard input is a Unix socket. It receives, each with its length before it, the tokenizer's JSON, the size
+of the vocabulary, and the id of the end token. Then the process sends one byte back. Each byte that it receives after
+that carries a socket for one constraint. On that socket come the allowed CPU time in seconds, the allowed memory in
+bytes, and a tuneserve.v1.StructuredOutput. The reply is JSON, null or [field, error], and the end of the stream; if the
+constraint took too much, only the end of the stream. The copy also ends when the other end of its socket is closed.
 """
 
 import gc
@@ -36,26 +36,26 @@ from tuneserve.server.engine.tokenizer_files import put_right
 from tuneserve.server.text.structured_output import FIELD, check, structured
 from tuneserve.v1 import generation_pb2 as pb
 
-# The texts that are written, and their length in tokens. Half of them of the first tokens in the vocabulary that are
-# allowed, mostly single letters, which take an ambiguous grammar the most steps.
+# Number of random texts, and their length in tokens. Half of the texts use only the first allowed tokens of the
+# vocabulary: mostly single letters, with which an ambiguous grammar takes the most steps.
 _TEXTS = 4
 _LENGTH = 128
 _FIRST = 256
-# CPU time for a token's mask, in seconds: for each, and on average in the second half of a text. What callers use takes
-# 1 ms or less; what grows with the text, as ambiguous grammars do, is far above this at its end.
+# CPU seconds allowed for a token's mask: for each one, and on average in the second half of a text. Real constraints
+# take 1 ms or less; those whose time grows with the text, such as ambiguous grammars, are far above this at its end.
 _MOST_MASK = 0.05
 _MEAN_MASK = 0.01
 
 
 def main() -> None:
-    """Answers until its standard input ends, as it does with the server."""
+    """Answers until standard input is closed, as it is when the server ends."""
     given = _messages(sys.stdin.buffer)
     vocabulary, size, end = next(given).decode(), int(next(given)), int(next(given))
     tokenizer = llguidance.LLTokenizer(put_right(vocabulary), n_vocab=size, eos_token=end if end >= 0 else None)
-    # The system keeps nothing of a copy that it ends, and needs nobody to ask what became of it.
+    # No core dumps of copies that the system ends, and no zombies.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # What there is stays shared: collecting garbage writes to it.
+    # Keeps the memory shared with the copies: garbage collection would write to it.
     gc.freeze()
     asking = socket.socket(fileno=sys.stdin.fileno())
     asking.send(b"\n")
@@ -79,7 +79,7 @@ def _answer(tokenizer: Any, asked: socket.socket) -> None:
     given = _messages(asked.makefile("rb"))
     seconds, size, constraint = next(given), next(given), next(given)
     lifetime.end_with(asked.fileno())
-    # The system ends what uses more: a signal, or no memory.
+    # The system enforces the limits: by a signal, or by refusing memory.
     signal.setitimer(signal.ITIMER_PROF, float(seconds))
     memory = Path("/proc/self/statm")
     if memory.exists():
@@ -89,7 +89,7 @@ def _answer(tokenizer: Any, asked: socket.socket) -> None:
 
 
 def _wrong(tokenizer: Any, params: pb.StructuredOutput) -> tuple[str, str] | None:
-    """Returns a field and what is wrong with it, if anything is."""
+    """Returns the field and its error, or None."""
     field = f"{FIELD}.{params.WhichOneof('constraint')}"
     try:
         check(params)
@@ -107,7 +107,7 @@ def _wrong(tokenizer: Any, params: pb.StructuredOutput) -> tuple[str, str] | Non
 
 
 def _grammar(params: pb.StructuredOutput) -> str:
-    """As vLLM's backend for guidance makes it."""
+    """Returns the grammar as vLLM's guidance backend makes it."""
     form = structured(params)
     if form.kind == "json":
         grammar: str = llguidance.LLMatcher.grammar_from_json_schema(
@@ -119,7 +119,7 @@ def _grammar(params: pb.StructuredOutput) -> str:
 
 
 def _slow(tokenizer: Any, matcher: Any) -> str:
-    """Returns why a constraint can't be followed as fast as is needed; nothing if it can."""
+    """Returns why a constraint can't be followed fast enough; "" if it can."""
     mask, chance = allocate_token_bitmask(1, tokenizer.vocab_size), random.Random(0)
     for text in range(_TEXTS):
         matcher.reset()

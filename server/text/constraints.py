@@ -1,9 +1,9 @@
-"""Callers' constraints, checked before a call is admitted to the engine, and each only once.
+"""Checks callers' constraints before a call goes to the engine; each constraint only once.
 
-Checking one may take minutes, in libraries that nothing ends but the end of their process: so it is done in processes
-of their own, copies of one that a model has, which is started when it is first needed. Each caller has one constraint
-checked at a time. A check that takes long is given up, and done again behind the others that took long: those that are
-quick never wait for one of these.
+A check may take minutes, in libraries that can't be interrupted except by ending their process. So each check runs in a
+process of its own, forked from one process per model, which is started when it is first needed. Each caller has one
+check at a time. A check that takes too long is stopped and repeated later, in a lane for slow checks: quick checks
+never wait for slow ones.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from tuneserve.server.engine.interface import StructuredOutput
 from tuneserve.server.text.structured_output import FIELD, structured
 from tuneserve.v1 import generation_pb2 as pb
 
-# What is known of so many of them is kept.
+# How many results are kept.
 _KEPT = 1024
-# The system limits CPU time. This is for a check that gets none.
+# The system limits CPU time. This limits a check that gets no CPU time.
 _MOST_SECONDS = 60.0
 _ANSWER = 1 << 16
 
 
 @dataclass
 class _Lane:
-    """Checks that are given the same, a few of them at a time."""
+    """Checks with the same limits, a few of them at a time."""
 
     seconds: float  # of CPU time
-    bytes: int  # of memory, on top of what the process has
+    bytes: int  # of memory, in addition to what the process has
     at_once: int
     room: asyncio.Semaphore = field(init=False)
 
@@ -52,13 +52,13 @@ class Constraints:
         self._process: asyncio.subprocess.Process | None = None
         self._asking: socket.socket | None = None  # while there is a process
         self._starting = asyncio.Lock()
-        # What callers use takes a few times 10 ms, with a large vocabulary ten times as much.
+        # Real constraints take a few times 10 ms, with a large vocabulary ten times as much.
         self._lanes = _Lane(0.5, 256 << 20, at_once=2), _Lane(3.0, 1 << 30, at_once=1)
         self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._known: OrderedDict[bytes, InvalidInput | None] = OrderedDict()
 
     async def checked(self, params: pb.StructuredOutput) -> StructuredOutput:
-        """Returns a constraint that the engine can follow, token by token, in little time. Raises InvalidInput."""
+        """Returns a constraint that the engine can follow quickly, token by token. Raises InvalidInput."""
         form, content = structured(params), params.SerializeToString(deterministic=True)
         key = sha256(content).digest()
         if key not in self._known:
@@ -74,11 +74,11 @@ class Constraints:
         return form
 
     async def close(self) -> None:
-        """Ends the process. Another is started if there is more to check."""
+        """Ends the process. A new one is started if there is more to check."""
         if self._process and self._asking:
             process, self._process = self._process, None
             self._asking.close()
-            # Not where it has ended: this would take its status away from asyncio.
+            # Not if it has ended: that would take its exit status away from asyncio.
             if process.returncode is None:
                 process.kill()
             await process.wait()
@@ -93,7 +93,7 @@ class Constraints:
         return InvalidInput(what, "takes too much time or memory to check; make it smaller or simpler")
 
     async def _ask(self, lane: _Lane, content: bytes) -> bytes:
-        """Returns the answer; nothing where the constraint took too much. The check ends with the socket, and so with
+        """Returns the answer; empty if the constraint took too much. Closing the socket ends the check, so it ends with
         its caller.
         """
         loop, answer = asyncio.get_running_loop(), b""
@@ -103,7 +103,7 @@ class Constraints:
                 await self._hand_over(theirs)
             ours.setblocking(False)
             try:
-                # It may end, or be ended, at any time.
+                # The copy may end, or be ended, at any time.
                 async with asyncio.timeout(_MOST_SECONDS):
                     with contextlib.suppress(ConnectionError):
                         await loop.sock_sendall(ours, _framed(str(lane.seconds), str(lane.bytes), content))
@@ -114,13 +114,13 @@ class Constraints:
         return answer
 
     async def _hand_over(self, theirs: socket.socket) -> None:
-        """Gives the process a socket; starts it where it does not run."""
+        """Passes a socket to the process; starts the process if it does not run."""
         async with self._starting:
             if self._process and self._asking:
                 with contextlib.suppress(OSError):
                     socket.send_fds(self._asking, [b"?"], [theirs.fileno()])
                     return
-                # Somebody else ended it.
+                # Something else ended the process.
                 await self.close()
             socket.send_fds(await self._start(), [b"?"], [theirs.fileno()])
 
@@ -129,7 +129,8 @@ class Constraints:
         ours.setblocking(False)
         try:
             with theirs:
-                # -P: what lies in the working directory is not imported. Its errors may hold what a caller sent.
+                # -P: nothing is imported from the working directory. Its errors may contain what a caller sent, so they
+                # are discarded.
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "tuneserve.server.text.constraint_process"),
                     stdin=theirs.fileno(),
@@ -146,7 +147,7 @@ class Constraints:
             if not await loop.sock_recv(ours, 1):
                 raise RuntimeError("the process that checks constraints did not start")
         except BaseException:
-            # Also when nobody waits for it any more.
+            # Also if the caller was cancelled.
             await self.close()
             raise
         return ours

@@ -1,7 +1,7 @@
-"""A call's request without personal data, before anything else is made of it.
+"""Masks personal data in a call's request, before anything else is done with it.
 
-Every text of a request is masked, once, wherever it stands; so is a field that is new, unless it is named here. Keys of
-JSON objects are texts. What the model must write, or must not, can't be masked: personal data there is refused.
+Every text in a request is masked, wherever it is; so are new fields, unless they are named here. Keys of JSON objects
+count as texts. Texts that the model must or must not write can't be masked: personal data in them is refused.
 """
 
 import json
@@ -18,9 +18,9 @@ from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.concurrency import pieces
 from tuneserve.server.text.redaction import LONGEST, Masked, Redactor
 
-# Characters that a thread takes at a time.
+# Characters that a thread masks at a time.
 _PIECE = 1 << 14
-# Names of what the server has: no text of the caller's.
+# Fields with names of the server's own objects, not the caller's texts.
 _NAMES = {
     *("ClassifyRequest.model", "ClassifyTokensRequest.model", "RankRequest.model", "EmbedRequest.model"),
     *("GenerateRequest.model", "TokenizeRequest.model"),
@@ -31,7 +31,7 @@ _REFUSED = {
     *("Choice.options", "StructuredOutput.json_schema", "StructuredOutput.regex", "StructuredOutput.grammar"),
 }
 _PACKAGE = "tuneserve.v1."
-# What a schema says of itself: addresses, and none that anybody writes.
+# Identifiers of a schema: URLs that the model never writes.
 _ADDRESSES = re.compile(r'"\$(?:schema|id|ref)": "[^"]*"')
 
 M = TypeVar("M", bound=Message)
@@ -40,13 +40,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Redacted(Generic[M]):
-    """A request as the model may see it."""
+    """A request with its personal data masked."""
 
     request: M
-    masks: Mapping[str, Masked] = field(default_factory=dict)  # by field: texts that were changed
+    masks: Mapping[str, Masked] = field(default_factory=dict)  # by field, for texts that were changed
 
     def original(self, path: str, text: str) -> Masked:
-        """Returns a text of the request with the way back to the caller's."""
+        """Returns a text of the request with its mapping to the caller's text."""
         return self.masks.get(path) or Masked(text)
 
 
@@ -54,16 +54,16 @@ class Redacted(Generic[M]):
 class _Place:
     """A text in a request."""
 
-    path: str  # its field, or that of the JSON object it is in
+    path: str  # its field, or the field of the JSON object that it is in
     text: str
     is_refused: bool
     replace: Callable[[str], None]
 
 
 async def redacted(redactor: Redactor, request: M, path: str, apart: Callable[..., Awaitable[Any]]) -> Redacted[M]:
-    """Returns a request, or the field of that path, without personal data. Raises InvalidInput naming the field.
+    """Returns a request, or the field at that path, with personal data masked. Raises InvalidInput naming the field.
 
-    `apart` runs a function in a thread: a piece of the work at a time, so that it ends with the call.
+    `apart` runs a function in a thread. It is given a piece of the work at a time, so that the work ends with the call.
     """
     copy = type(request)()
     copy.CopyFrom(request)
@@ -79,13 +79,13 @@ async def redacted(redactor: Redactor, request: M, path: str, apart: Callable[..
         if place.is_refused and known[place.text].found:
             raise InvalidInput(place.path, "holds personal data, which this model masks in texts; leave it out")
     found = [place for place in places if known[place.text].found]
-    # What is inside an object first, then its key.
+    # The contents of an object first, then its keys.
     await apart(_replace, reversed(found), known)
     return Redacted(copy, {place.path: known[place.text] for place in found})
 
 
 def _places(message: Message, path: str) -> Iterator[_Place]:
-    """The texts of a message, outer ones first. Below a JSON object, all have the object's path."""
+    """Yields the texts of a message, outer ones first. Texts inside a JSON object have the object's path."""
     for descriptor, value in message.ListFields():
         name = descriptor.full_name.removeprefix(_PACKAGE)
         if name in _NAMES:
@@ -119,7 +119,7 @@ def _entries(entries: Any, path: str) -> Iterator[_Place]:
 
 def _rename(entries: Any, key: str, path: str, new: str) -> None:
     if new in entries:
-        raise InvalidInput(path, "holds two keys that are the same once personal data is masked in them")
+        raise InvalidInput(path, "holds two keys that become equal once personal data in them is masked")
     entries[new].CopyFrom(entries[key])
     del entries[key]
 
@@ -135,7 +135,7 @@ def _mask(redactor: Redactor, places: Sequence[_Place], known: dict[str, Masked]
 
 
 def _read(place: _Place) -> str:
-    """What a constraint says, without what is only its notation."""
+    """Returns the content of a constraint without its notation."""
     if place.path.endswith(".json_schema"):
         try:
             return _ADDRESSES.sub("", json.dumps(json.loads(place.text), ensure_ascii=False))

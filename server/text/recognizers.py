@@ -1,9 +1,9 @@
-"""Where a text holds personal data of a kind. Numbers are checked as their issuers check them, by python-stdnum and
-phonenumbers (Google's libphonenumber); what has no check digits is told by its shape.
+"""Finds personal data of each kind in a text. Numbers are validated by their issuers' rules, with python-stdnum and
+phonenumbers (Google's libphonenumber); data without check digits is recognized by its shape.
 
-In doubt it finds too much rather than too little. Every pattern takes time in proportion to the text, whatever the
-text is: callers choose it. Knows nothing of masking, and calls nothing over the network. Slow to import, so only
-`redaction.py` does, when a model asks for it.
+In doubt it finds too much rather than too little. Every pattern takes time linear in the text, for any text, because
+callers choose it. Knows nothing of masking, and makes no network calls. Slow to import, so only `redaction.py` imports
+it, when a model asks for it.
 """
 
 import ipaddress
@@ -29,7 +29,7 @@ from stdnum.se import personnummer
 from stdnum.us import itin, ssn
 from stdnum.za import idnr as za_idnr
 
-# How sure a match is: check digits fit, or the shape fits, or it may well be something else.
+# Confidence of a match: check digits fit; only the shape fits; or it may well be something else.
 CHECKED, SHAPED, LIKELY = 3, 2, 1
 
 
@@ -50,8 +50,8 @@ _DOMAIN = "|".join(
     for letter in (_WORD, r"[^\W_]")
 )
 _AT = re.compile(rf"[@＠](?:{_DOMAIN})", re.IGNORECASE)
-# What stands before the @, looked for from its end; with all scripts where the letter before it is of those. 64 is
-# the limit of mail itself.
+# The local part before the @, matched at its end; letters of scripts without spaces only if the other pattern finds
+# nothing. 64 characters is the limit of the mail standard.
 _LOCAL = [re.compile(rf"(?:{letter}|[.!#$%&'*+/=?^_`{{|}}~-]){{1,64}}\Z") for letter in (_WORD, r"\w")]
 
 
@@ -62,16 +62,16 @@ def _email(text: str) -> Iterator[Match]:
             yield Match(local.start(), match.end(), SHAPED)
 
 
-# Countries whose numbers are known without their +code. Each one costs time, and finds more that is none.
+# Countries whose numbers are found without their +code. Each country costs time and adds false matches.
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "BR")
 _ABROAD = {region: "011" if region == "US" else "00" for region in _REGIONS}
 _SEVEN_DIGITS = re.compile(r"\d(?:[^\d\n]{0,4}\d){6}")
-# What the library takes for a number of some country and people take for a date, or for "invoice 2024-000123".
+# Matches of the library that are rather dates, or like "invoice 2024-000123".
 _DATE = re.compile(r"(?<!\d)(?:[0-3]?\d\.[01]?\d\.(?:19|20)\d\d(?!\d)|(?:19|20)\d\d-)")
 
 
-# The library takes a tenth of a millisecond to judge a number in one country. In a text with so many that may be
-# some country's, the rest is taken for what it looks like.
+# The library takes a tenth of a millisecond to check a number for one country. After this many checks in a text, all
+# further candidates count as phone numbers.
 _MOST_JUDGED = 2000
 
 
@@ -79,7 +79,7 @@ def _phone(text: str) -> Iterator[Match]:
     if not _SEVEN_DIGITS.search(text):
         return
     for match in _Matcher(text):
-        # Some begin with the space before them.
+        # Some matches begin with the space before the number.
         start = match.end - len(match.raw_string.lstrip())
         if text[start] in "+＋":
             yield Match(start, match.end, SHAPED)
@@ -88,12 +88,12 @@ def _phone(text: str) -> Iterator[Match]:
 
 
 class _Matcher(phonenumbers.PhoneNumberMatcher):
-    """The library's, which reads a text for one country, for all of ours at once: each number is judged only for those
-    whose it may be, and a number that was found is not looked for again.
+    """The library's matcher, extended from one country to all of ours in one pass: each candidate is checked only for
+    the countries it may belong to, and a number that was found is not searched for again.
     """
 
     def __init__(self, text: str) -> None:
-        # The library gives up after so many tries, to save time; this must not.
+        # The library gives up after some tries, to save time; this must not.
         super().__init__(text, None, max_tries=len(text), min_candidate_length=7)
         self._judged = 0
 
@@ -110,12 +110,12 @@ class _Matcher(phonenumbers.PhoneNumberMatcher):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a country's numbers are written: its digits alone, with nothing of what goes before them."""
+    """A country's numbering plan, for digits alone."""
 
     code: str
     number: re.Pattern[str]
-    prefix: re.Pattern[str]  # before a number, in the country; or from it to others
-    without: str  # what stays of a number with a prefix, as `re.sub` takes it
+    prefix: re.Pattern[str]  # dialled before a number within the country, or from it to others
+    without: str  # replacement for the prefix, as `re.sub` takes it
 
     @classmethod
     def of(cls, region: str) -> "_Plan":
@@ -128,7 +128,7 @@ class _Plan:
         )
 
     def may_have(self, digits: str) -> bool:
-        """Whether digits may be a number of it, with or without what goes before."""
+        """Whether digits may be a number of the country, with or without its code or prefix."""
         for number in (digits, digits.removeprefix(self.code)):
             if self.number.fullmatch(number):
                 return True
@@ -144,8 +144,8 @@ _PLAIN_NUMBER = re.compile(r"[0-9\s()\[\]./\u2010-\u2015-]*")
 
 
 def _possible_regions(candidate: str) -> Iterator[str]:
-    """The countries that a number may be of; the first of them for one that says of which it is, or that has letters
-    or an extension.
+    """Yields the countries that a number may belong to: one for a number with a + code, which names its country itself;
+    all of them for a number with letters or an extension.
     """
     digits = _NOT_DIGITS.sub("", candidate)
     if candidate.lstrip(" ([（［").startswith(("+", "＋")):
@@ -159,7 +159,7 @@ def _possible_regions(candidate: str) -> Iterator[str]:
 
 
 _GROUP = r"[ \u00a0\u202f.–-]"
-# Every start is looked at, so that a number before a card does not hide it: "12 4111 1111 1111 1111".
+# A lookahead, so that every start is tried and a number before a card does not hide it: "12 4111 1111 1111 1111".
 _CARD = re.compile(
     r"(?<![0-9])"
     rf"(?=([0-9]{{14,19}}|[0-9]{{4}}({_GROUP})[0-9]{{4}}\2[0-9]{{4}}\2[0-9]{{4}}|[0-9]{{4}}({_GROUP})[0-9]{{6}}\3[0-9]{{4,5}})"
@@ -191,7 +191,7 @@ _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ \u00a0-]?[A-Za-z0-9
 def _iban(text: str) -> Iterator[Match]:
     position = 0
     while match := _IBAN.search(text, position):
-        # The words behind the number may look like more of it: the longest part that is a number counts.
+        # The words after the number may look like a part of it: the longest valid IBAN counts.
         ends = [end for end in range(match.end(), match.start() + 14, -1) if not text[end : end + 1].isalnum()]
         end = next((end for end in ends if iban.is_valid(text[match.start() : end].replace("\u00a0", " "))), None)
         if end is not None:
@@ -209,7 +209,7 @@ def _ip(text: str) -> Iterator[Match]:
             yield Match(*match.span(), SHAPED)
     for match in _IPV6.finditer(text):
         found = match[0] if _is_address(match[0]) else match[0].rstrip(".:")
-        # `a::b` is an address, too, but more likely a name in somebody's program.
+        # `a::b` is an address, too, but more likely a name in source code.
         looks_so = any(character.isdigit() for character in found) or found.count(":") > 2
         if found.count(":") >= 2 and looks_so and _is_address(found):
             yield Match(match.start(), match.start() + len(found), SHAPED)
@@ -217,7 +217,7 @@ def _ip(text: str) -> Iterator[Match]:
 
 def _is_address(text: str) -> bool:
     try:
-        # Nothing longer is one, and the library would look at all of it.
+        # No address is longer, and the library would read all of it.
         return len(text) < 64 and bool(ipaddress.ip_interface(text))
     except ValueError:
         return False
@@ -235,9 +235,9 @@ def _mac(text: str) -> Iterator[Match]:
 
 
 _URL = re.compile(
-    # Letters of scripts without spaces may stand before it.
+    # Letters of scripts without spaces may come directly before it.
     r"(?<![a-z0-9_@])(?:(?:https?|ftps?|wss?)://|www[0-9]{0,3}\.)[^\s<>\"«»“”„、。，；）」』]+"
-    # Without either, a host counts only with a common ending: "end.Of" would be one.
+    # Without a scheme or www, a host counts only with a common top-level domain: "end.Of" would match otherwise.
     r"|(?<![\w@.-])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+"
     r"(?:com|org|net|edu|gov|mil|int|info|biz|io|dev|app|me|co|ai|eu|uk|de|fr)(?![\w-]|\.\w)(?::[0-9]{1,5})?(?:/[^\s<>\"«»]*)?",
     re.IGNORECASE,
@@ -247,7 +247,7 @@ _URL = re.compile(
 def _url(text: str) -> Iterator[Match]:
     for match in _URL.finditer(text):
         end = match.end()
-        # The sentence's own punctuation behind it; a closing bracket stays where the opening one is inside.
+        # Drop the sentence's punctuation after it; keep a closing bracket if its opening one is inside.
         surplus = match[0].count(")") - match[0].count("(")
         while text[end - 1] in ".,;:!?'*]}" or (text[end - 1] == ")" and surplus > 0):
             surplus -= text[end - 1] == ")"
@@ -271,7 +271,7 @@ def _is_nino(text: str) -> bool:
     return text[:2] not in {"BG", "GB", "KN", "NK", "NT", "TN", "ZZ"}
 
 
-# How each country's number is written, and who checks it.
+# The shape of each country's number, and its validator.
 _NATIONAL: tuple[tuple[str, Callable[[str], bool]], ...] = (
     (r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", cpf.is_valid),
     (r"[0-9]{17}[0-9X]", ric.is_valid),

@@ -1,10 +1,10 @@
-"""Personal data out of a text before it goes anywhere, and places in what is left back to the caller's own text.
+"""Masks personal data in a text before anything else is done with it, and maps offsets back to the caller's text.
 
-Each match becomes a placeholder, [EMAIL]. Where matches overlap, all of their characters go, and the surest of them,
-then the longest, names the placeholder. What is found, and how, is `recognizers.py`.
+Each match becomes a placeholder, such as [EMAIL]. Overlapping matches become one placeholder that covers all their
+characters, named after the match with the highest score, then the longest. `recognizers.py` finds the matches.
 
-It is looked for as it reads: digits of any script, full-width letters and dashes as the plain ones, without what nobody
-sees between them.
+Texts are normalized for the search: digits of any script, full-width letters and dashes count as the plain ones, and
+invisible characters are skipped.
 """
 
 import re
@@ -16,13 +16,13 @@ from itertools import accumulate
 
 from tuneserve.errors import UserError
 
-# Characters of one text: masking takes up to 20 ms for each thousand of a hostile one.
+# Characters of one text: masking takes up to 20 ms for each thousand characters of a hostile text.
 LONGEST = 20_000
 KINDS = ("email", "phone", "card", "iban", "ip", "mac", "url", "ssn", "national_id")
 
 
 def check(kinds: Sequence[str], where: str) -> None:
-    """Raises UserError naming the first kind that there is not."""
+    """Raises UserError naming the first unknown kind."""
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"{where}: {kind!r} is not allowed", f"allowed: {', '.join(KINDS)}")
@@ -30,7 +30,7 @@ def check(kinds: Sequence[str], where: str) -> None:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A placeholder: where it is in the masked text, and what it stands for in the caller's."""
+    """A placeholder: its range in the masked text, and the range it replaces in the caller's text."""
 
     start: int
     end: int
@@ -38,17 +38,17 @@ class _Cut:
     original_end: int
 
 
-# Nothing is found without one of these.
+# A text without any of these has no matches.
 _NEEDED = re.compile(r"[0-9@.:]")
-# Of what a character is compatible with, signs that are looked for; not those at which an address ends.
+# Signs that matter in matches: compatible characters are read as these; not the signs that end an address.
 _SIGNS = frozenset("@.:-/+_#%&=~")
-# What is not seen, beside what Unicode calls a format character.
+# Invisible characters, in addition to Unicode's format characters.
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0]")
 _MOST_READ = 1 << 16
 
 
 class _Read(dict[int, str]):
-    """What each character is read as, by its code point."""
+    """The normalized form of each character, by code point."""
 
     def __missing__(self, code: int) -> str:
         if len(self) > _MOST_READ:
@@ -59,7 +59,7 @@ class _Read(dict[int, str]):
 
 def _read(character: str) -> str:
     category = unicodedata.category(character)
-    # Marks, too: a digit stays one under a keycap.
+    # Marks are dropped, too: a digit with a keycap mark is still a digit.
     if category in ("Cf", "Mn", "Me") or _UNSEEN.match(character):
         return ""
     if category == "Nd":
@@ -76,7 +76,7 @@ _READ = _Read()
 
 
 class Masked:
-    """A text without its personal data."""
+    """A text with its personal data masked."""
 
     def __init__(self, text: str, cuts: Sequence[_Cut] = ()) -> None:
         self.text = text
@@ -86,7 +86,7 @@ class Masked:
         self._ends = [cut.end for cut in cuts]
 
     def original(self, start: int, end: int) -> tuple[int, int]:
-        """Returns the place in the caller's text. One that touches a placeholder covers all that it stands for."""
+        """Returns the range in the caller's text. A range that touches a placeholder covers all that it replaces."""
         if not self._cuts:
             return start, end
         return self._map(start, bisect_right(self._starts, start), False), self._map(
@@ -94,7 +94,7 @@ class Masked:
         )
 
     def _map(self, position: int, before: int, is_end: bool) -> int:
-        """`before` placeholders begin before the position, or at it where it is a start."""
+        """`before` placeholders begin before the position, or at it if it is a start."""
         if not before:
             return position
         cut = self._cuts[before - 1]
@@ -107,13 +107,13 @@ class Redactor:
     """Masks some kinds of personal data. May be used by several threads."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
-        """`kinds` are of KINDS."""
+        """`kinds` are members of KINDS."""
         from tuneserve.server.text.recognizers import FINDERS
 
         self._finders = [(f"[{kind.upper()}]", FINDERS[kind]) for kind in dict.fromkeys(kinds)]
 
     def mask(self, text: str) -> Masked:
-        """Returns the text with a placeholder for each match, in time in proportion to its length."""
+        """Returns the text with a placeholder for each match, in time linear in its length."""
         if text.isascii() and not _NEEDED.search(text):
             return Masked(text)
         read = text if text.isascii() else text.translate(_READ)
@@ -126,7 +126,7 @@ class Redactor:
             starts = list(accumulate((len(_READ[ord(character)]) for character in text), initial=0))[:-1]
 
             def place(position: int) -> int:
-                """Of what nobody sees and what comes behind it, the latter."""
+                """Maps to the visible character, not to invisible ones before it."""
                 return bisect_right(starts, position) - 1
 
             found = [(place(start), place(end - 1) + 1, *what) for start, end, *what in found]  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""Calls that a model has to make: the form that its answer then has, and what an answer of that form says.
+"""Required tool calls: the JSON Schema that the answer must then match, and the parser of such answers.
 
-The form is a JSON array of {"name": …, "arguments": {…}}. Nothing else can be written, so any model can be asked for
-it, one without a tool parser, too.
+The answer is a JSON array of {"name": …, "arguments": {…}}. The model can write nothing else, so this works for any
+model, even without a tool parser.
 """
 
 import json
@@ -15,7 +15,7 @@ from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import Parts, ToolCall
 
 _FIELD = "prompt.chat.tools"
-# Where references within a schema lead: to its root, which is another one here.
+# References within a schema start at its root, so these keys move to the new root.
 _DEFINITIONS = ("$defs", "definitions")
 _HEAD = re.compile(r'[\s\[,}]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 _NOTATION = re.compile(r"[\s\[\]{},]*")
@@ -26,7 +26,7 @@ def schema(tools: Sequence[Mapping[str, Any]], name: str) -> str:
     functions = [_function(tool, f"{_FIELD}[{index}]") for index, tool in enumerate(tools)]
     chosen = [function for function in functions if name in ("", function["name"])]
     if not chosen:
-        raise InvalidInput("prompt.chat.tool_choice.name", "is the name of none of the tools")
+        raise InvalidInput("prompt.chat.tool_choice.name", "is not the name of one of the tools")
     definitions: dict[str, dict[str, Any]] = {}
     calls = [_call(function, definitions) for function in chosen]
     form = {"type": "array", "items": {"anyOf": calls}, "minItems": 1, **({"maxItems": 1} if name else {})}
@@ -36,7 +36,7 @@ def schema(tools: Sequence[Mapping[str, Any]], name: str) -> str:
 def _function(tool: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidInput(where, "has no name of a function, which TOOL_CHOICE_MODE_REQUIRED needs")
+        raise InvalidInput(where, "has no function name, which TOOL_CHOICE_MODE_REQUIRED needs")
     return function
 
 
@@ -48,7 +48,9 @@ def _call(function: Mapping[str, Any], definitions: dict[str, dict[str, Any]]) -
         found = parameters.pop(key, {})
         known = definitions.setdefault(key, {}) if found else {}
         if not isinstance(found, dict) or any(known.get(name, one) != one for name, one in found.items()):
-            raise InvalidInput(_FIELD, f"have {key} of one name that differ, which TOOL_CHOICE_MODE_REQUIRED rules out")
+            raise InvalidInput(
+                _FIELD, f"have different {key} of the same name, which TOOL_CHOICE_MODE_REQUIRED does not allow"
+            )
         known.update(found)
     return {
         "type": "object",
@@ -59,12 +61,12 @@ def _call(function: Mapping[str, Any], definitions: dict[str, dict[str, Any]]) -
 
 
 class RequiredCalls:
-    """Reads an answer of that form; see interface.AnswerParser."""
+    """Parses an answer with required calls; see interface.AnswerParser."""
 
     def __init__(self) -> None:
         self._index = -1
-        self._head = ""  # what is read of a call before its arguments
-        self._depth = 0  # of the arguments, while they are read
+        self._head = ""  # the text of a call before its arguments, so far
+        self._depth = 0  # nesting inside the arguments; 0 outside them
         self._in_text = self._escaped = False
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Parts:
@@ -77,7 +79,7 @@ class RequiredCalls:
         return Parts(parts.text, tool_calls=list(calls.values()))
 
     def more(self, text: str, token_ids: Sequence[int], finished: bool) -> Parts:
-        """Returns what is new of the calls."""
+        """Returns the new parts of the calls."""
         calls: list[ToolCall] = []
         while text:
             if not self._depth:
@@ -90,12 +92,12 @@ class RequiredCalls:
             end = self._end(text)
             calls.append(ToolCall(self._index, arguments=text[:end]))
             text = text[end:]
-        # Cut off before its arguments: that is no call.
+        # A call that is truncated before its arguments is not a call.
         left = self._head if finished and not _NOTATION.fullmatch(self._head) else ""
         return Parts(left, tool_calls=calls)
 
     def _end(self, text: str) -> int:
-        """Returns where the arguments end in a text that they begin or go on with; its length when they do not."""
+        """Returns where the arguments end in a text that begins inside them; its length if they do not end in it."""
         for index, char in enumerate(text):
             if self._escaped:
                 self._escaped = False

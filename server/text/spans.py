@@ -1,7 +1,7 @@
 """Token predictions to labelled spans, and code point offsets to other units. Plain numbers in, plain spans out.
 
-Which labels make one span is told in tuneserve.entities. What is done for each token is done in NumPy: a call may have
-half a million of them.
+tuneserve.entities decides which labels make one span. Work on each token is done in NumPy, because a call may have half
+a million tokens.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,8 @@ def find(
     kinds, firsts, ends = _groups(best, labels)
     if not len(firsts):
         return []
-    # Sums from each first to its end; what is between an end and the next first is dropped. The last end needs a zero.
+    # Sums from each first to its end; the sums between an end and the next first are dropped. The last end needs a
+    # zero.
     chosen = np.append(scores[np.arange(len(best)), best].astype(np.float64), 0.0)
     means = np.add.reduceat(chosen, np.column_stack((firsts, ends)).ravel())[::2] / (ends - firsts)
     spans = zip(kinds, means.tolist(), places[firsts, 0].tolist(), places[ends - 1, 1].tolist(), strict=True)
@@ -65,24 +66,24 @@ def convert(text: str, spans: Sequence[Span], unit: Unit) -> list[Span]:
 
 
 def positions(text: str, unit: Unit) -> Sequence[int]:
-    """Returns, for every code point of the text and for its end, what comes before it, counted in `unit`."""
+    """Returns the offset, counted in `unit`, of every code point of the text and of its end."""
     if unit == "code_point" or text.isascii():
         return range(len(text) + 1)
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    # The first code points that take one more than those before them.
+    # Code points from which on a character takes one unit more.
     wider = (0x80, 0x800, 0x10000) if unit == "utf8" else (0x10000,)
     widths = 1 + np.searchsorted(np.array(wider, "<u4"), codes, side="right")
     return [0, *np.cumsum(widths).tolist()]
 
 
 def _groups(best: NDArray[np.int64], labels: Sequence[str]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Type, first and end of the entities that the tokens' labels make: as entities.groups."""
+    """Returns type, first and end of the entities in the tokens' labels, as entities.groups does."""
     tags = [entities.split(label) for label in labels]
     types = list(dict.fromkeys(kind for _, kind in tags))
     kinds = np.array([types.index(kind) for _, kind in tags])[best]
     begins = np.array([always for always, _ in tags])[best]
     inside = kinds != types.index("O") if "O" in types else np.ones(len(best), bool)
-    # A token that goes on with the entity of the token before it.
+    # A token that continues the entity of the token before it.
     goes_on = np.zeros(len(best), bool)
     goes_on[1:] = (kinds[1:] == kinds[:-1]) & ~begins[1:]
     firsts = np.flatnonzero(inside & ~goes_on)
@@ -91,7 +92,7 @@ def _groups(best: NDArray[np.int64], labels: Sequence[str]) -> tuple[list[str], 
 
 
 def _merge(scores: NDArray[np.float32], firsts: NDArray[np.int64], aggregation: Aggregation) -> NDArray[np.float32]:
-    """The probabilities of words, which begin at `firsts`, of those of their tokens."""
+    """Returns the probabilities of words from those of their tokens. Words begin at `firsts`."""
     if aggregation == "first":
         return scores[firsts]
     counts = np.diff(np.append(firsts, len(scores)))
@@ -100,5 +101,5 @@ def _merge(scores: NDArray[np.float32], firsts: NDArray[np.int64], aggregation: 
     surest = scores.max(axis=1)
     words = np.repeat(np.arange(len(firsts)), counts)
     most = np.flatnonzero(surest == np.maximum.reduceat(surest, firsts)[words])
-    # The first of those that are equally sure.
+    # The first of tokens with equal confidence.
     return scores[most[np.unique(words[most], return_index=True)[1]]]

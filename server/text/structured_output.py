@@ -1,10 +1,11 @@
-"""The form that a completion must have: checked here, so that a malformed one never reaches the engine.
+"""Checks structured output constraints, so that a malformed one never reaches the engine.
 
-A constraint becomes an automaton over the model's whole vocabulary; what would make a huge one, or take the engine's
-parser long, is refused by size. No error repeats any of it: a schema may hold what a prompt may hold.
+A constraint becomes an automaton over the model's whole vocabulary. Constraints that could make a huge automaton, or
+take the engine's parser long, are refused by size. No error repeats any part of a constraint: a schema may contain
+whatever a prompt may contain.
 
-`structured` looks at sizes alone. `check` reads what is in a constraint, which may take minutes, under the
-interpreter's lock: only the process of `constraints.py` calls it.
+`structured` checks only sizes. `check` reads the content of a constraint, which may take minutes while holding the GIL:
+only the process of `constraints.py` calls it.
 """
 
 import json
@@ -19,18 +20,18 @@ from tuneserve.server.engine.interface import StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
 
 FIELD = "sampling.structured_output"
-# Of the libraries that an engine may be told to use, one makes an automaton of a schema that is all alternatives in
-# time that grows with the square of its size.
+# One of the libraries that an engine may be configured to use needs time quadratic in the size of a schema that
+# consists of alternatives.
 _MAX_SIZE = 32 << 10
 _MAX_OPTIONS = 1024
 _MAX_NESTING = 32
-# And it writes out the repetitions of a schema's patterns.
+# And it unrolls the repetitions in a schema's patterns.
 _MAX_REPEATS = 2000
 _REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 def structured(params: pb.StructuredOutput) -> StructuredOutput:
-    """Returns a constraint of a size that is allowed."""
+    """Returns the constraint, if its size is allowed. Raises InvalidInput."""
     kind = params.WhichOneof("constraint")
     if kind == "json_schema":
         _check_size(kind, params.json_schema)
@@ -47,7 +48,7 @@ def structured(params: pb.StructuredOutput) -> StructuredOutput:
 
 
 def check(params: pb.StructuredOutput) -> None:
-    """Raises InvalidInput for a constraint that says nothing that can be followed."""
+    """Raises InvalidInput for a constraint that is not valid."""
     if params.HasField("json_schema"):
         _check_schema(params.json_schema)
     if params.HasField("regex"):
@@ -74,7 +75,7 @@ def _check_schema(text: str) -> None:
         _refuse("json_schema", "is not a JSON object")
     if _depth(schema) > _MAX_NESTING:
         _refuse("json_schema", f"is nested more than {_MAX_NESTING} deep")
-    # Written again, so that no escape hides a brace.
+    # Serialized again, so that no escape hides a brace.
     found = _REPEATS.findall(json.dumps(schema, ensure_ascii=False))
     repeats = sum(max(int(number.lstrip("0")[:10] or 0) for number in pair) for pair in found)
     if repeats > _MAX_REPEATS:
@@ -90,7 +91,7 @@ def _check_schema(text: str) -> None:
 
 
 def _keyword(error: exceptions.SchemaError) -> str:
-    """Names the wrong keyword. The path is in the schema of schemas, so it holds nothing of the caller's."""
+    """Names the wrong keyword. The path is in the meta-schema, so it contains nothing from the caller."""
     path = [str(step) for step in error.absolute_schema_path]
     names = [name for before, name in pairwise(path) if before == "properties"]
     return f": its {names[-1]!r} is wrong" if names else ""
@@ -119,7 +120,7 @@ def _options(choice: pb.Choice) -> list[str]:
 
 
 def _depth(schema: Any) -> int:
-    """Levels of objects and arrays. Without recursion: the depth is not known yet."""
+    """Returns the levels of objects and arrays. Not recursive, because the depth is not bounded yet."""
     level, depth = [schema], 0
     while level := [value for value in level if isinstance(value, dict | list)]:
         depth += 1
@@ -132,5 +133,5 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _refuse(field: str, description: str) -> NoReturn:
-    # From None: what was wrong in the eyes of a library holds the caller's text.
+    # From None: the library's error contains the caller's text.
     raise InvalidInput(f"{FIELD}.{field}", description) from None

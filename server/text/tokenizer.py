@@ -1,8 +1,8 @@
-"""Text to token ids and back to places in the text, with the checkpoint's own tokenizer.
+"""Converts text to token ids, and tokens back to offsets in the text, with the checkpoint's own tokenizer.
 
-Works in threads of its own, a piece of a batch at a time: the Rust tokenizer lets go of the GIL, so the event loop goes
-on, other calls have their turn between two pieces, and what nobody waits for any more ends there. A text that is far
-too long is not tokenized to its end. It knows nothing of the engine, and gets texts as the model may see them.
+Works in threads of its own, a piece of a batch at a time. The Rust tokenizer releases the GIL, so the event loop keeps
+running; other calls get their turn between two pieces, and work that nobody waits for any more ends there. A text that
+is far too long is not tokenized to its end. Knows nothing of the engine; texts are already redacted.
 """
 
 import inspect
@@ -21,17 +21,17 @@ from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.turns import Threads
 
 _IMPORTING = threading.Lock()
-# Characters that are tokenized in less time than the way to another thread and back takes.
+# Characters that are tokenized in less time than a switch to another thread and back takes.
 _SHORT = 512
-# Characters that a thread takes at a time: some milliseconds.
+# Characters that a thread tokenizes at a time: some milliseconds.
 _PIECE = 1 << 14
 _THREADS = 2
-# Characters for each token that is allowed: a longer text is looked at piece by piece, and only until it is too long.
+# Characters for each allowed token: a longer text is tokenized in pieces, and only until it has too many tokens.
 _USUAL = 4
-# Tokens that pieces may have more than the text that they make.
+# How many more tokens pieces may have than their text as a whole: for each piece, and in all.
 _SEAM, _MARGIN = 8, 64
-# A token of white space or of what the vocabulary lacks may be longer than the longest in the vocabulary, which may be
-# short.
+# A lower bound for the longest token, in characters: a token of white space, or of text that the vocabulary lacks, may
+# be longer than all tokens of a vocabulary of short ones.
 _LEAST_LONGEST = 32
 
 Text: TypeAlias = str | tuple[str, str]
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class TemplateRefused(Exception):
-    """The chat template would not render the conversation. The message holds nothing of the caller's."""
+    """The chat template can't render the conversation. The message contains nothing from the caller."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,31 @@ class Tokens:
     """One tokenized text or pair. Offsets count code points of the text."""
 
     encoded: Encoded
-    encoding: Any  # the tokenizer's own, None where no ids are kept
-    length: int  # tokens, special ones included
-    truncated: bool  # tokens were dropped, or were not even counted
+    encoding: Any  # the tokenizer's own; None if no ids are kept
+    length: int  # tokens, including special ones
+    truncated: bool  # whether tokens were dropped, or not even counted
 
     @cached_property
     def offsets(self) -> Sequence[tuple[int, int]]:
-        """Of each token; (0, 0) for special tokens. Made when asked for: classifiers of whole texts never do."""
+        """Offsets of each token; (0, 0) for special tokens. Computed lazily: classifiers of whole texts never need
+        them.
+        """
         return self.encoding.offsets if self.encoding else ()
 
     @cached_property
     def words(self) -> Sequence[int | None]:
-        """Of each token the index of its word; None for special tokens."""
+        """The word index of each token; None for special tokens."""
         return self.encoding.word_ids if self.encoding else ()
 
 
 @dataclass(frozen=True)
 class _Call:
-    """How the texts of a call are tokenized, and what is known of those that stand in it more than once."""
+    """How the texts of a call are tokenized, and a cache for texts that occur in it more than once."""
 
     special_tokens: bool
     truncate: bool
     most: int
-    enough: dict[str, str] = field(default_factory=dict)  # of long texts: as much as was looked at
+    enough: dict[str, str] = field(default_factory=dict)  # by long text: the part that is tokenized
     halves: dict[str, Any] = field(default_factory=dict)  # encodings of the texts of pairs
 
 
@@ -77,8 +79,8 @@ class Tokenizer:
     """One checkpoint's tokenizer."""
 
     def __init__(self, directory: Path, max_length: int) -> None:
-        """Raises CheckpointError when the directory has no fast tokenizer, or its files can't be read."""
-        # Seconds of import, and not safe in two threads at once.
+        """Raises CheckpointError if the directory has no fast tokenizer, or its files can't be read."""
+        # The import takes seconds, and is not safe in two threads at once.
         with _IMPORTING:
             from transformers import AutoTokenizer
 
@@ -86,12 +88,12 @@ class Tokenizer:
         try:
             self._hf: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:
-            # Of many kinds: whatever a library says of a file that is cut off.
+            # Any exception: libraries raise many kinds for a truncated file.
             raise CheckpointError(f"{directory}: can't read the tokenizer's files: {error}") from error
         if not getattr(self._hf, "is_fast", False):
             raise CheckpointError(f"{directory}: no tokenizer.json", "only fast tokenizers are served")
-        # Two copies, because truncation is a state of the Rust object, and calls run side by side. tokenizer.json
-        # may carry truncation and padding of its own: both are switched off.
+        # Two copies, because truncation is a state of the Rust object, and calls run concurrently. tokenizer.json may
+        # have truncation and padding of its own: both are switched off.
         self._whole = self._hf.backend_tokenizer
         self._whole.no_truncation()
         self._whole.no_padding()
@@ -104,7 +106,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Tokens that it knows."""
+        """The size of the vocabulary, including added tokens."""
         return len(self._hf)
 
     @property
@@ -114,7 +116,7 @@ class Tokenizer:
 
     @property
     def end_token(self) -> int | None:
-        """The token that ends a text, for models that write."""
+        """The end-of-sequence token, for generation models."""
         id_: int | None = self._hf.eos_token_id
         return id_
 
@@ -127,10 +129,10 @@ class Tokenizer:
         most: int | None = None,
         taken: Callable[[int], object] = lambda tokens: None,
     ) -> list[Tokens]:
-        """Tokenizes texts and text pairs, in their order. `taken` is told of the tokens there are, as they are made.
+        """Tokenizes texts and text pairs, in their order. `taken` is called with numbers of tokens, as they are made.
 
-        Unless they are truncated, the first one of more than `most` tokens (as many as the model reads, unless told)
-        ends the list. It has a length, over `most`, and no ids: how far too long it is, is not worth any work.
+        Without `truncate`, the first text of more than `most` tokens (default: as many as the model reads) ends the
+        list. It has a length above `most` and no ids: its exact length is not worth computing.
         """
         call = _Call(special_tokens, truncate, self._max_length if most is None else most)
         if sum(map(_length, texts)) <= _SHORT:
@@ -159,7 +161,7 @@ class Tokenizer:
         return found
 
     async def fragments(self, ids: Sequence[int]) -> int:
-        """Returns how many tokens are a part of a character: one has several where the vocabulary lacks it."""
+        """Returns how many tokens are only a part of a character: one that the vocabulary lacks has several tokens."""
         return await self.apart(self._fragments, ids)
 
     def _fragments(self, ids: Sequence[int]) -> int:
@@ -168,7 +170,7 @@ class Tokenizer:
         return sum(count for count, text in zip(counts.values(), texts, strict=True) if text.endswith("\ufffd"))
 
     async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
-        """Returns as much of a text as makes so many tokens, and how many it makes if that is all of it."""
+        """Returns the first `tokens` tokens of a text, as text, and their number; the whole text if it has fewer."""
         enough = await self._enough(text, _Call(False, True, tokens))
         [encoding] = await self.apart(self._batch, self._whole, [enough], False)
         if len(encoding) <= tokens:
@@ -176,12 +178,14 @@ class Tokenizer:
         return enough[: encoding.token_to_chars(tokens - 1)[1]], tokens
 
     async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Runs what takes a text some milliseconds in one of the threads."""
+        """Runs work of some milliseconds in one of the tokenizer's threads."""
         return await self._threads.run(work, *arguments)
 
     @property
     def reserved_arguments(self) -> set[str]:
-        """Names that are not for `arguments` of `render`: what the template gets from elsewhere, and its renderer's."""
+        """Names not allowed in `arguments` of `render`: variables that the template gets otherwise, and its renderer's
+        own.
+        """
         parameters = inspect.signature(self._hf.apply_chat_template).parameters
         return {"self", "messages", "conversations", *parameters, *self._hf.special_tokens_map}
 
@@ -203,7 +207,7 @@ class Tokenizer:
         self._threads.close()
 
     async def _enough(self, text: str, call: _Call) -> str:
-        """Returns as much of a text as shows that it has more than `most` tokens; all of it, if it has not."""
+        """Returns enough of a text to show that it has more than `most` tokens; all of it, if it does not."""
         if len(text) <= _USUAL * call.most:
             return text
         if text not in call.enough:
@@ -231,7 +235,7 @@ class Tokenizer:
         encodings = [
             next(encoded)
             if isinstance(text, str)
-            # A query that stands in a thousand pairs is tokenized once.
+            # A query that is in a thousand pairs is tokenized once.
             else backend.post_process(*(call.halves[part] for part in text), call.special_tokens)
             for text in texts
         ]
@@ -253,7 +257,7 @@ class Tokenizer:
         except Exception:
             raise
         except BaseException as error:
-            # A panic of the Rust code is no Exception to Python: it would end more than this call.
+            # A panic in the Rust code is not an Exception in Python: it would end more than this call.
             raise RuntimeError("the tokenizer failed") from error
         return encodings
 
@@ -271,12 +275,12 @@ class Tokenizer:
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given
             )
         except Exception as error:
-            # Whatever it is, it comes of what the caller sent: others are rendered by the same template.
+            # Any error here is caused by the caller's input: the same template renders other conversations.
             raise TemplateRefused(self._reason(error)) from None
         return str(text)
 
     def _reason(self, error: Exception) -> str:
-        """Returns the template's own reason, when it stands in the template: others may repeat the prompt."""
+        """Returns the error's text if it is in the template's source: any other text may repeat the prompt."""
         from jinja2 import TemplateError
 
         templates = self._hf.chat_template

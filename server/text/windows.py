@@ -1,6 +1,6 @@
-"""Long texts as overlapping windows, and what the model makes of the windows back to the text. Numbers only.
+"""Splits long texts into overlapping windows, and combines the model's outputs for the windows. Numbers only.
 
-A window is a piece of the text's own tokens between the special tokens that a whole text has around it.
+A window is a run of the text's own tokens, with the special tokens that a whole text has before and after it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Pooling = Literal["mean", "max"]
 
 
 class Window(NamedTuple):
-    """A piece of a text: what the engine sees, and which tokens of the text it shows."""
+    """A window: its tokens for the engine, and the range of the text's tokens that it covers."""
 
     encoded: Encoded
     start: int
@@ -33,8 +33,8 @@ def count(tokens: Tokens, max_length: int, overlap: int) -> int:
 
 
 def cut(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
-    """Returns windows of at most `max_length` tokens that share at least `overlap` with their neighbours; one if the
-    text fits.
+    """Returns windows of at most `max_length` tokens that share at least `overlap` tokens with their neighbours; one
+    window if the text fits.
     """
     if tokens.length <= max_length:
         return [Window(tokens.encoded, 0, tokens.length)]
@@ -42,7 +42,7 @@ def cut(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
     head, tail = _special(tokens)
     last = len(ids) - tail
     room = max(max_length - head - tail, 1)
-    # The last one is moved back, to show as much as the others.
+    # The last window is moved back, so that it is as long as the others.
     starts = [*range(head, last - room, _step(room, overlap)), last - room]
     return [
         Window(Encoded([*ids[:head], *ids[start : start + room], *ids[last:]]), start, start + room) for start in starts
@@ -50,7 +50,7 @@ def cut(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
 
 
 def pool(rows: Sequence[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float32]:
-    """Returns one row for a text from one row a window."""
+    """Combines one row for each window into one row for the text."""
     if len(rows) == 1:
         return rows[0]
     joined = np.max(rows, axis=0) if pooling == "max" else np.mean(rows, axis=0)
@@ -58,8 +58,8 @@ def pool(rows: Sequence[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.fl
 
 
 def stitch(tokens: Tokens, windows: Sequence[Window], rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Returns (tokens, labels) for a text from the same of its windows: each token from the window that shows most of
-    its surroundings.
+    """Combines the (tokens, labels) of a text's windows into those of the text: each token is taken from the window
+    with the most context around it.
     """
     if len(windows) == 1:
         return rows[0]
@@ -69,7 +69,7 @@ def stitch(tokens: Tokens, windows: Sequence[Window], rows: Sequence[NDArray[np.
     shown = np.full(tokens.length, -1.0)
     for window, row in zip(windows, rows, strict=True):
         places = np.arange(window.start, window.end)
-        # Where a window begins or ends with the text, there is nothing more to show on that side.
+        # If a window begins or ends with the text, there is no more context on that side.
         before = places - window.start if window.start > head else np.full(len(places), np.inf)
         after = window.end - 1 - places if window.end < last else np.full(len(places), np.inf)
         surroundings = np.minimum(before, after)
@@ -80,7 +80,7 @@ def stitch(tokens: Tokens, windows: Sequence[Window], rows: Sequence[NDArray[np.
 
 
 def _special(tokens: Tokens) -> tuple[int, int]:
-    """How many special tokens stand before and behind the text's own."""
+    """Returns the numbers of special tokens before and after the text's own."""
     head = next((index for index, word in enumerate(tokens.words) if word is not None), None)
     if head is None:
         return 0, 0

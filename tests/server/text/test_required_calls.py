@@ -74,7 +74,7 @@ def test_definitions_stay_where_references_find_them():
     assert form.is_valid([{"name": "b", "arguments": {"a": 2}}])
     assert not form.is_valid([{"name": "b", "arguments": {"a": 3}}])
     other = {**parameters, "$defs": {"Size": {"enum": [3]}}}
-    with pytest.raises(InvalidInput, match=r"^prompt\.chat\.tools: have \$defs of one name that differ"):
+    with pytest.raises(InvalidInput, match=r"^prompt\.chat\.tools: have different \$defs of the same name"):
         schema([*tools, {"name": "c", "parameters": other}], "")
 
 
