@@ -36,7 +36,7 @@ def schema(tools: Sequence[Mapping[str, Any]], name: str) -> str:
 def _function(tool: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidInput(where, "has no function name, which TOOL_CHOICE_MODE_REQUIRED needs")
+        raise InvalidInput(where, "has no name for its function, which TOOL_CHOICE_MODE_REQUIRED needs")
     return function
 
 
