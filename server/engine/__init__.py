@@ -1,1 +1,1 @@
-"""The engine: what the server asks of it, and vLLM behind that."""
+"""The engine: its interface, and the implementation on vLLM."""

@@ -1,7 +1,7 @@
-"""What the engine needs to know of the machine: where it runs, in which type, with how much memory.
+"""Engine settings that depend on the machine: device, dtype and memory.
 
-vLLM's own defaults are for GPUs. On a CPU `dtype auto` picks what the file holds, which may be emulated there and many
-times slower (`tiers.py`), and the KV cache would take most of the memory. Needs neither torch nor vLLM.
+vLLM's own defaults are for GPUs. On a CPU, `dtype auto` picks the type of the checkpoint, which the CPU may only
+emulate, many times slower (`tiers.py`), and the KV cache would take most of the memory. Needs neither torch nor vLLM.
 """
 
 import os
@@ -24,20 +24,20 @@ class Hardware:
     dtype: str
     kv_cache_bytes: int  # 0 leaves it to vLLM
     enforce_eager: bool  # no CUDA graphs, no compilation: on CPU that costs 80 s at start for a few percent
-    why: str = ""  # in which type, on what, and for which reason, in one line
-    warnings: tuple[str, ...] = ()  # what is worse here than it could be, each in one line
+    why: str = ""  # the dtype, the hardware and the reason, in one line
+    warnings: tuple[str, ...] = ()  # settings that perform badly on this machine, each in one line
 
 
 def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
-    """Returns the settings for one model on this machine. Raises UserError for what vLLM has no kernels for here."""
+    """Returns the settings for one model on this machine. Raises UserError if vLLM has no kernels for it here."""
     tier = this_tier()
     dtype, reason = _dtype(config, manifest, tier)
     why = f"computes in {dtype} on {tier.title}: {reason}"
     warnings = tuple(filter(None, (_slow(config, tier), saturation(manifest, config.path, tier))))
     if tier is GPU:
         return Hardware(dtype, 0, enforce_eager=False, why=why, warnings=warnings)
-    # An eighth of what is free, for each model, so that several fit beside their weights. Always given: without it
-    # vLLM asks for 0.9 of the machine. Encoders have no KV cache and allocate none of it.
+    # By default an eighth of the free memory for each model, so that several models fit with their weights. Always set:
+    # otherwise vLLM takes 0.9 of the machine's memory. Encoders have no KV cache and allocate nothing.
     gib = config.kv_cache_gib or min(2.0, max(0.5, available_memory() / 8 / _GIB))
     return Hardware(dtype, int(gib * _GIB), enforce_eager=True, why=why, warnings=warnings)
 
@@ -52,11 +52,11 @@ def _slow(config: ModelConfig, tier: Tier) -> str:
 
 
 def _dtype(config: ModelConfig, manifest: pb.Checkpoint, tier: Tier) -> tuple[str, str]:
-    """Returns the type that a model computes in, and why."""
+    """Returns the dtype that a model computes in, and the reason."""
     if manifest.quantization == "w4a16" and not tier.int4:
         raise UserError(
             f"{config.path}: w4a16 can't be served on {tier.title}: vLLM's 4-bit kernels need AVX-512",
-            "serve the checkpoint that it was made of, or another scheme",
+            "serve the checkpoint it was made from, or another scheme",
         )
     if config.dtype != "auto":
         return config.dtype, "so configured"
@@ -66,7 +66,7 @@ def _dtype(config: ModelConfig, manifest: pb.Checkpoint, tier: Tier) -> tuple[st
 
 
 def available_memory() -> int:
-    """Bytes that are free or easily freed, within the container's limit."""
+    """Returns the bytes that are free or easily freed, within the container's limit."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
@@ -77,6 +77,6 @@ def available_memory() -> int:
         return available
     if not limit.strip().isdigit():
         return available
-    # Pages of files that were not used for long are given back before anything is killed.
+    # Inactive file pages are reclaimed before any process is killed.
     [cached] = [int(line.split()[1]) for line in kinds.splitlines() if line.startswith("inactive_file ")]
     return max(0, min(available, int(limit) - int(used) + cached))

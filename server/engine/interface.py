@@ -1,7 +1,7 @@
-"""The seam between the server and whatever runs the model: a few methods and what passes through them.
+"""The interface between the server and the engine that runs a model: a few methods and their data types.
 
-Above it is gRPC, text and tokenizers; below it are token ids and numbers. `engine.py` has the real one, on vLLM;
-the tests have a small fake, so that everything above runs without a model.
+Above it are gRPC, text and tokenizers; below it are token ids and numbers. `vllm_engine.py` has the real engine, on
+vLLM; the tests have a small fake, so that everything above runs without a model.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -15,18 +15,18 @@ from prometheus_client import CollectorRegistry
 
 
 class EngineFailed(Exception):
-    """The engine died or gave no answer; nothing about the request was wrong.
+    """The engine died or gave no answer; the request itself was fine.
 
-    `told` is what callers may know of it. The engine's own words may repeat the prompt.
+    `told` is the message for callers. The engine's own error text may repeat the prompt.
     """
 
     told = "the model's engine failed"
 
 
 class RequestRefused(Exception):
-    """The engine would not take the request. `field` is the sampling field, where the engine named one.
+    """The engine refused the request. `field` is the sampling field, if the engine named one.
 
-    The engine's own words stay out of the message: they may repeat the prompt.
+    The engine's own error text is not in the message: it may repeat the prompt.
     """
 
     def __init__(self, field: str = "") -> None:
@@ -39,29 +39,29 @@ PoolTask: TypeAlias = Literal["classify", "token_classify", "embed"]
 
 @dataclass(frozen=True)
 class Ticket:
-    """What goes with a request beside its content."""
+    """The metadata of a request to the engine."""
 
     request_id: str  # unique among all requests of the engine
     priority: int = 0  # lower goes first
-    adapter: str = ""  # as given to `load_adapter`; the model itself when empty
-    salt: str = ""  # nothing is cached between requests of different ones
+    adapter: str = ""  # name given to `load_adapter`; the model itself when empty
+    salt: str = ""  # requests with different salts share no prefix cache
     trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace headers
-    # Told how many tokens of a request that ended early were written and are in no item.
+    # Called with the number of tokens that a request wrote before it ended early, and that are in no item.
     lost: Callable[[int], object] = lambda tokens: None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenized input, special tokens included."""
+    """One tokenized input, including special tokens."""
 
     token_ids: Sequence[int]
-    # Position of the first token of the second text, for models that tell the two texts of a pair apart.
+    # Position of the second text's first token, for models with token type ids.
     pair_start: int | None = None
 
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """What the text made must look like. `value` is JSON text, a pattern, a grammar, or the texts to choose from."""
+    """A constraint on the generated text. `value` is JSON text, a pattern, a grammar, or the texts to choose from."""
 
     kind: Literal["json", "regex", "grammar", "choice"]
     value: str | Sequence[str]
@@ -97,7 +97,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could stand at a position; `logprob` is a natural logarithm."""
+    """A possible token at a position; `logprob` is a natural logarithm."""
 
     token_id: int
     logprob: float
@@ -106,7 +106,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Logprob:
-    """The token that stands at a position, and the likeliest ones, best first."""
+    """The token at a position, and the most likely alternatives, best first."""
 
     token_id: int
     logprob: float
@@ -115,7 +115,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool that a model wants made, or what is new of it: id and name come first.
+    """A tool call that a model asks for, or the new part of one: id and name come first.
 
     `arguments` is JSON text, or a part of it.
     """
@@ -128,9 +128,9 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Delta:
-    """New output of one of a request's completions. `finish` is set on its last.
+    """New output of one of a request's completions. `finish` is set on the last one.
 
-    From the engine all of it is `text`: parsers take it apart.
+    From the engine, everything is in `text`: parsers separate reasoning and tool calls later.
     """
 
     index: int
@@ -147,7 +147,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a text that a model wrote is made of, or what is new of it."""
+    """The parts of a text that a model wrote, or the new parts."""
 
     text: str = ""
     reasoning: str = ""
@@ -155,24 +155,24 @@ class Parts:
 
 
 class AnswerParser(Protocol):
-    """Takes one completion apart, whole or piece by piece.
+    """Parses one completion, whole or piece by piece.
 
-    It reads what a model wrote, which callers may have made it write: it may take long, and raise anything.
+    It reads text that a model wrote, possibly at a caller's wish: it may take long, and raise anything.
     """
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Parts:
-        """Returns the parts of a completion that ended."""
+        """Returns the parts of a finished completion."""
 
     def more(self, text: str, token_ids: Sequence[int], finished: bool) -> Parts:
-        """Returns what is new with some more of a completion, `finished` with the last of it."""
+        """Returns the new parts for the next piece of a completion; `finished` is set for the last piece."""
 
 
 @dataclass(frozen=True)
 class Parsing:
-    """How the completions of one chat are taken apart."""
+    """How the completions of one chat are parsed."""
 
-    parser: Callable[[], AnswerParser]  # makes one for each
-    special_tokens: bool  # the text has to have them
+    parser: Callable[[], AnswerParser]  # makes a parser for each completion
+    special_tokens: bool  # whether the text must include special tokens
 
 
 class Parsers(Protocol):
@@ -181,51 +181,53 @@ class Parsers(Protocol):
     def chat(
         self, tools: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], token_ids: Sequence[int]
     ) -> Parsing | None:
-        """Returns how answers to a chat are taken apart, by the tools that they may call, the arguments of its template
-        and what that made of it; None where there is nothing to take apart.
+        """Returns how answers to a chat are parsed, given its tools, the arguments of its template and the ids of the
+        rendered prompt; None if there is nothing to parse.
         """
 
 
 class Engine(Protocol):
-    """What runs one model. All methods may be called concurrently; cancelling one frees what it held.
+    """An engine that runs one model. All methods may be called concurrently; cancelling one frees its resources.
 
-    What was made has to be closed, also when it was never started, or its start failed or was cancelled.
+    An engine must be closed, even if it was never started, or its start failed or was cancelled.
     """
 
-    # Known once it was started.
+    # Known once the engine has started.
     max_length: int  # tokens, prompt and completion together
     max_num_seqs: int  # requests in one step
     vocab_size: int
     registry: CollectorRegistry  # the engine's own metrics
-    parsers: Parsers | None  # none unless the model's settings name some
+    parsers: Parsers | None  # None unless the model's settings name parsers
 
     async def start(self) -> None:
-        """Loads the model. Raises whatever was wrong."""
+        """Loads the model. May raise any exception."""
 
     async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
-        """Returns one array an input: logits (labels,) for classify, (tokens, labels) for token_classify; for embed
-        the vector as the model gives it, not scaled.
+        """Returns one array for each input: logits (labels,) for classify, (tokens, labels) for token_classify; for
+        embed the model's vector, not normalized.
         """
 
     def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
     ) -> AsyncGenerator[list[Delta], None]:
-        """Yields what is new since the last item; one item with everything when `stream` is false."""
+        """Yields the new output since the last item; one item with all output if `stream` is false."""
 
     async def load_adapter(self, name: str, directory: Path) -> None:
-        """Makes a LoRA adapter ready under a name that is never used for other content."""
+        """Loads a LoRA adapter under a name that is never used for other content."""
 
     async def unload_adapter(self, name: str) -> None:
-        """Forgets an adapter."""
+        """Unloads an adapter."""
 
     async def ping(self) -> None:
-        """Goes through the engine's loop and back. Raises EngineFailed when it is dead; hangs when that hangs."""
+        """Makes a round trip through the engine's loop. Raises EngineFailed if it is dead; hangs if it hangs."""
 
     def cpu_seconds(self) -> Mapping[int, float]:
-        """CPU time that each of the engine's processes has used, by its id: grows while it computes, or loads."""
+        """Returns the CPU time of each of the engine's processes, by process id: it grows while the engine computes or
+        loads.
+        """
 
     def kill(self) -> None:
-        """Ends the engine's processes at once, stopped or hung ones too. Whatever waits raises EngineFailed."""
+        """Kills the engine's processes at once, even stopped or hung ones. Waiting calls raise EngineFailed."""
 
     async def close(self) -> None:
-        """Ends the engine's processes, also of one that is only starting. May be called again."""
+        """Ends the engine's processes, even while it is still starting. May be called again."""

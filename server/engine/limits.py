@@ -1,10 +1,10 @@
-"""How much work a constraint may make for one token, in the engine: vLLM sets no limit of its own.
+"""Limits the work that a constraint may cause for one token in the engine: vLLM sets no limit of its own.
 
-A mask is computed between two steps, while everybody waits. The library gives up at 50,000 parts of a grammar that may
-come next, which takes it half a second; here it does at 2,000. JSON schemas and grammars that people write have some
-hundred. A request that goes over the limit ends, and no other.
+A mask is computed between two steps, while all requests of the engine wait. By default the library gives up at 50,000
+items of a grammar that may come next, which takes half a second; here it gives up at 2,000. JSON schemas and grammars
+that people write have some hundred. Only the request that exceeds the limit ends.
 
-A plugin of vLLM's: it calls `install` in each of its processes. pyproject.toml has the entry point.
+This is a vLLM plugin: vLLM calls `install` in each of its processes. pyproject.toml has the entry point.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ def limits() -> llguidance.LLParserLimits:
 
 
 def install() -> None:
-    """Sets the limits for whoever makes a matcher without any. May be called again."""
+    """Sets the limits for all matchers that are made without any. May be called again."""
     made = vars(llguidance)["LLMatcher"]
     if isinstance(made, partial):
         return

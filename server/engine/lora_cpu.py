@@ -1,10 +1,11 @@
-"""LoRA on CPUs, loaded into vLLM's worker processes: rows of a batch that ask for no adapter get none.
+"""LoRA operators for CPUs, loaded into vLLM's worker processes: rows of a batch without an adapter get none.
 
-vLLM's own operators there take the index -1 of such a row for that of the last adapter, so that a request for the
-model itself gets another's adapter when they share a step, and leaves that in the prefix cache (vLLM issue 48421).
-These take each adapter's rows together instead, which also spares a copy of the weights for every row.
+vLLM's own CPU operators use the index -1 of such a row as the index of the last adapter. So a request for the model
+itself gets another request's adapter when they share a step, and the result stays in the prefix cache (vLLM issue
+48421). These operators process the rows of each adapter together, which also avoids a copy of the weights for every
+row.
 
-Knows what vLLM's operators get and must do, and nothing else. Fails at import where they are not where they were.
+Knows only the contract of vLLM's operators. The import fails if vLLM does not have them where they are expected.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from vllm.lora.punica_wrapper import punica_cpu
 
 
 class Worker:
-    """What vLLM's `worker_extension_cls` names; importing this file is what matters."""
+    """The class that vLLM's `worker_extension_cls` names; only the import of this file matters."""
 
 
 def _by_adapter(indices: torch.Tensor, count: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -26,10 +27,10 @@ def _by_adapter(indices: torch.Tensor, count: int) -> Iterator[tuple[int, torch.
 
 
 def _of_rows(indices: torch.Tensor, count: int) -> torch.Tensor:
-    """The adapter of each of `count` rows.
+    """Returns the adapter index of each of `count` rows.
 
-    For the log probabilities of a prompt vLLM gives the prompt's rows with the indices of the step's requests: whose
-    prompt it is can be told only when all of them have the same adapter, and is none otherwise.
+    For the log probabilities of a prompt, vLLM passes the prompt's rows with the indices of the step's requests. Which
+    request the prompt belongs to is known only if all of them have the same adapter; otherwise no adapter is used.
     """
     if len(indices) >= count:
         return indices[:count]
@@ -37,7 +38,7 @@ def _of_rows(indices: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _weights(stacked: torch.Tensor, index: int, like: torch.Tensor) -> torch.Tensor:
-    """One adapter's weights (out, in), of (adapters, 1, out, in) or (adapters, out, in)."""
+    """Returns one adapter's weights (out, in), from (adapters, 1, out, in) or (adapters, out, in)."""
     weights = stacked[index].to(dtype=like.dtype)
     return weights.squeeze(0) if weights.dim() == 3 else weights
 
@@ -49,7 +50,7 @@ def bgmv_shrink(
     lora_indices_tensor: torch.Tensor,
     scaling: float = 1.0,
 ) -> None:
-    """Writes `scaling * inputs @ A.T` of each row's adapter; 0 where there is none."""
+    """Writes `scaling * inputs @ A.T` for each row's adapter; 0 for rows without one."""
     output_tensor[_of_rows(lora_indices_tensor, len(output_tensor)) < 0] = 0
     for index, rows in _by_adapter(lora_indices_tensor, len(inputs)):
         outputs = inputs[rows].to(output_tensor.dtype) @ _weights(lora_b_weights, index, output_tensor).T
@@ -63,7 +64,7 @@ def bgmv_expand(
     lora_indices_tensor: torch.Tensor,
     add_inputs: bool = True,
 ) -> None:
-    """Adds, or writes, `inputs @ B.T` of each row's adapter. Both sides may be padded."""
+    """Adds, or writes, `inputs @ B.T` for each row's adapter. Both sides may be padded."""
     width = min(lora_b_weights.shape[-2], output_tensor.shape[1])
     bgmv_expand_slice(inputs, lora_b_weights, output_tensor, lora_indices_tensor, 0, width, add_inputs)
 
@@ -77,7 +78,7 @@ def bgmv_expand_slice(
     slice_size: int,
     add_inputs: bool = True,
 ) -> None:
-    """The same for some columns of the output."""
+    """Does the same as `bgmv_expand` for some columns of the output."""
     columns = slice(slice_offset, slice_offset + slice_size)
     for index, rows in _by_adapter(lora_indices_tensor, len(inputs)):
         outputs = inputs[rows].to(output_tensor.dtype) @ _weights(lora_b_weights, index, output_tensor).T

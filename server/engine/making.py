@@ -1,4 +1,4 @@
-"""The real engine of a model, made in a thread: importing vLLM blocks for long."""
+"""Makes the real engine of a model, in a thread: importing vLLM blocks for long."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 EngineFactory = Callable[[str, ModelConfig, checkpoint_pb2.Checkpoint], Awaitable[Engine]]
 
-# Models start side by side, but vLLM and transformers can't be imported by two threads at once.
+# Models start concurrently, but vLLM and transformers can't be imported by two threads at once.
 _IMPORTING = threading.Lock()
 
 
 def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
-    """Returns what makes engines. Spans of theirs go to the collector at `otlp_endpoint`."""
+    """Returns the factory of engines. Their spans go to the collector at `otlp_endpoint`."""
 
-    # Of their own: no other work in threads may keep an engine from starting, nor one that hangs keep up other work.
+    # A pool of its own: other threaded work must not delay an engine's start, nor a hung start delay other work.
     threads = ThreadPoolExecutor(thread_name_prefix="make-engine")
 
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:

@@ -1,10 +1,10 @@
-"""4-bit weights of bitsandbytes on CPUs, loaded into vLLM's worker processes: they load in float32, too.
+"""bitsandbytes 4-bit weights on CPUs, loaded into vLLM's worker processes: makes them load in float32, too.
 
-Two such weights are stored in a byte. vLLM's plugin has a place for two where the model computes in 16 bits, and for
-four where it computes in float32, as CPUs without native bf16 do: nothing fits then, and the engine does not start
-(seen in vllm-bnb-plugin 0.0.3). The LoRA operators come along: vLLM takes one such class.
+Two 4-bit weights are stored in a byte. vLLM's plugin expects two for a model that computes in 16 bits, but four for a
+model that computes in float32, as on CPUs without native bf16: the shapes then do not match, and the engine does not
+start (seen in vllm-bnb-plugin 0.0.3). Includes the LoRA operators, because vLLM accepts only one worker extension.
 
-Fails at import where the plugin's function is not where it was.
+The import fails if the plugin does not have its function where it is expected.
 """
 
 import torch

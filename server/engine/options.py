@@ -1,7 +1,7 @@
-"""The options of a model's engine, by vLLM's names: what the server decides, and what a model's `engine:` adds.
+"""The options of a model's engine, by vLLM's names: those that the server sets, and those in a model's `engine:`.
 
-Known without vLLM: the names there are come from the source of the one that is installed, as importing it takes ten
-seconds. What their values may be is vLLM's to say, when the engine starts.
+Does not import vLLM, because that takes ten seconds: the valid names are read from the installed vLLM's source. vLLM
+itself checks the values when the engine starts.
 """
 
 import ast
@@ -19,7 +19,7 @@ from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# Set by the server itself, with the setting of ours that decides it.
+# Options that the server sets itself, with the setting that decides each.
 OURS = {
     "convert": "the checkpoint's task",
     "disable_log_stats": "metrics are always on",
@@ -47,23 +47,23 @@ OURS = {
 
 # vLLM has kernels for these ranks; others are padded to the next.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# Adapters kept in memory; the least used of more are read from their directories again.
+# Adapters kept in memory; with more, the least recently used are read from their directories again.
 _CACHED_ADAPTERS = 16
-# Architectures that vLLM has a token classifier for: encoders.
+# Architectures, all encoders, for which vLLM has a token classifier.
 _TOKEN_CLASSIFIERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
-# vLLM's default of 128 tokens on CPUs is more than most prompts have: none would share a prefix with another.
+# vLLM's default on CPUs, 128 tokens, is longer than most prompts, which then could not share a cached prefix.
 _CPU_BLOCK = 32
-# Our own 4-bit scheme, and what other people's may be.
+# Our own 4-bit scheme, and that of other bitsandbytes checkpoints.
 _FOUR_BITS = ("nf4", "bitsandbytes")
-# Not vLLM's choice by request: an engine keeps to the library of its first one. Of the two it would choose from, the
-# other takes seconds for a large schema and, as a text gets longer, for each token of a nested pattern.
+# Fixed, because vLLM's choice per request does not work: an engine keeps the library of its first request. The other
+# library takes seconds for a large schema and, in a long text, for each token of a nested pattern.
 _STRUCTURED_BACKEND = "guidance"
 
 
 def arguments(
     name: str, config: ModelConfig, manifest: pb.Checkpoint, hardware: Hardware, otlp_endpoint: str | None = None
 ) -> dict[str, Any]:
-    """Returns what vLLM's AsyncEngineArgs take; configurations within it are mappings. What is None is left out."""
+    """Returns the arguments of vLLM's AsyncEngineArgs; nested configurations are mappings. None values are left out."""
     task = manifest.task
     options: dict[str, Any] = {
         "model": str(config.path),
@@ -95,7 +95,7 @@ def arguments(
         elif config.max_adapters:
             options["worker_extension_cls"] = "tuneserve.server.engine.lora_cpu.Worker"
     if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
-        # vLLM has no class for tokens of this model; that for whole texts judges each token too, when it is told to.
+        # vLLM has no token classifier for this model; its classifier for whole texts can classify each token, too.
         whole = manifest.architecture.replace("ForTokenClassification", "ForSequenceClassification")
         options |= {"hf_overrides": {"architectures": [whole]}, "pooler_config": {"task": "token_classify"}}
     options |= config.engine
@@ -107,10 +107,11 @@ def arguments(
 
 
 def _length(manifest: pb.Checkpoint) -> int | None:
-    """Returns what a classifier reads unless told: as much as it was trained and measured at; None leaves it to vLLM.
+    """Returns the default length: for classifiers, the length they were trained and measured at; None leaves it to
+    vLLM.
 
-    Generation has what its base model reads: there, training's length is only where rows were cut, and an answer may
-    be longer than those.
+    Generation models have the full length of their base model: the training length is only where rows were truncated,
+    and answers may be longer.
     """
     return None if manifest.task == pb.TASK_GENERATION else checkpoint.trained_length(manifest) or None
 
@@ -119,7 +120,7 @@ def check(options: Mapping[str, Any], where: str) -> None:
     """Raises UserError for an option that vLLM does not have or that the server sets itself."""
     for key in options:
         if key in OURS:
-            raise UserError(f"{where}: {key!r} is not for here", f"decided by: {OURS[key]}")
+            raise UserError(f"{where}: {key!r} can't be set here", f"decided by: {OURS[key]}")
     known = _known()
     for key in options if known else ():
         if key not in known:
@@ -129,7 +130,7 @@ def check(options: Mapping[str, Any], where: str) -> None:
 
 
 def check_parsers(config: ModelConfig, task: pb.Task, where: str) -> None:
-    """Raises UserError for a parser of answers of a model that writes none."""
+    """Raises UserError for an answer parser on a model that is not for generation."""
     for key in ("tool_parser", "reasoning_parser"):
         if getattr(config, key) is not None and task != pb.TASK_GENERATION:
             raise UserError(f"{where}.{key}: only generation models have one", f"leave {key} out")
@@ -137,7 +138,7 @@ def check_parsers(config: ModelConfig, task: pb.Task, where: str) -> None:
 
 @functools.cache
 def _known() -> frozenset[str]:
-    """The fields of vLLM's AsyncEngineArgs and what it is made of; none where vLLM is not installed."""
+    """Returns the fields of vLLM's AsyncEngineArgs and its base class; empty if vLLM is not installed."""
     spec = importlib.util.find_spec("vllm")
     for folder in (spec and spec.submodule_search_locations) or ():
         source = Path(folder) / "engine" / "arg_utils.py"

@@ -1,7 +1,8 @@
-"""vLLM's parsers of answers, by their names in its registries: reasoning, text and tool calls of what a model wrote.
+"""vLLM's parsers of answers, by their names in its registries: they find the reasoning, text and tool calls of an
+answer.
 
-Knows vLLM's side of its OpenAI server (0.32), where these parsers are at home: they get requests of that kind, made up
-here. It bounds nothing; `text/answers.py` does.
+The parsers belong to vLLM's OpenAI server (0.32) and expect its requests, so this module makes such requests. It bounds
+nothing; `text/answers.py` does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +15,17 @@ from vllm.renderers.chat_utils import make_tool_call_id
 
 from tuneserve.server.engine.interface import Parsing, Parts, ToolCall
 
-# Tokens at a prompt's end that say whether its template has opened, or closed, the model's reasoning.
+# Tokens at a prompt's end that show whether its template has opened, or closed, the model's reasoning.
 _END = 1024
 
 
 class VllmParsers:
-    """See interface.Parsers. One parser of each kind, or of one."""
+    """See interface.Parsers. A tool parser, a reasoning parser, or both."""
 
     def __init__(
         self, tool_parser: str | None, reasoning_parser: str | None, tokenizer: Any, model_config: Any = None
     ) -> None:
-        """Raises ValueError where vLLM has no such parser, or the tokenizer lacks what it needs."""
+        """Raises ValueError if vLLM has no such parser, or the tokenizer lacks tokens that it needs."""
         self._tokenizer = tokenizer
         self._model_config = model_config
 
@@ -40,7 +41,7 @@ class VllmParsers:
                 names = ", ".join(filter(None, (tools, reasoning)))
                 raise ValueError(f"its parsers ({names}) can't be used: {error.__cause__ or error}") from error
 
-        # Classes of vLLM's, by whether they look for tool calls and for reasoning.
+        # vLLM's parser classes, by whether they look for tool calls and for reasoning.
         self._kinds = {
             (True, True): made(tool_parser, reasoning_parser),
             (True, False): made(tool_parser, None),
@@ -60,12 +61,12 @@ class VllmParsers:
             return kind(self._tokenizer, request.tools, **given)
 
         kind = self._kinds[bool(tools), True]
-        # A template that is told to leave reasoning out may close it itself.
+        # If reasoning is turned off, the template may close it itself.
         if kind and kind.reasoning_parser_cls and make(kind).is_reasoning_end(end):
             kind = self._kinds[bool(tools), False]
         if not kind:
             return None
-        # For this vLLM makes changes to a request, also some that are not for ours.
+        # vLLM adjusts requests for a parser. Only its choice for special tokens applies here.
         adjusted = make(kind).adjust_request(_request(tools))
         return Parsing(lambda: _Parser(make(kind), request, end), special_tokens=not adjusted.skip_special_tokens)
 
@@ -78,7 +79,7 @@ class _Parser:
         self._request = request
         self._prompt = prompt
         reasoning = parser.reasoning_parser
-        self._opening = (reasoning and reasoning.reasoning_start_str) or ""  # of reasoning, until it was seen
+        self._opening = (reasoning and reasoning.reasoning_start_str) or ""  # start of reasoning, until it was seen
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Parts:
         self._parser.set_prompt_token_ids(self._prompt)
@@ -99,7 +100,7 @@ class _Parser:
         if new is None:
             return Parts()
         reasoning = new.reasoning or ""
-        # Some parsers look for it in a piece of one token alone, and there are pieces of several.
+        # Some parsers find it only as a piece of its own, but pieces may have several tokens.
         if self._opening and self._opening in reasoning:
             reasoning, self._opening = reasoning.partition(self._opening)[2], ""
         return Parts(new.content or "", reasoning, [_call(call) for call in new.tool_calls])
@@ -112,14 +113,14 @@ def _call(call: Any) -> ToolCall:
 
 
 def _request(tools: Sequence[Mapping[str, Any]]) -> ChatCompletionRequest:
-    """What vLLM's parsers look at of a request. Not validated: vLLM does not say what a template takes for a tool."""
+    """Returns a request with the fields that the parsers read. Not validated: templates may expect other tools."""
     return ChatCompletionRequest.model_construct(
         messages=[], tools=[_tool(tool) for tool in tools] or None, tool_choice="auto" if tools else "none"
     )
 
 
 def _tool(tool: Mapping[str, Any]) -> ChatCompletionToolsParam:
-    """Its name, and the types of its parameters, by which some parsers read arguments."""
+    """Returns a tool with its name and parameters, whose types some parsers use to read arguments."""
     inner = tool.get("function")
     function = inner if isinstance(inner, Mapping) else tool
     parameters = function.get("parameters")

@@ -1,6 +1,6 @@
-"""An engine's processes: its own and their workers. Known by more than their numbers, which the system gives again.
+"""An engine's processes and their workers. Identified by more than their ids, which the system reuses.
 
-Knows where vLLM's AsyncLLM keeps those it started, and nothing else of vLLM.
+Knows where vLLM's AsyncLLM keeps the processes it started, and nothing else of vLLM.
 """
 
 import asyncio
@@ -16,30 +16,32 @@ from typing import Any
 import psutil
 
 _POLL_SECONDS = 0.02
-# As much as a second of computing.
+# Reading this many bytes counts as a second of CPU time.
 _READ_IN_A_SECOND = 10e6
 
 
 class Start:
-    """Work that blocks while it starts processes, in a thread of its own: they are known, and can be ended, meanwhile.
+    """Blocking work that starts processes, in a thread of its own: the processes are known, and can be ended,
+    meanwhile.
 
-    The thread is one that nobody waits for at the program's end: it may hang where nothing can end it.
+    It is a daemon thread, because it may hang where nothing can end it.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.done: Future[None] = Future()
         self._ended = False
-        # Python's helper that tracks shared memory is none of an engine's processes: starts now, where it does not run.
+        # Starts Python's resource tracker now, if it does not run: otherwise it would count as one of the engine's
+        # processes.
         resource_tracker.ensure_running()
         self._thread = threading.Thread(target=self._run, args=(work,), name="start an engine", daemon=True)
         self._thread.start()
 
     def processes(self) -> list[psutil.Process]:
-        """What the thread has started so far, while it is at work."""
+        """Returns the processes that the thread has started so far; empty once it is done."""
         return [] if self.done.done() else _children(self._thread)
 
     async def end(self, seconds: float) -> None:
-        """Ends it, and the processes that it has started or still starts. Waits no longer than this for the thread."""
+        """Ends the processes that the work has started or still starts. Waits at most `seconds` for the thread."""
         self._ended, deadline = True, time.monotonic() + seconds
         while not self.done.done() and time.monotonic() < deadline:
             kill(self.processes())
@@ -58,7 +60,7 @@ class Start:
 
 
 def _children(thread: threading.Thread) -> list[psutil.Process]:
-    """The processes that a thread has started, and theirs; none where the kernel does not tell."""
+    """Returns the processes that a thread has started, and their children; empty if the kernel does not tell."""
     found = []
     with contextlib.suppress(OSError):
         pids = Path(f"/proc/self/task/{thread.native_id}/children").read_text(encoding="ascii").split()
@@ -70,7 +72,7 @@ def _children(thread: threading.Thread) -> list[psutil.Process]:
 
 
 def started_by(engine: Any) -> list[psutil.Process]:
-    """Returns an AsyncLLM's processes, also of data parallel engines: first those it started, then their children."""
+    """Returns an AsyncLLM's processes, including data parallel engines: first those it started, then their children."""
     resources = engine.engine_core.resources
     own = [process.pid for process in resources.engine_manager.processes]
     if resources.coordinator is not None:
@@ -80,10 +82,10 @@ def started_by(engine: Any) -> list[psutil.Process]:
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> dict[int, float]:
-    """Returns the CPU time that each has used so far, and each child that it started since; by process id. What it
-    has read counts, too: it may load its model from a slow disk.
+    """Returns, by process id, the CPU time of each process, and of each child that it started since. Bytes read count
+    as time, too: a process may be loading its model from a slow disk.
 
-    A process's time holds that of its children that have ended.
+    A process's time includes that of its children that have ended.
     """
     found = set(processes)
     for process in processes:
@@ -106,21 +108,21 @@ def _bytes_read(process: psutil.Process) -> int:
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:
-    """Ends them at once, also ones that are stopped or whose parent is gone already."""
+    """Kills processes at once, even stopped ones or those whose parent is gone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Blocks until they are gone, with what they held."""
+    """Blocks until the processes and their memory are gone, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while any(map(runs, processes)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process has not ended yet. Leaves its exit status to whoever started it."""
+    """Whether a process has not ended yet. Leaves its exit status to its parent."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,8 +1,8 @@
-"""A request in vLLM's form, and vLLM's output in ours. Only this file and `engine.py` know vLLM.
+"""Converts requests to vLLM's types, and vLLM's outputs to ours.
 
-vLLM checks a request when it gets it, on the event loop and among the errors of everything else. Here the check is
-made before, by itself: so a refusal is a refusal, and nothing else is one. What it would do with a constraint may take
-long and can't be ended: `constraints.py` has done that, in a process of its own.
+vLLM checks a request when it receives it, on the event loop, where its refusals can't be told from other errors. Here
+the check is made before, on its own, so that only refusals become RequestRefused. vLLM's check of a constraint may take
+long and can't be interrupted, so it is left out: `text/constraints.py` has checked it, in a process of its own.
 """
 
 import json
@@ -30,25 +30,25 @@ from tuneserve.server.engine.interface import (
 )
 from tuneserve.server.turns import in_turns
 
-# The sampling fields as callers know them, where vLLM has another name.
+# The callers' names of sampling fields, where vLLM has another name.
 _FIELDS = {"include_stop_str_in_output": "include_stop_text", "structured_outputs": "structured_output"}
 _KNOWN = {field.name for field in fields(Sampling)} - {"structured"}
 _STRUCTURED = "structured_output"
-# Items that the arrays of one schema may count, all together. llguidance writes each out: a billion of them abort the
-# process that asks, and ten thousand take 50 MB.
+# The sum of all item counts in one schema. llguidance unrolls them: a billion items abort its process, and ten thousand
+# take 50 MB.
 _MAX_ITEMS = 10_000
 _COUNTS = ("minItems", "maxItems")
 
 
 class _Params(SamplingParams):  # type: ignore[misc]
-    """Parameters that were verified: vLLM's second look is left out."""
+    """Verified parameters: vLLM's second check is skipped."""
 
     def verify(self, *_: Any, **__: Any) -> None:
         """Does nothing."""
 
 
 class _Pooling(PoolingParams):  # type: ignore[misc]
-    """Parameters of one text, which nobody else has: vLLM's deep copy is left out."""
+    """Parameters used for one text only: vLLM's deep copy is skipped."""
 
     def clone(self) -> PoolingParams:
         """Returns itself."""
@@ -56,7 +56,9 @@ class _Pooling(PoolingParams):  # type: ignore[misc]
 
 
 def pooling_params(encoded: Encoded, task: PoolTask) -> PoolingParams:
-    """Returns what vLLM takes for one text: it gives what the model gives, logits, or a vector of any length."""
+    """Returns vLLM's parameters for one text: without activation, so it returns logits, or a vector that is not
+    normalized.
+    """
     params = _Pooling(task=task, use_activation=False)
     if encoded.pair_start is not None:
         params.extra_kwargs = {"compressed_token_type_ids": encoded.pair_start}
@@ -64,7 +66,7 @@ def pooling_params(encoded: Encoded, task: PoolTask) -> PoolingParams:
 
 
 def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None]) -> SamplingParams:
-    """Returns what vLLM takes. `verify` is vLLM's check for this model. Raises RequestRefused."""
+    """Returns vLLM's parameters. `verify` is vLLM's check for this model. Raises RequestRefused."""
     with _refusing():
         params = _Params(
             max_tokens=sampling.max_tokens,
@@ -89,7 +91,7 @@ def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[Sampling
             include_stop_str_in_output=sampling.include_stop_text,
             skip_special_tokens=sampling.skip_special_tokens,
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-            # In the constraint's place: it is not for vLLM to read here.
+            # A placeholder for the constraint: vLLM must not read the real one here.
             structured_outputs=StructuredOutputsParams(regex="a") if sampling.structured else None,
         )
         verify(params)
@@ -99,7 +101,7 @@ def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[Sampling
 
 
 def _set_structured(params: SamplingParams, structured: StructuredOutput) -> None:
-    """Puts the constraint in its place, for the library that vLLM chose as it verified."""
+    """Replaces the placeholder by the constraint, for the library that vLLM chose when it verified."""
     checked = params.structured_outputs
     try:
         params.structured_outputs = _structured(structured)
@@ -120,15 +122,15 @@ def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
     if not isinstance(schema, dict):
         raise ValueError("not an object")
     counts = list(_counts(schema))
-    # Not one below 0, nor one that is no number, to make up for another.
+    # No negative count or NaN, which would lower the sum.
     if not all(count >= 0 for count in counts) or sum(counts) > _MAX_ITEMS:
         raise ValueError("too many items")
-    # As text of our own: of a key given twice, one.
+    # Serialized again, so that no key is there twice.
     return StructuredOutputsParams(json=json.dumps(schema)) if schema else StructuredOutputsParams(json_object=True)
 
 
 def _counts(value: Any) -> Iterator[float]:
-    """The item counts of a schema, wherever they stand."""
+    """Yields the item counts of a schema, at any depth."""
     if isinstance(value, dict):
         yield from (value[key] for key in _COUNTS if isinstance(value.get(key), int | float))
     if isinstance(value, dict | list):
@@ -138,7 +140,9 @@ def _counts(value: Any) -> Iterator[float]:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """A refusal by vLLM names the field where vLLM did; its text is left behind, as it may repeat the prompt."""
+    """Turns vLLM's refusals into RequestRefused with the field, if vLLM named it; drops the text, which may repeat the
+    prompt.
+    """
     try:
         yield
     # Before 0.27 some checks raise the bare type.
@@ -149,18 +153,18 @@ def _refusing() -> Iterator[None]:
 
 
 def prompt(token_ids: Sequence[int], salt: str) -> Any:
-    """A rendered prompt: vLLM takes it as it is, without work of its own on the event loop. Its prefix cache finds it
-    for prompts of the same salt alone.
+    """Returns a prompt of token ids, which vLLM uses without further work on the event loop. Only prompts with the same
+    salt share vLLM's prefix cache.
     """
     return tokens_input(list(token_ids), cache_salt=salt or None)
 
 
 async def delta(completion: CompletionOutput, output: RequestOutput, sampling: Sampling) -> Delta:
-    """Returns what is new of one completion. Raises RequestRefused or EngineFailed for one that went wrong."""
+    """Returns the new part of one completion. Raises RequestRefused or EngineFailed if it failed."""
     token_ids = list(completion.token_ids)
     finish = completion.finish_reason
     if finish == "error" and sampling.structured:
-        # The constraint could not be compiled for this vocabulary, or no token was allowed by it.
+        # The constraint could not be compiled for this vocabulary, or it allowed no token.
         raise RequestRefused(_STRUCTURED)
     if finish in ("abort", "error"):
         raise EngineFailed("generation was aborted")
@@ -184,7 +188,7 @@ async def delta(completion: CompletionOutput, output: RequestOutput, sampling: S
 
 
 async def _logprobs(token_ids: Sequence[int], positions: Sequence[Any], likeliest: int | None) -> list[Logprob]:
-    """One entry a position. vLLM gives a dict by token id: the `likeliest` best ones, and the token that stands."""
+    """Returns one entry a position. vLLM gives a dict by token id: the `likeliest` best tokens, and the actual one."""
     entries = []
     async for token_id, candidates in in_turns(zip(token_ids, positions, strict=False)):
         by_rank = sorted(candidates.items(), key=lambda item: item[1].rank or 0)[:likeliest]

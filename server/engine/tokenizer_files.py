@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer as the library behind structured outputs can read it.
+"""Makes a checkpoint's tokenizer readable for llguidance, the library behind structured outputs.
 
-llguidance learns from tokenizer.json how a vocabulary writes bytes. Of one that names both ways, as those made of GGUF
-files do, it believes the wrong one: then no space and no letter beyond ASCII ever fits a form.
+llguidance finds in tokenizer.json how the vocabulary represents bytes: ByteFallback or ByteLevel. If a file names both,
+as those converted from GGUF files do, it picks the wrong one: then no space and no letter beyond ASCII is ever allowed.
 """
 
 import json
@@ -17,7 +17,7 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": Tr
 
 @contextmanager
 def readable(directory: Path) -> Iterator[Path]:
-    """Yields the directory, or a temporary one with its tokenizer put right; for as long as an engine starts."""
+    """Yields the directory, or a temporary one with a corrected tokenizer, which is deleted when the block ends."""
     file = directory / "tokenizer.json"
     text = file.read_text(encoding="utf-8") if file.is_file() else "{}"
     corrected = put_right(text)
@@ -33,12 +33,12 @@ def readable(directory: Path) -> Iterator[Path]:
 
 
 def put_right(tokenizer: str) -> str:
-    """Returns the text of a tokenizer.json as the library can read it: the same where it can."""
+    """Returns the text of a tokenizer.json, corrected if llguidance would misread it."""
     content = json.loads(tokenizer)
     decoder = content.get("decoder") or {}
     kinds = {one.get("type") for one in decoder.get("decoders", [decoder])}
     if not kinds >= {"ByteFallback", "ByteLevel"}:
         return tokenizer
-    # What is left out never happens in a byte-level vocabulary: every token is written in its letters for bytes.
+    # The other decoders never apply in a byte-level vocabulary: every token is written in its letters for bytes.
     content["decoder"] = _BYTE_LEVEL
     return json.dumps(content)

@@ -1,8 +1,8 @@
-"""The engine: vLLM's AsyncLLM behind `interface.Engine`. Only this file, `requests.py` and `parsers.py` know vLLM (0.26
-to 0.32).
+"""The real engine: vLLM's AsyncLLM behind `interface.Engine`. In the server's process, only this file, `requests.py`
+and `parsers.py` use vLLM (0.26 to 0.32).
 
-It knows token ids and numbers, and nothing of gRPC, texts or labels. Importing it imports torch and vLLM, so the
-application does it late, in a thread.
+It knows token ids and numbers, and nothing of gRPC, texts or labels. Importing it imports torch and vLLM, so the server
+does that late, in a thread.
 """
 
 import asyncio
@@ -37,10 +37,11 @@ from tuneserve.server.engine.tokenizer_files import readable
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# Must stand before vLLM is imported, which reads them then. Spawned, never forked: gRPC has threads running.
+# Must be set before vLLM is imported, which reads them then. Spawn, never fork: gRPC has running threads.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-# Errors only: on CPUs vLLM warns, a dozen times in each process, of what only GPUs have. And none of those that repeat
-# what a caller sent: a grammar, stop strings, tokens. Who sets a level for vLLM sees all of it.
+# Log only errors: on CPUs vLLM warns a dozen times in each process about missing GPU features. Errors that repeat what
+# a caller sent (a grammar, stop strings, tokens) are left out, too. If the user configures vLLM's logging, all is
+# logged.
 if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
@@ -65,7 +66,7 @@ from tuneserve.server.engine import requests as engine_requests
 
 T = TypeVar("T")
 
-# Models load side by side, each in a thread, but vLLM keeps the configuration it works on in a global.
+# Models load concurrently, each in a thread, but vLLM keeps its current configuration in a global.
 _CONFIGURING = threading.Lock()
 _LIVENESS_SECONDS = 0.1
 # vLLM gives its processes 5 s to end by themselves.
@@ -73,7 +74,7 @@ _CLOSE_SECONDS = 15.0
 
 
 class VllmEngine:
-    """One model in its own vLLM engine processes. What it tells of itself is known once it was started."""
+    """One model in its own vLLM engine processes. Its attributes are known once it has started."""
 
     max_length: int
     max_num_seqs: int
@@ -101,7 +102,7 @@ class VllmEngine:
         self._met = False
 
     async def start(self) -> None:
-        """See seam.Engine."""
+        """See interface.Engine."""
         self._start = engine_processes.Start(self._load)
         await asyncio.shield(asyncio.wrap_future(self._start.done))
 
@@ -129,22 +130,22 @@ class VllmEngine:
         return self._engine
 
     async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
-        """See seam.Engine."""
+        """See interface.Engine."""
         await self._meet()
         ids = [f"{ticket.request_id}#{index}" for index in range(len(inputs))]
         done = False
         try:
             with _translated():
-                # Not by `encode`, which would want a task for each of what may be hundreds.
+                # Not `encode`, which needs a task for each of possibly hundreds of inputs.
                 each = in_turns(zip(ids, inputs, strict=True))
                 answers = [await self._add(ticket, id_, one, task) async for id_, one in each]
                 outputs = [(await answer.get()).outputs.data for answer in answers]
-            # vLLM ends an aborted pooling request normally, with nothing in it.
+            # vLLM ends an aborted pooling request normally, with empty data.
             if not all(data.numel() for data in outputs):
                 raise EngineFailed("pooling request was aborted")
             done = True
             if len(outputs) > 1 and len({data.shape for data in outputs}) == 1:
-                # All at once: one by one takes as long for each.
+                # All at once: converting one takes as long as converting all.
                 return list(torch.stack(outputs).float().cpu().numpy())
             return [data.float().cpu().numpy() for data in outputs]
         finally:
@@ -159,7 +160,7 @@ class VllmEngine:
     async def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
     ) -> AsyncGenerator[list[Delta], None]:
-        """See seam.Engine."""
+        """See interface.Engine."""
         await self._meet()
         params = engine_requests.sampling_params(sampling, stream, self._verify)
         prompt = engine_requests.prompt(token_ids, ticket.salt)
@@ -167,7 +168,7 @@ class VllmEngine:
         finished = False
         try:
             with _translated():
-                # Not by `generate`, which tells nobody how much was made of a request that is cancelled.
+                # Not `generate`, which does not tell how many tokens a cancelled request has generated.
                 queue = await self._llm.add_request(ticket.request_id, prompt, params, **self._with(ticket))
             while not finished:
                 output = await _next(queue)
@@ -188,9 +189,9 @@ class VllmEngine:
         }
 
     def _verify(self, params: Any) -> None:
-        """vLLM's own check of sampling parameters, as it makes it when it gets a request."""
+        """Runs vLLM's own check of sampling parameters, as vLLM does when it receives a request."""
         config, processor = self._llm.vllm_config, self._llm.input_processor
-        # Not params.verify: that of `engine_requests` does nothing.
+        # Not params.verify, which does nothing in `engine_requests._Params`.
         SamplingParams.verify(
             params,
             config.model_config,
@@ -200,34 +201,34 @@ class VllmEngine:
         )
 
     async def load_adapter(self, name: str, directory: Path) -> None:
-        """See seam.Engine. Raises RequestRefused for one that does not fit the model."""
+        """See interface.Engine. Raises RequestRefused for one that does not fit the model."""
         request = LoRARequest(name, next(self._adapter_ids), str(directory))
         try:
             await self._while_alive(self._llm.add_lora(request))
         except EngineFailed:
             raise
-        # vLLM passes on what the engine's process raised as a bare Exception.
+        # vLLM re-raises errors of the engine's process as a bare Exception.
         except Exception as error:
             raise RequestRefused("adapter") from error
         self._adapters[name] = request
 
     async def unload_adapter(self, name: str) -> None:
-        """See seam.Engine."""
+        """See interface.Engine."""
         request = self._adapters.pop(name)
         await self._while_alive(self._llm.remove_lora(request.lora_int_id))
 
     async def ping(self) -> None:
-        """See seam.Engine. `check_health` only reads a flag; this is a round trip through the engine's loop."""
+        """See interface.Engine. `check_health` only reads a flag; this is a round trip through the engine's loop."""
         await self._while_alive(self._llm.is_sleeping())
 
     async def _meet(self) -> None:
-        """vLLM's first request waits for an answer that a dead engine never gives: asks for it here."""
+        """Fetches what vLLM's first request waits for, and would wait for forever with a dead engine."""
         if not self._met:
             await self._while_alive(self._llm.get_supported_tasks())
             self._met = True
 
     async def _while_alive(self, answer: Awaitable[T]) -> T:
-        """Waits for an answer of the engine's process. vLLM alone would wait for that of a dead one forever."""
+        """Waits for an answer of the engine's process. vLLM itself would wait forever if the process is dead."""
         task = asyncio.ensure_future(answer)
         try:
             while not task.done():
@@ -240,11 +241,11 @@ class VllmEngine:
             task.cancel()
 
     def cpu_seconds(self) -> Mapping[int, float]:
-        """See seam.Engine."""
+        """See interface.Engine."""
         return engine_processes.cpu_seconds(self._all_processes())
 
     def kill(self) -> None:
-        """See seam.Engine. To be called on the event loop."""
+        """See interface.Engine. Must be called on the event loop."""
         self._end_waiting()
         engine_processes.kill(self._all_processes())
 
@@ -252,7 +253,7 @@ class VllmEngine:
         return self._processes or (self._start.processes() if self._start else ())
 
     async def close(self) -> None:
-        """See seam.Engine. May be called again, and after `kill`. Goes on when its caller is cancelled."""
+        """See interface.Engine. May be called again, and after `kill`. Goes on when its caller is cancelled."""
         self._closing = self._closing or asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
@@ -265,45 +266,46 @@ class VllmEngine:
         engine, self._engine = self._engine, None
         shutdown = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
-        # Also what outlived its parent. Its memory is free, for another engine, only once it is gone.
+        # Including processes that outlived their parent. Their memory is free for another engine only once they are
+        # gone.
         engine_processes.kill(self._processes)
         await asyncio.to_thread(engine_processes.wait_for_end, self._processes, _CLOSE_SECONDS)
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
-        # Its __del__ shuts down again, and fails when that comes as late as the interpreter's end.
+        # AsyncLLM.__del__ shuts down again, and fails if that happens at the interpreter's end.
         del engine, shutdown
 
     def _end_waiting(self) -> None:
-        """Whatever waits for the engine raises EngineFailed."""
+        """Makes everything that waits for the engine raise EngineFailed."""
         if self._engine is None or self._engine.output_handler is None or self._engine.output_handler.done():
             return
-        # It would take the end of the engine's processes for a failure, and log it.
+        # The output handler would log the end of the engine's processes as a failure.
         self._engine.output_handler.cancel()
         self._engine.output_processor.propagate_error(EngineDeadError())
 
     async def _abort(self, request_ids: list[str], queue: RequestOutputCollector | None = None) -> None:
         if self._engine is None or self._engine.errored:
             return
-        # By vLLM's own id, where it is known: by ours it would not forget what several completions have in common.
+        # By vLLM's own id, if it is known: with ours, vLLM would keep the parent request of several completions.
         ids, internal = (request_ids, False) if queue is None else ([queue.request_id], True)
-        # Shielded, because we are being cancelled.
+        # Shielded, because this task is being cancelled.
         with contextlib.suppress(EngineDeadError):
             await asyncio.shield(self._engine.abort(ids, internal))
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """For vLLM's code alone: a ValueError of ours is a mistake of ours."""
+    """Translates vLLM's exceptions. Only for calls into vLLM: a ValueError in our own code is a bug."""
     try:
         yield
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineFailed("the engine failed") from error
-    # What is left of vLLM's checks after `_verify`: of the prompt. Before 0.27 it raises the bare type.
+    # vLLM's remaining checks after `_verify`, of the prompt. Before 0.27 they raise a plain ValueError.
     except (VLLMValidationError, ValueError) as error:
         raise RequestRefused from error
 
 
 async def _next(queue: RequestOutputCollector) -> RequestOutput:
-    """The next output. What vLLM leaves there in its place, when the engine ends, is no fault of the request's."""
+    """Returns the next output. An exception that vLLM puts into the queue when the engine ends becomes EngineFailed."""
     try:
         return queue.get_nowait() or await queue.get()
     except Exception as error:
@@ -311,7 +313,7 @@ async def _next(queue: RequestOutputCollector) -> RequestOutput:
 
 
 def _left(queue: RequestOutputCollector) -> int:
-    """Tokens that were made and not taken; vLLM leaves those of an aborted request there, too."""
+    """Returns the number of generated tokens still in the queue; vLLM leaves those of an aborted request there, too."""
     with contextlib.suppress(Exception):
         if output := queue.get_nowait():
             return sum(len(one.token_ids) for one in output.outputs)
@@ -321,7 +323,7 @@ def _left(queue: RequestOutputCollector) -> int:
 def _parsers(config: ModelConfig, model_config: Any) -> Parsers | None:
     if not (config.tool_parser or config.reasoning_parser):
         return None
-    # All of vLLM's OpenAI server, which others do without.
+    # Imports all of vLLM's OpenAI server, so only for models with parsers.
     from vllm.tokenizers import cached_tokenizer_from_config
 
     from tuneserve.server.engine.parsers import VllmParsers
@@ -331,7 +333,9 @@ def _parsers(config: ModelConfig, model_config: Any) -> Parsers | None:
 
 
 def _stat_logger(registry: CollectorRegistry) -> type[PrometheusStatLogger]:
-    """vLLM's Prometheus logger on a registry of its own: on the global one a second engine removes the first's."""
+    """Returns vLLM's Prometheus logger with its own registry: in the global one, a second engine removes the first's
+    metrics.
+    """
 
     class StatLogger(PrometheusStatLogger):  # type: ignore[misc]
         _gauge_cls = partial(Gauge, registry=registry)
