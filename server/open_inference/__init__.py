@@ -1,1 +1,1 @@
-"""The Open Inference Protocol on top of the services of tuneserve.v1."""
+"""The Open Inference Protocol, on top of the tuneserve.v1 services."""

@@ -1,4 +1,4 @@
-"""What each kind of model takes and gives in the Open Inference Protocol, and one request in those terms."""
+"""The input and output tensors of each task in the Open Inference Protocol, and one checked request."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ from tuneserve.server.open_inference.tensors import Input, Output, Spec
 from tuneserve.v1 import checkpoint_pb2, common_pb2, generation_pb2
 
 _ONE = (1,)
-# A field of our own requests that holds a text; a prompt is the only one.
+# Fields of our own requests that hold a text. There is only one prompt.
 _TEXT = re.compile(r"(?:inputs|texts)(?:\[(\d+)\](?:\.(text|text_pair))?)?|prompt(?:\..*)?")
 _SAMPLING = tuple(
-    # Log probabilities are in none of the tensors.
+    # Log probabilities are not in any tensor.
     field.name
     for field in generation_pb2.SamplingParams.DESCRIPTOR.fields
     if "logprobs" not in field.name
@@ -33,7 +33,7 @@ _SAMPLING = tuple(
 
 @dataclass(frozen=True)
 class Form:
-    """The tensors of one task. The first input is always needed, the others never."""
+    """The tensors of one task. The first input is required, the others are optional."""
 
     inputs: Sequence[Spec]
     outputs: Sequence[Spec]
@@ -57,18 +57,18 @@ FORMS = {
         inputs=(Spec("text"),),
         outputs=(Spec("embedding", "FP32", (-1, -1)),),
     ),
-    # The names and the meaning are those of Triton's vLLM backend.
+    # Names and meanings are those of Triton's vLLM backend.
     checkpoint_pb2.TASK_GENERATION: Form(
         inputs=(
             Spec("text_input"),
             Spec("stream", "BOOL", _ONE),
             Spec("sampling_parameters", "BYTES", _ONE),  # a JSON object
-            Spec("exclude_input_in_output", "BOOL", _ONE),  # the prompt comes first otherwise, but not in a stream
-            Spec("return_finish_reason", "BOOL", _ONE),  # it is returned in any case
+            Spec("exclude_input_in_output", "BOOL", _ONE),  # by default the prompt comes first, except in a stream
+            Spec("return_finish_reason", "BOOL", _ONE),  # accepted, but it is always returned
         ),
         outputs=(
             Spec("text_output"),
-            Spec("finish_reason"),  # "stop" or "length"; empty while there is more to come
+            Spec("finish_reason"),  # "stop" or "length"; empty while the completion is not finished
             Spec("num_output_tokens", "UINT32"),
         ),
     ),
@@ -110,7 +110,7 @@ class Job:
 
     @contextmanager
     def named(self, *targets: tuple[Message, Sequence[str]]) -> Iterator[None]:
-        """Sets the call's options in our own requests, and names the caller's tensors in what is wrong with those."""
+        """Sets the call's options in our own requests. Errors in the block name the caller's tensors and options."""
         paths = options.fill(targets, options.parameters(self.request), "parameters")
         if "sampling_parameters" in self.given:
             given = self.given["sampling_parameters"]
@@ -124,18 +124,18 @@ class Job:
 
     @contextmanager
     def generation(self, message: generation_pb2.GenerateRequest) -> Iterator[generation_pb2.GenerateRequest]:
-        """The same for generation, in a request of that kind without a prompt."""
+        """Does the same as `named` for generation, in a request without a prompt."""
         message.model = self.target
         with self.named((message.sampling, _SAMPLING), (message, ("adapter", "priority"))):
             yield message
 
     def output(self, name: str, shape: Sequence[int], values: Sequence[Any] | NDArray[np.float32]) -> Output:
-        """Returns an output, of this task, of that name."""
+        """Returns an output of this task with the given name."""
         [spec] = (spec for spec in FORMS[self.task].outputs if spec.name == name)
         return Output(spec, shape, values)
 
     def completions(self, made: Sequence[Sequence[generation_pb2.Completion]], prepend: bool) -> list[Output]:
-        """Returns the outputs of generation: a row a prompt, flat where there is one prompt or one completion each."""
+        """Returns the outputs of generation: a row a prompt, flat if there is one prompt or one completion each."""
         prompts = self.texts.values if prepend else [""] * len(made)
         flat = [(prompt, one) for prompt, row in zip(prompts, made, strict=True) for one in row]
         shape = (len(made), len(made[0])) if len(made) > 1 and len(made[0]) > 1 else (len(flat),)
@@ -146,7 +146,7 @@ class Job:
         ]
 
     async def response(self, outputs: Sequence[Output], usage: common_pb2.Usage) -> pb.ModelInferResponse:
-        """Returns the answer, its tensors in the form in which the request's came."""
+        """Returns the answer, with tensors in the same form (raw or typed) as the request's."""
         response = pb.ModelInferResponse(
             model_name=self.request.model_name, model_version=current().version, id=self.request.id
         )
@@ -156,7 +156,7 @@ class Job:
         return response
 
     def _path(self, field: str, paths: Mapping[str, str]) -> str:
-        """Returns what the caller calls a field of our own request."""
+        """Returns the caller's name for a field of our own request."""
         if match := _TEXT.fullmatch(field):
             index, member = ("0", None) if field.startswith("prompt") else match.groups()
             tensor = self.given["text_pair"] if member == "text_pair" else self.texts

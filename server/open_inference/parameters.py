@@ -1,7 +1,7 @@
-"""Options of the Open Inference Protocol's calls, loosely typed, into the fields of our own requests.
+"""Converts the loosely typed options of Open Inference Protocol calls to fields of our own requests.
 
-They come as parameters of the call or, for generation, as JSON in a tensor, with our names or with vLLM's. Only what
-can't be a field's value at all is refused here; what a field may hold is checked where our own requests are.
+Options come as parameters of the call or, for generation, as JSON in a tensor, with our names or with vLLM's. Only
+values of a wrong type are refused here; our own services check the allowed values.
 """
 
 import json
@@ -16,13 +16,13 @@ from google.protobuf.message import Message
 from tuneserve.oip import inference_pb2
 from tuneserve.server.call.errors import InvalidInput
 
-# Triton's own, which are about the call and not about the model. No empty response ever ends a stream here.
+# Triton's own options, for the call and not for the model. Streams here never end with an empty response.
 _PROTOCOL = ("triton_enable_empty_final_response", "timeout")
-# There are fewer options; and what is read on the event loop takes milliseconds.
+# There are fewer options than this; and this much is read on the event loop in milliseconds.
 _MOST = 64
 _LONGEST = 256 << 10
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# vLLM's names for fields of ours.
+# vLLM's names for our fields.
 _SYNONYMS = {
     "include_stop_str_in_output": "include_stop_text",
     "lora_name": "adapter",
@@ -53,7 +53,7 @@ def parameters(request: inference_pb2.ModelInferRequest) -> dict[str, Any]:
 
 
 def microseconds(parameter: inference_pb2.InferParameter, path: str) -> int:
-    """Returns a time to wait. Raises InvalidInput."""
+    """Returns a timeout in microseconds. Raises InvalidInput."""
     kind = parameter.WhichOneof("parameter_choice")
     value = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
     if value < 0:
@@ -62,7 +62,7 @@ def microseconds(parameter: inference_pb2.InferParameter, path: str) -> int:
 
 
 def parse(text: str, path: str) -> dict[str, Any]:
-    """Returns options that were written as a JSON object. Raises InvalidInput."""
+    """Returns options from the text of a JSON object. Raises InvalidInput."""
     _check_length(text, path)
     try:
         values = json.loads(text)
@@ -79,9 +79,9 @@ def _check_length(text: str, path: str) -> None:
 
 
 def fill(targets: Sequence[tuple[Message, Sequence[str]]], values: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Sets fields by name, each in the first target that allows it. Returns what to call each field in an error.
+    """Sets fields by name, each in the first target that allows it. Returns each field's path for errors.
 
-    Raises InvalidInput for what no target allows, or can't be a value of the field.
+    Raises InvalidInput for an option that no target allows, or whose value has a wrong type.
     """
     paths = {}
     for given, value in values.items():
@@ -103,10 +103,10 @@ def fill(targets: Sequence[tuple[Message, Sequence[str]]], values: Mapping[str, 
 
 
 def _converted(field: FieldDescriptor, value: Any) -> Any:
-    """Returns a value as the JSON form of the field has it."""
+    """Returns a value in the JSON form of the field."""
     if field.name == "structured_output":
         return _structured(value)
-    if field.name == "top_k" and value in (-1, "-1"):  # vLLM's word for all of them
+    if field.name == "top_k" and value in (-1, "-1"):  # vLLM's value for all tokens
         return 0
     if field.enum_type and isinstance(value, str):
         # "end" for TRUNCATION_END.
@@ -117,7 +117,7 @@ def _converted(field: FieldDescriptor, value: Any) -> Any:
 
 
 def _structured(value: Any) -> dict[str, Any]:
-    """Returns vLLM's structured_outputs, {"regex": "..."} as an object or as text, as our message's JSON."""
+    """Returns the JSON of our message for vLLM's structured_outputs: {"regex": "..."}, as an object or as text."""
     [(kind, content)] = dict(json.loads(value) if isinstance(value, str) else value).items()
     if kind == "json" and not isinstance(content, str):
         content = json.dumps(content)

@@ -1,7 +1,8 @@
-"""The Open Inference Protocol beside our own API: tensors in, one of our own requests, tensors out.
+"""The Open Inference Protocol on top of our own API: converts tensors to one of our own requests, and answers to
+tensors.
 
-Nothing is decided here: our own services check, admit, count and answer, and this file only names things anew, also in
-the errors. What each kind of model takes and gives is in `FORMS`; for generation it is what Triton's vLLM backend has.
+Nothing is decided here: our own services check, admit, count and answer; this file only translates names, in errors,
+too. `FORMS` has the tensors of each task; for generation they are those of Triton's vLLM backend.
 """
 
 import json
@@ -33,7 +34,7 @@ from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, classification_pb2, common_pb2, embedding_pb2, generation_pb2
 
 PLATFORM = "tuneserve_vllm"
-# Requests of one stream that are answered at a time; the others wait unread.
+# Requests of one stream that are answered at a time; further ones are not read yet.
 _AT_ONCE = 64
 # Characters of an id: each answer carries it, and a stream has one for each token.
 _LONGEST_ID = 1024
@@ -42,7 +43,7 @@ Answer = tuple[list[Output], common_pb2.Usage]
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    """The models as tensor functions."""
+    """See inference.proto."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
         """See inference.proto."""
-        # By the protocol, every model has to be; health says whether one is.
+        # By the protocol, every model must be ready; the health service is SERVING if one is.
         serving = [route.serves for route in self._models.routes.values()]
         return pb.ServerReadyResponse(ready=bool(serving) and all(serving))
 
@@ -77,7 +78,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         try:
             return pb.ModelReadyResponse(ready=self._models.get(_target(request.name, request.version)).is_ready)
         except NotFound:
-            # Clients ask until it is true, also for a model that is about to be loaded.
+            # Clients poll until it is true, even for a model that is not loaded yet.
             return pb.ModelReadyResponse(ready=False)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
@@ -121,7 +122,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 yield response
 
     async def _stream(self, received: Received, context: Any) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        """Answers one request of a stream, whatever goes wrong with it."""
+        """Answers one request of a stream, with an error if it fails."""
         request: pb.ModelInferRequest = received.message
         with streams.part() as call:
             try:
@@ -151,7 +152,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         target = _target(request.model_name, request.model_version)
         model = self._models.get(target)
         if "timeout" in request.parameters:
-            # As Triton has it: for as long as the call waits.
+            # As in Triton, the timeout counts while the call waits.
             call = calls.current()
             until = time.monotonic() + options.microseconds(request.parameters["timeout"], "parameters.timeout") / 1e6
             call.deadline = until if call.deadline is None else min(call.deadline, until)
@@ -188,7 +189,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         message = classification_pb2.ClassifyTokensRequest(model=job.target, texts=job.texts.values)
         with job.named((message, ("aggregation", "offset_unit", "truncation", "priority"))):
             response = await self._classification.ClassifyTokens(message, job.context)
-        # A text's at a time: as many objects, kept, take the garbage collector long to go through.
+        # One text at a time: keeping all spans as objects would take the garbage collector long to traverse.
         values = [_json(result.spans) async for result in in_turns(response.results)]
         return [job.output("spans", (len(values),), values)], response.usage
 
@@ -237,7 +238,7 @@ def _json(found: Sequence[classification_pb2.Span]) -> bytes:
 
 
 def _check_repeats(prompts: Input, n: int) -> None:
-    """Raises InvalidInput for prompts that an answer would repeat too often, once for each completion."""
+    """Raises InvalidInput if the prompts, repeated for each completion, would make the answer too large."""
     size = sum(map(len, prompts.values)) * max(1, n)
     if size > LARGEST:
         what = f"would be {size} characters in the answer, once for each completion; allowed: {LARGEST}"

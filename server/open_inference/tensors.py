@@ -1,7 +1,7 @@
-"""Tensors of the Open Inference Protocol to Python's values, and back. Knows nothing of models.
+"""Converts Open Inference Protocol tensors to Python values, and back. Knows nothing of models.
 
-A shape and a length are only what a caller wrote: no more elements are read than the model takes, and none that the
-message does not hold.
+Shapes and lengths come from the caller and are not trusted: no more elements are read than the model accepts, and none
+beyond the message's own bytes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,28 +19,28 @@ from tuneserve.server.turns import in_turns
 
 _LISTS = {"BOOL": "bool_contents", "BYTES": "bytes_contents", "FP32": "fp32_contents", "UINT32": "uint_contents"}
 _NUMBERS = {"FP32": "<f4", "UINT32": "<u4"}
-# Bytes of an output that are written at a time, and those of a number.
+# Bytes of an output that are written at a time, and bytes of a number.
 _RUN, _NUMBER = 1 << 16, 4
-# Extensions of Triton's that change what a tensor means. Other parameters of a tensor are hints, and are passed over.
+# Triton's extensions that change the meaning of a tensor. Other parameters of a tensor are hints and are ignored.
 _REFUSED = ("shared_memory_region", "classification")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor that a model takes or gives. A shape of (1,) is one value for the whole call."""
+    """An input or output tensor of a model. A shape of (1,) is one value for the whole call."""
 
     name: str
     datatype: str = "BYTES"
     shape: tuple[int, ...] = (-1,)
 
     def to_proto(self) -> pb.ModelMetadataResponse.TensorMetadata:
-        """The public description."""
+        """Returns the public description."""
         return pb.ModelMetadataResponse.TensorMetadata(name=self.name, datatype=self.datatype, shape=self.shape)
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input's values: texts, or what is true or not. `path` is what errors call it."""
+    """An input's values: texts or booleans. `path` is its name in errors."""
 
     path: str
     values: Sequence[Any]
@@ -56,7 +56,7 @@ class Output:
 
 
 def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dict[str, Input]:
-    """Returns the inputs by name; of each at most `most` values. Raises InvalidInput naming the tensor."""
+    """Returns the inputs by name, with at most `most` values each. Raises InvalidInput naming the tensor."""
     known = {spec.name: spec for spec in specs}
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -77,7 +77,7 @@ def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dic
             raise InvalidInput(path, "has contents, and raw_input_contents is there too; allowed: one of them")
         values: Sequence[Any] = getattr(tensor.contents, _LISTS[spec.datatype])
         if raw:
-            # The bytes of a BOOL tensor are its elements.
+            # A BOOL tensor has one byte per element.
             values = _split(raw[index], count, path) if spec.datatype == "BYTES" else raw[index]
         if len(values) != count:
             raise InvalidInput(path, f"has {len(values)} elements where its shape says {count}")
@@ -88,7 +88,7 @@ def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dic
 
 
 def wanted(request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
-    """Returns the names of the outputs that the answer shall have, in order. Raises InvalidInput."""
+    """Returns the names of the requested outputs, in order. Raises InvalidInput."""
     known = [spec.name for spec in specs]
     names: list[str] = []
     for index, output in enumerate(request.outputs):
@@ -103,7 +103,7 @@ def wanted(request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
 
 
 async def write(response: pb.ModelInferResponse, outputs: Sequence[Output], names: Sequence[str], raw: bool) -> None:
-    """Adds the outputs of these names to a response, as raw bytes or as typed lists; a run of elements at a time."""
+    """Adds the outputs of these names to a response, as raw bytes or as typed lists, in runs of elements."""
     by_name = {output.spec.name: output for output in outputs}
     for output in (by_name[name] for name in names):
         spec, data = output.spec, bytearray()
@@ -138,12 +138,12 @@ def _count(shape: Sequence[int], most: int, path: str) -> int:
 
 
 def _split(raw: bytes, count: int, path: str) -> list[bytes]:
-    """Returns the elements of a BYTES tensor: each has its length in four bytes before it."""
+    """Returns the elements of a BYTES tensor: each follows its length, in four bytes."""
     values: list[bytes] = []
     position = 0
     while position < len(raw):
         if len(values) == count:
-            raise InvalidInput(path, f"has more raw bytes than {count} elements, which its shape says")
+            raise InvalidInput(path, f"has more raw bytes than the {count} elements of its shape")
         start = position + 4
         position = start + int.from_bytes(raw[position:start], "little")
         if start > len(raw) or position > len(raw):
