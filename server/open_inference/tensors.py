@@ -143,7 +143,7 @@ def _split(raw: bytes, count: int, path: str) -> list[bytes]:
     position = 0
     while position < len(raw):
         if len(values) == count:
-            raise InvalidInput(path, f"has more raw bytes than the {count} elements of its shape")
+            raise InvalidInput(path, f"has more raw bytes than {count} elements, the number in its shape")
         start = position + 4
         position = start + int.from_bytes(raw[position:start], "little")
         if start > len(raw) or position > len(raw):
