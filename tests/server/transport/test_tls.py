@@ -439,7 +439,7 @@ async def test_a_certificate_names_a_tenant(files, authority, stranger, make_ber
         assert await models(authority.issue(1, web, job)) == grpc.StatusCode.UNAUTHENTICATED, "two tenants"
         assert await models(stranger.issue(1, web)) == grpc.StatusCode.UNAVAILABLE, "another authority's"
     for tls in (None, files.config()):
-        with pytest.raises(UserError, match="tenants: some have `certificates`, which need tls.client_ca"):
+        with pytest.raises(UserError, match="tenants: some have `certificates`, which need tls"):
             App(config.model_copy(update={"tls": tls}))
 
 
