@@ -27,7 +27,7 @@ def refusal(check, *arguments, **more) -> InvalidInput:
     [
         (tokens([5] * 4), "has 4 tokens, the model takes 3; shorten it or set TRUNCATION_END"),
         (tokens([5] * 4, truncated=True), "is far too long, the model takes 3"),
-        (tokens([]), "has nothing in it that the model reads"),
+        (tokens([]), "contains nothing that the model reads"),
         (tokens([5, 10]), "has a token that the model does not know"),
     ],
 )

@@ -108,7 +108,7 @@ def test_bytes_that_are_no_text(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: {certificates: [x.org]}, b: {certificates: [x.org]}", "tenants.b.certificates: x.org is one of a's, too"),
+        ("a: {certificates: [x.org]}, b: {certificates: [x.org]}", "tenants.b.certificates: x.org also belongs to a"),
         ("a: {certificates: ['*.x.org']}", r"tenants.a.certificates\[0\]: '\*.x.org' is not the name of a certificate"),
         ("a: {certificates: ['']}", "is not the name of a certificate"),
         ("a: {certificates: x.org}", "expected a list"),

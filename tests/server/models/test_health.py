@@ -143,7 +143,7 @@ async def test_a_drain_is_for_good(models, health_of, channel):
 
 @pytest.mark.parametrize(
     ("message", "what"),
-    [(b"\n\x7f", "is not a message of this method's kind"), (b"x" * 1025, "has 1025 bytes; allowed: 1024")],
+    [(b"\n\x7f", "is not a message of this method's type"), (b"x" * 1025, "has 1025 bytes; allowed: 1024")],
 )
 async def test_what_is_asked_is_short(channel, refused, message, what):
     check = channel.unary_unary(f"/{HEALTH_SERVICE}/Check")
