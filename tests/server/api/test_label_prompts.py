@@ -68,7 +68,11 @@ def test_a_request_is_a_question():
         (request("a", "b", "a"), "labels[2]", "is a duplicate of labels[0]"),
         (request("a", "b", examples=[pb.ClassifyExample(text="x", label="a")] * 2), "examples", "allowed: 1 to 1"),
         (request("a", "b", examples=[pb.ClassifyExample(label="a")]), "examples[0].text", "blank"),
-        (request("a", "b", examples=[pb.ClassifyExample(text="x", label="c")]), "examples[0].label", "is not one of the call's labels"),
+        (
+            request("a", "b", examples=[pb.ClassifyExample(text="x", label="c")]),
+            "examples[0].label",
+            "is not one of the",
+        ),
         (request("a", "b", instruction=" "), "instruction", "blank"),
         (request("a", "b", truncation=common_pb2.TRUNCATION_WINDOWS), "truncation", "not for this call"),
         (request("a", "b", windows=pb.Windows()), "windows", "not for generation models"),
