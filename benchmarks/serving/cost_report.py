@@ -25,16 +25,22 @@ class Report:
     """All results, by comparison."""
 
     rounds: int
+    command: str = "make bench"
+    regime: str = "cost"  # the module that describes it
+    name: str = ""  # in the name of its file
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     starts: dict[str, list[float]] = field(default_factory=dict)  # seconds
     ratios: list[Ratio] = field(default_factory=list)
     overload: Overload | None = None
     missing: list[str] = field(default_factory=list)  # what could not be measured, and why
 
-    def add(self, name: str, samples: dict[str, list[Sample]], claims: Sequence[Claim]) -> None:
-        """Adds a comparison's rounds."""
+    def add(
+        self, name: str, samples: dict[str, list[Sample]], rates: Sequence[Claim], cpu: Sequence[Claim] = ()
+    ) -> None:
+        """Adds a comparison's rounds, and what is promised of rates and of CPU times."""
         self.samples[name] = samples
-        self.ratios += ratios(claims, {scenario: [one.rate for one in each] for scenario, each in samples.items()})
+        self.ratios += ratios(rates, {scenario: [one.rate for one in each] for scenario, each in samples.items()})
+        self.ratios += ratios(cpu, {scenario: [one.system_ms for one in each] for scenario, each in samples.items()})
 
     @property
     def others_cores(self) -> float | None:
@@ -86,14 +92,15 @@ def show(report: Report) -> None:
 def write(report: Report) -> Path:
     """Writes the tables to benchmarks/results/ and returns the file."""
     facts, today = machine(), date.today().isoformat()
-    path = RESULTS / f"{today}-{facts['kind']}.md"
+    path = first = RESULTS / f"{today}-{report.name}{facts['kind']}.md"
     for number in itertools.count(2):
         if not path.exists():
             break
-        path = path.with_name(f"{today}-{facts['kind']}-{number}.md")
-    lines = [f"# {today}, {facts['kind'].upper()}", ""]
+        path = first.with_name(f"{first.stem}-{number}.md")
+    lines = [f"# {today}, {report.name.replace('-', ' ')}{facts['kind'].upper()}", ""]
     lines += [f"Machine: {facts['tier']}, {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
-    lines += [f"`make bench`, {report.rounds} rounds, regime in `benchmarks/serving/cost.py`. {METHOD}."]
+    regime = f"regime in `benchmarks/serving/{report.regime}.py`"
+    lines += [f"`{report.command}`, {report.rounds} rounds, {regime}. {METHOD}."]
     lines += [f"A promise is kept, or not, where the whole interval says so, from {MIN_ROUNDS} rounds on."]
     for table in _tables(report):
         lines += ["", f"## {table.title}", "", _line(table.heading), "|---|" + "---:|" * (len(table.heading) - 1)]

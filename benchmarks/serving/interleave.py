@@ -42,6 +42,11 @@ class Sample:
     first_token_ms: float | None
     others_cores: float  # cores that all other programs of the machine used meanwhile
 
+    @property
+    def system_ms(self) -> float:
+        """CPU time of all of the system's processes."""
+        return self.front_ms + self.engine_ms
+
 
 def measure(scenarios: Sequence[Scenario], rounds: int, show: Callable[[str], None]) -> dict[str, list[Sample]]:
     """Runs all scenarios `rounds` times, after a first round that does not count.

@@ -115,7 +115,14 @@ def ours(
 
 @contextmanager
 def vllm_serve(
-    path: Path, client: worker.Worker, scratch: Path, engine: Engine | None, *, pooling: bool, like_ours: bool
+    path: Path,
+    client: worker.Worker,
+    scratch: Path,
+    engine: Engine | None,
+    *,
+    pooling: bool,
+    like_ours: bool,
+    api_servers: int = 1,
 ) -> Iterator[System]:
     """`vllm serve`, ready when its /health is. Without `engine`, everything but `_SHARE` is at its default.
 
@@ -126,6 +133,7 @@ def vllm_serve(
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path.resolve())]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"]
     command += ["--runner", "pooling"] if pooling else []
+    command += ["--api-server-count", str(api_servers)] if api_servers > 1 else []
     with log.open("wb") as output:
         process = subprocess.Popen(
             command + (engine.flags() if engine else ["--gpu-memory-utilization", str(_SHARE)]),
