@@ -18,8 +18,6 @@ Prints tables; the last line of stdout is one JSON object. Exits with status 0 o
 
 import asyncio
 import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +30,7 @@ import click
 
 from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim, ratios
 from tuneserve.benchmarks.serving import cost_report, interleave, job, systems, worker
-from tuneserve.benchmarks.serving.cost_report import Report
+from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Scenario
 from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.overload import overload
@@ -225,15 +223,7 @@ def show(line: str) -> None:
 
 
 @click.command()
-@click.argument("classifier", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("chat", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=MIN_ROUNDS,
-    show_default=True,
-    help=f"Rounds of each comparison. Fewer than {MIN_ROUNDS} show ratios, but can't show that a promise is kept.",
-)
+@compared
 @click.option(
     "--starts", "start_count", type=click.IntRange(0), default=MIN_ROUNDS, show_default=True, help="Starts measured."
 )
@@ -252,10 +242,7 @@ def main(
     result = Report(rounds)
     with tempfile.TemporaryDirectory(prefix="tuneserve-bench-") as folder, ExitStack() as stack:
         scratch = Path(folder)
-        grpc, http = (
-            stack.enter_context(worker.started(module, [], scratch / f"{module}.log", os.environ))
-            for module in ("grpc_client", "http_client")
-        )
+        grpc, http = worker.clients(stack, scratch)
         bench = Bench(classifier, chat, scratch, grpc, http, rounds, start_count)
         steps: list[tuple[str, Callable[[], None]]] = [("start to first answer", partial(starts, bench, result))]
         for pooling, task in ((False, "generation"), (True, "classification")):
@@ -271,12 +258,7 @@ def main(
                 # Measuring takes long: one failed step does not discard the results so far.
                 show(f"{name}: {error}\n{error.hint}")
                 result.missing.append(f"{name}: {error}")
-    cost_report.show(result)
-    if report:
-        show(f"written: {cost_report.write(result)}")
-    click.echo(json.dumps(result.to_json(), separators=(",", ":")))
-    if result.missing or any(ratio.verdict not in (None, "kept") for ratio in result.ratios):
-        sys.exit(1)
+    cost_report.conclude(result, report)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The results of `make bench`, as tables in a terminal and in a file."""
 
 import itertools
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from statistics import median
 
+import click
 from rich.console import Console
 from rich.table import Table
 
@@ -73,6 +76,26 @@ class _Rows:
     title: str
     heading: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+
+def compared(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the arguments of a comparison to a command: two checkpoints, and how many rounds."""
+    help = f"Rounds of each comparison. Fewer than {MIN_ROUNDS} show ratios, but can't show that a promise is kept."
+    rounds = click.option("--rounds", type=click.IntRange(1), default=MIN_ROUNDS, show_default=True, help=help)
+    path = click.Path(path_type=Path, exists=True, file_okay=False)
+    return click.argument("classifier", type=path)(click.argument("chat", type=path)(rounds(command)))
+
+
+def conclude(report: Report, as_file: bool) -> None:
+    """Prints the tables and one JSON object, and writes a file if asked to. Exits with status 1 unless all promises
+    are kept and everything was measured.
+    """
+    show(report)
+    if as_file:
+        click.echo(f"written: {write(report)}", err=True)
+    click.echo(json.dumps(report.to_json(), separators=(",", ":")))
+    if report.missing or any(ratio.verdict not in (None, "kept") for ratio in report.ratios):
+        sys.exit(1)
 
 
 def show(report: Report) -> None:

@@ -13,9 +13,6 @@ tokens to make, streamed. CPU is that of all processes of a system, engine and A
 Prints tables; the last line of stdout is one JSON object. Ends with status 0 only where every promise was kept.
 """
 
-import json
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,9 +21,9 @@ from pathlib import Path
 
 import click
 
-from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim
+from tuneserve.benchmarks.claims import Claim
 from tuneserve.benchmarks.serving import cost_report, interleave, job, small_model, systems, worker
-from tuneserve.benchmarks.serving.cost_report import Report
+from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
 from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.systems import Engine, System
@@ -75,15 +72,7 @@ def better(first: Sequence[Sample], second: Sequence[Sample]) -> list[Sample]:
 
 
 @click.command()
-@click.argument("classifier", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("chat", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=MIN_ROUNDS,
-    show_default=True,
-    help=f"Rounds of each comparison. Fewer than {MIN_ROUNDS} show ratios, and keep no promise.",
-)
+@compared
 @click.option("--report", is_flag=True, help="Also write benchmarks/results/DATE-front-end-cpu.md (or -gpu).")
 def main(classifier: Path, chat: Path, rounds: int, report: bool) -> None:
     """Measure what calls cost our server and `vllm serve`, with small models that are like CLASSIFIER and CHAT."""
@@ -91,10 +80,7 @@ def main(classifier: Path, chat: Path, rounds: int, report: bool) -> None:
     result = Report(rounds, "python -m tuneserve.benchmarks.serving.front_end", "front_end", "front-end-")
     with tempfile.TemporaryDirectory(prefix="tuneserve-bench-") as folder, ExitStack() as stack:
         scratch = Path(folder)
-        grpc, http = (
-            stack.enter_context(worker.started(module, [], scratch / f"{module}.log", os.environ))
-            for module in ("grpc_client", "http_client")
-        )
+        grpc, http = worker.clients(stack, scratch)
         for pooling, path in ((True, classifier), (False, chat)):
             model = scratch / path.name
             vocabulary = small_model.write(path, model, pooling=pooling)
@@ -115,12 +101,7 @@ def main(classifier: Path, chat: Path, rounds: int, report: bool) -> None:
                 one, two = (samples[f"{name}, single texts"] for name in ("vllm serve", "vllm serve × 2"))
                 samples["the better, single texts"] = better(one, two)
             result.add("classification" if pooling else "generation", samples, _RATES, _CPU)
-    cost_report.show(result)
-    if report:
-        click.echo(f"written: {cost_report.write(result)}", err=True)
-    click.echo(json.dumps(result.to_json(), separators=(",", ":")))
-    if any(ratio.verdict not in (None, "kept") for ratio in result.ratios):
-        sys.exit(1)
+    cost_report.conclude(result, report)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,6 +76,15 @@ def started(module: str, arguments: Sequence[str], log: Path, env: Mapping[str, 
         yield worker
     finally:
         process.communicate()  # The worker ends at the end of its input.
+
+
+def clients(stack: ExitStack, scratch: Path) -> tuple[Worker, Worker]:
+    """Starts the clients of gRPC and of HTTP, which end with `stack`."""
+    grpc, http = (
+        stack.enter_context(started(module, [], scratch / f"{module}.log", os.environ))
+        for module in ("grpc_client", "http_client")
+    )
+    return grpc, http
 
 
 def work(prepare: Callable[[], Callable[[Job], Outcome]]) -> None:
