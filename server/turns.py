@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
@@ -59,10 +59,10 @@ class _Waiting:
     def __bool__(self) -> bool:
         return bool(self._callers)
 
-    def is_full(self, caller: Hashable, most: int) -> bool:
-        """Whether a caller has its full share of `most` waiting places."""
-        own, callers = self._callers.get(caller), len(self._callers)
-        return len(own) >= most // callers if own else callers >= most
+    @property
+    def by_caller(self) -> Mapping[Hashable, Sized]:
+        """The waiting work of each caller that has any."""
+        return self._callers
 
     async def turn(self, not_taken: Callable[[], object], work: _Work | None = None) -> None:
         """Waits for a turn. `not_taken` is called if the turn is given after the wait was cancelled."""
@@ -148,9 +148,10 @@ class Entrance:
         else:
             await self._waiting.turn(lambda: None, None if caller is None else _Work(caller))
 
-    def is_full(self, caller: Hashable, most: int) -> bool:
-        """Whether a caller has its full share of `most` waiting places."""
-        return self._waiting.is_full(caller, most)
+    @property
+    def waiting(self) -> Mapping[Hashable, Sized]:
+        """The waiting calls of each caller that has any."""
+        return self._waiting.by_caller
 
     def _came_round(self) -> None:
         if self._waiting.next():
@@ -230,7 +231,7 @@ class in_turns(Generic[In]):
 
 
 async def turn() -> None:
-    """Waits, where others have worked long enough this time round that those that wait go first."""
+    """Waits for a turn if the work of this iteration of the event loop has taken its time."""
     turns = _turns()
     if turns.is_over(time.monotonic()):
         await turns.next()

@@ -4,7 +4,7 @@ are bounded in total, and for each tenant on each connection.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -90,7 +90,7 @@ def caller(context: Context) -> Caller:
     return context.peer(), current().tenant.name
 
 
-def share(counts: Counter[Hashable], who: Hashable, most: int) -> int:
+def share(counts: Collection[Hashable], who: Hashable, most: int) -> int:
     """Returns one caller's fair share of `most`, among all that have any."""
     return most // (len(counts) + (who not in counts))
 

@@ -12,6 +12,7 @@ from tuneserve.server import turns
 from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
 from tuneserve.server.call.errors import Overloaded, Unauthenticated, Unavailable
+from tuneserve.server.call.shares import share
 from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.transport.authentication import Authentication
@@ -50,7 +51,9 @@ class Intake:
         call.caller = context.peer()
         if self.authentication:
             self._identify(call, context, self.authentication)
-        if self.entrance.is_full(call.caller, _MOST_WAITING) and not self.running.draining:
+        waiting = self.entrance.waiting
+        is_full = len(waiting.get(call.caller, ())) >= share(waiting, call.caller, _MOST_WAITING)
+        if is_full and not self.running.draining:
             self.metrics.rejections.labels("", "calls").inc()
             raise Overloaded("too many calls wait already", "CALLS", _RETRY_MS)
         return call
