@@ -40,6 +40,7 @@ from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
+from tuneserve.server.transport.accepting import Services
 from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.interceptor import CallInterceptor
@@ -131,19 +132,14 @@ class App:
             self._requests,
         )
 
-        def intake(**who: Any) -> Intake:
-            return Intake(self.metrics, self._running, entrance, **who)
+        def services(**who: Any) -> Services:
+            return Services(interceptor.wrap, Intake(self.metrics, self._running, entrance, **who))
 
         authentication = self._authentication = (
             Authentication(self._tenants, Strangers(self.metrics.hung_up.inc)) if self._tenants else None
         )
         public = ports.public(
-            interceptor,
-            intake(authentication=authentication),
-            self.models,
-            self.operations,
-            self._health,
-            config,
+            services(authentication=authentication), self.models, self.operations, self._health, config
         )
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
@@ -152,9 +148,7 @@ class App:
         self.admin_address = self.health_address = ""
         self._servers = [public]
         if config.admin_listen:
-            admin = ports.admin(
-                interceptor, intake(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config
-            )
+            admin = ports.admin(services(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config)
             self.admin_address = ports.bind(admin, config.admin_listen, "admin_listen")
             if host_and_port(config.admin_listen)[0] not in _LOOPBACK:
                 logger.warning("admin_listen: anybody who can reach %s is an administrator", self.admin_address)

@@ -65,7 +65,7 @@ class Services(grpc.GenericRpcHandler):
         wrap: Callable[[str, Any], Any] = lambda method, handler: handler,
         intake: Intake = _OPEN,
     ) -> None:
-        """`wrap` gives the handler that gRPC calls in the place of a method's own; None where there is none."""
+        """`wrap` gives the handler that gRPC calls in the place of a method's own."""
         self.intake = intake
         self._wrap = wrap
         self._handlers: list[grpc.GenericRpcHandler] = []
@@ -82,12 +82,11 @@ class Services(grpc.GenericRpcHandler):
         """See grpc.GenericRpcHandler."""
         if details.method in self._wrapped:
             return self._wrapped[details.method]
-        handler = next((found for one in self._handlers if (found := one.service(details)) is not None), None)
-        wrapped = _after(self.intake, self._wrap(details.method, handler))
-        # Anybody can make up names.
-        if handler is not None:
-            self._wrapped[details.method] = wrapped
-        return wrapped
+        for one in self._handlers:
+            if (handler := one.service(details)) is not None:
+                wrapped = self._wrapped[details.method] = _after(self.intake, self._wrap(details.method, handler))
+                return wrapped
+        return None  # and not remembered: anybody can make up names
 
 
 class Server:
@@ -95,7 +94,8 @@ class Server:
 
     def __init__(self, services: Services, options: list[tuple[str, int]]) -> None:
         self.port = grpc.aio.server(handlers=[services], options=options)
-        self._services = [services]
+        self._services = [services]  # as gRPC wants them
+        self._intake = services.intake
         self._accepting: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()  # the loop alone would forget them
         self._stopping = False
@@ -119,7 +119,7 @@ class Server:
 
     async def _accept(self) -> None:
         server: Any = self.port._server  # type: ignore[attr-defined]
-        loop, intake = asyncio.get_running_loop(), self._services[0].intake
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 state = await server._request_call()
@@ -129,7 +129,7 @@ class Server:
                 continue
             context = cygrpc._ServicerContext(state, None, None, loop)
             try:
-                call = intake.look(context)
+                call = self._intake.look(context)
             except CallError as error:
                 # No more is done for it, so that refusing thousands is quick.
                 await _refuse(error, state, context, loop)
@@ -139,11 +139,10 @@ class Server:
             task.add_done_callback(self._calls.discard)
 
     async def _answer(self, call: Any, state: Any, loop: asyncio.AbstractEventLoop) -> None:
-        intake = self._services[0].intake
-        await intake.wait(call)
+        await self._intake.wait(call)
         if not self._stopping:
             handled = cygrpc._handle_rpc(self._services, (), state, loop, False)
-            await cygrpc._schedule_rpc_coro(_begun(partial(intake.begin, call), handled), state, loop)
+            await cygrpc._schedule_rpc_coro(_begun(partial(self._intake.begin, call), handled), state, loop)
 
 
 async def _refuse(error: CallError, state: Any, context: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -171,8 +170,6 @@ def _after(intake: Intake, handler: Any) -> Any:
     Nothing of it is left when its call is over. gRPC keeps the error that aborts a call with the call, and it knows its
     way through frames that know the call, the request and what was made of it: all would wait for the collector.
     """
-    if handler is None:
-        return None
     method = handler.stream_unary or handler.stream_stream
     make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.stream_stream_rpc_method_handler
 

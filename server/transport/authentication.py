@@ -9,7 +9,7 @@ import grpc
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import Tenants
-from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.transport.strangers import Strangers, address
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -25,11 +25,12 @@ class Authentication:
 
     def identify(self, call: Call, context: Context) -> None:
         """Finds the tenant of a call, and charges the call to that tenant's quota. Raises Unauthenticated."""
-        call.caller = context.peer().rpartition(":")[0]
+        peer = context.peer()
+        call.caller = address(peer)
         call.names = _names(context) if self.tenants.by_certificate else ()
         call.tenant = self.tenants.authenticate(call.metadata, call.names)
         call.caller = call.tenant.name
-        self.strangers.authenticated(context.peer())
+        self.strangers.authenticated(peer)
         call.charge = partial(self.tenants.charge, call.tenant)
         call.admit = partial(self._admit, call)
 

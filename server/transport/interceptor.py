@@ -46,9 +46,7 @@ class CallInterceptor:
     requests: Shares  # bytes of running requests
 
     def wrap(self, method: str, handler: Any) -> Any:
-        """Returns the handler that gRPC calls instead of a method's own; None if there is none."""
-        if handler is None:
-            return None
+        """Returns the handler that gRPC calls instead of a method's own."""
         if method.startswith(OURS):
             return self._wrap(handler, method)
         return self._reflect(handler) if method.startswith(REFLECTION) else handler

@@ -18,8 +18,6 @@ from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.accepting import Server, Services
-from tuneserve.server.transport.intake import Intake
-from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.v1 import (
     classification_pb2_grpc,
     embedding_pb2_grpc,
@@ -31,17 +29,10 @@ from tuneserve.v1 import (
 _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
-def public(
-    interceptor: CallInterceptor,
-    intake: Intake,
-    models: Models,
-    operations: Operations,
-    health: Health,
-    config: ServerConfig,
-) -> Server:
-    """Returns the server of the callers' port, with all services."""
+def public(services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig) -> Server:
+    """Returns the server of the callers' port, and adds all services to `services`."""
     options = connections.options(config, connections.within_files(config.max_connections))
-    services = _with_models(interceptor, intake, models, operations, health)
+    _add_models(services, models, operations, health)
     classification = ClassificationService(models)
     embedding = EmbeddingService(models)
     generation = GenerationService(models)
@@ -54,17 +45,10 @@ def public(
     return Server(services, options)
 
 
-def admin(
-    interceptor: CallInterceptor,
-    intake: Intake,
-    models: Models,
-    operations: Operations,
-    health: Health,
-    config: ServerConfig,
-) -> Server:
-    """Returns the server of the administrators' port, with the services for models and health."""
+def admin(services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig) -> Server:
+    """Returns the server of the administrators' port, and adds to `services` those for models and health."""
     options = connections.options(config, connections.MOST_BESIDE)
-    services = _with_models(interceptor, intake, models, operations, health)
+    _add_models(services, models, operations, health)
     _reflect(services, *MODEL_SERVICES, HEALTH_SERVICE)
     return Server(services, options)
 
@@ -91,14 +75,10 @@ def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredent
     return connections.shown(host, port)
 
 
-def _with_models(
-    interceptor: CallInterceptor, intake: Intake, models: Models, operations: Operations, health: Health
-) -> Services:
-    services = Services(interceptor.wrap, intake)
+def _add_models(services: Services, models: Models, operations: Operations, health: Health) -> None:
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), services)
     model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(ModelAdminService(models, operations), services)
     health.servicer.add_to(services)
-    return services
 
 
 def _reflect(services: Services, *names: str) -> None:

@@ -60,7 +60,7 @@ class Strangers:
         if peer in self._known:
             return True
         now, is_first = round(self._clock() * 1e9), peer not in self._connections
-        of_all = _takes(self._addresses, peer.rpartition(":")[0], _ADDRESS, now)
+        of_all = _takes(self._addresses, address(peer), _ADDRESS, now)
         of_one = _takes(self._connections, peer, _CONNECTION, now)
         if is_first or (of_all and of_one):
             return True
@@ -101,7 +101,8 @@ class Strangers:
         self._files = old | found
         now = self._clock()
         self._since = {peer: self._since.get(peer, now) for peer in self._files}
-        # One that was closed has no peer any more: a peer that is there is another connection, from the same port.
+        # gRPC soon closes the file of a connection that was shut down: a peer that is found now is another connection,
+        # from the same port.
         for peer in self._closed.keys() & found.keys():
             del self._closed[peer]
             self._connections.pop(peer, None)
@@ -114,6 +115,11 @@ class Strangers:
         self._closed[peer] = self._clock()
         self._tell()
         return True
+
+
+def address(peer: str) -> str:
+    """Returns a peer without its port."""
+    return peer.rpartition(":")[0]
 
 
 def _takes(among: dict[str, Bucket], key: str, rate: tuple[int, float], now: int) -> bool:

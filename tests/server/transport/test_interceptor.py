@@ -1,10 +1,12 @@
 """Around every call: its id, what stands behind its answer, and the statuses that errors become."""
 
 import re
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
+from tuneserve.server.transport.accepting import Services
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -43,7 +45,8 @@ def test_calls_that_are_not_ours_are_left_alone():
     interceptor = CallInterceptor(*[None] * 8)
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
     assert interceptor.wrap("/grpc.health.v1.Health/Check", handler) is handler
-    assert interceptor.wrap("/tuneserve.v1.ClassificationService/Nothing", None) is None
+    unknown = SimpleNamespace(method="/tuneserve.v1.ClassificationService/Nothing")
+    assert Services(interceptor.wrap).service(unknown) is None
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_stream"])
