@@ -1,9 +1,9 @@
-"""The way of a call from gRPC to us: many at a time, so that callers and not connections wait for their turns.
+"""Accepts calls from gRPC, many at a time, so that callers can take turns.
 
-gRPC's own server asks for the next call when the loop has come round twice. While the loop is busy, calls wait in gRPC,
-first come first served, and nothing of ours knows whose they are: one caller's thousand calls are before everybody
-else's next one. So more of them are asked for at a time, and wait for their turns before gRPC makes anything of them.
-That takes what grpcio has for itself alone (1.81); with another grpcio, calls wait as they did.
+gRPC's own server accepts one call in two iterations of the event loop. While the loop is busy, calls wait inside gRPC,
+first come first served, where their callers are not known: a caller's next call waits for a thousand calls of another.
+So this server accepts more calls at a time, and they wait for their turns before gRPC creates a handler for them. It
+uses private functions of grpcio 1.81; with another grpcio, calls wait inside gRPC.
 """
 
 import asyncio
@@ -29,20 +29,20 @@ _HANDLE = ("generic_handlers", "interceptors", "rpc_state", "loop", "concurrency
 
 
 class Intake(Protocol):
-    """What is done with a call before gRPC makes anything of it."""
+    """What happens to a call before gRPC creates a handler for it."""
 
     def look(self, context: Any) -> Any:
-        """Returns what is known of a call that came. Raises CallError, as handlers may, where it is refused."""
+        """Returns a call that was accepted, as the other methods take it. Raises CallError if it is refused."""
 
     async def wait(self, call: Any) -> None:
-        """Returns when it is to begin."""
+        """Waits until it is the call's turn."""
 
     def begin(self, call: Any) -> None:
-        """Is called first in its task."""
+        """Called in the call's task, before its handler."""
 
 
 class _Open:
-    """Takes in all calls, at once."""
+    """Lets all calls begin at once."""
 
     def look(self, context: Any) -> None:
         pass
@@ -58,7 +58,7 @@ _OPEN = _Open()
 
 
 class Services(grpc.GenericRpcHandler):
-    """What a port serves: `add_…_to_server` takes it for the server."""
+    """The services of a port. The generated `add_…_to_server` functions take it as their server."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Services(grpc.GenericRpcHandler):
         self._handlers.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """See grpc.aio.Server: the same methods once more."""
+        """See grpc.aio.Server. These are the same methods again."""
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """See grpc.GenericRpcHandler."""
@@ -86,31 +86,31 @@ class Services(grpc.GenericRpcHandler):
             if (handler := one.service(details)) is not None:
                 wrapped = self._wrapped[details.method] = _after(self.intake, self._wrap(details.method, handler))
                 return wrapped
-        return None  # and not remembered: anybody can make up names
+        return None  # not cached, because clients can send any name
 
 
 class Server:
-    """A port of gRPC's."""
+    """The gRPC server of one port."""
 
     def __init__(self, services: Services, options: list[tuple[str, int]]) -> None:
         self.port = grpc.aio.server(handlers=[services], options=options)
         self._services = [services]  # as gRPC wants them
         self._intake = services.intake
         self._accepting: list[asyncio.Task[None]] = []
-        self._calls: set[asyncio.Task[None]] = set()  # the loop alone would forget them
+        self._calls: set[asyncio.Task[None]] = set()  # the loop keeps only weak references
         self._stopping = False
 
     async def start(self) -> None:
-        """Takes calls from now on."""
+        """Starts to accept calls."""
         await self.port.start()
         if _is_known():
             self._accepting = [asyncio.create_task(self._accept()) for _ in range(_AT_ONCE)]
         else:
-            told = "grpcio %s: of calls that come at once, one caller's may have to wait for all of another's"
+            told = "grpcio %s: callers can't take turns, and a call may wait for all calls of another caller"
             logger.warning(told, grpc.__version__)
 
     async def stop(self, seconds: float) -> None:
-        """Takes none any more; those that run have so long, and those that wait are left to gRPC."""
+        """Stops accepting calls. Running calls have `seconds` to end; calls that wait for their turn are dropped."""
         self._stopping = True
         await self.port.stop(seconds)
         for call in self._calls:
@@ -124,14 +124,14 @@ class Server:
             try:
                 state = await server._request_call()
             except (cygrpc._RequestCallError, cygrpc.InternalError):
-                return  # it stops
+                return  # the server stops
             if self._stopping:
                 continue
             context = cygrpc._ServicerContext(state, None, None, loop)
             try:
                 call = self._intake.look(context)
             except CallError as error:
-                # No more is done for it, so that refusing thousands is quick.
+                # Without a task or a handler, so that refusing thousands of calls is quick.
                 await _refuse(error, state, context, loop)
                 continue
             task = loop.create_task(self._answer(call, state, loop))
@@ -148,27 +148,27 @@ class Server:
 async def _refuse(error: CallError, state: Any, context: Any, loop: asyncio.AbstractEventLoop) -> None:
     code, details, trailing = _ending(error, context)
     first = cygrpc.SendInitialMetadataOperation(None, 0)
-    # One that was cancelled can't be told.
+    # Fails if the client has cancelled the call.
     with suppress(cygrpc.ExecuteBatchError):
         await cygrpc._send_error_status_from_server(state, code.value[0], details, trailing, first, loop)
 
 
-# Whether a Server of ours took the current call in. gRPC's own takes some beside it.
+# Whether `Server` accepted the current call. gRPC's own server accepts some calls, too.
 _is_in: ContextVar[bool] = ContextVar("is_in", default=False)
 
 
 async def _begun(begin: Callable[[], None], handled: Coroutine[Any, Any, None]) -> None:
-    # In the task that gRPC makes for the call: others of its tasks wait for the collector, with all that they know.
+    # Runs in the call's own task: gRPC's other tasks are in reference cycles, which would keep the call in memory.
     _is_in.set(True)
     begin()
     await handled
 
 
 def _after(intake: Intake, handler: Any) -> Any:
-    """A handler of a stream of requests whose calls are taken in, if they were not before gRPC called it.
+    """Wraps a handler of a stream of requests: calls that `Server` did not accept pass the intake first.
 
-    Nothing of it is left when its call is over. gRPC keeps the error that aborts a call with the call, and it knows its
-    way through frames that know the call, the request and what was made of it: all would wait for the collector.
+    It also breaks a reference cycle. gRPC keeps the error that aborts a call, and its traceback refers to frames with
+    the call and its request, which would stay in memory until the garbage collector runs.
     """
     method = handler.stream_unary or handler.stream_stream
     make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.stream_stream_rpc_method_handler
@@ -198,7 +198,7 @@ def _after(intake: Intake, handler: Any) -> Any:
 
 
 def _ending(error: CallError, context: Any) -> failures.Ending:
-    """How a call ends that has no request of ours, or never began."""
+    """Returns how a call ends that is not of our services, or was refused before its turn."""
     sent = {key: value for key, value in context.invocation_metadata() or () if key == calls.HEADER}
     request_id = calls.request_id(sent)
     return failures.ending(error, to_status(error, request_id), request_id)

@@ -1,6 +1,6 @@
-"""Where calls come in: whose each of them is, and its turn to begin.
+"""What happens to a call first: its caller is identified, and it waits for its turn.
 
-All of this is before a call costs anything else: what one caller sends at once waits here, and holds up nobody.
+This comes before all other work for the call, so that the many calls of one caller do not delay those of others.
 """
 
 from dataclasses import dataclass
@@ -20,34 +20,34 @@ from tuneserve.server.turns import Entrance
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-# Calls that wait for their turns: of all callers together. Each has some kilobytes, of which gRPC's are the most.
+# Calls that wait for their turns, of all callers. Each takes some kilobytes, most of them inside gRPC.
 _MOST_WAITING = 8192
 _RETRY_MS = 1000
 
 
 @dataclass(frozen=True)
 class Intake:
-    """Of one port."""
+    """The intake of one port."""
 
     metrics: Metrics
     running: Running
     entrance: Entrance
-    everybody: Tenant = ANYBODY  # who calls, where there are no keys
-    authentication: Authentication | None = None  # where there are keys
+    everybody: Tenant = ANYBODY  # the tenant of all calls, if there are no keys
+    authentication: Authentication | None = None  # if there are keys
 
     def look(self, context: Context) -> calls.Call:
-        """Returns a call that came, and finds out whose it is.
+        """Returns a new call with its caller.
 
-        Raises Unavailable where its connection was closed, and Overloaded where too many wait.
+        Raises Unavailable if its connection sends too many calls without a key, and Overloaded if too many calls wait.
         """
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():
             if isinstance(value, str):
-                # Of one that comes twice no value is chosen: two keys are none.
+                # Repeated headers are joined, so that two API keys do not match any key.
                 metadata[key] = f"{metadata[key]},{value}" if key in metadata else value
         call = calls.Call(calls.request_id(metadata), "", self.everybody, metadata, self.metrics)
         call.enter = self.entrance.enter
-        # Without keys all have one name.
+        # Without keys there is one tenant, and each connection counts as a caller.
         call.caller = context.peer()
         if self.authentication:
             self._identify(call, context, self.authentication)
@@ -59,13 +59,13 @@ class Intake:
         return call
 
     async def wait(self, call: calls.Call) -> None:
-        """Returns when it is the call's turn. When the server stops, all have theirs at once."""
+        """Waits for the call's turn. While the server drains, calls do not wait."""
         if not self.running.draining:
             await self.entrance.enter(call.caller)
 
     @staticmethod
     def begin(call: calls.Call) -> None:
-        """Makes a call the current one of this task."""
+        """Makes the call the current one of this task."""
         turns.belongs_to(call.caller)
         calls.begin(call)
 

@@ -1,8 +1,8 @@
-"""Connections on which nobody has shown a key: few of them, and few calls on each; then they are closed.
+"""Limits connections without a valid API key: how many there are, and how many calls each of them makes.
 
-gRPC hands the calls of all connections to Python one after the other. Each costs some tenths of a millisecond, whatever
-it is answered, and some kilobytes; a client writes one in fifteen bytes. A connection that was ever authenticated is
-never closed: behind a proxy it is everybody's.
+Every call costs gRPC about 0.1 ms and some kilobytes, even if it is refused, and a client sends one in fifteen bytes.
+So connections beyond the limits are closed. A connection that was ever authenticated is never closed, because a proxy
+may put calls of many clients on it.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ _ADDRESS = (512, 64.0)
 # Connections, and how often they are counted.
 _MOST_CONNECTIONS = 128
 _COUNT_SECONDS = 1.0
-# A client shows its key with its first call, which a busy server may be late to look at.
+# A client sends its key with its first call, and a busy server may look at that call late.
 _FIRST_CALL_SECONDS = 10.0
-# By then no call of a closed connection waits any more.
+# After this time, no call of a closed connection waits any more.
 _FORGET_SECONDS = 60.0
 
 
@@ -44,7 +44,7 @@ class Strangers:
     def authenticated(self, peer: str) -> None:
         """A call on a connection showed a key."""
         self._known.add(peer)
-        # A port comes again: what was closed was another connection from there.
+        # The port is in use again: an earlier connection from this port was closed.
         self._closed.pop(peer, None)
 
     def has_closed(self, peer: str) -> bool:
@@ -91,7 +91,7 @@ class Strangers:
                 self._close(peer)
 
     def without_key(self) -> list[str]:
-        """Connections that have no key to show, the oldest first: their calls had none, or there was time enough."""
+        """Connections that sent a call without a valid key, or none within ten seconds; the oldest first."""
         late = self._clock() - _FIRST_CALL_SECONDS
         unknown = (peer for peer in self._files if peer not in self._known)
         return [peer for peer in unknown if peer in self._connections or self._since[peer] <= late]
