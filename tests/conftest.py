@@ -2,6 +2,7 @@
 collector of spans.
 """
 
+import asyncio
 import atexit
 import fcntl
 import hashlib
@@ -24,6 +25,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from xdist.scheduler import LoadScopeScheduling
+
+from tuneserve.server.transport.wakeups import Loop
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
@@ -60,6 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest goes first."""
     first = ["engine", "finetune", "quantize"]
     items.sort(key=lambda item: [item.path.relative_to(Path(__file__).parent).parts[0] != folder for folder in first])
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The server's own event loop: on asyncio's, messages that gRPC has received wait for one iteration each."""
+    return {"server": Loop}
 
 
 @atexit.register

@@ -105,10 +105,10 @@ def speak_at_length(engine) -> None:
     engine.generate = generate
 
 
-async def within(seconds: float, condition) -> None:
+async def within(seconds: float, condition, found=lambda: "") -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s {found()}"
         await asyncio.sleep(0.005)
 
 
@@ -236,7 +236,7 @@ async def test_a_client_that_reads_nothing_loses_its_stream(serve_config, make_l
     ).model_copy(update={"stall_seconds": 0.3})  # less than a file may say
     async with serve_config(config) as server:
         model, engine = model_of(server, "GenerateStream")
-        tasks, plain = len(asyncio.all_tasks()), engine.generate
+        before, plain = asyncio.all_tasks(), engine.generate
         speak_at_length(engine)
         stuck = begin(server.channel, "GenerateStream")
         await within(5, lambda: engine.running == 1)
@@ -252,4 +252,4 @@ async def test_a_client_that_reads_nothing_loses_its_stream(serve_config, make_l
         answers = [one async for one in begin(server.channel, "GenerateStream")]
         assert answers[-1].HasField("usage"), "one that reads is answered"
         del stuck
-        await within(2, lambda: len(asyncio.all_tasks()) <= tasks)
+        await within(2, lambda: len(asyncio.all_tasks()) <= len(before), lambda: asyncio.all_tasks() - before)

@@ -44,8 +44,6 @@ async def server(serve_config, make_llama):
     ).model_copy(update={"stall_seconds": 0.5})  # less than a file may say
     async with serve_config(config) as served:
         served.engines["chat"].generate = writing(MIB)
-        # On asyncio's own loop, which takes gRPC's wakeups one by one, messages that are there look slow.
-        served.app._arrivals[0]._most = CALLS
         yield served
 
 
