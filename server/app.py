@@ -136,7 +136,9 @@ class App:
             return Services(interceptor.wrap, Intake(self.metrics, self._running, entrance, **who))
 
         authentication = self._authentication = (
-            Authentication(self._tenants, Strangers(self.metrics.hung_up.inc)) if self._tenants else None
+            Authentication(self._tenants, Strangers(self.metrics.hung_up.inc, self.metrics.ignored.set))
+            if self._tenants
+            else None
         )
         public = ports.public(
             services(authentication=authentication), self.models, self.operations, self._health, config

@@ -137,6 +137,11 @@ class Metrics:
             "Connections closed because too many calls came on them without a key.",
             registry=registry,
         )
+        self.ignored = Gauge(
+            "tuneserve_networks_ignored",
+            "Networks whose new connections are ignored, because they opened too many without a key.",
+            registry=registry,
+        )
         # Cached, because labels are looked up several times a call: the library takes a lock and converts the values to
         # text. Labels of these metrics are never removed.
         for metric in (

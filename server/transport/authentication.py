@@ -9,7 +9,8 @@ import grpc
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import Tenants
-from tuneserve.server.transport.strangers import Strangers, address
+from tuneserve.server.transport.peers import address
+from tuneserve.server.transport.strangers import Strangers
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

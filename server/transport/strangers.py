@@ -1,44 +1,69 @@
 """Limits connections without a valid API key: how many there are, and how many calls each of them makes.
 
 Every call costs gRPC about 0.1 ms and some kilobytes, even if it is refused, and a client sends one in fifteen bytes.
-So connections beyond the limits are closed. A connection that was ever authenticated is never closed, because a proxy
-may put calls of many clients on it.
+So connections beyond the limits are closed, and who opens too many of them can open no more for some seconds. A
+connection that was ever authenticated is never closed, because a proxy may put calls of many clients on it.
 """
 
 import asyncio
-import os
-import socket
+import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
+from typing import TypeVar
 
 from tuneserve.server.call.quota import Bucket
+from tuneserve.server.transport import peers
+from tuneserve.server.transport.peers import File, Network, address, network
+
+logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key", bound=Hashable)
 
 # Calls at once, and a second: of one connection, and of all connections of an address. Probes need one now and then.
 _CONNECTION = (64, 8.0)
 _ADDRESS = (512, 64.0)
-# Connections, and how often they are counted.
+# New connections at once, and a second, of an address.
+_OPENED = (256, 8.0)
+# Connections, and how often they are counted: the second when there are some to close.
 _MOST_CONNECTIONS = 128
 _COUNT_SECONDS = 1.0
+_SOON_SECONDS = 0.1
 # A client sends its key with its first call, and a busy server may look at that call late.
 _FIRST_CALL_SECONDS = 10.0
 # After this time, no call of a closed connection waits any more.
 _FORGET_SECONDS = 60.0
+# Networks: each packet for a new connection is compared with all of them.
+_MOST_IGNORED = 64
 
 
 class Strangers:
-    """The connections of one port. Peers are named as gRPC does: ipv4:127.0.0.1:4711, or ipv6:%5B::1%5D:4711."""
+    """The connections of one port."""
 
-    def __init__(self, closed: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
-        """`closed` is told of each connection that is."""
+    def __init__(
+        self,
+        closed: Callable[[], object] = lambda: None,
+        ignoring: Callable[[int], object] = lambda networks: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`closed` is called for each connection that is, `ignoring` with the number of networks that are ignored."""
         self.port = 0  # that they come to, once it is known
+        self.ignored: set[Network] = set()  # whose new connections are dropped
         self._tell = closed
+        self._tell_ignored = ignoring
         self._clock = clock
         self._known: set[str] = set()
-        self._closed: dict[str, float] = {}  # and when: calls of theirs still come
+        # Closed, or to be closed when connections are next counted, and since when: calls of theirs still come.
+        self._closed: dict[str, float] = {}
+        self._to_close: set[str] = set()
+        self._to_ignore: set[Network] = set()
+        self._is_urgent = asyncio.Event()  # there are some to close or to ignore
+        self._can_ignore = True
+        self._hung_up: dict[str, File] = {}
         self._connections: dict[str, Bucket] = {}
         self._addresses: dict[str, Bucket] = {}
-        self._files: dict[str, int] = {}  # by peer, in the order of their coming, as they were when last looked at
+        self._opened: dict[Network, Bucket] = {}
+        self._files: dict[str, File] = {}  # by peer, in the order of their coming, as they were when last looked at
         self._since: dict[str, float] = {}  # when these were first seen
 
     def authenticated(self, peer: str) -> None:
@@ -47,46 +72,47 @@ class Strangers:
         # The port is in use again: an earlier connection from this port was closed.
         self._closed.pop(peer, None)
 
-    def has_closed(self, peer: str) -> bool:
-        """Whether a connection was closed."""
-        return peer in self._closed
-
     def may_ask(self, peer: str) -> bool:
         """Counts a call without a key. The first one of a connection always may; where one may not, the connection is
-        closed.
+        closed soon.
         """
         if peer in self._closed:
             return False
         if peer in self._known:
             return True
-        now, is_first = round(self._clock() * 1e9), peer not in self._connections
-        of_all = _takes(self._addresses, address(peer), _ADDRESS, now)
+        now, is_first, host = self._now(), peer not in self._connections, address(peer)
+        if is_first and (net := network(host)) and not _takes(self._opened, net, _OPENED, now):
+            self._to_ignore.add(net)
+            self._is_urgent.set()
+        of_all = _takes(self._addresses, host, _ADDRESS, now)
         of_one = _takes(self._connections, peer, _CONNECTION, now)
         if is_first or (of_all and of_one):
             return True
-        # Looked at again: its file may have been another connection's before, or it may be gone already.
-        if not self._close(peer):
-            self._look(_files(self.port))
-            self._close(peer)
         self._closed[peer] = self._clock()
+        # Not here: to find its file takes a system call for each file that is open.
+        self._to_close.add(peer)
+        self._is_urgent.set()
         return False
 
     async def keep_few(self) -> None:
-        """Closes the oldest connections without a key while there are too many, and forgets those that are gone. Does
-        not return.
+        """Closes connections that made too many calls without a key, and the oldest without a key while there are too
+        many; and forgets those that are gone. Does not return.
         """
         while True:
-            await asyncio.sleep(_COUNT_SECONDS)
-            self._look(await asyncio.to_thread(_files, self.port))
+            await asyncio.sleep(_SOON_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_urgent.wait(), _COUNT_SECONDS - _SOON_SECONDS)
+            self._is_urgent.clear()
+            await self._ignore()
+            to_close, self._to_close = self._to_close, set()
+            self._look(await asyncio.to_thread(peers.connected, self.port), to_close)
             self._known &= self._files.keys()
             for peer in self._connections.keys() - self._files.keys():
                 del self._connections[peer]
             now = self._clock()
-            # One that is full again is as a new one.
-            self._addresses = {
-                key: one for key, one in self._addresses.items() if one.wait(_ADDRESS[0], round(now * 1e9))
-            }
             self._closed = {peer: at for peer, at in self._closed.items() if now - at < _FORGET_SECONDS}
+            self._hung_up = {peer: file for peer, file in self._hung_up.items() if peer in self._closed}
+            self._addresses = _not_full(self._addresses, _ADDRESS, self._now())
             for peer in self.without_key()[:-_MOST_CONNECTIONS]:
                 self._close(peer)
 
@@ -96,34 +122,53 @@ class Strangers:
         unknown = (peer for peer in self._files if peer not in self._known)
         return [peer for peer in unknown if peer in self._connections or self._since[peer] <= late]
 
-    def _look(self, found: dict[str, int]) -> None:
+    def _now(self) -> int:
+        return round(self._clock() * 1e9)
+
+    def _look(self, found: dict[str, File], to_close: Collection[str] = ()) -> None:
         old = {peer: found[peer] for peer in self._files if peer in found}
         self._files = old | found
         now = self._clock()
         self._since = {peer: self._since.get(peer, now) for peer in self._files}
-        # gRPC soon closes the file of a connection that was shut down: a peer that is found now is another connection,
-        # from the same port.
         for peer in self._closed.keys() & found.keys():
-            del self._closed[peer]
-            self._connections.pop(peer, None)
+            if peer in to_close and peer not in self._known:
+                self._close(peer)
+            elif peer not in self._to_close and self._hung_up.get(peer) != found[peer]:
+                # Another connection, from the same port.
+                del self._closed[peer]
+                self._connections.pop(peer, None)
 
-    def _close(self, peer: str) -> bool:
-        # gRPC has no call for it.
-        file = self._files.get(peer)
-        if file is None or not _shut_down(file, peer):
-            return False
-        self._closed[peer] = self._clock()
-        self._tell()
-        return True
+    def _close(self, peer: str) -> None:
+        if peers.hang_up(self._files[peer]):
+            self._closed[peer] = self._clock()
+            self._hung_up[peer] = self._files[peer]
+            self._tell()
+
+    async def _ignore(self) -> None:
+        """Ignores the networks that open too many connections, until they could open as many again. Where one of a
+        network's connections showed a key, others do not suffer for it.
+        """
+        self._opened = _not_full(self._opened, _OPENED, self._now())
+        wanted = (self.ignored | self._to_ignore) & self._opened.keys()
+        self._to_ignore.clear()
+        wanted -= {network(address(peer)) for peer in self._known}
+        wanted = set(list(wanted)[:_MOST_IGNORED])
+        if wanted == self.ignored or not self._can_ignore:
+            return
+        if not self.ignored:
+            those = ", ".join(map(str, wanted))
+            logger.warning("too many new connections without a key: those from %s are ignored for some seconds", those)
+        try:
+            await asyncio.to_thread(peers.ignore, self.port, wanted)
+            self.ignored = wanted
+            self._tell_ignored(len(wanted))
+        except OSError as error:
+            self._can_ignore = False
+            logger.warning("new connections without a key can't be limited here: %s", error.strerror)
 
 
-def address(peer: str) -> str:
-    """Returns a peer without its port."""
-    return peer.rpartition(":")[0]
-
-
-def _takes(among: dict[str, Bucket], key: str, rate: tuple[int, float], now: int) -> bool:
-    """Takes one call out of a bucket, if there is one in it."""
+def _takes(among: dict[Key, Bucket], key: Key, rate: tuple[int, float], now: int) -> bool:
+    """Takes one out of a bucket, if there is one in it."""
     if (bucket := among.get(key)) is None:
         bucket = among[key] = Bucket(rate[1], rate[0])
     if bucket.wait(1, now):
@@ -132,40 +177,6 @@ def _takes(among: dict[str, Bucket], key: str, rate: tuple[int, float], now: int
     return True
 
 
-def _files(port: int) -> dict[str, int]:
-    """Returns the file numbers of the connections to one of our ports, by their peers."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError), _opened(int(name)) as one:
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
-                found[_peer(one)] = int(name)
-    return found
-
-
-def _shut_down(file: int, peer: str) -> bool:
-    """Closes a connection, if the file is still the one to that peer."""
-    with suppress(OSError), _opened(file) as one:
-        if _peer(one) == peer:
-            one.shutdown(socket.SHUT_RDWR)
-            return True
-    return False
-
-
-@contextmanager
-def _opened(file: int) -> Iterator[socket.socket]:
-    """A file as a socket, of our own: it stays the same connection, whatever becomes of the number. Raises OSError."""
-    copy = os.dup(file)
-    try:
-        one = socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
-    with one:
-        yield one
-
-
-def _peer(one: socket.socket) -> str:
-    """Returns whom a socket of the internet is connected to, as gRPC writes it. Raises OSError where it is not."""
-    host, port = one.getpeername()[:2]
-    host = host.removeprefix("::ffff:")
-    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+def _not_full(among: dict[Key, Bucket], rate: tuple[int, float], now: int) -> dict[Key, Bucket]:
+    """Drops the buckets that are full: they are as new ones."""
+    return {key: one for key, one in among.items() if one.wait(rate[0], now)}

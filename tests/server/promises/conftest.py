@@ -205,9 +205,9 @@ class RawClient:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, address: str, own_port: int = 0) -> "RawClient":
+    async def connect(cls, address: str, own_port: int = 0, own_host: str = "127.0.0.1") -> "RawClient":
         host, port = address.rsplit(":", 1)
-        client = cls(*await asyncio.open_connection(host, int(port), local_addr=("127.0.0.1", own_port)))
+        client = cls(*await asyncio.open_connection(host, int(port), local_addr=(own_host, own_port)))
         await client.until(lambda: client.settings or client.closed)
         return client
 
@@ -314,8 +314,8 @@ async def raw() -> AsyncIterator[Callable]:
     """`await raw(address)` is a connection without gRPC; closed at the test's end."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def connect(address: str, own_port: int = 0) -> RawClient:
-            client = await RawClient.connect(address, own_port)
+        async def connect(address: str, own_port: int = 0, own_host: str = "127.0.0.1") -> RawClient:
+            client = await RawClient.connect(address, own_port, own_host)
             stack.push_async_callback(client.close)
             return client
 

@@ -165,3 +165,38 @@ async def test_a_port_that_comes_again_is_another_connection(server, raw, metada
     again = await raw(server.app.address, port)
     again.open(1, CLASSIFY, *metadata, end=True)
     assert await again.until(lambda: 1 in again.answers), "it is answered"
+
+
+async def test_who_opens_too_many_connections_is_ignored_for_a_while(server, raw, monkeypatch, until, caplog):
+    """Each of them is gone before it can be closed. Others, at another address or with a key, still get in."""
+    monkeypatch.setattr(strangers, "_OPENED", (8, 2.0))
+    these = server.app._authentication.strangers
+    for _ in range(20):
+        await ask(await raw(server.app.address, own_host="127.0.0.2"))
+    await until(lambda: these.ignored)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await raw(server.app.address, own_host="127.0.0.2")
+    assert (await classify(server.channel, metadata=KEY)).results
+    await ask(await raw(server.app.address), *KEY)
+    assert "those from 127.0.0.2/32 are ignored" in caplog.text
+    assert server.app.metrics.ignored._value.get() == 1
+    await until(lambda: not these.ignored)
+    await ask(await raw(server.app.address, own_host="127.0.0.2"))
+
+
+async def test_an_address_with_a_key_is_not_ignored(server, raw, monkeypatch):
+    monkeypatch.setattr(strangers, "_OPENED", (8, 2.0))
+    keyed = await raw(server.app.address)
+    await ask(keyed, *KEY)
+    for _ in range(40):
+        stranger = await raw(server.app.address)
+        await ask(stranger)
+        await stranger.close()
+    await asyncio.sleep(3 * strangers._SOON_SECONDS)
+    await ask(await raw(server.app.address))
+
+
+async def ask(client, *metadata) -> None:
+    client.open(1, CLASSIFY, *metadata, end=True)
+    assert await client.until(lambda: 1 in client.answers)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tuneserve.server.transport import strangers
+from tuneserve.server.transport import peers, strangers
 from tuneserve.server.transport.strangers import Strangers
 
 CALLS, ADDRESS = strangers._CONNECTION[0], strangers._ADDRESS[0]
@@ -40,9 +40,15 @@ def peer_of(ours: socket.socket) -> str:
 
 
 def at(port: int, closed=lambda: None, clock=None) -> Strangers:
-    found = Strangers(closed, clock or Clock())
+    found = Strangers(closed, clock=clock or Clock())
     found.port = port
     return found
+
+
+def count(these: Strangers) -> None:
+    """As the server does from time to time."""
+    to_close, these._to_close = these._to_close, set()
+    these._look(peers.connected(these.port), to_close)
 
 
 def test_a_connection_has_so_many_calls_and_is_closed(connected, clock):
@@ -52,9 +58,8 @@ def test_a_connection_has_so_many_calls_and_is_closed(connected, clock):
     assert [these.may_ask(peer) for _ in range(CALLS)] == [True] * CALLS
     clock.now += 1 / strangers._CONNECTION[1]
     assert these.may_ask(peer), "one more after a while"
-    assert not these.has_closed(peer)
     assert not these.may_ask(peer)
-    assert these.has_closed(peer)
+    count(these)
     assert theirs.recv(1) == b"", "it was hung up on"
     files = len(os.listdir("/proc/self/fd"))
     assert not these.may_ask(peer), "calls that were on their way"
@@ -68,7 +73,16 @@ def test_one_that_showed_a_key_is_never_closed(connected):
     assert these.may_ask(peer)
     these.authenticated(peer)
     assert all(these.may_ask(peer) for _ in range(10 * CALLS))
-    assert not these.has_closed(peer)
+
+
+def test_one_that_shows_a_key_before_it_is_closed_stays(connected):
+    ours, theirs = connected
+    these, peer = at(ours.getsockname()[1]), peer_of(ours)
+    assert not all(these.may_ask(peer) for _ in range(CALLS + 1))
+    these.authenticated(peer)
+    count(these)
+    ours.sendall(b"x")
+    assert theirs.recv(1) == b"x"
 
 
 def test_an_address_has_so_many_and_each_of_its_connections_one(clock):
@@ -85,27 +99,25 @@ def test_an_address_has_so_many_and_each_of_its_connections_one(clock):
 def test_a_connection_is_closed_only_while_it_is_that_peer_s(connected):
     """The number of its file may be another one's by now, and connections to other ports are not ours to close."""
     ours, theirs = connected
-    these = at(ours.getsockname()[1])
-    these._files = {"ipv4:127.0.0.1:1": ours.fileno()}
-    for _ in range(CALLS + 2):
-        these.may_ask("ipv4:127.0.0.1:1")
+    these, peer = at(ours.getsockname()[1]), peer_of(ours)
+    assert not all(these.may_ask(peer) for _ in range(CALLS + 1))
+    these._look({peer: peers.File(ours.fileno(), inode=1)}, {peer})
     elsewhere = at(1)
-    for _ in range(CALLS + 2):
-        elsewhere.may_ask(peer_of(ours))
+    assert not all(elsewhere.may_ask(peer) for _ in range(CALLS + 1))
+    count(elsewhere)
     ours.sendall(b"x")
     assert theirs.recv(1) == b"x"
 
 
-def test_addresses_of_both_kinds():
-    for family, listen, host in ((socket.AF_INET6, "::", "127.0.0.1"), (socket.AF_INET6, "::1", "::1")):
-        with socket.create_server((listen, 0), family=family, dualstack_ipv6=listen == "::") as listening:
-            port = listening.getsockname()[1]
-            with socket.create_connection((host, port)) as theirs:
-                ours, _ = listening.accept()
-                with ours:
-                    number = theirs.getsockname()[1]
-                    name = f"ipv6:%5B::1%5D:{number}" if host == "::1" else f"ipv4:127.0.0.1:{number}"
-                    assert strangers._files(port) == {name: ours.fileno()}
+def test_calls_of_a_connection_that_was_closed_are_refused_until_its_port_comes_again(connected):
+    ours, _ = connected
+    these, peer = at(ours.getsockname()[1]), peer_of(ours)
+    assert not all(these.may_ask(peer) for _ in range(CALLS + 1))
+    count(these)
+    count(these)
+    assert not these.may_ask(peer), "gRPC has not closed its file yet"
+    these._look({peer: peers.File(ours.fileno(), inode=1)})
+    assert these.may_ask(peer), "another connection"
 
 
 def test_who_has_not_been_looked_at_yet_is_no_stranger(clock):
