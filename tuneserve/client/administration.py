@@ -23,7 +23,7 @@ class ModelSettings(TypedDict, total=False):
     max_explained_words: int  # of one text
     max_queue: int  # calls waiting or running
     max_queue_tokens: int  # of the calls that wait
-    max_wait_seconds: float  # a call that would wait longer is turned away
+    max_wait_seconds: float  # a call that would wait longer is refused
     redact: Sequence[str]  # kinds of personal data to mask
     max_adapters: int  # LoRA adapters in one step of the engine
     max_adapter_rank: int

@@ -4,14 +4,14 @@
     ├── InvalidInput      INVALID_ARGUMENT     `violations` has the path of each field, and what is allowed
     ├── NotFound          NOT_FOUND            no such model, version or adapter; the message lists what there is
     ├── WrongState        FAILED_PRECONDITION  e.g. the model has another task
-    ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
-    ├── NotAllowed        PERMISSION_DENIED    the key is good, but not for this
+    ├── Unauthenticated   UNAUTHENTICATED      no API key, or an unknown one
+    ├── NotAllowed        PERMISSION_DENIED    the API key does not permit this call
     ├── Overloaded        RESOURCE_EXHAUSTED   the server is overloaded, or a quota is spent: see `retry_after`
     ├── Unavailable       UNAVAILABLE          no server answers, or the model is loading, draining or failed
     ├── DeadlineExceeded  DEADLINE_EXCEEDED    no answer within the call's timeout, its retries included
     └── itself            any other status, e.g. INTERNAL
 
-Arguments that can't be sent at all raise TypeError or ValueError, before anything is sent.
+Arguments of a wrong type or value raise TypeError or ValueError before the call.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class CallError(Exception):
     """A call that failed."""
 
     code: grpc.StatusCode
-    reason: str  # a word that programs may rely on, e.g. MODEL_NOT_FOUND; empty if the error is not from the server
+    reason: str  # stable, for programs, e.g. MODEL_NOT_FOUND; empty if the error is not from the server
     domain: str  # the domain of the reason: tuneserve.dev
     violations: Sequence[FieldViolation]
     retry_after: float | None  # seconds that the server asks to wait; None if it doesn't
@@ -70,15 +70,15 @@ class NotFound(CallError):
 
 
 class WrongState(CallError):
-    """The call is valid, but not for this model, or not now."""
+    """The call is valid, but not for this model or its present state."""
 
 
 class Unauthenticated(CallError):
-    """No API key, or one that is not known."""
+    """The call has no API key, or an unknown one."""
 
 
 class NotAllowed(CallError):
-    """The API key is known, but not for this."""
+    """The API key does not permit this call."""
 
 
 class Overloaded(CallError):
@@ -86,7 +86,7 @@ class Overloaded(CallError):
 
 
 class Unavailable(CallError):
-    """No server answers, or the model does not."""
+    """No server answers, or the model is loading, is draining or has failed."""
 
 
 class DeadlineExceeded(CallError):
