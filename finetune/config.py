@@ -21,6 +21,7 @@ from pydantic import (
 
 from tuneserve import settings, yamls
 from tuneserve.errors import UserError
+from tuneserve.formats import FORMATS, Format
 from tuneserve.settings import Count, Listed, Refused, Settings, Text
 
 Method = Literal["lora", "dora", "rslora", "adalora", "ia3", "qlora", "full"]
@@ -33,20 +34,6 @@ METHODS: Mapping[Method, float] = {
     "ia3": 5e-3,
     "qlora": 5e-4,
     "full": 5e-5,
-}
-Format = Literal["conll", "csv", "jsonl", "parquet"]
-# The format of a file, by its suffix.
-FORMATS: Mapping[str, Format] = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".iob2": "conll",
-    ".txt": "conll",
 }
 # fmt: off
 Column = Literal[

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {"checkpoint", "disk", "entities", "errors", "rows", "runtime", "settings", "spacing", "tiers", "yamls"}
+SPINE = {
+    "checkpoint",
+    "disk",
+    "entities",
+    "errors",
+    "formats",
+    "rows",
+    "runtime",
+    "settings",
+    "spacing",
+    "tiers",
+    "yamls",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

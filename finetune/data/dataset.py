@@ -14,10 +14,10 @@ from itertools import chain
 
 import numpy as np
 
-from tuneserve import entities
+from tuneserve import entities, formats
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import canonical, formats, kept_rows, parents, previous
+from tuneserve.finetune.data import canonical, kept_rows, parents, previous
 from tuneserve.finetune.data.parents import Parents
 from tuneserve.finetune.data.previous import Old
 from tuneserve.finetune.data.split import GROUP, Table, counted_labels, first_of_input, shuffled

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, formats
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 
@@ -82,7 +82,7 @@ def test_the_choices_are_those_that_the_code_has() -> None:
     assert set(get_args(config.FinetuneConfig.model_fields["task"].annotation)) == set(checkpoint.TASKS)
     assert set(get_args(config.FinetuneConfig.model_fields["problem_type"].annotation)) == set(checkpoint.PROBLEM_TYPES)
     assert set(get_args(config.Method)) == set(config.METHODS)
-    assert set(get_args(config.Format)) == set(config.FORMATS.values())
+    assert set(get_args(formats.Format)) == set(formats.FORMATS.values())
 
 
 @pytest.mark.parametrize(

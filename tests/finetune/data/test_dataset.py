@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tuneserve import rows
+from tuneserve import formats, rows
 from tuneserve.entities import spans_of
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
-from tuneserve.finetune.data import canonical, dataset, formats
+from tuneserve.finetune.data import canonical, dataset
 from tuneserve.rows import Row, input_key
 
 

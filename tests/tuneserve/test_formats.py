@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneserve import formats
 from tuneserve.errors import UserError
-from tuneserve.finetune.data import formats
 
 
 def write(path: Path, content: str | bytes) -> str:

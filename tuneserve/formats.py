@@ -3,13 +3,26 @@
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuneserve.errors import UserError
-from tuneserve.finetune.config import FORMATS
 
+Format = Literal["conll", "csv", "jsonl", "parquet"]
+# The format of a file, by its suffix.
+FORMATS: Mapping[str, Format] = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".txt": "conll",
+}
 # (where it is, the row or the reason why it can't be parsed)
 Raw = tuple[str, dict[str, Any] | str]
 
