@@ -22,6 +22,7 @@ from tuneserve.call.command import call_command
 from tuneserve.call.common import print_table
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.groups import Group
+from tuneserve.predict.command import predict_command
 
 # The server spawns its engines as processes with this module as their main module.
 lifetime.end_with_parent()
@@ -41,7 +42,7 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an ex
 HEADINGS = {
     "Train": ("validate", "finetune", "search", "merge", "soup"),
     "Ship": ("evaluate", "compare", "quantize", "verify", "inspect"),
-    "Run": ("serve", "call", "bench", "key"),
+    "Run": ("serve", "call", "predict", "bench", "key"),
     "More": ("demo", "samples", "schema"),
 }
 
@@ -430,6 +431,7 @@ def _preload() -> None:
 
 cli.add_command(call_command)
 cli.add_command(bench_command)
+cli.add_command(predict_command)
 
 
 def main() -> None:

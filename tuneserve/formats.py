@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +69,7 @@ def _json(path: Path) -> Iterator[Raw]:
     """One object or spaCy example a line, or an array of them, which is read into memory whole."""
     with path.open(encoding="utf-8-sig") as file:
         first = next((line.lstrip() for line in file if line.strip()), "")
-    yield from _array(path) if first.startswith("[") and not _EXAMPLE.match(first) else _jsonl(path)
+    yield from _array(path) if first.startswith("[") and not _EXAMPLE.match(first) else json_lines(_lines(path))
 
 
 def _row(value: Any) -> dict[str, Any] | str:
@@ -96,8 +96,9 @@ def _array(path: Path) -> Iterator[Raw]:
         line += text.count("\n", start, place)
 
 
-def _jsonl(path: Path) -> Iterator[Raw]:
-    for where, line in _lines(path):
+def json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[Raw]:
+    """Yields (where, row) for every line of JSON Lines, given with its place."""
+    for where, line in lines:
         if not line.strip():
             continue
         try:
