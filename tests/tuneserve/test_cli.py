@@ -15,6 +15,7 @@ VERBS = (
     "finetune",
     "search",
     "merge",
+    "predict",
     "soup",
     "quantize",
     "evaluate",
@@ -190,3 +191,14 @@ def test_schemas_are_printed(name):
 def test_what_is_slow_is_not_imported_before_it_is_needed(module, absent):
     code = f"import sys, tuneserve.{module}; sys.exit({absent!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_predict_refuses_before_it_works(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"review": "a"}\n')
+    assert "--shard 2/2: give I/N" in refused("predict", tmp_path, rows, "-", "--shard", "2/2")
+    assert "--column text: give NAME=COLUMN" in refused("predict", tmp_path, rows, "-", "--column", "text")
+    assert "standard output can't be resumed" in refused("predict", tmp_path, rows, "-", "--resume")
+    assert "no such file or folder" in refused("predict", tmp_path, tmp_path / "no.csv", "-")
+    assert "config.json: missing" in refused("predict", tmp_path, rows, tmp_path / "out.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]

@@ -39,11 +39,9 @@ class Parts:
             raise UserError(f"{output}: exists already", "choose another output, or replace it with --overwrite")
         if overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.exists():
-            self._continue(about, resume)
-        else:
-            self.folder.mkdir(parents=True)
-            self._write(self.folder / _STATE, [json.dumps(about)])
+        self._about = json.dumps(about)
+        if (self.folder / _STATE).exists():
+            self._continue(resume)
 
     @property
     def done(self) -> set[int]:
@@ -52,6 +50,9 @@ class Parts:
 
     def write(self, number: int, rows: Iterable[Row]) -> None:
         """Writes the answered rows of a window."""
+        if not (self.folder / _STATE).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(self.folder / _STATE, [self._about])
         self._write(self.folder / f"{number:08}.jsonl", (dumps(row) + "\n" for row in rows))
 
     def finish(self) -> None:
@@ -62,11 +63,11 @@ class Parts:
             os.replace(writing, self.output)
         shutil.rmtree(self.folder)
 
-    def _continue(self, about: Mapping[str, Any], resume: bool) -> None:
+    def _continue(self, resume: bool) -> None:
         if not resume:
             raise UserError(f"{self.folder}: from an interrupted run, which has {len(self.done)} parts", _HINT)
         before = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(about))
+        now = json.loads(self._about)
         if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
             raise UserError(
                 f"{self.folder}: from a run with another {' and another '.join(changed)}",
