@@ -72,6 +72,8 @@ class App:
         self.config = config
         self.metrics = Metrics()
         self.models = Models()
+        # A copy, because the exposition runs in a thread of its own.
+        self.metrics.queues = lambda: [(model.name, model.admission) for model in list(self.models)]
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._stopped = False

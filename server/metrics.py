@@ -6,12 +6,13 @@ have a `version`. The engines' own metrics are added to the same exposition unde
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from typing import Protocol
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
-from prometheus_client.core import Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tuneserve import checkpoint
@@ -153,6 +154,9 @@ class Metrics:
         self._engines: dict[tuple[str, str], CollectorRegistry] = {}
         self._described: dict[tuple[str, str], tuple[str, str, str, str]] = {}
         registry.register(_Merged(self._engines))
+        # Of each version in the server: its model's name, and its queue. Set by the server.
+        self.queues: Callable[[], Iterable[tuple[str, Queue]]] = tuple
+        registry.register(_Queues(lambda: self.queues()))
 
     def page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Returns the metrics page, as a WSGI application: always in Prometheus's text format. In OpenMetrics, which
@@ -212,6 +216,41 @@ class Metrics:
     def remove_engine(self, name: str, version: str) -> None:
         """Stops exporting an engine's own metrics."""
         self._engines.pop((name, version), None)
+
+
+class Queue(Protocol):
+    """What is in front of an engine, and in it."""
+
+    waiting_sequences: int
+    waiting_tokens: int
+    running: int  # sequences
+
+
+class _Queues(Collector):
+    """Gauges of the queues, for autoscalers: vLLM's own `num_requests_waiting` stays near zero, because requests wait
+    outside the engine. They are read when they are asked for, and a model's versions are added up.
+    """
+
+    def __init__(self, queues: Callable[[], Iterable[tuple[str, Queue]]]) -> None:
+        self._queues = queues
+
+    def collect(self) -> Iterable[Metric]:
+        waiting, tokens, running = (
+            GaugeMetricFamily(f"tuneserve_{name}", documentation, labels=["model"])
+            for name, documentation in (
+                ("requests_waiting", "Texts and prompts that wait for their turn in the engine."),
+                ("tokens_waiting", "Tokens of the texts and prompts that wait."),
+                ("requests_running", "Texts and prompts in the engine."),
+            )
+        )
+        found: dict[str, list[Queue]] = {}
+        for name, queue in self._queues():
+            found.setdefault(name, []).append(queue)
+        for name, queues in found.items():
+            waiting.add_metric([name], sum(queue.waiting_sequences for queue in queues))
+            tokens.add_metric([name], sum(queue.waiting_tokens for queue in queues))
+            running.add_metric([name], sum(queue.running for queue in queues))
+        return (waiting, tokens, running)
 
 
 class _Merged(Collector):

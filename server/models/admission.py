@@ -63,7 +63,8 @@ class Admission:
         twice as many calls, and the tokens of its share, or of one request.
         """
         self.calls = 0
-        self.running = 0
+        self.running = 0  # sequences
+        self.waiting_sequences = 0
         self.waiting_tokens = 0
         self.empty = asyncio.Event()
         self.empty.set()
@@ -170,6 +171,7 @@ class Admission:
         self._queue.add(waiter)
         self._count_ahead(priority, caller, sequences)
         self._tokens_of[caller] += tokens
+        self.waiting_sequences += sequences
         self.waiting_tokens += tokens
         left = math.inf if deadline is None else max(0.0, deadline - self._clock())
         try:
@@ -191,6 +193,7 @@ class Admission:
         """Counts a waiter no more: its turn came, or it gave up."""
         self._count_ahead(waiter.priority, waiter.caller, -waiter.sequences)
         subtract(self._tokens_of, waiter.caller, waiter.tokens)
+        self.waiting_sequences -= waiter.sequences
         self.waiting_tokens -= waiter.tokens
 
     def _count_ahead(self, priority: int, caller: Hashable, more: int) -> None:

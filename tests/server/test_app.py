@@ -111,6 +111,7 @@ async def test_metrics_count_what_happened(own_server):
     )
     assert value("tuneserve_inter_token_seconds", "tuneserve_inter_token_seconds_count", model="chat") == 3
     assert value("tuneserve_queue_depth", "tuneserve_queue_depth", model="chat") == 0
+    assert value("tuneserve_requests_waiting", "tuneserve_requests_waiting", model="chat") == 0
     assert value("tuneserve_engine_up", "tuneserve_engine_up", model="ner") == 1
     # Every engine's own metrics, under one name each.
     assert len(families["vllm:num_requests_running"]) == 5

@@ -1,6 +1,7 @@
 """The page of metrics as a whole: valid, named by the rules, and true of several versions of one model."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -88,6 +89,9 @@ def test_names_follow_the_rules(metrics):
         "grpc_server_handled",
         "grpc_server_handling_seconds",
         "tuneserve_queue_depth",
+        "tuneserve_requests_waiting",
+        "tuneserve_requests_running",
+        "tuneserve_tokens_waiting",
         "tuneserve_queue_wait_seconds",
         "tuneserve_admission_rejections",
         "tuneserve_time_to_first_token_seconds",
@@ -113,6 +117,28 @@ def test_two_versions_are_told_apart(metrics):
     assert samples(metrics, "tuneserve_engine_up") == {"aaa": 1, "bbb": 1}
     assert samples(metrics, "tuneserve_model_load_seconds") == {"aaa": 12.5, "bbb": 3.5}
     assert samples(metrics, "tuneserve_model_info") == {"aaa": 1, "bbb": 1}
+
+
+def test_the_queues_of_a_model_s_versions_are_added_up(metrics):
+    metrics.queues = lambda: [
+        ("reviews", SimpleNamespace(waiting_sequences=3, waiting_tokens=40, running=2)),
+        ("reviews", SimpleNamespace(waiting_sequences=1, waiting_tokens=5, running=0)),
+        ("chat", SimpleNamespace(waiting_sequences=0, waiting_tokens=0, running=7)),
+    ]
+    found = {
+        (sample.name, sample.labels["model"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if family.name.startswith(("tuneserve_requests", "tuneserve_tokens_waiting"))
+    }
+    assert found == {
+        ("tuneserve_requests_waiting", "reviews"): 4,
+        ("tuneserve_tokens_waiting", "reviews"): 45,
+        ("tuneserve_requests_running", "reviews"): 2,
+        ("tuneserve_requests_waiting", "chat"): 0,
+        ("tuneserve_tokens_waiting", "chat"): 0,
+        ("tuneserve_requests_running", "chat"): 7,
+    }
 
 
 def test_a_dead_engine_shows_no_old_numbers(metrics):

@@ -108,11 +108,11 @@ async def test_cancelled_while_waiting_leaves_nothing_behind():
     await settle()
     waiting = [asyncio.create_task(holding(admission, done=done, log=log, name="x", tokens=7)) for _ in range(3)]
     await settle()
-    assert admission.waiting_tokens == 21
+    assert (admission.waiting_sequences, admission.waiting_tokens) == (3, 21)
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
-    assert admission.waiting_tokens == 0
+    assert (admission.waiting_sequences, admission.waiting_tokens) == (0, 0)
     done.set()
     await running
     assert log == ["running"]
