@@ -2,14 +2,14 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* At most 55 characters, so that "-metrics" fits behind it; a Service's name has no dots. */}}
+{{/* At most 54 characters, so that "-headless" fits behind it; a Service's name has no dots. */}}
 {{- define "tuneserve.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 55 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 54 | trimSuffix "-" }}
 {{- else }}
 {{- $name := include "tuneserve.name" . }}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
-{{- $full | replace "." "-" | trunc 55 | trimSuffix "-" }}
+{{- $full | replace "." "-" | trunc 54 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 
@@ -23,6 +23,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ include "tuneserve.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* Without TLS, proxies need to be told that it is HTTP/2. */}}
+{{- define "tuneserve.grpcServicePort" -}}
+- name: grpc
+  port: {{ .Values.grpcPort }}
+  targetPort: grpc
+  {{- if not .Values.tlsSecret }}
+  appProtocol: kubernetes.io/h2c
+  {{- end }}
 {{- end }}
 
 {{- define "tuneserve.serviceAccountName" -}}

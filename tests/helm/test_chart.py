@@ -320,13 +320,23 @@ def test_metrics_are_not_on_the_service_that_may_be_public(chart: helm_python.Ch
     assert manifests["service-metrics"]["spec"]["type"] == "ClusterIP"
 
 
-def test_headless_service(chart: helm_python.Chart) -> None:
-    spec = render(chart, MINIMAL | {"serviceType": "Headless"})["service"]["spec"]
+def test_calls_are_spread_by_a_service_of_its_own(chart: helm_python.Chart) -> None:
+    """A Service that is installed can't become headless: Kubernetes refuses another clusterIP."""
+    manifests = render(chart, MINIMAL | {"serviceType": "LoadBalancer"})
+    spec = manifests["service-headless"]["spec"]
     assert (spec["type"], spec["clusterIP"]) == ("ClusterIP", "None")
+    assert spec["selector"] == manifests["service"]["spec"]["selector"]
+    assert spec["ports"] == manifests["service"]["spec"]["ports"]
+
+
+@pytest.mark.parametrize(("values", "protocol"), [({}, "kubernetes.io/h2c"), ({"tlsSecret": "web"}, None)])
+def test_proxies_are_told_that_plaintext_is_http_2(chart: helm_python.Chart, values, protocol) -> None:
+    [port] = render(chart, MINIMAL | values)["service"]["spec"]["ports"]
+    assert port.get("appProtocol") == protocol
 
 
 def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart) -> None:
-    always = {"configmap", "deployment", "service", "service-metrics"}
+    always = {"configmap", "deployment", "service", "service-headless", "service-metrics"}
     off = {"podDisruptionBudgetEnabled": False, "serviceAccountCreate": False}
     manifests = render(chart, MINIMAL | off)
     assert manifests.keys() == always
