@@ -37,7 +37,9 @@ class Sample:
     counted, in the next line that is written and by `dropped`.
     """
 
-    def __init__(self, dropped: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, dropped: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._dropped = dropped
         self._clock = clock
         self._room = Bucket(1.0, _AT_ONCE)

@@ -128,6 +128,8 @@ class Server:
             if self._stopping:
                 continue
             context = cygrpc._ServicerContext(state, None, None, loop)
+            if not context.peer():
+                continue  # gRPC has ended it already, for example because of its encoding: there is nobody to answer
             try:
                 call = self._intake.look(context)
             except CallError as error:

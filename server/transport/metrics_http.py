@@ -51,7 +51,9 @@ class MetricsServer:
         assert task
         self._serving[task] = None
         if len(self._serving) > _MOST:
-            next(iter(self._serving)).cancel()
+            oldest = next(iter(self._serving))
+            del self._serving[oldest]  # at once: many may come before it has ended
+            oldest.cancel()
         try:
             async with asyncio.timeout(_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -63,7 +65,7 @@ class MetricsServer:
         except asyncio.CancelledError:
             pass  # closed by us: asyncio would log the cancellation as an error
         finally:
-            del self._serving[task]
+            self._serving.pop(task, None)
             writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:

@@ -33,6 +33,8 @@ _SOON_SECONDS = 0.1
 _FIRST_CALL_SECONDS = 10.0
 # After this time, no call of a closed connection waits any more.
 _FORGET_SECONDS = 60.0
+# How long an address is trusted for a key that one of its connections showed: others there may connect for each call.
+_TRUST_SECONDS = 600.0
 # Networks: each packet for a new connection is compared with all of them.
 _MOST_IGNORED = 64
 
@@ -58,17 +60,20 @@ class Strangers:
         self._to_close: set[str] = set()
         self._to_ignore: set[Network] = set()
         self._is_urgent = asyncio.Event()  # there are some to close or to ignore
-        self._can_ignore = True
+        self._trusted: dict[Network, float] = {}  # and when a connection of theirs showed a key last
         self._hung_up: dict[str, File] = {}
         self._connections: dict[str, Bucket] = {}
         self._addresses: dict[str, Bucket] = {}
         self._opened: dict[Network, Bucket] = {}
         self._files: dict[str, File] = {}  # by peer, in the order of their coming, as they were when last looked at
         self._since: dict[str, float] = {}  # when these were first seen
+        self._silent: set[str] = set()  # without any call when they were looked at the second time
 
     def authenticated(self, peer: str) -> None:
         """A call on a connection showed a key."""
-        self._known.add(peer)
+        if peer not in self._known:
+            self._known.add(peer)
+            self._trust(peer)
         # The port is in use again: an earlier connection from this port was closed.
         self._closed.pop(peer, None)
 
@@ -76,14 +81,14 @@ class Strangers:
         """Counts a call without a key. The first one of a connection always may; where one may not, the connection is
         closed soon.
         """
-        if peer in self._closed:
+        # gRPC knows no peer of a call that has ended already, for example one of a wrong encoding.
+        if not peer or peer in self._closed:
             return False
         if peer in self._known:
             return True
         now, is_first, host = self._now(), peer not in self._connections, address(peer)
-        if is_first and (net := network(host)) and not _takes(self._opened, net, _OPENED, now):
-            self._to_ignore.add(net)
-            self._is_urgent.set()
+        if is_first:
+            self._count_opened(peer)
         of_all = _takes(self._addresses, host, _ADDRESS, now)
         of_one = _takes(self._connections, peer, _CONNECTION, now)
         if is_first or (of_all and of_one):
@@ -96,25 +101,45 @@ class Strangers:
 
     async def keep_few(self) -> None:
         """Closes connections that made too many calls without a key, and the oldest without a key while there are too
-        many; and forgets those that are gone. Does not return.
+        many; ignores who opens too many; and forgets those that are gone. Does not return.
         """
+        failing = set[str]()
         while True:
             await asyncio.sleep(_SOON_SECONDS)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_urgent.wait(), _COUNT_SECONDS - _SOON_SECONDS)
             self._is_urgent.clear()
-            await self._ignore()
-            to_close, self._to_close = self._to_close, set()
-            self._look(await asyncio.to_thread(peers.connected, self.port), to_close)
-            self._known &= self._files.keys()
-            for peer in self._connections.keys() - self._files.keys():
-                del self._connections[peer]
-            now = self._clock()
-            self._closed = {peer: at for peer, at in self._closed.items() if now - at < _FORGET_SECONDS}
-            self._hung_up = {peer: file for peer, file in self._hung_up.items() if peer in self._closed}
-            self._addresses = _not_full(self._addresses, _ADDRESS, self._now())
-            for peer in self.without_key()[:-_MOST_CONNECTIONS]:
-                self._close(peer)
+            for step in (self._ignore, self._count):
+                try:
+                    await step()
+                    failing.discard(step.__name__)
+                except OSError as error:
+                    # For example when no file is left to list the files with.
+                    if step.__name__ not in failing:
+                        logger.warning("connections without a key can't be limited: %s", error.strerror)
+                    failing.add(step.__name__)
+
+    async def _count(self) -> None:
+        to_close, self._to_close = self._to_close, set()
+        # Connections that come, and show their keys, while the files are listed are not among those.
+        before = self._known.copy(), set(self._connections)
+        try:
+            found = await asyncio.to_thread(peers.connected, self.port)
+        except OSError:
+            self._to_close |= to_close
+            raise
+        for peer in before[0] - found.keys():
+            self._known.remove(peer)
+            self._trust(peer)
+        for peer in before[1] - found.keys():
+            self._connections.pop(peer, None)
+        self._look(found, to_close)
+        now = self._clock()
+        self._closed = {peer: at for peer, at in self._closed.items() if now - at < _FORGET_SECONDS}
+        self._hung_up = {peer: file for peer, file in self._hung_up.items() if peer in self._closed}
+        self._addresses = _not_full(self._addresses, _ADDRESS, self._now())
+        for peer in self.without_key()[:-_MOST_CONNECTIONS]:
+            self._close(peer)
 
     def without_key(self) -> list[str]:
         """Connections that sent a call without a valid key, or none within ten seconds; the oldest first."""
@@ -122,10 +147,25 @@ class Strangers:
         unknown = (peer for peer in self._files if peer not in self._known)
         return [peer for peer in unknown if peer in self._connections or self._since[peer] <= late]
 
+    def _trust(self, peer: str) -> None:
+        if net := network(address(peer)):
+            self._trusted[net] = self._clock()
+
     def _now(self) -> int:
         return round(self._clock() * 1e9)
 
+    def _count_opened(self, peer: str) -> None:
+        """Counts a new connection without a key."""
+        if (net := network(address(peer))) and not _takes(self._opened, net, _OPENED, self._now()):
+            self._to_ignore.add(net)
+            self._is_urgent.set()
+
     def _look(self, found: dict[str, File], to_close: Collection[str] = ()) -> None:
+        # Those that were there before, and sent no call meanwhile: a call counts its connection itself.
+        for peer in (found.keys() & self._files.keys()) - self._known - self._connections.keys() - self._silent:
+            self._silent.add(peer)
+            self._count_opened(peer)
+        self._silent &= found.keys()
         old = {peer: found[peer] for peer in self._files if peer in found}
         self._files = old | found
         now = self._clock()
@@ -145,26 +185,25 @@ class Strangers:
             self._tell()
 
     async def _ignore(self) -> None:
-        """Ignores the networks that open too many connections, until they could open as many again. Where one of a
-        network's connections showed a key, others do not suffer for it.
+        """Ignores the networks that open too many connections, until they could open as many again. Where a connection
+        of a network showed a key, others do not suffer for it.
         """
+        now = self._clock()
+        self._trusted = {net: at for net, at in self._trusted.items() if now - at < _TRUST_SECONDS}
         self._opened = _not_full(self._opened, _OPENED, self._now())
         wanted = (self.ignored | self._to_ignore) & self._opened.keys()
         self._to_ignore.clear()
-        wanted -= {network(address(peer)) for peer in self._known}
-        wanted = set(list(wanted)[:_MOST_IGNORED])
-        if wanted == self.ignored or not self._can_ignore:
+        if wanted:
+            wanted -= self._trusted.keys() | {network(address(peer)) for peer in self._known}
+            wanted = set(list(wanted)[:_MOST_IGNORED])
+        if wanted == self.ignored:
             return
+        await asyncio.to_thread(peers.ignore, self.port, wanted)
         if not self.ignored:
             those = ", ".join(map(str, wanted))
             logger.warning("too many new connections without a key: those from %s are ignored for some seconds", those)
-        try:
-            await asyncio.to_thread(peers.ignore, self.port, wanted)
-            self.ignored = wanted
-            self._tell_ignored(len(wanted))
-        except OSError as error:
-            self._can_ignore = False
-            logger.warning("new connections without a key can't be limited here: %s", error.strerror)
+        self.ignored = wanted
+        self._tell_ignored(len(wanted))
 
 
 def _takes(among: dict[Key, Bucket], key: Key, rate: tuple[int, float], now: int) -> bool:

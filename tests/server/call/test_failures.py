@@ -9,6 +9,7 @@ from google.rpc import code_pb2, error_details_pb2
 from tuneserve.server.call import failures
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.errors import InvalidInput, NotFound, Unavailable
+from tuneserve.server.call.request_log import Sample
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.metrics import Metrics
@@ -92,6 +93,20 @@ def test_libraries_log_no_headers_and_no_texts(name, caplog):
     assert [record.getMessage().split(" at ")[0] for record in caplog.records] == [
         "header … of …",
         "Task exception was never retrieved: ValueError",
+    ]
+
+
+def test_callers_can_not_flood_the_log_through_a_library(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(failures._REDACTED, "_sample", Sample(clock=lambda: now[0]))
+    failures.redact_libraries()
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    for _ in range(50):
+        logger.error("call failed")
+    now[0] += 1
+    logger.error("call failed")
+    assert [record.getMessage() for record in caplog.records] == ["call failed"] * 10 + [
+        "call failed (40 lines left out)"
     ]
 
 

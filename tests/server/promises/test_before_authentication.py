@@ -16,6 +16,7 @@ from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import hardware
 from tuneserve.server.transport import connections, strangers
+from tuneserve.server.transport.intake import Intake
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -99,6 +100,21 @@ async def test_what_is_compressed_is_not_expanded(start, raw):
         # An honest client is told what is wrong.
         call = classify(server.channel, metadata=KEY, compression=grpc.Compression.Gzip)
         assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert (await classify(server.channel, metadata=KEY)).results
+
+
+async def test_calls_that_grpc_has_ended_already_cost_little(start, raw, monkeypatch):
+    """Their peer is not known any more, so they count for no connection."""
+    looked: list[object] = []
+    look = Intake.look
+    monkeypatch.setattr(Intake, "look", lambda self, context: (looked.append(1), look(self, context))[1])
+    async with start(keys=True) as server:
+        client = await raw(server.app.address)
+        for number in range(200):
+            client.open(2 * number + 1, CLASSIFY, ("grpc-encoding", "gzip"), end=True)
+        assert await client.until(lambda: len(client.answers) == 200)
+        assert all(status(grpc.StatusCode.UNIMPLEMENTED) in answer for answer in client.answers.values())
+        assert len(looked) < 20, "some are looked at before they end"
         assert (await classify(server.channel, metadata=KEY)).results
 
 

@@ -78,6 +78,21 @@ def test_a_pipe_that_nobody_reads_stops_nothing(tmp_path):
         assert server.process.wait(60) == 0
 
 
+def test_a_caller_can_not_make_grpc_log(tmp_path):
+    """Its core writes to standard error itself, in the threads that serve connections."""
+
+    async def refused(server: Server) -> None:
+        async with grpc.aio.insecure_channel(server.addresses["grpc"], compression=grpc.Compression.Gzip) as channel:
+            call = ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(page_token="a" * 5000), timeout=30)
+            assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+
+    with running(tmp_path, most_bytes=4 << 20) as server:
+        asyncio.run(refused(server))
+        server.process.send_signal(signal.SIGTERM)
+        _, stderr = server.process.communicate(timeout=60)
+        assert b"Compression algorithm" not in stderr
+
+
 def test_lines_that_somebody_reads_late_are_all_there(tmp_path):
     with running(tmp_path, most_bytes=4 << 20) as server:
         asyncio.run(call(server))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -84,6 +85,27 @@ async def test_connections_are_few_and_short(begun, monkeypatch, caplog):
             writer.close()
         assert (await ask(address, GET + b"\r\n"))[1].startswith(PAGE)
     assert not caplog.text
+
+
+async def test_connections_are_few_however_many_come_at_once():
+    async with serving() as address:
+        # The server finds all of them waiting.
+        clients = [socket.create_connection(address) for _ in range(90)]
+        for client in clients:
+            client.setblocking(False)
+        await asyncio.sleep(0.3)
+
+        def is_open(client: socket.socket) -> bool:
+            try:
+                return bool(client.recv(1))
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+
+        assert [is_open(client) for client in clients].count(True) == metrics_http._MOST
+        for client in clients:
+            client.close()
 
 
 async def test_a_page_that_nobody_reads_is_given_up(monkeypatch):

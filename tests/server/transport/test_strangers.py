@@ -1,8 +1,11 @@
 """Connections without a key, and no server: how many calls each may make, and which file is closed then."""
 
+import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import pytest
 
@@ -43,6 +46,10 @@ def at(port: int, closed=lambda: None, clock=None) -> Strangers:
     found = Strangers(closed, clock=clock or Clock())
     found.port = port
     return found
+
+
+def peers_at(host: str, count: int) -> dict[str, peers.File]:
+    return {f"ipv4:{host}:{port}": peers.File(port, port) for port in range(1, count + 1)}
 
 
 def count(these: Strangers) -> None:
@@ -129,3 +136,81 @@ def test_who_has_not_been_looked_at_yet_is_no_stranger(clock):
     assert these.without_key() == ["ipv4:10.0.0.1:2"]
     clock.now += strangers._FIRST_CALL_SECONDS
     assert these.without_key() == [now, "ipv4:10.0.0.1:2"], "it had time enough"
+
+
+async def test_a_key_that_is_shown_while_connections_are_counted_counts(monkeypatch, clock):
+    """Listing the files takes longer, the more there are; a stream shows its key only once."""
+    these, early, late = at(1, clock=clock), "ipv4:10.0.0.1:1", "ipv4:10.0.0.1:2"
+    these.authenticated(early)
+    gone = "ipv4:10.0.0.1:3"
+    these.authenticated(gone)
+
+    def connected(port: int) -> dict[str, peers.File]:
+        these.authenticated(late)
+        return {early: peers.File(1, 1)}
+
+    monkeypatch.setattr(peers, "connected", connected)
+    await these._count()
+    these._look({peer: peers.File(number, number) for number, peer in enumerate((early, late, gone))})
+    clock.now += strangers._FIRST_CALL_SECONDS
+    assert these.without_key() == [gone]
+
+
+async def test_it_goes_on_when_there_is_no_file_left(connected, monkeypatch, caplog, until):
+    """The system's limit on open files is reached, and files are listed with a file."""
+    monkeypatch.setattr(strangers, "_SOON_SECONDS", 0.01)
+    monkeypatch.setattr(strangers, "_COUNT_SECONDS", 0.02)
+    ours, theirs = connected
+    closed: list[int] = []
+    these, listed, peer = at(ours.getsockname()[1], lambda: closed.append(1)), peers.connected, peer_of(ours)
+    failed: list[int] = []
+
+    def connected_(port: int) -> dict[str, peers.File]:
+        if len(failed) < 3:
+            failed.append(1)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return listed(port)
+
+    monkeypatch.setattr(peers, "connected", connected_)
+    assert not all(these.may_ask(peer) for _ in range(CALLS + 1))
+    keeping = asyncio.create_task(these.keep_few())
+    await until(lambda: closed)
+    keeping.cancel()
+    assert theirs.recv(1) == b"", "it was still to be closed"
+    assert caplog.text.count("can't be limited: Too many open files") == 1
+
+
+def test_connections_that_send_no_call_are_counted_too():
+    these, most = at(1), strangers._OPENED[0]
+    for _ in range(3):
+        these._look(peers_at("10.0.0.1", most) | peers_at("10.0.0.2", most + 1))
+    assert these._to_ignore == {ip_network("10.0.0.2")}
+
+
+async def test_an_address_is_trusted_for_a_while_after_it_showed_a_key(monkeypatch, clock):
+    """Of those at an address that many share, some connect anew for each call."""
+    asked: list[set[object]] = []
+    monkeypatch.setattr(peers, "ignore", lambda port, networks: asked.append(set(networks)))
+    monkeypatch.setattr(peers, "connected", lambda port: {})
+    these = at(1, clock=clock)
+    these.authenticated("ipv4:10.0.0.1:50000")
+    await these._count()
+
+    async def ignored() -> bool:
+        for peer in peers_at("10.0.0.1", strangers._OPENED[0] + 1):
+            these._connections.pop(peer, None)
+            these.may_ask(peer)
+        await these._ignore()
+        return bool(these.ignored)
+
+    clock.now += strangers._TRUST_SECONDS - 1
+    assert not await ignored()
+    clock.now += 2
+    assert await ignored()
+    assert asked == [{ip_network("10.0.0.1")}]
+
+
+def test_a_call_that_has_ended_already_is_nobody_s():
+    these = at(1)
+    assert not these.may_ask("")
+    assert not these._closed
