@@ -73,7 +73,7 @@ class App:
         self.metrics = Metrics()
         self.models = Models()
         # A copy, because the exposition runs in a thread of its own.
-        self.metrics.queues = lambda: [(model.name, model.admission) for model in list(self.models)]
+        self.metrics.queues = lambda: [(model.name, model.queue) for model in list(self.models) if model.queue]
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._stopped = False

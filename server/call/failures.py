@@ -81,32 +81,38 @@ _FILLED = re.compile(r"\[.*\]|%[sdr]")
 
 
 class _Redacted(logging.Filter):
-    """Keeps the message of a log record and drops its arguments. Callers can cause any number of records, for example
-    by calls that they cancel, so they are sampled.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sample = Sample()
+    """Keeps the message of a log record and drops its arguments."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        left_out = self._sample.take()
-        if left_out is None:
-            return False
         first = _FILLED.sub("…", str(record.msg).split("\n", 1)[0])
         error = record.exc_info[1] if record.exc_info else None
         record.msg = f"{first}: {where(error)}" if error else first
-        record.msg += f" ({left_out} lines left out)" if left_out else ""
         record.args, record.exc_info, record.exc_text = (), None, None
         return True
 
 
-_REDACTED = _Redacted()
+class _Sampled(_Redacted):
+    """Keeps some records: callers can cause any number of them, for example by calls that they cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sample = Sample()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        left_out = self.sample.take()
+        if left_out is None:
+            return False
+        super().filter(record)
+        record.msg += f" ({left_out} lines left out)" if left_out else ""
+        return True
+
+
+_FILTERS = {"asyncio": _Redacted(), "grpc._cython.cygrpc": _Sampled()}
 
 
 def redact_libraries() -> None:
-    """Keeps callers' headers and exceptions' texts out of the logs of gRPC and asyncio, and samples them. gRPC would
-    log a key that is not text, asyncio an exception that nobody caught.
+    """Keeps callers' headers and exceptions' texts out of the logs of gRPC and asyncio. gRPC would log a key that is
+    not text, asyncio an exception that nobody caught.
     """
-    for name in ("grpc._cython.cygrpc", "asyncio"):
-        logging.getLogger(name).addFilter(_REDACTED)
+    for name, filter_ in _FILTERS.items():
+        logging.getLogger(name).addFilter(filter_)

@@ -92,6 +92,11 @@ class Model:
         return self._admission
 
     @property
+    def queue(self) -> Admission | None:
+        """The queue; None before the model was loaded."""
+        return self._admission
+
+    @property
     def constraints(self) -> Constraints:
         """Checks the constraints of calls to a model that was loaded."""
         if self._constraints is None:

@@ -117,6 +117,16 @@ async def test_metrics_count_what_happened(own_server):
     assert len(families["vllm:num_requests_running"]) == 5
 
 
+async def test_metrics_are_there_while_models_load(serve_config, make_bert, monkeypatch):
+    """A model that has not been loaded yet has no queue."""
+    model = ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))
+    listen = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"}
+    async with serve_config(ServerConfig(models={"sentiment": model}, **listen)) as server:
+        [loaded] = server.app.models
+        monkeypatch.setattr(loaded, "_admission", None)
+        assert not (await scrape(server.app))["tuneserve_requests_waiting"]
+
+
 async def test_stop_lets_running_calls_finish(own_server, until):
     own_server.engines["sentiment"].delay = 0.3
     running = asyncio.create_task(_await(ClassificationServiceStub(own_server.channel).Classify(GOOD)))

@@ -98,7 +98,7 @@ def test_libraries_log_no_headers_and_no_texts(name, caplog):
 
 def test_callers_can_not_flood_the_log_through_a_library(caplog, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(failures._REDACTED, "_sample", Sample(clock=lambda: now[0]))
+    monkeypatch.setattr(failures._FILTERS["grpc._cython.cygrpc"], "sample", Sample(clock=lambda: now[0]))
     failures.redact_libraries()
     logger = logging.getLogger("grpc._cython.cygrpc")
     for _ in range(50):
