@@ -94,6 +94,7 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
         "client",
         "errors",
         "evaluation",
+        "predict",
         "rows",
         "runtime",
         "samples",

@@ -1,0 +1,57 @@
+"""Worker: does jobs as `tuneserve predict` does, from a file to a file, with a server that is up.
+
+Runs only as a process of its own: `python -m tuneserve.benchmarks.serving.predict_client CHECKPOINT`.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneserve import checkpoint, rows
+from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.worker import work
+from tuneserve.client import AsyncClient
+from tuneserve.predict.asking import Asking
+from tuneserve.predict.parts import Parts
+from tuneserve.predict.source import Shard, Source
+from tuneserve.predict.tasks import ERROR, Options, task_of
+
+
+def prepare() -> Callable[[Job], Outcome]:
+    """Reads the checkpoint's manifest and its tokenizer, which counts the tokens."""
+    from transformers import AutoTokenizer
+
+    directory = Path(sys.argv[1])
+    manifest, tokenizer = checkpoint.load(directory), AutoTokenizer.from_pretrained(directory)
+
+    def do(job: Job) -> Outcome:
+        with tempfile.TemporaryDirectory(prefix="tuneserve-bench-") as folder:
+            given, output = Path(folder, "rows.jsonl"), Path(folder, "out.jsonl")
+            rows.write(given, ({"text": text} for text in job.texts))
+            cpu, started = time.process_time(), time.perf_counter()
+            asyncio.run(_predict(job, given, output))
+            seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+            answered = rows.read(output)
+        assert not any(ERROR in row for row in answered)
+        return Outcome(
+            seconds=seconds,
+            texts=len(answered),
+            prompt_tokens=sum(map(len, tokenizer([row["text"] for row in answered]).input_ids)),
+            client_cpu=cpu,
+        )
+
+    async def _predict(job: Job, given: Path, output: Path) -> None:
+        task, parts = task_of(manifest, {"text": ""}, Options()), Parts(output, {})
+        async with AsyncClient(job.target, key="") as client:
+            asking = Asking(client, job.model, task, {}, parts.write)
+            await asking.answer(enumerate(Source.at(given, Shard()).windows()))
+        parts.finish()
+
+    return do
+
+
+if __name__ == "__main__":
+    work(prepare)
