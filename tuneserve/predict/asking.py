@@ -50,8 +50,10 @@ class Asking:
     model: str
     task: Task
     columns: Mapping[str, str]  # the names of columns in the rows, by the task's names
-    write: Callable[[int, Iterable[Row]], object]  # called in a thread with each window's number and answered rows
+    # Called in a thread with each window's number and answered rows, one window after another.
+    write: Callable[[int, Iterable[Row]], object]
     progress: Callable[[int], object] = lambda rows: None
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def answer(self, windows: Iterator[tuple[int, Sequence[Raw]]]) -> None:
         """Answers windows, which are read in a thread. Raises StepFailed if the server can't answer."""
@@ -83,7 +85,8 @@ class Asking:
 
     async def _written(self, window: _Window) -> None:
         if not window.left:
-            await asyncio.to_thread(self.write, window.number, (line.answered for line in window.lines))
+            async with self._writing:
+                await asyncio.to_thread(self.write, window.number, (line.answered for line in window.lines))
 
     def _window(self, number: int, rows: Sequence[Raw]) -> _Window:
         window = _Window(number, [self._line(*raw) for raw in rows])

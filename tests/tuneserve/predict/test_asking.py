@@ -1,6 +1,7 @@
 """Batches are made, asked for, and asked for again without what was refused. The server here is a function."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_where_the_server_does_not_say_which_each_is_asked_alone():
 
     found = answers(ask, ["=a", "=x", "=b"])[0]
     assert [row.get("predicted_error") for row in found] == [None, "bad", None]
+
+
+def test_windows_are_written_one_after_another():
+    writing: list[int] = []
+    overlapped: list[int] = []
+
+    def write(number: int, lines: Any) -> None:
+        writing.append(number)
+        time.sleep(0.02)
+        if len(writing) > 1:
+            overlapped.append(number)
+        writing.remove(number)
+
+    async def ask(client, model, inputs):
+        return [{} for _ in inputs]
+
+    given = ((number, [("rows", {"text": "a"})]) for number in range(8))
+    asyncio.run(Asking(None, "m", Task(read, ask, 1, 4), {}, write).answer(given))
+    assert not overlapped
 
 
 def test_a_window_without_a_good_row_is_written_too():
