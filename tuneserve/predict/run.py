@@ -24,6 +24,7 @@ from tuneserve.predict.source import WINDOW, Source
 from tuneserve.predict.tasks import ERROR, Options, Task, renamed, task_of
 from tuneserve.rows import Row
 from tuneserve.serving import launched
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
@@ -58,22 +59,22 @@ def predict(job: Job, output: Path, *, resume: bool = False, overwrite: bool = F
     if str(output) == "-":
         if resume:
             raise UserError("--resume: standard output can't be resumed", "write to a file")
-        _answer(job, _InOrder(), counts)
+        _answer(job, checkpoint.load(job.checkpoint), _InOrder(), counts)
         return counts
     if resume and not job.source.files:
         raise UserError("--resume: standard input can't be read again", "read from a file")
     if resume and output.exists() and not overwrite:
         logger.info("%s: complete already", output)
         return counts
-    parts = Parts(output, _about(job), resume=resume, overwrite=overwrite)
-    _answer(job, parts.write, counts, parts.done)
+    manifest = checkpoint.load(job.checkpoint)  # once: it reads all of the checkpoint
+    parts = Parts(output, _about(job, manifest), resume=resume, overwrite=overwrite)
+    _answer(job, manifest, parts.write, counts, parts.done)
     parts.finish()
     return counts
 
 
-def _about(job: Job) -> dict[str, Any]:
+def _about(job: Job, manifest: pb.Checkpoint) -> dict[str, Any]:
     """Returns what the answers depend on."""
-    manifest = checkpoint.load(job.checkpoint)
     return {
         "version": __version__,
         "checkpoint": checkpoint.version_of(manifest) if manifest.files else str(job.checkpoint.resolve()),
@@ -101,14 +102,18 @@ class _InOrder:
 
 
 def _answer(
-    job: Job, write: Callable[[int, Iterable[Row]], object], counts: Counts, done: Collection[int] = ()
+    job: Job,
+    manifest: pb.Checkpoint,
+    write: Callable[[int, Iterable[Row]], object],
+    counts: Counts,
+    done: Collection[int] = (),
 ) -> None:
     """Answers all windows but those that are done already."""
     numbered = enumerate(job.source.windows())
     first = next(numbered, None)
     if first is None:
         raise UserError("there are no rows to answer", "each line, row or array entry is one")
-    task = _task(job, first[1])
+    task = _task(job, manifest, first[1])
 
     def written(number: int, rows: Iterable[Row]) -> None:
         kept = list(rows)
@@ -134,7 +139,7 @@ def _answer(
         asyncio.run(run())
 
 
-def _task(job: Job, rows: Sequence[Raw]) -> Task:
+def _task(job: Job, manifest: pb.Checkpoint, rows: Sequence[Raw]) -> Task:
     """Returns what is predicted. Raises UserError if none of the first rows can be answered: then none will be."""
     good = [(where, row) for where, row in rows if isinstance(row, dict)]
     if not good:
@@ -144,7 +149,7 @@ def _task(job: Job, rows: Sequence[Raw]) -> Task:
             there = ", ".join(map(str, good[0][1]))
             raise UserError(f"--column {name}={column}: no such column", f"there are: {there}")
     named = [(where, renamed(row, job.columns)) for where, row in good]
-    task = task_of(checkpoint.load(job.checkpoint), named[0][1], job.options)
+    task = task_of(manifest, named[0][1], job.options)
     problems = []
     for where, row in named:
         try:
