@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tuneserve import checkpoint
+from tuneserve import checkpoint, entities
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Seconds. From 1 ms, as for a classification on a GPU, to a long generation.
@@ -174,6 +174,10 @@ class Metrics:
         self.engine_up.labels(name, version).set(1)
         # Starts at 0, so that a rate includes the first restart.
         self.restarts.labels(name)
+        # So do all predictions: a rate would miss the first one of each label.
+        is_tagger = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
+        for label in entities.types(manifest.labels) if is_tagger else manifest.labels:
+            self.predictions.labels(name, label)
         self.load_seconds.labels(name, version).set(seconds)
         self.model_info.labels(*described).set(1)
         self._described[name, version] = described

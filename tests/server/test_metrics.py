@@ -119,6 +119,23 @@ def test_two_versions_are_told_apart(metrics):
     assert samples(metrics, "tuneserve_model_info") == {"aaa": 1, "bbb": 1}
 
 
+@pytest.mark.parametrize(
+    ("task", "labels", "counted"),
+    [
+        (checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION, ["neg", "pos"], ["neg", "pos"]),
+        (checkpoint_pb2.TASK_TOKEN_CLASSIFICATION, ["O", "B-PER", "I-PER", "LOC"], ["PER", "LOC"]),
+        (checkpoint_pb2.TASK_GENERATION, [], []),
+    ],
+)
+def test_every_label_is_counted_from_zero_on(task, labels, counted):
+    metrics = Metrics()
+    manifest = checkpoint_pb2.Checkpoint(task=task, labels=labels)
+    metrics.loaded("reviews", "aaa", manifest, CollectorRegistry(), 1)
+    page = generate_latest(metrics.registry).decode()
+    found = re.findall(r'tuneserve_predictions_total\{label="(.+)",model="reviews"\} 0.0', page)
+    assert found == counted
+
+
 def test_the_queues_of_a_model_s_versions_are_added_up(metrics):
     metrics.queues = lambda: [
         ("reviews", SimpleNamespace(waiting_sequences=3, waiting_tokens=40, running=2)),
