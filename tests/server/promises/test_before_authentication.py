@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from tuneserve.server.call import arrivals
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import hardware
@@ -187,7 +188,9 @@ async def test_a_call_without_a_message(start, raw):
         assert status(grpc.StatusCode.INVALID_ARGUMENT) in client.answers[1]
 
 
-async def test_health_is_asked_in_few_bytes(start, raw):
+async def test_health_is_asked_in_few_bytes(start, raw, monkeypatch):
+    # How long they take on a busy machine is another limit: of more than sixteen slow ones, the oldest is ended.
+    monkeypatch.setattr(arrivals, "_SOON_SECONDS", 30.0)
     async with start(keys=True) as server, Memory() as memory:
         client = await raw(server.app.address)
         name = b"\n\x80\x80\xc0\x01" + b"x" * (3 * MIB)
@@ -195,7 +198,8 @@ async def test_health_is_asked_in_few_bytes(start, raw):
             client.open(stream, WATCH)
             await client.send(stream, name)
         assert await client.until(lambda: len(client.reset) == 30)
-        assert all(status(grpc.StatusCode.INVALID_ARGUMENT) in answer for answer in client.answers.values())
+        other = [one for one in client.answers.values() if status(grpc.StatusCode.INVALID_ARGUMENT) not in one]
+        assert not other
         assert memory.grown < 120, "MiB, of 90 that were sent and are in no message of ours"
 
 
