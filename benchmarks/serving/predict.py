@@ -49,7 +49,7 @@ def main(classifier: Path, rounds: int, report: bool) -> None:
         ours = stack.enter_context(systems.ours({"model": classifier}, client, scratch, engine))
         plain = stack.enter_context(systems.in_process(classifier, scratch, engine, pooling=True))
         scenarios = [Scenario("predict", ours, texts), Scenario("LLM.encode", plain, texts)]
-        result.add("a file", interleave.measure(scenarios, rounds, partial(click.echo, err=True)), [_RATE])
+        result.add("classification", interleave.measure(scenarios, rounds, partial(click.echo, err=True)), [_RATE])
     cost_report.conclude(result, report)
 
 
