@@ -86,25 +86,21 @@ _PASS, _DROP = 0xFFFFFFFF, 0
 
 def _program(networks: Collection[Network]) -> bytes:
     """Returns a filter that drops packets from these networks. A socket that listens may get both kinds of IP."""
-    of_4, of_6 = [_load(_LOAD_WORD, _IPV4_SOURCE)], []
+    of_4, of_6 = [_instruction(_LOAD_WORD, _IPV4_SOURCE)], []
     for one in networks:
         first, second = struct.unpack("!II", one.network_address.packed.ljust(8, b"\0")[:8])
         if one.version == 4:
             of_4 += [_skip_unless(first, 1), _end(_DROP)]
         else:
-            of_6 += [_load(_LOAD_WORD, _IPV6_SOURCE), _skip_unless(first, 3)]
-            of_6 += [_load(_LOAD_WORD, _IPV6_SOURCE + 4), _skip_unless(second, 1), _end(_DROP)]
-    version = [_load(_LOAD_BYTE, _IP_HEADER), _instruction(_AND, 0xF0), _instruction(_EQUAL, 0x40, 1, 0)]
+            of_6 += [_instruction(_LOAD_WORD, _IPV6_SOURCE), _skip_unless(first, 3)]
+            of_6 += [_instruction(_LOAD_WORD, _IPV6_SOURCE + 4), _skip_unless(second, 1), _end(_DROP)]
+    version = [_instruction(_LOAD_BYTE, _IP_HEADER), _instruction(_AND, 0xF0), _instruction(_EQUAL, 0x40, 1, 0)]
     to_6 = _instruction(_JUMP, len(of_4) + 1)
     return b"".join([*version, to_6, *of_4, _end(_PASS), *of_6, _end(_PASS)])
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("HBBI", code, if_true, if_false, value)
-
-
-def _load(code: int, offset: int) -> bytes:
-    return _instruction(code, offset)
 
 
 def _skip_unless(value: int, count: int) -> bytes:
