@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=click.Choice(["end", "reject", "windows"]),
     default="end",
     show_default=True,
-    help="What happens to texts that are too long: cut off, an error, or read in overlapping windows.",
+    help="What happens to texts that are too long: truncated, rejected, or read in overlapping windows.",
 )
 @click.option("--scores", is_flag=True, help="Classification: also the score of every label.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Generation: most tokens.")
