@@ -18,7 +18,7 @@ from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import dataset, kept_rows, previous
 from tuneserve.finetune.data.dataset import Data
-from tuneserve.finetune.data.spool import Spool
+from tuneserve.finetune.data.disk_rows import Spool
 from tuneserve.finetune.data.tokens import encode, lengths
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.report import tables

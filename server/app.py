@@ -33,9 +33,9 @@ from tuneserve.server.engine import hardware, making
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.administration import Operations
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.health import Health
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.transport import connections, tls
@@ -45,7 +45,7 @@ from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
-from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.transport.unauthenticated import Strangers
 from tuneserve.server.transport.wakeups import Loop
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data.spool import Spool
+from tuneserve.finetune.data.disk_rows import Spool
 from tuneserve.rows import Row
 
 # Words that a dictionary may have: no names, which begin with a capital, and no parts of don't or co-op.

@@ -17,11 +17,11 @@ import numpy as np
 from tuneserve import entities, formats
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import canonical, kept_rows, parents, previous
+from tuneserve.finetune.data import kept_rows, parents, previous, schema
+from tuneserve.finetune.data.disk_rows import Places
 from tuneserve.finetune.data.parents import Parents
 from tuneserve.finetune.data.previous import Old
 from tuneserve.finetune.data.split import GROUP, Table, counted_labels, first_of_input, shuffled
-from tuneserve.finetune.data.spool import Places
 from tuneserve.rows import Row, digest, dumps, input_key
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iter
             )
         mapped = raw | {ours: raw[theirs] for ours, theirs in columns.items() if theirs in raw}
         try:
-            row = canonical.row(mapped, config)
-        except canonical.BadRow as error:
+            row = schema.row(mapped, config)
+        except schema.BadRow as error:
             problems.add(f"{where}: {error}")
         else:
             group = raw.get(config.group_column) if config.group_column else None

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from tuneserve.errors import UserError
-from tuneserve.finetune.data.spool import Spool
+from tuneserve.finetune.data.disk_rows import Spool
 from tuneserve.finetune.data.tokens import IGNORED
 from tuneserve.rows import Row
 

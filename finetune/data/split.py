@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tuneserve.finetune.data.spool import Places, Spool
+from tuneserve.finetune.data.disk_rows import Places, Spool
 from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
 from tuneserve.seen import Digests
 

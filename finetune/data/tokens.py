@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tuneserve import entities, examples
-from tuneserve.finetune.data.spool import Spool, View
+from tuneserve.finetune.data.disk_rows import Spool, View
 from tuneserve.rows import Row
 
 IGNORED = -100

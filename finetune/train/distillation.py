@@ -20,7 +20,7 @@ from tuneserve import checkpoint
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data.spool import Spool, View
+from tuneserve.finetune.data.disk_rows import Spool, View
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.eval import evaluation
 from tuneserve.finetune.model import base_models

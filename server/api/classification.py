@@ -21,9 +21,9 @@ from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.wire import Received
 from tuneserve.server.concurrency import pieces
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
-from tuneserve.server.models.registry import Models
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.redaction import Masked
 from tuneserve.server.text.tokenizer import Tokens

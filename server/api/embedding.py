@@ -4,9 +4,9 @@ from typing import Any
 
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.pooling import encoded, note, pooled
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import admitted
-from tuneserve.server.models.registry import Models
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import embedding_pb2 as pb

@@ -13,9 +13,9 @@ from tuneserve.server.api.pooling import note
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import Parsing, Sampling, StructuredOutput
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
-from tuneserve.server.models.registry import Models
 from tuneserve.server.text import required_calls, spans
 from tuneserve.server.text.answers import Answers
 from tuneserve.server.text.required_calls import RequiredCalls

@@ -5,7 +5,7 @@ from typing import Any
 
 from tuneserve.server.api.paging import page
 from tuneserve.server.call.context import current
-from tuneserve.server.models.registry import Models
+from tuneserve.server.models.aliases import Models
 from tuneserve.v1 import model_pb2 as pb
 from tuneserve.v1.model_pb2_grpc import ModelServiceServicer
 

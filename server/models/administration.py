@@ -18,10 +18,10 @@ from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import options as engine_options
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import adapters
+from tuneserve.server.models.aliases import Models, Route, to_proto
 from tuneserve.server.models.health import Health
 from tuneserve.server.models.loading import Loading
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models, Route, to_proto
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.text import redaction
 from tuneserve.v1 import model_admin_pb2 as pb

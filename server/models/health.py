@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.errors import InvalidInput, NotFound, Overloaded
-from tuneserve.server.models.registry import Models, Route
+from tuneserve.server.models.aliases import Models, Route
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.v1 import model_admin_pb2, model_pb2
 

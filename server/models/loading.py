@@ -8,9 +8,9 @@ from tuneserve.server.call import failures
 from tuneserve.server.call.errors import AlreadyLoaded, WrongState
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import memory
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.health import Health
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.v1 import model_pb2 as pb
 

@@ -1,7 +1,7 @@
 """One version of a model: its checkpoint, its state, and the access to its engine.
 
 A version is loaded, answers until it is drained or its engine dies, and may be loaded again after that. It does not
-know the aliases that point at it (`registry.py`), nor the supervisor of its engine (`supervisor.py`).
+know the aliases that point at it (`aliases.py`), nor the supervisor of its engine (`supervisor.py`).
 """
 
 import asyncio

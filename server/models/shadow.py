@@ -14,8 +14,8 @@ from typing import Any
 from tuneserve.server.call import context
 from tuneserve.server.call.tenants import SHADOW
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from tuneserve.server.call import failures
 from tuneserve.server.call.departures import LARGEST
 from tuneserve.server.call.errors import InvalidInput, NotFound
 from tuneserve.server.call.wire import Received
-from tuneserve.server.models.registry import Models
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.open_inference import parameters as options
 from tuneserve.server.open_inference.job import FORMS, Job
 from tuneserve.server.open_inference.tensors import Input, Output

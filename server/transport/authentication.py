@@ -10,7 +10,7 @@ from tuneserve.server.call.context import Call
 from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import Tenants
 from tuneserve.server.transport.peers import address
-from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.transport.unauthenticated import Strangers
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -12,8 +12,8 @@ from tuneserve.server.api.model_admin_service import ModelAdminService
 from tuneserve.server.api.model_service import ModelService
 from tuneserve.server.config import ServerConfig, host_and_port
 from tuneserve.server.models.administration import Operations
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health
-from tuneserve.server.models.registry import Models
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections

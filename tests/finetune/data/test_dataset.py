@@ -9,7 +9,7 @@ from tuneserve import formats, rows
 from tuneserve.entities import spans_of
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
-from tuneserve.finetune.data import canonical, dataset
+from tuneserve.finetune.data import dataset, schema
 from tuneserve.rows import Row, input_key
 
 
@@ -204,7 +204,7 @@ def test_spans_of_characters(tmp_path: Path) -> None:
         ):
             path.write_text(text, encoding="utf-8")
             found = [
-                canonical.row(raw, settings(path, "token-classification"))
+                schema.row(raw, settings(path, "token-classification"))
                 for _, raw in formats.read(str(path))
                 if isinstance(raw, dict)
             ]
@@ -241,13 +241,13 @@ TEXT = "Anna  saw 🙂"
     ],
 )
 def test_bad_spans(tmp_path: Path, row: Row, reason: str) -> None:
-    with pytest.raises(canonical.BadRow) as caught:
-        canonical.row(row, settings(tmp_path / "d.jsonl", "token-classification"))
+    with pytest.raises(schema.BadRow) as caught:
+        schema.row(row, settings(tmp_path / "d.jsonl", "token-classification"))
     assert reason in str(caught.value)
 
 
 def test_spans_lose_the_white_space_at_their_ends(tmp_path: Path) -> None:
-    row = canonical.row({"text": TEXT, "entities": [[0, 6, "A"]]}, settings(tmp_path / "d", "token-classification"))
+    row = schema.row({"text": TEXT, "entities": [[0, 6, "A"]]}, settings(tmp_path / "d", "token-classification"))
     assert row["entities"] == [{"start": 0, "end": 4, "label": "A"}]
 
 
@@ -385,7 +385,7 @@ def test_relations_are_marked_in_their_text(tmp_path: Path) -> None:
     ],
 )
 def test_every_scheme_of_tags_becomes_iob2(tags: list[str]) -> None:
-    assert canonical.iob2(tags) == ["B-PER", "O", "B-LOC", "I-LOC", "B-LOC"]
+    assert schema.iob2(tags) == ["B-PER", "O", "B-LOC", "I-LOC", "B-LOC"]
 
 
 def test_numbers_to_learn(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_labels_of_texts_that_look_like_tags(tmp_path: Path) -> None:
 @pytest.mark.parametrize("empty", ["", " ", None])
 def test_an_empty_second_text_is_none(tmp_path: Path, empty: str | None) -> None:
     raw = {"text": "one", "text_pair": empty, "label": "a"}
-    assert canonical.row(raw, settings(tmp_path / "d.jsonl")) == {"text": "one", "label": "a"}
+    assert schema.row(raw, settings(tmp_path / "d.jsonl")) == {"text": "one", "label": "a"}
 
 
 def test_columns_are_chosen_over_what_else_a_row_has(tmp_path: Path) -> None:
@@ -451,16 +451,16 @@ def test_columns_are_chosen_over_what_else_a_row_has(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     others = {"messages": turns, "instruction": "say", "output": "said", "conversations": []}
     asked = settings(path, "generation", columns={"prompt": "question", "completion": "answer"})
-    assert canonical.row(others | {"question": "q", "answer": "a", "prompt": "q", "completion": "a"}, asked) == {
+    assert schema.row(others | {"question": "q", "answer": "a", "prompt": "q", "completion": "a"}, asked) == {
         "prompt": "q",
         "completion": "a",
     }
     chat = settings(path, "generation", columns={"messages": "chat"})
-    assert canonical.row({"prompt": [], "completion": [], "messages": turns}, chat) == {"messages": turns}
+    assert schema.row({"prompt": [], "completion": [], "messages": turns}, chat) == {"messages": turns}
     spans = settings(path, "token-classification", columns={"text": "body", "label": "marks"})
     row = {"text": "in Rome", "label": [[3, 7, "LOC"]], "tokens": ["in", "Rome"], "tags": [0, 1]}
-    assert canonical.row(row, spans)["entities"] == [{"start": 3, "end": 7, "label": "LOC"}]
+    assert schema.row(row, spans)["entities"] == [{"start": 3, "end": 7, "label": "LOC"}]
 
 
 def test_tags_of_bmes(tmp_path: Path) -> None:
-    assert canonical.iob2(["B-A", "M-A", "E-A", "S-A", "O", "M-B"]) == ["B-A", "I-A", "I-A", "B-A", "O", "B-B"]
+    assert schema.iob2(["B-A", "M-A", "E-A", "S-A", "O", "M-B"]) == ["B-A", "I-A", "I-A", "B-A", "O", "B-B"]

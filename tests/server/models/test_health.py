@@ -8,9 +8,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.aliases import Models, Route
 from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models, Route
 from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.v1 import checkpoint_pb2, model_pb2
 

@@ -12,8 +12,8 @@ from tuneserve.server.call.tenants import SHADOW, Tenant
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import shadow
+from tuneserve.server.models.aliases import Models, Route
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models, Route
 from tuneserve.server.models.shadow import Shadows, essence
 from tuneserve.v1 import checkpoint_pb2, embedding_pb2, generation_pb2, model_admin_pb2
 from tuneserve.v1 import classification_pb2 as pb

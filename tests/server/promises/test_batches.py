@@ -11,7 +11,7 @@ import pytest
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.models.registry import Route
+from tuneserve.server.models.aliases import Route
 
 PROMPTS = 32
 INFER = "/inference.GRPCInferenceService/ModelInfer"

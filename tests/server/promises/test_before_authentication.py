@@ -16,7 +16,7 @@ from tuneserve.server.call import arrivals
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import hardware
-from tuneserve.server.transport import connections, strangers
+from tuneserve.server.transport import connections, unauthenticated
 from tuneserve.server.transport.intake import Intake
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -330,7 +330,7 @@ async def test_so_many_calls_at_once(start, refused, until):
 
 
 async def test_calls_without_a_key_write_few_lines(start, caplog, monkeypatch):
-    monkeypatch.setattr(strangers, "_CONNECTION", (1000, 1.0))
+    monkeypatch.setattr(unauthenticated, "_CONNECTION", (1000, 1.0))
     caplog.set_level(logging.INFO, "tuneserve.requests")
     async with start(keys=True) as server:
         for _ in range(300):

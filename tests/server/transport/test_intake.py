@@ -10,10 +10,10 @@ from tuneserve.server.call.draining import Running
 from tuneserve.server.call.errors import Overloaded, Unauthenticated, Unavailable
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants, hashed
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.transport import intake, strangers
+from tuneserve.server.transport import intake, unauthenticated
 from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
-from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.transport.unauthenticated import Strangers
 from tuneserve.server.turns import Entrance, caller
 
 PEER = "ipv4:10.0.0.1:4711"
@@ -66,7 +66,7 @@ async def test_who_shows_no_key_is_an_address_until_its_connection_is_closed(por
     assert isinstance(call.refused, Unauthenticated)
     assert call.refused.__traceback__ is None, "its frames know the call"
     assert call.caller == "ipv4:10.0.0.1"
-    for _ in range(strangers._CONNECTION[0] - 1):
+    for _ in range(unauthenticated._CONNECTION[0] - 1):
         port.look(context())
     for _ in range(2):
         with pytest.raises(Unavailable, match="without a key"):

@@ -12,14 +12,14 @@ from grpc_status import rpc_status
 
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.transport import strangers
+from tuneserve.server.transport import unauthenticated
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 CLASSIFY = "/tuneserve.v1.ClassificationService/Classify"
 KEY = (("x-api-key", "key"),)
-CALLS = strangers._CONNECTION[0]
+CALLS = unauthenticated._CONNECTION[0]
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ async def test_probes_and_a_caller_with_a_wrong_key_are_answered(server):
 
 
 async def test_the_oldest_of_too_many_connections_goes(server, monkeypatch, until):
-    monkeypatch.setattr(strangers, "_MOST_CONNECTIONS", 3)
-    monkeypatch.setattr(strangers, "_FIRST_CALL_SECONDS", 0.0)
+    monkeypatch.setattr(unauthenticated, "_MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(unauthenticated, "_FIRST_CALL_SECONDS", 0.0)
     assert (await classify(server.channel, metadata=KEY)).results
     idle = [await asyncio.open_connection(*server.app.address.rsplit(":", 1)) for _ in range(5)]
     await until(lambda: server.app.metrics.hung_up._value.get() == 2)
@@ -169,7 +169,7 @@ async def test_a_port_that_comes_again_is_another_connection(server, raw, metada
 
 async def test_who_opens_too_many_connections_is_ignored_for_a_while(server, raw, monkeypatch, until, caplog):
     """Each of them is gone before it can be closed. Others, at another address or with a key, still get in."""
-    monkeypatch.setattr(strangers, "_OPENED", (8, 2.0))
+    monkeypatch.setattr(unauthenticated, "_OPENED", (8, 2.0))
     these = server.app._authentication.strangers
     for _ in range(20):
         await ask(await raw(server.app.address, own_host="127.0.0.2"))
@@ -186,14 +186,14 @@ async def test_who_opens_too_many_connections_is_ignored_for_a_while(server, raw
 
 
 async def test_an_address_with_a_key_is_not_ignored(server, raw, monkeypatch):
-    monkeypatch.setattr(strangers, "_OPENED", (8, 2.0))
+    monkeypatch.setattr(unauthenticated, "_OPENED", (8, 2.0))
     keyed = await raw(server.app.address)
     await ask(keyed, *KEY)
     for _ in range(40):
         stranger = await raw(server.app.address)
         await ask(stranger)
         await stranger.close()
-    await asyncio.sleep(3 * strangers._SOON_SECONDS)
+    await asyncio.sleep(3 * unauthenticated._SOON_SECONDS)
     await ask(await raw(server.app.address))
 
 

@@ -9,10 +9,10 @@ from ipaddress import ip_network
 
 import pytest
 
-from tuneserve.server.transport import peers, strangers
-from tuneserve.server.transport.strangers import Strangers
+from tuneserve.server.transport import peers, unauthenticated
+from tuneserve.server.transport.unauthenticated import Strangers
 
-CALLS, ADDRESS = strangers._CONNECTION[0], strangers._ADDRESS[0]
+CALLS, ADDRESS = unauthenticated._CONNECTION[0], unauthenticated._ADDRESS[0]
 
 
 class Clock:
@@ -63,7 +63,7 @@ def test_a_connection_has_so_many_calls_and_is_closed(connected, clock):
     closed: list[int] = []
     these, peer = at(ours.getsockname()[1], lambda: closed.append(1), clock), peer_of(ours)
     assert [these.may_ask(peer) for _ in range(CALLS)] == [True] * CALLS
-    clock.now += 1 / strangers._CONNECTION[1]
+    clock.now += 1 / unauthenticated._CONNECTION[1]
     assert these.may_ask(peer), "one more after a while"
     assert not these.may_ask(peer)
     count(these)
@@ -134,7 +134,7 @@ def test_who_has_not_been_looked_at_yet_is_no_stranger(clock):
     these.may_ask("ipv4:10.0.0.1:2")
     these.authenticated("ipv4:10.0.0.1:3")
     assert these.without_key() == ["ipv4:10.0.0.1:2"]
-    clock.now += strangers._FIRST_CALL_SECONDS
+    clock.now += unauthenticated._FIRST_CALL_SECONDS
     assert these.without_key() == [now, "ipv4:10.0.0.1:2"], "it had time enough"
 
 
@@ -152,14 +152,14 @@ async def test_a_key_that_is_shown_while_connections_are_counted_counts(monkeypa
     monkeypatch.setattr(peers, "connected", connected)
     await these._count()
     these._look({peer: peers.File(number, number) for number, peer in enumerate((early, late, gone))})
-    clock.now += strangers._FIRST_CALL_SECONDS
+    clock.now += unauthenticated._FIRST_CALL_SECONDS
     assert these.without_key() == [gone]
 
 
 async def test_it_goes_on_when_there_is_no_file_left(connected, monkeypatch, caplog, until):
     """The system's limit on open files is reached, and files are listed with a file."""
-    monkeypatch.setattr(strangers, "_SOON_SECONDS", 0.01)
-    monkeypatch.setattr(strangers, "_COUNT_SECONDS", 0.02)
+    monkeypatch.setattr(unauthenticated, "_SOON_SECONDS", 0.01)
+    monkeypatch.setattr(unauthenticated, "_COUNT_SECONDS", 0.02)
     ours, theirs = connected
     closed: list[int] = []
     these, listed, peer = at(ours.getsockname()[1], lambda: closed.append(1)), peers.connected, peer_of(ours)
@@ -181,7 +181,7 @@ async def test_it_goes_on_when_there_is_no_file_left(connected, monkeypatch, cap
 
 
 def test_connections_that_send_no_call_are_counted_too():
-    these, most = at(1), strangers._OPENED[0]
+    these, most = at(1), unauthenticated._OPENED[0]
     for _ in range(3):
         these._look(peers_at("10.0.0.1", most) | peers_at("10.0.0.2", most + 1))
     assert these._to_ignore == {ip_network("10.0.0.2")}
@@ -197,13 +197,13 @@ async def test_an_address_is_trusted_for_a_while_after_it_showed_a_key(monkeypat
     await these._count()
 
     async def ignored() -> bool:
-        for peer in peers_at("10.0.0.1", strangers._OPENED[0] + 1):
+        for peer in peers_at("10.0.0.1", unauthenticated._OPENED[0] + 1):
             these._connections.pop(peer, None)
             these.may_ask(peer)
         await these._ignore()
         return bool(these.ignored)
 
-    clock.now += strangers._TRUST_SECONDS - 1
+    clock.now += unauthenticated._TRUST_SECONDS - 1
     assert not await ignored()
     clock.now += 2
     assert await ignored()

@@ -375,5 +375,5 @@ async def test_an_exception_that_nobody_caught_is_logged_without_its_text(ear, s
     await asyncio.wait((task,))
     del task
     gc.collect()
-    assert any("never retrieved: RuntimeError at test_hygiene.py" in line for line in ear.heard)
+    assert any("never retrieved: RuntimeError at test_log_privacy.py" in line for line in ear.heard)
     assert not with_canary(ear.heard)

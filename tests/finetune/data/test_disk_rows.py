@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tuneserve.errors import StepFailed
-from tuneserve.finetune.data.spool import Spool
+from tuneserve.finetune.data.disk_rows import Spool
 
 ROWS: list[dict[str, Any]] = [
     {"text": "half \ud83d and \u2028", "label": 0.1},

@@ -9,8 +9,8 @@ from tuneserve.server.call.errors import InvalidInput, NotAllowed, NotFound, Una
 from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.aliases import Models, Route, to_proto
 from tuneserve.server.models.model import Model
-from tuneserve.server.models.registry import Models, Route, to_proto
 from tuneserve.v1 import checkpoint_pb2, model_pb2
 
 READY, LOADING, FAILED = (
