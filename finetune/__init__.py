@@ -1,7 +1,7 @@
 """Fine-tune: labelled rows and a base model in, a merged and verified bf16 checkpoint out.
 
     config        one YAML file, checked key by key
-    data/         rows: read (formats, annotations), checked (canonical), split (dataset, split), kept on disk (spool),
+    data/         rows: read (formats, annotations), checked (schema), split (dataset, split), kept on disk (disk_rows),
                   augmented (augmentation), tokenized (tokens), packed into sequences (packing); what the model that a
                   run continues from has seen (previous, parents), and the rows a checkpoint keeps (kept_rows)
     model/        base models with a head (base_models), trainable weights (adapters), fewer blocks (layer_drop)

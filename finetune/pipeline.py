@@ -18,7 +18,7 @@ from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import dataset, kept_rows, previous
 from tuneserve.finetune.data.dataset import Data
-from tuneserve.finetune.data.disk_rows import Spool
+from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import encode, lengths
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.report import tables
@@ -136,7 +136,7 @@ def train_model(
         entry.metrics.update(teacher.quality(split.test))
         if target.labels:
             answers = teacher.answers(ready.train, target.labels)
-            encoded = Spool(row | answer for row, answer in zip(encoded, answers, strict=True))
+            encoded = DiskRows(row | answer for row, answer in zip(encoded, answers, strict=True))
             # Frees its memory.
             teacher = None
     validation = encode(tokenizer, target, split.validation)

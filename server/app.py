@@ -45,7 +45,7 @@ from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
-from tuneserve.server.transport.unauthenticated import Strangers
+from tuneserve.server.transport.unauthenticated import UnauthenticatedConnections
 from tuneserve.server.transport.wakeups import Loop
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,9 @@ class App:
             return Services(interceptor.wrap, Intake(self.metrics, self._running, entrance, **who))
 
         authentication = self._authentication = (
-            Authentication(self._tenants, Strangers(self.metrics.hung_up.inc, self.metrics.ignored.set))
+            Authentication(
+                self._tenants, UnauthenticatedConnections(self.metrics.hung_up.inc, self.metrics.ignored.set)
+            )
             if self._tenants
             else None
         )
@@ -148,7 +150,7 @@ class App:
         credentials = tls.credentials(config.tls) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
         if authentication:
-            authentication.strangers.port = host_and_port(self.address)[1]
+            authentication.unauthenticated.port = host_and_port(self.address)[1]
         self.admin_address = self.health_address = ""
         self._servers = [public]
         if config.admin_listen:
@@ -174,7 +176,7 @@ class App:
         await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
         if self._authentication:
-            self._keeping_few = asyncio.create_task(self._authentication.strangers.keep_few())
+            self._keeping_few = asyncio.create_task(self._authentication.unauthenticated.keep_few())
         self._guarding = asyncio.create_task(arrivals.guard(self._arrivals, hardware.available_memory))
         logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data.disk_rows import Spool
+from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.rows import Row
 
 # Words that a dictionary may have: no names, which begin with a capital, and no parts of don't or co-op.
@@ -31,7 +31,7 @@ def augmented(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
         return rows
     chance = random.Random(config.seed)
     copies = ((_copy(row, config, chance), row) for _ in range(config.augment_copies) for row in rows)
-    return Spool(chain(rows, (copy for copy, row in copies if copy != row)))
+    return DiskRows(chain(rows, (copy for copy, row in copies if copy != row)))
 
 
 def _copy(row: Row, config: FinetuneConfig, chance: random.Random) -> Row:

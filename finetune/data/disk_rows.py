@@ -22,11 +22,11 @@ from tuneserve.rows import Row
 Places = NDArray[np.int64]
 
 
-class Spool(Sequence[Row]):
+class DiskRows(Sequence[Row]):
     """Rows in the order in which they were added; each access returns a new, equal object."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        # Closed when the last reference to the spool is gone.
+        # Closed when the last reference to the rows is gone.
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
@@ -62,7 +62,7 @@ class Spool(Sequence[Row]):
 
 
 class View(Sequence[Row]):
-    """Some rows of a spool or a list, in any order; they are read when they are accessed."""
+    """Some rows, on disk or of a list, in any order; they are read when they are accessed."""
 
     def __init__(self, rows: Sequence[Row], places: Places) -> None:
         self._rows = rows

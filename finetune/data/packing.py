@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from tuneserve.errors import UserError
-from tuneserve.finetune.data.disk_rows import Spool
+from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import IGNORED
 from tuneserve.rows import Row
 
@@ -22,13 +22,13 @@ _AT_ONCE = 10_000
 _TOLERANCE = 1e-3
 
 
-def packed(encoded: Sequence[Row], max_length: int) -> Spool:
+def packed(encoded: Sequence[Row], max_length: int) -> DiskRows:
     """Returns `input_ids`, `labels` and `position_ids` of fewer, longer rows, none longer than `max_length`.
 
     Best fit, longest rows first, a thousand rows at a time: each goes into the fullest sequence that has room for it.
     """
     starts = range(0, len(encoded), _AT_ONCE)
-    return Spool(row for start in starts for row in _packed(encoded[start : start + _AT_ONCE], max_length))
+    return DiskRows(row for start in starts for row in _packed(encoded[start : start + _AT_ONCE], max_length))
 
 
 def _packed(encoded: Sequence[Row], max_length: int) -> Iterator[Row]:

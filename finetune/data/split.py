@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tuneserve.finetune.data.disk_rows import Places, Spool
+from tuneserve.finetune.data.disk_rows import DiskRows, Places
 from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
 from tuneserve.seen import Digests
 
@@ -28,7 +28,7 @@ class Table:
     """
 
     def __init__(self) -> None:
-        self.rows = Spool()
+        self.rows = DiskRows()
         self.label_sets: dict[tuple[str, ...], int] = {}  # every set of labels that occurs, and its number
         self._inputs = bytearray()
         self._labels = array("d")  # the number of each row's set of labels; for regression, the label itself

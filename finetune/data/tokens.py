@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tuneserve import entities, examples
-from tuneserve.finetune.data.disk_rows import Spool, View
+from tuneserve.finetune.data.disk_rows import DiskRows, View
 from tuneserve.rows import Row
 
 IGNORED = -100
@@ -29,17 +29,17 @@ class Target:
     temperature: float = 1.0  # logits are divided by it before they become probabilities
 
 
-def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> Spool:
+def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> DiskRows:
     """Returns `input_ids`, `attention_mask`, `labels` and the model's other inputs, one dict a row, not padded.
 
     With `train_on: all-turns` every answer of a conversation has labels, and some conversations give several dicts.
     Metrics are always of the last answer, because a later measurement does not know how the model was trained.
     """
     if target.task == "sequence-classification":
-        return Spool(_sequences(tokenizer, rows, target.labels, target.max_length))
+        return DiskRows(_sequences(tokenizer, rows, target.labels, target.max_length))
     if target.task == "token-classification":
-        return Spool(_entities(tokenizer, rows, target.labels, target.max_length))
-    return Spool(_answers(tokenizer, rows, target.max_length, train_on))
+        return DiskRows(_entities(tokenizer, rows, target.labels, target.max_length))
+    return DiskRows(_answers(tokenizer, rows, target.max_length, train_on))
 
 
 def usable(

@@ -20,7 +20,7 @@ from tuneserve import checkpoint
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data.disk_rows import Spool, View
+from tuneserve.finetune.data.disk_rows import DiskRows, View
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.eval import evaluation
 from tuneserve.finetune.model import base_models
@@ -55,7 +55,7 @@ class Teacher:
                 answered.append(index)
                 yield {"teacher_logits": logits[:, order].numpy()}
 
-        return Spool(noted()).view(np.argsort(answered))
+        return DiskRows(noted()).view(np.argsort(answered))
 
 
 def check(config: FinetuneConfig, target: Target, tokenizer: Any) -> None:

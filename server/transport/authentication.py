@@ -10,7 +10,7 @@ from tuneserve.server.call.context import Call
 from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import Tenants
 from tuneserve.server.transport.peers import address
-from tuneserve.server.transport.unauthenticated import Strangers
+from tuneserve.server.transport.unauthenticated import UnauthenticatedConnections
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -22,7 +22,7 @@ class Authentication:
     """The authentication of one port: its tenants, and the connections that have not shown a key yet."""
 
     tenants: Tenants
-    strangers: Strangers
+    unauthenticated: UnauthenticatedConnections
 
     def identify(self, call: Call, context: Context) -> None:
         """Finds the tenant of a call, and charges the call to that tenant's quota. Raises Unauthenticated."""
@@ -31,7 +31,7 @@ class Authentication:
         call.names = _names(context) if self.tenants.by_certificate else ()
         call.tenant = self.tenants.authenticate(call.metadata, call.names)
         call.caller = call.tenant.name
-        self.strangers.authenticated(peer)
+        self.unauthenticated.authenticated(peer)
         call.charge = partial(self.tenants.charge, call.tenant)
         call.admit = partial(self._admit, call)
 

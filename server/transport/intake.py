@@ -75,5 +75,5 @@ class Intake:
             authentication.identify(call, context)
         except Unauthenticated as error:
             call.refused = error.with_traceback(None)
-            if not authentication.strangers.may_ask(context.peer()):
+            if not authentication.unauthenticated.may_ask(context.peer()):
                 raise Unavailable("too many calls without a key on one connection") from None

@@ -39,7 +39,7 @@ _TRUST_SECONDS = 600.0
 _MOST_IGNORED = 64
 
 
-class Strangers:
+class UnauthenticatedConnections:
     """The connections of one port."""
 
     def __init__(

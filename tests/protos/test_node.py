@@ -101,7 +101,7 @@ def test_no_rpc_is_forgotten():
 @pytest.mark.parametrize("api", [KEY], indirect=True)
 @pytest.mark.parametrize("key", [None, "another-canary-key"])
 async def test_without_the_key_nothing_but_health_answers(api, key):
-    # A connection of strangers has few calls.
+    # A connection without a key has few calls.
     wanted = [call for call in every_rpc("") if call.method.endswith(("/GetModel", "Stream", "Infer", "Check"))]
     for call, outcome in zip(wanted, await api.call(*wanted, key=key), strict=True):
         code = "OK" if call.method.startswith(HEALTH) else "UNAUTHENTICATED"

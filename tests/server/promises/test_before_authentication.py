@@ -1,4 +1,4 @@
-"""What a stranger costs: bounded memory, streams, connections and calls, before anybody's key is looked at."""
+"""What an unauthenticated client costs: bounded memory, streams, connections and calls."""
 
 import asyncio
 import gzip
@@ -258,7 +258,7 @@ async def test_connections_are_few_and_say_what_they_are(start, monkeypatch):
 
 
 async def test_a_rapid_reset_holds_nobody_up(start, raw):
-    """A neighbour's call is behind no more of a stranger's streams than one connection has at a time."""
+    """A neighbour's call is behind no more of an unauthenticated client's streams than one connection has at a time."""
     most = 64
     async with start(max_streams=most) as server:
         model = ModelServiceStub(server.channel)

@@ -86,7 +86,7 @@ async def test_probes_and_a_caller_with_a_wrong_key_are_answered(server):
     for _ in range(CALLS // 2):
         assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=20)).status
         assert await classify(server.channel).code() == grpc.StatusCode.UNAUTHENTICATED
-    # Behind a proxy, strangers' calls come on a connection that has others, too.
+    # Behind a proxy, calls without a key come on a connection that has others, too.
     assert (await classify(server.channel, metadata=KEY)).results
     for _ in range(3 * CALLS):
         assert await classify(server.channel).code() == grpc.StatusCode.UNAUTHENTICATED
@@ -170,7 +170,7 @@ async def test_a_port_that_comes_again_is_another_connection(server, raw, metada
 async def test_who_opens_too_many_connections_is_ignored_for_a_while(server, raw, monkeypatch, until, caplog):
     """Each of them is gone before it can be closed. Others, at another address or with a key, still get in."""
     monkeypatch.setattr(unauthenticated, "_OPENED", (8, 2.0))
-    these = server.app._authentication.strangers
+    these = server.app._authentication.unauthenticated
     for _ in range(20):
         await ask(await raw(server.app.address, own_host="127.0.0.2"))
     await until(lambda: these.ignored)
@@ -190,9 +190,9 @@ async def test_an_address_with_a_key_is_not_ignored(server, raw, monkeypatch):
     keyed = await raw(server.app.address)
     await ask(keyed, *KEY)
     for _ in range(40):
-        stranger = await raw(server.app.address)
-        await ask(stranger)
-        await stranger.close()
+        other = await raw(server.app.address)
+        await ask(other)
+        await other.close()
     await asyncio.sleep(3 * unauthenticated._SOON_SECONDS)
     await ask(await raw(server.app.address))
 

@@ -1,4 +1,4 @@
-"""No strangers, over a real wire: no key, a wrong key, another tenant's model, an administrator's call, a quota spent.
+"""Authentication over a real wire: no key, a wrong key, another tenant's model, an administrator's call, a quota spent.
 
 Whatever is refused is refused for every RPC that the server has, also for one that is added later: the calls are made
 from the services' own descriptions.

@@ -13,7 +13,7 @@ from tuneserve.server.metrics import Metrics
 from tuneserve.server.transport import intake, unauthenticated
 from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
-from tuneserve.server.transport.unauthenticated import Strangers
+from tuneserve.server.transport.unauthenticated import UnauthenticatedConnections
 from tuneserve.server.turns import Entrance, caller
 
 PEER = "ipv4:10.0.0.1:4711"
@@ -37,7 +37,7 @@ def running() -> Running:
 def port(entrance, running, tmp_path) -> Intake:
     """One where callers show keys."""
     (tmp_path / "tenants.yaml").write_text(f"tenants: {{one: {{keys: ['{hashed('key')}']}}}}")
-    authentication = Authentication(Tenants(tmp_path / "tenants.yaml"), Strangers(lambda: None))
+    authentication = Authentication(Tenants(tmp_path / "tenants.yaml"), UnauthenticatedConnections(lambda: None))
     return Intake(Metrics(), running, entrance, authentication=authentication)
 
 

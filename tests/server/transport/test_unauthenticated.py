@@ -10,7 +10,7 @@ from ipaddress import ip_network
 import pytest
 
 from tuneserve.server.transport import peers, unauthenticated
-from tuneserve.server.transport.unauthenticated import Strangers
+from tuneserve.server.transport.unauthenticated import UnauthenticatedConnections
 
 CALLS, ADDRESS = unauthenticated._CONNECTION[0], unauthenticated._ADDRESS[0]
 
@@ -42,8 +42,8 @@ def peer_of(ours: socket.socket) -> str:
     return f"ipv4:{host}:{port}"
 
 
-def at(port: int, closed=lambda: None, clock=None) -> Strangers:
-    found = Strangers(closed, clock=clock or Clock())
+def at(port: int, closed=lambda: None, clock=None) -> UnauthenticatedConnections:
+    found = UnauthenticatedConnections(closed, clock=clock or Clock())
     found.port = port
     return found
 
@@ -52,7 +52,7 @@ def peers_at(host: str, count: int) -> dict[str, peers.File]:
     return {f"ipv4:{host}:{port}": peers.File(port, port) for port in range(1, count + 1)}
 
 
-def count(these: Strangers) -> None:
+def count(these: UnauthenticatedConnections) -> None:
     """As the server does from time to time."""
     to_close, these._to_close = these._to_close, set()
     these._look(peers.connected(these.port), to_close)
