@@ -54,7 +54,7 @@ def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) 
         return split
     conversation = next((row for row in split.train if "messages" in row), None)
     if conversation and not examples.is_special(tokenizer, examples.answer(tokenizer, conversation)[0][-1]):
-        logger.warning("the chat template ends answers with no special token: the model will not learn where to end")
+        logger.warning("the chat template ends answers without a special token: the model will not learn to stop")
     left_out = Counter[str]()
     for name in ("train", "test", "validation"):
         rows = getattr(split, name)

@@ -31,7 +31,7 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
     first, manifest = runs[0], manifests[0]
     if any(one.HasField("temperature") for one in manifests):
         # Each temperature was fitted to its own model, on validation rows that are not kept.
-        logger.warning("the soup has no temperature: those of the runs don't fit it")
+        logger.warning("the averaged model has no temperature: each run's was fitted to that run alone")
         manifest.ClearField("temperature")
     test = held_out_rows(first, manifest) if manifest.test_split.path else []
 
@@ -64,7 +64,7 @@ def soup(runs: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
 
 def _check(runs: Sequence[Path], manifests: Sequence[pb.Checkpoint]) -> None:
     if len(runs) < 2:
-        raise UserError("one run is no soup", "give two checkpoints or more")
+        raise UserError("soup averages two or more checkpoints, and one was given", "give the others, too")
     first = manifests[0]
     for run, manifest in zip(runs, manifests, strict=True):
         if manifest.quantization:

@@ -70,13 +70,14 @@ class Gate:
         what = f"{report.headline} {old:.4f} before, {new:.4f} after, {errors}a drop of {report.drop:.4f}"
         if not report.drop <= self.max_drop:
             return StepFailed(
-                f"{report.recipe.label} loses too much: {what} where {self.max_drop:g} is allowed; nothing was kept",
+                f"{report.recipe.label} loses too much: {what} where {self.max_drop:g} is allowed; no checkpoint is"
+                " written",
                 hint,
             )
         needed = self.rows_needed(report)
         return StepFailed(
             f"{report.recipe.label} may lose too much: {what}, and with 95 % confidence of at most "
-            f"{report.drop_at_most:.4f} where {self.max_drop:g} is allowed; nothing was kept",
+            f"{report.drop_at_most:.4f} where {self.max_drop:g} is allowed; no checkpoint is written",
             f"{report.after.rows:,} rows are too few to tell: measure on "
             + (f"about {needed:,} " if needed else "more ")
             + f"with --data FILE.jsonl, allow {_above(report.drop_at_most):g} with --max-drop, or decide by the drop"

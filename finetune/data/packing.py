@@ -69,4 +69,4 @@ def check(model: Any) -> None:
         apart = False
     model.train(training)
     if not apart:
-        raise UserError(f"packing: in {type(model).__name__} packed rows would see each other", "leave packing out")
+        raise UserError(f"packing: in {type(model).__name__}, packed rows attend to each other", "set packing: false")

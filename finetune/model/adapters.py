@@ -31,7 +31,9 @@ def _freeze_all_but(model: Any, last_layers: int) -> None:
     blocks = {name: block_of(name) for name in names}
     depth = 1 + max((block for block in blocks.values() if block is not None), default=-1)
     if last_layers > depth:
-        raise UserError(f"last_layers is {last_layers}", f"the base model has {depth}")
+        raise UserError(
+            f"last_layers is {last_layers}, but the base model has {depth} blocks", f"allowed: 0 to {depth}"
+        )
     # Modules are listed in the order in which they are applied.
     last = max((index for index, name in enumerate(names) if blocks[name] is not None), default=-1)
     for index, (name, parameter) in enumerate(model.named_parameters()):

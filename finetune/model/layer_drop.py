@@ -20,7 +20,8 @@ def drop_blocks(model: Any, count: int) -> list[int]:
     name, blocks = _blocks(model)
     depth = len(blocks)
     if count >= depth:
-        raise UserError(f"keep_layers is {count}", f"the base model has {depth}: give less, or leave it out")
+        told = f"keep_layers is {count}, and the base model has {depth} blocks"
+        raise UserError(told, "give a smaller number, or leave it out")
     kept = kept_blocks(depth, count)
     model.set_submodule(name, type(blocks)(blocks[index] for index in kept))
     for place, index in enumerate(kept):

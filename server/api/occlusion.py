@@ -84,10 +84,10 @@ class Explanation:
         found = await tokenizer.apart(lambda: list(map(words, masked)))
         for index, one_text in enumerate(found):
             if len(one_text) > most:
-                what = f"has {len(one_text)} words to take out; allowed: {most}"
+                what = f"has {len(one_text)} words; explanations take {most}"
                 raise InvalidInput(f"inputs[{index}].text", what)
         if (total := sum(map(len, found))) > limit:
-            raise InvalidInput("inputs", f"have {total} words to take out; allowed: {limit} in one call")
+            raise InvalidInput("inputs", f"have {total} words; explanations take {limit} in one call")
         return cls(texts, masked, found, convert.UNITS[request.offset_unit])
 
     async def add_weights(

@@ -47,7 +47,7 @@ class Shares:
             return
         if held + size > most:
             self.rejected()
-            told = f"{self.what}, {held} bytes of them on this connection; allowed now: {most}"
+            told = f"{self.what}: {held} bytes for this connection; allowed now: {most}"
             raise Overloaded(told, self.reason, _RETRY_MS)
 
     def add(self, caller: Caller, size: int, own: int = 0) -> None:

@@ -89,6 +89,6 @@ class Loading:
         # Also if the task was cancelled before it began.
         if task.cancelled():
             self._models.remove(model)
-            model.failure = "was told to stop loading"
+            model.failure = "was stopped: loading was cancelled"
             model.show(pb.MODEL_STATE_FAILED)
             logger.info("model %s: its loading was cancelled", model.id)

@@ -254,7 +254,7 @@ class Model:
     def unparsed(self, reason: str) -> None:
         """Records that an answer is returned as plain text, because its parser was slow or failed."""
         current().metrics.unparsed.labels(self.name).inc()
-        logger.warning("model %s: an answer was not taken apart: %s", self.id, reason)
+        logger.warning("model %s: an answer was not parsed, and is returned as text: %s", self.id, reason)
 
     def failed(self, failure: str) -> None:
         """Takes the model out of service: its engine died, hangs or did not start. Callers are told `failure`."""

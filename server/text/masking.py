@@ -77,7 +77,7 @@ async def redacted(redactor: Redactor, request: M, path: str, apart: Callable[..
         await apart(_mask, redactor, piece, known)
     for place in places:
         if place.is_refused and known[place.text].found:
-            raise InvalidInput(place.path, "holds personal data, which this model masks in texts; leave it out")
+            raise InvalidInput(place.path, "contains personal data, which this model masks in texts; leave it out")
     found = [place for place in places if known[place.text].found]
     # The contents of an object first, then its keys.
     await apart(_replace, reversed(found), known)

@@ -61,7 +61,7 @@ def _check_size(kind: str, text: str) -> None:
     if (size := len(text.encode())) > _MAX_SIZE:
         _refuse(kind, f"has {size} bytes; allowed: {_MAX_SIZE}")
     if "\0" in text:
-        _refuse(kind, "holds a NUL character")
+        _refuse(kind, "contains a NUL character")
 
 
 def _check_schema(text: str) -> None:

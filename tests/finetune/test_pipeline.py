@@ -247,7 +247,7 @@ def test_a_chat_template_without_an_end(
         (tmp_path / "run.yaml").write_text(json.dumps(given | {"chat_template": template}))
         caplog.clear()
         validate(tmp_path / "run.yaml")
-        assert ("will not learn where to end" in caplog.text) == (not end)
+        assert ("will not learn to stop" in caplog.text) == (not end)
 
 
 @pytest.mark.parametrize(("long_prompts", "left_out"), [("cut", 0), ("drop", 8)])

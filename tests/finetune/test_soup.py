@@ -55,7 +55,7 @@ def test_the_mean_of_two_runs(runs: list[Path], tmp_path: Path, capsys: pytest.C
 
 
 def test_what_can_not_be_averaged(runs: list[Path], trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one run is no soup"):
+    with pytest.raises(UserError, match="two or more checkpoints, and one was given"):
         soup(runs[:1], tmp_path / "soup")
     with pytest.raises(UserError, match="other held-out rows"):
         soup([runs[0], trained], tmp_path / "soup")

@@ -139,7 +139,7 @@ class Asking:
             except errors.CallError as error:
                 if attempt == _ATTEMPTS or not isinstance(error, errors.Unavailable | errors.Overloaded):
                     told = f"the server answered {error.code.name}: {error}"
-                    raise StepFailed(told, "go on with --resume; what was answered so far is kept") from error
+                    raise StepFailed(told, "continue with --resume: the answers so far are kept") from error
             await asyncio.sleep(_PAUSE_SECONDS)
         raise AssertionError
 

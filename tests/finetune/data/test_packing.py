@@ -85,7 +85,7 @@ def test_the_loss_is_that_of_the_rows_alone(kind: str) -> None:
 
 
 def test_a_model_whose_rows_would_see_each_other() -> None:
-    with pytest.raises(UserError, match="in MambaForCausalLM packed rows would see each other"):
+    with pytest.raises(UserError, match="in MambaForCausalLM, packed rows attend to each other"):
         packing.check(small("mamba"))
 
 

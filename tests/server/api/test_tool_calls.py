@@ -289,7 +289,7 @@ async def test_a_parser_that_fails_fails_no_call(server, stub, writes, monkeypat
     for completion in (*(await stub.Generate(asked())).completions, *await streamed(stub, asked())):
         assert shown(completion) == ("", ANSWER, [], pb.FINISH_REASON_STOP)
     assert unparsed(server.app.metrics.registry) == counted + 2
-    assert "an answer was not taken apart: ValueError" in caplog.text
+    assert "an answer was not parsed, and is returned as text: ValueError" in caplog.text
     assert "Lisbon" not in caplog.text
 
 

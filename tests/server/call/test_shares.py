@@ -24,7 +24,7 @@ def shares(rejected) -> Shares:
 def test_one_caller_has_its_share(shares, rejected):
     shares.add(ONE, 3 * MIB)
     shares.add(ONE, MIB)
-    with pytest.raises(Overloaded, match=r"answers wait to be read, 4194304 bytes .* allowed now: 4194304") as caught:
+    with pytest.raises(Overloaded, match=r"answers wait to be read: 4194304 bytes .* allowed now: 4194304") as caught:
         shares.add(ONE, 1)
     assert (caught.value.reason, caught.value.retry_ms) == ("UNREAD", 1000)
     assert len(rejected) == 1

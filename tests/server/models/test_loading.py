@@ -138,7 +138,7 @@ async def test_a_load_is_cancelled(admin, server, made, until, refused, waits):
     await cancel(admin, gone)
     assert gone.id not in await listed(admin)
     last = [update async for update in watching][-1].model
-    assert (last.state, last.failure) == (FAILED, "its engine was told to stop loading")
+    assert (last.state, last.failure) == (FAILED, "its engine was stopped: loading was cancelled")
     await refused(cancel(admin, gone), grpc.StatusCode.NOT_FOUND)
     if not waits:
         assert made[1].closed

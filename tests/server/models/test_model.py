@@ -244,4 +244,4 @@ async def test_a_model_that_masks_nothing_reads_what_it_was_sent(model, call):
 async def test_an_answer_that_is_not_taken_apart_is_counted_and_said(model, call, caplog):
     model.unparsed("it took too long")
     assert call.metrics.registry.get_sample_value("tuneserve_answers_unparsed_total", {"model": "m"}) == 1
-    assert caplog.messages == [f"model {model.id}: an answer was not taken apart: it took too long"]
+    assert caplog.messages == [f"model {model.id}: an answer was not parsed, and is returned as text: it took too long"]

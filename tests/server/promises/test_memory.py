@@ -113,7 +113,7 @@ async def test_many_large_requests_are_refused_beyond_a_sum(server, large, until
     calls = [first.Classify(large) for _ in range(8)]
     assert await codes(calls) == {"OK": 5, "RESOURCE_EXHAUSTED": 3}
     [refused, *_] = [call for call in calls if await call.code() != grpc.StatusCode.OK]
-    told = r"large requests run, 50\d{4} bytes of them on this connection; allowed now: 524288 \(request .*\)"
+    told = r"large requests run: 50\d{4} bytes for this connection; allowed now: 524288 \(request .*\)"
     assert re.fullmatch(told, await refused.details())
     assert dict(await refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
     assert held(server) == 0

@@ -35,7 +35,7 @@ class Capitals:
 
 
 class Reader:
-    """Reads pieces, and remembers why some were not taken apart."""
+    """Reads pieces, and remembers why some were not parsed."""
 
     def __init__(self) -> None:
         self.unparsed: list[str] = []

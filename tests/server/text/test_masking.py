@@ -118,7 +118,7 @@ async def test_what_must_or_must_not_be_written_is_refused(server, refused, samp
     params = json_format.ParseDict(sampling, pb.SamplingParams())
     request = pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="a"), sampling=params)
     error = await refused(GenerationServiceStub(server.channel).Generate(request), grpc.StatusCode.INVALID_ARGUMENT)
-    assert error.details().startswith(f"sampling.{field}: holds personal data")
+    assert error.details().startswith(f"sampling.{field}: contains personal data")
     assert MAIL not in error.details()
 
 
@@ -131,7 +131,7 @@ async def test_labels_are_refused_and_examples_masked(server, refused):
         instruction=f"Ask {MAIL}.",
     )
     error = await refused(stub.Classify(request), grpc.StatusCode.INVALID_ARGUMENT)
-    assert error.details().startswith("labels[1]: holds personal data")
+    assert error.details().startswith("labels[1]: contains personal data")
     request.labels[1] = "bad"
     request.examples.add(text=MAIL, label="bad")
     seen = await masking.redacted(Redactor(["email"]), request, "", asyncio.to_thread)

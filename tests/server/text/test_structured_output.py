@@ -75,7 +75,7 @@ def test_good_ones(fields, expected):
         ({"regex": "a(CANARY"}, "regex", "is not a regular expression; see character 2"),
         ({"regex": "(" * 5000 + "CANARY" + ")" * 5000}, "regex", "is nested too deep"),
         ({"regex": "a{99999999999}"}, "regex", "repeats too often"),
-        ({"regex": "CANARY\0"}, "regex", "holds a NUL character"),
+        ({"regex": "CANARY\0"}, "regex", "contains a NUL character"),
         ({"grammar": " \n"}, "grammar", "is empty"),
         ({"grammar": "CANARY" * 9000}, "grammar", "has 54000 bytes; allowed: 32768"),
         ({"choice": pb.Choice()}, "choice.options", "has 0 entries"),
