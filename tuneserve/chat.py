@@ -42,7 +42,7 @@ def ordered(value: Any) -> Any:
 def token_ids(
     tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *, add_generation_prompt: bool
 ) -> list[int]:
-    """Returns the token ids of some messages of a canonical row, rendered with its tools by the checkpoint's template.
+    """Returns the token ids of some messages of a row, rendered with its tools by the checkpoint's template.
 
     Raises UserError if the template refuses them.
     """

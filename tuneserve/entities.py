@@ -19,14 +19,14 @@ def types(labels: Iterable[str]) -> list[str]:
 
 
 def spans_of(row: dict[str, Any]) -> list[Span]:
-    """Returns the entities of a canonical row."""
+    """Returns the entities of a row."""
     return [(one["label"], one["start"], one["end"]) for one in row["entities"]]
 
 
 def from_words(
     words: Sequence[str], tags: Sequence[str], join: Callable[[Sequence[str]], spacing.Joined] = spacing.joined
 ) -> dict[str, Any]:
-    """Returns the canonical row of words and their tags, with the words joined by the spaces of prose."""
+    """Returns the row of words and their tags, with the words joined by the spaces of prose."""
     text, places = join(words)
     found = [
         {"start": places[first][0], "end": places[last - 1][1], "label": kind} for kind, first, last in groups(tags)

@@ -1,4 +1,4 @@
-"""Labelled rows in their canonical form, as JSON Lines: the form in which a checkpoint keeps its held-out rows.
+"""Labelled rows in the schema of their task, as JSON Lines: so a checkpoint keeps its held-out rows.
 
     sequence-classification  {"text": str, "text_pair": str (optional), "label": str}
                              {"text": str, "labels": [str, ...]}             multi-label
@@ -9,7 +9,7 @@
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"prompt": str, "completion": str}
 
-finetune reads users' own files, in all formats; this module only writes and reads the canonical form.
+finetune reads users' own files, in all formats; this module only writes and reads this schema.
 """
 
 import hashlib

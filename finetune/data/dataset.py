@@ -92,7 +92,7 @@ def load(config: FinetuneConfig) -> Data:
     problems, table = _Problems(), Table()
 
     def read(source: str | None) -> Places:
-        return table.add(row for _, row in _canonical(config, source, problems)) if source else np.arange(0)
+        return table.add(row for _, row in _checked(config, source, problems)) if source else np.arange(0)
 
     train = read(config.train)
     names = set(chain.from_iterable(table.label_sets))
@@ -113,7 +113,7 @@ def load(config: FinetuneConfig) -> Data:
     return _split(config, table, train, test, replay, sampled, labels, old, before)
 
 
-def _canonical(config: FinetuneConfig, source: str, problems: _Problems) -> Iterator[tuple[str, Row]]:
+def _checked(config: FinetuneConfig, source: str, problems: _Problems) -> Iterator[tuple[str, Row]]:
     """Yields (where, row) for the good rows and adds the bad ones to `problems`."""
     columns = dict(config.columns or {})
     seen = 0
@@ -182,7 +182,7 @@ def _check_labels(config: FinetuneConfig, table: Table, names: Sequence[str], pr
         return
     # Their places in the files were not stored, so the files are read once more.
     for source in filter(None, (config.train, config.test, config.replay)):
-        for where, row in _canonical(config, source, _Problems()):
+        for where, row in _checked(config, source, _Problems()):
             if unknown := [label for label in counted_labels(row) if label not in names]:
                 problems.add(f"{where}: label {unknown[0]!r} is not one of {', '.join(sorted(names))}")
 

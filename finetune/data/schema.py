@@ -1,4 +1,4 @@
-"""Checks a raw row of any supported format, and converts it into the canonical form (tuneserve.rows).
+"""Checks a raw row of any supported format, and converts it into the schema of its task (tuneserve.rows).
 
 Nothing here needs torch or a tokenizer.
 """
@@ -18,12 +18,12 @@ class BadRow(Exception):
 
 
 def row(raw: Row, config: FinetuneConfig) -> Row:
-    """Returns the canonical row of the config's task. Raises BadRow."""
-    return _CANONICAL[config.task](_chosen(raw, config), config)
+    """Returns the row in the schema of the config's task. Raises BadRow."""
+    return _BY_TASK[config.task](_chosen(raw, config), config)
 
 
-# The forms of a row, by task. A row that has several of them is read in the form that `columns` names.
-_FORMS: dict[str, list[tuple[set[str], ...]]] = {
+# The formats of a row, by task. A row that fits several of them is read in the format that `columns` names.
+_FORMATS: dict[str, list[tuple[set[str], ...]]] = {
     "sequence-classification": [],
     "token-classification": [
         ({"tokens", "tags"}, {"text", "label", "labels"}),
@@ -37,9 +37,9 @@ def _chosen(raw: Row, config: FinetuneConfig) -> Row:
     named = set(config.columns or ())
     others: set[str] = set()
     # The columns of a template may have any name.
-    for forms in _FORMS[config.task] if not config.prompt_template else ():
-        if any(named & form for form in forms):
-            others.update(*(form for form in forms if not named & form))
+    for formats in _FORMATS[config.task] if not config.prompt_template else ():
+        if any(named & one for one in formats):
+            others.update(*(one for one in formats if not named & one))
     return {key: value for key, value in raw.items() if key not in others}
 
 
@@ -230,7 +230,7 @@ def _chat(raw: Row, value: Any) -> Row:
     return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
-_CANONICAL: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
+_BY_TASK: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
     "sequence-classification": _sequence_row,
     "token-classification": _token_row,
     "generation": _generation_row,

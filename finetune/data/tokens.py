@@ -1,4 +1,4 @@
-"""Canonical rows as token ids, the same for training, evaluation and merge checks.
+"""Checked rows as token ids, the same for training, evaluation and merge checks.
 
 IGNORED marks positions that no loss and no metric counts.
 """

@@ -34,7 +34,7 @@ class Answers:
 
 
 def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
-    """Returns the model's answers to canonical rows, with the metrics of the target's task."""
+    """Returns the model's answers to rows, with the metrics of the target's task."""
     encoded = encode(tokenizer, target, rows)
     if target.task == "generation":
         return _generation(model, tokenizer, encoded, bf16)

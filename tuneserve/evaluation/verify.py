@@ -67,8 +67,8 @@ class Verdict:
 def verify(directory: Path, rows: Sequence[Row] | None = None) -> Verdict:
     """Serves a checkpoint and compares its answers with those of transformers; prints the result.
 
-    `rows`: canonical rows, by default the first held-out ones, or a few sentences if there are none. Raises StepFailed
-    if the two differ by more than rounding.
+    `rows`: by default the first held-out ones, or a few sentences if there are none. Raises StepFailed if the two
+    differ by more than rounding.
     """
     manifest = checkpoint.load(directory)
     if rows is None:
