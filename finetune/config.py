@@ -196,8 +196,9 @@ class FinetuneConfig(Settings):
     max_length: int = Field(
         default=512, ge=8, description="tokens; longer rows are truncated (generation: the prompt, at its beginning)"
     )
-    long_prompts: Literal["cut", "drop"] = Field(
-        default="cut", description="generation: drop leaves out rows whose prompt would have to be truncated"
+    long_prompts: Literal["truncate", "drop"] = Field(
+        default="truncate",
+        description="generation: drop leaves out rows whose prompt would have to be truncated",
     )
     train_on: Literal["all-turns", "last-turn"] = Field(
         default="all-turns",

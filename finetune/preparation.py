@@ -62,7 +62,7 @@ def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) 
         left_out += reasons
         if len(rows) and not len(kept):
             what = ", ".join(f"{count} have {reason}" for reason, count in reasons.items())
-            raise UserError(f"no {name} row can be used: {what}", "a larger max_length, or long_prompts: cut")
+            raise UserError(f"no {name} row can be used: {what}", "a larger max_length, or long_prompts: truncate")
         split = replace(split, **{name: kept})  # type: ignore[arg-type]
     return replace(split, left_out=left_out)
 

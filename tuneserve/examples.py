@@ -22,7 +22,7 @@ class Example:
     ids: list[int]
     counted: list[bool]  # for each id, whether the model should generate it
     start: int  # the position where the last answer begins
-    is_cut: bool = False  # whether the prompt was truncated
+    is_truncated: bool = False  # whether the prompt was truncated
 
 
 def example(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> Example:
@@ -118,7 +118,7 @@ def _fitted(tokenizer: Any, row: Mapping[str, Any], whole: Example, max_length: 
     while place < room and counted[place]:
         counted[place] = False
         place += 1
-    return Example(ids[:max_length], counted[:max_length], room, is_cut=True)
+    return Example(ids[:max_length], counted[:max_length], room, is_truncated=True)
 
 
 def _head(tokenizer: Any, row: Mapping[str, Any], ids: Sequence[int]) -> int:

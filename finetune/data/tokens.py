@@ -51,7 +51,7 @@ def usable(
         found = examples.example(tokenizer, row, target.max_length)
         if not any(found.counted):
             left_out["answer without tokens"] += 1
-        elif found.is_cut and long_prompts == "drop":
+        elif found.is_truncated and long_prompts == "drop":
             left_out["prompt too long"] += 1
         else:
             kept.append(place)

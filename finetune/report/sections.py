@@ -198,7 +198,7 @@ def _surprises(run: Finished) -> Section:
 
 
 def _samples(run: Finished) -> Iterator[Section]:
-    rows = [tuple(map(_cut, (one["prompt"], one["expected"], one["answer"]))) for one in run.samples]
+    rows = [tuple(map(_shortened, (one["prompt"], one["expected"], one["answer"]))) for one in run.samples]
     if rows:
         note = "The model's greedy answers to the first held-out prompts."
         yield Section("Sample answers", note, (), ("prompt", "right answer", "answered"), rows)
@@ -206,7 +206,7 @@ def _samples(run: Finished) -> Iterator[Section]:
 
 def _data(run: Finished) -> Section:
     split, lengths, longest = run.split, run.lengths, run.settings["max_length"]
-    cut = sum(length >= longest for length in lengths)
+    truncated = sum(length >= longest for length in lengths)
     shown = [plots.histogram(lengths, "tokens", longest)]
     shares = {"training": split.label_distribution(), "held out": split.label_distribution(split.test)}
     if run.config.problem_type == "regression":
@@ -216,7 +216,7 @@ def _data(run: Finished) -> Section:
         shown.append(plots.bars({name: {label: of[label] for label in most} for name, of in shares.items()}))
     note = (
         f"{len(split.train):,} rows to train on, {len(split.test):,} held out. "
-        f"{cut:,} of the {len(lengths):,} training rows have max_length tokens, or were truncated to that."
+        f"{truncated:,} of the {len(lengths):,} training rows have max_length tokens, or were truncated to that."
     )
     return Section("Data", note, shown)
 
@@ -253,7 +253,7 @@ def _gold(row: Row) -> Any:
 
 
 def _text(row: Row) -> str:
-    return _cut("\n".join(row[key] for key in ("text", "text_pair") if key in row))
+    return _shortened("\n".join(row[key] for key in ("text", "text_pair") if key in row))
 
 
 def _both(row: Row, predicted: Any) -> tuple[str, str]:
@@ -273,10 +273,10 @@ def _entities(text: str, spans: Iterable[Span]) -> str:
 def _exchange(row: Row) -> tuple[str, str]:
     """Returns the last prompt of a row for generation, and its answer."""
     if "prompt" in row:
-        return _cut(row["prompt"]), _cut(row["completion"])
+        return _shortened(row["prompt"]), _shortened(row["completion"])
     question, answer = row["messages"][-2:]
-    return _cut(question["content"]), _cut(answer["content"] or dumps(answer))
+    return _shortened(question["content"]), _shortened(answer["content"] or dumps(answer))
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"

@@ -39,7 +39,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     longest = target.max_length
     lengths = np.sort(np.fromiter((_length(tokenizer, row) for row in chain(split.train, split.test)), int))
     shares = split.label_distribution()
-    cut = int((lengths > longest).sum())
+    truncated = int((lengths > longest).sum())
     console.print(f"{path}: good. {config.task}, {config.method}, base model {config.public()['base_model']}")
     console.print(
         f"{len(split.train)} rows to train on, {len(split.test)} held out, "
@@ -64,7 +64,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         if max(shares.values()) > _IMBALANCE * min(shares.values()):
             console.print("some labels are rare: `class_weights: balanced` gives all the same weight")
     console.print(_histogram(lengths, longest))
-    console.print(f"{cut} of {len(lengths)} rows are longer than max_length ({longest}) and are truncated")
+    console.print(f"{truncated} of {len(lengths)} rows are longer than max_length ({longest}) and are truncated")
     inexact = 0
     if config.task == "token-classification":
         inexact = sum(lost_entities(tokenizer, row) for row in chain(split.train, split.test))
@@ -83,7 +83,7 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
             "median": int(lengths[len(lengths) // 2]),
             "p95": int(lengths[int(len(lengths) * 0.95)]),
             "longest": int(lengths[-1]),
-            "cut": cut / len(lengths),
+            "truncated": truncated / len(lengths),
         },
         "inexact": inexact,
     }

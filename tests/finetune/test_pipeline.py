@@ -250,11 +250,11 @@ def test_a_chat_template_without_an_end(
         assert ("will not learn to stop" in caplog.text) == (not end)
 
 
-@pytest.mark.parametrize(("long_prompts", "left_out"), [("cut", 0), ("drop", 8)])
+@pytest.mark.parametrize(("long_prompts", "left_out"), [("truncate", 0), ("drop", 8)])
 def test_rows_too_long_for_their_answers(
     run: Run, tmp_path: Path, chat: Path, capsys: pytest.CaptureFixture[str], long_prompts: str, left_out: int
 ) -> None:
-    """Cut at the end, these would have no answer left: a loss over nothing, which is no number."""
+    """Truncated at the end, these would have no answer left: a loss over nothing, which is no number."""
     long = [{"prompt": f"{number} " + "so " * 60, "completion": "yes"} for number in range(8)]
     rows.write(tmp_path / "d.jsonl", long + [{"prompt": f"say {number}", "completion": "yes"} for number in range(8)])
     given = {"task": "generation", "base_model": str(chat), "train": "d.jsonl", "batch_size": 1, "test_size": 0.25}
@@ -307,7 +307,7 @@ def test_validate_reports_without_training(
     found = validate(tmp_path / "run.yaml")
     assert found["train"] + found["test"] + found["duplicates"] == 60
     assert sum(found["labels"].values()) == pytest.approx(1)
-    assert 0 < found["lengths"]["cut"] < 1
+    assert 0 < found["lengths"]["truncated"] < 1
     printed = capsys.readouterr().out
     assert "rows are longer than max_length (8)" in printed
     assert "negative" in printed

@@ -181,7 +181,7 @@ def test_a_long_prompt_loses_its_beginning_behind_the_systems_turn(tokenizer: An
     found = examples.example(tokenizer, CHATS[2], 60)
     text = tokenizer.decode(found.ids)
     assert len(found.ids) == 60
-    assert found.is_cut
+    assert found.is_truncated
     assert text.startswith("<s><|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n")
     assert text.endswith("was the film good <|im_end|>\n<|im_start|>assistant\ngood<|im_end|>")
     # Where a system's turn would leave no room for a question it goes, too.
@@ -198,7 +198,7 @@ def test_half_of_the_length_is_left_to_an_answer(tokenizer: Any) -> None:
     found = examples.example(tokenizer, {"prompt": "the film was " * 40, "completion": " good" * 40}, 32)
     assert (len(found.ids), found.start, sum(found.counted)) == (32, 16, 16)
     found = examples.example(tokenizer, ROWS[3], 32)
-    assert not found.is_cut
+    assert not found.is_truncated
     assert sum(found.counted) == 32 - len(tokenizer(ROWS[3]["prompt"])["input_ids"])
 
 
@@ -229,7 +229,7 @@ def test_all_turns_count_and_nothing_between_them(tokenizer: Any) -> None:
     assert learned(tokenizer, called) == [["call<|im_end|>", "fine<|im_end|>"]]
 
 
-def test_an_earlier_answer_that_is_cut_into_does_not_count(tokenizer: Any) -> None:
+def test_an_earlier_answer_that_is_truncated_into_does_not_count(tokenizer: Any) -> None:
     row = chat("how was it", "the film was good " * 9, "and the movie", "bad")
     assert learned(tokenizer, row) == [["the film was good " * 9 + "<|im_end|>", "bad<|im_end|>"]]
     assert learned(tokenizer, row, 60) == [["bad<|im_end|>"]]

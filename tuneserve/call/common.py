@@ -140,4 +140,4 @@ def truncation(truncate: bool) -> str:
 
 def shown(text: str, truncated: bool) -> str:
     """A text in the form that a table shows."""
-    return f"{text} (cut)" if truncated else text
+    return f"{text} (truncated)" if truncated else text

@@ -45,7 +45,7 @@ def test_rows_that_nothing_can_be_learned_of(chat_tokenizer: Any) -> None:
     long = {"prompt": "so " * 20, "completion": "yes"}
     target = Target("generation", (), "single-label", 32)
     rows = [{"prompt": "so", "completion": "yes"}, long, {"prompt": "so", "completion": "yes " * 20}]
-    kept, left_out = tokens.usable(chat_tokenizer, target, rows, "cut")
+    kept, left_out = tokens.usable(chat_tokenizer, target, rows, "truncate")
     assert kept == rows
     assert not left_out
     # No loss of it is a mean over nothing, which is no number.
@@ -56,7 +56,7 @@ def test_rows_that_nothing_can_be_learned_of(chat_tokenizer: Any) -> None:
     silent = "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}"
     chat_tokenizer = copy.copy(chat_tokenizer)
     chat_tokenizer.chat_template = silent
-    kept, left_out = tokens.usable(chat_tokenizer, target, [CHAT, rows[0]], "cut")
+    kept, left_out = tokens.usable(chat_tokenizer, target, [CHAT, rows[0]], "truncate")
     assert list(kept) == [rows[0]]
     assert left_out == {"answer without tokens": 1}
 

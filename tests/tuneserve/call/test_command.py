@@ -282,7 +282,7 @@ def test_classify(server: Server, target: str) -> None:
 
 def test_classify_options(server: Server, target: str) -> None:
     result = call(target, "classify", "--model", "nli", "A", "--pair", "B", "--top-k", "1", "--truncate")
-    assert cells(result) == [["A", "(cut)", "pos", "0.7500"]]
+    assert cells(result) == [["A", "(truncated)", "pos", "0.7500"]]
     assert server.request.inputs[0].text_pair == "B"
     assert server.request.top_k == 1
 
