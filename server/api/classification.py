@@ -64,7 +64,7 @@ class ClassificationService(ClassificationServiceServicer):
             check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
             problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
             shown = convert.shown(request, model.labels, problem, temperature)
-        cutting = convert.cutting(request, model.engine.max_length)
+        long_texts = convert.long_texts(request, model.engine.max_length)
         with admitted(model, request.priority) as place:
             current().hold(len(texts) * shown.width(_SCORE_BYTES))
             seen = await model.redacted(request)
@@ -72,10 +72,10 @@ class ClassificationService(ClassificationServiceServicer):
                 texts = convert.pairs(seen.request, model.config.max_inputs)
             note(texts)
             explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
-            scorer: ZeroShot | Classifier = Classifier(model, place, cutting)
+            scorer: ZeroShot | Classifier = Classifier(model, place, long_texts)
             if question:
                 question = Question.of(seen.request, model.config.max_inputs)
-                scorer = await ZeroShot.of(model, place, question, cutting.truncate)
+                scorer = await ZeroShot.of(model, place, question, long_texts.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = await _scores(results, shown)
             response = pb.ClassifyResponse(model_version=model.id)
@@ -92,14 +92,14 @@ class ClassificationService(ClassificationServiceServicer):
         """See classification.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_TOKEN_CLASSIFICATION)
         texts = convert.texts(request, model.config.max_inputs)
-        cutting = convert.cutting(request, model.engine.max_length)
+        long_texts = convert.long_texts(request, model.engine.max_length)
         usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
             note(seen.request.texts)
-            tokens, cuts = await _cut(model, cutting, list(seen.request.texts), "texts[{}]")
-            rows = iter(await pooled(place, [one.encoded for cut in cuts for one in cut], "token_classify", usage))
+            tokens, split = await _windows(model, long_texts, list(seen.request.texts), "texts[{}]")
+            rows = iter(await pooled(place, [one.encoded for part in split for one in part], "token_classify", usage))
         current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
         response = pb.ClassifyTokensResponse(usage=usage, model_version=model.id)
@@ -107,8 +107,8 @@ class ClassificationService(ClassificationServiceServicer):
         labels, sure, noted = list[str](), list[float](), list[str]()
 
         def decode(piece: Sequence[tuple[str, Masked, Tokens, Sequence[windows.Window]]]) -> None:
-            for text, mask, one, cut in piece:
-                logits = windows.stitch(one, cut, [next(rows) for _ in cut])
+            for text, mask, one, its_windows in piece:
+                logits = windows.stitch(one, its_windows, [next(rows) for _ in its_windows])
                 scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
                 places = [mask.original(*place) for place in one.offsets]
                 new = spans.find(text, scores, places, one.words, model.labels, how)
@@ -119,7 +119,7 @@ class ClassificationService(ClassificationServiceServicer):
                     noted.extend(f"{span.label} {span.start}-{span.end}" for span in new)
 
         current().hold(_SPAN_BYTES * sum(one.length for one in tokens))
-        for piece in pieces(list(zip(texts, masked, tokens, cuts, strict=True)), lambda one: one[2].length, _PIECE):
+        for piece in pieces(list(zip(texts, masked, tokens, split, strict=True)), lambda one: one[2].length, _PIECE):
             if len(piece) == len(texts) and sum(one.length for one in tokens) < _SHORT:
                 decode(piece)
             else:
@@ -180,11 +180,11 @@ class ClassificationService(ClassificationServiceServicer):
 class Classifier:
     """One call to a sequence classifier."""
 
-    def __init__(self, model: Model, place: Place, cutting: convert.Cutting) -> None:
+    def __init__(self, model: Model, place: Place, long_texts: convert.LongTexts) -> None:
         self.usage = common_pb2.Usage()
         self._model = model
         self._place = place
-        self._cutting = cutting
+        self._long_texts = long_texts
 
     async def score(
         self, texts: Sequence[str | tuple[str, str]], field: str, truncate: bool = False
@@ -192,15 +192,15 @@ class Classifier:
         """Returns the raw outputs for each text. Long texts are handled as the call says; with `truncate` they are
         truncated.
         """
-        cutting = convert.Cutting(truncate=True) if truncate else self._cutting
-        tokens, cuts = await _cut(self._model, cutting, texts, field)
-        pieces = [piece.encoded for cut in cuts for piece in cut]
+        long_texts = convert.LongTexts(truncate=True) if truncate else self._long_texts
+        tokens, split = await _windows(self._model, long_texts, texts, field)
+        pieces = [one.encoded for part in split for one in part]
         rows = iter(await pooled(self._place, pieces, "classify", self.usage))
         return [
             convert.Result(
-                windows.pool([next(rows) for _ in cut], cutting.pooling), one.length, one.truncated, len(cut)
+                windows.pool([next(rows) for _ in part], long_texts.pooling), one.length, one.truncated, len(part)
             )
-            for one, cut in zip(tokens, cuts, strict=True)
+            for one, part in zip(tokens, split, strict=True)
         ]
 
 
@@ -226,25 +226,25 @@ def _few(shown: convert.Shown) -> int:
     return max(1, _SCORES // len(shown.labels))
 
 
-async def _cut(
-    model: Model, cutting: convert.Cutting, texts: Sequence[str | tuple[str, str]], field: str
+async def _windows(
+    model: Model, long_texts: convert.LongTexts, texts: Sequence[str | tuple[str, str]], field: str
 ) -> tuple[list[Tokens], list[list[windows.Window]]]:
     """Returns the tokens and the windows of each text: one window for the whole text, unless windows were asked for."""
     limit = model.engine.max_length
-    if cutting.overlap is None:
-        whole = await encoded(model, texts, field, truncate=cutting.truncate)
+    if long_texts.overlap is None:
+        whole = await encoded(model, texts, field, truncate=long_texts.truncate)
         return whole, [[windows.Window(one.encoded, 0, one.length)] for one in whole]
     tokens: list[Tokens] = []
     most, total = model.config.max_inputs, 0
     # In pieces, and of each text only as much as the allowed windows could cover.
     for piece in pieces(texts, len, _WINDOWED):
-        some = await model.encode(piece, most=most * (limit - cutting.overlap) + cutting.overlap)
-        total += sum(windows.count(one, limit, cutting.overlap) for one in some)
+        some = await model.encode(piece, most=most * (limit - long_texts.overlap) + long_texts.overlap)
+        total += sum(windows.count(one, limit, long_texts.overlap) for one in some)
         if total > most:
             raise InvalidInput(field.partition("[")[0], f"make {total} windows or more; allowed: {most} in one call")
         tokens += some
     check_tokens(field, tokens, None, model.engine.vocab_size)
-    return tokens, [windows.cut(one, limit, cutting.overlap) for one in tokens]
+    return tokens, [windows.split(one, limit, long_texts.overlap) for one in tokens]
 
 
 async def _count(model: Model, texts: int, predictions: Iterable[tuple[str, float]]) -> None:

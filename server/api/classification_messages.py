@@ -41,8 +41,8 @@ _NO_WINDOWS = "is TRUNCATION_WINDOWS, which is not for this call; use TRUNCATION
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """What to do with a text that is too long: reject it, truncate its end, or split it into windows."""
+class LongTexts:
+    """What to do with texts that are too long: reject them, truncate their end, or split them into windows."""
 
     truncate: bool = False
     overlap: int | None = None  # tokens that windows share; None for no windows
@@ -104,13 +104,13 @@ def plain_texts(field: str, given: Sequence[str], max_inputs: int) -> list[str]:
     return list(given)
 
 
-def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int) -> Cutting:
+def long_texts(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int) -> LongTexts:
     """Returns what to do with texts over `max_length` tokens."""
     truncate = truncation(request.truncation)
     if request.truncation != common_pb2.TRUNCATION_WINDOWS:
         if request.HasField("windows"):
             raise InvalidInput("windows", "is set; only TRUNCATION_WINDOWS makes windows")
-        return Cutting(truncate)
+        return LongTexts(truncate)
     if isinstance(request, pb.ClassifyRequest):
         for index, one in enumerate(request.inputs):
             if one.HasField("text_pair"):
@@ -119,7 +119,7 @@ def cutting(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: 
     overlap = request.windows.overlap if request.windows.HasField("overlap") else max_length // 4
     if not 0 <= overlap <= max_length // 2:
         raise InvalidInput("windows.overlap", f"is {overlap}; allowed: 0 to {max_length // 2}, half of the length")
-    return Cutting(overlap=overlap, pooling=POOLINGS[request.windows.pooling])
+    return LongTexts(overlap=overlap, pooling=POOLINGS[request.windows.pooling])
 
 
 def truncation(value: common_pb2.Truncation, windows: bool = True) -> bool:

@@ -44,7 +44,7 @@ class Word:
 
     start: int
     end: int
-    cut: tuple[int, int]
+    removed: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def words(masked: Masked) -> list[Word]:
 
 def without(text: str, word: Word) -> str:
     """Returns the model's text without a word."""
-    before, after = text[: word.cut[0]], text[word.cut[1] :]
+    before, after = text[: word.removed[0]], text[word.removed[1] :]
     # Of the spaces on both sides, keep only one.
     if after[:1].isspace() and (not before or before[-1].isspace()):
         after = after[1:]

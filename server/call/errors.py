@@ -64,7 +64,7 @@ class InvalidInput(CallError):
         longest = _LONGEST // len(shown)
         violations = [
             error_details_pb2.BadRequest.FieldViolation(
-                field=_cut(field, min(_LONGEST_NAME, longest)), description=_cut(description, longest)
+                field=_shortened(field, min(_LONGEST_NAME, longest)), description=_shortened(description, longest)
             )
             for field, description in shown
         ]
@@ -86,7 +86,7 @@ class NotFound(CallError):
     def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
         self.kind = kind
         self.reason = f"{kind.upper()}_NOT_FOUND"
-        self.name = _cut(name, _LONGEST_NAME)
+        self.name = _shortened(name, _LONGEST_NAME)
         super().__init__(f"{kind} {self.name!r} is not served here; served: {', '.join(known) or 'none'}")
 
     def details(self) -> Sequence[Message]:
@@ -120,7 +120,9 @@ class WrongState(CallError):
 
     def details(self) -> Sequence[Message]:
         violation = error_details_pb2.PreconditionFailure.Violation(
-            type=self.reason, subject=_cut(self.subject, _LONGEST_NAME), description=_cut(str(self), _LONGEST)
+            type=self.reason,
+            subject=_shortened(self.subject, _LONGEST_NAME),
+            description=_shortened(str(self), _LONGEST),
         )
         return (error_details_pb2.PreconditionFailure(violations=[violation]),)
 
@@ -193,7 +195,7 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
     """Returns the status for the caller. Only the text of our own errors is passed on."""
     if not isinstance(error, CallError):
         error = CallError("internal error; the server's log has more under this request id")
-    status = status_pb2.Status(code=error.code, message=f"{_cut(str(error), _LONGEST)} (request {request_id})")
+    status = status_pb2.Status(code=error.code, message=f"{_shortened(str(error), _LONGEST)} (request {request_id})")
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     for detail in (*error.details(), info, error_details_pb2.RequestInfo(request_id=request_id)):
         packed = any_pb2.Any()
@@ -202,7 +204,7 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
     return status
 
 
-def _cut(text: str, limit: int) -> str:
+def _shortened(text: str, limit: int) -> str:
     """Returns at most `limit` bytes of a text, which may come from the caller."""
     data = text.encode()
     return text if len(data) <= limit else data[:limit].decode(errors="ignore") + "…"

@@ -29,7 +29,7 @@ def check(kinds: Sequence[str], where: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Placeholder:
     """A placeholder: its range in the masked text, and the range it replaces in the caller's text."""
 
     start: int
@@ -78,16 +78,16 @@ _READ = _Read()
 class Masked:
     """A text with its personal data masked."""
 
-    def __init__(self, text: str, cuts: Sequence[_Cut] = ()) -> None:
+    def __init__(self, text: str, placeholders: Sequence[_Placeholder] = ()) -> None:
         self.text = text
-        self.found = bool(cuts)
-        self._cuts = cuts
-        self._starts = [cut.start for cut in cuts]
-        self._ends = [cut.end for cut in cuts]
+        self.found = bool(placeholders)
+        self._placeholders = placeholders
+        self._starts = [one.start for one in placeholders]
+        self._ends = [one.end for one in placeholders]
 
     def original(self, start: int, end: int) -> tuple[int, int]:
         """Returns the range in the caller's text. A range that touches a placeholder covers all that it replaces."""
-        if not self._cuts:
+        if not self._placeholders:
             return start, end
         return self._map(start, bisect_right(self._starts, start), False), self._map(
             end, bisect_left(self._starts, end), True
@@ -97,10 +97,10 @@ class Masked:
         """`before` placeholders begin before the position, or at it if it is a start."""
         if not before:
             return position
-        cut = self._cuts[before - 1]
-        if position < cut.end:
-            return cut.original_end if is_end else cut.original_start
-        return position + cut.original_end - cut.end
+        one = self._placeholders[before - 1]
+        if position < one.end:
+            return one.original_end if is_end else one.original_start
+        return position + one.original_end - one.end
 
 
 class Redactor:
@@ -134,7 +134,7 @@ class Redactor:
         if not found:
             return Masked(text)
         parts: list[str] = []
-        cuts: list[_Cut] = []
+        placeholders: list[_Placeholder] = []
         length = done = index = 0
         while index < len(found):
             start, end = found[index][:2]
@@ -145,7 +145,7 @@ class Redactor:
                 index += 1
             parts += [text[done:start], best[3]]
             length += start - done
-            cuts.append(_Cut(length, length + len(best[3]), start, end))
+            placeholders.append(_Placeholder(length, length + len(best[3]), start, end))
             length += len(best[3])
             done = end
-        return Masked("".join([*parts, text[done:]]), cuts)
+        return Masked("".join([*parts, text[done:]]), placeholders)

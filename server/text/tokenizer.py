@@ -98,8 +98,8 @@ class Tokenizer:
         self._whole.no_truncation()
         self._whole.no_padding()
         self.text = self._whole.to_str()
-        self._cut = type(self._whole).from_str(self.text)
-        self._cut.enable_truncation(max_length, strategy="longest_first")
+        self._truncating = type(self._whole).from_str(self.text)
+        self._truncating.enable_truncation(max_length, strategy="longest_first")
         self._knows_pairs = "token_type_ids" in self._hf.model_input_names
         self._longest = max(_LEAST_LONGEST, *map(len, self._hf.get_vocab()))  # characters of a token
         self._threads = Threads(_THREADS, "tokenize")
@@ -147,13 +147,13 @@ class Tokenizer:
                 else (await self._enough(text[0], call), await self._enough(text[1], call))
                 for text in piece
             ]
-            cut = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
+            truncated = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
             encoded = await self.apart(self._encode, enough, call)
             taken(sum(one.length for one in encoded))
-            for tokens, is_cut in zip(encoded, cut, strict=True):
-                if is_cut and truncate:
+            for tokens, is_truncated in zip(encoded, truncated, strict=True):
+                if is_truncated and truncate:
                     tokens = replace(tokens, truncated=True)
-                elif is_cut:
+                elif is_truncated:
                     tokens = Tokens(Encoded([]), None, call.most + 1, True)
                 found.append(tokens)
                 if not truncate and tokens.length > call.most:
@@ -225,7 +225,7 @@ class Tokenizer:
         return text
 
     def _encode(self, texts: Sequence[Text], call: _Call) -> list[Tokens]:
-        backend = self._cut if call.truncate else self._whole
+        backend = self._truncating if call.truncate else self._whole
         parts = dict.fromkeys(part for text in texts if not isinstance(text, str) for part in text)
         new = [part for part in parts if part not in call.halves]
         if new:

@@ -24,7 +24,7 @@ class Window(NamedTuple):
 
 
 def count(tokens: Tokens, max_length: int, overlap: int) -> int:
-    """Returns how many windows `cut` would make."""
+    """Returns how many windows `split` would make."""
     head, tail = _special(tokens)
     body, room = tokens.length - head - tail, max(max_length - head - tail, 1)
     if tokens.length <= max_length:
@@ -32,7 +32,7 @@ def count(tokens: Tokens, max_length: int, overlap: int) -> int:
     return -((body - room) // -_step(room, overlap)) + 1
 
 
-def cut(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
+def split(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
     """Returns windows of at most `max_length` tokens that share at least `overlap` tokens with their neighbours; one
     window if the text fits.
     """

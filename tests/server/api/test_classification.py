@@ -82,7 +82,7 @@ async def test_padding_and_truncation_of_the_tokenizer_file_are_ignored(served):
     assert len(encoded.token_ids) == 10
 
 
-async def test_too_long_is_refused_or_cut(served, refused):
+async def test_too_long_is_refused_or_truncated(served, refused):
     stub = ClassificationServiceStub(served.channel)
     long = "good " * 40
     error = await refused(stub.Classify(request("good", long)), grpc.StatusCode.INVALID_ARGUMENT)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tuneserve.server.api import classification_messages as convert
-from tuneserve.server.api.classification_messages import Cutting, Result, Shown
+from tuneserve.server.api.classification_messages import LongTexts, Result, Shown
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.text.spans import Span
@@ -63,19 +63,19 @@ def test_how_spans_are_shown_is_checked_before_texts(field):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, Cutting()),
-        ({"truncation": common_pb2.TRUNCATION_END}, Cutting(truncate=True)),
-        ({"truncation": WINDOWS}, Cutting(overlap=8)),
-        ({"truncation": WINDOWS, "windows": pb.Windows(overlap=0)}, Cutting(overlap=0)),
+        ({}, LongTexts()),
+        ({"truncation": common_pb2.TRUNCATION_END}, LongTexts(truncate=True)),
+        ({"truncation": WINDOWS}, LongTexts(overlap=8)),
+        ({"truncation": WINDOWS, "windows": pb.Windows(overlap=0)}, LongTexts(overlap=0)),
         (
             {"truncation": WINDOWS, "windows": pb.Windows(overlap=16, pooling=pb.WINDOW_POOLING_MAX)},
-            Cutting(overlap=16, pooling="max"),
+            LongTexts(overlap=16, pooling="max"),
         ),
     ],
 )
-def test_long_texts_are_refused_cut_or_read_in_windows(fields, expected):
-    assert convert.cutting(request("a", **fields), 32) == expected
-    assert convert.cutting(pb.ClassifyTokensRequest(texts=["a"], **fields), 32) == expected
+def test_long_texts_are_refused_truncated_or_read_in_windows(fields, expected):
+    assert convert.long_texts(request("a", **fields), 32) == expected
+    assert convert.long_texts(pb.ClassifyTokensRequest(texts=["a"], **fields), 32) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_long_texts_are_refused_cut_or_read_in_windows(fields, expected):
     ],
 )
 def test_windows_that_cannot_be_made_are_refused(given, field):
-    assert refusal(convert.cutting, given, 32).field == field
+    assert refusal(convert.long_texts, given, 32).field == field
 
 
 def test_calls_without_windows_say_what_to_use():

@@ -38,7 +38,7 @@ async def test_a_zero_vector_stays_one(served, monkeypatch):
     assert list(response.results[0].values) == [0, 0, 0]
 
 
-async def test_long_texts_are_refused_or_cut(served, refused):
+async def test_long_texts_are_refused_or_truncated(served, refused):
     stub = EmbeddingServiceStub(served.channel)
     error = await refused(stub.Embed(request("good", "good " * 40)), grpc.StatusCode.INVALID_ARGUMENT)
     assert error.details().startswith("texts[1]: has 42 tokens, the model takes 32")

@@ -208,7 +208,7 @@ async def test_a_template_that_shows_no_label_ends_it_with_the_end_token(one_mod
         assert in_order(response.results[0]) == pytest.approx(expected, abs=1e-5)
 
 
-async def test_long_texts_are_refused_or_cut(chat, refused):
+async def test_long_texts_are_refused_or_truncated(chat, refused):
     text = "the film was good and " * 80
     error = await refused(chat.stub.Classify(request("hm", text)), grpc.StatusCode.INVALID_ARGUMENT)
     assert error.details().startswith("inputs[1].text: makes a prompt of ")

@@ -81,7 +81,7 @@ def tokenized(large, monkeypatch):
     """How many characters were tokenized since the test began."""
     backends = []
     for model in large.app.models:
-        for name in ("_whole", "_cut"):
+        for name in ("_whole", "_truncating"):
             backends.append(Counting(getattr(model.tokenizer, name)))
             monkeypatch.setattr(model.tokenizer, name, backends[-1])
     return lambda: sum(backend.characters for backend in backends)

@@ -80,7 +80,7 @@ class Counting:
 def counts(tokenizer, monkeypatch) -> list[int]:
     """The characters of each text that is tokenized."""
     found: list[int] = []
-    for name in ("_whole", "_cut"):
+    for name in ("_whole", "_truncating"):
         monkeypatch.setattr(tokenizer, name, Counting(getattr(tokenizer, name), found))
     return found
 
@@ -116,7 +116,7 @@ async def test_what_no_number_of_tokens_bounds_is_bounded_in_characters(tokenize
     ("first", "second"), [("good " * 3, "bad " * 9), ("good " * 40, "bad"), ("good " * 9, "bad " * 9)]
 )
 async def test_pairs_are_as_if_each_were_tokenized_whole(tokenizer, first, second, truncate):
-    backend = tokenizer._cut if truncate else tokenizer._whole
+    backend = tokenizer._truncating if truncate else tokenizer._whole
     [expected] = backend.encode_batch([(first, second)])
     [tokens] = await tokenizer.encode([(first, second)], truncate=truncate, most=99)
     assert tokens.encoded.token_ids == expected.ids

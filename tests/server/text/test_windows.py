@@ -20,12 +20,12 @@ def tokens(body: int, special: bool = True) -> Tokens:
 
 def test_a_text_that_fits_is_one_window_and_stays_as_it_is():
     text = tokens(6)
-    assert windows.cut(text, 8, 2) == [windows.Window(text.encoded, 0, 8)]
+    assert windows.split(text, 8, 2) == [windows.Window(text.encoded, 0, 8)]
     assert windows.count(text, 8, 2) == 1
 
 
 def test_windows_have_the_special_tokens_and_overlap():
-    found = windows.cut(tokens(9), 8, 2)
+    found = windows.split(tokens(9), 8, 2)
     assert [one.encoded.token_ids for one in found] == [
         [2, 100, 101, 102, 103, 104, 105, 3],
         [2, 103, 104, 105, 106, 107, 108, 3],
@@ -38,7 +38,7 @@ def test_windows_have_the_special_tokens_and_overlap():
 @pytest.mark.parametrize("body", [1, 6, 7, 8, 9, 30, 31])
 def test_every_token_is_shown_and_no_window_is_too_long(body, overlap, special):
     text = tokens(body, special)
-    found = windows.cut(text, 8, overlap)
+    found = windows.split(text, 8, overlap)
     assert all(len(one.encoded.token_ids) <= 8 for one in found)
     assert {id_ for one in found for id_ in one.encoded.token_ids} == set(text.encoded.token_ids)
     assert windows.count(text, 8, overlap) == len(found)
@@ -54,7 +54,7 @@ def test_pooling_is_by_label():
 
 def test_tokens_come_from_the_window_that_shows_most_around_them():
     text = tokens(14)
-    found = windows.cut(text, 10, 4)  # shows tokens 1 to 8, 5 to 12 and 7 to 14
+    found = windows.split(text, 10, 4)  # shows tokens 1 to 8, 5 to 12 and 7 to 14
     assert [(one.start, one.end) for one in found] == [(1, 9), (5, 13), (7, 15)]
     rows = [np.full((len(one.encoded.token_ids), 1), index, dtype=np.float32) for index, one in enumerate(found)]
     whole = windows.stitch(text, found, rows)[:, 0].tolist()
@@ -65,7 +65,7 @@ def test_tokens_come_from_the_window_that_shows_most_around_them():
 
 def test_stitched_rows_are_the_tokens_own():
     text = tokens(40)
-    found = windows.cut(text, 12, 3)
+    found = windows.split(text, 12, 3)
     # Each window's answer names its tokens, so that a row in a wrong place shows.
     rows = [np.array(one.encoded.token_ids, dtype=np.float32)[:, None] for one in found]
     assert windows.stitch(text, found, rows)[1:-1, 0].tolist() == list(range(100, 140))
