@@ -134,7 +134,7 @@ class FinetuneConfig(Settings):
         description="the model's task"
     )
     base_model: _PathOrId = Field(
-        default="", description="a Hugging Face directory or a hub id; needed, unless `continue_from` is given"
+        default="", description="a Hugging Face directory or a hub id; required unless `continue_from` is given"
     )
     train: _PathOrId = Field(description="a file, or the id of a data set on the hub: owner/name[/config][:split]")
     output: _Output = Field(description="the directory that the checkpoint is written to")
@@ -276,7 +276,7 @@ class FinetuneConfig(Settings):
         default=0.0, description="classifiers: probability taken from the right label and spread over the others"
     )
     focal_gamma: Annotated[float, Field(ge=0, le=10), _Number] = Field(
-        default=0.0, description="classifiers: focal loss, how much less rows count that are already predicted well"
+        default=0.0, description="classifiers: focal loss; the higher, the less well-predicted rows count"
     )
     rdrop_alpha: Annotated[float, Field(ge=0, le=100), _Number] = Field(
         default=0.0, description="classifiers: weight of the difference between two passes with dropout (R-Drop)"

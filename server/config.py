@@ -250,7 +250,7 @@ class ServerConfig(Settings):
     )
     log_requests: bool = Field(default=True, description="one JSON log line a call, without content")
     log_content: bool = Field(
-        default=False, description="gives up log privacy: prompts and answers in the log line, for debugging"
+        default=False, description="disables log privacy: prompts and answers in the log line, for debugging"
     )
 
 

@@ -210,9 +210,9 @@ def quantize(
 ) -> None:
     """Write CHECKPOINT with 8-bit or 4-bit weights to OUTPUT, with the quality measured before and after.
 
-    Both are measured through the server and vLLM, on the same held-out rows. If too much may be lost, the scheme's
-    other methods are tried on separate rows; then the blocks that lose most are left unquantized, up to half of them.
-    The chosen attempt is measured on the held-out rows, too.
+    Both are measured through the server and vLLM, on the same held-out rows. If the first attempt does not pass, the
+    scheme's other methods are tried on separate rows; then the blocks that lose most quality are left unquantized, up
+    to half of them. The attempt chosen there is measured on the held-out rows, too.
     """
     _preload()
     from tuneserve import rows

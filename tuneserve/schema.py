@@ -69,8 +69,8 @@ def _tables(found: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> I
             kind = "a mapping of names to settings, below"
             below.append((f"{path}{key}.NAME", many))
         default = f"`{_plain(value['default'])}`" if "default" in value else ""
-        needed = "needed" if key in found.get("required", ()) else default
-        rows.append(f"| `{key}` | {kind or 'text'} | {needed} | {bounds} | {value['description']} |")
+        shown_default = "required" if key in found.get("required", ()) else default
+        rows.append(f"| `{key}` | {kind or 'text'} | {shown_default} | {bounds} | {value['description']} |")
     yield "\n".join([_TABLE, *rows, ""])
     for title, one in below:
         yield f"### {title}\n\n{one['description']}\n"

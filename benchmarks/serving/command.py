@@ -39,7 +39,7 @@ def bench_command(**settings: Any) -> None:
     """Measure a running server in a closed loop.
 
     Every connection sends its next call when the last one has ended, so at most --connections calls are in the server.
-    The figures show the throughput of that many callers, and hide the queueing of callers that arrive independently.
+    The figures are those of that many callers, and hide the queueing of calls that arrive independently.
 
     \b
     tuneserve bench --model sentiment --connections 32 --batch 8

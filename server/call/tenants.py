@@ -32,7 +32,7 @@ class Tenant:
 
     name: str
     role: str = "user"  # or "admin"
-    priority: int = 0  # lower goes first; a call can't go above this
+    priority: int = 0  # lower goes first; a call can't raise its priority above this
     models: Sequence[str] | None = None  # names and aliases it may use; None for all
     adapters: Sequence[str] | None = None  # LoRA adapters it may use; None for all but `others`
     others: Collection[str] = ()  # adapters that other tenants list as theirs

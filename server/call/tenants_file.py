@@ -85,7 +85,10 @@ class TenantConfig(Settings):
     )
     role: Literal["user", "admin"] = Field(default="user", description="an admin may also change the server's models")
     priority: int = Field(
-        default=0, ge=1 - 2**31, le=2**31 - 1, description="lower goes first; a call can't go above this"
+        default=0,
+        ge=1 - 2**31,
+        le=2**31 - 1,
+        description="lower goes first; a call can't raise its priority above this",
     )
     models: Annotated[tuple[_ModelName, ...], Listed] | None = Field(
         default=None, description="models or aliases that it may use, in all versions; null: every model"
