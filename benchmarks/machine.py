@@ -6,12 +6,12 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-from tuneserve.runtime import has_nvidia_gpu
-from tuneserve.tiers import measured_on
+from tuneserve.machine.runtime import has_nvidia_gpu
+from tuneserve.machine.tiers import measured_on
 
 
 def machine() -> dict[str, str]:
-    """Returns the kind, the tier (see tuneserve/tiers.py), the processor, versions and preloaded libraries."""
+    """Returns the kind, the tier (see tuneserve/machine/tiers.py), the processor, versions and preloaded libraries."""
     cpu = platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("model name"):

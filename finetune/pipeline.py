@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneserve import checkpoint, disk, rows, seen, tiers
+from tuneserve import checkpoint, rows, seen
 from tuneserve.errors import UserError
 from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
@@ -23,6 +23,7 @@ from tuneserve.finetune.data.tokens import encode, lengths
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.report import tables
 from tuneserve.finetune.train import continual, distributed
+from tuneserve.machine import disk, tiers
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve import tiers
 from tuneserve.checkpoint import TASKS
 from tuneserve.errors import UserError
 from tuneserve.layers import block_of
+from tuneserve.machine import tiers
+from tuneserve.machine.tiers import Tier
 from tuneserve.quantize import methods
 from tuneserve.quantize.schemes import GROUP_SIZES, SCHEMES, Recipe, Scheme
-from tuneserve.tiers import Tier
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # vLLM's bitsandbytes loader needs a model class that declares its packed layers; of the encoders only this one does.

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneserve import card, checkpoint, disk, tiers
+from tuneserve import card, checkpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation.evaluate import held_out_rows, measure
 from tuneserve.evaluation.measurement import Measurement
+from tuneserve.machine import disk, tiers
 from tuneserve.quantize import attempts, calibration, methods, preflight, race, sensitivity, weights
 from tuneserve.quantize.attempts import Attempt
 from tuneserve.quantize.gate import LOOKS, Gate

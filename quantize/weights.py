@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tuneserve import progress, tiers
 from tuneserve.layers import block_of, heads
+from tuneserve.machine import progress, tiers
 from tuneserve.quantize import calibration, methods
 from tuneserve.quantize.schemes import Recipe, Scheme
 from tuneserve.rows import Row

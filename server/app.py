@@ -17,8 +17,9 @@ from typing import Any
 
 from prometheus_client import disable_created_metrics
 
-from tuneserve import checkpoint, disk
+from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.machine import disk
 from tuneserve.server import concurrency, garbage, turns
 from tuneserve.server.call import arrivals, failures, logs
 from tuneserve.server.call.arrivals import Arrivals

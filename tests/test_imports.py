@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
 SPINE = {
     "checkpoint",
-    "disk",
     "entities",
     "errors",
     "formats",
+    "machine/disk",
+    "machine/runtime",
+    "machine/tiers",
     "rows",
-    "runtime",
     "settings",
     "spacing",
-    "tiers",
     "yamls",
 }
 
@@ -94,12 +94,11 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
         "client",
         "errors",
         "evaluation",
+        "machine",
         "predict",
         "rows",
-        "runtime",
         "samples",
         "serving",
-        "tiers",
         "v1",
     }
     for path in files("benchmarks"):

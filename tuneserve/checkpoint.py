@@ -22,8 +22,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve import disk
 from tuneserve.errors import CheckpointError, UserError
+from tuneserve.machine import disk
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,13 @@ try:
 except ModuleNotFoundError:  # the client is installed alone
     sys.exit("error: the command line is not installed\nhint:  pip install 'tuneserve[server]'")
 
-from tuneserve import __version__, lifetime, progress
+from tuneserve import __version__
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.call.command import call_command
 from tuneserve.call.common import print_table
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.groups import Group
+from tuneserve.machine import lifetime, progress
 from tuneserve.predict.command import predict_command
 
 # The server spawns its engines as processes with this module as their main module.
@@ -424,7 +425,7 @@ def samples_fetch(names: tuple[str, ...], directory: Path) -> None:
 
 
 def _preload() -> None:
-    from tuneserve.runtime import preload
+    from tuneserve.machine.runtime import preload
 
     preload()
 

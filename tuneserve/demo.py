@@ -23,9 +23,9 @@ from tuneserve.evaluation import significance
 from tuneserve.evaluation.measurement import calling
 from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
+from tuneserve.machine.tiers import this_tier
 from tuneserve.quantize import Report, quantize
 from tuneserve.serving import serving
-from tuneserve.tiers import this_tier
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

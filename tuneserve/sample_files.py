@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneserve import disk, samples
+from tuneserve import samples
+from tuneserve.machine import disk
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve import progress
 from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
+from tuneserve.machine import progress
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.overload import overload
 from tuneserve.benchmarks.serving.systems import Engine, System
 from tuneserve.errors import StepFailed
-from tuneserve.runtime import has_nvidia_gpu, preload
+from tuneserve.machine.runtime import has_nvidia_gpu, preload
 
 GENERATION = [
     Claim("streamed, to LLM.generate", "ours, streamed", "LLM.generate", at_least=0.95),

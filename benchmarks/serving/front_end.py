@@ -27,7 +27,7 @@ from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
 from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.systems import Engine, System
-from tuneserve.runtime import preload
+from tuneserve.machine.runtime import preload
 
 _CONTEXT = 512
 _RATES = [

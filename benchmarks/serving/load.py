@@ -30,7 +30,7 @@ from tuneserve.benchmarks.serving.tally import Tally, milliseconds
 from tuneserve.call.channel import failure
 from tuneserve.checkpoint import TASK_NAMES
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.tiers import measured_on
+from tuneserve.machine.tiers import measured_on
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import model_pb2 as models
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub

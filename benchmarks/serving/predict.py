@@ -23,7 +23,7 @@ from tuneserve.benchmarks.serving.cost_report import Report
 from tuneserve.benchmarks.serving.interleave import Scenario
 from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.systems import Engine
-from tuneserve.runtime import preload
+from tuneserve.machine.runtime import preload
 
 _RATE = Claim("predict, to LLM.encode", "predict", "LLM.encode", at_least=0.97)
 

@@ -4,7 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneserve.benchmarks.serving.load import Result
-from tuneserve.tiers import measured_on
+from tuneserve.machine.tiers import measured_on
 
 # If this program uses more than this share of a core, Python's own speed limits the load.
 BUSY = 0.8

@@ -24,9 +24,9 @@ import yaml
 from tuneserve.benchmarks.serving import worker
 from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.errors import StepFailed
-from tuneserve.runtime import engine_environment, has_nvidia_gpu
+from tuneserve.machine.runtime import engine_environment, has_nvidia_gpu
+from tuneserve.machine.tiers import this_tier
 from tuneserve.serving import START_SECONDS, STOP_SECONDS, launched
-from tuneserve.tiers import this_tier
 
 # Variables inherited from a process that restarted itself with preloaded libraries.
 _PRELOADED = ("LD_PRELOAD", "TUNESERVE_PRELOADED")

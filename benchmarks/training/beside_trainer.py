@@ -34,7 +34,7 @@ from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Interval, int
 from tuneserve.benchmarks.machine import machine
 from tuneserve.benchmarks.training.plain import Training
 from tuneserve.errors import StepFailed
-from tuneserve.tiers import this_tier
+from tuneserve.machine.tiers import this_tier
 
 TEST_ROWS = {"sequence-classification": 500, "generation": 50}
 QUALITY = {"sequence-classification": "accuracy", "generation": "perplexity"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve import rows
-from tuneserve.runtime import has_nvidia_gpu, preload
+from tuneserve.machine.runtime import has_nvidia_gpu, preload
 
 
 @dataclass(frozen=True)

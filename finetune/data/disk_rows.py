@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneserve import disk
+from tuneserve.machine import disk
 from tuneserve.rows import Row
 
 Places = NDArray[np.int64]

@@ -22,7 +22,7 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import card, checkpoint, rows, seen, spacing, tiers
+from tuneserve import card, checkpoint, rows, seen, spacing
 from tuneserve.errors import StepFailed
 from tuneserve.finetune.data import kept_rows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode
@@ -30,6 +30,7 @@ from tuneserve.finetune.eval import evaluation
 from tuneserve.finetune.eval.evaluation import Answers
 from tuneserve.finetune.export import rounding
 from tuneserve.finetune.model import base_models
+from tuneserve.machine import tiers
 from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 

@@ -3,10 +3,10 @@
 import logging
 from typing import Any
 
-from tuneserve import tiers
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.layers import heads
+from tuneserve.machine import tiers
 
 logger = logging.getLogger(__name__)
 

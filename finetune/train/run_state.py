@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tuneserve import disk
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig, changed_settings
 from tuneserve.finetune.train.training import last_state, whole_states
+from tuneserve.machine import disk
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tuneserve import regular, settings, yamls
+from tuneserve import settings, yamls
 from tuneserve.errors import UserError
+from tuneserve.machine import regular
 from tuneserve.settings import Listed, Named, Refused, Settings, Texts, matching
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneserve.errors import UserError
+from tuneserve.machine.tiers import GPU, Tier, saturation, this_tier
 from tuneserve.server.config import ModelConfig
-from tuneserve.tiers import GPU, Tier, saturation, this_tier
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 _GIB = 1 << 30

@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneserve import checkpoint
 from tuneserve.errors import UserError
-from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.machine.runtime import has_nvidia_gpu
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.v1 import checkpoint_pb2 as pb

@@ -20,7 +20,7 @@ import psutil
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tuneserve import runtime
+from tuneserve.machine import runtime
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.server.engine.interface import (

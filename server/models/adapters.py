@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuneserve import disk
 from tuneserve.errors import CheckpointError
+from tuneserve.machine import disk
 from tuneserve.server.engine.interface import Engine, EngineFailed
 
 _WEIGHTS = "adapter_model.safetensors"

@@ -6,7 +6,7 @@ The check is a slightly conservative estimate from the checkpoint's size; only s
 import subprocess
 
 from tuneserve import checkpoint
-from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.machine.runtime import has_nvidia_gpu
 from tuneserve.server.call.errors import WrongState
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import available_memory, detect

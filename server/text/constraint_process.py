@@ -29,7 +29,7 @@ import llguidance
 import numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from tuneserve import lifetime
+from tuneserve.machine import lifetime
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.limits import limits
 from tuneserve.server.engine.tokenizer_files import put_right

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import grpc
 
-from tuneserve import regular
 from tuneserve.errors import UserError
+from tuneserve.machine import regular
 from tuneserve.server.config import TlsConfig
 from tuneserve.server.files import stamp
 

@@ -13,7 +13,7 @@ os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_WORKER_MULTIPROC_METHOD": "s
 def main() -> None:
     from vllm import LLM, SamplingParams
 
-    from tuneserve.tiers import this_tier
+    from tuneserve.machine.tiers import this_tier
 
     job = json.load(sys.stdin)
     llm = LLM(model=sys.argv[1], dtype=this_tier().dtype, enforce_eager=True, kv_cache_memory_bytes=1 << 30)

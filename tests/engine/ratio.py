@@ -16,7 +16,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 from vllm import LLM, ModelRegistry
 
-from tuneserve.tiers import this_tier
+from tuneserve.machine.tiers import this_tier
 
 ROUNDS = 7
 # Large enough that most of the time is matrix products.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve import tiers
+from tuneserve.machine import tiers
 
 pytestmark = [
     pytest.mark.engine,
@@ -52,7 +52,7 @@ def test_which_int8_weights_are_exact(environment):
     code = """
 import json, torch
 import vllm._custom_ops as ops
-from tuneserve.tiers import this_tier
+from tuneserve.machine.tiers import this_tier
 
 inputs, scale = 64, torch.ones(32, 1)
 

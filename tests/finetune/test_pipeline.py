@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import card, checkpoint, rows, tiers
+from tuneserve import card, checkpoint, rows
 from tuneserve.errors import UserError
 from tuneserve.finetune.export import merging
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.report.tables import validate
+from tuneserve.machine import tiers
 from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import checkpoint_pb2 as pb
 

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint, tiers
+from tuneserve import checkpoint
 from tuneserve.errors import UserError
+from tuneserve.machine import tiers
 from tuneserve.quantize.preflight import Platform, check, group_size, linear_shapes, remarks, served, this_platform
 from tuneserve.v1 import checkpoint_pb2 as pb
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint, progress, rows, tiers
+from tuneserve import checkpoint, rows
+from tuneserve.machine import progress, tiers
 from tuneserve.quantize import weights
 from tuneserve.quantize.preflight import group_size, linear_shapes
 from tuneserve.quantize.schemes import SCHEMES, Recipe

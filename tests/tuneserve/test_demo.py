@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import demo, samples, tiers
+from tuneserve import demo, samples
 from tuneserve.errors import StepFailed
+from tuneserve.machine import tiers
 
 
 def test_a_step_that_fails_ends_it_with_its_tables_and_what_to_do(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tuneserve import progress
 from tuneserve import serving as module
 from tuneserve.errors import StepFailed
+from tuneserve.machine import progress
 from tuneserve.serving import serving
 
 

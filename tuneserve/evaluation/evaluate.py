@@ -11,11 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, entities, tiers
+from tuneserve import checkpoint, entities
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality, significance
 from tuneserve.evaluation.measurement import MODEL, PROMPTS, Measurement, measure_at
 from tuneserve.evaluation.significance import Difference
+from tuneserve.machine import tiers
 from tuneserve.rows import Row, read
 from tuneserve.seen import unseen
 from tuneserve.serving import launched, resident_bytes

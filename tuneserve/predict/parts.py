@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneserve import disk
 from tuneserve.errors import UserError
+from tuneserve.machine import disk
 from tuneserve.rows import Row
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")

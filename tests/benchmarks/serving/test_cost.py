@@ -14,7 +14,7 @@ from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.benchmarks.serving.open_loop import Result as Measured
 from tuneserve.benchmarks.serving.overload import Overload, Round
 from tuneserve.errors import StepFailed
-from tuneserve.tiers import measured_on
+from tuneserve.machine.tiers import measured_on
 
 
 class Pretender:

@@ -16,7 +16,7 @@ from tuneserve.benchmarks.serving.report import table
 from tuneserve.call.channel import CallFailed
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.tiers import measured_on
+from tuneserve.machine.tiers import measured_on
 from tuneserve.v1 import (
     checkpoint_pb2,
     classification_pb2,

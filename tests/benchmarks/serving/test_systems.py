@@ -11,7 +11,7 @@ from tuneserve.benchmarks.serving import systems, worker
 from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.systems import Engine, peer_environment
 from tuneserve.errors import StepFailed
-from tuneserve.runtime import engine_environment
+from tuneserve.machine.runtime import engine_environment
 from tuneserve.serving import Addresses, Server
 
 ENGINE = Engine(max_model_len=1024, block_size=32, enforce_eager=False)

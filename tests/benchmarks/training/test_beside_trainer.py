@@ -11,7 +11,7 @@ from rich.console import Console
 from tuneserve.benchmarks.training import beside_trainer, plain
 from tuneserve.benchmarks.training.beside_trainer import Sample
 from tuneserve.benchmarks.training.plain import Training
-from tuneserve.tiers import measured_on
+from tuneserve.machine.tiers import measured_on
 
 GIVEN = Training("sequence-classification", "m", "a", "b", "out", 64, 8, 1.0, 1e-3, 0, False)
 

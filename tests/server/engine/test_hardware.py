@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import tiers
 from tuneserve.errors import UserError
+from tuneserve.machine import tiers
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine import hardware
 from tuneserve.v1 import checkpoint_pb2 as pb

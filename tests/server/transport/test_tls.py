@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve import regular
 from tuneserve.errors import UserError
+from tuneserve.machine import regular
 from tuneserve.server.app import App
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig, TlsConfig

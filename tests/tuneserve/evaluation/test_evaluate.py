@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import rows, tiers
+from tuneserve import rows
 from tuneserve.errors import UserError
 from tuneserve.evaluation import evaluate, quality
 from tuneserve.evaluation.measurement import Measurement
 from tuneserve.evaluation.significance import Difference
+from tuneserve.machine import tiers
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 LABELS = ["bad", "good"]

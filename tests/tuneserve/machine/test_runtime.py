@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tuneserve import runtime
+from tuneserve.machine import runtime
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_no_cpu_limit_is_none(tmp_path):
 
 def test_idle_threads_give_their_cores_away_in_every_program():
     """Training as well as the engines; what is set already stands."""
-    code = "import os; from tuneserve.runtime import preload; preload(); print(os.environ['KMP_BLOCKTIME'])"
+    code = "import os; from tuneserve.machine.runtime import preload; preload(); print(os.environ['KMP_BLOCKTIME'])"
     unset = {key: value for key, value in os.environ.items() if key not in ("KMP_BLOCKTIME", "TUNESERVE_PRELOADED")}
 
     def printed(**more: str) -> str:
@@ -46,8 +46,8 @@ def test_threads_that_wake_up_come_before_other_busy_programs(capfd):
     release = tuple(int(part) for part in platform.release().split(".")[:2])
     if release < (6, 12):
         pytest.skip("Linux has slices of one's own since 6.12")
-    child = "from tests.tuneserve.test_runtime import print_slice; print_slice()"
-    code = "import subprocess, sys; from tuneserve.runtime import preload; preload(); "
+    child = "from tests.tuneserve.machine.test_runtime import print_slice; print_slice()"
+    code = "import subprocess, sys; from tuneserve.machine.runtime import preload; preload(); "
     code += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     unset = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "TUNESERVE_PRELOADED")}
     subprocess.run(["nice", "-n", "3", sys.executable, "-c", code], env=unset, check=True)

@@ -9,7 +9,7 @@ import pytest
 from tqdm import tqdm
 from tqdm.auto import tqdm as libraries
 
-from tuneserve import progress
+from tuneserve.machine import progress
 
 
 def test_a_quick_bar_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,8 @@ def test_bars_are_tqdms_own_again_afterwards(capsys: pytest.CaptureFixture[str])
 
 CODE = """
 import sys
-from tuneserve import cli, progress
+from tuneserve import cli
+from tuneserve.machine import progress
 
 @cli.cli.command()
 def wait():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint, tiers
+from tuneserve import checkpoint
+from tuneserve.machine import tiers
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 OLD = frozenset(["fpu", "sse4_2", "avx"])
@@ -96,7 +97,8 @@ def test_it_agrees_with_pytorch(environment):
     """What PyTorch itself says of this machine, as it is and restricted: whether it has AVX-512, and bf16."""
     code = """
 import json, torch
-from tuneserve import checkpoint, tiers
+from tuneserve import checkpoint
+from tuneserve.machine import tiers
 from tuneserve.v1 import checkpoint_pb2 as pb
 tier = tiers.this_tier()
 wide, native = torch.backends.cpu.get_cpu_capability() == "AVX512", torch.cpu._is_avx512_bf16_supported()

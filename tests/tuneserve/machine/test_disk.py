@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tuneserve import checkpoint, disk
+from tuneserve import checkpoint
 from tuneserve.errors import StepFailed, UserError
+from tuneserve.machine import disk
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text(json.dumps("x" * 100_000)),

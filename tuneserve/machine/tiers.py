@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tuneserve.runtime import has_nvidia_gpu
+from tuneserve.machine.runtime import has_nvidia_gpu
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from tuneserve import regular
+from tuneserve.machine import regular
 
 
 def test_a_file_of_the_size_that_is_allowed(tmp_path):
