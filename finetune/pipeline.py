@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tuneserve import checkpoint, rows, seen
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows, seen
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
@@ -24,7 +26,6 @@ from tuneserve.finetune.model import base_models
 from tuneserve.finetune.report import tables
 from tuneserve.finetune.train import continual, distributed
 from tuneserve.machine import disk, tiers
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

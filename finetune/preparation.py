@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneserve import examples
+from tuneserve.checkpoint import examples
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import augmentation, dataset, tokens
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.model import base_models
-from tuneserve.rows import Row
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneserve import checkpoint, seen
+from tuneserve import checkpoint
+from tuneserve.checkpoint import seen
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.evaluation.evaluate import held_out_rows

@@ -7,12 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tuneserve import examples
-from tuneserve.checkpoint import sha256_file
+from tuneserve.checkpoint import examples, sha256_file
+from tuneserve.checkpoint.rows import Row, input_key, read
 from tuneserve.errors import UserError
 from tuneserve.evaluation.evaluate import check_rows
 from tuneserve.evaluation.measurement import batches
-from tuneserve.rows import Row, input_key, read
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Tokens of one row: longer ones are truncated, because the cost of attention grows with the square of the length.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve.checkpoint import TASKS
+from tuneserve.checkpoint.layers import block_of
 from tuneserve.errors import UserError
-from tuneserve.layers import block_of
 from tuneserve.machine import tiers
 from tuneserve.machine.tiers import Tier
 from tuneserve.quantize import methods

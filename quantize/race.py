@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.rows import Row
 from tuneserve.evaluation.measurement import MODEL, speed_at
 from tuneserve.evaluation.significance import geometric
-from tuneserve.rows import Row
 from tuneserve.serving import launched
 
 logger = logging.getLogger(__name__)

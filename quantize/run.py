@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from tuneserve import card, checkpoint
+from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.rows import sha256 as sha256_rows
+from tuneserve.checkpoint.seen import keep, learned, trained_on, unseen
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation.evaluate import held_out_rows, measure
 from tuneserve.evaluation.measurement import Measurement
@@ -29,9 +32,6 @@ from tuneserve.quantize.preflight import Platform
 from tuneserve.quantize.race import Ratio
 from tuneserve.quantize.report import Report, comparison
 from tuneserve.quantize.schemes import Recipe
-from tuneserve.rows import Row
-from tuneserve.rows import sha256 as sha256_rows
-from tuneserve.seen import keep, learned, trained_on, unseen
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

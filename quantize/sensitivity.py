@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tuneserve.layers import block_of
+from tuneserve.checkpoint.layers import block_of
+from tuneserve.checkpoint.rows import Row
 from tuneserve.quantize import calibration
 from tuneserve.quantize.weights import auto_class, computed_in, quiet
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

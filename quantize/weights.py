@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tuneserve.layers import block_of, heads
+from tuneserve.checkpoint.layers import block_of, heads
+from tuneserve.checkpoint.rows import Row
 from tuneserve.machine import progress, tiers
 from tuneserve.quantize import calibration, methods
 from tuneserve.quantize.schemes import Recipe, Scheme
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # The packages that quantize, for the lineage.

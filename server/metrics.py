@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tuneserve import checkpoint, entities
+from tuneserve import checkpoint
+from tuneserve.checkpoint import entities
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Seconds. From 1 ms, as for a classification on a GPU, to a long generation.

@@ -10,16 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
 SPINE = {
-    "checkpoint",
-    "entities",
+    "checkpoint/__init__",
+    "checkpoint/entities",
+    "checkpoint/rows",
+    "checkpoint/spacing",
     "errors",
     "formats",
     "machine/disk",
     "machine/runtime",
     "machine/tiers",
-    "rows",
     "settings",
-    "spacing",
     "yamls",
 }
 
@@ -96,7 +96,6 @@ def test_benchmarks_speak_to_a_server_by_grpc_only():
         "evaluation",
         "machine",
         "predict",
-        "rows",
         "samples",
         "serving",
         "v1",

@@ -19,8 +19,8 @@ from google.protobuf import json_format
 
 from tuneserve import checkpoint as checkpoints
 from tuneserve import serving
+from tuneserve.checkpoint.rows import Row
 from tuneserve.client import AsyncClient, Client
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def evaluate(checkpoint: AnyPath, data: AnyPath | Sequence[Row] | None = None) -
     Measures on the checkpoint's own held-out rows, or on `data`: rows, or a file of them (JSON Lines). Rows that it was
     trained on are left out.
     """
-    from tuneserve import seen
+    from tuneserve.checkpoint import seen
     from tuneserve.evaluation.evaluate import measure
 
     rows, directory = _rows(data), Path(checkpoint)
@@ -243,7 +243,7 @@ class Server:
 
 
 def _rows(data: AnyPath | Sequence[Row] | None) -> Sequence[Row] | None:
-    from tuneserve import rows
+    from tuneserve.checkpoint import rows
 
     return rows.read(Path(data)) if isinstance(data, str | os.PathLike) else data
 

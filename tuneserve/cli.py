@@ -20,8 +20,8 @@ from tuneserve import __version__
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.call.command import call_command
 from tuneserve.call.common import print_table
+from tuneserve.call.groups import Group
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.groups import Group
 from tuneserve.machine import lifetime, progress
 from tuneserve.predict.command import predict_command
 
@@ -216,7 +216,7 @@ def quantize(
     to half of them. The attempt chosen there is measured on the held-out rows, too.
     """
     _preload()
-    from tuneserve import rows
+    from tuneserve.checkpoint import rows
     from tuneserve.quantize.run import quantize as run
 
     run(
@@ -240,7 +240,7 @@ def quantize(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def evaluate(checkpoint: Path, data: Path | None, as_json: bool) -> None:
     """Measure quality and throughput of CHECKPOINT on held-out rows, through the server and vLLM."""
-    from tuneserve import rows, seen
+    from tuneserve.checkpoint import rows, seen
     from tuneserve.evaluation.evaluate import measure, show
 
     show(measure(checkpoint, seen.unseen(rows.read(data), [checkpoint]) if data else None), as_json=as_json)
@@ -256,7 +256,7 @@ def verify(checkpoint: Path, data: Path | None) -> None:
 
     Works for checkpoints that tuneserve did not make, too.
     """
-    from tuneserve import rows
+    from tuneserve.checkpoint import rows
     from tuneserve.evaluation.verify import verify as run
 
     run(checkpoint, rows.read(data) if data else None)
@@ -272,7 +272,7 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
     Measures through the server and vLLM, and tests the difference of the headline metric, row by row: accuracy with
     McNemar's exact test; entity F1, perplexity and correlation with a paired permutation test.
     """
-    from tuneserve import rows
+    from tuneserve.checkpoint import rows
     from tuneserve.evaluation.evaluate import compare as run
     from tuneserve.evaluation.evaluate import show_comparison
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
 from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.benchmarks.serving.worker import work
+from tuneserve.checkpoint import rows
 from tuneserve.client import AsyncClient
 from tuneserve.predict.asking import Asking
 from tuneserve.predict.parts import Parts

@@ -28,11 +28,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve import checkpoint, rows, samples
+from tuneserve import checkpoint, samples
 from tuneserve.benchmarks import processes
 from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Interval, interval, ratios
 from tuneserve.benchmarks.machine import machine
 from tuneserve.benchmarks.training.plain import Training
+from tuneserve.checkpoint import rows
 from tuneserve.errors import StepFailed
 from tuneserve.machine.tiers import this_tier
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve import rows
+from tuneserve.checkpoint import rows
 from tuneserve.machine.runtime import has_nvidia_gpu, preload
 
 

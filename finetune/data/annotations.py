@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
 
-from tuneserve import entities
-from tuneserve.rows import Row
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.rows import Row
 
 _NAMES = ("entities", "spans", "label", "labels")
 

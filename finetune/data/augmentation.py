@@ -10,10 +10,10 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.disk_rows import DiskRows
-from tuneserve.rows import Row
 
 # Words that a dictionary may have: no names, which begin with a capital, and no parts of don't or co-op.
 _WORD = re.compile(r"(?<![\w'’-])[a-z]+(?![\w'’-])")

@@ -14,7 +14,9 @@ from itertools import chain
 
 import numpy as np
 
-from tuneserve import entities, formats
+from tuneserve import formats
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.rows import Row, digest, dumps, input_key
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import kept_rows, parents, previous, schema
@@ -22,7 +24,6 @@ from tuneserve.finetune.data.disk_rows import Places
 from tuneserve.finetune.data.parents import Parents
 from tuneserve.finetune.data.previous import Old
 from tuneserve.finetune.data.split import GROUP, Table, counted_labels, first_of_input, shuffled
-from tuneserve.rows import Row, digest, dumps, input_key
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.machine import disk
-from tuneserve.rows import Row
 
 Places = NDArray[np.int64]
 

@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneserve import checkpoint, rows
-from tuneserve.rows import Row
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 ROWS = 512

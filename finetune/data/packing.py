@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from trl import pack_dataset
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import IGNORED
-from tuneserve.rows import Row
 
 # Rows in memory: a multiple of the thousand that TRL packs together, so that the result is that of all at once.
 _AT_ONCE = 10_000

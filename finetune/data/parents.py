@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneserve import checkpoint, seen
+from tuneserve import checkpoint
+from tuneserve.checkpoint import seen
+from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.seen import NONE, Digests
 from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.rows import Row
-from tuneserve.seen import NONE, Digests
 
 logger = logging.getLogger(__name__)
 

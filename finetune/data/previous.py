@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.evaluation.evaluate import held_out_rows, kept_rows
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.disk_rows import Places
-from tuneserve.rows import Row
 
 LEARNED = "learned_rows"  # number of rows trained on, in all generations together
 

@@ -1,4 +1,4 @@
-"""Checks a raw row of any supported format, and converts it into the schema of its task (tuneserve.rows).
+"""Checks a raw row of any supported format, and converts it into the schema of its task (tuneserve.checkpoint.rows).
 
 Nothing here needs torch or a tokenizer.
 """
@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tuneserve import entities
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.rows import Row
 from tuneserve.finetune.config import FinetuneConfig, template_columns
 from tuneserve.finetune.data import annotations
-from tuneserve.rows import Row
 
 
 class BadRow(Exception):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tuneserve.checkpoint.rows import DIGEST, Row, digest, earlier_inputs, input_key
+from tuneserve.checkpoint.seen import Digests
 from tuneserve.finetune.data.disk_rows import DiskRows, Places
-from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
-from tuneserve.seen import Digests
 
 GROUP = "group"  # the key of a row's group, if it has one; removed when the row is added
 

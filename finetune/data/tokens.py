@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tuneserve import entities, examples
+from tuneserve.checkpoint import entities, examples
+from tuneserve.checkpoint.rows import Row
 from tuneserve.finetune.data.disk_rows import DiskRows, View
-from tuneserve.rows import Row
 
 IGNORED = -100
 

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve import entities, examples
+from tuneserve.checkpoint import entities, examples
+from tuneserve.checkpoint.rows import Row
 from tuneserve.evaluation import quality, significance
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
-from tuneserve.rows import Row
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
 

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.tokens import Target
-from tuneserve.rows import Row
 
 LOWEST, HIGHEST = 0.05, 20.0
 FEWEST = 100  # validation rows: a temperature of fewer says more about the rows than about the model

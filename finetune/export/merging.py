@@ -22,7 +22,9 @@ import torch
 from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
-from tuneserve import card, checkpoint, rows, seen, spacing
+from tuneserve import card, checkpoint
+from tuneserve.checkpoint import rows, seen, spacing
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import StepFailed
 from tuneserve.finetune.data import kept_rows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode
@@ -31,7 +33,6 @@ from tuneserve.finetune.eval.evaluation import Answers
 from tuneserve.finetune.export import rounding
 from tuneserve.finetune.model import base_models
 from tuneserve.machine import tiers
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

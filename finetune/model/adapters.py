@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tuneserve.checkpoint.layers import block_of, heads
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.layers import block_of, heads
 
 # Shares of a run's steps: where AdaLoRA begins to remove ranks, and how many steps are left when it is done with it.
 _ADALORA_BEGIN, _ADALORA_END = 0.1, 0.3

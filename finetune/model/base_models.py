@@ -3,9 +3,9 @@
 import logging
 from typing import Any
 
+from tuneserve.checkpoint.layers import heads
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.tokens import Target
-from tuneserve.layers import heads
 from tuneserve.machine import tiers
 
 logger = logging.getLogger(__name__)

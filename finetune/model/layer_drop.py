@@ -6,8 +6,8 @@ Training recovers the lost quality, and more of it with a teacher, which may be 
 
 from typing import Any
 
+from tuneserve.checkpoint.layers import block_of
 from tuneserve.errors import UserError
-from tuneserve.layers import block_of
 
 
 def kept_blocks(depth: int, count: int) -> list[int]:

@@ -13,13 +13,13 @@ import numpy as np
 from google.protobuf import json_format
 from numpy.typing import ArrayLike
 
-from tuneserve import entities
-from tuneserve.entities import Span
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.entities import Span
+from tuneserve.checkpoint.rows import Row, dumps
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.eval.evaluation import Answers
 from tuneserve.finetune.report import plots
-from tuneserve.rows import Row, dumps
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 SHOWN_LABELS = 30  # in a matrix or a bar plot

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tuneserve import examples
+from tuneserve.checkpoint import examples
 from tuneserve.finetune import config as config_module
 from tuneserve.finetune import preparation
 from tuneserve.finetune.data import dataset
@@ -91,7 +91,8 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
 
 def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console | None = None) -> None:
     """Prints a finished checkpoint and the metrics of its steps, and sample answers when it has some."""
-    from tuneserve import inspect, rows
+    from tuneserve import inspect
+    from tuneserve.checkpoint import rows
     from tuneserve.finetune.export.merging import SAMPLES
 
     console = console or Console()

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune import pipeline, preparation

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.layers import heads
+from tuneserve.checkpoint.rows import Row, input_key
 from tuneserve.evaluation import quality
 from tuneserve.finetune.data.previous import Old
 from tuneserve.finetune.data.tokens import Target
-from tuneserve.layers import heads
-from tuneserve.rows import Row, input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 BEFORE, AFTER, DROP = "forgetting/{}_before", "forgetting/{}_after", "forgetting/{}_drop"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune.config import FinetuneConfig
@@ -24,7 +25,6 @@ from tuneserve.finetune.data.disk_rows import DiskRows, View
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.eval import evaluation
 from tuneserve.finetune.model import base_models
-from tuneserve.rows import Row
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Trainer
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.tokens import IGNORED
-from tuneserve.rows import Row
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
 from tuneserve.finetune.data.tokens import Target, lengths
 from tuneserve.finetune.train import distributed
 from tuneserve.finetune.train.distillation import Teacher, WithAnswers
 from tuneserve.finetune.train.losses import ClassifierTrainer, Objective, class_weights
-from tuneserve.rows import Row
 
 TENSORBOARD = "tensorboard"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
-from tuneserve.chat import key_order, number
+from tuneserve.checkpoint.chat import key_order, number
 from tuneserve.server.api.checks import check_enum
 from tuneserve.server.call.errors import InvalidInput, refuse
 from tuneserve.server.engine.interface import Delta, Logprob, Sampling, StructuredOutput

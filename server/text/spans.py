@@ -1,7 +1,7 @@
 """Token predictions to labelled spans, and code point offsets to other units. Plain numbers in, plain spans out.
 
-tuneserve.entities decides which labels make one span. Work on each token is done in NumPy, because a call may have half
-a million tokens.
+tuneserve.checkpoint.entities decides which labels make one span. Work on each token is done in NumPy, because a call
+may have half a million tokens.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneserve import entities
+from tuneserve.checkpoint import entities
 
 Aggregation = Literal["simple", "first", "average", "max"]
 Unit = Literal["code_point", "utf8", "utf16"]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve import rows, samples
+from tuneserve import samples
+from tuneserve.checkpoint import rows
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tuneserve import checkpoint, rows
-from tuneserve.entities import spans_of
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.entities import spans_of
+from tuneserve.checkpoint.rows import Row
 from tuneserve.evaluation import measurement
-from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2

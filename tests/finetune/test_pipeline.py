@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import card, checkpoint, rows
+from tuneserve import card, checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
 from tuneserve.finetune.export import merging
 from tuneserve.finetune.model import base_models

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.finetune.data.tokens import encode
 from tuneserve.finetune.export.merging import target_of
 from tuneserve.finetune.model import base_models

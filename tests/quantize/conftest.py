@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 LABELS = ["negative", "positive"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
 from tuneserve.quantize import calibration
 from tuneserve.v1 import checkpoint_pb2 as pb

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.quantize import calibration, methods, weights
 from tuneserve.quantize.schemes import SCHEMES
 from tuneserve.v1 import checkpoint_pb2 as pb

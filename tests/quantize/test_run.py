@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tuneserve import card, checkpoint, rows, seen
+from tuneserve import card, checkpoint
+from tuneserve.checkpoint import rows, seen
+from tuneserve.checkpoint.rows import Row, input_key, read, sha256
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.evaluation.latency import Latency
@@ -20,7 +22,6 @@ from tuneserve.evaluation.measurement import Measurement
 from tuneserve.machine import tiers
 from tuneserve.quantize import calibration, preflight, quantize, race, run
 from tuneserve.quantize.race import Ratio
-from tuneserve.rows import Row, input_key, read, sha256
 
 ROWS = 1000
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.quantize import sensitivity, weights
 from tuneserve.quantize.schemes import SCHEMES, Recipe
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.machine import progress, tiers
 from tuneserve.quantize import weights
 from tuneserve.quantize.preflight import group_size, linear_shapes

@@ -9,7 +9,7 @@ import yaml
 from tuneserve import yamls
 from tuneserve.call.channel import CallFailed, connected
 from tuneserve.call.common import client_options, print_json, print_table
-from tuneserve.groups import Group
+from tuneserve.call.groups import Group
 
 if TYPE_CHECKING:
     from tuneserve.client.endpoint import Endpoint

@@ -22,7 +22,7 @@ from tuneserve.call.common import (
     truncate_option,
     truncation,
 )
-from tuneserve.groups import Group
+from tuneserve.call.groups import Group
 
 if TYPE_CHECKING:
     from tuneserve.client.endpoint import Endpoint

@@ -11,14 +11,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tuneserve import checkpoint, entities
+from tuneserve import checkpoint
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.rows import Row, read
+from tuneserve.checkpoint.seen import unseen
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality, significance
 from tuneserve.evaluation.measurement import MODEL, PROMPTS, Measurement, measure_at
 from tuneserve.evaluation.significance import Difference
 from tuneserve.machine import tiers
-from tuneserve.rows import Row, read
-from tuneserve.seen import unseen
 from tuneserve.serving import launched, resident_bytes
 from tuneserve.v1 import checkpoint_pb2 as pb
 

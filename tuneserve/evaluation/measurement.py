@@ -27,13 +27,13 @@ from google.protobuf import json_format
 from tqdm import tqdm
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.entities import Span, spans_of
+from tuneserve.checkpoint.examples import Example, example
+from tuneserve.checkpoint.rows import Row
 from tuneserve.client.endpoint import Endpoint
-from tuneserve.entities import Span, spans_of
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation import quality
 from tuneserve.evaluation.latency import Latency, latency
-from tuneserve.examples import Example, example
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

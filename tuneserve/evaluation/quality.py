@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuneserve import spacing
-from tuneserve.entities import Span
-from tuneserve.rows import Row
+from tuneserve.checkpoint import spacing
+from tuneserve.checkpoint.entities import Span
+from tuneserve.checkpoint.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import grpc
 
-from tuneserve import checkpoint, entities
+from tuneserve import checkpoint
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.examples import answer, example
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import StepFailed
 from tuneserve.evaluation import measurement
 from tuneserve.evaluation.evaluate import check_rows, held_out_rows
-from tuneserve.examples import answer, example
-from tuneserve.rows import Row
 from tuneserve.serving import serving
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2

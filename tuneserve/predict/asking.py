@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.client import AsyncClient, errors
 from tuneserve.errors import StepFailed
 from tuneserve.formats import Raw
 from tuneserve.predict.tasks import ERROR, Answer, Task, renamed
-from tuneserve.rows import Row
 
 # Bytes of text in one call, which may have 4 MiB in all; a text that alone has more is refused here.
 _CALL_BYTES, _MOST_BYTES = 1 << 20, 4_000_000

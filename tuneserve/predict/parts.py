@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.machine import disk
-from tuneserve.rows import Row
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _STATE = "state.json"

@@ -15,6 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from tuneserve import __version__, checkpoint
+from tuneserve.checkpoint.rows import Row
 from tuneserve.client import AsyncClient
 from tuneserve.errors import UserError
 from tuneserve.formats import Raw
@@ -22,7 +23,6 @@ from tuneserve.predict.asking import Asking
 from tuneserve.predict.parts import Parts, dumps
 from tuneserve.predict.source import WINDOW, Source
 from tuneserve.predict.tasks import ERROR, Options, Task, renamed, task_of
-from tuneserve.rows import Row
 from tuneserve.serving import launched
 from tuneserve.v1 import checkpoint_pb2 as pb
 

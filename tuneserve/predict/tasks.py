@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneserve.checkpoint.rows import Row
 from tuneserve.client import AsyncClient
 from tuneserve.client.results import Classification, Entities, Generation
 from tuneserve.client.texts import Truncation
 from tuneserve.errors import UserError
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Every column that predict adds begins with this. A row that can't be answered has `predicted_error` alone.

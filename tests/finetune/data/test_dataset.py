@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from tuneserve import formats, rows
-from tuneserve.entities import spans_of
+from tuneserve import formats
+from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.entities import spans_of
+from tuneserve.checkpoint.rows import Row, input_key
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.data import dataset, schema
-from tuneserve.rows import Row, input_key
 
 
 def settings(path: Path, task: str = "sequence-classification", **more: Any) -> config.FinetuneConfig:

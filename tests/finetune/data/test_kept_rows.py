@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.rows import input_key
 from tuneserve.finetune.data import kept_rows
-from tuneserve.rows import input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 Run = Callable[..., Path]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuneserve import checkpoint, rows, seen
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows, seen
+from tuneserve.checkpoint.rows import Row, input_key
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.data import dataset
-from tuneserve.rows import Row, input_key
 
 pytestmark = [
     pytest.mark.train,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuneserve import rows
+from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.data import dataset, previous, split

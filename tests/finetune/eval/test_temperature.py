@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.eval import evaluation, temperature
@@ -17,7 +19,6 @@ from tuneserve.finetune.export import merging
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.soup import soup
 from tuneserve.inspect import show_manifest
-from tuneserve.rows import Row
 
 Run = Callable[..., Path]
 

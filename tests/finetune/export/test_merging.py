@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.evaluation.evaluate import held_out_rows
 from tuneserve.finetune.export import merging

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from tuneserve import checkpoint, entities
-from tuneserve.entities import spans_of
+from tuneserve import checkpoint
+from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.entities import spans_of
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune import config
@@ -22,7 +24,6 @@ from tuneserve.finetune.data.tokens import Target
 from tuneserve.finetune.eval.evaluation import Answers, texts
 from tuneserve.finetune.report import page, sections
 from tuneserve.finetune.report.sections import Finished
-from tuneserve.rows import Row
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>$\\frac{1'

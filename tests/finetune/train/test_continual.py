@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.rows import input_key
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.data import dataset, previous
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.train import continual
-from tuneserve.rows import input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 pytestmark = [

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuneserve import checkpoint, rows
+from tuneserve import checkpoint
+from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.data.tokens import Target

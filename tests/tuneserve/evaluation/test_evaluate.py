@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import rows
+from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
 from tuneserve.evaluation import evaluate, quality
 from tuneserve.evaluation.measurement import Measurement

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tuneserve import rows
+from tuneserve.checkpoint import rows
 from tuneserve.errors import StepFailed
 from tuneserve.evaluation import measurement
 from tuneserve.v1 import checkpoint_pb2 as pb

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tuneserve import entities
+from tuneserve.checkpoint import entities
 from tuneserve.evaluation import quality
 
 

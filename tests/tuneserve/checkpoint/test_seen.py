@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuneserve import checkpoint, seen
+from tuneserve import checkpoint
+from tuneserve.checkpoint import seen
 from tuneserve.errors import CheckpointError, UserError
 from tuneserve.evaluation import evaluate
 from tuneserve.evaluation.measurement import Measurement
@@ -74,7 +75,7 @@ def test_where_it_can_not_be_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_what_is_compared_was_seen_by_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = {"task": pb.TASK_SEQUENCE_CLASSIFICATION, "labels": ["a", "b"]}
     held_out = pb.TestSplit(path="eval/test.jsonl", rows=10)
-    from tuneserve import rows
+    from tuneserve.checkpoint import rows
 
     held_out.sha256 = rows.sha256(ROWS[10:])
     first, second = made(tmp_path / "first", ROWS[:10], **kind, test_split=held_out), tmp_path / "second"
@@ -100,7 +101,7 @@ def test_what_is_compared_was_seen_by_neither(tmp_path: Path, monkeypatch: pytes
 def test_evaluate_leaves_out_what_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from tuneserve import rows
+    from tuneserve.checkpoint import rows
     from tuneserve.cli import cli
 
     first = made(tmp_path / "first", ROWS[:12])

@@ -4,7 +4,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 
-from tuneserve import entities
+from tuneserve.checkpoint import entities
 
 
 def test_words_become_prose_with_their_entities() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneserve import chat
+from tuneserve.checkpoint import chat
 from tuneserve.errors import UserError
 
 

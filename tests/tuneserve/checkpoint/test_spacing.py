@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneserve import spacing
+from tuneserve.checkpoint import spacing
 
 
 @pytest.mark.parametrize(

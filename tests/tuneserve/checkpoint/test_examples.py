@@ -13,12 +13,13 @@ from google.protobuf import json_format
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tuneserve import checkpoint, examples
+from tuneserve import checkpoint
+from tuneserve.checkpoint import examples
+from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.evaluation import measurement, verify
 from tuneserve.finetune.data import tokens
 from tuneserve.finetune.eval import evaluation
-from tuneserve.rows import Row
 from tuneserve.server.text.tokenizer import Tokenizer as Served
 from tuneserve.v1 import generation_pb2 as gen
 from tuneserve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.rows import DIGEST, Row, digest, earlier_inputs, input_key
 from tuneserve.errors import CheckpointError, UserError
-from tuneserve.rows import DIGEST, Row, digest, earlier_inputs, input_key
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

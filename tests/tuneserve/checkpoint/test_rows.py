@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuneserve import rows
+from tuneserve.checkpoint import rows
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 

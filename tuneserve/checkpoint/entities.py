@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tuneserve import spacing
+from tuneserve.checkpoint import spacing
 
 Span = tuple[str, int, int]
 

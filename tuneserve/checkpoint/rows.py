@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneserve import entities, spacing
+from tuneserve.checkpoint import entities, spacing
 from tuneserve.errors import UserError
 
 Row = dict[str, Any]
