@@ -60,7 +60,7 @@ def test_the_spine_knows_no_program():
 # process of its own.
 MODULES = ("vllm_engine", "requests", "parsers", "lora_cpu", "nf4_cpu")
 ENGINE = {ROOT / "server" / "engine" / f"{name}.py" for name in MODULES}
-ENGINE |= {ROOT / "benchmarks" / "serving" / "offline.py"}
+ENGINE |= {ROOT / "benchmarks" / "serving" / "workers" / "offline.py"}
 
 
 def test_only_the_engine_knows_vllm():

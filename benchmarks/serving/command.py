@@ -50,9 +50,9 @@ def bench_command(**settings: Any) -> None:
     """
     from rich.console import Console
 
-    from tuneserve.benchmarks.serving.calls import Settings
-    from tuneserve.benchmarks.serving.load import run
-    from tuneserve.benchmarks.serving.report import table
+    from tuneserve.benchmarks.serving.load.calls import Settings
+    from tuneserve.benchmarks.serving.load.closed_loop import run
+    from tuneserve.benchmarks.serving.load.report import table
 
     chosen = Settings(**settings)
     waiting = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s on {chosen.connections} connections"

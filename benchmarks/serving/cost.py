@@ -29,12 +29,13 @@ from pathlib import Path
 import click
 
 from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim, ratios
-from tuneserve.benchmarks.serving import cost_report, interleave, job, systems, worker
+from tuneserve.benchmarks.serving import cost_report, interleave, systems
 from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Scenario
-from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.overload import overload
 from tuneserve.benchmarks.serving.systems import Engine, System
+from tuneserve.benchmarks.serving.workers import job, worker
+from tuneserve.benchmarks.serving.workers.job import Job
 from tuneserve.errors import StepFailed
 from tuneserve.machine.runtime import has_nvidia_gpu, preload
 

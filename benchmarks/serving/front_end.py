@@ -22,11 +22,12 @@ from pathlib import Path
 import click
 
 from tuneserve.benchmarks.claims import Claim
-from tuneserve.benchmarks.serving import cost_report, interleave, job, small_model, systems, worker
+from tuneserve.benchmarks.serving import cost_report, interleave, small_model, systems
 from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
-from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.systems import Engine, System
+from tuneserve.benchmarks.serving.workers import job, worker
+from tuneserve.benchmarks.serving.workers.job import Job
 from tuneserve.machine.runtime import preload
 
 _CONTEXT = 512

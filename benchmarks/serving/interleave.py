@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from tuneserve.benchmarks import processes
-from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.benchmarks.serving.systems import System
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 
 # Idle engines still use a little CPU time now and then.

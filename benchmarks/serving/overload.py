@@ -15,9 +15,9 @@ import grpc
 
 from tuneserve.benchmarks import processes
 from tuneserve.benchmarks.claims import MIN_ROUNDS
-from tuneserve.benchmarks.serving.grpc_client import open_channels
-from tuneserve.benchmarks.serving.job import texts
-from tuneserve.benchmarks.serving.open_loop import Call, Result, closed_loop, open_loop, queue_seconds, usual
+from tuneserve.benchmarks.serving.load.open_loop import Call, Result, closed_loop, open_loop, queue_seconds, usual
+from tuneserve.benchmarks.serving.workers.grpc_client import open_channels
+from tuneserve.benchmarks.serving.workers.job import texts
 from tuneserve.errors import StepFailed
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub

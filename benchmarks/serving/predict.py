@@ -18,11 +18,12 @@ from pathlib import Path
 import click
 
 from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim
-from tuneserve.benchmarks.serving import cost_report, interleave, job, systems, worker
+from tuneserve.benchmarks.serving import cost_report, interleave, systems
 from tuneserve.benchmarks.serving.cost_report import Report
 from tuneserve.benchmarks.serving.interleave import Scenario
-from tuneserve.benchmarks.serving.job import Job
 from tuneserve.benchmarks.serving.systems import Engine
+from tuneserve.benchmarks.serving.workers import job, worker
+from tuneserve.benchmarks.serving.workers.job import Job
 from tuneserve.machine.runtime import preload
 
 _RATE = Claim("predict, to LLM.encode", "predict", "LLM.encode", at_least=0.97)

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from tuneserve.benchmarks.serving import worker
-from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers import worker
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 from tuneserve.machine.runtime import engine_environment, has_nvidia_gpu
 from tuneserve.machine.tiers import this_tier

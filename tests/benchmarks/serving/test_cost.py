@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from tuneserve.benchmarks.serving import cost, cost_report, systems
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
-from tuneserve.benchmarks.serving.job import Job, Outcome
-from tuneserve.benchmarks.serving.open_loop import Result as Measured
+from tuneserve.benchmarks.serving.load.open_loop import Result as Measured
 from tuneserve.benchmarks.serving.overload import Overload, Round
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 from tuneserve.machine.tiers import measured_on
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from tuneserve.benchmarks.serving.interleave import Scenario, measure
-from tuneserve.benchmarks.serving.job import Job, Outcome
 from tuneserve.benchmarks.serving.systems import System
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 
 

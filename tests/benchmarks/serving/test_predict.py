@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tuneserve.benchmarks.serving import cost_report, predict, systems, worker
+from tuneserve.benchmarks.serving import cost_report, predict, systems
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
+from tuneserve.benchmarks.serving.workers import worker
 
 
 @pytest.mark.parametrize(("rate", "status"), [(99.0, 0), (90.0, 1)])

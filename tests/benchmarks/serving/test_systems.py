@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneserve.benchmarks.serving import systems, worker
-from tuneserve.benchmarks.serving.job import Job
+from tuneserve.benchmarks.serving import systems
 from tuneserve.benchmarks.serving.systems import Engine, peer_environment
+from tuneserve.benchmarks.serving.workers import worker
+from tuneserve.benchmarks.serving.workers.job import Job
 from tuneserve.errors import StepFailed
 from tuneserve.machine.runtime import engine_environment
 from tuneserve.serving import Addresses, Server

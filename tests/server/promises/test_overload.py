@@ -10,7 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tuneserve.benchmarks.serving import open_loop
+from tuneserve.benchmarks.serving.load import open_loop
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import generation_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub

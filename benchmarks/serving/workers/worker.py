@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 
 Connection = TypeVar("Connection")
@@ -62,7 +62,7 @@ def started(module: str, arguments: Sequence[str], log: Path, env: Mapping[str, 
     """Runs a module of this package as a worker while the block runs; yields when it is ready for jobs."""
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"tuneserve.benchmarks.serving.{module}", *arguments],
+            [sys.executable, "-m", f"tuneserve.benchmarks.serving.workers.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import grpc
 
-from tuneserve.benchmarks.serving import texts as samples
-from tuneserve.benchmarks.serving.tally import Answer, Tally
+from tuneserve.benchmarks.serving.load import texts as samples
+from tuneserve.benchmarks.serving.load.tally import Answer, Tally
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import classification_pb2 as classification

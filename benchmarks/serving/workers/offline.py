@@ -1,7 +1,7 @@
 """Worker: vLLM without a server, which gets a whole job in one call: the upper limit for any server.
 
-Runs only as a process of its own: `python -m tuneserve.benchmarks.serving.offline SETTINGS`, where SETTINGS are the
-arguments of vLLM's `LLM` as JSON. The only file here that imports vLLM.
+Runs only as a process of its own: `python -m tuneserve.benchmarks.serving.workers.offline SETTINGS`, where SETTINGS are
+the arguments of vLLM's `LLM` as JSON. The only file here that imports vLLM.
 """
 
 import json
@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tuneserve.benchmarks.serving.job import Job, Outcome
-from tuneserve.benchmarks.serving.worker import work
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers.worker import work
 
 
 def prepare() -> Callable[[Job], Outcome]:

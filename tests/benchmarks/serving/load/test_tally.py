@@ -1,6 +1,6 @@
 import pytest
 
-from tuneserve.benchmarks.serving.tally import Answer, Tally, milliseconds
+from tuneserve.benchmarks.serving.load.tally import Answer, Tally, milliseconds
 
 
 def test_percentiles_interpolate_and_are_milliseconds() -> None:

@@ -9,10 +9,10 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from tuneserve.benchmarks.serving.calls import Settings
 from tuneserve.benchmarks.serving.command import bench_command
-from tuneserve.benchmarks.serving.load import measure
-from tuneserve.benchmarks.serving.report import table
+from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.closed_loop import measure
+from tuneserve.benchmarks.serving.load.report import table
 from tuneserve.call.channel import CallFailed
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError

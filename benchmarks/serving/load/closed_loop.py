@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from tuneserve.benchmarks.serving.calls import Call, Settings, calls_of
-from tuneserve.benchmarks.serving.tally import Tally, milliseconds
+from tuneserve.benchmarks.serving.load.calls import Call, Settings, calls_of
+from tuneserve.benchmarks.serving.load.tally import Tally, milliseconds
 from tuneserve.call.channel import failure
 from tuneserve.checkpoint import TASK_NAMES
 from tuneserve.errors import StepFailed, UserError

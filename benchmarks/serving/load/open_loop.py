@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 
-from tuneserve.benchmarks.serving.tally import milliseconds
+from tuneserve.benchmarks.serving.load.tally import milliseconds
 
 # Makes one call; the argument is its running number. Returns the server's own figure of its time in the queue (see
 # `queue_seconds`), or None if the server gives none. Raises AioRpcError unless the call is answered.

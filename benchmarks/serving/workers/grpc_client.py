@@ -6,9 +6,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 import grpc
 
-from tuneserve.benchmarks.serving.job import Job, Outcome
-from tuneserve.benchmarks.serving.load import OWN_CONNECTION
-from tuneserve.benchmarks.serving.worker import drive, watch, work
+from tuneserve.benchmarks.serving.load.closed_loop import OWN_CONNECTION
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers.worker import drive, watch, work
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import classification_pb2 as classification
 from tuneserve.v1 import generation_pb2 as generation

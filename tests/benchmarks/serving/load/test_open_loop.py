@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tuneserve.benchmarks.serving import open_loop as module
 from tuneserve.benchmarks.serving import overload as overload_module
-from tuneserve.benchmarks.serving.grpc_client import open_channels
-from tuneserve.benchmarks.serving.open_loop import (
+from tuneserve.benchmarks.serving.load import open_loop as module
+from tuneserve.benchmarks.serving.load.open_loop import (
     UNFINISHED,
     UNSENT,
     Call,
@@ -20,6 +19,7 @@ from tuneserve.benchmarks.serving.open_loop import (
     usual,
 )
 from tuneserve.benchmarks.serving.overload import classify, overload
+from tuneserve.benchmarks.serving.workers.grpc_client import open_channels
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import classification_pb2_grpc
 

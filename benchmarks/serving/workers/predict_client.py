@@ -1,6 +1,6 @@
 """Worker: does jobs as `tuneserve predict` does, from a file to a file, with a server that is up.
 
-Runs only as a process of its own: `python -m tuneserve.benchmarks.serving.predict_client CHECKPOINT`.
+Runs only as a process of its own: `python -m tuneserve.benchmarks.serving.workers.predict_client CHECKPOINT`.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuneserve import checkpoint
-from tuneserve.benchmarks.serving.job import Job, Outcome
-from tuneserve.benchmarks.serving.worker import work
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers.worker import work
 from tuneserve.checkpoint import rows
 from tuneserve.client import AsyncClient
 from tuneserve.predict.asking import Asking

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tuneserve.benchmarks.serving.texts import SENTENCES
+from tuneserve.benchmarks.serving.load.texts import SENTENCES
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import grpc
 import pytest
 from aiohttp import web
 
-from tuneserve.benchmarks.serving import job, worker
-from tuneserve.benchmarks.serving.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers import job, worker
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 from tuneserve.v1 import classification_pb2, classification_pb2_grpc, common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -172,8 +172,8 @@ async def test_a_worker_that_ended_is_told_of(tmp_path: Path) -> None:
 def test_only_answers_reach_the_one_who_asks() -> None:
     program = textwrap.dedent("""
         import os
-        from tuneserve.benchmarks.serving.job import Outcome
-        from tuneserve.benchmarks.serving.worker import work
+        from tuneserve.benchmarks.serving.workers.job import Outcome
+        from tuneserve.benchmarks.serving.workers.worker import work
         def prepare():
             print("a banner", flush=True); os.system("echo from a child")
             def do(job):

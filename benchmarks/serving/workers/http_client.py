@@ -12,8 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from tuneserve.benchmarks.serving.job import Job, Outcome
-from tuneserve.benchmarks.serving.worker import drive, watch, work
+from tuneserve.benchmarks.serving.workers.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers.worker import drive, watch, work
 
 _DATA = b"data: "
 _END = b"[DONE]"
