@@ -1,0 +1,73 @@
+"""Run a server, and make its keys."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tuneserve.commands.options import FilePath
+from tuneserve.errors import UserError
+from tuneserve.machine import lifetime
+from tuneserve.machine.runtime import preload
+
+
+@click.command()
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the checkpoint PATH as NAME. Repeat for more."
+)
+@click.option("--config", type=FilePath, help="A YAML file of settings in place of --model (docs/settings.md).")
+@click.option("--listen", metavar="HOST:PORT", help="Address for gRPC.  [default: 127.0.0.1:8033]")
+@click.option(
+    "--metrics-listen", metavar="HOST:PORT", help="Address for /metrics over HTTP.  [default: 127.0.0.1:9033]"
+)
+@click.option("--drain-seconds", type=float, help="Time for running calls after SIGTERM.  [default: 30]")
+@click.option("--ready-file", type=FilePath, help="Write the addresses here, as JSON, once every model answers.")
+@click.option(
+    "--end-with-input",
+    is_flag=True,
+    help="Kill the server when the pipe at standard input is closed, or its writer ends.",
+)
+def serve(
+    models: tuple[str, ...], config: Path | None, ready_file: Path | None, end_with_input: bool, **flags: Any
+) -> None:
+    """Serve checkpoints over gRPC, each with its own vLLM engine.
+
+    \b
+    tuneserve serve --model sentiment=./sentiment --model chat=./chat
+    tuneserve serve --config server.yaml
+
+    Health is SERVING once a real request went through every model. SIGTERM drains: new calls are refused, running ones
+    finish, exit status 0.
+    """
+    from tuneserve import settings
+    from tuneserve.server import config as server_config
+
+    if end_with_input:
+        lifetime.end_with(sys.stdin.fileno())
+    if bool(models) == bool(config):
+        raise UserError("give either --model NAME=PATH, once or more, or --config FILE")
+    given = dict(server_config.load(config)) if config else {"models": server_config.parse_models(models)}
+    given |= {key: value for key, value in flags.items() if value is not None}
+    chosen = server_config.checked(settings.build(server_config.ServerConfig, given))
+    preload()
+    from tuneserve.server.app import serve as run
+    from tuneserve.server.call import request_log
+
+    request_log.to_stderr()
+    run(chosen, ready_file)
+
+
+@click.command()
+def key() -> None:
+    """Generate a random API key, and its hash for the server's tenants file.
+
+    The file holds only the hash, under the tenant's `keys`. The key itself is shown once, here, and stored nowhere.
+    To hash a key that you already have, put `sha256:` before the output of `printf %s KEY | sha256sum`; only long
+    random keys are safe in this form.
+    """
+    from tuneserve.server.call.tenants import hashed, new_key
+
+    made = new_key()
+    click.echo(f"key   {made}")
+    click.echo(f"hash  {hashed(made)}")
