@@ -1,5 +1,6 @@
 """Fine-tune: labelled rows and a base model in, a merged and verified bf16 checkpoint out.
 
+    fields        what the values of a training file may be
     config        one YAML file, checked key by key
     data/         rows: read (formats, annotations), checked (schema), split (dataset, split), kept on disk (disk_rows),
                   augmented (augmentation), tokenized (tokens), packed into sequences (packing); what the model that a

@@ -2,27 +2,31 @@
 
 import hashlib
 import importlib.util
-import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, model_validator
 
 from tuneserve import settings, yamls
 from tuneserve.errors import UserError
-from tuneserve.formats import FORMATS, Format
-from tuneserve.settings import Count, Listed, Refused, Settings, Text
+from tuneserve.finetune.fields import (
+    ClassWeights,
+    Column,
+    Jinja,
+    LocalText,
+    Number,
+    Output,
+    Part,
+    PathOrId,
+    Ratio,
+    Share,
+    Template,
+    Texts,
+    Trackers,
+)
+from tuneserve.formats import Format
+from tuneserve.settings import Count, Refused, Settings, Text
 
 Method = Literal["lora", "dora", "rslora", "adalora", "ia3", "qlora", "full"]
 # The default learning rate of each method.
@@ -35,85 +39,10 @@ METHODS: Mapping[Method, float] = {
     "qlora": 5e-4,
     "full": 5e-5,
 }
-# fmt: off
-Column = Literal[
-    "text", "text_pair", "label", "labels", "head", "tail", "tokens", "tags", "entities", "messages", "tools",
-    "prompt", "completion",
-]
-# fmt: on
 # Settings whose values may be paths.
 PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
 # Settings that change the loss.
 OBJECTIVE = ("class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "fgm_epsilon")
-
-
-def number_from_text(value: Any) -> Any:
-    """Returns the number if a text is one: YAML 1.1 reads 2e-4 (no dot) as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def template_columns(template: str) -> list[str]:
-    """Returns the {columns} of a `prompt_template`."""
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-
-
-def _template(text: str) -> str:
-    try:
-        names = template_columns(text)
-    except ValueError:
-        names = []
-    if not names or not all(name.isidentifier() for name in names):
-        raise Refused(f"{text!r} is not allowed", "allowed: text with {columns} of your rows in it")
-    return text
-
-
-def _different(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(texts)) < len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
-        raise Refused(f"{twice!r} is a duplicate", "allowed: a list of different texts")
-    return texts
-
-
-def _local(text: str, info: ValidationInfo) -> Path:
-    return ((info.context or Path()) / Path(text).expanduser()).resolve()
-
-
-def _output(value: object, info: ValidationInfo) -> object:
-    return _local(value, info) if isinstance(value, str) and value.strip() else value
-
-
-def _path_or_id(text: str, info: ValidationInfo) -> str:
-    """A hub id stays as it is; whatever exists, or is written like a path, becomes an absolute path."""
-    path = _local(text, info)
-    looks_local = text.startswith((".", "/", "~")) or path.suffix in FORMATS
-    return str(path) if path.exists() or looks_local else text
-
-
-def _jinja(text: str, info: ValidationInfo) -> str:
-    """Returns a template that is given as text, or as the path of a file."""
-    if "{{" in text or "{%" in text:
-        return text
-    path = _local(text, info)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise Refused(f"{path}: {reason}", "give a file of Jinja, or the template itself") from None
-
-
-_PathOrId = Annotated[Text, AfterValidator(_path_or_id)]
-_LocalText = Annotated[Text, AfterValidator(lambda text, info: str(_local(text, info)))]
-_Output = Annotated[Path, BeforeValidator(_output)]
-_Texts = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_different), Listed]
-_Number = BeforeValidator(number_from_text)
-_Share = Annotated[float, Field(gt=0, le=0.9), _Number]
-_Part = Annotated[float, Field(ge=0, le=0.9), _Number]
-_Ratio = Annotated[float, Field(ge=0, le=1), _Number]
-_Weights = Annotated[Mapping[Text, Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]
-_Trackers = Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(min_length=1), AfterValidator(_different), Listed]
 
 
 def _schema(schema: dict[str, Any]) -> None:
@@ -133,44 +62,44 @@ class FinetuneConfig(Settings):
     task: Literal["sequence-classification", "token-classification", "generation"] = Field(
         description="the model's task"
     )
-    base_model: _PathOrId = Field(
+    base_model: PathOrId = Field(
         default="", description="a Hugging Face directory or a hub id; required unless `continue_from` is given"
     )
-    train: _PathOrId = Field(description="a file, or the id of a data set on the hub: owner/name[/config][:split]")
-    output: _Output = Field(description="the directory that the checkpoint is written to")
-    continue_from: _LocalText | None = Field(
+    train: PathOrId = Field(description="a file, or the id of a data set on the hub: owner/name[/config][:split]")
+    output: Output = Field(description="the directory that the checkpoint is written to")
+    continue_from: LocalText | None = Field(
         default=None,
         description="instead of `base_model`: a checkpoint of tuneserve to continue from; its labels are kept",
     )
-    replay: _PathOrId | None = Field(
+    replay: PathOrId | None = Field(
         default=None,
         description="rows that the checkpoint was trained on, mixed with the new ones to reduce forgetting",
     )
-    replay_share: _Share | None = Field(
+    replay_share: Share | None = Field(
         default=None,
         description="share of old rows among the training rows; without `replay` they come from the rows that the "
         "checkpoint keeps; null: 0.2 with `replay`",
     )
-    test: _PathOrId | None = Field(default=None, description="held-out rows: a file or a data set id, as for `train`")
-    test_size: _Share | None = Field(
+    test: PathOrId | None = Field(default=None, description="held-out rows: a file or a data set id, as for `train`")
+    test_size: Share | None = Field(
         default=None, description="share of `train` that is held out when there is no `test`; null: 0.1"
     )
-    validation_size: _Share | None = Field(
+    validation_size: Share | None = Field(
         default=None, description="share of `train` used for validation; the weights of the best epoch are kept"
     )
     format: Format | None = Field(default=None, description="format of the files; null: by their suffix")
     columns: Mapping[Column, Text] | None = Field(default=None, description="maps our column names to the file's")
-    prompt_template: Annotated[Text, AfterValidator(_template)] | None = Field(
+    prompt_template: Template | None = Field(
         default=None, description="generation: template of the prompt, with {column} for the row's columns"
     )
-    chat_template: Annotated[Text, AfterValidator(_jinja)] | None = Field(
+    chat_template: Jinja | None = Field(
         default=None,
         description="generation: a Jinja template, or a file of one, instead of the base model's; saved with the model",
     )
     group_column: Text | None = Field(
         default=None, description="rows with the same value in this column are either all trained on or all held out"
     )
-    labels: _Texts | None = Field(
+    labels: Texts | None = Field(
         default=None,
         description="the labels in order (token-classification: entity types); null: those of the data, sorted",
     )
@@ -208,7 +137,7 @@ class FinetuneConfig(Settings):
         default=False,
         description="generation: pack short rows into sequences of `max_length` tokens; no row attends to another",
     )
-    epochs: Annotated[float, Field(gt=0, le=1000), _Number] = Field(
+    epochs: Annotated[float, Field(gt=0, le=1000), Number] = Field(
         default=3.0, description="passes over the training rows"
     )
     early_stopping: Count | None = Field(
@@ -221,7 +150,7 @@ class FinetuneConfig(Settings):
     gradient_checkpointing: bool | None = Field(
         default=None, description="saves memory, takes a third more time; null: only for generation on GPUs"
     )
-    learning_rate: Annotated[float, Field(gt=0, le=1), _Number] | None = Field(
+    learning_rate: Annotated[float, Field(gt=0, le=1), Number] | None = Field(
         default=None,
         description="null: depends on the method: "
         + ", ".join(f"{rate:g} for {method}" for method, rate in METHODS.items()),
@@ -229,8 +158,8 @@ class FinetuneConfig(Settings):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the learning rate falls after the warm-up"
     )
-    weight_decay: _Ratio = Field(default=0.01, description="of AdamW")
-    warmup_ratio: _Ratio = Field(default=0.1, description="share of the steps in which the learning rate rises")
+    weight_decay: Ratio = Field(default=0.01, description="of AdamW")
+    warmup_ratio: Ratio = Field(default=0.1, description="share of the steps in which the learning rate rises")
     save_steps: Count | None = Field(
         default=None, description="steps between two saves of the state for --resume; null: save after each epoch"
     )
@@ -238,7 +167,7 @@ class FinetuneConfig(Settings):
         default=False,
         description="sequence-classification: calibrate on the validation rows, so that confidence matches accuracy",
     )
-    report_to: _Trackers | None = Field(
+    report_to: Trackers | None = Field(
         default=None, description="trackers besides OUTPUT-report, through transformers' integrations"
     )
     seed: int = Field(default=42, ge=0, description="seed of all random choices")
@@ -253,35 +182,35 @@ class FinetuneConfig(Settings):
     lora_alpha: Count = Field(
         default=32, description="the adapter's output is scaled by alpha / rank; rslora: by alpha / √rank"
     )
-    lora_dropout: _Part = Field(default=0.0, description="dropout in the adapter; costs half the speed on CPUs")
-    lora_targets: _Texts | None = Field(
+    lora_dropout: Part = Field(default=0.0, description="dropout in the adapter; costs half the speed on CPUs")
+    lora_targets: Texts | None = Field(
         default=None, description="names of the modules to adapt; null: every linear layer but the head"
     )
-    teacher: _PathOrId | None = Field(
+    teacher: PathOrId | None = Field(
         default=None, description="distillation: a model trained for the same labels, whose outputs are learned too"
     )
-    distillation_weight: Annotated[float, Field(gt=0, le=1), _Number] = Field(
+    distillation_weight: Annotated[float, Field(gt=0, le=1), Number] = Field(
         default=0.5, description="weight of the teacher's outputs in the loss, against the loss of the labels"
     )
-    distillation_temperature: Annotated[float, Field(gt=0, le=100), _Number] = Field(
+    distillation_temperature: Annotated[float, Field(gt=0, le=100), Number] = Field(
         default=2.0, description="temperature that softens the outputs of both models"
     )
-    neftune_alpha: Annotated[float, Field(ge=0, le=100), _Number] | None = Field(
+    neftune_alpha: Annotated[float, Field(ge=0, le=100), Number] | None = Field(
         default=None, description="noise on the embeddings (NEFTune), 5 to 15 (Jain et al. 2023)"
     )
-    class_weights: Literal["balanced"] | _Weights | None = Field(
+    class_weights: ClassWeights = Field(
         default=None, description="classifiers: balanced, or a weight for each of some labels"
     )
-    label_smoothing: _Part = Field(
+    label_smoothing: Part = Field(
         default=0.0, description="classifiers: probability taken from the right label and spread over the others"
     )
-    focal_gamma: Annotated[float, Field(ge=0, le=10), _Number] = Field(
+    focal_gamma: Annotated[float, Field(ge=0, le=10), Number] = Field(
         default=0.0, description="classifiers: focal loss; the higher, the less well-predicted rows count"
     )
-    rdrop_alpha: Annotated[float, Field(ge=0, le=100), _Number] = Field(
+    rdrop_alpha: Annotated[float, Field(ge=0, le=100), Number] = Field(
         default=0.0, description="classifiers: weight of the difference between two passes with dropout (R-Drop)"
     )
-    fgm_epsilon: Annotated[float, Field(ge=0, le=10), _Number] = Field(
+    fgm_epsilon: Annotated[float, Field(ge=0, le=10), Number] = Field(
         default=0.0, description="classifiers: size of an adversarial step on the embeddings (FGM)"
     )
     augment_copies: int = Field(
@@ -289,22 +218,11 @@ class FinetuneConfig(Settings):
         ge=0,
         description="classifiers: number of changed copies of each training row; the next three say how",
     )
-    word_dropout: _Part = Field(default=0.1, description="share of a copy's words dropped")
-    word_swap: _Ratio = Field(default=0.0, description="share of a copy's words swapped")
-    synonyms: _Ratio = Field(
+    word_dropout: Part = Field(default=0.1, description="share of a copy's words dropped")
+    word_swap: Ratio = Field(default=0.0, description="share of a copy's words swapped")
+    synonyms: Ratio = Field(
         default=0.0, description="share of a copy's words replaced by synonyms: English, from WordNet through NLTK"
     )
-
-    @field_validator("class_weights", mode="wrap")
-    @classmethod
-    def _balanced_or_weights(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        # One error in place of one for each of the two forms.
-        try:
-            return check(value)
-        except ValidationError:
-            raise Refused(
-                f"{value!r} is not allowed", "allowed: balanced, or a mapping of labels to numbers above 0"
-            ) from None
 
     @model_validator(mode="after")
     def _check_together(self) -> "FinetuneConfig":

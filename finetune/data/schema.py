@@ -9,8 +9,9 @@ from typing import Any
 
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row
-from tuneserve.finetune.config import FinetuneConfig, template_columns
+from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import annotations
+from tuneserve.finetune.fields import template_columns
 
 
 class BadRow(Exception):

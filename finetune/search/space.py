@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tuneserve import settings
 from tuneserve.errors import UserError
 from tuneserve.finetune import config as config_module
-from tuneserve.finetune.config import FinetuneConfig, number_from_text
+from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.fields import number_from_text
 
 if TYPE_CHECKING:
     import optuna
