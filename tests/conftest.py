@@ -26,6 +26,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from xdist.scheduler import LoadScopeScheduling
 
+from tuneserve.machine import tiers
 from tuneserve.server.transport.wakeups import Loop
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
@@ -53,6 +54,13 @@ class _Sides(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return "engine" if file.startswith("tests/engine/") and not file.endswith(_OWN_ENGINES) else file
+
+
+@pytest.fixture(params=[one for one in vars(tiers).values() if isinstance(one, tiers.Tier)], ids=lambda one: one.name)
+def tier(request: pytest.FixtureRequest) -> tiers.Tier:
+    """Each kind of machine."""
+    found: tiers.Tier = request.param
+    return found
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

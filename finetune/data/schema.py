@@ -125,7 +125,7 @@ def _marked(text: str, head: Any, tail: Any) -> str:
     return text
 
 
-def _token_row(raw: Row, config: FinetuneConfig) -> Row:
+def _token_row(raw: Row) -> Row:
     if "tokens" not in raw and "tags" not in raw:
         try:
             text, found = annotations.read(raw)
@@ -233,6 +233,6 @@ def _chat(raw: Row, value: Any) -> Row:
 
 _BY_TASK: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
     "sequence-classification": _sequence_row,
-    "token-classification": _token_row,
+    "token-classification": lambda raw, _: _token_row(raw),
     "generation": _generation_row,
 }

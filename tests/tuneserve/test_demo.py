@@ -34,7 +34,6 @@ def test_a_step_that_fails_ends_it_with_its_tables_and_what_to_do(tmp_path: Path
     assert "Fetch the sample models and data: failed" in result.stdout
 
 
-@pytest.mark.parametrize("tier", tiers.TIERS, ids=lambda tier: tier.name)
 def test_each_kind_of_machine_has_its_number_of_conversations(
     monkeypatch: pytest.MonkeyPatch, tier: tiers.Tier
 ) -> None:

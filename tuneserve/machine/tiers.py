@@ -51,7 +51,6 @@ AVX512 = Tier("cpu-avx512", "AVX-512 without VNNI", "float32", _EMULATED, False,
 AVX512_VNNI = Tier("cpu-avx512-vnni", "AVX-512 with VNNI", "float32", _EMULATED, True, True, True, True)
 AVX512_BF16 = Tier("cpu-avx512-bf16", "AVX-512 with bf16 or AMX", "bfloat16", "it is native", True, True, True, True)
 GPU = Tier("gpu", "GPU", "auto", "left to vLLM", True, True, True, True)
-TIERS = (OTHER, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI, AVX512_BF16, GPU)
 
 # What PyTorch and vLLM mean by AVX-512.
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})

@@ -27,7 +27,6 @@ def on(monkeypatch):
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("quantization", ["", "w8a8", "nf4", "int8"])
-@pytest.mark.parametrize("tier", tiers.TIERS, ids=lambda tier: tier.name)
 def test_the_type_follows_the_machine_not_the_file(on, tier, stored, quantization):
     assert on(tier, stored=stored, quantization=quantization).dtype == tier.dtype
 
@@ -71,12 +70,11 @@ def test_a_type_that_is_slow_here_is_warned_about(on, tier, dtype, slow):
     assert not slow or f"dtype {dtype} is emulated on {tier.title}" in found.warnings[0]
 
 
-def test_int8_of_the_full_range_is_warned_about_where_it_saturates(on):
-    for tier in tiers.TIERS:
-        found = on(tier, quantization="w8a8")
-        assert bool(found.warnings) == (tier in (tiers.AVX2, tiers.AVX512))
-        assert not found.warnings or "--reduce-range" in found.warnings[0]
-        assert not on(tier, quantization="int8").warnings
+def test_int8_of_the_full_range_is_warned_about_where_it_saturates(on, tier):
+    found = on(tier, quantization="w8a8")
+    assert bool(found.warnings) == (tier in (tiers.AVX2, tiers.AVX512))
+    assert not found.warnings or "--reduce-range" in found.warnings[0]
+    assert not on(tier, quantization="int8").warnings
 
 
 def test_memory_is_what_the_container_has_left(monkeypatch, tmp_path):
