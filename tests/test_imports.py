@@ -8,149 +8,111 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("finetune", "quantize", "server", "benchmarks")
-SPINE = {
-    "checkpoint/__init__",
-    "checkpoint/entities",
-    "checkpoint/rows",
-    "checkpoint/spacing",
-    "errors",
-    "formats",
-    "machine/disk",
-    "machine/runtime",
-    "machine/tiers",
-    "settings",
-    "yamls",
+# Where the modules of each package are (pyproject.toml), without those that protoc generates.
+FOLDERS = {"tuneserve": "tuneserve"} | {
+    f"tuneserve.{one}": one for one in ("finetune", "quantize", "server", "benchmarks")
 }
+# The rooms of each package, from the ground up: each imports from itself and from those before it. Those with a `|`
+# between them do not know each other. A loose module is a room of its own.
+TOWERS = {
+    "tuneserve": """
+        v1 oip errors formats yamls settings machine checkpoint client serving evaluation card inspect samples
+        sample_files predict call finetune|quantize|server|benchmarks schema demo api verbs commands cli
+    """,
+    "tuneserve.finetune": """
+        fields config data model eval train export preparation report pipeline soup search
+    """,
+    "tuneserve.quantize": """
+        schemes methods calibration weights sensitivity race report attempts gate preflight run
+    """,
+    "tuneserve.server": """
+        files turns concurrency garbage config metrics engine call text models api open_inference transport app
+    """,
+    "tuneserve.benchmarks": "processes machine claims serving|training",
+    "tuneserve.benchmarks.serving": """
+        load workers systems small_model interleave overload cost_report caller crowd flood cost front_end predict
+        command
+    """,
+}
+# A package that can be called (verbs.py) looks up its function in api.py.
+CALLABLE = ("tuneserve", "tuneserve.finetune", "tuneserve.quantize")
+# What goes into vLLM and comes out of it stands beside the engine. The benchmarks measure plain vLLM too, in a process
+# of its own.
+ENGINE = {f"tuneserve.server.engine.{one}" for one in ("vllm_engine", "requests", "parsers", "lora_cpu", "nf4_cpu")}
+ENGINE |= {"tuneserve.benchmarks.serving.workers.offline"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours, by its dotted name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *parts]).removesuffix(".__init__")] = path
+    return found
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module a file imports, at its top or inside a function, as a dotted name."""
+    """Everything that a file imports, at its top or inside a function, as a dotted name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            yield node.module or ""
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def files(folder: str) -> list[Path]:
-    found = sorted((ROOT / folder).rglob("*.py"))
-    assert found, folder
-    return found
+MODULES = modules()
+IMPORTS = {name: set(imports(path)) for name, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_programs_do_not_know_each_other(program):
-    others = tuple(f"tuneserve.{other}" for other in PROGRAMS if other != program)
-    for path in files(program):
-        bad = [name for name in imports(path) if name.startswith(others)]
-        assert not bad, f"{path.relative_to(ROOT)} imports {bad}"
+def imported(name: str) -> set[str]:
+    """Which modules of ours a module imports: `from room import module` and `from room.module import thing` alike."""
+    return {one if one in MODULES else one.rpartition(".")[0] for one in IMPORTS[name] if one.startswith("tuneserve.")}
 
 
-def test_the_spine_knows_no_program():
-    for name in (*SPINE, "evaluation/quality", "evaluation/significance"):
-        path = ROOT / "tuneserve" / f"{name}.py"
-        bad = [module for module in imports(path) if module.startswith(tuple(f"tuneserve.{p}" for p in PROGRAMS))]
-        assert not bad, f"{path.name} imports {bad}"
+def room(name: str, package: str) -> str:
+    """The room of a package that a module is in; empty if it is in none."""
+    return name.removeprefix(f"{package}.").split(".")[0] if name.startswith(f"{package}.") else ""
 
 
-# What goes into vLLM and comes out of it stands beside the engine. The benchmarks measure plain vLLM too, in a
-# process of its own.
-MODULES = ("vllm_engine", "requests", "parsers", "lora_cpu", "nf4_cpu")
-ENGINE = {ROOT / "server" / "engine" / f"{name}.py" for name in MODULES}
-ENGINE |= {ROOT / "benchmarks" / "serving" / "workers" / "offline.py"}
-
-
-def test_only_the_engine_knows_vllm():
-    for folder in ("tuneserve", *PROGRAMS):
-        for path in files(folder):
-            if path not in ENGINE:
-                assert not [name for name in imports(path) if name.split(".")[0] == "vllm"], path
-
-
-def test_the_server_runs_without_torch():
-    for path in files("server"):
-        if path not in ENGINE:
-            assert not [name for name in imports(path) if name.split(".")[0] == "torch"], path
-
-
-def test_the_client_stands_alone():
-    ours = ("tuneserve.client", "tuneserve.v1")
-    for path in files("tuneserve/client"):
-        for name in imports(path):
-            top = name.split(".")[0]
-            alone = top in sys.stdlib_module_names or top in ("grpc", "google") or name.startswith(ours)
-            assert alone or name == "tuneserve", f"{path.name} imports {name}"
-
-
-def test_benchmarks_speak_to_a_server_by_grpc_only():
-    # And train by the command line; rows and samples are data, and intervals are numbers.
-    allowed = {
-        "benchmarks",
-        "call",
-        "checkpoint",
-        "client",
-        "errors",
-        "evaluation",
-        "machine",
-        "predict",
-        "samples",
-        "serving",
-        "v1",
-    }
-    for path in files("benchmarks"):
-        ours = {name.split(".")[1] for name in imports(path) if name.startswith("tuneserve.")}
-        assert ours <= allowed, f"{path.name} imports {ours - allowed}"
-
-
-# The rooms of a program, from the ground up: each imports from itself and from those before it. Loose files stand
-# between them.
-TOWERS = {
-    "finetune": "fields config data model eval train export preparation report pipeline soup search",
-    "server": (
-        "files turns concurrency garbage config metrics engine call text models api open_inference transport app"
-    ),
-}
-
-
-def imports_within(program: str) -> dict[str, set[str]]:
-    """Which modules of a program each of them imports, by name without the package's."""
-    prefix, root = f"tuneserve.{program}.", ROOT / program
-    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in files(program)}
-    known = set(names.values())
-    found = {
-        name: {one.removeprefix(prefix) for one in imports(path) if one.startswith(prefix)}
-        for path, name in names.items()
-    }
-    # `from room import module` and `from room.module import thing` are the same here.
-    return {
-        name: {one if one in known else one.rpartition(".")[0] for one in ones} & known for name, ones in found.items()
-    }
-
-
-@pytest.mark.parametrize("program", TOWERS)
-def test_a_program_is_a_tower(program):
-    tower = TOWERS[program].split()
-    for name, found in imports_within(program).items():
-        room = name.split(".")[0]
-        if room != "__init__":
-            above = {one for one in found if tower.index(one.split(".")[0]) > tower.index(room)}
+@pytest.mark.parametrize("package", TOWERS)
+def test_a_package_is_a_tower(package):
+    floors = [floor.split("|") for floor in TOWERS[package].split()]
+    height = {one: number for number, floor in enumerate(floors) for one in floor}
+    rooms = {found for name in MODULES if (found := room(name, package))}
+    assert rooms <= height.keys(), "rooms without a place in the tower"
+    for name in MODULES.keys() - CALLABLE:
+        if own := room(name, package):
+            others = {found: one for one in imported(name) if (found := room(one, package)) not in ("", own)}
+            above = [one for found, one in others.items() if height[found] >= height[own]]
             assert not above, f"{name} imports {above}"
 
 
-@pytest.mark.parametrize("program", TOWERS)
-def test_no_module_imports_itself_by_others(program):
-    graph = imports_within(program)
+def test_no_module_imports_itself_by_others():
+    graph = {name: imported(name) - {name} for name in MODULES.keys() - CALLABLE}
     while graph:
         leaves = {name for name, found in graph.items() if not found & graph.keys()}
         assert leaves, f"a circle among {sorted(graph)}"
         graph = {name: found for name, found in graph.items() if name not in leaves}
 
 
-@pytest.mark.parametrize("program", TOWERS)
-def test_rooms_are_small(program):
-    for folder in (ROOT / program).iterdir():
-        if folder.is_dir():
-            assert len(list(folder.glob("*.py"))) <= 16, f"{folder.name} is a street, not a room"
+def test_rooms_are_small():
+    for folder in {path.parent for path in MODULES.values()}:
+        assert len(list(folder.glob("*.py"))) <= 16, f"{folder.relative_to(ROOT)} is a street, not a room"
+
+
+def test_only_the_engine_knows_vllm_and_the_server_runs_without_torch():
+    for name in MODULES.keys() - ENGINE:
+        libraries = {one.split(".")[0] for one in IMPORTS[name]}
+        assert "vllm" not in libraries, name
+        assert "torch" not in libraries or not name.startswith("tuneserve.server."), name
+
+
+def test_the_client_stands_alone():
+    for name in MODULES:
+        if name.startswith("tuneserve.client"):
+            for one in IMPORTS[name]:
+                top = one.split(".")[0]
+                alone = top in sys.stdlib_module_names or top in ("grpc", "google")
+                assert alone or one.startswith(("tuneserve.client", "tuneserve.v1")), f"{name} imports {one}"
