@@ -16,5 +16,19 @@ def test_links_lead_somewhere() -> None:
             assert not section or section in {title.lower().replace(" ", "-") for title in titles}, (page.name, section)
 
 
+def test_where_to_change_names_what_is_there() -> None:
+    table = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where to change")[2]
+    rows = re.findall(r"^\| (?!what|-)(.*?) \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) > 9
+    for question, where in rows:
+        parts = re.findall(r"`([\w/]+\.py)`:((?:(?!`[\w/]+\.py`).)*)", where)
+        assert parts, question
+        for file, rest in parts:
+            text = (DOCS.parent / file).read_text(encoding="utf-8")
+            for name in re.findall(r"`(\w+)`", rest):
+                found = re.search(rf"^\s*(?:async )?(?:def|class) {name}\b|^{name}\b.* = ", text, re.MULTILINE)
+                assert found, f"{question}: no {name} in {file}"
+
+
 def test_the_readme_is_short() -> None:
     assert len((DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()) < 120
