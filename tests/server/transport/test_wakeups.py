@@ -23,32 +23,67 @@ def on_a_loop_of_ours(work: Coroutine[Any, Any, None]) -> None:
         thread.submit(run).result(30)
 
 
+class Queue:
+    """What gRPC has: events in a queue, and a byte for each in a socket."""
+
+    def __init__(self, reading: socket.socket, writing: socket.socket) -> None:
+        self._reading, self._writing = reading, writing
+        reading.setblocking(False)
+        self.events = list[int]()
+        self.handled = list[int]()
+        self.left = list[int]()
+
+    def put(self, event: int) -> None:
+        self.events.append(event)
+        self._writing.send(b"1")
+
+    def _handle_events(self) -> None:
+        self.left.append(len(self._reading.recv(1 << 16)))
+        while self.events:
+            self.handled.append(self.events.pop(0))
+
+
 def test_all_bytes_but_one_are_taken_before_the_events_are_handled():
-    left = []
     reading, writing = socket.socketpair()
     with reading, writing:
-        reading.setblocking(False)
-
-        class Queue:
-            def _handle_events(self) -> None:
-                left.append(len(reading.recv(1 << 16)))
+        queue = Queue(reading, writing)
 
         async def run() -> None:
-            asyncio.get_running_loop().add_reader(reading, Queue()._handle_events)
-            writing.send(b"1" * 200)
+            asyncio.get_running_loop().add_reader(reading, queue._handle_events)
+            for event in range(200):
+                queue.put(event)
             await asyncio.sleep(0.1)
-            writing.send(b"1")
+            queue.put(200)
             await asyncio.sleep(0.1)
 
         on_a_loop_of_ours(run())
-    assert left == [1, 1]
+    assert queue.left == [1, 1]
+    assert queue.handled == list(range(201))
+
+
+def test_an_event_is_not_forgotten_though_another_loop_took_its_byte():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        queue = Queue(ours, theirs)
+
+        class Shared:
+            def recv_into(self, room: bytearray, size: int = 0, flags: int = 0) -> int:
+                if flags:
+                    return 2  # which the other loop reads then, and it handles what is in the queue
+                queue.put(3)
+                return ours.recv_into(room, size)
+
+        wakeups._all_but_one(Shared(), theirs, bytearray(8), queue._handle_events)
+        assert not queue.handled
+        queue._handle_events()
+    assert queue.handled == [3]
 
 
 def test_it_is_grpc_s_own_handler_that_is_known(monkeypatch):
     """When this fails, gRPC has another way to wake the loop up: look whether this module is needed."""
     found = []
     monkeypatch.setattr(
-        wakeups, "_all_but_one", lambda waked, room, callback, *arguments: (found.append(1), callback())
+        wakeups, "_all_but_one", lambda waked, other, room, callback, *arguments: (found.append(1), callback())
     )
 
     async def run() -> None:
