@@ -214,6 +214,8 @@ async def _check_bad_words(model: Model, words: Sequence[str]) -> None:
     if (count := sum(one.length for one in tokens)) > convert.MAX_BAD_TOKENS:
         what = f"make {count} tokens or more, with and without a space before; allowed: {convert.MAX_BAD_TOKENS}"
         raise InvalidInput("sampling.bad_words", what)
+    for index, one in enumerate(tokens):
+        check_tokens(f"sampling.bad_words[{index // 2}]", [one], None, model.engine.vocab_size)
 
 
 def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:

@@ -67,8 +67,10 @@ class ZeroShot:
             field = f"labels[{index}]"
             if len(ids) > LONGEST_LABEL:
                 raise InvalidInput(field, f"has {len(ids)} tokens; allowed: 1 to {LONGEST_LABEL}")
-            if not ids or max(ids) >= model.engine.vocab_size:
-                raise InvalidInput(field, "contains no token of the model's vocabulary")
+            if not ids:
+                raise InvalidInput(field, "contains nothing that the model reads")
+            if max(ids) >= model.engine.vocab_size:
+                raise InvalidInput(field, "has a token that the model does not know")
             for other, others in enumerate(labels[:index]):
                 if ids[: len(others)] == others or others[: len(ids)] == ids:
                     raise InvalidInput(field, f"can't be told apart from labels[{other}] by the model")

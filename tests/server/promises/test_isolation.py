@@ -151,3 +151,47 @@ async def test_a_token_past_the_vocabulary_never_reaches_the_engine(overgrown, m
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details().startswith(f"prompt.{kind}: has a token that the model does not know")
     assert overgrown.engines["chat"].sampled[1:] == [], "the warm-up alone"
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_a_bad_word_past_the_vocabulary_never_reaches_the_engine(overgrown, method):
+    """The engine would lower the score of a token that it has no score for: it writes past the end of its scores."""
+    sampling = generation_pb2.SamplingParams(bad_words=["film", "the <extra> film"])
+    request = generation_pb2.GenerateRequest(
+        model="chat", prompt=generation_pb2.Prompt(text="the film"), sampling=sampling
+    )
+    call = getattr(GenerationServiceStub(overgrown.channel), method)(request)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call if method == "Generate" else [one async for one in call]
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("sampling.bad_words[1]: has a token that the model does not know")
+    assert overgrown.engines["chat"].sampled[1:] == [], "the warm-up alone"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, ""),
+        ({"inputs": [{"text": "the film"}, {"text": "the <extra> film"}]}, "inputs[1].text"),
+        ({"inputs": [{"text": "the <extra> film " * 400}], "truncation": "TRUNCATION_END"}, "inputs[0].text"),
+        ({"instruction": "the <extra> film ?"}, "inputs[0].text"),
+        ({"labels": ["good", "<extra>"]}, "labels[1]"),
+        ({"examples": [{"text": "<extra>", "label": "good"}]}, "inputs[0].text"),
+    ],
+)
+async def test_labels_of_a_token_past_the_vocabulary_never_reach_the_engine(overgrown, fields, field):
+    """Classification by a generation model makes prompts of the texts, and asks for the labels' tokens."""
+    engine = overgrown.engines["chat"]
+    engine.max_length = 512
+    given = {"inputs": [{"text": "the film"}], "labels": ["good", "bad"], **fields}
+    call = ClassificationServiceStub(overgrown.channel).Classify(
+        classification_pb2.ClassifyRequest(model="chat", **given)
+    )
+    if not field:
+        assert (await call).results
+        return
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith(f"{field}: has a token that the model does not know")
+    assert engine.sampled[1:] == [], "the warm-up alone"
