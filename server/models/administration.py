@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from tuneserve import checkpoint, settings
 from tuneserve.errors import CheckpointError, StepFailed, UserError
-from tuneserve.server import concurrency, config
+from tuneserve.server import concurrency, config, files
 from tuneserve.server.call.errors import Changed, InvalidInput, NotFound, WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import options as engine_options
@@ -59,9 +59,10 @@ class Operations:
         config.check_directories(model, where)
         redaction.check(model.redact, f"{where}.redact")
         engine_options.check(model.engine, f"{where}.engine")
+        verified = files.stamps(model.path)
         manifest = checkpoint.load(model.path, f"model {name}")
         engine_options.check_parsers(model, manifest.task, where)
-        prepared = Model(name, model, manifest, self._metrics)
+        prepared = Model(name, model, manifest, self._metrics, verified)
         for adapter, path in model.adapters.items():
             prepared.adapters.prepare(adapter, self._store.take(path, model.max_adapter_rank))
         return prepared

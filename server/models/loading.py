@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from tuneserve.errors import StepFailed
+from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server.call import failures
 from tuneserve.server.call.errors import AlreadyLoaded, WrongState
 from tuneserve.server.engine.interface import EngineFailed
@@ -75,6 +75,8 @@ class Loading:
             logger.info("model %s: loaded", model.id)
         except WrongState as error:
             self._failed(model, f"was not started: {error}", error)
+        except CheckpointError as error:
+            self._failed(model, "was not started: its files have changed, or can't be read", error)
         except (StepFailed, EngineFailed) as error:
             self._failed(model, "did not start; the server's log says why", error)
         except Exception as error:

@@ -10,14 +10,17 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed
+from tuneserve.server import files
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import NotFound, Unavailable, WrongState
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Engine, Sampling, Ticket
 from tuneserve.server.engine.making import EngineFactory
+from tuneserve.server.files import Stamp
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Adapter, Adapters
 from tuneserve.server.models.admission import Admission
@@ -48,6 +51,8 @@ class Model:
     config: ModelConfig
     manifest: pb.Checkpoint
     _metrics: Metrics
+    # The stamps of its files when they were verified; None before that.
+    verified: Mapping[Path, Stamp] | None = None
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
@@ -139,14 +144,15 @@ class Model:
         """Starts the engine and sends one real request through it. Also used after an engine died. `serve` comes next.
 
         If it fails or is cancelled, no engine is left behind. Raises StepFailed if the engine does not start, and
-        CheckpointError if the files are no longer those of the version that was loaded before.
+        CheckpointError if the files are no longer those of this version.
         """
         started = time.monotonic()
         if self._admission is None:
             self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_STARTING)
         else:
             self._metrics.restarts.labels(self.name).inc()
-            await asyncio.to_thread(self._verify)
+            self.verified = None
+        await asyncio.to_thread(self._verify)
         try:
             engine = await self._start(make_engine)
             await self._prepare(engine)
@@ -171,8 +177,12 @@ class Model:
         self.show(model_pb2.MODEL_STATE_READY)
 
     def _verify(self) -> None:
-        checkpoint.refuse_unsafe(self.config.path)
-        checkpoint.verify_files(self.config.path, self.manifest)
+        now = files.stamps(self.config.path)
+        # Just verified, unless it had to wait for its turn: gigabytes are not read twice.
+        if now != self.verified:
+            checkpoint.refuse_unsafe(self.config.path)
+            checkpoint.verify_files(self.config.path, self.manifest)
+            self.verified = now
 
     async def _start(self, make_engine: EngineFactory) -> Engine:
         try:

@@ -2,10 +2,13 @@
 
 import asyncio
 import itertools
+import os
+import shutil
 import time
 
 import pytest
 
+from tuneserve import checkpoint
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import supervisor
@@ -185,6 +188,44 @@ async def test_only_the_same_files_are_loaded_again(config, serve_config, until,
         if change == "pickle":
             (directory / "training_args.bin").unlink()
             await until(lambda: model.is_ready)
+
+
+@pytest.mark.parametrize("change", ["weights", "pickle", "weights with the same time"])
+async def test_only_the_files_that_were_verified_are_loaded_after_a_wait(config, serve_config, tmp_path, until, change):
+    """LoadModel verifies them, and then waits until other versions are loaded."""
+    made = Made(lambda index, engine: setattr(engine, "starts", index != 1))
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "new", tmp_path / "other", dirs_exist_ok=True)
+    async with serve_config(config, made) as server:
+        admin = Models(server.admin)
+        await admin.LoadModel(model_admin_pb2.LoadModelRequest(model="first", path="other"))
+        await until(lambda: len(made) == 2)
+        waiting = (await admin.LoadModel(LOAD)).model
+        weights = next((tmp_path / "new").glob("*.safetensors"))
+        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+        if change == "pickle":
+            (tmp_path / "new" / "training_args.bin").write_bytes(b"")
+        else:
+            weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        if change.endswith("time"):
+            os.utime(weights, ns=times)
+        made[1].starts = True
+        *_, last = [update async for update in admin.WatchModel(model_pb2.WatchModelRequest(model=waiting.id))]
+        assert last.model.state == model_pb2.MODEL_STATE_FAILED
+        assert last.model.failure == "its engine was not started: its files have changed, or can't be read"
+        assert len(made) == 2
+
+
+async def test_files_that_stay_as_they_are_are_read_once_for_a_load(config, serve_config, monkeypatch):
+    """They may be many gigabytes."""
+    read = []
+    sha256_file = checkpoint.sha256_file
+    monkeypatch.setattr(checkpoint, "sha256_file", lambda path: read.append(path.name) or sha256_file(path))
+    async with serve_config(config) as server:
+        read.clear()
+        loaded = await Models(server.admin).load("sentiment", "new")
+        assert loaded.state == model_pb2.MODEL_STATE_READY
+        assert read.count("model.safetensors") == 1
 
 
 async def test_no_engine_is_blamed_for_an_event_loop_that_is_held(config, serve_config, until):
