@@ -283,7 +283,7 @@ class App:
         await asyncio.gather(*(model.close() for model in self.models))
         self.operations.close()
         if self._tracing:
-            await asyncio.to_thread(self._tracing.shutdown)
+            await concurrency.apart(self._tracing.shutdown)
         self._metrics_server.close()
         logger.info("stopped")
 

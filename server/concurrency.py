@@ -1,5 +1,5 @@
 """Structured concurrency: a bounded number of tasks at a time, none of which outlives its caller. And work in threads
-that may never end by itself.
+of its own, which may never end by itself.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 In = TypeVar("In")
@@ -59,6 +60,25 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise
+
+
+async def apart(work: Callable[..., Out], *arguments: Any) -> Out:
+    """Runs blocking work in a thread of its own: unlike asyncio's pool of threads, it never waits for other work. It
+    runs to its end even if its caller is cancelled.
+    """
+    done: Future[Out] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = work(*arguments)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name=getattr(work, "__name__", "apart"), daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 async def within(seconds: float, work: Callable[..., Out], *arguments: Any) -> Out:

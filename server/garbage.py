@@ -7,6 +7,8 @@ import gc
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
+from tuneserve.server import concurrency
+
 # How often a full collection may run, and with how many calls at most.
 _SECONDS, _FEW_CALLS, _NEVER = 10.0, 64, 1 << 30
 # After this many collections of younger generations, each after some 7,000 more objects, a full collection runs in any
@@ -19,7 +21,7 @@ _thresholds: list[tuple[int, int, int]] = []
 
 async def keep_what_there_is() -> None:
     """Freezes all present objects: without this, each full collection would traverse all imported modules again."""
-    await asyncio.to_thread(gc.collect)
+    await concurrency.apart(gc.collect)
     gc.freeze()
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tuneserve.machine import runtime
+from tuneserve.server import concurrency
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.server.engine.interface import (
@@ -264,12 +265,12 @@ class VllmEngine:
             return
         self._end_waiting()
         engine, self._engine = self._engine, None
-        shutdown = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
+        shutdown = asyncio.ensure_future(concurrency.apart(engine.shutdown))
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
         # Including processes that outlived their parent. Their memory is free for another engine only once they are
         # gone.
         engine_processes.kill(self._processes)
-        await asyncio.to_thread(engine_processes.wait_for_end, self._processes, _CLOSE_SECONDS)
+        await concurrency.apart(engine_processes.wait_for_end, self._processes, _CLOSE_SECONDS)
         await asyncio.wait((shutdown,), timeout=_CLOSE_SECONDS)
         # AsyncLLM.__del__ shuts down again, and fails if that happens at the interpreter's end.
         del engine, shutdown

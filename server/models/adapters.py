@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tuneserve.errors import CheckpointError
 from tuneserve.machine import disk
+from tuneserve.server import concurrency
 from tuneserve.server.engine.interface import Engine, EngineFailed
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -90,7 +91,7 @@ class Copy:
 
     async def release(self) -> None:
         """See Store.release. Completes even if its caller is cancelled."""
-        await asyncio.shield(asyncio.to_thread(self.store.release, self))
+        await asyncio.shield(concurrency.apart(self.store.release, self))
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
 _PARSERS = {"tool_parser": get_args(config.ToolParser), "reasoning_parser": get_args(config.ReasoningParser)}
+# Checkpoints and adapters that are read at a time, before they are loaded: they may have gigabytes.
+_PREPARING = 2
 _WORD = re.compile(r"[a-z0-9_]{1,32}")
 
 
@@ -53,6 +56,7 @@ class Operations:
         self.loading = Loading(models, supervisor, health)
         self._leaving: set[str] = set()  # versions that are being unloaded
         self._store = adapters.Store()
+        self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")
 
     def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
         """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
@@ -73,7 +77,8 @@ class Operations:
             raise InvalidInput("model", f"is not a name: {config.A_NAME}")
         path = self._below_root(request.path)
         try:
-            model = await asyncio.to_thread(self.prepare, request.model, self._settings(request, path), "settings")
+            given = request.model, self._settings(request, path), "settings"
+            model = await asyncio.get_running_loop().run_in_executor(self._preparing, self.prepare, *given)
         except CheckpointError as error:
             raise InvalidInput("path", _public(error, path)) from error
         except UserError as error:
@@ -126,11 +131,12 @@ class Operations:
         """Loads a LoRA adapter, and returns its version. See ModelAdminService.LoadAdapter."""
         model.check_takes_adapters()
         directory = self._below_root(path)
-        taking = asyncio.ensure_future(asyncio.to_thread(self._store.take, directory, model.config.max_adapter_rank))
+        taking = self._preparing.submit(self._store.take, directory, model.config.max_adapter_rank)
         try:
-            copy = await asyncio.shield(taking)
+            copy = await asyncio.shield(asyncio.wrap_future(taking))
         except asyncio.CancelledError:
-            taking.add_done_callback(self._given_up)
+            if not taking.cancel():
+                taking.add_done_callback(self._given_up)
             raise
         except StepFailed as error:
             raise WrongState(
@@ -141,12 +147,13 @@ class Operations:
         await model.adapters.add(name, copy)
         return copy.version
 
-    def _given_up(self, taking: "asyncio.Future[adapters.Copy]") -> None:
-        if taking.exception() is None:
+    def _given_up(self, taking: "Future[adapters.Copy]") -> None:
+        if not taking.cancelled() and taking.exception() is None:
             self._store.release(taking.result())
 
     def close(self) -> None:
-        """Deletes the copies of adapters."""
+        """Ends the threads, and deletes the copies of adapters."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
     async def _unload(self, models: Sequence[Model]) -> None:

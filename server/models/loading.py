@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from tuneserve.errors import CheckpointError, StepFailed
+from tuneserve.server import concurrency
 from tuneserve.server.call import failures
 from tuneserve.server.call.errors import AlreadyLoaded, WrongState
 from tuneserve.server.engine.interface import EngineFailed
@@ -41,7 +42,7 @@ class Loading:
 
     async def begin(self, model: Model) -> None:
         """Adds a prepared version, and begins to load it. Raises AlreadyLoaded and WrongState."""
-        await asyncio.to_thread(memory.check, model.config, model.manifest)
+        await concurrency.apart(memory.check, model.config, model.manifest)
         if there := self._models.same(model):
             if not there.load_failed:
                 raise AlreadyLoaded(model.id)
@@ -69,7 +70,7 @@ class Loading:
         try:
             async with self._turn:
                 # Versions loaded before it may have taken the free memory.
-                await asyncio.to_thread(memory.check, model.config, model.manifest)
+                await concurrency.apart(memory.check, model.config, model.manifest)
                 await self.start(model)
             await self._health.publish()
             logger.info("model %s: loaded", model.id)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed
-from tuneserve.server import files
+from tuneserve.server import concurrency, files
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import NotFound, Unavailable, WrongState
 from tuneserve.server.config import ModelConfig
@@ -152,7 +152,7 @@ class Model:
         else:
             self._metrics.restarts.labels(self.name).inc()
             self.verified = None
-        await asyncio.to_thread(self._verify)
+        await concurrency.apart(self._verify)
         try:
             engine = await self._start(make_engine)
             await self._prepare(engine)
@@ -205,9 +205,9 @@ class Model:
         self._reads = True
         try:
             if self._tokenizer is None:
-                self._tokenizer = await asyncio.to_thread(Tokenizer, self.config.path, engine.max_length)
+                self._tokenizer = await concurrency.apart(Tokenizer, self.config.path, engine.max_length)
             if self._redactor is None and self.config.redact:
-                self._redactor = await asyncio.to_thread(Redactor, self.config.redact)
+                self._redactor = await concurrency.apart(Redactor, self.config.redact)
         finally:
             self._reads = False
         await self.adapters.start(engine)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from typing import TypeVar
 
+from tuneserve.server import concurrency
 from tuneserve.server.call.quota import Bucket
 from tuneserve.server.transport import peers
 from tuneserve.server.transport.peers import File, Network, address, network
@@ -124,7 +125,7 @@ class UnauthenticatedConnections:
         # Connections that come, and show their keys, while the files are listed are not among those.
         before = self._known.copy(), set(self._connections)
         try:
-            found = await asyncio.to_thread(peers.connected, self.port)
+            found = await concurrency.apart(peers.connected, self.port)
         except OSError:
             self._to_close |= to_close
             raise
@@ -198,7 +199,7 @@ class UnauthenticatedConnections:
             wanted = set(list(wanted)[:_MOST_IGNORED])
         if wanted == self.ignored:
             return
-        await asyncio.to_thread(peers.ignore, self.port, wanted)
+        await concurrency.apart(peers.ignore, self.port, wanted)
         if not self.ignored:
             those = ", ".join(map(str, wanted))
             logger.warning("too many new connections without a key: those from %s are ignored for some seconds", those)
