@@ -11,17 +11,33 @@ import pytest
 
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.hardware import Hardware
+from tuneserve.server.engine.interface import Encoded, Sampling, Ticket
 from tuneserve.v1 import checkpoint_pb2
 
 
+class Asked(Exception):
+    """Ends a request that the stub was asked for."""
+
+
 class Stub:
-    """Keeps what it is asked for."""
+    """Keeps what it is asked for, and answers nothing."""
 
     errored = False
     output_handler = None
 
     def __init__(self) -> None:
+        self.prompts: list[dict[str, Any]] = []
         self.threads: list[threading.Thread] = []
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    async def add_request(self, request_id: str, prompt: dict[str, Any], params: Any, **more: Any) -> Any:
+        self.prompts.append(prompt)
+        raise Asked
+
+    async def abort(self, request_id: Any, internal: bool = False) -> None:
+        pass
 
     def shutdown(self) -> None:
         self.threads.append(threading.current_thread())
@@ -36,11 +52,33 @@ def vllm_engine(make_parsers) -> ModuleType:
 
 
 @pytest.fixture
-def engine(vllm_engine) -> Any:
+def engine(vllm_engine, monkeypatch) -> Any:
     config = ModelConfig(path=Path("there"))
     made = vllm_engine.VllmEngine("m", config, checkpoint_pb2.Checkpoint(), Hardware("float32", 1 << 27, True))
     made._engine = Stub()
+    # It asks the real one for its settings.
+    monkeypatch.setattr(made, "_verify", lambda params: None)
     return made
+
+
+async def generate(engine: Any, ticket: Ticket) -> None:
+    async for _ in engine.generate(ticket, [1, 2], Sampling(max_tokens=1), stream=False):
+        pass
+
+
+async def pool(engine: Any, ticket: Ticket) -> None:
+    await engine.pool(ticket, [Encoded([1, 2]), Encoded([3])], "classify")
+
+
+@pytest.mark.parametrize("ask", [generate, pool])
+@pytest.mark.parametrize("salt", ["a-tenants-own", ""])
+async def test_a_tenants_prompts_are_found_in_the_cache_by_that_tenant_alone(engine, ask, salt):
+    """vLLM keeps prompts of different salts apart in its prefix cache."""
+    with pytest.raises(Asked):
+        await ask(engine, Ticket("r", salt=salt))
+    [prompt] = engine._engine.prompts
+    assert prompt["prompt_token_ids"] == [1, 2]
+    assert prompt.get("cache_salt") == (salt or None)
 
 
 async def test_an_engine_is_closed_beside_any_work_in_threads(engine):
