@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
@@ -185,6 +185,13 @@ class Threads:
         running.add_done_callback(done)
         return await asyncio.wrap_future(running)
 
+    async def run_steps(self, work: Iterator[object]) -> None:
+        """Runs a generator of short steps. Whenever they have taken some milliseconds, waiting work goes first. If its
+        caller is cancelled, no more of them are run.
+        """
+        while await self.run(_some, work):
+            pass
+
     def close(self) -> None:
         """Ends the threads. Work that has not begun is cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -192,6 +199,12 @@ class Threads:
     def _done(self) -> None:
         if not self._waiting.next():
             self._free += 1
+
+
+def _some(work: Iterator[object]) -> bool:
+    """Runs a turn's steps. Returns whether there may be more."""
+    end = time.monotonic() + _TURN
+    return any(time.monotonic() > end for _ in work)
 
 
 # The turns of the loop that asked last: they are needed with every token, and only in tests a process has several

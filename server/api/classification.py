@@ -1,7 +1,7 @@
 """ClassificationService: converts requests, calls the engine, converts its answers."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -34,9 +34,8 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 
 # Requests of one stream that run or whose answers are unread, at most.
 STREAM_AHEAD = 64
-# Tokens that a thread decodes into spans at a time (some milliseconds); and how many are decoded on the event loop,
-# because that is faster.
-_PIECE, _SHORT = 1 << 12, 256
+# Tokens of a call from which on spans are found in threads; fewer on the event loop, because that is faster.
+_SHORT = 256
 # Characters of texts that are tokenized together before their windows are counted.
 _WINDOWED = 1 << 18
 # Scores computed at a time; and bytes of one score in the answer, without its label.
@@ -106,24 +105,27 @@ class ClassificationService(ClassificationServiceServicer):
         # Not kept as span objects: half a million of them take the garbage collector long to traverse.
         labels, sure, noted = list[str](), list[float](), list[str]()
 
-        def decode(piece: Sequence[tuple[str, Masked, Tokens, Sequence[windows.Window]]]) -> None:
-            for text, mask, one, its_windows in piece:
+        def decode() -> Iterator[None]:
+            for text, mask, one, its_windows in zip(texts, masked, tokens, split, strict=True):
                 logits = windows.stitch(one, its_windows, [next(rows) for _ in its_windows])
-                scores = convert.probabilities(logits, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
-                places = [mask.original(*place) for place in one.offsets]
-                new = spans.find(text, scores, places, one.words, model.labels, how)
-                response.results.append(convert.token_classification(text, new, unit, one))
+                yield
+                scores = yield from _probabilities(logits)
+                places = yield from _places(one, mask)
+                new = yield from spans.find(text, scores, places, one.words, model.labels, how)
+                yield from convert.add_spans(response, text, new, unit, one)
                 labels.extend(span.label for span in new)
                 sure.extend(span.score for span in new)
                 if current_call.content is not None:
                     noted.extend(f"{span.label} {span.start}-{span.end}" for span in new)
+                yield
 
-        current().hold(_SPAN_BYTES * sum(one.length for one in tokens))
-        for piece in pieces(list(zip(texts, masked, tokens, split, strict=True)), lambda one: one[2].length, _PIECE):
-            if len(piece) == len(texts) and sum(one.length for one in tokens) < _SHORT:
-                decode(piece)
-            else:
-                await model.tokenizer.apart(decode, piece)
+        total = sum(one.length for one in tokens)
+        current().hold(_SPAN_BYTES * total)
+        if total < _SHORT:
+            for _ in decode():
+                pass
+        else:
+            await model.tokenizer.in_steps(decode())
         current_call.note("output", *noted)
         await _count(model, len(texts), zip(labels, sure, strict=True))
         return response
@@ -220,6 +222,26 @@ def _added(
     few = _few(shown)
     for start in range(0, len(results), few):
         yield from convert.add_classifications(answer, results[start : start + few], scores[start : start + few], shown)
+
+
+def _probabilities(logits: NDArray[np.float32]) -> Generator[None, None, NDArray[np.float32]]:
+    """Returns the probabilities of tokens' labels, in steps of some milliseconds."""
+    scores = np.empty(logits.shape, np.float32)
+    few = max(1, _SCORES // logits.shape[-1])
+    for start in range(0, len(logits), few):
+        some = slice(start, start + few)
+        scores[some] = convert.probabilities(logits[some], checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+        yield
+    return scores
+
+
+def _places(tokens: Tokens, mask: Masked) -> Generator[None, None, list[tuple[int, int]]]:
+    """Returns where tokens are in the caller's text, in steps of some milliseconds."""
+    found: list[tuple[int, int]] = []
+    for start in range(0, len(tokens.offsets), spans.STEP):
+        found += [mask.original(*place) for place in tokens.offsets[start : start + spans.STEP]]
+        yield
+    return found
 
 
 def _few(shown: convert.Shown) -> int:

@@ -222,25 +222,18 @@ def add_classifications(
         yield shown.labels[best[0]], row[best[0]]
 
 
-def token_classification(
-    text: str, found: Sequence[spans.Span], unit: spans.Unit, tokens: Tokens
-) -> pb.TokenClassification:
-    """Returns the spans of one text with offsets in the caller's unit."""
-    converted = spans.convert(text, found, unit)
-    return pb.TokenClassification(
-        spans=[
-            pb.Span(
-                label=span.label,
-                score=span.score,
-                start=span.start,
-                end=span.end,
-                text=text[original.start : original.end],
-            )
-            for span, original in zip(converted, found, strict=True)
-        ],
-        token_count=tokens.length,
-        truncated=tokens.truncated,
-    )
+def add_spans(
+    answer: pb.ClassifyTokensResponse, text: str, found: Sequence[spans.Span], unit: spans.Unit, tokens: Tokens
+) -> Iterator[None]:
+    """Adds the spans of one text to an answer, with offsets in the caller's unit; in steps of some milliseconds."""
+    # Added in place: assigning a message would copy it.
+    result = answer.results.add(token_count=tokens.length, truncated=tokens.truncated)
+    at = spans.positions(text, unit)
+    yield
+    for first in range(0, len(found), spans.STEP):
+        for label, score, start, end in found[first : first + spans.STEP]:
+            result.spans.add(label=label, score=score, start=at[start], end=at[end], text=text[start:end])
+        yield
 
 
 def embedding(

@@ -1,12 +1,11 @@
 """Token predictions to labelled spans, and code point offsets to other units. Plain numbers in, plain spans out.
 
 tuneserve.checkpoint.entities decides which labels make one span. Work on each token is done in NumPy, because a call
-may have half a million tokens.
+may have half a million tokens; what NumPy can't do is done for some of them at a time.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Generator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,11 @@ from tuneserve.checkpoint import entities
 Aggregation = Literal["simple", "first", "average", "max"]
 Unit = Literal["code_point", "utf8", "utf16"]
 
+# Tokens or spans between two steps of a generator: some milliseconds.
+STEP = 1 << 12
 
-@dataclass(frozen=True)
-class Span:
+
+class Span(NamedTuple):
     """A labelled part of the text."""
 
     label: str
@@ -34,35 +35,46 @@ def find(
     words: Sequence[int | None],
     labels: Sequence[str],
     aggregation: Aggregation,
-) -> list[Span]:
-    """Returns the spans of one text, in order, without white space at their ends.
+) -> Generator[None, None, list[Span]]:
+    """Returns the spans of one text, in order, without white space at their ends; in steps of some milliseconds.
 
     `scores` is (tokens, labels); special tokens have no word.
     """
-    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    own = np.fromiter((word is not None for word in words), bool, len(words)) & (places[:, 0] < places[:, 1])
+    places, own = np.empty((len(offsets), 2), np.int64), np.empty(len(offsets), bool)
+    for start in range(0, len(offsets), STEP):
+        some = slice(start, start + STEP)
+        places[some] = offsets[some]
+        own[some] = [word is not None for word in words[some]]
+        yield
+    own &= places[:, 0] < places[:, 1]
     scores, places = scores[own], places[own]
+    yield
     if aggregation != "simple" and len(places):
-        found_words = entities.words(text, [(start, end) for start, end in places.tolist()])
-        firsts, ends = np.array(found_words, dtype=np.int64).T
-        scores, places = _merge(scores, firsts, aggregation), np.column_stack((places[firsts, 0], places[ends - 1, 1]))
+        firsts = yield from _words(text, places)
+        scores, places = _merge(scores, firsts, aggregation), _joined(places, firsts)
+        yield
     best = scores.argmax(axis=1) if len(scores) else np.zeros(0, np.int64)
+    yield
     kinds, firsts, ends = _groups(best, labels)
+    yield
     if not len(firsts):
         return []
     # Sums from each first to its end; the sums between an end and the next first are dropped. The last end needs a
     # zero.
     chosen = np.append(scores[np.arange(len(best)), best].astype(np.float64), 0.0)
     means = np.add.reduceat(chosen, np.column_stack((firsts, ends)).ravel())[::2] / (ends - firsts)
-    spans = zip(kinds, means.tolist(), places[firsts, 0].tolist(), places[ends - 1, 1].tolist(), strict=True)
-    found = [Span(kind, mean, *entities.trimmed(text, start, end)) for kind, mean, start, end in spans]
-    return [span for span in found if span.start < span.end]
-
-
-def convert(text: str, spans: Sequence[Span], unit: Unit) -> list[Span]:
-    """Returns the spans with offsets counted in `unit` in place of code points."""
-    at = positions(text, unit)
-    return [Span(span.label, span.score, at[span.start], at[span.end]) for span in spans]
+    starts, stops = places[firsts, 0], places[ends - 1, 1]
+    yield
+    found: list[Span] = []
+    for first in range(0, len(kinds), STEP):
+        some = slice(first, first + STEP)
+        columns = means[some].tolist(), starts[some].tolist(), stops[some].tolist()
+        for kind, mean, start, end in zip(kinds[some], *columns, strict=True):
+            span = Span(kind, mean, *entities.trimmed(text, start, end))
+            if span.start < span.end:
+                found.append(span)
+        yield
+    return found
 
 
 def positions(text: str, unit: Unit) -> Sequence[int]:
@@ -89,6 +101,24 @@ def _groups(best: NDArray[np.int64], labels: Sequence[str]) -> tuple[list[str], 
     firsts = np.flatnonzero(inside & ~goes_on)
     ends = np.flatnonzero(inside & ~np.append(goes_on[1:], False)) + 1
     return [types[kind] for kind in kinds[firsts]], firsts, ends
+
+
+def _words(text: str, places: NDArray[np.int64]) -> Generator[None, None, NDArray[np.int64]]:
+    """Returns the first token of each word, in steps, as entities.words does."""
+    found = []
+    for start in range(0, len(places), STEP):
+        # Whether a token continues a word depends on the token before it alone.
+        before = max(start - 1, 0)
+        words = entities.words(text, [(first, end) for first, end in places[before : start + STEP].tolist()])
+        found.append(before + np.array([first for first, _ in words[start - before :]], np.int64))
+        yield
+    return np.concatenate(found)
+
+
+def _joined(places: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the places of words from those of their tokens. Words begin at `firsts`."""
+    lasts = np.append(firsts[1:], len(places)) - 1
+    return np.column_stack((places[firsts, 0], places[lasts, 1]))
 
 
 def _merge(scores: NDArray[np.float32], firsts: NDArray[np.int64], aggregation: Aggregation) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ is far too long is not tokenized to its end. Knows nothing of the engine; texts 
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ _SHORT = 512
 # Characters that a thread tokenizes at a time: some milliseconds.
 _PIECE = 1 << 14
 _THREADS = 2
+# From so many characters on, a text has a thread beside these: it is tokenized as a whole, for up to half a second.
+_LONG = 1 << 16
 # Characters for each allowed token: a longer text is tokenized in pieces, and only until it has too many tokens.
 _USUAL = 4
 # How many more tokens pieces may have than their text as a whole: for each piece, and in all.
@@ -103,6 +105,7 @@ class Tokenizer:
         self._knows_pairs = "token_type_ids" in self._hf.model_input_names
         self._longest = max(_LEAST_LONGEST, *map(len, self._hf.get_vocab()))  # characters of a token
         self._threads = Threads(_THREADS, "tokenize")
+        self._long = Threads(1, "tokenize long")
 
     @property
     def size(self) -> int:
@@ -148,7 +151,8 @@ class Tokenizer:
                 for text in piece
             ]
             truncated = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
-            encoded = await self.apart(self._encode, enough, call)
+            lane = self._threads if sum(map(_length, enough)) < _LONG else self._long
+            encoded = await lane.run(self._encode, enough, call)
             taken(sum(one.length for one in encoded))
             for tokens, is_truncated in zip(encoded, truncated, strict=True):
                 if is_truncated and truncate:
@@ -172,7 +176,8 @@ class Tokenizer:
     async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
         """Returns the first `tokens` tokens of a text, as text, and their number; the whole text if it has fewer."""
         enough = await self._enough(text, _Call(False, True, tokens))
-        [encoding] = await self.apart(self._batch, self._whole, [enough], False)
+        lane = self._threads if len(enough) < _LONG else self._long
+        [encoding] = await lane.run(self._batch, self._whole, [enough], False)
         if len(encoding) <= tokens:
             return text, len(encoding)
         return enough[: encoding.token_to_chars(tokens - 1)[1]], tokens
@@ -180,6 +185,10 @@ class Tokenizer:
     async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
         """Runs work of some milliseconds in one of the tokenizer's threads."""
         return await self._threads.run(work, *arguments)
+
+    async def in_steps(self, work: Iterator[object]) -> None:
+        """Runs work of any length, whose steps take some milliseconds, in the tokenizer's threads."""
+        await self._threads.run_steps(work)
 
     @property
     def reserved_arguments(self) -> set[str]:
@@ -205,6 +214,7 @@ class Tokenizer:
     def close(self) -> None:
         """Ends the threads."""
         self._threads.close()
+        self._long.close()
 
     async def _enough(self, text: str, call: _Call) -> str:
         """Returns enough of a text to show that it has more than `most` tokens; all of it, if it does not."""

@@ -217,7 +217,10 @@ def test_a_result_is_as_wide_as_its_labels():
 
 @pytest.mark.parametrize(("unit", "places"), [("code_point", (2, 4)), ("utf8", (5, 8)), ("utf16", (3, 5))])
 def test_spans_have_places_in_the_callers_unit_and_their_own_text(unit, places):
-    answer = convert.token_classification("🙂 né", [Span("PER", 0.5, 2, 4)], unit, TOKENS)
+    response = pb.ClassifyTokensResponse()
+    for _ in convert.add_spans(response, "🙂 né", [Span("PER", 0.5, 2, 4)], unit, TOKENS):
+        pass
+    [answer] = response.results
     [span] = answer.spans
     assert (span.label, span.score, span.text, answer.token_count) == ("PER", 0.5, "né", 3)
     assert (span.start, span.end) == places

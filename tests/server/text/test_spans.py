@@ -8,7 +8,16 @@ LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
 def find(rows, offsets, words, aggregation="simple", text="x" * 99):
-    return spans.find(text, np.asarray(rows, dtype=np.float32), offsets, words, LABELS, aggregation)
+    return ended(spans.find(text, np.asarray(rows, dtype=np.float32), offsets, words, LABELS, aggregation))
+
+
+def ended(work):
+    """What a generator returns after its steps."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return done.value
 
 
 def one_hot(*labels: str) -> np.ndarray:
@@ -73,8 +82,22 @@ def test_simple_keeps_tokens_apart():
 
 def test_offsets_in_other_units():
     text = "🙂é東a"
-    everything = [Span("X", 1.0, i, i + 1) for i in range(4)]
-    utf8 = [(span.start, span.end) for span in spans.convert(text, everything, "utf8")]
-    utf16 = [(span.start, span.end) for span in spans.convert(text, everything, "utf16")]
-    assert utf8 == [(0, 4), (4, 6), (6, 9), (9, 10)]
-    assert utf16 == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(spans.positions(text, "code_point")) == [0, 1, 2, 3, 4]
+    assert list(spans.positions(text, "utf8")) == [0, 4, 6, 9, 10]
+    assert list(spans.positions(text, "utf16")) == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("aggregation", ["simple", "first", "average", "max"])
+@pytest.mark.parametrize("step", [1, 2, 7])
+def test_steps_change_nothing(aggregation, step, monkeypatch):
+    """Words and entities go on from one step to the next."""
+    chance = np.random.default_rng(step)
+    text = "".join(chance.choice(list("ab é東-"), 300))
+    ends = np.unique(chance.integers(1, 300, 150)).tolist()
+    offsets = [(0, 0), *zip([0, *ends[:-1]], ends, strict=True), (0, 0)]
+    words = [None, *range(len(ends)), None]
+    rows = chance.random((len(offsets), len(LABELS)))
+    whole = find(rows, offsets, words, aggregation, text)
+    assert len(whole) > 20
+    monkeypatch.setattr(spans, "STEP", step)
+    assert find(rows, offsets, words, aggregation, text) == whole
