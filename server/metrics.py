@@ -53,6 +53,13 @@ class Metrics:
         self.rejections = Counter(
             "tuneserve_admission_rejections", "Calls rejected.", (*model, "reason"), registry=registry
         )
+        # By status alone, so that refusing a call stays cheap: the method is the caller's word.
+        self.refused = Counter(
+            "tuneserve_calls_refused",
+            "Calls refused before their turn, by status code. They are in no grpc_server metric.",
+            ("grpc_code",),
+            registry=registry,
+        )
         self.requests = Gauge("tuneserve_request_bytes", "Bytes of the requests that wait or run.", registry=registry)
         self.unread = Gauge(
             "tuneserve_unread_bytes", "Bytes of answers that wait to be read by their callers.", registry=registry
@@ -147,7 +154,7 @@ class Metrics:
         # Cached, because labels are looked up several times a call: the library takes a lock and converts the values to
         # text. Labels of these metrics are never removed.
         for metric in (
-            *(self.started, self.handled, self.handling, self.tenant_calls, self.tenant_tokens),
+            *(self.started, self.handled, self.handling, self.refused, self.tenant_calls, self.tenant_tokens),
             *(self.queue_depth, self.queue_wait, self.tokens_in, self.tokens_out, self.first_token, self.token_gap),
             *(self.texts, self.predictions, self.confidence),
         ):

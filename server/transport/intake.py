@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
+from google.rpc import code_pb2
 
 from tuneserve.server import turns
 from tuneserve.server.call import context as calls
 from tuneserve.server.call.draining import Running
-from tuneserve.server.call.errors import Overloaded, Unauthenticated, Unavailable
+from tuneserve.server.call.errors import CallError, Overloaded, Unauthenticated, Unavailable
 from tuneserve.server.call.shares import share
 from tuneserve.server.call.tenants import ANYBODY, Tenant
 from tuneserve.server.metrics import Metrics
@@ -40,6 +41,13 @@ class Intake:
 
         Raises Unavailable if its connection sends too many calls without a key, and Overloaded if too many calls wait.
         """
+        try:
+            return self._accepted(context)
+        except CallError as error:
+            self.metrics.refused.labels(code_pb2.Code.Name(error.code)).inc()
+            raise
+
+    def _accepted(self, context: Context) -> calls.Call:
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():
             if isinstance(value, str):

@@ -17,7 +17,8 @@ from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-CLASSIFY = "/tuneserve.v1.ClassificationService/Classify"
+SERVICE = "/tuneserve.v1.ClassificationService"
+CLASSIFY = f"{SERVICE}/Classify"
 KEY = (("x-api-key", "key"),)
 CALLS = unauthenticated._CONNECTION[0]
 
@@ -63,6 +64,18 @@ async def test_a_flood_costs_few_calls(server, raw):
     # 64 each, and 8 a second; what was handed over behind those costs little.
     assert started <= 4 * (CALLS + 40) + 6 < 4 * 200
     assert server.app.metrics.hung_up._value.get() == 4
+
+
+@pytest.mark.parametrize("method", ["Classify", "ClassifyStream"])
+async def test_calls_that_are_refused_before_their_turn_are_counted(server, raw, method):
+    flood = await raw(server.app.address)
+    for number in range(CALLS + 50):
+        flood.open(2 * number + 1, f"{SERVICE}/{method}", end=True)
+    assert await flood.until(lambda: flood.closed)
+    told = sum(b"too many calls without a key" in answer for answer in flood.answers.values())
+    refused = server.app.metrics.refused.labels("UNAVAILABLE")._value.get()
+    # Of the last ones, the connection may have been closed before their answers.
+    assert 0 < told <= refused <= 50
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ def port(entrance, running, tmp_path) -> Intake:
     return Intake(Metrics(), running, entrance, authentication=authentication)
 
 
+def refused(port: Intake) -> dict[str, float]:
+    """How many calls were refused, by status."""
+    [metric] = port.metrics.refused.collect()
+    return {sample.labels["grpc_code"]: sample.value for sample in metric.samples if sample.name.endswith("_total")}
+
+
 async def taken(port: Intake, call) -> calls.Call:
     found = port.look(call)
     await port.wait(found)
@@ -71,6 +77,7 @@ async def test_who_shows_no_key_is_an_address_until_its_connection_is_closed(por
     for _ in range(2):
         with pytest.raises(Unavailable, match="without a key"):
             port.look(context())
+    assert refused(port) == {"UNAVAILABLE": 2}
     # Another connection, from the same port: one that was closed has no calls with a key.
     call = await taken(port, context(("x-api-key", "key")))
     assert (call.caller, call.refused) == ("one", None)
@@ -92,6 +99,7 @@ async def test_so_many_wait_and_callers_share(port, monkeypatch):
     assert [isinstance(each, Overloaded) for each in found] == [False] * 5 + [True] + [False] * 2 + [True]
     rejected = port.metrics.rejections.labels("", "calls")
     assert rejected._value.get() == 2
+    assert refused(port) == {"RESOURCE_EXHAUSTED": 2}
 
 
 async def test_nobody_waits_when_the_server_stops(port, running, entrance):
