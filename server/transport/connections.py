@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 _MIB = 1 << 20
 # Connections of the admin and health ports: few, but always available, so that probes and administrators get in.
 MOST_BESIDE = 64
+# A probe makes its call at once. Connections of the health port that make none would keep probes out: it has no keys.
+PROBE_SECONDS = 5.0
 # For the handshake of a connection, TLS and HTTP/2.
 _HANDSHAKE_SECONDS = 10.0
 # For the answer to a ping.

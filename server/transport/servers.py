@@ -55,7 +55,9 @@ def admin(services: Services, models: Models, operations: Operations, health: He
 
 def health_only(health: Health, config: ServerConfig) -> Server:
     """Returns the server of the probes' port, with health alone."""
-    options = connections.options(config, connections.MOST_BESIDE)
+    idle = min(config.max_connection_idle_seconds, connections.PROBE_SECONDS)
+    probed = config.model_copy(update={"max_connection_idle_seconds": idle})
+    options = connections.options(probed, connections.MOST_BESIDE)
     services = Services()
     health.servicer.add_to(services)
     return Server(services, options)

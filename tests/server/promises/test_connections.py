@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.transport import connections
@@ -67,6 +68,19 @@ async def test_a_connection_without_calls_ends(config, serve_config, raw):
         for _ in range(2):
             await ModelServiceStub(server.channel).ListModels(model_pb2.ListModelsRequest())
             await asyncio.sleep(1.5)
+
+
+async def test_idle_connections_keep_probes_out_for_seconds_only(config, serve_config, raw):
+    """The health port takes few connections, and anybody can open them."""
+    async with serve_config(config.model_copy(update={"health_listen": "127.0.0.1:0"})) as server:
+        idle = [await raw(server.app.health_address) for _ in range(connections.MOST_BESIDE)]
+        # None of theirs is ever closed by anything else.
+        assert not any(one.closed for one in idle)
+        async with grpc.aio.insecure_channel(server.app.health_address) as channel:
+            probe = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=20, wait_for_ready=True
+            )
+            assert (await probe).status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_an_old_connection_ends_and_its_calls_do_not(config, serve_config, raw):
