@@ -13,9 +13,10 @@ from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call import request_log
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.engine.interface import Delta
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.server.engine.interface import Delta, EngineFailed
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 KEY = (("x-api-key", "spender-key"),)
@@ -35,6 +36,7 @@ class Work:
         self.tokens = 0
         self.step = 0.0
         self.running = 0
+        self.dead = False
         self._pool = engine.pool
         engine.pool, engine.generate = self.pool, self.generate
 
@@ -42,7 +44,7 @@ class Work:
         self.tokens += sum(len(one.token_ids) for one in inputs)
         self.running += 1
         try:
-            await asyncio.sleep(self.step)
+            await self._sleep()
             return await self._pool(ticket, inputs, task)
         finally:
             self.running -= 1
@@ -53,7 +55,7 @@ class Work:
         unseen = 0
         try:
             for step in range(sampling.max_tokens):
-                await asyncio.sleep(self.step)
+                await self._sleep()
                 self.tokens += sampling.n
                 unseen += sampling.n
                 if stream or step == sampling.max_tokens - 1:
@@ -62,6 +64,11 @@ class Work:
         finally:
             self.running -= 1
             ticket.lost(unseen)
+
+    async def _sleep(self):
+        await asyncio.sleep(self.step)
+        if self.dead:
+            raise EngineFailed("gone")
 
 
 @pytest.fixture
@@ -72,6 +79,8 @@ async def spending(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     config = ServerConfig(
         models={
             "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=2),
+            "ner": ModelConfig(path=make_bert("ForTokenClassification", ["O", "PER"]), max_num_seqs=2),
+            "vectors": ModelConfig(path=make_bert("Model", []), max_num_seqs=2),
             "chat": ModelConfig(path=make_llama(), max_num_seqs=4),
         },
         listen="127.0.0.1:0",
@@ -85,11 +94,11 @@ async def spending(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
         yield served, {name: Work(engine) for name, engine in served.engines.items()}, charged
 
 
-def batch(*prompts: bytes) -> inference_pb2.ModelInferRequest:
+def batch(*prompts: bytes, tokens: int = 3) -> inference_pb2.ModelInferRequest:
     tensor = {"name": "text_input", "datatype": "BYTES", "shape": [len(prompts)]}
     request = inference_pb2.ModelInferRequest(model_name="chat", inputs=[tensor])
     request.inputs[0].contents.bytes_contents.extend(prompts)
-    request.parameters["max_tokens"].int64_param = 3
+    request.parameters["max_tokens"].int64_param = tokens
     return request
 
 
@@ -98,37 +107,48 @@ async def endless(request):
     await asyncio.sleep(600)
 
 
-def begin(channel: grpc.aio.Channel, method: str):
-    if method == "Classify":
-        return ClassificationServiceStub(channel).Classify(CLASSIFY, metadata=KEY)
-    if method == "ClassifyStream":
-        one = classification_pb2.ClassifyStreamRequest(id=1, request=CLASSIFY)
-        return ClassificationServiceStub(channel).ClassifyStream(endless(one), metadata=KEY)
-    if method == "ModelInfer":
-        return GRPCInferenceServiceStub(channel).ModelInfer(batch(*PROMPTS), metadata=KEY)
-    if method == "ModelStreamInfer":
-        return GRPCInferenceServiceStub(channel).ModelStreamInfer(endless(batch(PROMPTS[0])), metadata=KEY)
-    if method == "Generate":
-        request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
-        return GenerationServiceStub(channel).Generate(request, metadata=KEY)
-    request = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
-    return GenerationServiceStub(channel).GenerateStream(request, metadata=KEY)
+TEXTS = ["the film was good", "bad"]
+EXPLAIN = classification_pb2.ClassifyRequest(
+    model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")], explain={}
+)
+TOKENS_OF = classification_pb2.ClassifyTokensRequest(model="ner", texts=TEXTS)
+RANK = classification_pb2.RankRequest(model="sentiment", query="the film", candidates=TEXTS, label="pos")
+EMBED = embedding_pb2.EmbedRequest(model="vectors", texts=TEXTS)
+GENERATE = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=SAMPLING)
+PART = classification_pb2.ClassifyStreamRequest(id=1, request=CLASSIFY)
+# Every call that engines work for: its model, its method and what makes its request.
+METHODS = {
+    "Classify": ("sentiment", ClassificationServiceStub, lambda: CLASSIFY),
+    "Classify, explained": ("sentiment", ClassificationServiceStub, lambda: EXPLAIN),
+    "ClassifyStream": ("sentiment", ClassificationServiceStub, lambda: endless(PART)),
+    "ClassifyTokens": ("ner", ClassificationServiceStub, lambda: TOKENS_OF),
+    "Rank": ("sentiment", ClassificationServiceStub, lambda: RANK),
+    "Embed": ("vectors", EmbeddingServiceStub, lambda: EMBED),
+    "Generate": ("chat", GenerationServiceStub, lambda: GENERATE),
+    "GenerateStream": ("chat", GenerationServiceStub, lambda: GENERATE),
+    "ModelInfer": ("chat", GRPCInferenceServiceStub, lambda: batch(*PROMPTS)),
+    "ModelStreamInfer": ("chat", GRPCInferenceServiceStub, lambda: endless(batch(PROMPTS[0], tokens=TOKENS))),
+}
+# What holds all of a model's slots.
+HOLDERS = {"sentiment": "Classify", "ner": "ClassifyTokens", "vectors": "Embed", "chat": "Generate"}
 
 
-METHODS = ("Classify", "ClassifyStream", "Generate", "GenerateStream", "ModelInfer", "ModelStreamInfer")
+def begin(channel: grpc.aio.Channel, method: str, **options):
+    _, stub, request = METHODS[method]
+    return getattr(stub(channel), method.partition(",")[0])(request(), metadata=KEY, **options)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("phase", ["queued", "running", "answered"])
 async def test_calls_cost_what_was_done_for_them(spending, until, method, phase):
     served, works, charged = spending
-    name = "sentiment" if method.startswith("Classify") else "chat"
+    name = METHODS[method][0]
     [model] = [model for model in served.app.models if model.name == name]
     work = works[name]
     before, work.step = work.tokens, 600.0 if phase == "queued" else 0.01
     holders = []
     if phase == "queued":
-        holders = [begin(served.channel, "Classify" if name == "sentiment" else "Generate") for _ in range(4)]
+        holders = [begin(served.channel, HOLDERS[name]) for _ in range(4)]
         await until(lambda: model.admission.running >= model.admission._slots)
     call = begin(served.channel, method)
     if phase == "queued":
@@ -136,7 +156,7 @@ async def test_calls_cost_what_was_done_for_them(spending, until, method, phase)
     elif phase == "running":
         await until(lambda: work.running)
         await asyncio.sleep(0.03)
-    elif method.endswith("Stream") or "Stream" in method:
+    elif "Stream" in method:
         await call.read()
     else:
         await call
@@ -148,6 +168,49 @@ async def test_calls_cost_what_was_done_for_them(spending, until, method, phase)
     for one in (call, *holders):
         with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
             await one.code()
+
+
+def ended(answer) -> bool:
+    """Whether an answer of a stream says that its part failed."""
+    if isinstance(answer, inference_pb2.ModelStreamInferResponse):
+        return bool(answer.error_message)
+    return answer.HasField("error")
+
+
+async def ended_by(ending: str, served, work: Work) -> None:
+    """Ends the calls that run."""
+    if ending == "dead engine":
+        work.dead = True
+    elif ending == "drain":
+        served.app.config = served.app.config.model_copy(update={"drain_seconds": 0.05})
+        await served.app.stop()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("ending", "code"), [("deadline", "DEADLINE_EXCEEDED"), ("dead engine", "UNAVAILABLE"), ("drain", "UNAVAILABLE")]
+)
+async def test_calls_that_others_end_cost_what_was_done_for_them(spending, until, method, ending, code):
+    served, works, charged = spending
+    work = works[METHODS[method][0]]
+    # Of a prompt there are some tokens by then, and of a text nothing.
+    before, work.step = work.tokens, 0.02 if work is works["chat"] else 0.6
+    call = begin(served.channel, method, timeout=0.4 if ending == "deadline" else None)
+    await until(lambda: work.running)
+    await asyncio.sleep(0.1)
+    await ended_by(ending, served, work)
+    if ending == "dead engine" and "Stream" in method and method != "GenerateStream":
+        # Only the parts end.
+        while not ended(await call.read()):
+            pass
+        call.cancel()
+    else:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while "Stream" in method and await call.read() is not grpc.aio.EOF:
+                pass
+        assert (await call.code()).name == code
+    await until(lambda: not work.running)
+    assert sum(charged) == work.tokens - before > 0
 
 
 async def test_whoever_cancels_every_answer_pays_for_all_of_them(spending, until):
