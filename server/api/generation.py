@@ -132,7 +132,7 @@ class _Wish:
         params, form = (await model.redacted(request.sampling, "sampling")).request, None
         await _check_bad_words(model, params.bad_words)
         if params.HasField("structured_output"):
-            form = await model.constraints.checked(params.structured_output)
+            form = await model.constraints.checked(params.structured_output, current().tenant.name)
         return cls(model, params, form, request.adapter)
 
     async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling, Answers]:
@@ -166,7 +166,8 @@ class _Wish:
             raise InvalidInput("prompt.chat.tool_choice.mode", what)
         schema = await self.model.tokenizer.apart(required_calls.schema, chat.tools, name)
         try:
-            return await self.model.constraints.checked(pb.StructuredOutput(json_schema=schema))
+            wanted = pb.StructuredOutput(json_schema=schema)
+            return await self.model.constraints.checked(wanted, current().tenant.name)
         except InvalidInput as error:
             raise InvalidInput("prompt.chat.tools", f"as one JSON Schema: {error.description}") from error
 

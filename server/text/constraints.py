@@ -1,4 +1,4 @@
-"""Checks callers' constraints before a call goes to the engine; each constraint only once.
+"""Checks callers' constraints before a call goes to the engine; each constraint of a tenant only once.
 
 A check may take minutes, in libraries that can't be interrupted except by ending their process. So each check runs in a
 process of its own, forked from one process per model, which is started when it is first needed. Each caller has one
@@ -55,12 +55,15 @@ class Constraints:
         # Real constraints take a few times 10 ms, with a large vocabulary ten times as much.
         self._lanes = _Lane(0.5, 256 << 20, at_once=2), _Lane(3.0, 1 << 30, at_once=1)
         self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
-        self._known: OrderedDict[bytes, InvalidInput | None] = OrderedDict()
+        self._known: OrderedDict[tuple[str, bytes], InvalidInput | None] = OrderedDict()  # by tenant and content
 
-    async def checked(self, params: pb.StructuredOutput) -> StructuredOutput:
-        """Returns a constraint that the engine can follow quickly, token by token. Raises InvalidInput."""
+    async def checked(self, params: pb.StructuredOutput, tenant: str = "") -> StructuredOutput:
+        """Returns a constraint that the engine can follow quickly, token by token. Raises InvalidInput.
+
+        What is known is kept by tenant: response times must not reveal what others have sent.
+        """
         form, content = structured(params), params.SerializeToString(deterministic=True)
-        key = sha256(content).digest()
+        key = tenant, sha256(content).digest()
         if key not in self._known:
             turn = self._turns.setdefault(turns.caller(), asyncio.Lock())
             async with turn:

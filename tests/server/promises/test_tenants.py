@@ -12,6 +12,7 @@ from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.text.constraints import Constraints
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -142,6 +143,31 @@ async def test_what_the_engine_caches_is_each_tenants_own(server):
         assert by_key[0] == by_key[1], "two keys of one tenant"
         assert len({salt for one in by_key for salt in one}) == len(TENANTS) - 2
         assert "" not in salts
+
+
+async def test_what_is_known_of_a_constraint_is_each_tenants_own(server, refused, monkeypatch):
+    """A check takes tens of milliseconds: an answer without one would tell that somebody sent the same schema."""
+    checked, check = [], Constraints._check
+
+    async def counted(self, params, content):
+        checked.append(params)
+        return await check(self, params, content)
+
+    monkeypatch.setattr(Constraints, "_check", counted)
+    good = generation_pb2.SamplingParams(max_tokens=1, structured_output={"json_schema": '{"enum": ["acme 17"]}'})
+    bad = generation_pb2.SamplingParams(max_tokens=1, structured_output={"regex": "(acme 17"})
+    tool = generation_pb2.ToolChoice(mode=generation_pb2.TOOL_CHOICE_MODE_REQUIRED)
+    chat = generation_pb2.Chat(messages=[{"role": "user", "content": "a"}], tools=[{"name": "acme"}], tool_choice=tool)
+    stub = GenerationServiceStub(server.channel)
+    for tenant, times in (("acme", 1), ("acme-other", 0), ("bolt", 1), ("plain", 1), ("bolt", 0)):
+        before = len(checked)
+        ask = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=good)
+        assert (await stub.Generate(ask, metadata=key(tenant))).completions
+        ask = generation_pb2.GenerateRequest(model="chat", prompt={"chat": chat}, sampling=SAMPLING)
+        assert (await stub.Generate(ask, metadata=key(tenant))).completions
+        ask = generation_pb2.GenerateRequest(model="chat", prompt=PROMPT, sampling=bad)
+        await refused(stub.Generate(ask, metadata=key(tenant)), grpc.StatusCode.INVALID_ARGUMENT)
+        assert len(checked) == before + 3 * times, tenant
 
 
 async def test_a_tenant_that_fills_the_queue_is_in_nobody_elses_way(serve_config, make_bert, tmp_path, until):

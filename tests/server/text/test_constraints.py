@@ -7,6 +7,7 @@ import pytest
 
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.engine.interface import StructuredOutput
+from tuneserve.server.text import constraints as constraints_module
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.v1 import generation_pb2 as pb
 
@@ -68,6 +69,17 @@ async def test_what_is_known_needs_no_process(constraints, ours):
     assert not ours()
     await constraints.checked(pb.StructuredOutput(regex="c"))
     assert len(ours()) == 1
+
+
+async def test_what_is_remembered_is_bounded_for_all_tenants_together(constraints, monkeypatch):
+    monkeypatch.setattr(constraints_module, "_KEPT", 4)
+    for tenant in ("one", "other", "third"):
+        for number in range(3):
+            assert await constraints.checked(pb.StructuredOutput(regex=f"{number}"), tenant)
+            assert len(constraints._known) <= 4
+    with pytest.raises(InvalidInput):
+        await constraints.checked(BAD, "one")
+    assert len(constraints._known) == 4
 
 
 async def test_the_same_text_of_another_kind_is_another_constraint(constraints):
