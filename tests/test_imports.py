@@ -1,8 +1,11 @@
 """The import rules of the house, by reading every import statement."""
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -52,9 +55,18 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Everything that a file imports, at its top or inside a function, as a dotted name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+class Running(ast.NodeTransformer):
+    """Leaves out what only a type checker reads."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        is_typing = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return node.orelse if is_typing else self.generic_visit(node)
+
+
+def imports(path: Path, typing: bool = True) -> Iterator[str]:
+    """Everything that a file imports, at its top or inside a function, as a dotted name; also for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree if typing else Running().visit(tree)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -116,3 +128,47 @@ def test_the_client_stands_alone():
                 top = one.split(".")[0]
                 alone = top in sys.stdlib_module_names or top in ("grpc", "google")
                 assert alone or one.startswith(("tuneserve.client", "tuneserve.v1")), f"{name} imports {one}"
+
+
+# What comes with an extra that the server is installed with: cpu and gpu bring vLLM, and vLLM brings torch. The plugin
+# is used where somebody installed it.
+WITH_VLLM = {"torch", "vllm", "vllm_bnb_plugin"}
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """Every module of the distributions in the base dependencies and the extra `server`, and the namespaces they are
+    in; as paths.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found, namespaces = set[str](), set[str]()
+    for requirement in (*project["dependencies"], *project["optional-dependencies"]["server"]):
+        [name] = re.findall(r"^[\w.-]+", requirement)
+        files = [file for file in metadata.files(name) or () if file.suffix in (".py", ".so", ".pyd")]
+        found |= {str(file).split(".")[0].removesuffix("/__init__") for file in files}
+        namespaces |= {str(folder) for file in files for folder in file.parents}
+    return found, namespaces
+
+
+def used_by_the_server() -> set[str]:
+    """The server's modules, and those of `tuneserve` that they import, themselves or through others."""
+    found, new = set[str](), {name for name in MODULES if name.startswith("tuneserve.server")}
+    while new:
+        found |= new
+        named = {one for name in new for one in imports(MODULES[name], typing=False)}
+        new = {one if one in MODULES else one.rpartition(".")[0] for one in named} & MODULES.keys() - found
+    return found
+
+
+def test_what_the_server_imports_is_declared():
+    (known, namespaces), used = declared(), used_by_the_server()
+    assert "tuneserve.checkpoint.entities" in used
+    for name in used:
+        others = WITH_VLLM if name in ENGINE else set()
+        for one in imports(MODULES[name], typing=False):
+            top = one.split(".")[0]
+            if top == "tuneserve" or top in sys.stdlib_module_names or top in others:
+                continue
+            place = one.replace(".", "/")
+            # A module, or a name in one.
+            is_declared = place in known | namespaces or place.rpartition("/")[0] in known
+            assert is_declared, f"{name} imports {one}, which is not declared"

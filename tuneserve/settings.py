@@ -9,12 +9,14 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
-from pydantic_core import ErrorDetails
 
 from tuneserve.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class Settings(BaseModel):
@@ -101,7 +103,7 @@ _EXPECTED = {
 _MAPPING = ("dict_type", "mapping_type", "model_type")
 
 
-def _explained(kind: type[Settings], problem: ErrorDetails, where: str) -> UserError:
+def _explained(kind: type[Settings], problem: "ErrorDetails", where: str) -> UserError:
     path, value, hint = [*problem["loc"]], problem["input"], ""
     if path and path[-1] == "[key]":
         del path[-2:]
