@@ -5,6 +5,7 @@ of its own, which may never end by itself.
 import asyncio
 import contextlib
 import ctypes
+import errno
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -64,7 +65,7 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 async def apart(work: Callable[..., Out], *arguments: Any) -> Out:
     """Runs blocking work in a thread of its own: unlike asyncio's pool of threads, it never waits for other work. It
-    runs to its end even if its caller is cancelled.
+    runs to its end even if its caller is cancelled. Raises OSError if the system has no thread left.
     """
     done: Future[Out] = Future()
     done.set_running_or_notify_cancel()
@@ -77,7 +78,10 @@ async def apart(work: Callable[..., Out], *arguments: Any) -> Out:
         else:
             done.set_result(result)
 
-    threading.Thread(target=run, name=getattr(work, "__name__", "apart"), daemon=True).start()
+    try:
+        threading.Thread(target=run, name=getattr(work, "__name__", "apart"), daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "no thread is left") from error
     return await asyncio.wrap_future(done)
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import threading
 
 import pytest
 
@@ -29,6 +30,33 @@ class Work:
 async def settled() -> None:
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+async def test_what_runs_apart_waits_for_nothing_and_goes_on_when_nobody_waits():
+    loop, goes_on, done = asyncio.get_running_loop(), threading.Event(), threading.Event()
+    sleeping = [loop.run_in_executor(None, goes_on.wait) for _ in range(100)]
+    assert await concurrency.apart(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await concurrency.apart(divmod, 7, 0)
+    waiting = asyncio.create_task(concurrency.apart(lambda: goes_on.wait() and done.set()))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    goes_on.set()
+    await asyncio.gather(*sleeping)
+    assert done.wait(10)
+
+
+async def test_a_thread_that_the_system_does_not_give_is_an_error_of_the_system(monkeypatch):
+    """Who limits connections goes on then, as without files."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(BlockingIOError, match="no thread"):
+        await concurrency.apart(divmod, 7, 2)
 
 
 async def test_together_keeps_order_and_bound():
