@@ -1,10 +1,12 @@
-"""Request checks that several methods share. Each raises InvalidInput with the field's path."""
+"""Request checks that several methods share. Each adds its violations, with the field's path, to those of the call; a
+check that needs tokens raises InvalidInput.
+"""
 
 from collections.abc import Container, Sequence
 
 from google.protobuf.message import Message
 
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.text.tokenizer import Tokens
 
 BLANK = "is empty or blank; a text is needed"
@@ -17,44 +19,48 @@ def check_tokens(
     vocab_size: int,
     remedy: str = "shorten it or set TRUNCATION_END",
 ) -> None:
-    """Raises InvalidInput for the first input that the model can't read: also if it has more than `max_length` tokens,
-    unless that is None. `field` has a {} for the index.
+    """Raises InvalidInput for inputs that the model can't read: also if one has more than `max_length` tokens, unless
+    that is None. `field` has a {} for the index.
     """
-    for index, one in enumerate(tokens):
-        if max_length is not None and one.length > max_length:
-            # The tokens of a text that is far too long were not counted.
-            known = "is far too long" if one.truncated else f"has {one.length} tokens"
-            raise InvalidInput(field.format(index), f"{known}, the model takes {max_length}; {remedy}")
-        if not one.length:
-            raise InvalidInput(field.format(index), "contains nothing that the model reads")
-        # An id without an embedding would crash the engine, with all its calls.
-        if max(one.encoded.token_ids, default=0) >= vocab_size:
-            raise InvalidInput(field.format(index), "has a token that the model does not know")
+    with Violations() as wrong:
+        for index, one in enumerate(tokens):
+            if max_length is not None and one.length > max_length:
+                # The tokens of a text that is far too long were not counted.
+                known = "is far too long" if one.truncated else f"has {one.length} tokens"
+                wrong.add(field.format(index), f"{known}, the model takes {max_length}; {remedy}")
+            elif not one.length:
+                wrong.add(field.format(index), "contains nothing that the model reads")
+            # An id without an embedding would crash the engine, with all its calls.
+            elif max(one.encoded.token_ids, default=0) >= vocab_size:
+                wrong.add(field.format(index), "has a token that the model does not know")
 
 
-def check_unset(request: Message, fields: Sequence[str], description: str) -> None:
-    """Raises InvalidInput for the first of the fields that is set."""
+def check_unset(wrong: Violations, request: Message, fields: Sequence[str], description: str) -> None:
+    """Refuses fields that are set."""
     for field, _ in request.ListFields():
         if field.name in fields:
-            raise InvalidInput(field.name, description)
+            wrong.add(field.name, description)
 
 
-def check_count(field: str, count: int, limit: int) -> None:
-    """Raises InvalidInput unless there is at least one entry and at most `limit`."""
-    if not 1 <= count <= limit:
-        raise InvalidInput(field, f"has {count} entries; allowed: 1 to {limit}")
+def check_count(wrong: Violations, field: str, count: int, limit: int, least: int = 1) -> bool:
+    """Refuses fewer entries than `least`, and more than `limit`. Returns whether the entries may be looked at: they may
+    not if there are too many.
+    """
+    if not least <= count <= limit:
+        wrong.add(field, f"has {count} entries; allowed: {least} to {limit}")
+    return count <= limit
 
 
-def check_text(field: str, text: str) -> None:
-    """Raises InvalidInput for an empty or blank text."""
+def check_text(wrong: Violations, field: str, text: str) -> None:
+    """Refuses an empty or blank text."""
     if not text.strip():
-        raise InvalidInput(field, BLANK)
+        wrong.add(field, BLANK)
 
 
-def check_enum(field: str, value: int, known: Container[int]) -> None:
-    """Raises InvalidInput for a value that is not known."""
+def check_enum(wrong: Violations, field: str, value: int, known: Container[int]) -> None:
+    """Refuses a value that is not known."""
     if value not in known:
-        raise InvalidInput(field, f"is {value}, which this server does not know")
+        wrong.add(field, f"is {value}, which this server does not know")
 
 
 def listed(labels: Sequence[str]) -> str:

@@ -12,13 +12,13 @@ from tuneserve import checkpoint
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api import streams
 from tuneserve.server.api.checks import check_text, check_tokens, check_unset
-from tuneserve.server.api.label_prompts import Question
-from tuneserve.server.api.occlusion import Explanation
+from tuneserve.server.api.label_prompts import Question, check_question
+from tuneserve.server.api.occlusion import Explanation, check_explain
 from tuneserve.server.api.pooling import encoded, note, pooled
 from tuneserve.server.api.zero_shot import ZeroShot
 from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.call.wire import Received
 from tuneserve.server.concurrency import pieces
 from tuneserve.server.models.aliases import Models
@@ -54,27 +54,30 @@ class ClassificationService(ClassificationServiceServicer):
         """See classification.proto."""
         tasks = checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION, checkpoint_pb2.TASK_GENERATION
         model = self._models.for_task(request.model, *tasks)
-        texts = convert.pairs(request, model.config.max_inputs)
-        question = None
-        if model.manifest.task == checkpoint_pb2.TASK_GENERATION:
-            question = Question.of(request, model.config.max_inputs)
-            shown = convert.shown(request, question.labels, checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
-        else:
-            check_unset(request, ["labels", "examples", "instruction"], "is for generation models only")
-            problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
-            shown = convert.shown(request, model.labels, problem, temperature)
-        long_texts = convert.long_texts(request, model.engine.max_length)
+        most, is_zero_shot = model.config.max_inputs, model.manifest.task == checkpoint_pb2.TASK_GENERATION
+        with Violations() as wrong:
+            texts = convert.checked_pairs(wrong, request, most)
+            if is_zero_shot:
+                check_question(wrong, request, most)
+                long_texts = convert.only_truncation(wrong, request)
+                shown = convert.shown(wrong, request, list(request.labels), checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
+            else:
+                check_unset(wrong, request, ["labels", "examples", "instruction"], "is for generation models only")
+                long_texts = convert.long_texts(wrong, request, model.engine.max_length, most)
+                problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
+                shown = convert.shown(wrong, request, model.labels, problem, temperature)
+            if request.HasField("explain"):
+                check_explain(wrong, request, model.config)
         with admitted(model, request.priority) as place:
             current().hold(len(texts) * shown.width(_SCORE_BYTES))
             seen = await model.redacted(request)
             if seen.request is not request:
-                texts = convert.pairs(seen.request, model.config.max_inputs)
+                texts = convert.pairs(seen.request)
             note(texts)
             explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
             scorer: ZeroShot | Classifier = Classifier(model, place, long_texts)
-            if question:
-                question = Question.of(seen.request, model.config.max_inputs)
-                scorer = await ZeroShot.of(model, place, question, long_texts.truncate)
+            if is_zero_shot:
+                scorer = await ZeroShot.of(model, place, Question.of(seen.request), long_texts.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = await _scores(results, shown)
             response = pb.ClassifyResponse(model_version=model.id)
@@ -83,15 +86,16 @@ class ClassificationService(ClassificationServiceServicer):
                 await explanation.add_weights(response.results, scores, shown, scorer.score)
         current().note("output", *(label for label, _ in best))
         # The labels that a call brings are not counted in a metric: their number is unbounded.
-        await _count(model, len(texts), [] if question else best)
+        await _count(model, len(texts), [] if is_zero_shot else best)
         response.usage.CopyFrom(scorer.usage)
         return response
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:
         """See classification.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_TOKEN_CLASSIFICATION)
-        texts = convert.texts(request, model.config.max_inputs)
-        long_texts = convert.long_texts(request, model.engine.max_length)
+        with Violations() as wrong:
+            texts = convert.texts(wrong, request, model.config.max_inputs)
+            long_texts = convert.long_texts(wrong, request, model.engine.max_length, model.config.max_inputs)
         usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
@@ -154,10 +158,11 @@ class ClassificationService(ClassificationServiceServicer):
     async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         """See classification.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
-        check_text("query", request.query)
-        convert.plain_texts("candidates", request.candidates, model.config.max_inputs)
-        label = convert.rank_label(request, model.labels)
-        truncate = convert.truncation(request.truncation, windows=False)
+        with Violations() as wrong:
+            check_text(wrong, "query", request.query)
+            convert.plain_texts(wrong, "candidates", request.candidates, model.config.max_inputs)
+            label = convert.rank_label(wrong, request, model.labels)
+            truncate = convert.truncation(wrong, request.truncation, windows=False)
         usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)

@@ -1,9 +1,10 @@
 """Converts messages of classification and embedding to the engine's inputs, and outputs back. Checks all their fields.
 
-Raises errors.InvalidInput with the field's path. Knows the protos and the engine's interface; does no I/O.
+What is wrong with a request's fields is added to the call's Violations; what is returned then is never used. Knows the
+protos and the engine's interface; does no I/O.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from tuneserve.server.api.checks import BLANK, check_count, check_enum, listed
-from tuneserve.server.call.errors import InvalidInput, refuse
+from tuneserve.server.api.checks import BLANK, check_count, check_enum, check_unset, listed
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2, embedding_pb2
@@ -75,86 +76,120 @@ class Result(NamedTuple):
     windows: int = 1
 
 
-def pairs(request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str, str]]:
-    """Returns the checked texts of a Classify call; a tuple if there is a second text."""
-    check_count("inputs", len(request.inputs), max_inputs)
-    found = [(one.text, one.text_pair) if one.HasField("text_pair") else one.text for one in request.inputs]
-    refuse(
-        [InvalidInput(f"inputs[{index}].text", BLANK) for index, one in enumerate(found) if not _first(one).strip()]
-        + [
-            InvalidInput(f"inputs[{index}].text_pair", BLANK)
-            for index, one in enumerate(found)
-            if isinstance(one, tuple) and not one[1].strip()
-        ]
-    )
+def pairs(request: pb.ClassifyRequest) -> list[str | tuple[str, str]]:
+    """Returns the texts of a Classify call; a tuple if there is a second text."""
+    return [(one.text, one.text_pair) if one.HasField("text_pair") else one.text for one in request.inputs]
+
+
+def checked_pairs(wrong: Violations, request: pb.ClassifyRequest, max_inputs: int) -> list[str | tuple[str, str]]:
+    """Returns the same, checked."""
+    if not check_count(wrong, "inputs", len(request.inputs), max_inputs):
+        return []
+    found = pairs(request)
+    for index, one in enumerate(found):
+        first, second = (one, None) if isinstance(one, str) else one
+        if not first.strip():
+            wrong.add(f"inputs[{index}].text", BLANK)
+        if second is not None and not second.strip():
+            wrong.add(f"inputs[{index}].text_pair", BLANK)
     return found
 
 
-def texts(request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
+def check_no_pairs(wrong: Violations, request: pb.ClassifyRequest, max_inputs: int, description: str) -> None:
+    """Refuses second texts."""
+    for index, one in enumerate(request.inputs[:max_inputs]):
+        if one.HasField("text_pair"):
+            wrong.add(f"inputs[{index}].text_pair", description)
+
+
+def texts(wrong: Violations, request: pb.ClassifyTokensRequest, max_inputs: int) -> list[str]:
     """Returns the checked texts of a ClassifyTokens call."""
-    check_enum("aggregation", request.aggregation, AGGREGATIONS)
-    check_enum("offset_unit", request.offset_unit, UNITS)
-    return plain_texts("texts", request.texts, max_inputs)
+    found = plain_texts(wrong, "texts", request.texts, max_inputs)
+    check_enum(wrong, "aggregation", request.aggregation, AGGREGATIONS)
+    check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
+    return found
 
 
-def plain_texts(field: str, given: Sequence[str], max_inputs: int) -> list[str]:
+def plain_texts(wrong: Violations, field: str, given: Sequence[str], max_inputs: int) -> list[str]:
     """Returns the checked texts of a field."""
-    check_count(field, len(given), max_inputs)
-    refuse([InvalidInput(f"{field}[{index}]", BLANK) for index, text in enumerate(given) if not text.strip()])
-    return list(given)
+    if not check_count(wrong, field, len(given), max_inputs):
+        return []
+    found = list(given)
+    for index, text in enumerate(found):
+        if not text.strip():
+            wrong.add(f"{field}[{index}]", BLANK)
+    return found
 
 
-def long_texts(request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int) -> LongTexts:
+def long_texts(
+    wrong: Violations, request: pb.ClassifyRequest | pb.ClassifyTokensRequest, max_length: int, max_inputs: int
+) -> LongTexts:
     """Returns what to do with texts over `max_length` tokens."""
-    truncate = truncation(request.truncation)
+    truncate = truncation(wrong, request.truncation)
     if request.truncation != common_pb2.TRUNCATION_WINDOWS:
         if request.HasField("windows"):
-            raise InvalidInput("windows", "is set; only TRUNCATION_WINDOWS makes windows")
+            wrong.add("windows", "is set; only TRUNCATION_WINDOWS makes windows")
         return LongTexts(truncate)
     if isinstance(request, pb.ClassifyRequest):
-        for index, one in enumerate(request.inputs):
-            if one.HasField("text_pair"):
-                raise InvalidInput(f"inputs[{index}].text_pair", "is not for TRUNCATION_WINDOWS")
-    check_enum("windows.pooling", request.windows.pooling, POOLINGS)
+        check_no_pairs(wrong, request, max_inputs, "is not for TRUNCATION_WINDOWS")
+    check_enum(wrong, "windows.pooling", request.windows.pooling, POOLINGS)
     overlap = request.windows.overlap if request.windows.HasField("overlap") else max_length // 4
     if not 0 <= overlap <= max_length // 2:
-        raise InvalidInput("windows.overlap", f"is {overlap}; allowed: 0 to {max_length // 2}, half of the length")
-    return LongTexts(overlap=overlap, pooling=POOLINGS[request.windows.pooling])
+        wrong.add("windows.overlap", f"is {overlap}; allowed: 0 to {max_length // 2}, half of the length")
+    return LongTexts(overlap=overlap, pooling=POOLINGS.get(request.windows.pooling, "mean"))
 
 
-def truncation(value: common_pb2.Truncation, windows: bool = True) -> bool:
+def only_truncation(wrong: Violations, request: pb.ClassifyRequest) -> LongTexts:
+    """Returns the same for a generation model, which makes no windows."""
+    check_unset(wrong, request, ["windows"], "is not for generation models")
+    return LongTexts(truncation(wrong, request.truncation, windows=False))
+
+
+def truncation(wrong: Violations, value: common_pb2.Truncation, windows: bool = True) -> bool:
     """Returns whether texts that are too long are truncated."""
-    check_enum("truncation", value, _TRUNCATIONS)
+    check_enum(wrong, "truncation", value, _TRUNCATIONS)
     if value == common_pb2.TRUNCATION_WINDOWS and not windows:
-        raise InvalidInput("truncation", _NO_WINDOWS)
+        wrong.add("truncation", _NO_WINDOWS)
     return value == common_pb2.TRUNCATION_END
 
 
 def shown(
+    wrong: Violations,
     request: pb.ClassifyRequest,
     labels: Sequence[str],
     problem: checkpoint_pb2.ProblemType,
     temperature: float = 1.0,
 ) -> Shown:
     """Returns how results are shown, for these labels of a model or a call."""
-    check_top_k(request)
-    check_enum("offset_unit", request.offset_unit, UNITS)
-    given = dict(request.thresholds)
-    if unknown := [name for name in given if name not in labels]:
-        # The caller's own labels are not repeated.
-        what = "is not among the labels" if request.labels else f"is not a label of the model; labels: {listed(labels)}"
-        refuse([InvalidInput(f"thresholds[{name[:64]}]", what) for name in unknown])
-    bounds = {"threshold": request.threshold, **{f"thresholds[{name}]": value for name, value in given.items()}}
+    check_top_k(wrong, request)
+    check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
     # `not a <= b` also refuses NaN, which compares false to everything.
-    refuse([InvalidInput(key, f"is {one}; allowed: 0 to 1") for key, one in bounds.items() if not 0 <= one <= 1])
+    if not 0 <= request.threshold <= 1:
+        wrong.add("threshold", f"is {request.threshold}; allowed: 0 to 1")
+    given = dict(request.thresholds)
+    if given:
+        _check_thresholds(wrong, request, given, labels)
     least = [given.get(label, request.threshold) for label in labels]
-    if problem == checkpoint_pb2.PROBLEM_TYPE_REGRESSION and (any(least) or request.HasField("explain")):
-        raise InvalidInput(
-            "explain" if request.HasField("explain") else "threshold",
-            "is for probabilities; this model is a regression, whose outputs are numbers",
-        )
+    if problem == checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
+        numbers = "is for probabilities; this model is a regression, whose outputs are numbers"
+        if any(least):
+            wrong.add("threshold", numbers)
+        check_unset(wrong, request, ["explain"], numbers)
     top_k = request.top_k if request.HasField("top_k") else None
     return Shown(labels, problem, top_k, request.raw_scores, least if any(least) else None, temperature)
+
+
+def _check_thresholds(
+    wrong: Violations, request: pb.ClassifyRequest, given: Mapping[str, float], labels: Sequence[str]
+) -> None:
+    known = frozenset(labels)
+    # The caller's own labels are not repeated.
+    what = "is not among the labels" if request.labels else f"is not a label of the model; labels: {listed(labels)}"
+    for name, value in given.items():
+        if name not in known:
+            wrong.add(f"thresholds[{name[:64]}]", what)
+        elif not 0 <= value <= 1:
+            wrong.add(f"thresholds[{name}]", f"is {value}; allowed: 0 to 1")
 
 
 def problem_of(manifest: checkpoint_pb2.Checkpoint) -> checkpoint_pb2.ProblemType:
@@ -166,15 +201,15 @@ def problem_of(manifest: checkpoint_pb2.Checkpoint) -> checkpoint_pb2.ProblemTyp
     return manifest.problem_type
 
 
-def rank_label(request: pb.RankRequest, labels: Sequence[str]) -> int:
+def rank_label(wrong: Violations, request: pb.RankRequest, labels: Sequence[str]) -> int:
     """Returns the index of the label whose score ranks the candidates."""
-    check_top_k(request)
+    check_top_k(wrong, request)
     if request.HasField("label"):
-        if request.label not in labels:
-            raise InvalidInput("label", f"is not a label of the model; labels: {listed(labels)}")
-        return list(labels).index(request.label)
-    if len(labels) != 1:
-        raise InvalidInput("label", f"is unset, and the model has {len(labels)}: {listed(labels)}")
+        if request.label in labels:
+            return list(labels).index(request.label)
+        wrong.add("label", f"is not a label of the model; labels: {listed(labels)}")
+    elif len(labels) != 1:
+        wrong.add("label", f"is unset, and the model has {len(labels)}: {listed(labels)}")
     return 0
 
 
@@ -236,12 +271,23 @@ def add_spans(
         yield
 
 
+def dimensions(wrong: Violations, request: embedding_pb2.EmbedRequest) -> int | None:
+    """Returns how many dimensions to return. That the model has so many is not known before its answer."""
+    if not request.HasField("dimensions"):
+        return None
+    if request.dimensions < 1:
+        wrong.add("dimensions", f"is {request.dimensions}; allowed: 1 or more, or unset for all")
+    return request.dimensions
+
+
 def embedding(
     vector: NDArray[np.float32], tokens: Tokens, dimensions: int | None, normalize: bool
 ) -> embedding_pb2.Embedding:
-    """Returns the first dimensions of a vector, scaled to length 1 unless it is zero."""
+    """Returns the first dimensions of a vector, scaled to length 1 unless it is zero. Raises InvalidInput for more
+    dimensions than it has.
+    """
     _check_numbers(vector)
-    if dimensions is not None and not 1 <= dimensions <= len(vector):
+    if dimensions is not None and dimensions > len(vector):
         raise InvalidInput("dimensions", f"is {dimensions}; allowed: 1 to {len(vector)}")
     kept = vector[:dimensions].astype(np.float64)
     if normalize and (length := np.linalg.norm(kept)):
@@ -255,11 +301,7 @@ def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
         raise ArithmeticError("the model's outputs contain NaN or infinity")
 
 
-def check_top_k(request: pb.ClassifyRequest | pb.RankRequest) -> None:
-    """Raises InvalidInput for a `top_k` below 1."""
+def check_top_k(wrong: Violations, request: pb.ClassifyRequest | pb.RankRequest) -> None:
+    """Refuses a `top_k` below 1."""
     if request.HasField("top_k") and request.top_k < 1:
-        raise InvalidInput("top_k", f"is {request.top_k}; allowed: 1 or more, or unset for all")
-
-
-def _first(text: str | tuple[str, str]) -> str:
-    return text if isinstance(text, str) else text[0]
+        wrong.add("top_k", f"is {request.top_k}; allowed: 1 or more, or unset for all")

@@ -4,6 +4,7 @@ from typing import Any
 
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.pooling import encoded, note, pooled
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import admitted
@@ -22,9 +23,10 @@ class EmbeddingService(EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """See embedding.proto."""
         model: Model = self._models.for_task(request.model, checkpoint_pb2.TASK_EMBEDDING)
-        texts = convert.plain_texts("texts", request.texts, model.config.max_inputs)
-        truncate = convert.truncation(request.truncation, windows=False)
-        dimensions = request.dimensions if request.HasField("dimensions") else None
+        with Violations() as wrong:
+            texts = convert.plain_texts(wrong, "texts", request.texts, model.config.max_inputs)
+            truncate = convert.truncation(wrong, request.truncation, windows=False)
+            dimensions = convert.dimensions(wrong, request)
         normalize = request.normalize if request.HasField("normalize") else True
         usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:

@@ -11,14 +11,16 @@ from tuneserve.server.api.checks import check_enum, check_tokens
 from tuneserve.server.api.classification_messages import UNITS
 from tuneserve.server.api.pooling import note
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Parsing, Sampling, StructuredOutput
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.text import required_calls, spans
 from tuneserve.server.text.answers import Answers
+from tuneserve.server.text.masking import Redacted
 from tuneserve.server.text.required_calls import RequiredCalls
+from tuneserve.server.text.structured_output import check_sizes
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, common_pb2
@@ -29,6 +31,9 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceServicer
 _MOST_TOKENIZED = 1 << 16
 # Bytes of a token, or of a log probability, in an answer.
 _ENTRY_BYTES = 16
+_EMPTY = "is empty; a text is needed"
+# A prompt that was read: its token ids, its text, or its conversation.
+_Read = list[int] | str | convert.Conversation
 
 
 class GenerationService(GenerationServiceServicer):
@@ -41,8 +46,9 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with admitted(model, request.priority) as place:
-            wish = await _Wish.of(model, request, stream=False)
-            return await _answer(place, wish, request.prompt)
+            read = _checked(model, request, stream=False)
+            wish = await _Wish.of(model, request)
+            return await _answer(place, wish, request.prompt, read)
 
     async def generate_each(self, request: pb.GenerateRequest, texts: Sequence[str]) -> list[pb.GenerateResponse]:
         """Answers a request with several texts in place of its prompt: by one version, in one place in its queue.
@@ -54,15 +60,18 @@ class GenerationService(GenerationServiceServicer):
         if len(texts) > 1 and made > most:
             raise InvalidInput("texts", f"would make {made} completions; allowed: {most} of several prompts")
         with admitted(model, request.priority) as place:
-            wish = await _Wish.of(model, request, stream=False)
+            with Violations() as wrong:
+                _check_options(wrong, model, request, stream=False)
+                empty = [index for index, text in enumerate(texts) if not text]
+                wrong.each(empty, lambda index: (f"texts[{index}]", _EMPTY))
+            wish = await _Wish.of(model, request)
 
             async def one(index: int) -> pb.GenerateResponse:
                 try:
-                    return await _answer(place, wish, pb.Prompt(text=texts[index]))
+                    return await _answer(place, wish, pb.Prompt(text=texts[index]), texts[index])
                 except InvalidInput as error:
-                    if not error.field.startswith("prompt"):
-                        raise
-                    raise InvalidInput(f"texts[{index}]", error.description) from error
+                    here = f"texts[{index}]"
+                    raise error.renamed(lambda field: here if field.startswith("prompt") else field) from error
 
             # More would wait in the model's queue and delay other callers.
             return await concurrency.together(one, range(len(texts)), model.engine.max_num_seqs)
@@ -73,8 +82,9 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         with admitted(model, request.priority) as place:
-            wish = await _Wish.of(model, request, stream=True)
-            token_ids, sampling, answers = await wish.prepare(request.prompt)
+            read = _checked(model, request, stream=True)
+            wish = await _Wish.of(model, request)
+            token_ids, sampling, answers = await wish.prepare(request.prompt, read)
             unfinished, call = sampling.n, current()
             usage, answering = common_pb2.Usage(prompt_tokens=len(token_ids)), model.id
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
@@ -96,13 +106,14 @@ class GenerationService(GenerationServiceServicer):
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         most = max(model.engine.max_length, _MOST_TOKENIZED)
         with admitted(model):
-            check_enum("offset_unit", request.offset_unit, UNITS)
-            if request.prompt.WhichOneof("kind") == "token_ids":
-                ids = _ready_ids(model, request.prompt, most)
-                tokens_ = [pb.Token(id=id_) async for id_ in in_turns(ids)]
+            with Violations() as wrong:
+                check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
+                read = _read(wrong, model, request.prompt, most)
+            if isinstance(read, list):
+                tokens_ = [pb.Token(id=id_) async for id_ in in_turns(read)]
                 return pb.TokenizeResponse(tokens=tokens_, model_version=model.id)
-            seen = await model.redacted(request.prompt, "prompt")
-            text, tokens, _ = await _tokens(model, seen.request, most)
+            seen, read = await _redacted(model, request.prompt, read)
+            text, tokens = await _tokens(model, read, most)
             original = seen.original("prompt.text", text).original
             text = request.prompt.text or text
             at = spans.positions(text, UNITS[request.offset_unit])
@@ -125,27 +136,25 @@ class _Wish:
     adapter: str
 
     @classmethod
-    async def of(cls, model: Model, request: pb.GenerateRequest, stream: bool) -> "_Wish":
-        if request.adapter:
-            model.adapter(request.adapter)
-        convert.check_sampling(request.sampling, model.engine.vocab_size, stream)
+    async def of(cls, model: Model, request: pb.GenerateRequest) -> "_Wish":
         params, form = (await model.redacted(request.sampling, "sampling")).request, None
         await _check_bad_words(model, params.bad_words)
         if params.HasField("structured_output"):
             form = await model.constraints.checked(params.structured_output, current().tenant.name)
         return cls(model, params, form, request.adapter)
 
-    async def prepare(self, prompt: pb.Prompt) -> tuple[list[int], Sampling, Answers]:
+    async def prepare(self, prompt: pb.Prompt, read: _Read) -> tuple[list[int], Sampling, Answers]:
         """Returns the inputs of the engine (the prompt's ids and the sampling parameters), and the reader of its
         answers.
         """
-        most, chat = self.model.engine.max_length, None
-        if prompt.WhichOneof("kind") == "token_ids":
-            token_ids = _ready_ids(self.model, prompt, most)
+        most = self.model.engine.max_length
+        if isinstance(read, list):
+            token_ids = read
         else:
-            seen = await self.model.redacted(prompt, "prompt")
-            _, tokens, chat = await _tokens(self.model, seen.request, most)
+            _, read = await _redacted(self.model, prompt, read)
+            _, tokens = await _tokens(self.model, read, most)
             token_ids = list(tokens.encoded.token_ids)
+        chat = read if isinstance(read, convert.Conversation) else None
         asks = self.params.HasField("prompt_logprobs")
         fragments = await self.model.tokenizer.fragments(token_ids) if asks else 0
         form, parsing = self.form, None
@@ -161,9 +170,6 @@ class _Wish:
 
     async def _required(self, chat: convert.Conversation, name: str) -> StructuredOutput:
         """Returns the structured output of an answer that must call tools."""
-        if self.form:
-            what = "is TOOL_CHOICE_MODE_REQUIRED, which can't be combined with sampling.structured_output"
-            raise InvalidInput("prompt.chat.tool_choice.mode", what)
         schema = await self.model.tokenizer.apart(required_calls.schema, chat.tools, name)
         try:
             wanted = pb.StructuredOutput(json_schema=schema)
@@ -182,8 +188,8 @@ class _Wish:
             return None
 
 
-async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt) -> pb.GenerateResponse:
-    token_ids, sampling, answers = await wish.prepare(prompt)
+async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt, read: _Read) -> pb.GenerateResponse:
+    token_ids, sampling, answers = await wish.prepare(prompt, read)
     current().hold(_entries(sampling, len(token_ids)) * _ENTRY_BYTES)
     outputs = place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
     async with aclosing(outputs):
@@ -219,34 +225,75 @@ async def _check_bad_words(model: Model, words: Sequence[str]) -> None:
         check_tokens(f"sampling.bad_words[{index // 2}]", [one], None, model.engine.vocab_size)
 
 
-def _ready_ids(model: Model, prompt: pb.Prompt, most: int) -> list[int]:
-    return convert.token_ids(prompt.token_ids, most, model.engine.vocab_size, redacted=bool(model.config.redact))
+def _checked(model: Model, request: pb.GenerateRequest, stream: bool) -> _Read:
+    """Checks a call's fields, all at once, and returns its prompt."""
+    with Violations() as wrong:
+        _check_options(wrong, model, request, stream)
+        read = _read(wrong, model, request.prompt, model.engine.max_length)
+        is_required = isinstance(read, convert.Conversation) and read.required is not None
+        if is_required and request.sampling.HasField("structured_output"):
+            what = "is TOOL_CHOICE_MODE_REQUIRED, which can't be combined with sampling.structured_output"
+            wrong.add("prompt.chat.tool_choice.mode", what)
+    return read
 
 
-async def _tokens(model: Model, prompt: pb.Prompt, most: int) -> tuple[str, Tokens, convert.Conversation | None]:
-    """Returns the text of a text or chat prompt, its tokens (at most `most`), and the conversation of a chat."""
-    kind, chat = prompt.WhichOneof("kind"), None
-    if kind == "text":
-        if not prompt.text:
-            raise InvalidInput("prompt.text", "is empty; a text is needed")
-        text = prompt.text
-    elif kind == "chat":
+def _check_options(wrong: Violations, model: Model, request: pb.GenerateRequest, stream: bool) -> None:
+    """Checks a call's fields other than its prompt. Raises NotFound for its adapter."""
+    if request.adapter:
+        model.adapter(request.adapter)
+    convert.check_sampling(wrong, request.sampling, model.engine.vocab_size, stream)
+    if request.sampling.HasField("structured_output"):
+        check_sizes(wrong, request.sampling.structured_output)
+
+
+def _read(wrong: Violations, model: Model, prompt: pb.Prompt, most: int) -> _Read:
+    """Returns a prompt: at most `most` token ids."""
+    kind = prompt.WhichOneof("kind")
+    if kind == "token_ids":
+        redacts = bool(model.config.redact)
+        return convert.token_ids(wrong, prompt.token_ids, most, model.engine.vocab_size, redacted=redacts)
+    if kind == "chat":
+        if not model.tokenizer.has_chat_template:
+            wrong.add("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
         with current().stage("tokenize"):
-            chat = convert.conversation(prompt.chat, model.engine.max_length)
-            text = await _render(model, chat)
+            chat = convert.conversation(wrong, prompt.chat, model.engine.max_length)
+        convert.check_arguments(wrong, chat.arguments, model.tokenizer.reserved_arguments)
+        return chat
+    if kind is None:
+        wrong.add("prompt", "is unset; allowed: text, token_ids or chat")
+    elif not prompt.text:
+        wrong.add("prompt.text", _EMPTY)
+    return prompt.text
+
+
+async def _redacted(
+    model: Model, prompt: pb.Prompt, read: str | convert.Conversation
+) -> tuple[Redacted[pb.Prompt], str | convert.Conversation]:
+    """Returns a text or chat prompt as the model may see it."""
+    seen = await model.redacted(prompt, "prompt")
+    if seen.request is prompt:
+        return seen, read
+    with Violations() as wrong:
+        again = _read(wrong, model, seen.request, 0)
+    assert not isinstance(again, list)
+    return seen, again
+
+
+async def _tokens(model: Model, read: str | convert.Conversation, most: int) -> tuple[str, Tokens]:
+    """Returns the text of a text or chat prompt, and its tokens: at most `most`."""
+    if isinstance(read, str):
+        kind, text = "text", read
     else:
-        raise InvalidInput("prompt", "is unset; allowed: text, token_ids or chat")
+        with current().stage("tokenize"):
+            kind, text = "chat", await _render(model, read)
     # A chat template writes the special tokens itself.
     [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
     check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
     note([text])
-    return text, tokens, chat
+    return text, tokens
 
 
 async def _render(model: Model, chat: convert.Conversation) -> str:
-    if not model.tokenizer.has_chat_template:
-        raise InvalidInput("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
-    convert.check_arguments(chat.arguments, model.tokenizer.reserved_arguments)
     try:
         return await model.tokenizer.render(
             chat.messages, chat.open_turn, tools=chat.tools, documents=chat.documents, arguments=chat.arguments

@@ -1,8 +1,8 @@
 """Converts messages of generation to the engine's inputs, and outputs back. Checks all their fields, except those of
 structured output (`text/structured_output.py`).
 
-Raises errors.InvalidInput with the field's path and with numbers, never with the caller's text. Knows the protos and
-the engine's interface; does no I/O.
+What is wrong with a request's fields is added to the call's Violations with numbers, never with the caller's text; what
+is returned then is never used. Knows the protos and the engine's interface; does no I/O.
 """
 
 import math
@@ -14,7 +14,7 @@ from google.protobuf import struct_pb2
 
 from tuneserve.checkpoint.chat import key_order, number
 from tuneserve.server.api.checks import check_enum
-from tuneserve.server.call.errors import InvalidInput, refuse
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Delta, Logprob, Sampling, StructuredOutput
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import generation_pb2 as pb
@@ -66,23 +66,22 @@ class Conversation:
     required: str | None  # the tool that must be called (any if empty); None if the model decides
 
 
-def conversation(chat: pb.Chat, limit: int) -> Conversation:
+def conversation(wrong: Violations, chat: pb.Chat, limit: int) -> Conversation:
     """Returns a checked conversation. `limit`, the tokens that the model reads, also bounds messages and JSON values:
-    a template writes at least one token for each.
+    a template writes at least one token for each. Raises InvalidInput for more values.
     """
     if not chat.messages:
-        raise InvalidInput("prompt.chat.messages", "is empty; at least one message is needed")
-    _check_count("prompt.chat.messages", chat.messages, limit)
+        wrong.add("prompt.chat.messages", "is empty; at least one message is needed")
     choice = chat.tool_choice
-    check_enum("prompt.chat.tool_choice.mode", choice.mode, _TOOL_CHOICES)
+    check_enum(wrong, "prompt.chat.tool_choice.mode", choice.mode, _TOOL_CHOICES)
     is_required = choice.mode == pb.TOOL_CHOICE_MODE_REQUIRED
     if choice.name and not is_required:
-        raise InvalidInput("prompt.chat.tool_choice.name", "is set; allowed: with TOOL_CHOICE_MODE_REQUIRED only")
+        wrong.add("prompt.chat.tool_choice.name", "is set; allowed: with TOOL_CHOICE_MODE_REQUIRED only")
     if is_required and not chat.tools:
-        raise InvalidInput("prompt.chat.tools", "is empty; TOOL_CHOICE_MODE_REQUIRED needs at least one")
-    json = _Json(min(limit, _MAX_VALUES))
-    turns = enumerate(chat.messages)
-    messages = [_message(message, f"prompt.chat.messages[{index}]", json) for index, message in turns]
+        wrong.add("prompt.chat.tools", "is empty; TOOL_CHOICE_MODE_REQUIRED needs at least one")
+    json = _Json(wrong, min(limit, _MAX_VALUES))
+    turns = enumerate(chat.messages if _check_count(wrong, "prompt.chat.messages", chat.messages, limit) else ())
+    messages = [_message(wrong, message, f"prompt.chat.messages[{index}]", json) for index, message in turns]
     tools = json.objects(chat.tools, "prompt.chat.tools")
     return Conversation(
         messages,
@@ -94,9 +93,9 @@ def conversation(chat: pb.Chat, limit: int) -> Conversation:
     )
 
 
-def _message(message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, Any]:
+def _message(wrong: Violations, message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, Any]:
     if not message.role:
-        raise InvalidInput(f"{where}.role", "is empty; for example user")
+        wrong.add(f"{where}.role", "is empty; for example user")
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     # Only set if not empty: templates test whether these keys exist.
     if message.tool_calls:
@@ -111,7 +110,8 @@ def _message(message: pb.ChatMessage, where: str, json: "_Json") -> dict[str, An
 class _Json:
     """Converts the JSON objects of one call, with at most `limit` values in all. Counts values before reading them."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, wrong: Violations, limit: int) -> None:
+        self._wrong = wrong
         self._limit = self._left = limit
 
     def objects(self, values: Sequence[struct_pb2.Struct], where: str) -> list[dict[str, Any]]:
@@ -128,7 +128,8 @@ class _Json:
         kind = value.WhichOneof("kind")
         if kind == "number_value":
             if not math.isfinite(value.number_value):
-                raise InvalidInput(where, f"contains {value.number_value}, which is not JSON")
+                self._wrong.add(where, f"contains {value.number_value}, which is not JSON")
+                return None
             return number(value.number_value)
         if kind == "struct_value":
             return self.object(value.struct_value, where)
@@ -143,21 +144,21 @@ class _Json:
             raise InvalidInput(where, f"exceeds the {self._limit} values that a call's JSON objects may have in all")
 
 
-def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:
-    """Raises InvalidInput for a template argument that would override one of the server's."""
+def check_arguments(wrong: Violations, arguments: Mapping[str, Any], reserved: Iterable[str]) -> None:
+    """Refuses template arguments that would override the server's."""
     taken = sorted(arguments.keys() & set(reserved))
     if taken:
-        raise InvalidInput("prompt.chat.template_arguments", f"may not hold {', '.join(taken)}")
+        wrong.add("prompt.chat.template_arguments", f"may not hold {', '.join(taken)}")
 
 
-def token_ids(prompt: pb.TokenIds, limit: int, vocab_size: int, redacted: bool) -> list[int]:
+def token_ids(wrong: Violations, prompt: pb.TokenIds, limit: int, vocab_size: int, redacted: bool) -> list[int]:
     """Returns checked token ids: at most `limit`."""
     if redacted:
-        raise InvalidInput("prompt.token_ids", "is not for this model, which masks personal data in texts; use text")
+        wrong.add("prompt.token_ids", "is not for this model, which masks personal data in texts; use text")
+        return []
     if not prompt.ids:
-        raise InvalidInput("prompt.token_ids.ids", "is empty; at least one token is needed")
-    _check_ids("prompt.token_ids.ids", prompt.ids, limit, vocab_size)
-    return list(prompt.ids)
+        wrong.add("prompt.token_ids.ids", "is empty; at least one token is needed")
+    return list(prompt.ids) if _check_ids(wrong, "prompt.token_ids.ids", prompt.ids, limit, vocab_size) else []
 
 
 def sampling(
@@ -168,7 +169,7 @@ def sampling(
     fragments: int = 0,
 ) -> Sampling:
     """Returns the engine's sampling parameters for checked params and a prompt of `prompt_length` tokens. `fragments`
-    of these are only parts of characters, which matters for `prompt_logprobs` alone.
+    of these are only parts of characters, which matters for `prompt_logprobs` alone. Raises InvalidInput.
     """
     room = max_length - prompt_length
     if not prompt_length:
@@ -180,29 +181,29 @@ def sampling(
         )
     fields = {field.name: value for field, value in params.ListFields() if field.name != "structured_output"}
     max_tokens = min(fields.get("max_tokens", room), room)
-    if params.min_tokens > max_tokens:
-        raise InvalidInput("sampling.min_tokens", f"is {params.min_tokens}; allowed: at most {max_tokens} here")
-    if "logprobs" in fields:
-        asked = fields.get("n", 1) * max_tokens * (1 + params.logprobs)
-        what = f"{max_tokens} tokens in each of {fields.get('n', 1)} completions"
-        _check_logprobs("logprobs", params.logprobs, what, asked, _MOST_LOGPROBS)
-    if "prompt_logprobs" in fields:
-        counted, what = prompt_length + (_FRAGMENT - 1) * fragments, f"{prompt_length} tokens"
-        if fragments:
-            what += f", {fragments} of them parts of characters, which count {_FRAGMENT} times"
-        asked = counted * (1 + params.prompt_logprobs)
-        _check_logprobs("prompt_logprobs", params.prompt_logprobs, what, asked, _MOST_PROMPT_LOGPROBS)
+    with Violations() as wrong:
+        if params.min_tokens > max_tokens:
+            wrong.add("sampling.min_tokens", f"is {params.min_tokens}; allowed: at most {max_tokens} here")
+        if "logprobs" in fields:
+            asked = fields.get("n", 1) * max_tokens * (1 + params.logprobs)
+            what = f"{max_tokens} tokens in each of {fields.get('n', 1)} completions"
+            _check_logprobs(wrong, "logprobs", params.logprobs, what, asked, _MOST_LOGPROBS)
+        if "prompt_logprobs" in fields:
+            counted, what = prompt_length + (_FRAGMENT - 1) * fragments, f"{prompt_length} tokens"
+            if fragments:
+                what += f", {fragments} of them parts of characters, which count {_FRAGMENT} times"
+            asked = counted * (1 + params.prompt_logprobs)
+            _check_logprobs(wrong, "prompt_logprobs", params.prompt_logprobs, what, asked, _MOST_PROMPT_LOGPROBS)
     return Sampling(**{**fields, "max_tokens": max_tokens, "structured": structured})
 
 
-def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> None:
-    """Raises InvalidInput for fields that are wrong for any prompt."""
+def check_sampling(wrong: Violations, params: pb.SamplingParams, vocab_size: int, stream: bool) -> None:
+    """Checks fields that may be wrong for any prompt."""
     fields = {field.name: value for field, value in params.ListFields()}
-    wrong: list[InvalidInput] = []
 
     def check(name: str, ok: bool, allowed: str) -> None:
         if name in fields and not ok:
-            wrong.append(InvalidInput(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}"))
+            wrong.add(f"sampling.{name}", f"is {fields[name]}; allowed: {allowed}")
 
     # `not a < b` also refuses NaN, which compares false to everything.
     check("max_tokens", params.max_tokens >= 1, "1 or more")
@@ -218,24 +219,23 @@ def check_sampling(params: pb.SamplingParams, vocab_size: int, stream: bool) -> 
     check("n", 1 <= params.n <= _MAX_N, f"1 to {_MAX_N}")
     check("logprobs", 0 <= params.logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
     check("prompt_logprobs", 0 <= params.prompt_logprobs <= _MAX_LOGPROBS, f"0 to {_MAX_LOGPROBS}")
-    refuse(wrong)
     if stream and "prompt_logprobs" in fields:
-        raise InvalidInput("sampling.prompt_logprobs", "is not for streams; use Generate")
-    if params.n > 1 and params.temperature == 0 and "temperature" in fields:
-        raise InvalidInput("sampling.n", f"is {params.n} with temperature 0: all completions would be the same")
-    _check_texts("sampling.stop", params.stop, _MAX_STOPS)
-    _check_texts("sampling.bad_words", params.bad_words, _MAX_BAD_WORDS)
-    for index, word in enumerate(params.bad_words):
-        if word.isspace():
-            raise InvalidInput(f"sampling.bad_words[{index}]", "is blank")
-    _check_ids("sampling.stop_token_ids", params.stop_token_ids, _MAX_STOP_IDS, vocab_size)
-    _check_ids("sampling.allowed_token_ids", params.allowed_token_ids, _MAX_ALLOWED_IDS, vocab_size)
-    _check_count("sampling.logit_bias", params.logit_bias, _MAX_BIASES)
-    for id_, bias in params.logit_bias.items():
-        if not 0 <= id_ < vocab_size:
-            raise InvalidInput("sampling.logit_bias", f"has a token {id_}; allowed: 0 to {vocab_size - 1}")
-        if not -100 <= bias <= 100:
-            raise InvalidInput(f"sampling.logit_bias[{id_}]", f"is {bias}; allowed: -100 to 100")
+        wrong.add("sampling.prompt_logprobs", "is not for streams; use Generate")
+    if 1 < params.n <= _MAX_N and params.temperature == 0 and "temperature" in fields:
+        wrong.add("sampling.n", f"is {params.n} with temperature 0: all completions would be the same")
+    _check_texts(wrong, "sampling.stop", params.stop, _MAX_STOPS)
+    if _check_texts(wrong, "sampling.bad_words", params.bad_words, _MAX_BAD_WORDS):
+        for index, word in enumerate(params.bad_words):
+            if word.isspace():
+                wrong.add(f"sampling.bad_words[{index}]", "is blank")
+    _check_ids(wrong, "sampling.stop_token_ids", params.stop_token_ids, _MAX_STOP_IDS, vocab_size)
+    _check_ids(wrong, "sampling.allowed_token_ids", params.allowed_token_ids, _MAX_ALLOWED_IDS, vocab_size)
+    if _check_count(wrong, "sampling.logit_bias", params.logit_bias, _MAX_BIASES):
+        for id_, bias in params.logit_bias.items():
+            if not 0 <= id_ < vocab_size:
+                wrong.add(f"sampling.logit_bias[{id_}]", f"is for no token; allowed: 0 to {vocab_size - 1}")
+            if not -100 <= bias <= 100:
+                wrong.add(f"sampling.logit_bias[{id_}]", f"is {bias}; allowed: -100 to 100")
 
 
 async def completion(delta: Delta) -> pb.Completion:
@@ -271,28 +271,33 @@ async def logprobs(entries: Sequence[Logprob]) -> list[pb.TokenLogprob]:
     ]
 
 
-def _check_logprobs(name: str, value: int, what: str, asked: int, most: int) -> None:
+def _check_logprobs(wrong: Violations, name: str, value: int, what: str, asked: int, most: int) -> None:
     if asked > most:
-        raise InvalidInput(
-            f"sampling.{name}", f"is {value} for {what}: {asked} log probabilities; allowed: {most} in one answer"
-        )
+        what = f"is {value} for {what}: {asked} log probabilities; allowed: {most} in one answer"
+        wrong.add(f"sampling.{name}", what)
 
 
-def _check_count(field: str, values: Sized, limit: int) -> None:
+def _check_count(wrong: Violations, field: str, values: Sized, limit: int) -> bool:
+    """Returns whether the values may be looked at: they may not if there are too many."""
     if len(values) > limit:
-        raise InvalidInput(field, f"has {len(values)} entries; allowed: {limit}")
+        wrong.add(field, f"has {len(values)} entries; allowed: {limit}")
+    return len(values) <= limit
 
 
-def _check_ids(field: str, ids: Sequence[int], limit: int, vocab_size: int) -> None:
+def _check_ids(wrong: Violations, field: str, ids: Sequence[int], limit: int, vocab_size: int) -> bool:
     """Checks the count first: allowed numbers of ids are checked in milliseconds, larger ones may take seconds."""
-    _check_count(field, ids, limit)
+    if not _check_count(wrong, field, ids, limit):
+        return False
     if min(ids, default=0) < 0 or max(ids, default=0) >= vocab_size:
-        index, id_ = next((index, id_) for index, id_ in enumerate(ids) if not 0 <= id_ < vocab_size)
-        raise InvalidInput(f"{field}[{index}]", f"is {id_}; allowed: 0 to {vocab_size - 1}")
+        bad = [(index, id_) for index, id_ in enumerate(ids) if not 0 <= id_ < vocab_size]
+        wrong.each(bad, lambda one: (f"{field}[{one[0]}]", f"is {one[1]}; allowed: 0 to {vocab_size - 1}"))
+    return True
 
 
-def _check_texts(field: str, texts: Sequence[str], limit: int) -> None:
-    _check_count(field, texts, limit)
+def _check_texts(wrong: Violations, field: str, texts: Sequence[str], limit: int) -> bool:
+    if not _check_count(wrong, field, texts, limit):
+        return False
     for index, text in enumerate(texts):
         if not 1 <= len(text) <= _MAX_TEXT:
-            raise InvalidInput(f"{field}[{index}]", f"has {len(text)} characters; allowed: 1 to {_MAX_TEXT}")
+            wrong.add(f"{field}[{index}]", f"has {len(text)} characters; allowed: 1 to {_MAX_TEXT}")
+    return True

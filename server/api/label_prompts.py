@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneserve.server.api import classification_messages as convert
-from tuneserve.server.api.checks import check_count, check_text, check_unset
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.api.checks import BLANK, check_count, check_text
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokenizer, Tokens
 from tuneserve.v1 import classification_pb2 as pb
 
@@ -33,39 +33,11 @@ class Question:
     examples: Sequence[tuple[str, str]]  # text and label
 
     @classmethod
-    def of(cls, request: pb.ClassifyRequest, max_inputs: int) -> "Question":
-        """Returns a request's question. Raises InvalidInput."""
-        if len(request.labels) < 2:
-            what = f"has {len(request.labels)} entries; a generation model chooses from 2 to {MOST_LABELS}"
-            raise InvalidInput("labels", what)
-        check_count("labels", len(request.labels), MOST_LABELS)
-        labels: dict[str, int] = {}
-        for index, label in enumerate(request.labels):
-            field = f"labels[{index}]"
-            if len(label) > _LONGEST_LABEL:
-                raise InvalidInput(field, f"has {len(label)} characters; allowed: {_LONGEST_LABEL}")
-            check_text(field, label)
-            if label != label.strip():
-                raise InvalidInput(field, "begins or ends with a space")
-            if label in labels:
-                raise InvalidInput(field, f"is a duplicate of labels[{labels[label]}]")
-            labels[label] = index
-        if request.examples:
-            check_count("examples", len(request.examples), max_inputs)
-        for index, example in enumerate(request.examples):
-            check_text(f"examples[{index}].text", example.text)
-            if example.label not in labels:
-                raise InvalidInput(f"examples[{index}].label", "is not one of the call's labels")
-        if request.HasField("instruction"):
-            check_text("instruction", request.instruction)
-        for index, one in enumerate(request.inputs):
-            if one.HasField("text_pair"):
-                raise InvalidInput(f"inputs[{index}].text_pair", "is for models trained on pairs")
-        convert.truncation(request.truncation, windows=False)
-        check_unset(request, ["windows"], "is not for generation models")
+    def of(cls, request: pb.ClassifyRequest) -> "Question":
+        """Returns the question of a checked request."""
         return cls(
             request.instruction or _INSTRUCTION,
-            list(labels),
+            list(request.labels),
             [(example.text, example.label) for example in request.examples],
         )
 
@@ -89,6 +61,36 @@ class Question:
 
     def _task(self) -> str:
         return f"{self.instruction}\nAnswer with one of these labels and nothing else: {', '.join(self.labels)}"
+
+
+def check_question(wrong: Violations, request: pb.ClassifyRequest, max_inputs: int) -> None:
+    """Checks a request's question, and that its texts are no pairs."""
+    count, labels = len(request.labels), dict[str, int]()
+    what = f"has {count} entries; a generation model chooses from 2 to {MOST_LABELS}"
+    if count > MOST_LABELS:
+        # Examples and thresholds are checked against the labels.
+        raise InvalidInput("labels", what)
+    if count < 2:
+        wrong.add("labels", what)
+    for index, label in enumerate(request.labels):
+        field = f"labels[{index}]"
+        if len(label) > _LONGEST_LABEL:
+            wrong.add(field, f"has {len(label)} characters; allowed: {_LONGEST_LABEL}")
+        elif not label.strip():
+            wrong.add(field, BLANK)
+        elif label != label.strip():
+            wrong.add(field, "begins or ends with a space")
+        elif label in labels:
+            wrong.add(field, f"is a duplicate of labels[{labels[label]}]")
+        labels.setdefault(label, index)
+    if check_count(wrong, "examples", len(request.examples), max_inputs, least=0):
+        for index, example in enumerate(request.examples):
+            check_text(wrong, f"examples[{index}].text", example.text)
+            if example.label not in labels:
+                wrong.add(f"examples[{index}].label", "is not one of the call's labels")
+    if request.HasField("instruction"):
+        check_text(wrong, "instruction", request.instruction)
+    convert.check_no_pairs(wrong, request, max_inputs, "is for models trained on pairs")
 
 
 # For rendering a template with the placeholders.

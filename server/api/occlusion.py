@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneserve.server.api import classification_messages as convert
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.text import spans
 from tuneserve.server.text.masking import Redacted
@@ -60,34 +60,21 @@ class Explanation:
     async def of(
         cls, request: pb.ClassifyRequest, seen: Redacted[pb.ClassifyRequest], tokenizer: Tokenizer, config: ModelConfig
     ) -> "Explanation | None":
-        """Returns the words of a call that asks for an explanation. Raises InvalidInput for more than are allowed."""
+        """Returns the words of a checked call that asks for an explanation. Raises InvalidInput for more than are
+        allowed.
+        """
         if not request.HasField("explain"):
             return None
-        if request.truncation == common_pb2.TRUNCATION_WINDOWS:
-            raise InvalidInput("explain", "is not for TRUNCATION_WINDOWS; use TRUNCATION_REJECT or TRUNCATION_END")
-        most = config.max_explained_words
-        if request.explain.HasField("max_words"):
-            if not 1 <= request.explain.max_words <= most:
-                raise InvalidInput("explain.max_words", f"is {request.explain.max_words}; allowed: 1 to {most}")
-            most = request.explain.max_words
-        for index, one in enumerate(request.inputs):
-            if one.HasField("text_pair"):
-                raise InvalidInput(f"inputs[{index}].text_pair", "is not for explanations")
-            if len(one.text) > most * _WORD_LENGTH:
-                what = f"has {len(one.text)} characters; explanations of {most} words take {most * _WORD_LENGTH}"
-                raise InvalidInput(f"inputs[{index}].text", what)
+        most = _most_words(request, config)
         texts, limit = [one.text for one in request.inputs], max(config.max_inputs, most)
-        if (size := sum(map(len, texts))) > limit * _WORD_LENGTH:
-            what = f"have {size} characters; explanations take {limit * _WORD_LENGTH} in one call"
-            raise InvalidInput("inputs", what)
         masked = [seen.original(f"inputs[{index}].text", text) for index, text in enumerate(texts)]
         found = await tokenizer.apart(lambda: list(map(words, masked)))
-        for index, one_text in enumerate(found):
-            if len(one_text) > most:
-                what = f"has {len(one_text)} words; explanations take {most}"
-                raise InvalidInput(f"inputs[{index}].text", what)
-        if (total := sum(map(len, found))) > limit:
-            raise InvalidInput("inputs", f"have {total} words; explanations take {limit} in one call")
+        with Violations() as wrong:
+            for index, one_text in enumerate(found):
+                if len(one_text) > most:
+                    wrong.add(f"inputs[{index}].text", f"has {len(one_text)} words; explanations take {most}")
+            if (total := sum(map(len, found))) > limit:
+                wrong.add("inputs", f"have {total} words; explanations take {limit} in one call")
         return cls(texts, masked, found, convert.UNITS[request.offset_unit])
 
     async def add_weights(
@@ -113,6 +100,29 @@ class Explanation:
                     text=text[word.start : word.end],
                     weight=float(whole[best] - variant[best]),
                 )
+
+
+def check_explain(wrong: Violations, request: pb.ClassifyRequest, config: ModelConfig) -> None:
+    """Checks a call that asks for an explanation, before its words are counted."""
+    if request.truncation == common_pb2.TRUNCATION_WINDOWS:
+        wrong.add("explain", "is not for TRUNCATION_WINDOWS; use TRUNCATION_REJECT or TRUNCATION_END")
+    most = _most_words(request, config)
+    if not 1 <= most <= config.max_explained_words:
+        wrong.add("explain.max_words", f"is {most}; allowed: 1 to {config.max_explained_words}")
+        most = config.max_explained_words
+    convert.check_no_pairs(wrong, request, config.max_inputs, "is not for explanations")
+    sizes = [len(one.text) for one in request.inputs[: config.max_inputs]]
+    for index, size in enumerate(sizes):
+        if size > most * _WORD_LENGTH:
+            what = f"has {size} characters; explanations of {most} words take {most * _WORD_LENGTH}"
+            wrong.add(f"inputs[{index}].text", what)
+    limit = max(config.max_inputs, most)
+    if sum(sizes) > limit * _WORD_LENGTH:
+        wrong.add("inputs", f"have {sum(sizes)} characters; explanations take {limit * _WORD_LENGTH} in one call")
+
+
+def _most_words(request: pb.ClassifyRequest, config: ModelConfig) -> int:
+    return request.explain.max_words if request.explain.HasField("max_words") else config.max_explained_words
 
 
 def words(masked: Masked) -> list[Word]:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import Violations
 
 T = TypeVar("T")
 
@@ -20,16 +20,19 @@ def page(items: Sequence[T], key: Callable[[T], str], size: int, token: str) -> 
     `items` are sorted by `key`, which is unique; they may change between two calls. Raises InvalidInput for page_size
     and page_token.
     """
-    if size < 0:
-        raise InvalidInput("page_size", f"is {size}; allowed: 0 to {_MOST}")
-    first = bisect_right(items, _last(token), key=key) if token else 0
+    with Violations() as wrong:
+        if size < 0:
+            wrong.add("page_size", f"is {size}; allowed: 0 to {_MOST}")
+        last = _last(wrong, token)
+    first = bisect_right(items, last, key=key) if token else 0
     found = items[first : first + min(size or _USUAL, _MOST)]
     is_last = first + len(found) == len(items)
     return found, "" if is_last else base64.urlsafe_b64encode(key(found[-1]).encode()).decode()
 
 
-def _last(token: str) -> str:
+def _last(wrong: Violations, token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise InvalidInput("page_token", "is not a next_page_token of an answer") from None
+        wrong.add("page_token", "is not a next_page_token of an answer")
+        return ""

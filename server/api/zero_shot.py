@@ -21,7 +21,7 @@ from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.checks import check_tokens
 from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import EngineFailed, Sampling
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place
@@ -63,17 +63,23 @@ class ZeroShot:
         with current().stage("tokenize"):
             form = await Form.of(model.tokenizer, question)
             labels = await form.label_tokens()
-        for index, ids in enumerate(labels):
-            field = f"labels[{index}]"
-            if len(ids) > LONGEST_LABEL:
-                raise InvalidInput(field, f"has {len(ids)} tokens; allowed: 1 to {LONGEST_LABEL}")
-            if not ids:
-                raise InvalidInput(field, "contains nothing that the model reads")
-            if max(ids) >= model.engine.vocab_size:
-                raise InvalidInput(field, "has a token that the model does not know")
-            for other, others in enumerate(labels[:index]):
-                if ids[: len(others)] == others or others[: len(ids)] == ids:
-                    raise InvalidInput(field, f"can't be told apart from labels[{other}] by the model")
+        with Violations() as wrong:
+            for index, ids in enumerate(labels):
+                field = f"labels[{index}]"
+                if len(ids) > LONGEST_LABEL:
+                    wrong.add(field, f"has {len(ids)} tokens; allowed: 1 to {LONGEST_LABEL}")
+                elif not ids:
+                    wrong.add(field, "contains nothing that the model reads")
+                elif max(ids) >= model.engine.vocab_size:
+                    wrong.add(field, "has a token that the model does not know")
+                else:
+                    same = (
+                        other
+                        for other, others in enumerate(labels[:index])
+                        if others and (ids[: len(others)] == others or others[: len(ids)] == ids)
+                    )
+                    if (first := next(same, None)) is not None:
+                        wrong.add(field, f"can't be told apart from labels[{first}] by the model")
         return cls(model, place, form, labels, truncate)
 
     async def score(self, texts: Sequence[Any], field: str, truncate: bool = False) -> list[convert.Result]:

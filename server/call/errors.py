@@ -18,7 +18,9 @@ Each has an ErrorInfo, whose reason programs may rely on, and a RequestInfo. Ser
 name a status code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TypeVar
 
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -29,8 +31,13 @@ DOMAIN = "tuneserve.dev"
 # Bytes of a text in a status. Statuses are sent as headers, each text twice and escaped; clients accept 8 KiB of them.
 _LONGEST = 800
 _LONGEST_NAME = 200
-# How many fields are named; with several fields, each has a shorter text.
-_MOST_VIOLATIONS = 8
+# How many violations of a request are named; the others are counted. Names and descriptions share some bytes, of which
+# each description gets a few.
+MOST_VIOLATIONS = 32
+_VIOLATIONS_BYTES = 2300
+_SHORTEST = 24
+
+T = TypeVar("T")
 
 
 class CallError(Exception):
@@ -50,32 +57,78 @@ class InvalidInput(CallError):
     code = code_pb2.INVALID_ARGUMENT
     reason = "INVALID_FIELD"
 
-    def __init__(self, field: str, description: str, *more: "InvalidInput") -> None:
-        """`more` are the errors of other fields."""
-        super().__init__("; ".join((f"{field}: {description}", *map(str, more))))
+    def __init__(self, field: str, description: str, *more: tuple[str, str], left_out: int = 0) -> None:
+        """`more` are other fields with their descriptions. `left_out` counts further violations."""
         self.field = field
         self.description = description
-        self.violations: list[tuple[str, str]] = [(field, description)]
-        for one in more:
-            self.violations += one.violations
+        self.violations: Sequence[tuple[str, str]] = ((field, description), *more)
+        self.left_out = left_out
+        texts = [f"{field}: {description}" for field, description in self.violations]
+        super().__init__("; ".join(texts + [f"and {left_out} more"] * (left_out > 0)))
+
+    def renamed(self, name: Callable[[str], str]) -> "InvalidInput":
+        """Returns the same error with other names of its fields."""
+        first, *more = [(name(field), description) for field, description in self.violations]
+        return InvalidInput(*first, *more, left_out=self.left_out)
 
     def details(self) -> Sequence[Message]:
-        shown = self.violations[:_MOST_VIOLATIONS]
-        longest = _LONGEST // len(shown)
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(
-                field=_shortened(field, min(_LONGEST_NAME, longest)), description=_shortened(description, longest)
-            )
-            for field, description in shown
-        ]
-        return (error_details_pb2.BadRequest(field_violations=violations),)
+        bad, room = error_details_pb2.BadRequest(), _VIOLATIONS_BYTES
+        for field, _ in self.violations[:MOST_VIOLATIONS]:
+            name = _shortened(field, _LONGEST_NAME)
+            size = len(name.encode())
+            if size + _SHORTEST * (len(bad.field_violations) + 1) > room:
+                break
+            bad.field_violations.add(field=name)
+            room -= size
+        shown = len(bad.field_violations)
+        for index, one in enumerate(bad.field_violations):
+            # Bytes that short descriptions leave are for the later ones.
+            one.description = _shortened(self.violations[index][1], min(_LONGEST, room // (shown - index)))
+            room -= len(one.description.encode())
+        if others := len(self.violations) - shown + self.left_out:
+            bad.field_violations.add(field="request", description=f"has {others} more violations")
+        return (bad,)
 
 
-def refuse(found: Sequence[InvalidInput]) -> None:
-    """Raises all errors as one, if there are any."""
-    if found:
-        first, *more = found
-        raise InvalidInput(first.field, first.description, *more)
+class Violations:
+    """Collects what is wrong with a request: `with Violations() as wrong:` raises all of it at the end of the block, as
+    one InvalidInput. An InvalidInput that is raised inside, because a field is too large to go on, ends the block and
+    is added; any other CallError gives way to the violations before it.
+    """
+
+    __slots__ = ("_count", "_found")
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, str]] = []
+        self._count = 0
+
+    def add(self, field: str, description: str) -> None:
+        """Adds a violation."""
+        self._count += 1
+        if self._count <= MOST_VIOLATIONS:
+            self._found.append((field, description))
+
+    def each(self, items: Sequence[T], violation: Callable[[T], tuple[str, str]]) -> None:
+        """Adds a violation, as field and description, for each item; of many items, it makes only the first ones."""
+        for item in items[:MOST_VIOLATIONS]:
+            self.add(*violation(item))
+        self._count += len(items[MOST_VIOLATIONS:])
+
+    def __enter__(self) -> "Violations":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._found:
+            return
+        if isinstance(error, InvalidInput):
+            self.each(error.violations, lambda one: one)
+            self._count += error.left_out
+        elif error is not None and not isinstance(error, CallError):
+            return
+        first, *more = self._found
+        raise InvalidInput(*first, *more, left_out=self._count - len(self._found)) from None
 
 
 class NotFound(CallError):

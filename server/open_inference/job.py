@@ -120,7 +120,7 @@ class Job:
         except (InvalidInput, RequestRefused) as error:
             shown = failures.for_caller(error)
             assert isinstance(shown, InvalidInput)
-            raise InvalidInput(self._path(shown.field, paths), shown.description) from error
+            raise shown.renamed(lambda field: self._path(field, paths)) from error
 
     @contextmanager
     def generation(self, message: generation_pb2.GenerateRequest) -> Iterator[generation_pb2.GenerateRequest]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Parts, ToolCall
 
 _FIELD = "prompt.chat.tools"
@@ -23,20 +23,22 @@ _NOTATION = re.compile(r"[\s\[\]{},]*")
 
 def schema(tools: Sequence[Mapping[str, Any]], name: str) -> str:
     """Returns a JSON Schema for calls of these tools, or for one call of the tool of that name. Raises InvalidInput."""
-    functions = [_function(tool, f"{_FIELD}[{index}]") for index, tool in enumerate(tools)]
-    chosen = [function for function in functions if name in ("", function["name"])]
-    if not chosen:
-        raise InvalidInput("prompt.chat.tool_choice.name", "is not the name of one of the tools")
+    with Violations() as wrong:
+        functions = [_function(wrong, tool, f"{_FIELD}[{index}]") for index, tool in enumerate(tools)]
+        chosen = [function for function in functions if name in ("", function.get("name"))]
+        if not chosen:
+            wrong.add("prompt.chat.tool_choice.name", "is not the name of one of the tools")
     definitions: dict[str, dict[str, Any]] = {}
     calls = [_call(function, definitions) for function in chosen]
     form = {"type": "array", "items": {"anyOf": calls}, "minItems": 1, **({"maxItems": 1} if name else {})}
     return json.dumps({**form, **definitions}, ensure_ascii=False)
 
 
-def _function(tool: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _function(wrong: Violations, tool: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidInput(where, "has no name for its function, which TOOL_CHOICE_MODE_REQUIRED needs")
+        wrong.add(where, "has no name for its function, which TOOL_CHOICE_MODE_REQUIRED needs")
+        return {}
     return function
 
 

@@ -4,18 +4,19 @@ A constraint becomes an automaton over the model's whole vocabulary. Constraints
 take the engine's parser long, are refused by size. No error repeats any part of a constraint: a schema may contain
 whatever a prompt may contain.
 
-`structured` checks only sizes. `check` reads the content of a constraint, which may take minutes while holding the GIL:
-only the process of `constraints.py` calls it.
+`structured` and `check_sizes` check only sizes. `check` reads the content of a constraint, which may take minutes while
+holding the GIL: only the process of `constraints.py` calls it.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
 from jsonschema import Draft202012Validator, exceptions, validators
 
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import StructuredOutput
 from tuneserve.v1 import generation_pb2 as pb
 
@@ -32,19 +33,26 @@ _REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
 
 def structured(params: pb.StructuredOutput) -> StructuredOutput:
     """Returns the constraint, if its size is allowed. Raises InvalidInput."""
-    kind = params.WhichOneof("constraint")
-    if kind == "json_schema":
-        _check_size(kind, params.json_schema)
+    with Violations() as wrong:
+        check_sizes(wrong, params)
+    if params.HasField("json_schema"):
         return StructuredOutput("json", params.json_schema)
-    if kind == "regex":
-        _check_size(kind, params.regex)
+    if params.HasField("regex"):
         return StructuredOutput("regex", params.regex)
-    if kind == "choice":
-        return StructuredOutput("choice", _options(params.choice))
-    if kind == "grammar":
-        _check_size(kind, params.grammar.strip())
+    if params.HasField("grammar"):
         return StructuredOutput("grammar", params.grammar)
-    raise InvalidInput(FIELD, "is unset; allowed: json_schema, regex, choice or grammar")
+    return StructuredOutput("choice", list(params.choice.options))
+
+
+def check_sizes(wrong: Violations, params: pb.StructuredOutput) -> None:
+    """Checks the size of a constraint, and nothing of its content."""
+    kind = params.WhichOneof("constraint")
+    if kind is None:
+        wrong.add(FIELD, "is unset; allowed: json_schema, regex, choice or grammar")
+    elif kind == "choice":
+        _check_options(wrong, params.choice.options)
+    else:
+        _check_size(wrong, kind, getattr(params, kind).strip() if kind == "grammar" else getattr(params, kind))
 
 
 def check(params: pb.StructuredOutput) -> None:
@@ -55,13 +63,13 @@ def check(params: pb.StructuredOutput) -> None:
         _check_pattern(params.regex)
 
 
-def _check_size(kind: str, text: str) -> None:
+def _check_size(wrong: Violations, kind: str, text: str) -> None:
     if not text:
-        _refuse(kind, "is empty")
-    if (size := len(text.encode())) > _MAX_SIZE:
-        _refuse(kind, f"has {size} bytes; allowed: {_MAX_SIZE}")
-    if "\0" in text:
-        _refuse(kind, "contains a NUL character")
+        wrong.add(f"{FIELD}.{kind}", "is empty")
+    elif (size := len(text.encode())) > _MAX_SIZE:
+        wrong.add(f"{FIELD}.{kind}", f"has {size} bytes; allowed: {_MAX_SIZE}")
+    elif "\0" in text:
+        wrong.add(f"{FIELD}.{kind}", "contains a NUL character")
 
 
 def _check_schema(text: str) -> None:
@@ -108,15 +116,15 @@ def _check_pattern(pattern: str) -> None:
         _refuse("regex", "is nested too deep, or repeats too often")
 
 
-def _options(choice: pb.Choice) -> list[str]:
+def _check_options(wrong: Violations, options: Sequence[str]) -> None:
     field = "choice.options"
-    if not 1 <= len(choice.options) <= _MAX_OPTIONS:
-        _refuse(field, f"has {len(choice.options)} entries; allowed: 1 to {_MAX_OPTIONS}")
-    for index, option in enumerate(choice.options):
-        _check_size(f"{field}[{index}]", option)
-    if (size := sum(len(option.encode()) for option in choice.options)) > _MAX_SIZE:
-        _refuse(field, f"has {size} bytes; allowed: {_MAX_SIZE}")
-    return list(choice.options)
+    if not 1 <= len(options) <= _MAX_OPTIONS:
+        wrong.add(f"{FIELD}.{field}", f"has {len(options)} entries; allowed: 1 to {_MAX_OPTIONS}")
+        return
+    for index, option in enumerate(options):
+        _check_size(wrong, f"{field}[{index}]", option)
+    if (size := sum(len(option.encode()) for option in options)) > _MAX_SIZE:
+        wrong.add(f"{FIELD}.{field}", f"has {size} bytes; allowed: {_MAX_SIZE}")
 
 
 def _depth(schema: Any) -> int:

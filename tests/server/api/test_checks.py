@@ -1,9 +1,11 @@
 """Checks that several calls make: what is refused, by which name, and at which bound."""
 
+from typing import Any
+
 import pytest
 
 from tuneserve.server.api.checks import check_count, check_enum, check_text, check_tokens, check_unset, listed
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import classification_pb2 as pb
@@ -17,9 +19,22 @@ def tokens(ids: list[int], truncated: bool = False) -> Tokens:
 
 
 def refusal(check, *arguments, **more) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
+        check(wrong, *arguments, **more)
+    return caught.value
+
+
+def raised(check, *arguments, **more) -> InvalidInput:
+    """The error of what raises it itself."""
     with pytest.raises(InvalidInput) as caught:
         check(*arguments, **more)
     return caught.value
+
+
+def good(check, *arguments, **more) -> Any:
+    """What a check returns of fields that are right."""
+    with Violations() as wrong:
+        return check(wrong, *arguments, **more)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +46,9 @@ def refusal(check, *arguments, **more) -> InvalidInput:
         (tokens([5, 10]), "has a token that the model does not know"),
     ],
 )
-def test_the_first_input_that_a_model_cannot_take_is_named(bad, what):
-    error = refusal(check_tokens, "inputs[{}].text", [tokens(GOOD), bad, tokens([])], 3, 10)
-    assert error.field == "inputs[1].text"
+def test_all_inputs_that_a_model_cannot_take_are_named(bad, what):
+    error = raised(check_tokens, "inputs[{}].text", [tokens(GOOD), bad, tokens([])], 3, 10)
+    assert [field for field, _ in error.violations] == ["inputs[1].text", "inputs[2].text"]
     assert error.description.startswith(what)
 
 
@@ -45,33 +60,36 @@ def test_as_many_tokens_as_the_model_takes_and_its_last_one_are_good():
 
 
 def test_what_helps_against_a_long_input_is_the_calls_own():
-    error = refusal(check_tokens, "query", [tokens(GOOD)], 2, 10, remedy="ask for less")
+    error = raised(check_tokens, "query", [tokens(GOOD)], 2, 10, remedy="ask for less")
     assert error.description.endswith("; ask for less")
 
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_a_count_is_one_to_its_limit(count):
-    check_count("texts", 1, 3)
-    check_count("texts", 3, 3)
+    assert good(check_count, "texts", 1, 3)
+    assert good(check_count, "texts", 3, 3)
+    assert good(check_count, "texts", 0, 3, least=0)
+    # Too many are not looked at.
+    assert check_count(Violations(), "texts", count, 3) == (count < 4)
     error = refusal(check_count, "texts", count, 3)
     assert (error.field, error.description) == ("texts", f"has {count} entries; allowed: 1 to 3")
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
 def test_a_text_has_more_than_white_space(text):
-    check_text("query", " a ")
+    good(check_text, "query", " a ")
     assert refusal(check_text, "query", text).field == "query"
 
 
 def test_a_value_of_a_newer_client_is_refused():
-    check_enum("truncation", common_pb2.TRUNCATION_END, common_pb2.Truncation.values())
+    good(check_enum, "truncation", common_pb2.TRUNCATION_END, common_pb2.Truncation.values())
     error = refusal(check_enum, "truncation", 99, common_pb2.Truncation.values())
     assert str(error) == "truncation: is 99, which this server does not know"
 
 
 def test_fields_for_other_models_are_refused_only_where_they_are_set():
     request = pb.ClassifyRequest(model="m", labels=["a"], threshold=0.0)
-    check_unset(request, ["instruction", "examples"], "is for generation models")
+    good(check_unset, request, ["instruction", "examples"], "is for generation models")
     # With presence a value of nothing is set, too.
     request.instruction = ""
     error = refusal(check_unset, request, ["examples", "instruction"], "is for generation models")

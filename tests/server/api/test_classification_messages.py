@@ -8,11 +8,11 @@ import pytest
 
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.classification_messages import LongTexts, Result, Shown
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.text.spans import Span
 from tuneserve.server.text.tokenizer import Tokens
-from tuneserve.v1 import checkpoint_pb2, common_pb2
+from tuneserve.v1 import checkpoint_pb2, common_pb2, embedding_pb2
 from tuneserve.v1 import classification_pb2 as pb
 
 SINGLE, MULTI, NUMBERS = (
@@ -37,27 +37,40 @@ def request(*texts: str | tuple[str, str], **fields) -> pb.ClassifyRequest:
 
 
 def refusal(check, *arguments, **more) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
+        check(wrong, *arguments, **more)
+    return caught.value
+
+
+def raised(check, *arguments, **more) -> InvalidInput:
+    """The error of what raises it itself."""
     with pytest.raises(InvalidInput) as caught:
         check(*arguments, **more)
     return caught.value
 
 
+def good(check, *arguments, **more) -> Any:
+    """What a check returns of fields that are right."""
+    with Violations() as wrong:
+        return check(wrong, *arguments, **more)
+
+
 def test_a_text_with_another_is_a_pair():
-    assert convert.pairs(request("a", ("b", "c")), 2) == ["a", ("b", "c")]
-    assert refusal(convert.pairs, request("a", "b", "c"), 2).field == "inputs"
+    assert good(convert.checked_pairs, request("a", ("b", "c")), 2) == ["a", ("b", "c")]
+    assert refusal(convert.checked_pairs, request("a", "b", "c"), 2).field == "inputs"
 
 
 def test_all_blank_texts_of_a_call_are_named_at_once():
-    error = refusal(convert.pairs, request("a", " ", ("", "b"), ("c", "")), 8)
+    error = refusal(convert.checked_pairs, request("a", " ", ("", "b"), ("c", "")), 8)
     # A text pair that is there and empty is no text pair that is absent.
     assert [field for field, _ in error.violations] == ["inputs[1].text", "inputs[2].text", "inputs[3].text_pair"]
     error = refusal(convert.texts, pb.ClassifyTokensRequest(texts=["a", "", " "]), 8)
     assert [field for field, _ in error.violations] == ["texts[1]", "texts[2]"]
 
 
-@pytest.mark.parametrize("field", ["aggregation", "offset_unit"])
-def test_how_spans_are_shown_is_checked_before_texts(field):
-    assert refusal(convert.texts, pb.ClassifyTokensRequest(texts=[""], **{field: 9}), 8).field == field
+def test_how_spans_are_shown_is_checked_with_the_texts():
+    error = refusal(convert.texts, pb.ClassifyTokensRequest(texts=[""], aggregation=9, offset_unit=9), 8)
+    assert [field for field, _ in error.violations] == ["texts[0]", "aggregation", "offset_unit"]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +87,8 @@ def test_how_spans_are_shown_is_checked_before_texts(field):
     ],
 )
 def test_long_texts_are_refused_truncated_or_read_in_windows(fields, expected):
-    assert convert.long_texts(request("a", **fields), 32) == expected
-    assert convert.long_texts(pb.ClassifyTokensRequest(texts=["a"], **fields), 32) == expected
+    assert good(convert.long_texts, request("a", **fields), 32, 8) == expected
+    assert good(convert.long_texts, pb.ClassifyTokensRequest(texts=["a"], **fields), 32, 8) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,19 +104,19 @@ def test_long_texts_are_refused_truncated_or_read_in_windows(fields, expected):
     ],
 )
 def test_windows_that_cannot_be_made_are_refused(given, field):
-    assert refusal(convert.long_texts, given, 32).field == field
+    assert refusal(convert.long_texts, given, 32, 8).field == field
 
 
 def test_calls_without_windows_say_what_to_use():
-    assert convert.truncation(common_pb2.TRUNCATION_END, windows=False)
-    assert not convert.truncation(common_pb2.TRUNCATION_REJECT, windows=False)
+    assert good(convert.truncation, common_pb2.TRUNCATION_END, windows=False)
+    assert not good(convert.truncation, common_pb2.TRUNCATION_REJECT, windows=False)
     assert "use TRUNCATION_REJECT or" in refusal(convert.truncation, WINDOWS, windows=False).description
 
 
 def test_a_labels_own_threshold_goes_before_the_calls():
-    shown = convert.shown(request("a", threshold=0.5, thresholds={"pos": 0.0}, top_k=2), LABELS, SINGLE, 2.0)
+    shown = good(convert.shown, request("a", threshold=0.5, thresholds={"pos": 0.0}, top_k=2), LABELS, SINGLE, 2.0)
     assert shown == Shown(LABELS, SINGLE, 2, False, [0.5, 0.0, 0.5], 2.0)
-    assert convert.shown(request("a", thresholds={"pos": 0.0}), LABELS, SINGLE).least is None
+    assert good(convert.shown, request("a", thresholds={"pos": 0.0}), LABELS, SINGLE).least is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +145,7 @@ def test_labels_of_the_model_are_listed_and_the_callers_own_are_not():
     ("fields", "field"), [({"threshold": 0.5}, "threshold"), ({"explain": pb.Explain()}, "explain")]
 )
 def test_numbers_have_no_probabilities(fields, field):
-    assert convert.shown(request("a", raw_scores=True), ["stars"], NUMBERS).raw
+    assert good(convert.shown, request("a", raw_scores=True), ["stars"], NUMBERS).raw
     assert refusal(convert.shown, request("a", **fields), ["stars"], NUMBERS).field == field
 
 
@@ -146,8 +159,8 @@ def test_a_single_output_is_a_yes_or_no_unless_it_is_a_number():
 
 
 def test_the_label_that_ranks_is_named_where_there_are_several():
-    assert convert.rank_label(pb.RankRequest(label="mixed"), LABELS) == 2
-    assert convert.rank_label(pb.RankRequest(), ["relevant"]) == 0
+    assert good(convert.rank_label, pb.RankRequest(label="mixed"), LABELS) == 2
+    assert good(convert.rank_label, pb.RankRequest(), ["relevant"]) == 0
     for bad, field in (
         (pb.RankRequest(), "label"),
         (pb.RankRequest(label="x"), "label"),
@@ -231,6 +244,6 @@ def test_a_vector_is_cut_and_then_scaled():
     assert list(convert.embedding(vector, TOKENS, None, False).values) == [3, 4, 12]
     assert list(convert.embedding(vector, TOKENS, 2, True).values) == pytest.approx([0.6, 0.8])
     assert list(convert.embedding(vector * 0, TOKENS, None, True).values) == [0, 0, 0]
-    for dimensions in (0, 4):
-        error = refusal(convert.embedding, vector, TOKENS, dimensions, True)
-        assert str(error) == f"dimensions: is {dimensions}; allowed: 1 to 3"
+    assert str(raised(convert.embedding, vector, TOKENS, 4, True)) == "dimensions: is 4; allowed: 1 to 3"
+    assert refusal(convert.dimensions, embedding_pb2.EmbedRequest(dimensions=0)).field == "dimensions"
+    assert good(convert.dimensions, embedding_pb2.EmbedRequest()) is None

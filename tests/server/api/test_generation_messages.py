@@ -2,12 +2,13 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 from google.protobuf import struct_pb2
 
 from tuneserve.server.api import generation_messages as convert
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Alternative, Delta, Logprob, Sampling, StructuredOutput, ToolCall
 from tuneserve.v1 import generation_pb2 as pb
 
@@ -26,13 +27,32 @@ def chat(*tools: struct_pb2.Struct, **fields) -> pb.Chat:
     return pb.Chat(messages=messages, tools=tools, **fields)
 
 
+def refusal(check, *arguments, **more) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
+        check(wrong, *arguments, **more)
+    return caught.value
+
+
+def raised(check, *arguments, **more) -> InvalidInput:
+    """The error of what raises it itself."""
+    with pytest.raises(InvalidInput) as caught:
+        check(*arguments, **more)
+    return caught.value
+
+
+def good(check, *arguments, **more) -> Any:
+    """What a check returns of fields that are right."""
+    with Violations() as wrong:
+        return check(wrong, *arguments, **more)
+
+
 NUMBERS = [1e308, -1e308, 1e21, 1e20, 123456789012345680.0, 1.5e300, 5e-324, -1.2345678901234567e-300, 0.1, 7.0]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_numbers_grow_little(number):
     given = chat(many(value(number), 1000))
-    [tool] = convert.conversation(given, 4096).tools
+    [tool] = good(convert.conversation, given, 4096).tools
     assert tool["a"] == [number] * 1000
     # Eleven bytes and those of the list around them; 24 characters are the longest that a double has.
     assert len(json.dumps(tool)) < 2.5 * given.ByteSize()
@@ -42,7 +62,7 @@ def test_numbers_grow_little(number):
     ("number", "text"), [(7.0, "7"), (-3.0, "-3"), (2.0**53, "9007199254740992"), (1e20, "1" + "0" * 20), (0.5, "0.5")]
 )
 def test_whole_numbers_are_written_as_such(number, text):
-    [tool] = convert.conversation(chat(many(value(number), 1)), 64).tools
+    [tool] = good(convert.conversation, chat(many(value(number), 1)), 64).tools
     assert json.dumps(tool) == f'{{"a": [{text}]}}'
 
 
@@ -68,17 +88,10 @@ def nested(depth: int) -> struct_pb2.Struct:
     ],
 )
 def test_all_objects_of_a_call_are_counted_together(given, field):
-    with pytest.raises(InvalidInput) as caught:
-        convert.conversation(given, 100)
-    assert caught.value.field == field
-    assert "the 100 values" in caught.value.description
-    assert convert.conversation(given, 1000)
-
-
-def refusal(check, *arguments, **more) -> InvalidInput:
-    with pytest.raises(InvalidInput) as caught:
-        check(*arguments, **more)
-    return caught.value
+    error = refusal(convert.conversation, given, 100)
+    assert error.field == field
+    assert "the 100 values" in error.description
+    assert good(convert.conversation, given, 1000)
 
 
 def user(content: str = "hi", **fields) -> pb.ChatMessage:
@@ -94,13 +107,13 @@ TOOL = struct_pb2.Struct(fields={"name": struct_pb2.Value(string_value="look")})
 
 def test_a_template_sees_only_what_a_message_has():
     plain, whole = user(), user(name="anna", tool_call_id="1", tool_calls=[TOOL])
-    found = convert.conversation(chat(messages=[plain, whole]), 64)
+    found = good(convert.conversation, chat(messages=[plain, whole]), 64)
     assert found.messages == [
         {"role": "user", "content": "hi"},
         {"role": "user", "content": "hi", "name": "anna", "tool_call_id": "1", "tool_calls": [{"name": "look"}]},
     ]
     assert (found.tools, found.documents, found.arguments, found.open_turn) == ([], [], {}, True)
-    assert not convert.conversation(chat(add_generation_prompt=False), 64).open_turn
+    assert not good(convert.conversation, chat(add_generation_prompt=False), 64).open_turn
 
 
 @pytest.mark.parametrize(
@@ -114,7 +127,7 @@ def test_a_template_sees_only_what_a_message_has():
     ],
 )
 def test_tools_are_up_to_the_model_hidden_or_required(given, tools, required):
-    found = convert.conversation(chat(TOOL, tool_choice=given), 64)
+    found = good(convert.conversation, chat(TOOL, tool_choice=given), 64)
     assert (len(found.tools), found.required) == (tools, required)
 
 
@@ -135,13 +148,13 @@ def test_bad_conversations_are_named(given, field):
 
 
 def test_arguments_that_stand_in_for_the_servers_own_are_named():
-    convert.check_arguments({"enable_thinking": True}, {"messages", "tools"})
+    good(convert.check_arguments, {"enable_thinking": True}, {"messages", "tools"})
     error = refusal(convert.check_arguments, {"tools": [], "ok": 1, "messages": []}, {"messages", "tools"})
     assert error.description == "may not hold messages, tools"
 
 
 def test_token_ids_are_those_of_the_vocabulary():
-    assert convert.token_ids(pb.TokenIds(ids=[0, 9]), 2, 10, redacted=False) == [0, 9]
+    assert good(convert.token_ids, pb.TokenIds(ids=[0, 9]), 2, 10, redacted=False) == [0, 9]
     for ids, field in (([], "ids"), ([1, 2, 3], "ids"), ([1, 10], "ids[1]"), ([-1], "ids[0]")):
         error = refusal(convert.token_ids, pb.TokenIds(ids=ids), 2, 10, redacted=False)
         assert error.field == f"prompt.token_ids.{field}"
@@ -159,7 +172,7 @@ def test_a_completion_has_the_room_that_the_prompt_leaves():
         (pb.SamplingParams(), 64, "prompt"),
         (pb.SamplingParams(min_tokens=5), 60, "sampling.min_tokens"),
     ):
-        assert refusal(convert.sampling, params, None, length, 64).field == field
+        assert raised(convert.sampling, params, None, length, 64).field == field
 
 
 def test_what_is_set_goes_to_the_engine_and_the_rest_is_its_default():
@@ -176,7 +189,7 @@ def test_log_probabilities_of_one_answer_are_bounded():
     params = pb.SamplingParams(n=2, logprobs=15, max_tokens=4096)
     assert convert.sampling(params, None, 1, 1 << 20).logprobs == 15
     params.max_tokens += 1
-    error = refusal(convert.sampling, params, None, 1, 1 << 20)
+    error = raised(convert.sampling, params, None, 1, 1 << 20)
     assert error.field == "sampling.logprobs"
     assert f"{2 * 4097 * 16} log probabilities; allowed: {1 << 17}" in error.description
 
@@ -186,7 +199,7 @@ def test_parts_of_characters_in_a_prompt_count_four_times():
     assert convert.sampling(params, None, 4096, 1 << 20).prompt_logprobs == 1
     assert convert.sampling(params, None, 1024, 1 << 20, fragments=1024).prompt_logprobs == 1
     for length, fragments in ((4097, 0), (1024, 1025)):
-        error = refusal(convert.sampling, params, None, length, 1 << 20, fragments=fragments)
+        error = raised(convert.sampling, params, None, length, 1 << 20, fragments=fragments)
         assert error.field == "sampling.prompt_logprobs"
 
 
@@ -201,7 +214,7 @@ def test_parts_of_characters_in_a_prompt_count_four_times():
     ],
 )
 def test_all_up_to_its_bounds_is_good(fields):
-    convert.check_sampling(pb.SamplingParams(**fields), 10, stream=False)
+    good(convert.check_sampling, pb.SamplingParams(**fields), 10, stream=False)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +248,7 @@ def test_all_up_to_its_bounds_is_good(fields):
         ({"allowed_token_ids": [1] * 1025}, "allowed_token_ids"),
         ({"allowed_token_ids": [-1]}, "allowed_token_ids[0]"),
         ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "logit_bias"),
-        ({"logit_bias": {10: 1.0}}, "logit_bias"),
+        ({"logit_bias": {10: 1.0}}, "logit_bias[10]"),
         ({"logit_bias": {1: 100.5}}, "logit_bias[1]"),
         ({"logit_bias": {1: math.nan}}, "logit_bias[1]"),
     ],
@@ -252,7 +265,7 @@ def test_all_wrong_numbers_are_named_at_once():
 
 def test_streams_have_no_log_probabilities_of_prompts():
     params = pb.SamplingParams(prompt_logprobs=0)
-    convert.check_sampling(params, 10, stream=False)
+    good(convert.check_sampling, params, 10, stream=False)
     assert "use Generate" in refusal(convert.check_sampling, params, 10, stream=True).description
 
 

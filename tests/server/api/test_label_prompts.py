@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tuneserve.server.api.label_prompts import MOST_LABELS, Form, Question
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.api.label_prompts import MOST_LABELS, Form, Question, check_question
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import classification_pb2 as pb
-from tuneserve.v1 import common_pb2
 
 LABELS = ["good", "good film", "bad"]
 TASK = "Say how it was.\nAnswer with one of these labels and nothing else: good, good film, bad"
@@ -52,8 +51,8 @@ def tokenizer(make_llama) -> Iterator[Callable[[str | None], Tokenizer]]:
 
 def test_a_request_is_a_question():
     examples = [pb.ClassifyExample(text="so dull", label="bad")]
-    assert Question.of(request(*LABELS, instruction="Say how it was.", examples=examples), 1) == QUESTION
-    plain = Question.of(request("a", "b"), 1)
+    assert Question.of(request(*LABELS, instruction="Say how it was.", examples=examples)) == QUESTION
+    plain = Question.of(request("a", "b"))
     assert (plain.instruction, plain.labels, plain.examples) == ("Classify the text.", ["a", "b"], [])
 
 
@@ -61,12 +60,12 @@ def test_a_request_is_a_question():
     ("given", "field", "what"),
     [
         (request("a"), "labels", "from 2 to 256"),
-        (request(*map(str, range(MOST_LABELS + 1))), "labels", "allowed: 1 to 256"),
+        (request(*map(str, range(MOST_LABELS + 1))), "labels", "from 2 to 256"),
         (request("a", "x" * 513), "labels[1]", "has 513 characters"),
         (request("a", " "), "labels[1]", "blank"),
         (request("a", "b "), "labels[1]", "begins or ends with a space"),
         (request("a", "b", "a"), "labels[2]", "is a duplicate of labels[0]"),
-        (request("a", "b", examples=[pb.ClassifyExample(text="x", label="a")] * 2), "examples", "allowed: 1 to 1"),
+        (request("a", "b", examples=[pb.ClassifyExample(text="x", label="a")] * 2), "examples", "allowed: 0 to 1"),
         (request("a", "b", examples=[pb.ClassifyExample(label="a")]), "examples[0].text", "blank"),
         (
             request("a", "b", examples=[pb.ClassifyExample(text="x", label="c")]),
@@ -74,13 +73,11 @@ def test_a_request_is_a_question():
             "is not one of the",
         ),
         (request("a", "b", instruction=" "), "instruction", "blank"),
-        (request("a", "b", truncation=common_pb2.TRUNCATION_WINDOWS), "truncation", "not for this call"),
-        (request("a", "b", windows=pb.Windows()), "windows", "not for generation models"),
     ],
 )
 def test_what_is_no_question_is_refused_by_field(given, field, what):
-    with pytest.raises(InvalidInput) as caught:
-        Question.of(given, 1)
+    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
+        check_question(wrong, given, 1)
     assert caught.value.field == field
     assert what in caught.value.description
 
@@ -88,8 +85,9 @@ def test_what_is_no_question_is_refused_by_field(given, field, what):
 def test_a_pair_is_no_question():
     given = request("a", "b")
     given.inputs.add(text="a", text_pair="b")
-    with pytest.raises(InvalidInput, match=r"^inputs\[1\]\.text_pair: is for models trained on pairs"):
-        Question.of(given, 2)
+    expected = r"^inputs\[1\]\.text_pair: is for models trained on pairs"
+    with pytest.raises(InvalidInput, match=expected), Violations() as wrong:
+        check_question(wrong, given, 2)
 
 
 def test_the_task_stands_before_all_texts():

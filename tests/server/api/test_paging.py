@@ -37,3 +37,5 @@ def test_bounds():
     for token in ("?", "abc", "//79", "é"):
         with pytest.raises(InvalidInput, match="page_token: is not a next_page_token of an answer"):
             page(items, str, 1, token)
+    with pytest.raises(InvalidInput, match=r"page_size: is -1.*; page_token: is not"):
+        page(items, str, -1, "?")

@@ -70,7 +70,7 @@ async def test_a_deadline_ends_the_call(asking: Any, served: Any, until: Any) ->
 
 # Of each of the server's errors: what it is here.
 KINDS = [
-    (server_errors.InvalidInput("a", "b", server_errors.InvalidInput("c", "d")), errors.InvalidInput),
+    (server_errors.InvalidInput("a", "b", ("c", "d")), errors.InvalidInput),
     (server_errors.NotFound("adapter", "a", ["b"]), errors.NotFound),
     (server_errors.WrongState("a", "UNLOADING"), errors.WrongState),
     (server_errors.Unauthenticated("a"), errors.Unauthenticated),
