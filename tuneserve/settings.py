@@ -69,10 +69,16 @@ def build(kind: type[S], values: object, where: str = "", base: Path = Path()) -
     try:
         return kind.model_validate(values, context=base)
     except ValidationError as error:
-        # Unknown keys are reported first: a misspelt key may be the reason why another is missing.
-        order = {"extra_forbidden": 0, "missing": 1}
-        problem = min(error.errors(include_url=False), key=lambda one: order.get(one["type"], 2))
-        raise _explained(kind, problem, where) from None
+        raise _all_explained(kind, error, where)[0] from None
+
+
+def problems(kind: type[Settings], values: object, where: str = "", base: Path = Path()) -> list[UserError]:
+    """Returns all errors of which `build` raises the first."""
+    try:
+        kind.model_validate(values, context=base)
+    except ValidationError as error:
+        return _all_explained(kind, error, where)
+    return []
 
 
 def wrong(kind: type[Settings], key: str, value: object) -> UserError | None:
@@ -101,6 +107,13 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 _MAPPING = ("dict_type", "mapping_type", "model_type")
+# Unknown keys are reported first: a misspelt key may be the reason why another is missing.
+_ORDER = {"extra_forbidden": 0, "missing": 1}
+
+
+def _all_explained(kind: type[Settings], error: ValidationError, where: str) -> list[UserError]:
+    found = sorted(error.errors(include_url=False), key=lambda one: _ORDER.get(one["type"], 2))
+    return [_explained(kind, one, where) for one in found]
 
 
 def _explained(kind: type[Settings], problem: "ErrorDetails", where: str) -> UserError:

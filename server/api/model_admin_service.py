@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import InvalidInput, NotAllowed
+from tuneserve.server.call.errors import NotAllowed
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
 from tuneserve.v1 import model_admin_pb2 as pb
@@ -49,8 +49,6 @@ class ModelAdminService(ModelAdminServiceServicer):
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
         """See model_admin.proto."""
         _require_administrator()
-        if not request.adapter:
-            raise InvalidInput("adapter", "is empty; a name is needed")
         version = await self._operations.load_adapter(self._models.only(request.model), request.adapter, request.path)
         return pb.LoadAdapterResponse(adapter=model_pb2.Adapter(name=request.adapter, version=version))
 

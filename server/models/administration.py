@@ -6,7 +6,7 @@ A serving version is not touched before its replacement has answered a warm-up.
 import asyncio
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +14,12 @@ from typing import Any, get_args
 from tuneserve import checkpoint, settings
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.server import concurrency, config, files
-from tuneserve.server.call.errors import Changed, InvalidInput, NotFound, WrongState
+from tuneserve.server.call.errors import Changed, InvalidInput, NotFound, Violations, WrongState
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine import options as engine_options
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models import adapters
-from tuneserve.server.models.aliases import Models, Route, to_proto
+from tuneserve.server.models.aliases import NO_ID, Models, Route, is_id, to_proto
 from tuneserve.server.models.health import Health
 from tuneserve.server.models.loading import Loading
 from tuneserve.server.models.model import Model
@@ -30,8 +30,12 @@ from tuneserve.v1 import model_pb2
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
-_PARSERS = {"tool_parser": get_args(config.ToolParser), "reasoning_parser": get_args(config.ReasoningParser)}
+# The words that some settings take.
+_WORDS = {
+    "dtype": get_args(ModelConfig.model_fields["dtype"].annotation),
+    "tool_parser": get_args(config.ToolParser),
+    "reasoning_parser": get_args(config.ReasoningParser),
+}
 # Checkpoints and adapters that are read at a time, before they are loaded: they may have gigabytes.
 _PREPARING = 2
 _WORD = re.compile(r"[a-z0-9_]{1,32}")
@@ -73,11 +77,15 @@ class Operations:
 
     async def load(self, request: pb.LoadModelRequest) -> Model:
         """Begins to load a version next to the existing ones. See ModelAdminService.LoadModel."""
-        if not config.is_name(request.model):
-            raise InvalidInput("model", f"is not a name: {config.A_NAME}")
-        path = self._below_root(request.path)
+        with Violations() as wrong:
+            if not config.is_name(request.model):
+                wrong.add("model", f"is not a name: {config.A_NAME}")
+            path = self._below_root(wrong, request.path)
+            values = self._settings(wrong, request, path)
+            problems = settings.problems(ModelConfig, values, "settings")
+            wrong.each(problems, lambda error: ("settings", _public(error, path)))
         try:
-            given = request.model, self._settings(request, path), "settings"
+            given = request.model, settings.build(ModelConfig, values, "settings"), "settings"
             model = await asyncio.get_running_loop().run_in_executor(self._preparing, self.prepare, *given)
         except CheckpointError as error:
             raise InvalidInput("path", _public(error, path)) from error
@@ -101,10 +109,8 @@ class Operations:
 
     async def set_alias(self, alias: model_pb2.Alias, unload_unused: bool) -> model_pb2.Alias:
         """Moves an alias, and returns it as it is now. See ModelAdminService.SetAlias."""
-        if not config.is_name(alias.name):
-            raise InvalidInput("alias.name", f"is not a name: {config.A_NAME}")
-        if not alias.targets:
-            raise InvalidInput("alias.targets", "is empty; at least one is needed")
+        with Violations() as wrong:
+            _check_alias(wrong, alias)
         route = self._route(alias)
         await self._move(alias.name, alias.etag, route, unload_unused)
         return to_proto(alias.name, route)
@@ -130,7 +136,10 @@ class Operations:
     async def load_adapter(self, model: Model, name: str, path: str) -> str:
         """Loads a LoRA adapter, and returns its version. See ModelAdminService.LoadAdapter."""
         model.check_takes_adapters()
-        directory = self._below_root(path)
+        with Violations() as wrong:
+            if not name:
+                wrong.add("adapter", "is empty; a name is needed")
+            directory = self._below_root(wrong, path)
         taking = self._preparing.submit(self._store.take, directory, model.config.max_adapter_rank)
         try:
             copy = await asyncio.shield(asyncio.wrap_future(taking))
@@ -181,16 +190,11 @@ class Operations:
         logger.info("model %s: unloaded", model.id)
 
     def _route(self, alias: model_pb2.Alias) -> Route:
-        targets: list[tuple[Model, int]] = []
-        for index, target in enumerate(alias.targets):
-            if target.weight < 1:
-                raise InvalidInput(f"alias.targets[{index}].weight", f"is {target.weight}; allowed: 1 or more")
-            model = self._loaded(f"alias.targets[{index}].model", target.model)
-            _check_is_new(f"alias.targets[{index}].model", model, targets)
-            targets.append((model, target.weight))
+        targets = [
+            (self._loaded(f"alias.targets[{index}].model", target.model), target.weight)
+            for index, target in enumerate(alias.targets)
+        ]
         shadow = self._loaded("alias.shadow", alias.shadow) if alias.shadow else None
-        if shadow:
-            _check_is_new("alias.shadow", shadow, targets)
         route = Route(targets, shadow)
         if len({model.manifest.task for model in route.models()}) > 1:
             raise InvalidInput("alias.targets", "are of different tasks; one alias stands for one task")
@@ -208,27 +212,32 @@ class Operations:
             raise WrongState(f"{model.id} is being unloaded", "UNLOADING", model.id)
         return model
 
-    def _settings(self, request: pb.LoadModelRequest, path: Path) -> ModelConfig:
-        """Returns the settings of the model's latest version, overridden by the request's."""
+    def _settings(self, wrong: Violations, request: pb.LoadModelRequest, path: Path) -> dict[str, Any]:
+        """Returns the settings of the model's latest version, overridden by the request's. Words that are refused are
+        left out: an error of the settings' own check would repeat them.
+        """
         given = {field.name: value for field, value in request.settings.ListFields()}
         if "redact" in given:
-            given["redact"] = list(request.settings.redact.kinds)
-            for index, kind in enumerate(given["redact"]):
-                _check_word(f"settings.redact.kinds[{index}]", kind, redaction.KINDS)
-        _check_word("settings.dtype", given.get("dtype", "auto"), _DTYPES)
-        for key, names in _PARSERS.items():
-            if given.get(key):
-                _check_word(f"settings.{key}", given[key], names)
+            kinds = enumerate(request.settings.redact.kinds)
+            given["redact"] = [
+                kind
+                for index, kind in kinds
+                if _check_word(wrong, f"settings.redact.kinds[{index}]", kind, redaction.KINDS)
+            ]
+        for key, names in _WORDS.items():
+            if given.get(key) and not _check_word(wrong, f"settings.{key}", given[key], names):
+                del given[key]
         engine = {field.name: value for field, value in request.settings.engine.ListFields()}
         if not _WORD.fullmatch(engine.get("kv_cache_dtype", "auto")):
-            raise InvalidInput("settings.engine.kv_cache_dtype", "is not a type, such as auto or fp8")
+            wrong.add("settings.engine.kv_cache_dtype", "is not a type, such as auto or fp8")
+            del engine["kv_cache_dtype"]
         latest = self._models.latest(request.model)
         base = latest.config if latest else ModelConfig(path=path)
         # Without adapters: those in the server's file belong to the version in the file.
         values = {**base.model_dump(), **_chosen(given), "engine": {**base.engine, **engine}, "adapters": {}}
-        return settings.build(ModelConfig, {**values, "path": str(path)}, "settings")
+        return {**values, "path": str(path)}
 
-    def _below_root(self, path: str) -> Path:
+    def _below_root(self, wrong: Violations, path: str) -> Path:
         root = self._config.models_root
         if root is None:
             raise WrongState("the server has no models_root to load from", "NO_MODELS_ROOT")
@@ -238,14 +247,32 @@ class Operations:
         except (OSError, ValueError):
             is_below = False  # too long, or with a NUL in it
         if not is_below:
-            raise InvalidInput("path", "is not a directory below the server's models_root")
+            wrong.add("path", "is not a directory below the server's models_root")
+            return root
         return wanted
 
 
-def _check_is_new(field: str, model: Model, targets: Sequence[tuple[Model, int]]) -> None:
-    for index, (other, _) in enumerate(targets):
-        if other is model:
-            raise InvalidInput(field, f"is a duplicate of alias.targets[{index}].model")
+def _check_alias(wrong: Violations, alias: model_pb2.Alias) -> None:
+    """Checks an alias, without looking for its versions."""
+    if not config.is_name(alias.name):
+        wrong.add("alias.name", f"is not a name: {config.A_NAME}")
+    if not alias.targets:
+        wrong.add("alias.targets", "is empty; at least one is needed")
+    ids: dict[str, int] = {}
+    for index, target in enumerate(alias.targets):
+        _check_target(wrong, f"alias.targets[{index}].model", target.model, ids)
+        ids.setdefault(target.model, index)
+        if target.weight < 1:
+            wrong.add(f"alias.targets[{index}].weight", f"is {target.weight}; allowed: 1 or more")
+    if alias.shadow:
+        _check_target(wrong, "alias.shadow", alias.shadow, ids)
+
+
+def _check_target(wrong: Violations, field: str, id_: str, others: Mapping[str, int]) -> None:
+    if not is_id(id_):
+        wrong.add(field, NO_ID)
+    elif id_ in others:
+        wrong.add(field, f"is a duplicate of alias.targets[{others[id_]}].model")
 
 
 def _public(error: UserError, path: Path) -> str:
@@ -256,10 +283,11 @@ def _public(error: UserError, path: Path) -> str:
     return text
 
 
-def _check_word(field: str, word: str, allowed: Iterable[str]) -> None:
-    """Raises InvalidInput. The settings' own check is not used, because its error repeats the word."""
+def _check_word(wrong: Violations, field: str, word: str, allowed: Collection[str]) -> bool:
+    """Returns whether a word is allowed."""
     if word not in allowed:
-        raise InvalidInput(field, f"is not one of {', '.join(allowed)}")
+        wrong.add(field, f"is not one of {', '.join(allowed)}")
+    return word in allowed
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tuneserve.server.models.tasks import TASKS
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
+NO_ID = "is not NAME@VERSION"
 _ETAG_DIGITS = 16
 
 
@@ -108,9 +109,9 @@ class Models:
 
     def by_id(self, field: str, id_: str) -> Model:
         """Returns one version, NAME@VERSION. Raises InvalidInput naming the field, and NotFound."""
-        name, separator, version = id_.partition("@")
-        if not separator:
-            raise InvalidInput(field, "is not NAME@VERSION")
+        if not is_id(id_):
+            raise InvalidInput(field, NO_ID)
+        name, _, version = id_.partition("@")
         return self.version(name, version)
 
     def same(self, model: Model) -> Model | None:
@@ -183,6 +184,11 @@ class Models:
     def aliases(self) -> list[model_pb2.Alias]:
         """Returns the public description of the routes that the current caller may use."""
         return [to_proto(alias, route) for alias, route in self.routes.items() if current().tenant.may_use(alias)]
+
+
+def is_id(text: str) -> bool:
+    """Whether it is NAME@VERSION, by its form."""
+    return "@" in text
 
 
 def _noted(model: Model) -> Model:

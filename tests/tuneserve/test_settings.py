@@ -116,3 +116,13 @@ def test_whatever_a_file_says_it_is_settings_or_one_line(values: object) -> None
     assert said.startswith("f: ")
     assert len(said.splitlines()) == 1
     assert "pydantic" not in said
+
+
+def test_all_that_is_wrong_is_listed_where_it_is_asked_for() -> None:
+    found = settings.problems(Outer, {"count": 0, "kind": "c", "more": 1}, "here")
+    assert [str(one) for one in found] == [
+        "here: unknown key 'more'",
+        "here: count: 0 is not allowed",
+        "here: kind: 'c' is not allowed",
+    ]
+    assert settings.problems(Outer, {"count": 2}) == []

@@ -281,6 +281,36 @@ async def test_bad_loads_name_the_field_and_no_path(admin, refused, request_, fi
     assert str(tmp_path) not in error.details()
 
 
+async def test_bad_loads_name_everything_at_once(admin, refused):
+    request = model_admin_pb2.LoadModelRequest(
+        model="bad name",
+        path="../elsewhere",
+        settings={
+            "dtype": "a secret",
+            "tool_parser": "a secret",
+            "redact": {"kinds": ["email", "a secret"]},
+            "max_queue": 0,
+            "max_inputs": 0,
+            "engine": {"kv_cache_dtype": "a secret"},
+        },
+    )
+    error = await refused(admin.LoadModel(request), grpc.StatusCode.INVALID_ARGUMENT)
+    detail = error_details_pb2.BadRequest()
+    rpc_status.from_call(error).details[0].Unpack(detail)
+    assert sorted(one.field for one in detail.field_violations) == [
+        *("model", "path", "settings", "settings", "settings.dtype", "settings.engine.kv_cache_dtype"),
+        *("settings.redact.kinds[1]", "settings.tool_parser"),
+    ]
+    told = " ".join(one.description for one in detail.field_violations)
+    assert "max_queue" in told
+    assert "max_inputs" in told
+    assert "secret" not in told + error.details()
+    adapter = admin.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", path="/etc"))
+    error = await refused(adapter, grpc.StatusCode.INVALID_ARGUMENT)
+    assert "adapter: is empty" in error.details()
+    assert "path: is not a directory" in error.details()
+
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [

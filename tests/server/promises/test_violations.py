@@ -9,10 +9,11 @@ from grpc_status import rpc_status
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.v1 import classification_pb2 as pb
-from tuneserve.v1 import common_pb2, embedding_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import common_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 NO_NUMBER = struct_pb2.Struct(fields={"a": struct_pb2.Value(number_value=float("nan"))})
@@ -191,12 +192,32 @@ CASES = [
         model_pb2.ListModelsRequest(page_size=-1, page_token="?"),
         ["page_size", "page_token"],
     ),
+    (
+        ModelAdminServiceStub,
+        "SetAlias",
+        model_admin_pb2.SetAliasRequest(
+            alias=model_pb2.Alias(
+                name="bad name",
+                targets=[
+                    model_pb2.AliasTarget(model="no-version"),
+                    model_pb2.AliasTarget(model="a@1", weight=1),
+                    model_pb2.AliasTarget(model="a@1", weight=-1),
+                ],
+                shadow="a@1",
+            )
+        ),
+        [
+            *("alias.name", "alias.targets[0].model", "alias.targets[0].weight", "alias.targets[2].model"),
+            *("alias.targets[2].weight", "alias.shadow"),
+        ],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("stub", "method", "request_", "expected"), CASES)
 async def test_a_call_names_all_of_them(served, refused, stub, method, request_, expected):
-    call = getattr(stub(served.channel), method)(request_)
+    channel = served.admin if stub is ModelAdminServiceStub else served.channel
+    call = getattr(stub(channel), method)(request_)
     assert fields(await refused(call, grpc.StatusCode.INVALID_ARGUMENT)) == sorted(expected)
     assert not any(engine.tickets for engine in served.engines.values())
 
