@@ -28,7 +28,7 @@ _KINDS = {
 _CALLS = {
     pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
     pb.TASK_TOKEN_CLASSIFICATION: "tokens",
-    pb.TASK_GENERATION: "chat",
+    pb.TASK_GENERATION: "generate",
 }
 # The metrics for which the hub has a name.
 _METRICS = {
@@ -168,10 +168,9 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
 
 def _use(manifest: pb.Checkpoint) -> str:
     example = '"The film was good."'
-    served = ["tuneserve serve --model mine=PATH"]
-    # `tuneserve call` has no command that generates from a plain prompt.
-    if manifest.task != pb.TASK_GENERATION or manifest.chat_template_sha256:
-        served.append(f"tuneserve call {_CALLS[manifest.task]} --model mine {example}")
+    is_chat = manifest.task == pb.TASK_GENERATION and manifest.chat_template_sha256
+    call = "chat" if is_chat else _CALLS[manifest.task]
+    served = ["tuneserve serve --model mine=PATH", f"tuneserve call {call} --model mine {example}"]
     loaded = [
         "from transformers import pipeline",
         "",

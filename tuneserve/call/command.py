@@ -23,6 +23,8 @@ from tuneserve.call.common import (
     truncation,
 )
 from tuneserve.call.groups import Group
+from tuneserve.call.generate import generate_command
+from tuneserve.groups import Group
 
 if TYPE_CHECKING:
     from tuneserve.client.endpoint import Endpoint
@@ -39,6 +41,7 @@ def call_command() -> None:
     tuneserve call classify --model chat --labels praise,complaint "My parcel never came."
     tuneserve call tokens --model ner "Maria flew from Lisbon to Toronto."
     tuneserve call chat --model chat "Why is the sky blue?"
+    tuneserve call generate --model poet "Once upon a time"
     tuneserve call embed --model vectors --json "A text to find again."
     tuneserve call rank --model reranker "why is the sky blue" < passages.txt
 
@@ -49,6 +52,7 @@ def call_command() -> None:
 
 call_command.add_command(models_command)
 call_command.add_command(chat_command)
+call_command.add_command(generate_command)
 call_command.add_command(admin_command)
 
 

@@ -98,13 +98,17 @@ def lines_of_stdin() -> list[str]:
     return [line for line in stdin_text("TEXT").splitlines() if line.strip()]
 
 
-def stdin_text(argument: str) -> str:
-    """Returns standard input. Raises UsageError, naming `argument`, if it is a terminal or empty."""
+def stdin_text(argument: str, strip: bool = True) -> str:
+    """Returns standard input, without the white space around it, or only without its last line break.
+
+    Raises UsageError, naming `argument`, if it is a terminal or blank.
+    """
     if sys.stdin.isatty():
         raise click.UsageError(f"no {argument} given, and standard input is a terminal")
-    if not (text := sys.stdin.read().strip()):
+    text = sys.stdin.read()
+    if not text.strip():
         raise click.UsageError(f"no {argument} given, and standard input is empty")
-    return text
+    return text.strip() if strip else text.removesuffix("\n")
 
 
 def print_json(message: "Message", *more: "Message", indent: int | None = 2) -> None:

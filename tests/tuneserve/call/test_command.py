@@ -382,6 +382,30 @@ def test_chat(server: Server, target: str) -> None:
     assert server.request.sampling.HasField("temperature")
 
 
+def test_generate(server: Server, target: str) -> None:
+    result = call(target, "generate", "--model", "poet", "--adapter", "terse", "--temperature", "0", " Once\n", "Then")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "The sky is [bold] blue.\n" * 2, "")
+    # The last of the two, and a prompt as it was given.
+    assert server.request.prompt == generation_pb2.Prompt(text="Then")
+    assert (server.request.model, server.request.adapter, server.request.sampling.max_tokens) == ("poet", "terse", 512)
+    assert server.request.sampling.HasField("temperature")
+    call(target, "generate", "--model", "poet", "--choice", "yes", " Once\n")
+    assert server.request.prompt.text == " Once\n"
+    assert list(server.request.sampling.structured_output.choice.options) == ["yes"]
+    cut = call(target, "generate", "--model", "poet", "--max-tokens", "3", "Once")
+    assert cut.stderr == "(cut off: the answer reached --max-tokens 3 or the model's length)\n"
+
+
+def test_generate_from_standard_input(server: Server, target: str) -> None:
+    given = CliRunner().invoke(
+        call_command, ["generate", "--model", "poet", "--target", target, "--json"], input="  Once\n\n"
+    )
+    assert [json.loads(line)["completions"][0]["text"] for line in given.stdout.splitlines()][:1] == ["The sky"]
+    assert server.request.prompt.text == "  Once\n"
+    empty = CliRunner().invoke(call_command, ["generate", "--model", "poet", "--target", target], input="\n")
+    assert (empty.exit_code, "no PROMPT given, and standard input is empty" in empty.stderr) == (2, True)
+
+
 def test_chat_with_an_adapter_and_a_form(server: Server, target: str, tmp_path) -> None:
     def form(*options: str) -> generation_pb2.StructuredOutput:
         result = call(target, "chat", "--model", "chat", "--adapter", "polite", *options, "Why?")
@@ -475,7 +499,13 @@ def test_admin_alias(server: Server, target: str) -> None:
 
 def test_a_key_goes_with_every_call_and_not_into_any_output(server: Server, target: str) -> None:
     assert "authorization" not in (call(target, "classify", "--model", "a", "x") and server.metadata)
-    for arguments in (("classify", "x"), ("chat", "x"), ("rank", "x", "y"), ("admin", "load", "a", "b")):
+    for arguments in (
+        ("classify", "x"),
+        ("chat", "x"),
+        ("generate", "x"),
+        ("rank", "x", "y"),
+        ("admin", "load", "a", "b"),
+    ):
         model = () if arguments[0] == "admin" else ("--model", "a")
         call(target, *arguments, *model, "--key", "SECRET")
         assert server.metadata["authorization"] == "Bearer SECRET"
@@ -542,7 +572,7 @@ def test_bad_input_names_every_field_once_and_exits_2(target: str) -> None:
     ],
 )
 def test_errors_of_the_server(target: str, model: str, status: int, message: str) -> None:
-    for arguments in (("classify", "x"), ("tokens", "x"), ("chat", "x")):
+    for arguments in (("classify", "x"), ("tokens", "x"), ("chat", "x"), ("generate", "x")):
         result = call(target, arguments[0], "--model", model, *arguments[1:])
         assert result.exit_code == status
         assert result.stderr.startswith(message)
