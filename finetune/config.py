@@ -39,6 +39,11 @@ METHODS: Mapping[Method, float] = {
     "qlora": 5e-4,
     "full": 5e-5,
 }
+# Defaults of LoRA for entities, as tried in benchmarks/training/recipes.py: with larger rates the model may end up
+# predicting none. With another rank, alpha keeps its ratio.
+ENTITIES: Mapping[str, Any] = {"learning_rate": 2e-4, "epochs": 14.0, "lora_rank": 64}
+ENTITIES_SCALE = 4
+_OF_ENTITIES = "token-classification with lora: "
 # Settings whose values may be paths.
 PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
 # Settings that change the loss.
@@ -138,7 +143,7 @@ class FinetuneConfig(Settings):
         description="generation: pack short rows into sequences of `max_length` tokens; no row attends to another",
     )
     epochs: Annotated[float, Field(gt=0, le=1000), Number] = Field(
-        default=3.0, description="passes over the training rows"
+        default=3.0, description=f"passes over the training rows; {_OF_ENTITIES}{ENTITIES['epochs']:g}"
     )
     early_stopping: Count | None = Field(
         default=None, description="stop after this many epochs without a better validation loss"
@@ -153,7 +158,8 @@ class FinetuneConfig(Settings):
     learning_rate: Annotated[float, Field(gt=0, le=1), Number] | None = Field(
         default=None,
         description="null: depends on the method: "
-        + ", ".join(f"{rate:g} for {method}" for method, rate in METHODS.items()),
+        + ", ".join(f"{rate:g} for {method}" for method, rate in METHODS.items())
+        + f"; {_OF_ENTITIES}{ENTITIES['learning_rate']:g}",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the learning rate falls after the warm-up"
@@ -178,9 +184,13 @@ class FinetuneConfig(Settings):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="precision of training; auto: bf16 where the hardware supports it"
     )
-    lora_rank: Count = Field(default=16, description="rank of the adapter's matrices")
+    lora_rank: Count = Field(
+        default=16, description=f"rank of the adapter's matrices; {_OF_ENTITIES}{ENTITIES['lora_rank']}"
+    )
     lora_alpha: Count = Field(
-        default=32, description="the adapter's output is scaled by alpha / rank; rslora: by alpha / √rank"
+        default=32,
+        description="the adapter's output is scaled by alpha / rank; rslora: by alpha / √rank; "
+        f"{_OF_ENTITIES}{ENTITIES_SCALE} times the rank",
     )
     lora_dropout: Part = Field(default=0.0, description="dropout in the adapter; costs half the speed on CPUs")
     lora_targets: Texts | None = Field(
@@ -332,9 +342,18 @@ def parse(values: Mapping[str, Any], directory: Path, name: str = "config") -> F
     # All of them are within the bounds of their fields.
     return config.model_copy(
         update={
+            **_defaults(config),
             "base_model": config.continue_from or config.base_model,
             "replay_share": config.replay_share or (0.2 if config.replay else None),
             "test_size": config.test_size or (None if config.test else 0.1),
-            "learning_rate": config.learning_rate or METHODS[config.method],
         }
     )
+
+
+def _defaults(config: FinetuneConfig) -> dict[str, Any]:
+    """Returns the defaults that depend on the task and the method, of settings that are not given."""
+    defaults: dict[str, Any] = {"learning_rate": METHODS[config.method]}
+    if config.task == "token-classification" and config.method == "lora":
+        rank = config.lora_rank if "lora_rank" in config.model_fields_set else ENTITIES["lora_rank"]
+        defaults = {**ENTITIES, "lora_alpha": ENTITIES_SCALE * rank}
+    return {key: value for key, value in defaults.items() if key not in config.model_fields_set}

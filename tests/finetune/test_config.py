@@ -46,6 +46,20 @@ def test_defaults_are_resolved(tmp_path: Path) -> None:
     assert parse(tmp_path, method="ia3").learning_rate == 5e-3
 
 
+def test_entities_have_defaults_of_their_own_with_lora(tmp_path: Path) -> None:
+    def found(**given: Any) -> tuple[float | None, float, int, int]:
+        settings = parse(tmp_path, **{"task": "token-classification", **given})
+        return settings.learning_rate, settings.epochs, settings.lora_rank, settings.lora_alpha
+
+    assert found() == found(method="lora") == (2e-4, 14, 64, 256)
+    assert found(learning_rate=1e-3, epochs=2) == (1e-3, 2, 64, 256)
+    # Another rank, at the same scale.
+    assert found(lora_rank=16) == (2e-4, 14, 16, 64)
+    assert found(lora_alpha=32, lora_rank=None) == (2e-4, 14, 64, 32)
+    assert found(method="full") == (5e-5, 3, 16, 32)
+    assert found(method="dora") == found(task="sequence-classification") == (5e-4, 3, 16, 32)
+
+
 def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "task: generation\nbase_model: m\ntrain: d.csv\noutput: o\nlearning_rate: 2e-4\n"

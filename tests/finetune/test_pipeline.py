@@ -182,6 +182,8 @@ def test_entities(run: Run, tmp_path: Path, encoder: Path) -> None:
         train="names.conll",
         epochs=30,
         learning_rate=5e-3,
+        lora_rank=16,
+        lora_alpha=32,
         keep_test_split=False,
     )
     manifest = checkpoint.load(output)

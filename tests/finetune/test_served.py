@@ -33,7 +33,7 @@ pytestmark = [
 SEQUENCE, TOKENS, GENERATION = "sequence-classification", "token-classification", "generation"
 # What changes each kind of weights enough to be seen.
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"learning_rate": 2e-3},
+    "lora": {"learning_rate": 2e-3, "lora_rank": 16, "lora_alpha": 32},
     "dora": {"learning_rate": 2e-3},
     "rslora": {"learning_rate": 1e-3},
     "adalora": {"learning_rate": 2e-2},

@@ -22,8 +22,8 @@ from tuneserve.call.common import (
     truncate_option,
     truncation,
 )
-from tuneserve.call.groups import Group
 from tuneserve.call.generate import generate_command
+from tuneserve.call.groups import Group
 from tuneserve.groups import Group
 
 if TYPE_CHECKING:
