@@ -10,7 +10,7 @@ from tuneserve.machine import tiers
 
 logger = logging.getLogger(__name__)
 
-# Model classes that vLLM 0.26 to 0.32 implements (its models/registry.py). Others could be trained, but not served.
+# Model classes that vLLM 0.26 to 0.33 implements (its models/registry.py). Others could be trained, but not served.
 # For classification, vLLM converts decoders itself.
 # fmt: off
 _DECODERS = (

@@ -4,7 +4,7 @@ The score of a label is the log probability of its tokens, and of the token that
 asks for one of the labels. Each token is one request to the engine, which may generate only this token. All requests of
 a text share the prompt, and so the engine's prefix cache; labels with a common beginning share the requests for it.
 
-The engine could give the log probabilities of several chosen tokens at once, but then vLLM (0.26 to 0.32) corrupts the
+The engine could give the log probabilities of several chosen tokens at once, but then vLLM (0.26 to 0.33) corrupts the
 `logprobs` of every other request that runs in the same step.
 """
 

@@ -1,8 +1,8 @@
 """vLLM's parsers of answers, by their names in its registries: they find the reasoning, text and tool calls of an
 answer.
 
-The parsers belong to vLLM's OpenAI server (0.32) and expect its requests, so this module makes such requests. It bounds
-nothing; `text/answers.py` does.
+The parsers belong to vLLM's OpenAI server (0.32 and 0.33) and expect its requests, so this module makes such requests.
+It bounds nothing; `text/answers.py` does.
 """
 
 from collections.abc import Mapping, Sequence

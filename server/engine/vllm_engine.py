@@ -1,5 +1,5 @@
 """The real engine: vLLM's AsyncLLM behind `interface.Engine`. In the server's process, only this file, `requests.py`
-and `parsers.py` use vLLM (0.26 to 0.32).
+and `parsers.py` use vLLM (0.26 to 0.33).
 
 It knows token ids and numbers, and nothing of gRPC, texts or labels. Importing it imports torch and vLLM, so the server
 does that late, in a thread.

@@ -1,6 +1,7 @@
-"""Run as a script: whether the installed vLLM has what `server/engine*.py` use. Prints what is missing, then exits 1.
+"""Run as a script: whether the installed vLLM has what `server/engine/*.py` use. Prints what is missing, then exits 1.
 
-Asks for names and parameters only, so it also says for a version that is not in use yet what would have to change.
+Asks for names and parameters only, so it also says for a version that is not in use yet what would have to change: with
+the unpacked wheel of that version first in PYTHONPATH, its Python is read in place of the installed one.
 """
 
 import inspect
@@ -13,6 +14,8 @@ def missing() -> list[str]:
     from vllm import PoolingParams, SamplingParams
     from vllm.config import CacheConfig, ModelConfig, PoolerConfig, SchedulerConfig, StructuredOutputsConfig, VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.generate.base.protocol import FunctionDefinition
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
     from vllm.lora.ops.torch_ops import lora_ops
@@ -96,6 +99,11 @@ def missing() -> list[str]:
         StructuredOutputsParams: "json regex choice grammar json_object _backend _backend_was_auto",
         VllmConfig: "model_config scheduler_config speculative_config structured_outputs_config",
     }
+    models = {
+        ChatCompletionRequest: "messages tools tool_choice skip_special_tokens",
+        ChatCompletionToolsParam: "function",
+        FunctionDefinition: "name parameters",
+    }
     # What is only set when an object is made: looked for in the source.
     assigned = {
         AsyncLLM: "engine_core input_processor model_config output_handler output_processor vllm_config",
@@ -114,6 +122,8 @@ def missing() -> list[str]:
         found += [f"{function.__qualname__}({name})" for name in names if name not in known]
     for kind, names in attributes.items():
         found += [f"{kind.__name__}.{name}" for name in names.split() if not hasattr(kind, name)]
+    for kind, names in models.items():
+        found += [f"{kind.__name__}.{name}" for name in names.split() if name not in kind.model_fields]
     for kind, names in data.items():
         known_fields = {field.name for field in fields(kind)}
         found += [f"{kind.__name__}.{name}" for name in names.split() if name not in known_fields]

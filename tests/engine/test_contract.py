@@ -1,4 +1,4 @@
-"""The seam's contract with whichever vLLM is installed, 0.26 to 0.32."""
+"""The seam's contract with whichever vLLM is installed, 0.26 to 0.33."""
 
 import subprocess
 import sys

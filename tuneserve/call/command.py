@@ -24,7 +24,6 @@ from tuneserve.call.common import (
 )
 from tuneserve.call.generate import generate_command
 from tuneserve.call.groups import Group
-from tuneserve.groups import Group
 
 if TYPE_CHECKING:
     from tuneserve.client.endpoint import Endpoint
