@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.concurrency import pieces
 from tuneserve.server.text.redaction import LONGEST, Masked, Redactor
 
@@ -61,23 +61,25 @@ class _Place:
 
 
 async def redacted(redactor: Redactor, request: M, path: str, apart: Callable[..., Awaitable[Any]]) -> Redacted[M]:
-    """Returns a request, or the field at that path, with personal data masked. Raises InvalidInput naming the field.
+    """Returns a request, or the field at that path, with personal data masked. Raises InvalidInput naming the fields.
 
     `apart` runs a function in a thread. It is given a piece of the work at a time, so that the work ends with the call.
     """
     copy = type(request)()
     copy.CopyFrom(request)
     places: list[_Place] = await apart(list, _places(copy, path))
-    for place in places:
-        if len(place.text) > LONGEST:
-            what = f"has {len(place.text)} characters; a model that masks personal data takes {LONGEST} in one text"
-            raise InvalidInput(place.path, what)
+    with Violations() as wrong:
+        for place in places:
+            if len(place.text) > LONGEST:
+                what = f"has {len(place.text)} characters; a model that masks personal data takes {LONGEST} in one text"
+                wrong.add(place.path, what)
     known: dict[str, Masked] = {}
     for piece in pieces(places, lambda place: len(place.text), _PIECE):
         await apart(_mask, redactor, piece, known)
-    for place in places:
-        if place.is_refused and known[place.text].found:
-            raise InvalidInput(place.path, "contains personal data, which this model masks in texts; leave it out")
+    with Violations() as wrong:
+        for place in places:
+            if place.is_refused and known[place.text].found:
+                wrong.add(place.path, "contains personal data, which this model masks in texts; leave it out")
     found = [place for place in places if known[place.text].found]
     # The contents of an object first, then its keys.
     await apart(_replace, reversed(found), known)

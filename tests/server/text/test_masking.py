@@ -122,6 +122,15 @@ async def test_what_must_or_must_not_be_written_is_refused(server, refused, samp
     assert MAIL not in error.details()
 
 
+async def test_all_that_is_refused_is_named(server, refused):
+    params = pb.SamplingParams(stop=[MAIL, "a", f"to {MAIL}"], bad_words=[MAIL])
+    request = pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="a"), sampling=params)
+    error = await refused(GenerationServiceStub(server.channel).Generate(request), grpc.StatusCode.INVALID_ARGUMENT)
+    assert [one.split(":")[0] for one in error.details().split("; ") if "holds" in one] == [
+        *("sampling.stop[0]", "sampling.stop[2]", "sampling.bad_words[0]")
+    ]
+
+
 async def test_labels_are_refused_and_examples_masked(server, refused):
     stub = ClassificationServiceStub(server.channel)
     request = classification_pb2.ClassifyRequest(
