@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import struct
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
+from .loop_probe import Probe, probing
+
 CLASSIFY = classification_pb2.ClassifyRequest(
     model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
 )
@@ -27,7 +27,7 @@ GENERATE = generation_pb2.GenerateRequest(
     prompt=generation_pb2.Prompt(text="the film was"),
     sampling=generation_pb2.SamplingParams(max_tokens=2),
 )
-# The longest that a turn of the event loop may take, in seconds of its thread's CPU time.
+# The longest that a turn of the event loop may take, in seconds.
 _LONGEST_TURN = 0.1
 _numbers = itertools.count()
 # Sockets of ours are closed at once, but the server hears of it a little later.
@@ -87,40 +87,9 @@ def unharmed() -> Callable:
     return _unharmed
 
 
-class Probe:
-    """Measures the turns of the event loop in CPU time of its own thread: other work on the machine does not count.
-
-    Callers must be in other threads, and their messages made before: what is measured is the server's.
-    """
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-
-    async def watch(self) -> None:
-        before = time.thread_time()
-        while True:
-            # Whatever is ready has its turn meanwhile, and nothing is waited for.
-            await asyncio.sleep(0)
-            now = time.thread_time()
-            self.longest, before = max(self.longest, now - before), now
-
-
-@asynccontextmanager
-async def _probing() -> AsyncIterator[Probe]:
-    probe = Probe()
-    # What a process of tests has beside a server's is not gone through for garbage meanwhile.
-    gc.freeze()
-    watching = asyncio.create_task(probe.watch())
-    try:
-        yield probe
-    finally:
-        watching.cancel()
-        gc.unfreeze()
-
-
 @asynccontextmanager
 async def _unheld() -> AsyncIterator[Probe]:
-    async with _probing() as probe:
+    async with probing() as probe:
         yield probe
     assert probe.longest <= _LONGEST_TURN, f"the event loop was held for {probe.longest * 1000:.0f} ms"
 
@@ -128,13 +97,13 @@ async def _unheld() -> AsyncIterator[Probe]:
 @pytest.fixture
 def soon() -> Callable:
     """`await soon(call)` fails if a call, a function that makes it, holds the event loop for too long each time it is
-    made. What depends on how memory happens to lie takes much longer at times, in CPU time too, on a busy machine.
+    made. What depends on how memory happens to lie takes much longer at times on a busy machine.
     """
 
     async def check(call: Callable, what: str) -> object:
         turns = []
         while len(turns) < 5:
-            async with _probing() as probe:
+            async with probing() as probe:
                 answer = await call()
             turns.append(probe.longest)
             if probe.longest <= _LONGEST_TURN:
