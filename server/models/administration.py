@@ -39,6 +39,8 @@ _WORDS = {
 # Checkpoints and adapters that are read at a time, before they are loaded: they may have gigabytes.
 _PREPARING = 2
 _WORD = re.compile(r"[a-z0-9_]{1,32}")
+# Characters: the system takes no longer ones, and each folder in a path makes the next one slower to look up.
+_LONGEST_PATH = 4096
 
 
 class Operations:
@@ -80,7 +82,7 @@ class Operations:
         with Violations() as wrong:
             if not config.is_name(request.model):
                 wrong.add("model", f"is not a name: {config.A_NAME}")
-            path = self._below_root(wrong, request.path)
+            path = await self._below_root(wrong, request.path)
             values = self._settings(wrong, request, path)
             problems = settings.problems(ModelConfig, values, "settings")
             wrong.each(problems, lambda error: ("settings", _public(error, path)))
@@ -139,7 +141,7 @@ class Operations:
         with Violations() as wrong:
             if not name:
                 wrong.add("adapter", "is empty; a name is needed")
-            directory = self._below_root(wrong, path)
+            directory = await self._below_root(wrong, path)
         taking = self._preparing.submit(self._store.take, directory, model.config.max_adapter_rank)
         try:
             copy = await asyncio.shield(asyncio.wrap_future(taking))
@@ -237,19 +239,26 @@ class Operations:
         values = {**base.model_dump(), **_chosen(given), "engine": {**base.engine, **engine}, "adapters": {}}
         return {**values, "path": str(path)}
 
-    def _below_root(self, wrong: Violations, path: str) -> Path:
+    async def _below_root(self, wrong: Violations, path: str) -> Path:
         root = self._config.models_root
         if root is None:
             raise WrongState("the server has no models_root to load from", "NO_MODELS_ROOT")
-        try:
-            wanted = (root / path).resolve()
-            is_below = bool(path) and wanted.is_relative_to(root.resolve()) and wanted.is_dir()
-        except (OSError, ValueError):
-            is_below = False  # too long, or with a NUL in it
-        if not is_below:
+        wanted = None
+        if 0 < len(path) <= _LONGEST_PATH:
+            # In a thread: a disk may answer late, or never.
+            wanted = await asyncio.get_running_loop().run_in_executor(self._preparing, _below, root, path)
+        if wanted is None:
             wrong.add("path", "is not a directory below the server's models_root")
-            return root
-        return wanted
+        return wanted or root
+
+
+def _below(root: Path, path: str) -> Path | None:
+    """Returns the directory of that path, if it is below the root."""
+    try:
+        wanted = (root / path).resolve()
+        return wanted if wanted.is_relative_to(root.resolve()) and wanted.is_dir() else None
+    except (OSError, ValueError):
+        return None  # too long, or with a NUL in it
 
 
 def _check_alias(wrong: Violations, alias: model_pb2.Alias) -> None:
