@@ -5,14 +5,14 @@ import re
 import time
 from pathlib import Path
 
-from tuneserve.server.call import context
+from tuneserve import server
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 CLASSIFY = classification_pb2.ClassifyRequest(
     model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
 )
-SERVER = Path(context.__file__).parent
+SERVER = Path(server.__file__).parent
 HOUR_NS = 3600 * 10**9
 
 
@@ -30,11 +30,14 @@ async def test_times_are_those_that_passed(served, monkeypatch):
         assert stages["engine"] >= 20
 
 
-def test_the_clock_of_the_day_tells_when_a_call_began_and_nothing_else():
+def test_the_clock_of_the_day_tells_when_a_call_began_or_was_logged_and_nothing_else():
     uses = [
-        f"{path.name}: {line.strip()}"
+        f"{path.relative_to(SERVER)}: {line.strip()}"
         for path in sorted(SERVER.glob("**/*.py"))
         for line in path.read_text(encoding="utf-8").splitlines()
-        if re.search(r"\btime\.time(_ns)?\b|\bfrom time import\b", line)
+        if re.search(r"\btime\.time(_ns)?\b|\bfrom time import\b|\b(now|utcnow|today)\(", line)
     ]
-    assert uses == ["context.py: started_ns: int = field(init=False, default_factory=time.time_ns)"]
+    assert uses == [
+        "call/context.py: started_ns: int = field(init=False, default_factory=time.time_ns)",
+        'call/request_log.py: "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),',
+    ]
