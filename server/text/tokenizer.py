@@ -35,6 +35,8 @@ _SEAM, _MARGIN = 8, 64
 # A lower bound for the longest token, in characters: a token of white space, or of text that the vocabulary lacks, may
 # be longer than all tokens of a vocabulary of short ones.
 _LEAST_LONGEST = 32
+# Tokens whose offsets take milliseconds.
+_MANY = 1 << 15
 
 Text: TypeAlias = str | tuple[str, str]
 T = TypeVar("T")
@@ -58,7 +60,13 @@ class Tokens:
         """Offsets of each token; (0, 0) for special tokens. Computed lazily: classifiers of whole texts never need
         them.
         """
-        return self.encoding.offsets if self.encoding else ()
+        if not self.encoding:
+            return ()
+        if len(self.encoding) <= _MANY or self.encoding.n_sequences > 1:
+            offsets: Sequence[tuple[int, int]] = self.encoding.offsets
+            return offsets
+        # One by one: half a million at once keep the interpreter lock for too long.
+        return [self.encoding.token_to_chars(index) or (0, 0) for index in range(len(self.encoding))]
 
     @cached_property
     def words(self) -> Sequence[int | None]:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from tuneserve.errors import CheckpointError
+from tuneserve.server.text import tokenizer as text_tokenizer
 from tuneserve.server.text.tokenizer import Tokenizer
 
 
@@ -27,6 +28,13 @@ async def test_offsets_words_and_special_tokens(tokenizer):
     assert tokens.words == [None, 0, 1, 2, None]
     assert tokens.offsets == [(0, 0), (0, 3), (4, 11), (12, 16), (0, 0)]
     assert (tokens.length, tokens.truncated) == (5, False)
+
+
+async def test_offsets_of_many_tokens_are_those_of_few(tokenizer, monkeypatch):
+    texts = ["the née hamburg film 🙂", ("good bad", "film")]
+    before = [tokens.offsets for tokens in await tokenizer.encode(texts, most=99)]
+    monkeypatch.setattr(text_tokenizer, "_MANY", 1)
+    assert [tokens.offsets for tokens in await tokenizer.encode(texts, most=99)] == before
 
 
 async def test_both_kinds_of_calls_side_by_side(tokenizer):
