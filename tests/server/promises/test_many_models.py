@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from tuneserve import checkpoint
+from tuneserve.oip import inference_pb2
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import model_admin_pb2, model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -36,20 +37,26 @@ async def server(serve_config, make_bert):
         yield served
 
 
-async def test_they_are_listed_described_and_moved_without_holding_anybody_up(server, unheld, send):
-    package, address = "/tuneserve.v1.", server.app.admin_address
+async def test_they_are_listed_described_and_moved_without_holding_anybody_up(server, soon, send):
+    package, inference = "/tuneserve.v1.", "/inference.GRPCInferenceService/"
     version = server.app.models.latest("model-7").version
     target = model_pb2.AliasTarget(model=f"model-7@{version}", weight=1)
     alias = model_admin_pb2.SetAliasRequest(alias=model_pb2.Alias(name="model-8", targets=[target]))
-    async with unheld():
-        for method, message in (
-            ("ModelService/ListModels", model_pb2.ListModelsRequest()),
-            ("ModelService/GetModel", model_pb2.GetModelRequest(model="model-7")),
-            ("ModelAdminService/SetAlias", alias),
-        ):
-            for _ in range(3):
-                code, details = await send(address, package + method, [message.SerializeToString()])
-                assert code == grpc.StatusCode.OK, details
+    for path, message in (
+        (f"{package}ModelService/ListModels", model_pb2.ListModelsRequest()),
+        (f"{package}ModelService/ListModels", model_pb2.ListModelsRequest(page_size=1000)),
+        (f"{package}ModelService/ListAliases", model_pb2.ListAliasesRequest(page_size=1000)),
+        (f"{package}ModelService/GetModel", model_pb2.GetModelRequest(model="model-7")),
+        (f"{package}ModelService/WatchModel", model_pb2.WatchModelRequest(model="model-7")),
+        (f"{package}ModelAdminService/SetAlias", alias),
+        (f"{inference}ServerReady", inference_pb2.ServerReadyRequest()),
+        (f"{inference}ModelMetadata", inference_pb2.ModelMetadataRequest(name="model-7")),
+    ):
+        address = server.app.address if path.startswith(inference) else server.app.admin_address
+        data = message.SerializeToString()
+        for _ in range(3):
+            code, details = await soon(lambda to=address, path=path, data=data: send(to, path, [data]), path)
+            assert code == grpc.StatusCode.OK, details
     # As any client of gRPC takes it: four megabytes at most.
     stub = ModelServiceStub(server.admin)
     listed = await stub.ListModels(model_pb2.ListModelsRequest(page_size=1000))
