@@ -13,10 +13,13 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.text import redaction
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
+from ..api.test_chat import TOOLS_TEMPLATE
 from .loop_probe import Probe, probing
 
 CLASSIFY = classification_pb2.ClassifyRequest(
@@ -29,6 +32,8 @@ GENERATE = generation_pb2.GenerateRequest(
 )
 # The longest that a turn of the event loop may take, in seconds.
 _LONGEST_TURN = 0.1
+NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+LENGTH = 512  # tokens that the models of `large` read; four times as many if they write
 _numbers = itertools.count()
 # Sockets of ours are closed at once, but the server hears of it a little later.
 _CALM_SECONDS = 10.0
@@ -100,7 +105,7 @@ def soon() -> Callable:
     made. What depends on how memory happens to lie takes much longer at times on a busy machine.
     """
 
-    async def check(call: Callable, what: str) -> object:
+    async def check(call: Callable, what: str = "the call") -> object:
         turns = []
         while len(turns) < 5:
             async with probing() as probe:
@@ -117,6 +122,44 @@ def soon() -> Callable:
 def unheld() -> Callable:
     """`async with unheld():` fails if the event loop was held for longer than is promised."""
     return _unheld
+
+
+@pytest.fixture(scope="session")
+async def large(serve_config, make_bert, make_llama, tmp_path_factory) -> AsyncIterator:
+    """A server whose models read as much as real ones."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "empty").mkdir()
+    config = ServerConfig(
+        models={
+            "sentiment": ModelConfig(
+                path=make_bert("ForSequenceClassification", ["neg", "pos"], max_position_embeddings=LENGTH)
+            ),
+            "topics": ModelConfig(
+                path=make_bert(
+                    "ForSequenceClassification",
+                    [f"topic {number}" for number in range(1000)],
+                    max_position_embeddings=LENGTH,
+                )
+            ),
+            "ner": ModelConfig(path=make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH)),
+            "vectors": ModelConfig(path=make_bert("Model", [], max_position_embeddings=LENGTH)),
+            "chat": ModelConfig(path=make_llama(max_position_embeddings=4 * LENGTH), max_adapters=2),
+            "tools": ModelConfig(path=make_llama(TOOLS_TEMPLATE, max_position_embeddings=4 * LENGTH)),
+            "masked": ModelConfig(
+                path=make_llama(TOOLS_TEMPLATE, max_position_embeddings=4 * LENGTH), redact=list(redaction.KINDS)
+            ),
+            "masked-topics": ModelConfig(
+                path=make_bert("ForSequenceClassification", ["a", "b"], max_position_embeddings=LENGTH),
+                redact=list(redaction.KINDS),
+            ),
+        },
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        admin_listen="127.0.0.1:0",
+        models_root=root,
+    )
+    async with serve_config(config) as served:
+        yield served
 
 
 def _send(address: str, method: str, messages: Sequence[bytes], seconds: float) -> tuple[grpc.StatusCode, str]:

@@ -163,10 +163,9 @@ def large(kind: str) -> pb.ModelInferRequest:
 
 
 @pytest.mark.parametrize("kind", ["sampling_parameters", "parameters", "structured_outputs"])
-async def test_megabytes_of_options_hold_nobody_up(server, unheld, send, kind):
+async def test_megabytes_of_options_hold_nobody_up(server, soon, send, kind):
     message = large(kind).SerializeToString()
-    async with unheld():
-        code, details = await send(server.app.address, INFER, [message])
+    code, details = await soon(lambda: send(server.app.address, INFER, [message]))
     assert code == grpc.StatusCode.INVALID_ARGUMENT, details
     assert "allowed: " in details
     assert kind in details
