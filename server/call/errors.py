@@ -114,6 +114,11 @@ class Violations:
             self.add(*violation(item))
         self._count += len(items[MOST_VIOLATIONS:])
 
+    def include(self, error: InvalidInput) -> None:
+        """Adds the violations of an error."""
+        self.each(error.violations, lambda one: one)
+        self._count += error.left_out
+
     def __enter__(self) -> "Violations":
         return self
 
@@ -123,8 +128,7 @@ class Violations:
         if not self._found:
             return
         if isinstance(error, InvalidInput):
-            self.each(error.violations, lambda one: one)
-            self._count += error.left_out
+            self.include(error)
         elif error is not None and not isinstance(error, CallError):
             return
         first, *more = self._found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import RequestRefused
 from tuneserve.server.open_inference import parameters as options
 from tuneserve.server.open_inference import tensors
@@ -92,11 +92,12 @@ class Job:
     ) -> "Job":
         """Reads a request for a model that takes `most` texts. Raises InvalidInput."""
         form = FORMS[task]
-        names = tensors.wanted(request, form.outputs)
-        given = tensors.read(request, form.inputs, most)
-        needed = form.inputs[0].name
-        if needed not in given:
-            raise InvalidInput("inputs", f"has no {needed}; a tensor of that name is needed")
+        with Violations() as wrong:
+            names = tensors.wanted(wrong, request, form.outputs)
+            given = tensors.read(wrong, request, form.inputs, most)
+            needed = form.inputs[0].name
+            if all(tensor.name != needed for tensor in request.inputs):
+                wrong.add("inputs", f"has no {needed}; a tensor of that name is needed")
         return cls(request, target, task, given, names, context)
 
     @property

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from tuneserve.oip import inference_pb2
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 
 # Triton's own options, for the call and not for the model. Streams here never end with an empty response.
 _PROTOCOL = ("triton_enable_empty_final_response", "timeout")
@@ -81,24 +81,28 @@ def _check_length(text: str, path: str) -> None:
 def fill(targets: Sequence[tuple[Message, Sequence[str]]], values: Mapping[str, Any], where: str) -> dict[str, str]:
     """Sets fields by name, each in the first target that allows it. Returns each field's path for errors.
 
-    Raises InvalidInput for an option that no target allows, or whose value has a wrong type.
+    Raises InvalidInput for options that no target allows, or whose values have a wrong type.
     """
+    if len(values) > _MOST:
+        raise InvalidInput(where, f"has {len(values)} entries; allowed: {_MOST}")
     paths = {}
-    for given, value in values.items():
-        path = f"{where}.{given}" if _NAME.fullmatch(given) else where
-        name = _SYNONYMS.get(given, given)
-        message = next((message for message, names in targets if name in names), None)
-        if message is None:
-            allowed = ", ".join(name for _, names in targets for name in names)
-            raise InvalidInput(path, f"is not an option of this model; allowed: {allowed}")
-        paths[name] = path
-        if value is None:
-            continue
-        field: FieldDescriptor = message.DESCRIPTOR.fields_by_name[name]  # type: ignore[assignment]
-        try:
-            json_format.ParseDict({name: _converted(field, value)}, message)
-        except (json_format.ParseError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-            raise InvalidInput(path, f"is not {_expected(field)}") from None
+    with Violations() as wrong:
+        for given, value in values.items():
+            path = f"{where}.{given}" if _NAME.fullmatch(given) else where
+            name = _SYNONYMS.get(given, given)
+            message = next((message for message, names in targets if name in names), None)
+            if message is None:
+                allowed = ", ".join(name for _, names in targets for name in names)
+                wrong.add(path, f"is not an option of this model; allowed: {allowed}")
+                continue
+            paths[name] = path
+            if value is None:
+                continue
+            field: FieldDescriptor = message.DESCRIPTOR.fields_by_name[name]  # type: ignore[assignment]
+            try:
+                json_format.ParseDict({name: _converted(field, value)}, message)
+            except (json_format.ParseError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+                wrong.add(path, f"is not {_expected(field)}")
     return paths
 
 

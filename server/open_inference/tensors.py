@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.server.call.departures import check_size
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.concurrency import pieces
 from tuneserve.server.turns import in_turns
 
@@ -55,51 +55,66 @@ class Output:
     values: Sequence[Any] | NDArray[np.float32]
 
 
-def read(request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dict[str, Input]:
-    """Returns the inputs by name, with at most `most` values each. Raises InvalidInput naming the tensor."""
+def read(wrong: Violations, request: pb.ModelInferRequest, specs: Sequence[Spec], most: int) -> dict[str, Input]:
+    """Returns the inputs by name, with at most `most` values each."""
     known = {spec.name: spec for spec in specs}
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidInput("raw_input_contents", f"has {len(raw)} entries for {len(request.inputs)} inputs")
     found: dict[str, Input] = {}
+    given: dict[str, str] = {}
     for index, tensor in enumerate(request.inputs):
         if tensor.name not in known:
-            raise InvalidInput(f"inputs[{index}].name", f"is not an input of this model; allowed: {', '.join(known)}")
-        spec = known[tensor.name]
-        path = f"inputs[{index}] ({spec.name})"
-        if spec.name in found:
-            raise InvalidInput(path, f"is a duplicate of {found[spec.name].path}")
-        if tensor.datatype != spec.datatype:
-            raise InvalidInput(path, f"has another datatype; allowed: {spec.datatype}")
-        _refuse_extensions(tensor.parameters, path)
-        count = _count(tensor.shape, 1 if spec.shape == (1,) else most, path)
-        if raw and tensor.HasField("contents"):
-            raise InvalidInput(path, "has contents, and raw_input_contents is there too; allowed: one of them")
-        values: Sequence[Any] = getattr(tensor.contents, _LISTS[spec.datatype])
-        if raw:
-            # A BOOL tensor has one byte per element.
-            values = _split(raw[index], count, path) if spec.datatype == "BYTES" else raw[index]
-        if len(values) != count:
-            raise InvalidInput(path, f"has {len(values)} elements where its shape says {count}")
-        if spec.datatype == "BYTES":
-            values = [_text(one, f"{path}[{place}]") for place, one in enumerate(values)]
-        found[spec.name] = Input(path, values)
+            wrong.add(f"inputs[{index}].name", f"is not an input of this model; allowed: {', '.join(known)}")
+            continue
+        path = f"inputs[{index}] ({tensor.name})"
+        if tensor.name in given:
+            wrong.add(path, f"is a duplicate of {given[tensor.name]}")
+            continue
+        given[tensor.name] = path
+        try:
+            values = _values(tensor, raw[index] if raw else None, known[tensor.name], most, path)
+        except InvalidInput as error:
+            wrong.include(error)
+        else:
+            found[tensor.name] = Input(path, values)
     return found
 
 
-def wanted(request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
-    """Returns the names of the requested outputs, in order. Raises InvalidInput."""
+def _values(tensor: Any, raw: bytes | None, spec: Spec, most: int, path: str) -> Sequence[Any]:
+    """Returns a tensor's values: at most `most`."""
+    if tensor.datatype != spec.datatype:
+        raise InvalidInput(path, f"has another datatype; allowed: {spec.datatype}")
+    _refuse_extensions(tensor.parameters, path)
+    count = _count(tensor.shape, 1 if spec.shape == (1,) else most, path)
+    if raw is not None and tensor.HasField("contents"):
+        raise InvalidInput(path, "has contents, and raw_input_contents is there too; allowed: one of them")
+    values: Sequence[Any] = getattr(tensor.contents, _LISTS[spec.datatype])
+    if raw is not None:
+        # A BOOL tensor has one byte per element.
+        values = _split(raw, count, path) if spec.datatype == "BYTES" else raw
+    if len(values) != count:
+        raise InvalidInput(path, f"has {len(values)} elements where its shape says {count}")
+    return _texts(values, path) if spec.datatype == "BYTES" else values
+
+
+def wanted(wrong: Violations, request: pb.ModelInferRequest, specs: Sequence[Spec]) -> list[str]:
+    """Returns the names of the requested outputs, in order."""
     known = [spec.name for spec in specs]
-    names: list[str] = []
+    names: dict[str, int] = {}
     for index, output in enumerate(request.outputs):
+        path = f"outputs[{index}] ({output.name})"
         if output.name not in known:
-            raise InvalidInput(f"outputs[{index}].name", f"is not an output of this model; allowed: {', '.join(known)}")
-        if output.name in names:
-            first = names.index(output.name)
-            raise InvalidInput(f"outputs[{index}] ({output.name})", f"is a duplicate of outputs[{first}]")
-        _refuse_extensions(output.parameters, f"outputs[{index}] ({output.name})")
-        names.append(output.name)
-    return names or known
+            wrong.add(f"outputs[{index}].name", f"is not an output of this model; allowed: {', '.join(known)}")
+        elif output.name in names:
+            wrong.add(path, f"is a duplicate of outputs[{names[output.name]}]")
+        else:
+            names[output.name] = index
+            try:
+                _refuse_extensions(output.parameters, path)
+            except InvalidInput as error:
+                wrong.include(error)
+    return list(names) or known
 
 
 async def write(response: pb.ModelInferResponse, outputs: Sequence[Output], names: Sequence[str], raw: bool) -> None:
@@ -152,11 +167,15 @@ def _split(raw: bytes, count: int, path: str) -> list[bytes]:
     return values
 
 
-def _text(value: bytes, path: str) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InvalidInput(path, "is not UTF-8") from None
+def _texts(values: Sequence[bytes], path: str) -> list[str]:
+    texts: list[str] = []
+    with Violations() as wrong:
+        for place, value in enumerate(values):
+            try:
+                texts.append(value.decode("utf-8"))
+            except UnicodeDecodeError:
+                wrong.add(f"{path}[{place}]", "is not UTF-8")
+    return texts
 
 
 def _refuse_extensions(parameters: Mapping[str, Any], path: str) -> None:

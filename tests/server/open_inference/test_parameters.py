@@ -84,6 +84,17 @@ def test_what_is_no_option_is_refused_by_name(values, where, what):
     assert "secret" not in str(caught.value)
 
 
+def test_all_bad_options_are_named():
+    with pytest.raises(InvalidInput) as caught:
+        sampling(max_token=5, temperature="warm", top_p=0.5, seed=True)
+    assert [field for field, _ in caught.value.violations] == [
+        *("parameters.max_token", "parameters.temperature", "parameters.seed")
+    ]
+    # Not looked at one by one.
+    with pytest.raises(InvalidInput, match="has 65 entries; allowed: 64"):
+        sampling(**{f"option{index}": 1 for index in range(65)})
+
+
 @pytest.mark.parametrize("word", ["end", "END", "TRUNCATION_END", 2])
 def test_an_enumeration_takes_the_short_word(word):
     message = classification_pb2.ClassifyRequest()

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2 as pb
-from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.open_inference import tensors
-from tuneserve.server.open_inference.tensors import Output, Spec
+from tuneserve.server.open_inference.tensors import Input, Output, Spec
 
 SPECS = (Spec("text"), Spec("flag", "BOOL", (1,)), Spec("note", "BYTES", (1,)))
 MOST = 5
@@ -29,16 +29,26 @@ def request(name="text", datatype="BYTES", shape=(2,), raw=None, **contents) -> 
     return pb.ModelInferRequest(inputs=[tensor], raw_input_contents=[] if raw is None else [raw])
 
 
+def read(sent: pb.ModelInferRequest) -> dict[str, Input]:
+    with Violations() as wrong:
+        return tensors.read(wrong, sent, SPECS, MOST)
+
+
+def wanted(sent: pb.ModelInferRequest) -> list[str]:
+    with Violations() as wrong:
+        return tensors.wanted(wrong, sent, SPECS)
+
+
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_raw_and_typed_are_read_alike(shape):
     values = ["a", "grüße\x00"]
     encoded = [value.encode() for value in values]
     for one in (request(shape=shape, raw=raw_bytes(*encoded)), request(shape=shape, bytes_contents=encoded)):
-        found = tensors.read(one, SPECS, MOST)["text"]
+        found = read(one)["text"]
         assert list(found.values) == values
         assert found.path == "inputs[0] (text)"
     for one in (request("flag", "BOOL", (1,), raw=b"\x01"), request("flag", "BOOL", (1,), bool_contents=[True])):
-        assert tensors.read(one, SPECS, MOST)["flag"].values[0]
+        assert read(one)["flag"].values[0]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +81,7 @@ def test_raw_and_typed_are_read_alike(shape):
 )
 def test_a_bad_tensor_is_refused_by_name(bad, where, what):
     with pytest.raises(InvalidInput) as caught:
-        tensors.read(bad, SPECS, MOST)
+        read(bad)
     assert caught.value.field == where
     assert what in caught.value.description
     assert "secret" not in str(caught.value)
@@ -88,15 +98,33 @@ def test_a_request_whose_parts_contradict_each_other_is_refused():
     expected = ["inputs[0] (text)", "inputs[1] (text)", "raw_input_contents", "inputs[0] (text)"]
     for bad, where in zip((both, twice, uneven, shared), expected, strict=True):
         with pytest.raises(InvalidInput) as caught:
-            tensors.read(bad, SPECS, MOST)
+            read(bad)
         assert caught.value.field == where
         assert "secret" not in str(caught.value)
+
+
+def test_all_bad_tensors_are_named():
+    bad, note = request("secret", bytes_contents=[b"a"]), request("note", shape=(1,), bytes_contents=[b"\xff"])
+    for more in (request("flag", "FP32"), request("flag", "BOOL"), note):
+        bad.inputs.extend(more.inputs)
+    with pytest.raises(InvalidInput) as caught:
+        read(bad)
+    assert [field for field, _ in caught.value.violations] == [
+        *("inputs[0].name", "inputs[1] (flag)", "inputs[2] (flag)", "inputs[3] (note)[0]")
+    ]
+    many = outputs("x", "text", "text", "note")
+    many.outputs[3].parameters["classification"].int64_param = 3
+    with pytest.raises(InvalidInput) as caught:
+        wanted(many)
+    assert [field for field, _ in caught.value.violations] == [
+        *("outputs[0].name", "outputs[2] (text)", "outputs[3] (note)")
+    ]
 
 
 def test_hints_of_other_servers_are_passed_over():
     hinted = request(bytes_contents=[b"a", b"b"])
     hinted.inputs[0].parameters["content_type"].string_param = "str"
-    assert list(tensors.read(hinted, SPECS, MOST)["text"].values) == ["a", "b"]
+    assert list(read(hinted)["text"].values) == ["a", "b"]
 
 
 def outputs(*names: str, **parameters) -> pb.ModelInferRequest:
@@ -107,8 +135,8 @@ def outputs(*names: str, **parameters) -> pb.ModelInferRequest:
 
 
 def test_outputs_are_chosen_by_name():
-    assert tensors.wanted(outputs(), SPECS) == ["text", "flag", "note"]
-    assert tensors.wanted(outputs("note", "text"), SPECS) == ["note", "text"]
+    assert wanted(outputs()) == ["text", "flag", "note"]
+    assert wanted(outputs("note", "text")) == ["note", "text"]
     for bad, where in [
         (outputs("text", "secret"), "outputs[1].name"),
         (outputs("text", "text"), "outputs[1] (text)"),
@@ -116,7 +144,7 @@ def test_outputs_are_chosen_by_name():
         (outputs("text", shared_memory_region=3), "outputs[0] (text)"),
     ]:
         with pytest.raises(InvalidInput) as caught:
-            tensors.wanted(bad, SPECS)
+            wanted(bad)
         assert caught.value.field == where
         assert "secret" not in str(caught.value)
 
@@ -178,7 +206,7 @@ fuzzed_requests = st.builds(
 def test_any_request_is_read_as_its_shape_says_or_refused(fuzzed):
     found, error = {}, None
     try:
-        found = tensors.read(fuzzed, SPECS, MOST)
+        found = read(fuzzed)
     except InvalidInput as caught:
         error = caught
     assert error is None or error.field.startswith(("inputs", "raw_input_contents"))
@@ -195,8 +223,8 @@ def test_any_request_is_read_as_its_shape_says_or_refused(fuzzed):
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=MOST))
 def test_texts_survive_the_way_in_and_out(texts):
     encoded = [text.encode() for text in texts]
-    read = tensors.read(request(shape=(len(texts),), raw=raw_bytes(*encoded)), SPECS, MOST)["text"]
-    assert list(read.values) == texts
+    found = read(request(shape=(len(texts),), raw=raw_bytes(*encoded)))["text"]
+    assert list(found.values) == texts
     response = pb.ModelInferResponse()
     asyncio.run(tensors.write(response, [Output(Spec("text"), (len(texts),), encoded)], ["text"], raw=True))
     assert response.raw_output_contents[0] == raw_bytes(*encoded)
@@ -215,7 +243,7 @@ def test_a_large_message_takes_no_further_memory(greedy):
     tracemalloc.start()
     try:
         with pytest.raises(InvalidInput):
-            tensors.read(greedy, SPECS, MOST)
+            read(greedy)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
