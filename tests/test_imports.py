@@ -33,8 +33,8 @@ TOWERS = {
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training",
     "tuneserve.benchmarks.serving": """
-        load workers systems small_model interleave overload cost_report caller crowd flood cost front_end predict
-        command
+        load workers systems small_model interleave overload cost_report caller crowd flood cost front_end before
+        predict command
     """,
 }
 # A package that can be called (verbs.py) looks up its function in api.py.

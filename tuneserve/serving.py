@@ -71,10 +71,15 @@ def serving(models: Mapping[str, Path], start_seconds: float = START_SECONDS) ->
 
 @contextmanager
 def launched(
-    *flags: str, start_seconds: float = START_SECONDS, environment: Mapping[str, str] | None = None
+    *flags: str,
+    start_seconds: float = START_SECONDS,
+    environment: Mapping[str, str] | None = None,
+    python: Path | None = None,
 ) -> Iterator[Server]:
-    """The same with flags of `tuneserve serve`; yields the process, too. `environment`: this process's own if None."""
-    command = [sys.executable, "-m", "tuneserve.cli", "serve", *flags]
+    """The same with flags of `tuneserve serve`; yields the process, too. `environment` and `python` are this process's
+    own if None.
+    """
+    command = [str(python or sys.executable), "-m", "tuneserve.cli", "serve", *flags]
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     with tempfile.TemporaryDirectory(prefix="tuneserve-") as scratch:
         ready, log = Path(scratch, "ready.json"), Path(scratch, "server.log")

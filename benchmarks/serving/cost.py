@@ -17,7 +17,6 @@ Prints tables; the last line of stdout is one JSON object. Exits with status 0 o
 """
 
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,11 +24,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim, ratios
-from tuneserve.benchmarks.serving import cost_report, interleave, systems
+from tuneserve.benchmarks.serving import cost_report, interleave, small_model, systems
 from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Scenario
 from tuneserve.benchmarks.serving.overload import overload
@@ -91,7 +91,7 @@ class Bench:
         """The model."""
         return self.classifier if pooling else self.chat
 
-    def ours(self, pooling: bool, engine: Engine | None, quantized: bool = False, **settings: float) -> "Start":
+    def ours(self, pooling: bool, engine: Engine | None, quantized: bool = False, **settings: Any) -> "Start":
         """Our server with the model and, if there is one, its quantized checkpoint."""
         path = self.path(pooling)
         models = {"model": path}
@@ -106,7 +106,7 @@ class Bench:
 
     def generate(self, seed: int, stream: bool = False) -> Job:
         """32 prompts at once."""
-        vocabulary = json.loads((self.chat / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        vocabulary = small_model.vocabulary(self.chat)
         prompts = job.prompts(32, 128, vocabulary, seed)
         return Job(prompts=prompts, max_tokens=64, connections=32, stream=stream)
 

@@ -23,5 +23,10 @@ def write(path: Path, output: Path, *, pooling: bool) -> int:
         # What it was trained on and how good it is are the other's.
         if file.is_file() and file.name != "tuneserve.json" and not (output / file.name).exists():
             shutil.copy(file, output)
-    vocabulary: int = json.loads((output / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    return vocabulary
+    return vocabulary(output)
+
+
+def vocabulary(path: Path) -> int:
+    """Returns the size of a checkpoint's vocabulary."""
+    size: int = json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    return size

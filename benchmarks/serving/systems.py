@@ -96,9 +96,16 @@ class System:
 
 @contextmanager
 def ours(
-    models: Mapping[str, Path], client: worker.Worker, scratch: Path, engine: Engine | None, **settings: Any
+    models: Mapping[str, Path],
+    client: worker.Worker,
+    scratch: Path,
+    engine: Engine | None,
+    python: Path | None = None,
+    **settings: Any,
 ) -> Iterator[System]:
-    """Our server, started as users start it. Without `engine`, all but `settings` and `_SHARE` is at its default."""
+    """Our server, started as users start it. Without `engine`, all but `settings` and `_SHARE` is at its default.
+    `python` is the interpreter of another checkout.
+    """
     config = scratch / "ours.yaml"
     # On CPUs our server takes a small, fixed amount of memory, not a share.
     plain = {"gpu_memory_utilization": _SHARE} if has_nvidia_gpu() else {}
@@ -109,7 +116,7 @@ def ours(
     config.write_text(yaml.safe_dump({"models": entries}), encoding="utf-8")
     # Our server preloads libraries itself, and its time to the first answer includes that.
     environment = {key: value for key, value in os.environ.items() if key not in _PRELOADED}
-    with launched("--config", str(config), environment=environment) as server:
+    with launched("--config", str(config), environment=environment, python=python) as server:
         yield System(server.process.pid, client, next(iter(models)), server.addresses.grpc)
 
 

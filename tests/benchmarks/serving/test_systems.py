@@ -64,8 +64,8 @@ def test_our_server_gets_the_settings_and_no_preloaded_library(tmp_path: Path, m
     process = subprocess.Popen([sys.executable, "-c", ""])
 
     class Launched:
-        def __init__(self, *flags: str, environment: dict[str, str]) -> None:
-            seen.update(flags=flags, environment=environment)
+        def __init__(self, *flags: str, environment: dict[str, str], python: Path | None) -> None:
+            seen.update(flags=flags, environment=environment, python=python)
 
         def __enter__(self) -> Server:
             return Server(process, Addresses("127.0.0.1:1", "127.0.0.1:2"), Path("server.log"))
@@ -85,9 +85,11 @@ def test_our_server_gets_the_settings_and_no_preloaded_library(tmp_path: Path, m
     assert seen["flags"] == ("--config", str(tmp_path / "ours.yaml"))
     assert not {"LD_PRELOAD", "TUNESERVE_PRELOADED"} & dict(seen["environment"]).keys()
     assert seen["ended"]
-    with systems.ours(models, client, tmp_path, None):
+    assert seen["python"] is None
+    with systems.ours(models, client, tmp_path, None, python=Path("/other/python")):
         config = yaml.safe_load((tmp_path / "ours.yaml").read_text())
     assert config["models"] == {"a": {"path": "/models/a"}, "b": {"path": "/models/b"}}
+    assert seen["python"] == Path("/other/python")
     process.wait()
 
 
