@@ -6,8 +6,8 @@ The loop reads one byte an iteration, though it handles all queued events then. 
 Calls are then accepted one by one, tens of milliseconds apart, whoever makes them. So this loop first reads all bytes
 but the last. (grpcio 1.81, `completion_queue.pyx.pxi`.)
 
-All event loops of a process read the same socket. If another loop takes the last byte, this one writes a byte again, so
-that no event is left in the queue.
+If that fails, a byte is written again, because events may be left in the queue: all event loops of a process read the
+same socket, and another one may have taken the last byte; and gRPC stops at an event whose own loop is closed.
 """
 
 import asyncio
@@ -51,3 +51,6 @@ def _all_but_one(
     except BlockingIOError:
         # Another loop has read the last byte, maybe before an event was queued whose byte was read here.
         other.send(b"1")
+    except BaseException:
+        other.send(b"1")
+        raise

@@ -40,7 +40,9 @@ class Queue:
     def _handle_events(self) -> None:
         self.left.append(len(self._reading.recv(1 << 16)))
         while self.events:
-            self.handled.append(self.events.pop(0))
+            if (event := self.events.pop(0)) < 0:
+                raise RuntimeError("Event loop is closed")
+            self.handled.append(event)
 
 
 def test_all_bytes_but_one_are_taken_before_the_events_are_handled():
@@ -77,6 +79,25 @@ def test_an_event_is_not_forgotten_though_another_loop_took_its_byte():
         assert not queue.handled
         queue._handle_events()
     assert queue.handled == [3]
+
+
+def test_events_after_one_of_a_loop_that_is_closed_are_handled():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        queue = Queue(ours, theirs)
+
+        async def run() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _loop, context: failed.append(str(context["exception"])))
+            loop.add_reader(ours, queue._handle_events)
+            for event in (1, -1, 2, -1, 3):
+                queue.put(event)
+            await asyncio.sleep(0.1)
+
+        failed = list[str]()
+        on_a_loop_of_ours(run())
+    assert queue.handled == [1, 2, 3]
+    assert failed == ["Event loop is closed"] * 2
 
 
 def test_it_is_grpc_s_own_handler_that_is_known(monkeypatch):
