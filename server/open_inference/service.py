@@ -56,6 +56,8 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._classification = classification
         self._embedding = embedding
         self._generation = generation
+        # Once: it is read from the disk.
+        self._version = version("tuneserve")
         self._answers = {
             checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: self._classify,
             checkpoint_pb2.TASK_TOKEN_CLASSIFICATION: self._classify_tokens,
@@ -83,7 +85,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
         """See inference.proto."""
-        return pb.ServerMetadataResponse(name="tuneserve", version=version("tuneserve"))
+        return pb.ServerMetadataResponse(name="tuneserve", version=self._version)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         """See inference.proto."""

@@ -6,7 +6,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tuneserve.oip import inference_pb2
+from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.open_inference import service
 from tuneserve.v1 import model_admin_pb2
 
 SERVICE = "/tuneserve.v1.ModelAdminService/"
@@ -61,3 +64,9 @@ async def test_a_long_path_holds_nobody_up(server, soon, send, path, index):
     code, details = await soon(lambda: send(server.app.admin_address, SERVICE + method, [message], 10), method)
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert details.startswith("path: is not a directory below the server's models_root")
+
+
+async def test_the_servers_version_is_not_read_for_each_call(server, monkeypatch):
+    monkeypatch.delattr(service, "version")
+    stub = GRPCInferenceServiceStub(server.channel)
+    assert (await stub.ServerMetadata(inference_pb2.ServerMetadataRequest())).version
