@@ -2,21 +2,54 @@
 answer.
 
 The parsers belong to vLLM's OpenAI server (0.32 and 0.33) and expect its requests, so this module makes such requests.
-It bounds nothing; `text/answers.py` does.
+It bounds only what can't be interrupted; `text/answers.py` does the rest.
 """
 
-from collections.abc import Mapping, Sequence
+import ast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from vllm.entrypoints.generate.base.protocol import FunctionDefinition
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
 from vllm.parser import ParserManager
 from vllm.renderers.chat_utils import make_tool_call_id
+from vllm.tool_parsers import llama4_pythonic_tool_parser, olmo3_tool_parser, pythonic_tool_parser
+from vllm.tool_parsers import utils as tool_parser_utils
 
 from tuneserve.server.engine.interface import Parsing, Parts, ToolCall
 
 # Tokens at a prompt's end that show whether its template has opened, or closed, the model's reasoning.
 _END = 1024
+# Words and signs that Python's own parser, which keeps the interpreter lock, reads in some 40 ms.
+_MOST_PARTS = 16_000
+_PART = re.compile(r"\w+|[^\w\s]")
+
+
+class TooLong(Exception):
+    """An answer is too long for its parser."""
+
+
+class _TooLong(BaseException):
+    """Inside vLLM, whose parsers handle any Exception as an answer without calls, of which they may lose the text."""
+
+
+class _BoundedAst:
+    """Python's `ast`, for the parsers of calls that are written in Python."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ast, name)
+
+    def parse(self, text: str) -> ast.Module:
+        if next(islice(_PART.finditer(text), _MOST_PARTS, None), None):
+            raise _TooLong
+        return ast.parse(text)
+
+
+for _module in (llama4_pythonic_tool_parser, olmo3_tool_parser, pythonic_tool_parser, tool_parser_utils):
+    vars(_module)["ast"] = _BoundedAst()
 
 
 class VllmParsers:
@@ -83,9 +116,10 @@ class _Parser:
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Parts:
         self._parser.set_prompt_token_ids(self._prompt)
-        reasoning, content, calls = self._parser.parse(
-            text, self._request, enable_auto_tools=True, model_output_token_ids=token_ids
-        )
+        with _bounded():
+            reasoning, content, calls = self._parser.parse(
+                text, self._request, enable_auto_tools=True, model_output_token_ids=token_ids
+            )
         return Parts(
             content or "",
             reasoning or "",
@@ -96,7 +130,8 @@ class _Parser:
         )
 
     def more(self, text: str, token_ids: Sequence[int], finished: bool) -> Parts:
-        new = self._parser.parse_delta(text, list(token_ids), self._request, self._prompt, finished=finished)
+        with _bounded():
+            new = self._parser.parse_delta(text, list(token_ids), self._request, self._prompt, finished=finished)
         if new is None:
             return Parts()
         reasoning = new.reasoning or ""
@@ -104,6 +139,14 @@ class _Parser:
         if self._opening and self._opening in reasoning:
             reasoning, self._opening = reasoning.partition(self._opening)[2], ""
         return Parts(new.content or "", reasoning, [_call(call) for call in new.tool_calls])
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    try:
+        yield
+    except _TooLong:
+        raise TooLong from None
 
 
 def _call(call: Any) -> ToolCall:

@@ -1,5 +1,6 @@
 """vLLM's parsers behind the seam: what they need of a tokenizer, of a prompt and of a request."""
 
+import contextlib
 from typing import get_args
 
 import pytest
@@ -60,3 +61,14 @@ def test_a_prompt_may_have_opened_or_closed_the_reasoning(thinking, make_parsers
         assert (parts.reasoning, parts.text) == ("so", "yes")
     for parts in read("Hi<think></think>", "yes"):
         assert (parts.reasoning, parts.text) == ("", "yes")
+
+
+@pytest.mark.parametrize(("calls", "is_read"), [(10, True), (3_000, False)])
+def test_calls_written_in_python_are_read_up_to_a_length(thinking, make_parsers, calls, is_read):
+    from tuneserve.server.engine.parsers import TooLong
+
+    parsers, tokenizer = make_parsers(thinking, "pythonic", None)
+    text = "[" + ", ".join(["weather(city=1)"] * calls) + "]"
+    parser = parsers.chat(TOOLS, {}, [1]).parser()
+    with contextlib.nullcontext() if is_read else pytest.raises(TooLong):
+        assert len(parser.more(text, tokenizer.encode(text), True).tool_calls) == calls

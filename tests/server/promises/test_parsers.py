@@ -1,18 +1,25 @@
 """What a model writes, a caller may have it write: whatever parser reads it, no loop is held and no call fails."""
 
 import json
+from typing import get_args
 
 import grpc
 import pytest
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig, ServerConfig, ToolParser
 from tuneserve.server.text import answers
 from tuneserve.v1 import generation_pb2 as pb
 
 from ..api.test_chat import TOOL, TOOLS_TEMPLATE, said, struct
 
 METHOD = "/tuneserve.v1.GenerationService/"
-TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<function=", "<parameter=", "</parameter>"]
+TOKENS = [
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<function=", "<parameter=", "</parameter>"),
+    # Without which some parsers are not made.
+    *("<tool_calls>", "</tool_calls>", "<|python_tag|>", "[TOOL_CALLS]"),
+    # As many characters for a token as tokenizers of real models have.
+    "a(b=1), ",
+]
 LENGTH = 32_000
 CALL = '{"name": "weather", "arguments": {"city": "Lisbon"}}'
 # Each again and again, as the whole answer.
@@ -32,10 +39,10 @@ HOSTILE = {
     "parameters": "<parameter=b></parameter>",
     "lists of calls": "[a(b=1), ",
 }
-PARSERS = [("hermes", "deepseek_r1"), ("qwen3_coder", "qwen3"), ("pythonic", None)]
+PARSERS = {name: None for name in get_args(ToolParser)} | {"hermes": "deepseek_r1", "qwen3_coder": "qwen3"}
 
 
-@pytest.fixture(scope="module", params=PARSERS, ids=lambda names: names[0])
+@pytest.fixture(scope="module", params=PARSERS.items(), ids=PARSERS)
 async def server(request, serve_config, make_llama, make_parsers):
     directory = make_llama(TOOLS_TEMPLATE, TOKENS, max_position_embeddings=1 << 16, vocab_size=320)
 
@@ -56,15 +63,35 @@ def asked() -> bytes:
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_answer_holds_nothing_up(server, written, unheld, send, monkeypatch, name, method):
+async def test_a_hostile_answer_holds_nothing_up(server, written, soon, send, monkeypatch, name, method):
     # What is never in time is given up sooner here.
     monkeypatch.setattr(answers, "_MOST_SECONDS", 0.5)
     monkeypatch.setattr(answers, "_MOST_A_TOKEN", 0.0)
     engine = server.engines["chat"]
     unit = HOSTILE[name]
     engine.script = written(engine.tokenizer, unit * (LENGTH // len(unit)), size=64)
-    async with unheld():
-        code, details = await send(server.app.address, METHOD + method, [asked()])
+    message = asked()
+    code, details = await soon(lambda: send(server.app.address, METHOD + method, [message]))
+    assert code == grpc.StatusCode.OK, details
+
+
+PYTHON = "[" + "a(b=1), " * 32_000 + "a(b=1)]"
+WRITTEN_IN_PYTHON = {
+    "pythonic": PYTHON,
+    "llama4_pythonic": f"<|python_start|>{PYTHON}<|python_end|>",
+    "olmo3": f"<function_calls>{PYTHON}</function_calls>",
+}
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_thousands_of_calls_written_in_python_hold_nothing_up(request, server, written, soon, send, method):
+    """Python's own parser is not interrupted, by anything."""
+    engine = server.engines["chat"]
+    if (name := request.node.callspec.params["server"][0]) not in WRITTEN_IN_PYTHON:
+        return
+    engine.script = written(engine.tokenizer, WRITTEN_IN_PYTHON[name], size=4096)
+    message = asked()
+    code, details = await soon(lambda: send(server.app.address, METHOD + method, [message]), name)
     assert code == grpc.StatusCode.OK, details
 
 
