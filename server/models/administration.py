@@ -139,8 +139,8 @@ class Operations:
         """Loads a LoRA adapter, and returns its version. See ModelAdminService.LoadAdapter."""
         model.check_takes_adapters()
         with Violations() as wrong:
-            if not name:
-                wrong.add("adapter", "is empty; a name is needed")
+            if not config.is_name(name):
+                wrong.add("adapter", f"is not a name: {config.A_NAME}")
             directory = await self._below_root(wrong, path)
         taking = self._preparing.submit(self._store.take, directory, model.config.max_adapter_rank)
         try:

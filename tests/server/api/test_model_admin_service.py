@@ -23,8 +23,9 @@ async def test_administration_needs_an_administrator(served, refused):
 
 async def test_an_adapter_needs_a_name(served, refused):
     stub = Models(served.admin)
-    unnamed = stub.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", path="polite"))
-    error = await refused(unnamed, grpc.StatusCode.INVALID_ARGUMENT)
-    assert error.details().startswith("adapter: is empty; a name is needed")
+    for name in ("", "a" * 64, "../polite"):
+        unnamed = stub.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", adapter=name, path="polite"))
+        error = await refused(unnamed, grpc.StatusCode.INVALID_ARGUMENT)
+        assert error.details().startswith("adapter: is not a name: a name is 1 to 63 letters"), name
     absent = stub.UnloadAdapter(model_admin_pb2.UnloadAdapterRequest(model="chat", adapter="absent"))
     await refused(absent, grpc.StatusCode.NOT_FOUND)

@@ -307,7 +307,7 @@ async def test_bad_loads_name_everything_at_once(admin, refused):
     assert "secret" not in told + error.details()
     adapter = admin.LoadAdapter(model_admin_pb2.LoadAdapterRequest(model="chat", path="/etc"))
     error = await refused(adapter, grpc.StatusCode.INVALID_ARGUMENT)
-    assert "adapter: is empty" in error.details()
+    assert "adapter: is not a name" in error.details()
     assert "path: is not a directory" in error.details()
 
 
