@@ -57,7 +57,9 @@ class MetricsServer:
         try:
             async with asyncio.timeout(_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(await asyncio.get_running_loop().run_in_executor(self._pages, self._answer, head))
+                answer = await asyncio.get_running_loop().run_in_executor(self._pages, self._answer, head)
+                if not writer.is_closing():
+                    writer.write(answer)
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -193,10 +193,15 @@ async def served_by(
         return engines[name]
 
     app = App(config, make_engine)
-    await app.start()
-    async with grpc.aio.insecure_channel(app.address) as channel, grpc.aio.insecure_channel(app.admin_address) as admin:
-        yield Served(app, channel, admin, engines)
-    await app.stop()
+    try:
+        await app.start()
+        async with (
+            grpc.aio.insecure_channel(app.address) as channel,
+            grpc.aio.insecure_channel(app.admin_address) as admin,
+        ):
+            yield Served(app, channel, admin, engines)
+    finally:
+        await app.stop()
 
 
 @asynccontextmanager

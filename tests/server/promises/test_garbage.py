@@ -143,7 +143,7 @@ async def attack(address: str, pieces: list[bytes], rng: random.Random) -> None:
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
     # The server may hang up on us at any time.
-    with contextlib.suppress(ConnectionError, TimeoutError):
+    with contextlib.suppress(ConnectionError, TimeoutError, RuntimeError):
         for piece in pieces:
             writer.write(piece)
             await asyncio.wait_for(writer.drain(), 1)

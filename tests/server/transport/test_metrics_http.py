@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -125,3 +126,28 @@ async def test_a_page_that_nobody_reads_is_given_up(monkeypatch):
                 break
         assert len(asyncio.all_tasks()) == before
         writer.transport.abort()
+
+
+async def test_a_client_that_is_gone_before_its_page_is_made(caplog, until):
+    asked, left = threading.Event(), threading.Event()
+
+    def slowly(environ, start_response):
+        asked.set()
+        left.wait(20)
+        return page(environ, start_response)
+
+    bound = connections.sockets("127.0.0.1:0", "metrics_listen")
+    server = MetricsServer(slowly, bound)
+    await server.start()
+    with contextlib.closing(server):
+        _, writer = await asyncio.open_connection(*bound[0].getsockname())
+        writer.write(GET + b"\r\n")
+        await asyncio.to_thread(asked.wait, 20)
+        # With a reset: to the server, an end of what it reads is no end of the connection.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+        left.set()
+        await until(lambda: not server._serving)
+    await asyncio.sleep(0)
+    assert not caplog.records

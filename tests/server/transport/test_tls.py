@@ -7,7 +7,7 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,9 +170,7 @@ async def shown(address: str, roots: bytes) -> int:
     host, port = address.split(":")
     _, writer = await asyncio.open_connection(host, int(port), ssl=context)
     certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    writer.close()
-    with suppress(ssl.SSLError):  # gRPC goes on talking
-        await writer.wait_closed()
+    writer.transport.abort()  # gRPC would go on talking
     return x509.load_der_x509_certificate(certificate).serial_number
 
 
