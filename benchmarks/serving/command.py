@@ -50,8 +50,8 @@ def bench_command(**settings: Any) -> None:
     """
     from rich.console import Console
 
+    from tuneserve.benchmarks.serving.load.bench import run
     from tuneserve.benchmarks.serving.load.calls import Settings
-    from tuneserve.benchmarks.serving.load.closed_loop import run
     from tuneserve.benchmarks.serving.load.report import table
 
     chosen = Settings(**settings)

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from tuneserve.benchmarks.serving.load.closed_loop import Result
+from tuneserve.benchmarks.serving.load.bench import Result
 from tuneserve.machine.tiers import measured_on
 
 # If this program uses more than this share of a core, Python's own speed limits the load.

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tuneserve.benchmarks.serving.command import bench_command
+from tuneserve.benchmarks.serving.load.bench import measure
 from tuneserve.benchmarks.serving.load.calls import Settings
-from tuneserve.benchmarks.serving.load.closed_loop import measure
 from tuneserve.benchmarks.serving.load.report import table
 from tuneserve.call.channel import CallFailed
 from tuneserve.client.endpoint import Endpoint
