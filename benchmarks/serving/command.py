@@ -1,12 +1,16 @@
 """`tuneserve bench`: the flags, the table for people, and one line of JSON for programs."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tuneserve.call.common import server_options
+
+_GOALS = ("e2el", "ttft", "tpot")
 
 
 @click.command("bench")
@@ -16,8 +20,20 @@ from tuneserve.call.common import server_options
     type=click.IntRange(1, 4096),
     default=8,
     show_default=True,
-    help="Connections, each with one call at a time.",
+    help="Connections, each with one call at a time if there is no --rate.",
 )
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Calls a second that arrive independently.")
+@click.option(
+    "--goodput",
+    "goals",
+    multiple=True,
+    metavar="NAME:MS",
+    help="Longest e2el, ttft or tpot of a good call, in ms; can be repeated. Goodput is good calls a second.",
+)
+@click.option(
+    "--max-rate", is_flag=True, help="Find the highest --rate at which 99 of 100 calls are good; needs --goodput."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option(
     "--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds that are measured."
 )
@@ -35,15 +51,17 @@ from tuneserve.call.common import server_options
 )
 @click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
 @server_options()
-def bench_command(**settings: Any) -> None:
-    """Measure a running server in a closed loop.
+def bench_command(max_rate: bool, goals: Sequence[str], **settings: Any) -> None:
+    """Measure a running server.
 
-    Every connection sends its next call when the last one has ended, so at most --connections calls are in the server.
-    The figures are those of that many callers, and hide the queueing of calls that arrive independently.
+    Without --rate it is a closed loop: every connection sends its next call when the last one has ended, so at most
+    --connections calls are in the server, and their figures hide the queueing of calls that arrive independently. With
+    --rate, calls are sent when they are due, whatever the server's speed, and times count from then.
 
     \b
     tuneserve bench --model sentiment --connections 32 --batch 8
-    tuneserve bench --model chat --connections 16 --max-tokens 128
+    tuneserve bench --model sentiment --rate 100 --goodput e2el:50
+    tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
 
     Prints TTFT, ITL (between messages), TPOT and E2EL, and as the last line one JSON object with every setting and
     figure. Each input begins with a running number, so that no cache can answer. Answers are not checked.
@@ -52,11 +70,41 @@ def bench_command(**settings: Any) -> None:
 
     from tuneserve.benchmarks.serving.load.bench import run
     from tuneserve.benchmarks.serving.load.calls import Settings
-    from tuneserve.benchmarks.serving.load.report import table
+    from tuneserve.benchmarks.serving.load.report import rates, table
 
-    chosen = Settings(**settings)
+    chosen = Settings(**settings, goodput=_goals(goals))
+    if max_rate and not chosen.goodput:
+        raise click.UsageError("--max-rate needs --goodput: what makes a call good")
+    if max_rate and chosen.rate is not None:
+        raise click.UsageError("--max-rate and --rate exclude each other")
+    console, status = Console(), Console(stderr=True)
     waiting = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s on {chosen.connections} connections"
-    with Console(stderr=True).status(waiting):
-        result = run(chosen)
-    Console().print(table(result))
-    click.echo(json.dumps(result.to_json(), separators=(",", ":")))
+    if not max_rate:
+        with status.status(waiting):
+            result = run(chosen)
+        console.print(table(result))
+        click.echo(json.dumps(result.to_json(), separators=(",", ":")))
+        return
+
+    from tuneserve.benchmarks.serving.load.search import highest
+
+    with status.status(f"for each rate {waiting}") as shown:
+        best, results = highest(chosen, lambda rate, _: shown.update(f"{rate:.4g} a second measured; the next one"))
+    console.print(rates(results))
+    click.echo(f"highest rate with 99 of 100 calls good: {best:.4g} a second" if best else "no rate was good enough")
+    found = {"max_rate": best, "results": [result.to_json() for result in results]}
+    click.echo(json.dumps(found, separators=(",", ":")))
+
+
+def _goals(given: Sequence[str]) -> dict[str, float]:
+    """Reads --goodput."""
+    found = {}
+    for one in given:
+        name, _, most = one.partition(":")
+        try:
+            found[name] = float(most)
+        except ValueError:
+            found[name] = math.nan
+        if name not in _GOALS or not 0 < found[name] < math.inf:
+            raise click.UsageError(f"--goodput {one!r} is not e2el, ttft or tpot, a colon and milliseconds")
+    return found

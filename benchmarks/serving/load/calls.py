@@ -7,8 +7,8 @@ running number of eight digits, which starts at random. That costs a few tokens 
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -24,7 +24,8 @@ from tuneserve.v1 import model_pb2 as models
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-Call = Callable[[Tally], Awaitable[None]]
+# Makes a call and counts it. Its times count from the second argument: when it was due, or is sent.
+Call = Callable[[Tally, float], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Settings:
     connections: int = 8
     seconds: float = 10.0
     warmup: float = 2.0
+    rate: float | None = None  # calls a second, in an open loop; None is a closed loop
+    goodput: Mapping[str, float] = field(default_factory=dict)  # milliseconds that a good call takes at most, by name
+    seed: int = 0  # of the arrivals
     batch: int = 1  # texts of one call; generation takes 1
     texts: Path | None = None  # one input a line; built-in ones when None
     max_tokens: int = 64  # of each answer
@@ -74,10 +78,9 @@ def _prompt(text: str, as_chat: bool) -> generation.Prompt:
 def _classify(channel: grpc.aio.Channel, batches: Iterator[list[str]], settings: Settings) -> Call:
     stub = ClassificationServiceStub(channel)
 
-    async def call(tally: Tally) -> None:
+    async def call(tally: Tally, started: float) -> None:
         inputs = [classification.ClassifyInput(text=text) for text in next(batches)]
         request = classification.ClassifyRequest(model=settings.model, inputs=inputs, truncation=common.TRUNCATION_END)
-        started = time.perf_counter()
         response = await stub.Classify(request, **settings.server.options)
         tally.finish(Answer(started, len(inputs), response.usage.prompt_tokens), time.perf_counter())
 
@@ -87,12 +90,11 @@ def _classify(channel: grpc.aio.Channel, batches: Iterator[list[str]], settings:
 def _classify_tokens(channel: grpc.aio.Channel, batches: Iterator[list[str]], settings: Settings) -> Call:
     stub = ClassificationServiceStub(channel)
 
-    async def call(tally: Tally) -> None:
+    async def call(tally: Tally, started: float) -> None:
         texts = next(batches)
         request = classification.ClassifyTokensRequest(
             model=settings.model, texts=texts, truncation=common.TRUNCATION_END
         )
-        started = time.perf_counter()
         response = await stub.ClassifyTokens(request, **settings.server.options)
         tally.finish(Answer(started, len(texts), response.usage.prompt_tokens), time.perf_counter())
 
@@ -113,8 +115,8 @@ def _generate(channel: grpc.aio.Channel, prompts: Iterator[generation.Prompt], s
             unary = generation.GenerateRequest(model=model, prompt=prompt, sampling=sampling)
             yield await stub.Generate(unary, **settings.server.options)
 
-    async def call(tally: Tally) -> None:
-        answer = Answer(time.perf_counter(), inputs=1)
+    async def call(tally: Tally, started: float) -> None:
+        answer = Answer(started, inputs=1)
         async for response in responses():
             now = time.perf_counter()
             answer.prompt_tokens += response.usage.prompt_tokens

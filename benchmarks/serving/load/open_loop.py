@@ -12,7 +12,6 @@ Knows nothing of models or tasks: `call` makes one call.
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import grpc
 
+from tuneserve.benchmarks.serving.load.arrivals import arrivals
 from tuneserve.benchmarks.serving.load.tally import milliseconds
 
 # Makes one call; the argument is its running number. Returns the server's own figure of its time in the queue (see
@@ -110,12 +110,9 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_se
     `usual_seconds` is the time of a call on an idle server. If it is given, the recovery is measured, too: calls are
     made one after the other until one is answered within twice that time.
     """
-    times, seen, numbers = random.Random(seed), _Seen(), count()
-    due = begin = time.perf_counter()
+    seen, numbers, begin = _Seen(), count(), time.perf_counter()
     end, calls, unsent = begin + seconds, list[asyncio.Task[None]](), list[float]()
-    while (due := due + times.expovariate(rate)) < end:
-        # Sleeps even when late, because otherwise no other task would run.
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    async for due in arrivals(rate, begin, end, seed):
         if time.perf_counter() < end + _GRACE_SECONDS:
             calls.append(asyncio.create_task(seen.call(call, next(numbers), due)))
         else:

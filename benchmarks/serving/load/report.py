@@ -1,13 +1,13 @@
 """A result as a table for people."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from tuneserve.benchmarks.serving.load.bench import Result
+from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 from tuneserve.machine.tiers import measured_on
-
-# If this program uses more than this share of a core, Python's own speed limits the load.
-BUSY = 0.8
 
 RATES = {
     "texts_per_s": "texts/s",
@@ -15,6 +15,7 @@ RATES = {
     "calls_per_s": "calls/s",
     "input_tokens_per_s": "input tokens/s",
     "tokens_per_message": "tokens a message",
+    "goodput_per_s": "good calls/s (goodput)",
 }
 TIMES = {
     "ttft": "time to first token (TTFT)",
@@ -29,23 +30,39 @@ def table(result: Result) -> Table:
     settings = result.settings
     title = f"{settings.model} ({result.task}, {result.quantization or 'not quantized'}) on {settings.server.target}"
     sent = f"batches of {settings.batch}" if "texts_per_s" in result.figures else f"{settings.max_tokens} tokens each"
-    caption = f"{result.calls} calls, {settings.connections} connections, {sent}; client on {measured_on()}"
+    arriving = f" at {settings.rate:g} a second" if settings.rate is not None else ""
+    caption = f"{result.calls} calls{arriving}, {settings.connections} connections, {sent}; client on {measured_on()}"
     refusals = "".join(f"\n{code}: {text}" for code, text in result.error_texts.items())
     rows = Table(title=Text(title), caption=Text(caption + refusals))
     rows.add_column()
-    for heading in ("", "p50", "p90", "p99"):
+    for heading in ("", *(f"p{one:g}" for one in PERCENTILES)):
         rows.add_column(heading, justify="right")
     for name, words in RATES.items():
         if name in result.figures:
             rows.add_row(words, _number(result.figures[name]))
     for name, words in TIMES.items():
         if f"{name}_ms_p50" in result.figures:
-            percentiles = (_number(result.figures[f"{name}_ms_p{p}"], " ms") for p in (50, 90, 99))
+            percentiles = (_number(result.figures[f"{name}_ms_p{p:g}"], " ms") for p in PERCENTILES)
             rows.add_row(words, "", *percentiles)
     for code, count in result.errors.items():
         rows.add_row(f"[red]errors {code}[/red]", str(count))
-    if (result.figures["client_cpu"] or 0) > BUSY:
+    if result.client_limited:
         rows.add_row("[yellow]this program was busy: the server may do more[/yellow]")
+    return rows
+
+
+def rates(results: Sequence[Result]) -> Table:
+    """Returns a table of several rates, the lowest first."""
+    rows = Table(title=Text(results[0].settings.model if results else ""))
+    times = [name for name in ("ttft", "tpot", "e2el") if results and f"{name}_ms_p99" in results[0].figures]
+    headings = [f"{name.upper()} p{one}" for name in times for one in (50, 99)]
+    for heading in ("calls a second", "good", *headings, "errors", ""):
+        rows.add_column(heading, justify="right")
+    for result in sorted(results, key=lambda one: one.settings.rate or 0.0):
+        figures = [_number(result.figures[f"{name}_ms_p{one}"], " ms") for name in times for one in (50, 99)]
+        errors = str(sum(result.errors.values())) if result.errors else ""
+        busy = "[yellow]busy client[/yellow]" if result.client_limited else ""
+        rows.add_row(_number(result.settings.rate), f"{result.good_share:.1%}", *figures, errors, busy)
     return rows
 
 

@@ -1,20 +1,20 @@
 """Counts calls and tokens inside the measured window, and computes figures. Knows nothing of gRPC or models."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
-PERCENTILES = (50, 90, 99)
+PERCENTILES = (50, 90, 99, 99.9)
 
 
 @dataclass
 class Answer:
     """The times of one call. Times are seconds of one clock."""
 
-    started: float
+    started: float  # when it was sent, or when it was due
     inputs: int
     prompt_tokens: int = 0
     # The time of each message and its number of tokens; empty for classification.
@@ -25,16 +25,30 @@ class Answer:
         """Tokens of all messages."""
         return sum(tokens for _, tokens in self.arrivals)
 
+    def times(self, when: float) -> dict[str, float]:
+        """Returns the times of a call that ended `when`, by name; those of tokens only where there are any."""
+        found = {"e2el": when - self.started}
+        if self.arrivals:
+            found["ttft"] = self.arrivals[0][0] - self.started
+            if later := self.output_tokens - self.arrivals[0][1]:
+                found["tpot"] = (self.arrivals[-1][0] - self.arrivals[0][0]) / later
+        return found
+
 
 @dataclass
 class Tally:
     """Counts calls that end between `begin` and `end`, and output tokens that arrive then.
 
-    So the warm-up does not count, and a call that is cut off at the end counts with the tokens that it had.
+    So the warm-up does not count, and a call that is cut off at the end counts with the tokens that it had. `by_start`
+    counts calls that were due between `begin` and `end`, whenever they end: the slow ones are not left out.
     """
 
     begin: float
     end: float
+    by_start: bool = False
+    goals: Mapping[str, float] = field(default_factory=dict)  # the longest times of a good call, by name
+    good: int = 0
+    lags: list[float] = field(default_factory=list)  # from due to sent
     latencies: list[float] = field(default_factory=list)
     inputs: int = 0
     prompt_tokens: int = 0
@@ -55,34 +69,35 @@ class Tally:
 
     def finish(self, answer: Answer, when: float) -> None:
         """Counts a call that was answered in full."""
-        if not self.begin <= when < self.end:
+        if not self.begin <= (answer.started if self.by_start else when) < self.end:
             return
-        self.latencies.append(when - answer.started)
+        times = answer.times(when)
+        self.latencies.append(times["e2el"])
+        self.good += all(times.get(name, 0.0) <= longest for name, longest in self.goals.items())
         self.inputs += answer.inputs
         self.prompt_tokens += answer.prompt_tokens
         if answer.arrivals:
-            self.first_tokens.append(answer.arrivals[0][0] - answer.started)
+            self.first_tokens.append(times["ttft"])
             self.gaps.extend(now - before for (before, _), (now, _) in pairwise(answer.arrivals))
             self.messages += len(answer.arrivals)
             self.message_tokens += answer.output_tokens
-            later = answer.output_tokens - answer.arrivals[0][1]
-            if later:
-                self.per_token.append((answer.arrivals[-1][0] - answer.arrivals[0][0]) / later)
+            if "tpot" in times:
+                self.per_token.append(times["tpot"])
 
     def fail(self, code: str, text: str, when: float) -> None:
-        """Counts a call that ended with an error status."""
+        """Counts a call that ended with an error status, or was due, at that time."""
         self.error_texts.setdefault(code, text)
         if self.begin <= when < self.end:
             self.errors[code] += 1
 
 
 def milliseconds(
-    name: str, seconds: Sequence[float], percentiles: Iterable[int] = PERCENTILES
+    name: str, seconds: Sequence[float], percentiles: Iterable[float] = PERCENTILES
 ) -> dict[str, float | None]:
     """Returns percentiles by name, in milliseconds, interpolated linearly; None where nothing was measured."""
     wanted = list(percentiles)
     values = np.percentile(seconds, wanted) * 1000 if seconds else [None] * len(wanted)
     return {
-        f"{name}_ms_p{percentile}": None if value is None else round(float(value), 3)
+        f"{name}_ms_p{percentile:g}": None if value is None else round(float(value), 3)
         for percentile, value in zip(wanted, values, strict=True)
     }

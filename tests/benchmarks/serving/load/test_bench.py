@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from tuneserve.benchmarks.serving.command import bench_command
+from tuneserve.benchmarks.serving.load import bench
 from tuneserve.benchmarks.serving.load.bench import measure
 from tuneserve.benchmarks.serving.load.calls import Settings
 from tuneserve.benchmarks.serving.load.report import table
+from tuneserve.benchmarks.serving.load.search import highest
+from tuneserve.benchmarks.serving.load.tally import Answer, Tally
 from tuneserve.call.channel import CallFailed
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
@@ -237,6 +241,93 @@ async def test_a_server_that_hangs_does_not_hang_the_tool(served: tuple[Server, 
     server.delay = 3600
     with pytest.raises(StepFailed, match=r"no call was answered in 0\.2 s"):
         await measure(settings(target, "chat", seconds=0.2))
+
+
+async def test_calls_that_arrive_independently_do_not_wait_for_each_other(served: tuple[Server, str]) -> None:
+    server, target = served
+    server.delay = 0.5
+    result = await measure(settings(target, "sentiment", rate=100.0, goodput={"e2el": 10_000.0}))
+    assert server.most_running > 20 > 4
+    # 0.4 s of them, though all end later than that; the warm-up's do not count.
+    assert 20 <= result.calls <= 65
+    assert len(server.requests) > result.calls
+    assert result.figures["e2el_ms_p50"] >= 500
+    assert (
+        result.figures["goodput_per_s"] == result.figures["calls_per_s"] == pytest.approx(result.calls / 0.4, abs=0.01)
+    )
+    assert 0 <= result.figures["lag_ms_p50"] <= result.figures["lag_ms_p99"]
+    assert (result.good_share, result.to_json()["rate"]) == (pytest.approx(1, abs=0.01), 100.0)
+
+
+async def test_errors_and_slow_calls_are_no_good_ones(served: tuple[Server, str]) -> None:
+    server, target = served
+    server.refuse = 2
+    result = await measure(settings(target, "sentiment", rate=100.0, goodput={"e2el": 10_000.0}))
+    assert result.errors["RESOURCE_EXHAUSTED"] == pytest.approx(result.calls, abs=1)
+    assert result.good_share == pytest.approx(0.5, abs=0.05)
+    server.refuse, server.delay = 0, 0.05
+    result = await measure(settings(target, "sentiment", rate=100.0, goodput={"e2el": 20.0}))
+    assert (result.good_share, result.figures["goodput_per_s"]) == (0, 0)
+
+
+async def test_times_count_from_when_a_call_was_due() -> None:
+    now = time.perf_counter()
+    tally = Tally(now - 5, now + 5, by_start=True)
+
+    async def call(tally: Tally, started: float) -> None:
+        tally.finish(Answer(started, 1), time.perf_counter())
+
+    await bench._one(call, tally, now - 1)
+    assert tally.latencies[0] >= 1
+    assert tally.lags[0] >= 1
+
+
+@pytest.mark.parametrize("capacity", [37.0, 100.0, 400.0, 5.0])
+def test_the_highest_rate_is_found(capacity: float) -> None:
+    asked: list[float | None] = []
+
+    def measured(chosen: Settings) -> bench.Result:
+        asked.append(chosen.rate)
+        if (chosen.rate or 0) > 3 * capacity:
+            raise StepFailed("no call was answered")
+        figures = {"calls_per_s": 100.0, "goodput_per_s": min(chosen.rate or 0, capacity), "client_cpu": 0.1}
+        calls = round((chosen.rate or 0) * chosen.seconds)
+        return bench.Result(chosen, "t", "v", "", calls, {}, {}, figures)
+
+    shown: list[float] = []
+    chosen = settings("x:1", "sentiment", seconds=10.0, goodput={"e2el": 20.0})
+    best, results = highest(chosen, lambda rate, result: shown.append(rate), measured)
+    assert asked[0] is None
+    assert shown == asked[1:]
+    assert 0.9 * capacity <= best <= 1.02 * capacity
+    assert all(one.good_share >= 0.99 for one in results if (one.settings.rate or 0) <= best)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--goodput", "e2e:5"], "--goodput 'e2e:5' is not e2el, ttft or tpot, a colon and milliseconds"),
+        (["--goodput", "ttft"], "--goodput 'ttft' is not"),
+        (["--goodput", "ttft:-1"], "--goodput 'ttft:-1' is not"),
+        (["--max-rate"], "--max-rate needs --goodput"),
+        (["--max-rate", "--rate", "5", "--goodput", "ttft:5"], "--max-rate and --rate exclude each other"),
+        (["--rate", "0"], "--rate"),
+    ],
+)
+def test_wrong_goals_and_rates_are_named(wrong: list[str], message: str) -> None:
+    result = CliRunner().invoke(bench_command, ["--model", "m", *wrong])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+async def test_the_command_finds_the_highest_rate(served: tuple[Server, str]) -> None:
+    arguments = ["--target", served[1], "--model", "sentiment", "--connections", "1", "--seconds", "0.2"]
+    arguments += ["--warmup", "0", "--max-rate", "--goodput", "e2el:60000"]
+    result = await asyncio.to_thread(CliRunner().invoke, bench_command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["max_rate"] == max(one["rate"] for one in found["results"])
+    assert "highest rate with 99 of 100 calls good" in result.stdout
 
 
 async def test_unknown_model_and_wrong_batch_are_refused(served: tuple[Server, str]) -> None:

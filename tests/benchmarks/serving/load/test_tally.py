@@ -8,6 +8,7 @@ def test_percentiles_interpolate_and_are_milliseconds() -> None:
         "x_ms_p50": 50.5,
         "x_ms_p90": 90.1,
         "x_ms_p99": 99.01,
+        "x_ms_p99.9": 99.901,
     }
     assert milliseconds("x", [0.25], [99]) == {"x_ms_p99": 250.0}
     assert milliseconds("x", [], [50]) == {"x_ms_p50": None}
@@ -37,3 +38,20 @@ def test_times_of_a_stream() -> None:
     assert (tally.messages, tally.message_tokens) == (3, 5)
     assert tally.per_token == pytest.approx([0.2])
     assert tally.latencies == pytest.approx([1.4])
+
+
+def test_calls_count_by_when_they_were_due_in_an_open_loop() -> None:
+    tally = Tally(begin=10.0, end=20.0, by_start=True)
+    tally.finish(Answer(started=9.9, inputs=1), when=15.0)
+    tally.finish(Answer(started=19.9, inputs=2), when=50.0)
+    tally.finish(Answer(started=20.0, inputs=4), when=21.0)
+    assert (tally.latencies, tally.inputs) == (pytest.approx([30.1]), 2)
+
+
+def test_a_good_call_is_within_each_goal() -> None:
+    tally = Tally(begin=0.0, end=100.0, goals={"ttft": 0.5, "tpot": 0.2, "e2el": 2.0})
+    for first, last, end in ((1.5, 1.7, 2.4), (1.6, 1.7, 2.4), (1.5, 1.8, 2.4), (1.5, 1.7, 3.1)):
+        tally.finish(Answer(started=1.0, inputs=1, arrivals=[(first, 1), (last, 1)]), when=end)
+    assert tally.good == 1
+    tally.finish(Answer(started=1.0, inputs=1), when=2.0)
+    assert tally.good == 2, "a call without tokens has no times of them"

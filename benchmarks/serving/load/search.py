@@ -1,0 +1,51 @@
+"""The highest rate of calls at which nearly all of them are good: in time, and without an error."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from tuneserve.benchmarks.serving.load.bench import Result, run
+from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.errors import StepFailed
+
+# The share of good calls that a rate needs.
+GOOD = 0.99
+# How much higher or lower the next rate is, until one was good and one was not; and how many are tried for that.
+_MORE, _LESS, _TRIES = 1.5, 0.5, 6
+# Rates between those two; each halves what is between.
+_STEPS = 4
+
+
+def highest(
+    settings: Settings, show: Callable[[float, Result | None], object], measure: Callable[[Settings], Result] = run
+) -> tuple[float, list[Result]]:
+    """Returns the highest rate that was good, 0 if none was, and the results of all rates, in the order of measuring.
+
+    It begins with what the connections reach in a closed loop. `show` is called with each rate and its result; None if
+    no call was answered. Raises what `bench.run` raises, except for rates at which nothing is answered.
+    """
+    found: list[Result] = []
+
+    def good(rate: float) -> bool:
+        try:
+            result = measure(replace(settings, rate=rate))
+        except StepFailed:
+            show(rate, None)
+            return False
+        found.append(result)
+        show(rate, result)
+        return result.good_share >= GOOD
+
+    rate = measure(replace(settings, rate=None, goodput={})).figures["calls_per_s"] or 1.0
+    low, high = 0.0, math.inf
+    for _ in range(_TRIES):
+        if good(rate):
+            low, rate = rate, rate * _MORE
+        else:
+            high, rate = rate, rate * _LESS
+        if low and high < math.inf:
+            break
+    for _ in range(_STEPS if low and high < math.inf else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low, found
