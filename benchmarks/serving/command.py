@@ -14,7 +14,7 @@ _GOALS = ("e2el", "ttft", "tpot")
 
 
 @click.command("bench")
-@click.option("--model", required=True, help="Name of the model; its task determines the calls.")
+@click.option("--model", help="Name of the model; its task determines the calls.  [required]")
 @click.option(
     "--connections",
     type=click.IntRange(1, 4096),
@@ -32,6 +32,13 @@ _GOALS = ("e2el", "ttft", "tpot")
 )
 @click.option(
     "--max-rate", is_flag=True, help="Find the highest --rate at which 99 of 100 calls are good; needs --goodput."
+)
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="A B",
+    help="Compare what two runs printed, kept in files; calls no server.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option(
@@ -51,7 +58,7 @@ _GOALS = ("e2el", "ttft", "tpot")
 )
 @click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
 @server_options()
-def bench_command(max_rate: bool, goals: Sequence[str], **settings: Any) -> None:
+def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Path] | None, **settings: Any) -> None:
     """Measure a running server.
 
     Without --rate it is a closed loop: every connection sends its next call when the last one has ended, so at most
@@ -62,6 +69,7 @@ def bench_command(max_rate: bool, goals: Sequence[str], **settings: Any) -> None
     tuneserve bench --model sentiment --connections 32 --batch 8
     tuneserve bench --model sentiment --rate 100 --goodput e2el:50
     tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
+    tuneserve bench --compare before.txt after.txt
 
     Prints TTFT, ITL (between messages), TPOT and E2EL, and as the last line one JSON object with every setting and
     figure. Each input begins with a running number, so that no cache can answer. Answers are not checked.
@@ -70,8 +78,14 @@ def bench_command(max_rate: bool, goals: Sequence[str], **settings: Any) -> None
 
     from tuneserve.benchmarks.serving.load.bench import run
     from tuneserve.benchmarks.serving.load.calls import Settings
+    from tuneserve.benchmarks.serving.load.compare import compared, read
     from tuneserve.benchmarks.serving.load.report import rates, table
 
+    if compare:
+        Console().print(compared(*map(read, compare)))
+        return
+    if not settings["model"]:
+        raise click.UsageError("Missing option '--model'.")
     chosen = Settings(**settings, goodput=_goals(goals))
     if max_rate and not chosen.goodput:
         raise click.UsageError("--max-rate needs --goodput: what makes a call good")

@@ -1,0 +1,52 @@
+"""Two results of `tuneserve bench` beside each other, from what it printed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tuneserve.errors import UserError
+
+# What differs between any two runs, or is a result itself.
+_RESULTS = {"calls", "errors", "error_texts", "client_limited", "version"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Returns the result in a file: its last line. Raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        result = json.loads(lines[-1])
+    except (OSError, ValueError, IndexError):
+        result = None
+    if not isinstance(result, dict) or "client_cpu" not in result:
+        raise UserError(f"{path}: its last line is no result of tuneserve bench", "keep what it prints: … > A.json")
+    return result
+
+
+def compared(first: dict[str, Any], second: dict[str, Any]) -> Table:
+    """Returns a table of the figures that both have, and how many times the second is of the first."""
+    rows = Table(caption=f"One run each: run them in turns, several times. {_differences(first, second)}".strip())
+    for heading in ("", "A", "B", "B ÷ A"):
+        rows.add_column(heading, justify="right" if heading else "left")
+    for name in filter(_is_figure, first):
+        one, other = first[name], second.get(name)
+        if one is not None and other is not None:
+            rows.add_row(name, f"{one:,.4g}", f"{other:,.4g}", f"{other / one:.3f}" if one else "-")
+    for name, result in (("A", first), ("B", second)):
+        if result["client_limited"]:
+            rows.add_row(f"[yellow]{name}: the client was busy, the server may do more[/yellow]")
+        if errors := sum(result["errors"].values()):
+            rows.add_row(f"[red]{name}: {errors} errors[/red]")
+    return rows
+
+
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Says which settings are not the same."""
+    settings = [name for name in first if name not in _RESULTS and not _is_figure(name)]
+    found = [f"{name}: {first[name]} and {second.get(name)}" for name in settings if first[name] != second.get(name)]
+    return f"Not the same: {'; '.join(found)}." if found else ""
+
+
+def _is_figure(name: str) -> bool:
+    return "_per_" in name or "_ms_" in name or name == "client_cpu"
