@@ -154,6 +154,7 @@ class ModelConfig(Settings):
     kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
+        le=1 << 20,
         description="cost, on CPUs: GiB of the KV cache; null: an eighth of free memory, 0.5 to 2",
     )
     engine: Annotated[Mapping[str, Any], Named] = Field(

@@ -21,6 +21,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from tuneserve.server.call import context as calls
 from tuneserve.server.call import failures
 from tuneserve.server.call.errors import CallError, to_status
+from tuneserve.server.transport.crowd import Crowd
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ class Intake(Protocol):
     def look(self, context: Any) -> Any:
         """Returns a call that was accepted, as the other methods take it. Raises CallError if it is refused."""
 
+    def leave_out(self, peer: str) -> None:
+        """Called for each call whose connection was found closed."""
+
     async def wait(self, call: Any) -> None:
         """Waits until it is the call's turn."""
 
@@ -45,6 +49,9 @@ class _Open:
     """Lets all calls begin at once."""
 
     def look(self, context: Any) -> None:
+        pass
+
+    def leave_out(self, peer: str) -> None:
         pass
 
     async def wait(self, call: Any) -> None:
@@ -99,6 +106,7 @@ class Server:
         self._accepting: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()  # the loop keeps only weak references
         self._stopping = False
+        self.crowd = Crowd(lambda call: self._look(*call), services.intake.leave_out)
 
     async def start(self) -> None:
         """Starts to accept calls."""
@@ -113,6 +121,7 @@ class Server:
         """Stops accepting calls. Running calls have `seconds` to end; calls that wait for their turn are dropped."""
         self._stopping = True
         await self.port.stop(seconds)
+        self.crowd.close()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._accepting, *self._calls, return_exceptions=True)
@@ -128,17 +137,21 @@ class Server:
             if self._stopping:
                 continue
             context = cygrpc._ServicerContext(state, None, None, loop)
-            if not context.peer():
-                continue  # gRPC has ended it already, for example because of its encoding: there is nobody to answer
-            try:
-                call = self._intake.look(context)
-            except CallError as error:
-                # Without a task or a handler, so that refusing thousands of calls is quick.
-                await _refuse(error, state, context, loop)
-                continue
-            task = loop.create_task(self._answer(call, state, loop))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            # gRPC knows no peer of a call that it has ended already, for example because of its encoding.
+            if (peer := context.peer()) and not self.crowd.takes(peer, (state, context)):
+                self._look(state, context)
+
+    def _look(self, state: Any, context: Any) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            call = self._intake.look(context)
+        except CallError as error:
+            answer = _refuse(error, state, context, loop)
+        else:
+            answer = self._answer(call, state, loop)
+        task = loop.create_task(answer)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     async def _answer(self, call: Any, state: Any, loop: asyncio.AbstractEventLoop) -> None:
         await self._intake.wait(call)

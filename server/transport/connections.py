@@ -17,6 +17,7 @@ MOST_BESIDE = 64
 # A probe makes its call at once. Connections of the health port that make none would keep probes out: it has no keys.
 PROBE_SECONDS = 5.0
 # For the handshake of a connection, TLS and HTTP/2.
+_UNREQUESTED_SECONDS = 10
 _HANDSHAKE_SECONDS = 10.0
 # For the answer to a ping.
 _PING_SECONDS = 20.0
@@ -42,6 +43,8 @@ def options(config: ServerConfig, connections: int) -> list[tuple[str, int]]:
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_SECONDS)),
+        # Calls that gRPC could not hand over within so many seconds are ended, not handed over.
+        ("grpc.server_max_unrequested_time_in_server", _UNREQUESTED_SECONDS),
         # Streams that ended or were reset count until the server has cleaned them up: this bounds a rapid reset attack.
         # So even a client that respects the limit may be refused; the limit is far above what clients need.
         ("grpc.max_concurrent_streams", config.max_streams),

@@ -47,6 +47,12 @@ class Intake:
             self.metrics.refused.labels(code_pb2.Code.Name(error.code)).inc()
             raise
 
+    def leave_out(self, peer: str) -> None:
+        """Counts a call of a connection that was found closed, whatever key it shows."""
+        self.metrics.refused.labels("CANCELLED").inc()
+        if self.authentication:
+            self.authentication.unauthenticated.was_closed(peer)
+
     def _accepted(self, context: Context) -> calls.Call:
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():

@@ -74,6 +74,7 @@ def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredent
         port = server.port.add_secure_port(address, credentials) if credentials else add(address)
     except RuntimeError:
         raise UserError(f"{key}: can't bind {address}", "another program has the port: choose another") from None
+    server.crowd.port = port
     return connections.shown(host, port)
 
 

@@ -24,8 +24,9 @@ Key = TypeVar("Key", bound=Hashable)
 # Calls at once, and a second: of one connection, and of all connections of an address. Probes need one now and then.
 _CONNECTION = (64, 8.0)
 _ADDRESS = (512, 64.0)
-# New connections at once, and a second, of an address.
-_OPENED = (256, 8.0)
+# New connections at once, and a second, of an address: of those without a key, and of all if one showed a key.
+_OPENED = (64, 8.0)
+_OPENED_WITH_KEY = (1024, 64.0)
 # Connections, and how often they are counted: the second when there are some to close.
 _MOST_CONNECTIONS = 128
 _COUNT_SECONDS = 1.0
@@ -60,12 +61,14 @@ class UnauthenticatedConnections:
         self._closed: dict[str, float] = {}
         self._to_close: set[str] = set()
         self._to_ignore: set[Network] = set()
+        self._to_ignore_with_key: set[Network] = set()
         self._is_urgent = asyncio.Event()  # there are some to close or to ignore
         self._trusted: dict[Network, float] = {}  # and when a connection of theirs showed a key last
         self._hung_up: dict[str, File] = {}
         self._connections: dict[str, Bucket] = {}
         self._addresses: dict[str, Bucket] = {}
         self._opened: dict[Network, Bucket] = {}
+        self._opened_with_key: dict[Network, Bucket] = {}
         self._files: dict[str, File] = {}  # by peer, in the order of their coming, as they were when last looked at
         self._since: dict[str, float] = {}  # when these were first seen
         self._silent: set[str] = set()  # without any call when they were looked at the second time
@@ -75,8 +78,16 @@ class UnauthenticatedConnections:
         if peer not in self._known:
             self._known.add(peer)
             self._trust(peer)
+            self._count_opened_with_key(peer)
         # The port is in use again: an earlier connection from this port was closed.
         self._closed.pop(peer, None)
+
+    def was_closed(self, peer: str) -> None:
+        """Counts a connection that was closed before its first call was looked at."""
+        if peer not in self._known and peer not in self._connections:
+            self._connections[peer] = Bucket(*reversed(_CONNECTION))
+            self._count_opened(peer)
+            self._count_opened_with_key(peer)
 
     def may_ask(self, peer: str) -> bool:
         """Counts a call without a key. The first one of a connection always may; where one may not, the connection is
@@ -161,6 +172,13 @@ class UnauthenticatedConnections:
             self._to_ignore.add(net)
             self._is_urgent.set()
 
+    def _count_opened_with_key(self, peer: str) -> None:
+        """Counts a new connection with a key, or one that may have had one."""
+        net = network(address(peer))
+        if net and not _takes(self._opened_with_key, net, _OPENED_WITH_KEY, self._now()):
+            self._to_ignore_with_key.add(net)
+            self._is_urgent.set()
+
     def _look(self, found: dict[str, File], to_close: Collection[str] = ()) -> None:
         # Those that were there before, and sent no call meanwhile: a call counts its connection itself.
         for peer in (found.keys() & self._files.keys()) - self._known - self._connections.keys() - self._silent:
@@ -187,22 +205,24 @@ class UnauthenticatedConnections:
 
     async def _ignore(self) -> None:
         """Ignores the networks that open too many connections, until they could open as many again. Where a connection
-        of a network showed a key, others do not suffer for it.
+        of a network showed a key, far more are too many: many callers may share an address.
         """
         now = self._clock()
         self._trusted = {net: at for net, at in self._trusted.items() if now - at < _TRUST_SECONDS}
         self._opened = _not_full(self._opened, _OPENED, self._now())
+        self._opened_with_key = _not_full(self._opened_with_key, _OPENED_WITH_KEY, self._now())
         wanted = (self.ignored | self._to_ignore) & self._opened.keys()
         self._to_ignore.clear()
         if wanted:
             wanted -= self._trusted.keys() | {network(address(peer)) for peer in self._known}
-            wanted = set(list(wanted)[:_MOST_IGNORED])
+        self._to_ignore_with_key &= self._opened_with_key.keys()
+        wanted = set(list(wanted | self._to_ignore_with_key)[:_MOST_IGNORED])
         if wanted == self.ignored:
             return
         await concurrency.apart(peers.ignore, self.port, wanted)
         if not self.ignored:
             those = ", ".join(map(str, wanted))
-            logger.warning("too many new connections without a key: those from %s are ignored for some seconds", those)
+            logger.warning("too many new connections: those from %s are ignored for some seconds", those)
         self.ignored = wanted
         self._tell_ignored(len(wanted))
 

@@ -1,6 +1,7 @@
 """Connections without a key: few, few calls on each, and then they are closed. Those with a key are never closed."""
 
 import asyncio
+import contextlib
 import gc
 import sys
 import threading
@@ -64,6 +65,33 @@ async def test_a_flood_costs_few_calls(server, raw):
     # 64 each, and 8 a second; what was handed over behind those costs little.
     assert started <= 4 * (CALLS + 40) + 6 < 4 * 200
     assert server.app.metrics.hung_up._value.get() == 4
+
+
+@pytest.mark.parametrize("metadata", [(), KEY], ids=["no key", "a key"])
+async def test_calls_of_connections_that_are_closed_at_once_are_left_out(server, raw, monkeypatch, until, metadata):
+    """Each connection sends what it may at once, and is gone before that is looked at."""
+    monkeypatch.setattr(unauthenticated, "_OPENED", (30, 2.0))
+    monkeypatch.setattr(unauthenticated, "_OPENED_WITH_KEY", (30, 2.0))
+    these = server.app._authentication.unauthenticated
+    assert (await classify(server.channel, metadata=KEY)).results
+    before = server.app.metrics.started.labels("unary", *CLASSIFY[1:].split("/"))._value.get()
+    # From some connection on, Linux drops what the address sends.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(5):
+            while not these.ignored:
+                flood = await raw(server.app.address, own_host="127.0.0.2")
+                for number in range(100):
+                    flood.open(2 * number + 1, CLASSIFY, *metadata, end=True)
+                await flood.close()
+    await until(lambda: [str(one) for one in these.ignored] == ["127.0.0.2/32"])
+    assert (await classify(server.channel, metadata=KEY)).results
+    left_out = server.app.metrics.refused.labels("CANCELLED")._value
+    await until(lambda: left_out.get() > 1000)
+    started = server.app.metrics.started.labels("unary", *CLASSIFY[1:].split("/"))._value.get() - before
+    assert started < 2000
+    # A connection of another address is accepted meanwhile.
+    async with grpc.aio.insecure_channel(server.app.address, [("grpc.use_local_subchannel_pool", 1)]) as other:
+        assert (await classify(other, metadata=KEY)).results
 
 
 @pytest.mark.parametrize("method", ["Classify", "ClassifyStream"])
