@@ -15,8 +15,10 @@ from typing import Any
 from tuneserve.server import concurrency
 from tuneserve.server.transport import peers
 
-# More calls than this, in so many seconds, are a crowd.
-_MANY, _SECONDS = 200, 0.05
+# More calls than this, in so many seconds, are a crowd: more than a server can answer in that time.
+_MANY, _SECONDS = 1000, 0.25
+# Between two listings of the connections, each of which takes some milliseconds.
+_PAUSE_SECONDS = 0.025
 # How many are begun before others have their turn on the event loop.
 _AT_ONCE = 64
 # After so many calls were left out, memory is given back to the system: gRPC takes some ten kilobytes for each.
@@ -74,7 +76,7 @@ class Crowd:
                     del call
                     if len(calls) % _AT_ONCE == 0:
                         await asyncio.sleep(0)
-                await asyncio.sleep(_SECONDS / 2)
+                await asyncio.sleep(_PAUSE_SECONDS)
             if left_out > _MUCH:
                 await concurrency.apart(_give_back)
         finally:

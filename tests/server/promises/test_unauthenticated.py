@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.transport import unauthenticated
+from tuneserve.server.transport import crowd, unauthenticated
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -70,6 +70,7 @@ async def test_a_flood_costs_few_calls(server, raw):
 @pytest.mark.parametrize("metadata", [(), KEY], ids=["no key", "a key"])
 async def test_calls_of_connections_that_are_closed_at_once_are_left_out(server, raw, monkeypatch, until, metadata):
     """Each connection sends what it may at once, and is gone before that is looked at."""
+    monkeypatch.setattr(crowd, "_MANY", 50)
     monkeypatch.setattr(unauthenticated, "_OPENED", (30, 2.0))
     monkeypatch.setattr(unauthenticated, "_OPENED_WITH_KEY", (30, 2.0))
     these = server.app._authentication.unauthenticated
