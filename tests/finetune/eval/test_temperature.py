@@ -101,7 +101,7 @@ def test_a_merge_keeps_it_and_a_soup_does_not(
     made = checkpoint.load(tmp_path / "soup")
     assert not made.HasField("temperature")
     assert "unscaled_calibration_error" not in made.lineage[-1].metrics
-    assert "the soup has no temperature" in caplog.text
+    assert "the averaged model has no temperature" in caplog.text
 
 
 def test_rows_that_are_all_right_are_no_evidence_of_being_sure() -> None:

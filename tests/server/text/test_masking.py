@@ -126,7 +126,7 @@ async def test_all_that_is_refused_is_named(server, refused):
     params = pb.SamplingParams(stop=[MAIL, "a", f"to {MAIL}"], bad_words=[MAIL])
     request = pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="a"), sampling=params)
     error = await refused(GenerationServiceStub(server.channel).Generate(request), grpc.StatusCode.INVALID_ARGUMENT)
-    assert [one.split(":")[0] for one in error.details().split("; ") if "holds" in one] == [
+    assert [one.split(":")[0] for one in error.details().split("; ") if "contains" in one] == [
         *("sampling.stop[0]", "sampling.stop[2]", "sampling.bad_words[0]")
     ]
 
