@@ -1,4 +1,4 @@
-"""uvloop's event loop, made so that gRPC can always wake it up.
+"""An event loop that gRPC can always wake up.
 
 A gRPC thread puts events for the loop into a queue, and for each event writes a byte to a socket that the loop reads.
 The loop reads one byte an iteration, though it handles all queued events then. On Linux the socket has room for some
@@ -10,20 +10,19 @@ If that fails, a byte is written again, because events may be left in the queue:
 same socket, and another one may have taken the last byte; and gRPC stops at an event whose own loop is closed.
 """
 
+import asyncio
 import gc
 import socket
 from collections.abc import Callable
 from typing import Any
-
-import uvloop
 
 _HANDLER = "_handle_events"
 # Bytes that are read at once; the rest are read in the next iteration.
 _MOST = 1 << 10
 
 
-class Loop(uvloop.Loop):
-    """uvloop's, except for gRPC's socket."""
+class Loop(asyncio.SelectorEventLoop):
+    """asyncio's own event loop, except for gRPC's socket."""
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *arguments: Any) -> None:  # type: ignore[override]
         """See asyncio's loop.add_reader."""

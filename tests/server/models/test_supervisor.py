@@ -138,11 +138,10 @@ async def test_attempts_go_on_with_more_time_between_them(config, serve_config, 
         server.engines["sentiment"].broken = EngineFailed("gone")
         await until(lambda: len(attempts) == 4 and model.is_ready)
         first, second, third = (b - a for a, b in itertools.pairwise(attempts))
-        # Doubled each time, up to the longest. Only ever later than that, on a busy machine; the loop's own time is of
-        # some milliseconds ago.
-        assert first > 0.09
-        assert second > 0.19
-        assert third > 0.19
+        # Doubled each time, up to the longest. Only ever later than that, on a busy machine.
+        assert first >= 0.1
+        assert second >= 0.2
+        assert third >= 0.2
 
 
 async def test_the_process_ends_where_that_was_asked_for(config, serve_config, until):
