@@ -1,40 +1,21 @@
 """Checks that several calls make: what is refused, by which name, and at which bound."""
 
-from typing import Any
-
 import pytest
 
 from tuneserve.server.api.checks import check_count, check_enum, check_text, check_tokens, check_unset, listed
-from tuneserve.server.call.errors import InvalidInput, Violations
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
+
+from .checking import good, raised, refusal
 
 GOOD = [5, 6, 7]
 
 
 def tokens(ids: list[int], truncated: bool = False) -> Tokens:
     return Tokens(Encoded(ids), None, len(ids), truncated)
-
-
-def refusal(check, *arguments, **more) -> InvalidInput:
-    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
-        check(wrong, *arguments, **more)
-    return caught.value
-
-
-def raised(check, *arguments, **more) -> InvalidInput:
-    """The error of what raises it itself."""
-    with pytest.raises(InvalidInput) as caught:
-        check(*arguments, **more)
-    return caught.value
-
-
-def good(check, *arguments, **more) -> Any:
-    """What a check returns of fields that are right."""
-    with Violations() as wrong:
-        return check(wrong, *arguments, **more)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import pytest
 
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.classification_messages import LongTexts, Result, Shown
-from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.text.spans import Span
 from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2, embedding_pb2
 from tuneserve.v1 import classification_pb2 as pb
+
+from .checking import good, raised, refusal
 
 SINGLE, MULTI, NUMBERS = (
     checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL,
@@ -34,25 +35,6 @@ def inputs(*texts: str | tuple[str, str]) -> list[pb.ClassifyInput]:
 
 def request(*texts: str | tuple[str, str], **fields) -> pb.ClassifyRequest:
     return pb.ClassifyRequest(model="m", inputs=inputs(*texts), **fields)
-
-
-def refusal(check, *arguments, **more) -> InvalidInput:
-    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
-        check(wrong, *arguments, **more)
-    return caught.value
-
-
-def raised(check, *arguments, **more) -> InvalidInput:
-    """The error of what raises it itself."""
-    with pytest.raises(InvalidInput) as caught:
-        check(*arguments, **more)
-    return caught.value
-
-
-def good(check, *arguments, **more) -> Any:
-    """What a check returns of fields that are right."""
-    with Violations() as wrong:
-        return check(wrong, *arguments, **more)
 
 
 def test_a_text_with_another_is_a_pair():

@@ -2,15 +2,15 @@
 
 import json
 import math
-from typing import Any
 
 import pytest
 from google.protobuf import struct_pb2
 
 from tuneserve.server.api import generation_messages as convert
-from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import Alternative, Delta, Logprob, Sampling, StructuredOutput, ToolCall
 from tuneserve.v1 import generation_pb2 as pb
+
+from .checking import good, raised, refusal
 
 
 def value(number: float) -> struct_pb2.Value:
@@ -25,25 +25,6 @@ def many(one: struct_pb2.Value, count: int) -> struct_pb2.Struct:
 def chat(*tools: struct_pb2.Struct, **fields) -> pb.Chat:
     messages = fields.pop("messages", [pb.ChatMessage(role="user", content="hi")])
     return pb.Chat(messages=messages, tools=tools, **fields)
-
-
-def refusal(check, *arguments, **more) -> InvalidInput:
-    with pytest.raises(InvalidInput) as caught, Violations() as wrong:
-        check(wrong, *arguments, **more)
-    return caught.value
-
-
-def raised(check, *arguments, **more) -> InvalidInput:
-    """The error of what raises it itself."""
-    with pytest.raises(InvalidInput) as caught:
-        check(*arguments, **more)
-    return caught.value
-
-
-def good(check, *arguments, **more) -> Any:
-    """What a check returns of fields that are right."""
-    with Violations() as wrong:
-        return check(wrong, *arguments, **more)
 
 
 NUMBERS = [1e308, -1e308, 1e21, 1e20, 123456789012345680.0, 1.5e300, 5e-324, -1.2345678901234567e-300, 0.1, 7.0]
