@@ -19,12 +19,11 @@ from pathlib import Path
 import click
 
 from tuneserve.benchmarks.claims import Claim
-from tuneserve.benchmarks.serving import cost_report, interleave, small_model, systems
+from tuneserve.benchmarks.serving import cost_report, front_end, interleave, small_model, systems
 from tuneserve.benchmarks.serving.cost_report import Report, compared
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
 from tuneserve.benchmarks.serving.systems import Engine, System
-from tuneserve.benchmarks.serving.workers import job, worker
-from tuneserve.benchmarks.serving.workers.job import Job
+from tuneserve.benchmarks.serving.workers import worker
 from tuneserve.errors import UserError
 from tuneserve.machine.runtime import preload
 
@@ -42,24 +41,9 @@ def claims(pooling: bool) -> tuple[list[Claim], list[Claim]]:
 
 def scenarios(name: str, system: System, pooling: bool, vocabulary: int, small: bool) -> list[Scenario]:
     """Jobs of some seconds each."""
-    if not pooling:
-        prompts = partial(job.prompts, 32, 128, vocabulary)
-        tokens = 256 if small else 64
-        return [
-            Scenario(
-                f"{name}, streamed",
-                system,
-                lambda seed: Job(prompts=prompts(seed), max_tokens=tokens, connections=32, stream=True),
-            )
-        ]
-
-    def texts(seed: int, batch: int = 1) -> Job:
-        return Job(texts=job.texts(2048 if small else 512, seed), batch=batch, connections=4 if batch > 1 else 64)
-
-    return [
-        Scenario(f"{name}, single texts", system, texts),
-        Scenario(f"{name}, batches", system, partial(texts, batch=64)),
-    ]
+    if pooling:
+        return front_end.classification(name, system, 2048 if small else 512)
+    return [front_end.streams(name, system, vocabulary, 256 if small else 64)]
 
 
 def measure(

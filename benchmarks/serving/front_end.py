@@ -45,11 +45,11 @@ _CPU = [
 ]
 
 
-def classification(name: str, system: System) -> list[Scenario]:
+def classification(name: str, system: System, count: int = 2048) -> list[Scenario]:
     """Texts one by one, and in batches."""
 
     def texts(seed: int, batch: int = 1) -> Job:
-        return Job(texts=job.texts(2048, seed), batch=batch, connections=4 if batch > 1 else 64)
+        return Job(texts=job.texts(count, seed), batch=batch, connections=4 if batch > 1 else 64)
 
     return [
         Scenario(f"{name}, single texts", system, texts),
@@ -57,13 +57,13 @@ def classification(name: str, system: System) -> list[Scenario]:
     ]
 
 
-def streams(name: str, system: System, vocabulary: int) -> Scenario:
+def streams(name: str, system: System, vocabulary: int, tokens: int = 256) -> Scenario:
     """32 streams at once."""
     prompts = partial(job.prompts, 32, 128, vocabulary)
     return Scenario(
         f"{name}, streamed",
         system,
-        lambda seed: Job(prompts=prompts(seed), max_tokens=256, connections=32, stream=True),
+        lambda seed: Job(prompts=prompts(seed), max_tokens=tokens, connections=32, stream=True),
     )
 
 
