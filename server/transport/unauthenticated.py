@@ -85,7 +85,7 @@ class UnauthenticatedConnections:
     def was_closed(self, peer: str) -> None:
         """Counts a connection that was closed before its first call was looked at."""
         if peer not in self._known and peer not in self._connections:
-            self._connections[peer] = Bucket(*reversed(_CONNECTION))
+            _takes(self._connections, peer, _CONNECTION, self._now())
             self._count_opened(peer)
             self._count_opened_with_key(peer)
 
@@ -168,15 +168,15 @@ class UnauthenticatedConnections:
 
     def _count_opened(self, peer: str) -> None:
         """Counts a new connection without a key."""
-        if (net := network(address(peer))) and not _takes(self._opened, net, _OPENED, self._now()):
-            self._to_ignore.add(net)
-            self._is_urgent.set()
+        self._opens(peer, self._opened, _OPENED, self._to_ignore)
 
     def _count_opened_with_key(self, peer: str) -> None:
         """Counts a new connection with a key, or one that may have had one."""
-        net = network(address(peer))
-        if net and not _takes(self._opened_with_key, net, _OPENED_WITH_KEY, self._now()):
-            self._to_ignore_with_key.add(net)
+        self._opens(peer, self._opened_with_key, _OPENED_WITH_KEY, self._to_ignore_with_key)
+
+    def _opens(self, peer: str, opened: dict[Network, Bucket], rate: tuple[int, float], too_many: set[Network]) -> None:
+        if (net := network(address(peer))) and not _takes(opened, net, rate, self._now()):
+            too_many.add(net)
             self._is_urgent.set()
 
     def _look(self, found: dict[str, File], to_close: Collection[str] = ()) -> None:
