@@ -159,8 +159,7 @@ class Tokenizer:
                 for text in piece
             ]
             truncated = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
-            lane = self._threads if sum(map(_length, enough)) < _LONG else self._long
-            encoded = await lane.run(self._encode, enough, call)
+            encoded = await self._lane(sum(map(_length, enough))).run(self._encode, enough, call)
             taken(sum(one.length for one in encoded))
             for tokens, is_truncated in zip(encoded, truncated, strict=True):
                 if is_truncated and truncate:
@@ -184,8 +183,7 @@ class Tokenizer:
     async def beginning(self, text: str, tokens: int) -> tuple[str, int]:
         """Returns the first `tokens` tokens of a text, as text, and their number; the whole text if it has fewer."""
         enough = await self._enough(text, _Call(False, True, tokens))
-        lane = self._threads if len(enough) < _LONG else self._long
-        [encoding] = await lane.run(self._batch, self._whole, [enough], False)
+        [encoding] = await self._lane(len(enough)).run(self._batch, self._whole, [enough], False)
         if len(encoding) <= tokens:
             return text, len(encoding)
         return enough[: encoding.token_to_chars(tokens - 1)[1]], tokens
@@ -193,6 +191,10 @@ class Tokenizer:
     async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
         """Runs work of some milliseconds in one of the tokenizer's threads."""
         return await self._threads.run(work, *arguments)
+
+    def _lane(self, characters: int) -> Threads:
+        """Returns the threads for texts of so many characters."""
+        return self._threads if characters < _LONG else self._long
 
     async def in_steps(self, work: Iterator[object]) -> None:
         """Runs work of any length, whose steps take some milliseconds, in the tokenizer's threads."""
