@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuneserve.server import turns
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
@@ -35,11 +35,13 @@ _RETRY_MS = 100
 
 @dataclass(eq=False)
 class Entry:
-    """A call that was admitted. Until its first request it counts as waiting: its texts are being tokenized."""
+    """A call's place in a queue."""
 
-    caller: Hashable
-    priority: int
-    is_coming: bool = True
+    priority: int = 0
+    deadline: float | None = None  # in the queue's time
+    caller: Hashable = field(default_factory=turns.caller)
+    # Admitted, and without a request so far: it counts as waiting, because its texts are being tokenized.
+    is_coming: bool = False
 
 
 class Admission:
@@ -89,22 +91,22 @@ class Admission:
         return len(self._queue)
 
     @contextmanager
-    def enter(self, priority: int = 0) -> Iterator[Entry]:
+    def enter(self, entry: Entry) -> Iterator[None]:
         """Holds a call's place in the queue. Raises Overloaded at once if there is none."""
-        entry = Entry(turns.caller(), priority)
         more = self._calls_of[entry.caller] + 1 > share(self._calls_of, entry.caller, self._max_calls)
         if self.calls >= self._max_calls * (1 if more else 2):
             raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
-        expected = self.expected_wait(priority)
+        expected = self.expected_wait(entry.priority)
         if expected > _SURE * self._max_wait:
             what = f"a queue of about {expected:.1f} s; the longest allowed wait is {self._max_wait:g} s"
             raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
-        self._count_ahead(priority, entry.caller, 1)
+        entry.is_coming = True
+        self._count_ahead(entry, 1)
         self.calls += 1
         self._calls_of[entry.caller] += 1
         self.empty.clear()
         try:
-            yield entry
+            yield
         finally:
             self._arrived(entry)
             self.calls -= 1
@@ -112,30 +114,22 @@ class Admission:
             if not self.calls:
                 self.empty.set()
 
-    async def wait(
-        self,
-        sequences: int,
-        tokens: int,
-        priority: int = 0,
-        entry: Entry | None = None,
-        deadline: float | None = None,  # in the clock's time
-    ) -> None:
-        """Waits until the engine has room; `release` must follow. Raises Overloaded if too many tokens wait already or
-        the wait is too long, and DeadlinePassed.
+    async def wait(self, entry: Entry, sequences: int, tokens: int) -> None:
+        """Waits until the engine has room for a request of a call; `release` must follow. Raises Overloaded if too many
+        tokens wait already or the wait is too long, and DeadlinePassed.
         """
-        if entry:
-            self._arrived(entry)
-        if not self.waiting and self.running < self._slots:
+        self._arrived(entry)
+        if not self.waiting_sequences and self.running < self._slots:
             self.running += sequences
         else:
-            await self._wait(sequences, tokens, priority, deadline)
+            await self._wait(entry, sequences, tokens)
 
     def release(self, sequences: int) -> None:
         """The engine has finished a request of `sequences` sequences: the next requests get their turns."""
         self.running -= sequences
-        if self.waiting:
+        if self.waiting_sequences:
             self._speed.done(sequences, self._clock())
-        while self.waiting and self.running < self._slots:
+        while self.waiting_sequences and self.running < self._slots:
             waiter = self._queue.next()
             self._forget(waiter)
             # A cancelled waiter may still be queued: its task has not run since it was cancelled.
@@ -157,23 +151,23 @@ class Admission:
     def _arrived(self, entry: Entry) -> None:
         if entry.is_coming:
             entry.is_coming = False
-            self._count_ahead(entry.priority, entry.caller, -1)
+            self._count_ahead(entry, -1)
 
-    async def _wait(self, sequences: int, tokens: int, priority: int, deadline: float | None) -> None:
-        caller = turns.caller()
+    async def _wait(self, entry: Entry, sequences: int, tokens: int) -> None:
+        caller = entry.caller
         more = self._tokens_of[caller] + tokens > share(self._tokens_of, caller, self._max_tokens)
         if more and self._tokens_of[caller] and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
-        if not self.waiting:
+        if not self.waiting_sequences:
             self._speed.saturated(self._clock())
         granted = asyncio.get_running_loop().create_future()
-        waiter = Waiter(caller, priority, sequences, tokens, granted)
+        waiter = Waiter(caller, entry.priority, sequences, tokens, granted)
         self._queue.add(waiter)
-        self._count_ahead(priority, caller, sequences)
+        self._count_ahead(waiter, sequences)
         self._tokens_of[caller] += tokens
         self.waiting_sequences += sequences
         self.waiting_tokens += tokens
-        left = math.inf if deadline is None else max(0.0, deadline - self._clock())
+        left = math.inf if entry.deadline is None else max(0.0, entry.deadline - self._clock())
         try:
             async with asyncio.timeout(min(self._max_wait, left)):
                 await granted
@@ -191,16 +185,16 @@ class Admission:
 
     def _forget(self, waiter: Waiter) -> None:
         """Counts a waiter no more: its turn came, or it gave up."""
-        self._count_ahead(waiter.priority, waiter.caller, -waiter.sequences)
+        self._count_ahead(waiter, -waiter.sequences)
         subtract(self._tokens_of, waiter.caller, waiter.tokens)
         self.waiting_sequences -= waiter.sequences
         self.waiting_tokens -= waiter.tokens
 
-    def _count_ahead(self, priority: int, caller: Hashable, more: int) -> None:
-        counts = self._ahead.setdefault(priority, Counter())
-        subtract(counts, caller, -more)
+    def _count_ahead(self, one: Entry | Waiter, more: int) -> None:
+        counts = self._ahead.setdefault(one.priority, Counter())
+        subtract(counts, one.caller, -more)
         if not counts:
-            del self._ahead[priority]
+            del self._ahead[one.priority]
 
     def _overloaded(self, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
         self._rejected(reason)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, asynccontextmanager
 import pytest
 
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
-from tuneserve.server.models.admission import Admission
+from tuneserve.server.models.admission import Admission, Entry
 from tuneserve.server.turns import belongs_to
 
 
@@ -25,8 +25,10 @@ def make(clock: Clock | None = None, **limits) -> Admission:
 
 
 @asynccontextmanager
-async def turn(admission: Admission, sequences: int, tokens: int, **asked) -> AsyncIterator[None]:
-    await admission.wait(sequences, tokens, **asked)
+async def turn(
+    admission: Admission, sequences: int, tokens: int, entry: Entry | None = None, **asked
+) -> AsyncIterator[None]:
+    await admission.wait(entry or Entry(**asked), sequences, tokens)
     try:
         yield
     finally:
@@ -139,14 +141,14 @@ async def test_cancelled_in_the_moment_of_its_turn_gives_it_on():
 def test_a_full_queue_turns_away_at_once():
     admission = make(max_calls=2)
     with ExitStack() as stack:
-        stack.enter_context(admission.enter())
-        stack.enter_context(admission.enter())
+        stack.enter_context(admission.enter(Entry()))
+        stack.enter_context(admission.enter(Entry()))
         assert not admission.empty.is_set()
-        with pytest.raises(Overloaded) as caught, admission.enter():
+        with pytest.raises(Overloaded) as caught, admission.enter(Entry()):
             pass
         assert caught.value.reason == "QUEUE_FULL"
     assert admission.empty.is_set()
-    with admission.enter():
+    with admission.enter(Entry()):
         pass
 
 
@@ -176,17 +178,17 @@ async def test_a_wait_that_would_be_too_long_is_refused_with_a_true_retry_time()
         event.set()
         await settle()
     assert admission.expected_wait() == pytest.approx(7 / 2)
-    with pytest.raises(Overloaded) as caught, admission.enter():
+    with pytest.raises(Overloaded) as caught, admission.enter(Entry()):
         pass
     assert caught.value.reason == "QUEUE_WAIT"
     assert caught.value.retry_ms == 1500
     assert admission.expected_wait(priority=-1) == 0, "nobody waits before it"
-    with admission.enter(priority=-1):
+    with admission.enter(Entry(priority=-1)):
         pass
     for event in events:
         event.set()
     await asyncio.gather(*tasks)
-    with admission.enter():
+    with admission.enter(Entry()):
         pass
 
 
@@ -214,9 +216,11 @@ async def test_calls_that_are_still_tokenized_count_as_waiting():
         event.set()
         await settle()
     with ExitStack() as stack:
-        entries = [stack.enter_context(admission.enter()) for _ in range(3)]
+        entries = [Entry() for _ in range(3)]
+        for entry in entries:
+            stack.enter_context(admission.enter(entry))
         assert admission.expected_wait() == pytest.approx(4 / 2), "one waits, three will"
-        with pytest.raises(Overloaded) as caught, admission.enter():
+        with pytest.raises(Overloaded) as caught, admission.enter(Entry()):
             pass
         assert caught.value.reason == "QUEUE_WAIT"
         for event in events:
@@ -309,7 +313,7 @@ async def test_an_expected_wait_costs_the_same_however_many_wait():
     def cost() -> float:
         before = time.thread_time()
         for _ in range(200):
-            with admission.enter(priority=1):
+            with admission.enter(Entry(priority=1)):
                 pass
         return time.thread_time() - before
 
@@ -356,13 +360,13 @@ async def test_callers_that_do_not_come_again_are_forgotten():
 def entered(admission: Admission, stack: ExitStack, caller: str, count: int) -> None:
     belongs_to(caller)
     for _ in range(count):
-        stack.enter_context(admission.enter())
+        stack.enter_context(admission.enter(Entry()))
 
 
 def full_for(admission: Admission, caller: str) -> bool:
     belongs_to(caller)
     try:
-        with admission.enter():
+        with admission.enter(Entry()):
             return False
     except Overloaded as error:
         return error.reason == "QUEUE_FULL"
@@ -424,11 +428,11 @@ async def test_a_caller_with_little_expects_no_long_wait_behind_one_with_much():
         await settle()
     belongs_to("greedy")
     assert admission.expected_wait() == pytest.approx(25 / 2)
-    with pytest.raises(Overloaded), admission.enter():
+    with pytest.raises(Overloaded), admission.enter(Entry()):
         pass
     belongs_to("other")
     assert admission.expected_wait() == pytest.approx(1 / 2)
-    with admission.enter():
+    with admission.enter(Entry()):
         pass
     for event in events:
         event.set()

@@ -12,6 +12,7 @@ from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Store
+from tuneserve.server.models.admission import Entry
 from tuneserve.server.models.model import Model
 from tuneserve.v1 import checkpoint_pb2, model_pb2
 
@@ -109,7 +110,7 @@ async def test_one_real_request_goes_through_before_any_call(model, slots, engin
     [ticket] = engine.tickets
     assert ticket.request_id == "warm-up"
     assert (len(engine.pooled), len(engine.sampled)) == ((1, 0) if slots == 8 else (0, 1))
-    asked = [asyncio.create_task(model.admission.wait(1, 1)) for _ in range(slots + 1)]
+    asked = [asyncio.create_task(model.admission.wait(Entry(), 1, 1)) for _ in range(slots + 1)]
     await asyncio.sleep(0)
     assert (model.admission.running, model.admission.waiting) == (slots, 1)
     for one in asked:
@@ -172,7 +173,7 @@ async def test_a_model_says_why_it_does_not_answer(model, start):
 async def test_a_drain_waits_for_those_inside(model, start, until):
     await model.load(start)
     model.serve()
-    with model.admission.enter():
+    with model.admission.enter(Entry()):
         assert not await model.drain(0)
         assert model.state == DRAINING
         draining = asyncio.create_task(model.drain(60))
@@ -186,7 +187,7 @@ async def test_a_drain_waits_for_those_inside(model, start, until):
 async def test_a_drain_that_is_given_up_leaves_it_as_it_was(model, start, meanwhile, after):
     await model.load(start)
     model.serve()
-    with model.admission.enter():
+    with model.admission.enter(Entry()):
         draining = asyncio.create_task(model.drain(60))
         await asyncio.sleep(0)
         if meanwhile:
