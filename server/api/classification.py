@@ -14,7 +14,7 @@ from tuneserve.server.api import streams
 from tuneserve.server.api.checks import check_text, check_tokens, check_unset
 from tuneserve.server.api.label_prompts import Question, check_question
 from tuneserve.server.api.occlusion import Explanation, check_explain
-from tuneserve.server.api.pooling import encoded, note, pooled
+from tuneserve.server.api.pooling import encoded, note
 from tuneserve.server.api.zero_shot import ZeroShot
 from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
@@ -87,7 +87,7 @@ class ClassificationService(ClassificationServiceServicer):
         current().note("output", *(label for label, _ in best))
         # The labels that a call brings are not counted in a metric: their number is unbounded.
         await _count(model, len(texts), [] if is_zero_shot else best)
-        response.usage.CopyFrom(scorer.usage)
+        response.usage.prompt_tokens = place.prompt_tokens
         return response
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:
@@ -96,15 +96,15 @@ class ClassificationService(ClassificationServiceServicer):
         with Violations() as wrong:
             texts = convert.texts(wrong, request, model.config.max_inputs)
             long_texts = convert.long_texts(wrong, request, model.engine.max_length, model.config.max_inputs)
-        usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
             note(seen.request.texts)
             tokens, split = await _windows(model, long_texts, list(seen.request.texts), "texts[{}]")
-            rows = iter(await pooled(place, [one.encoded for part in split for one in part], "token_classify", usage))
+            rows = iter(await place.pool([one.encoded for part in split for one in part], "token_classify"))
         current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
+        usage = common_pb2.Usage(prompt_tokens=place.prompt_tokens)
         response = pb.ClassifyTokensResponse(usage=usage, model_version=model.id)
         # Not kept as span objects: half a million of them take the garbage collector long to traverse.
         labels, sure, noted = list[str](), list[float](), list[str]()
@@ -163,7 +163,6 @@ class ClassificationService(ClassificationServiceServicer):
             convert.plain_texts(wrong, "candidates", request.candidates, model.config.max_inputs)
             label = convert.rank_label(wrong, request, model.labels)
             truncate = convert.truncation(wrong, request.truncation, windows=False)
-        usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             # Read once: each access to a field of a message makes a new string.
@@ -171,7 +170,7 @@ class ClassificationService(ClassificationServiceServicer):
             pairs = [(query, candidate) for candidate in candidates]
             note([query, *candidates])
             tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
-            rows = np.stack(await pooled(place, [one.encoded for one in tokens], "classify", usage))
+            rows = np.stack(await place.pool([one.encoded for one in tokens], "classify"))
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
         scores = convert.probabilities(rows, problem, temperature)
         shown = (rows if request.raw_scores else scores)[:, label]
@@ -179,7 +178,7 @@ class ClassificationService(ClassificationServiceServicer):
         order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]
         return pb.RankResponse(
             results=[pb.RankedCandidate(index=int(index), score=float(shown[index])) for index in order],
-            usage=usage,
+            usage=common_pb2.Usage(prompt_tokens=place.prompt_tokens),
             model_version=model.id,
         )
 
@@ -188,7 +187,6 @@ class Classifier:
     """One call to a sequence classifier."""
 
     def __init__(self, model: Model, place: Place, long_texts: convert.LongTexts) -> None:
-        self.usage = common_pb2.Usage()
         self._model = model
         self._place = place
         self._long_texts = long_texts
@@ -202,7 +200,7 @@ class Classifier:
         long_texts = convert.LongTexts(truncate=True) if truncate else self._long_texts
         tokens, split = await _windows(self._model, long_texts, texts, field)
         pieces = [one.encoded for part in split for one in part]
-        rows = iter(await pooled(self._place, pieces, "classify", self.usage))
+        rows = iter(await self._place.pool(pieces, "classify"))
         return [
             convert.Result(
                 windows.pool([next(rows) for _ in part], long_texts.pooling), one.length, one.truncated, len(part)

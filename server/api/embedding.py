@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuneserve.server.api import classification_messages as convert
-from tuneserve.server.api.pooling import encoded, note, pooled
+from tuneserve.server.api.pooling import encoded, note
 from tuneserve.server.call.errors import Violations
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
@@ -28,13 +28,13 @@ class EmbeddingService(EmbeddingServiceServicer):
             truncate = convert.truncation(wrong, request.truncation, windows=False)
             dimensions = convert.dimensions(wrong, request)
         normalize = request.normalize if request.HasField("normalize") else True
-        usage = common_pb2.Usage()
         with admitted(model, request.priority) as place:
             seen = await model.redacted(request)
             texts = list(seen.request.texts)
             note(texts)
             tokens = await encoded(model, texts, "texts[{}]", truncate=truncate)
-            vectors = await pooled(place, [one.encoded for one in tokens], "embed", usage)
+            vectors = await place.pool([one.encoded for one in tokens], "embed")
         rows = in_turns(zip(vectors, tokens, strict=True))
         results = [convert.embedding(vector, one, dimensions, normalize) async for vector, one in rows]
+        usage = common_pb2.Usage(prompt_tokens=place.prompt_tokens)
         return pb.EmbedResponse(results=results, usage=usage, model_version=model.id)

@@ -26,7 +26,6 @@ from tuneserve.server.engine.interface import EngineFailed, Sampling
 from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place
 from tuneserve.server.text.tokenizer import Tokens
-from tuneserve.v1 import common_pb2
 
 # The most requests to the engine for one call.
 MOST_REQUESTS = 8192
@@ -45,7 +44,6 @@ class ZeroShot:
     """One call's labels, ready to be scored for texts."""
 
     def __init__(self, model: Model, place: Place, form: Form, labels: Sequence[Sequence[int]], truncate: bool) -> None:
-        self.usage = common_pb2.Usage()
         self._model = model
         self._place = place
         self._form = form
@@ -104,7 +102,6 @@ class ZeroShot:
         found = [await self._ask(ids, first, tokens.length + 1)]
         most = self._model.engine.max_num_seqs
         found += await concurrency.together(lambda edge: self._ask(ids, edge, self._cost(ids, edge)), others, most)
-        self.usage.prompt_tokens += tokens.length + 1 + sum(self._cost(ids, edge) for edge in others)
         logprobs = dict(zip(self._edges, found, strict=True))
         totals = [sum(logprobs[edge] for edge in label) for label in self._labels]
         return convert.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)

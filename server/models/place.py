@@ -37,6 +37,7 @@ class Place(Entry):
 
     model: Model
     call: Call
+    prompt_tokens: int = 0  # that the engine read, or counts as read
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Waits for a turn and returns the engine's output for the inputs; see interface.Engine.pool."""
@@ -95,6 +96,7 @@ class Place(Entry):
             # The event loop may be late to end a wait whose deadline has passed.
             if call.expired():
                 raise DeadlinePassed(TOO_LATE)
+            self.prompt_tokens += cost
             call.count(prompt=cost)
             call.metrics.tokens_in.labels(model.name).inc(cost)
             with call.stage("engine"):

@@ -6,10 +6,7 @@ from tuneserve.server.api import pooling
 from tuneserve.server.call import context
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import Tenant
-from tuneserve.server.engine.interface import Encoded
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.models.place import admitted
-from tuneserve.v1 import common_pb2
 
 
 @pytest.fixture
@@ -52,12 +49,3 @@ async def test_a_token_that_the_engine_lacks_never_reaches_it(call, model, serve
     monkeypatch.setattr(served.engines["sentiment"], "vocab_size", 5)
     with pytest.raises(InvalidInput, match="a token that the model does not know"):
         await pooling.encoded(model, ["film"], "inputs[{}]", truncate=False)
-
-
-async def test_usage_adds_up(call, model):
-    usage = common_pb2.Usage()
-    with admitted(model) as place:
-        rows = await pooling.pooled(place, [Encoded([2, 9, 3]), Encoded([2, 3])], "classify", usage)
-        await pooling.pooled(place, [Encoded([2, 3])], "classify", usage)
-    assert [row.tolist() for row in rows] == [[0.0, 2.0], [2.0, 0.0]]
-    assert (usage.prompt_tokens, call.prompt_tokens) == (7, 7)

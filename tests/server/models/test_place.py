@@ -65,6 +65,19 @@ async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):
     assert (model.admission.calls, model.admission.running) == (0, 0)
 
 
+async def test_what_a_call_reads_adds_up(models, chat, call):
+    context.begin(call)
+    with admitted(models["sentiment"]) as place:
+        rows = await place.pool([Encoded([2, 9, 3]), Encoded([2, 3])], "classify")
+        await place.pool([Encoded([2, 3])], "classify")
+    assert [row.tolist() for row in rows] == [[0.0, 2.0], [2.0, 0.0]]
+    assert place.prompt_tokens == call.prompt_tokens == 7
+    with admitted(chat) as place:
+        async for _ in place.generate([5, 6], Sampling(max_tokens=1), stream=False, cost=11):
+            pass
+    assert place.prompt_tokens == 11
+
+
 async def test_tokens_are_paid_for_as_they_are_written(chat, call, charged):
     context.begin(call)
     outputs = await made(chat)
