@@ -68,16 +68,15 @@ class ClassificationService(ClassificationServiceServicer):
                 shown = convert.shown(wrong, request, model.labels, problem, temperature)
             if request.HasField("explain"):
                 check_explain(wrong, request, model.config)
-        with admitted(model, request.priority) as place:
+        async with admitted(model, request, request.priority) as (place, seen):
             current().hold(len(texts) * shown.width(_SCORE_BYTES))
-            seen = await model.redacted(request)
             if seen.request is not request:
                 texts = convert.pairs(seen.request)
             note(texts)
             explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
-            scorer: ZeroShot | Classifier = Classifier(model, place, long_texts)
+            scorer: ZeroShot | Classifier = Classifier(place, long_texts)
             if is_zero_shot:
-                scorer = await ZeroShot.of(model, place, Question.of(seen.request), long_texts.truncate)
+                scorer = await ZeroShot.of(place, Question.of(seen.request), long_texts.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
             scores = await _scores(results, shown)
             response = pb.ClassifyResponse(model_version=model.id)
@@ -96,11 +95,10 @@ class ClassificationService(ClassificationServiceServicer):
         with Violations() as wrong:
             texts = convert.texts(wrong, request, model.config.max_inputs)
             long_texts = convert.long_texts(wrong, request, model.engine.max_length, model.config.max_inputs)
-        with admitted(model, request.priority) as place:
-            seen = await model.redacted(request)
+        async with admitted(model, request, request.priority) as (place, seen):
             masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
             note(seen.request.texts)
-            tokens, split = await _windows(model, long_texts, list(seen.request.texts), "texts[{}]")
+            tokens, split = await _windows(place, long_texts, list(seen.request.texts), "texts[{}]")
             rows = iter(await place.pool([one.encoded for part in split for one in part], "token_classify"))
         current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
@@ -163,13 +161,12 @@ class ClassificationService(ClassificationServiceServicer):
             convert.plain_texts(wrong, "candidates", request.candidates, model.config.max_inputs)
             label = convert.rank_label(wrong, request, model.labels)
             truncate = convert.truncation(wrong, request.truncation, windows=False)
-        with admitted(model, request.priority) as place:
-            seen = await model.redacted(request)
+        async with admitted(model, request, request.priority) as (place, seen):
             # Read once: each access to a field of a message makes a new string.
             query, candidates = seen.request.query, list(seen.request.candidates)
             pairs = [(query, candidate) for candidate in candidates]
             note([query, *candidates])
-            tokens = await encoded(model, pairs, "candidates[{}]", truncate=truncate)
+            tokens = await encoded(place, pairs, "candidates[{}]", truncate=truncate)
             rows = np.stack(await place.pool([one.encoded for one in tokens], "classify"))
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
         scores = convert.probabilities(rows, problem, temperature)
@@ -186,8 +183,7 @@ class ClassificationService(ClassificationServiceServicer):
 class Classifier:
     """One call to a sequence classifier."""
 
-    def __init__(self, model: Model, place: Place, long_texts: convert.LongTexts) -> None:
-        self._model = model
+    def __init__(self, place: Place, long_texts: convert.LongTexts) -> None:
         self._place = place
         self._long_texts = long_texts
 
@@ -198,7 +194,7 @@ class Classifier:
         truncated.
         """
         long_texts = convert.LongTexts(truncate=True) if truncate else self._long_texts
-        tokens, split = await _windows(self._model, long_texts, texts, field)
+        tokens, split = await _windows(self._place, long_texts, texts, field)
         pieces = [one.encoded for part in split for one in part]
         rows = iter(await self._place.pool(pieces, "classify"))
         return [
@@ -252,23 +248,22 @@ def _few(shown: convert.Shown) -> int:
 
 
 async def _windows(
-    model: Model, long_texts: convert.LongTexts, texts: Sequence[str | tuple[str, str]], field: str
+    place: Place, long_texts: convert.LongTexts, texts: Sequence[str | tuple[str, str]], field: str
 ) -> tuple[list[Tokens], list[list[windows.Window]]]:
     """Returns the tokens and the windows of each text: one window for the whole text, unless windows were asked for."""
-    limit = model.engine.max_length
+    engine, most = place.model.engine, place.model.config.max_inputs
     if long_texts.overlap is None:
-        whole = await encoded(model, texts, field, truncate=long_texts.truncate)
+        whole = await encoded(place, texts, field, truncate=long_texts.truncate)
         return whole, [[windows.Window(one.encoded, 0, one.length)] for one in whole]
-    tokens: list[Tokens] = []
-    most, total = model.config.max_inputs, 0
+    tokens, total, limit = list[Tokens](), 0, engine.max_length
     # In pieces, and of each text only as much as the allowed windows could cover.
     for piece in pieces(texts, len, _WINDOWED):
-        some = await model.encode(piece, most=most * (limit - long_texts.overlap) + long_texts.overlap)
+        some = await place.encode(piece, most=most * (limit - long_texts.overlap) + long_texts.overlap)
         total += sum(windows.count(one, limit, long_texts.overlap) for one in some)
         if total > most:
             raise InvalidInput(field.partition("[")[0], f"make {total} windows or more; allowed: {most} in one call")
         tokens += some
-    check_tokens(field, tokens, None, model.engine.vocab_size)
+    check_tokens(field, tokens, None, engine.vocab_size)
     return tokens, [windows.split(one, limit, long_texts.overlap) for one in tokens]
 
 

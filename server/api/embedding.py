@@ -28,11 +28,10 @@ class EmbeddingService(EmbeddingServiceServicer):
             truncate = convert.truncation(wrong, request.truncation, windows=False)
             dimensions = convert.dimensions(wrong, request)
         normalize = request.normalize if request.HasField("normalize") else True
-        with admitted(model, request.priority) as place:
-            seen = await model.redacted(request)
+        async with admitted(model, request, request.priority) as (place, seen):
             texts = list(seen.request.texts)
             note(texts)
-            tokens = await encoded(model, texts, "texts[{}]", truncate=truncate)
+            tokens = await encoded(place, texts, "texts[{}]", truncate=truncate)
             vectors = await place.pool([one.encoded for one in tokens], "embed")
         rows = in_turns(zip(vectors, tokens, strict=True))
         results = [convert.embedding(vector, one, dimensions, normalize) async for vector, one in rows]

@@ -18,7 +18,6 @@ from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.text import required_calls, spans
 from tuneserve.server.text.answers import Answers
-from tuneserve.server.text.masking import Redacted
 from tuneserve.server.text.required_calls import RequiredCalls
 from tuneserve.server.text.structured_output import check_sizes
 from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
@@ -45,10 +44,10 @@ class GenerationService(GenerationServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
-        with admitted(model, request.priority) as place:
-            read = _checked(model, request, stream=False)
-            wish = await _Wish.of(model, request)
-            return await _answer(place, wish, request.prompt, read)
+        read = _checked(model, request, stream=False)
+        async with admitted(model, request, request.priority) as (place, seen):
+            read = _as_seen(read, model, seen.request.prompt)
+            return await _answer(await _Wish.of(place, seen.request), read)
 
     async def generate_each(self, request: pb.GenerateRequest, texts: Sequence[str]) -> list[pb.GenerateResponse]:
         """Answers a request with several texts in place of its prompt: by one version, in one place in its queue.
@@ -59,16 +58,17 @@ class GenerationService(GenerationServiceServicer):
         made, most = len(texts) * max(1, request.sampling.n), model.config.max_inputs
         if len(texts) > 1 and made > most:
             raise InvalidInput("texts", f"would make {made} completions; allowed: {most} of several prompts")
-        with admitted(model, request.priority) as place:
-            with Violations() as wrong:
-                _check_options(wrong, model, request, stream=False)
-                empty = [index for index, text in enumerate(texts) if not text]
-                wrong.each(empty, lambda index: (f"texts[{index}]", _EMPTY))
-            wish = await _Wish.of(model, request)
+        with Violations() as wrong:
+            _check_options(wrong, model, request, stream=False)
+            empty = [index for index, text in enumerate(texts) if not text]
+            wrong.each(empty, lambda index: (f"texts[{index}]", _EMPTY))
+        async with admitted(model, request, request.priority) as (place, seen):
+            wish = await _Wish.of(place, seen.request)
 
             async def one(index: int) -> pb.GenerateResponse:
                 try:
-                    return await _answer(place, wish, pb.Prompt(text=texts[index]), texts[index])
+                    prompt = (await place.masked(pb.Prompt(text=texts[index]), "prompt")).request
+                    return await _answer(wish, prompt.text)
                 except InvalidInput as error:
                     here = f"texts[{index}]"
                     raise error.renamed(lambda field: here if field.startswith("prompt") else field) from error
@@ -81,10 +81,11 @@ class GenerationService(GenerationServiceServicer):
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
-        with admitted(model, request.priority) as place:
-            read = _checked(model, request, stream=True)
-            wish = await _Wish.of(model, request)
-            token_ids, sampling, answers = await wish.prepare(request.prompt, read)
+        read = _checked(model, request, stream=True)
+        async with admitted(model, request, request.priority) as (place, seen):
+            read = _as_seen(read, model, seen.request.prompt)
+            wish = await _Wish.of(place, seen.request)
+            token_ids, sampling, answers = await wish.prepare(read)
             unfinished, call = sampling.n, current()
             usage, answering = common_pb2.Usage(prompt_tokens=len(token_ids)), model.id
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
@@ -105,15 +106,15 @@ class GenerationService(GenerationServiceServicer):
         """See generation.proto."""
         model = self._models.for_task(request.model, checkpoint_pb2.TASK_GENERATION)
         most = max(model.engine.max_length, _MOST_TOKENIZED)
-        with admitted(model):
-            with Violations() as wrong:
-                check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
-                read = _read(wrong, model, request.prompt, most)
+        with Violations() as wrong:
+            check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
+            read = _read(wrong, model, request.prompt, most)
+        async with admitted(model, request) as (place, seen):
+            read = _as_seen(read, model, seen.request.prompt)
             if isinstance(read, list):
                 tokens_ = [pb.Token(id=id_) async for id_ in in_turns(read)]
                 return pb.TokenizeResponse(tokens=tokens_, model_version=model.id)
-            seen, read = await _redacted(model, request.prompt, read)
-            text, tokens = await _tokens(model, read, most)
+            text, tokens = await _tokens(place, read, most)
             original = seen.original("prompt.text", text).original
             text = request.prompt.text or text
             at = spans.positions(text, UNITS[request.offset_unit])
@@ -130,33 +131,33 @@ class GenerationService(GenerationServiceServicer):
 class _Wish:
     """The checked options of a call, without its prompt."""
 
-    model: Model
+    place: Place
     params: pb.SamplingParams
     form: StructuredOutput | None
     adapter: str
 
     @classmethod
-    async def of(cls, model: Model, request: pb.GenerateRequest) -> "_Wish":
-        params, form = (await model.redacted(request.sampling, "sampling")).request, None
-        await _check_bad_words(model, params.bad_words)
+    async def of(cls, place: Place, request: pb.GenerateRequest) -> "_Wish":
+        params, form = request.sampling, None
+        await _check_bad_words(place, params.bad_words)
         if params.HasField("structured_output"):
-            form = await model.constraints.checked(params.structured_output, current().tenant.name)
-        return cls(model, params, form, request.adapter)
+            form = await place.model.constraints.checked(params.structured_output, place.call.tenant.name)
+        return cls(place, params, form, request.adapter)
 
-    async def prepare(self, prompt: pb.Prompt, read: _Read) -> tuple[list[int], Sampling, Answers]:
+    async def prepare(self, read: _Read) -> tuple[list[int], Sampling, Answers]:
         """Returns the inputs of the engine (the prompt's ids and the sampling parameters), and the reader of its
         answers.
         """
-        most = self.model.engine.max_length
+        model = self.place.model
+        most = model.engine.max_length
         if isinstance(read, list):
             token_ids = read
         else:
-            _, read = await _redacted(self.model, prompt, read)
-            _, tokens = await _tokens(self.model, read, most)
+            _, tokens = await _tokens(self.place, read, most)
             token_ids = list(tokens.encoded.token_ids)
         chat = read if isinstance(read, convert.Conversation) else None
         asks = self.params.HasField("prompt_logprobs")
-        fragments = await self.model.tokenizer.fragments(token_ids) if asks else 0
+        fragments = await model.tokenizer.fragments(token_ids) if asks else 0
         form, parsing = self.form, None
         if chat and chat.required is not None:
             form, parsing = await self._required(chat, chat.required), Parsing(RequiredCalls, special_tokens=False)
@@ -166,32 +167,34 @@ class _Wish:
         sampling = convert.sampling(self.params, form, len(token_ids), most, fragments)
         if parsing and parsing.special_tokens:
             sampling = replace(sampling, skip_special_tokens=False)
-        return token_ids, sampling, Answers(parsing, self.model.parsing, self.model.unparsed)
+        return token_ids, sampling, Answers(parsing, model.parsing, model.unparsed)
 
     async def _required(self, chat: convert.Conversation, name: str) -> StructuredOutput:
         """Returns the structured output of an answer that must call tools."""
-        schema = await self.model.tokenizer.apart(required_calls.schema, chat.tools, name)
+        model = self.place.model
+        schema = await model.tokenizer.apart(required_calls.schema, chat.tools, name)
         try:
             wanted = pb.StructuredOutput(json_schema=schema)
-            return await self.model.constraints.checked(wanted, current().tenant.name)
+            return await model.constraints.checked(wanted, self.place.call.tenant.name)
         except InvalidInput as error:
             raise InvalidInput("prompt.chat.tools", f"as one JSON Schema: {error.description}") from error
 
     async def _parsing(self, chat: convert.Conversation, token_ids: Sequence[int]) -> Parsing | None:
-        parsers = self.model.engine.parsers
+        model = self.place.model
+        parsers = model.engine.parsers
         if parsers is None:
             return None
         try:
-            return await self.model.tokenizer.apart(parsers.chat, chat.tools, chat.arguments, token_ids)
+            return await model.tokenizer.apart(parsers.chat, chat.tools, chat.arguments, token_ids)
         except Exception as error:
-            self.model.unparsed(type(error).__name__)
+            model.unparsed(type(error).__name__)
             return None
 
 
-async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt, read: _Read) -> pb.GenerateResponse:
-    token_ids, sampling, answers = await wish.prepare(prompt, read)
+async def _answer(wish: _Wish, read: _Read) -> pb.GenerateResponse:
+    token_ids, sampling, answers = await wish.prepare(read)
     current().hold(_entries(sampling, len(token_ids)) * _ENTRY_BYTES)
-    outputs = place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
+    outputs = wish.place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
     async with aclosing(outputs):
         deltas = [delta async for output in outputs for delta in output]
     current().note("output", *(delta.text for delta in deltas))
@@ -202,7 +205,7 @@ async def _answer(place: Place, wish: _Wish, prompt: pb.Prompt, read: _Read) -> 
         usage=common_pb2.Usage(
             prompt_tokens=len(token_ids), completion_tokens=sum(len(delta.token_ids) for delta in deltas)
         ),
-        model_version=wish.model.id,
+        model_version=wish.place.model.id,
     )
 
 
@@ -212,17 +215,17 @@ def _entries(sampling: Sampling, prompt_length: int) -> int:
     return made + (0 if sampling.prompt_logprobs is None else prompt_length * (1 + sampling.prompt_logprobs))
 
 
-async def _check_bad_words(model: Model, words: Sequence[str]) -> None:
+async def _check_bad_words(place: Place, words: Sequence[str]) -> None:
     # vLLM bans each word in two forms: at the beginning of a text, and after a space.
     forms = [space + word.lstrip() for word in words for space in ("", " ")]
     if not forms:
         return
-    tokens = await model.encode(forms, special_tokens=False, most=convert.MAX_BAD_TOKENS)
+    tokens = await place.encode(forms, special_tokens=False, most=convert.MAX_BAD_TOKENS)
     if (count := sum(one.length for one in tokens)) > convert.MAX_BAD_TOKENS:
         what = f"make {count} tokens or more, with and without a space before; allowed: {convert.MAX_BAD_TOKENS}"
         raise InvalidInput("sampling.bad_words", what)
     for index, one in enumerate(tokens):
-        check_tokens(f"sampling.bad_words[{index // 2}]", [one], None, model.engine.vocab_size)
+        check_tokens(f"sampling.bad_words[{index // 2}]", [one], None, place.model.engine.vocab_size)
 
 
 def _checked(model: Model, request: pb.GenerateRequest, stream: bool) -> _Read:
@@ -266,29 +269,24 @@ def _read(wrong: Violations, model: Model, prompt: pb.Prompt, most: int) -> _Rea
     return prompt.text
 
 
-async def _redacted(
-    model: Model, prompt: pb.Prompt, read: str | convert.Conversation
-) -> tuple[Redacted[pb.Prompt], str | convert.Conversation]:
-    """Returns a text or chat prompt as the model may see it."""
-    seen = await model.redacted(prompt, "prompt")
-    if seen.request is prompt:
-        return seen, read
+def _as_seen(read: _Read, model: Model, prompt: pb.Prompt) -> _Read:
+    """Returns a checked prompt as the model may see it: read again, if the model masks personal data."""
+    if model.redactor is None:
+        return read
     with Violations() as wrong:
-        again = _read(wrong, model, seen.request, 0)
-    assert not isinstance(again, list)
-    return seen, again
+        return _read(wrong, model, prompt, 0)
 
 
-async def _tokens(model: Model, read: str | convert.Conversation, most: int) -> tuple[str, Tokens]:
+async def _tokens(place: Place, read: str | convert.Conversation, most: int) -> tuple[str, Tokens]:
     """Returns the text of a text or chat prompt, and its tokens: at most `most`."""
     if isinstance(read, str):
         kind, text = "text", read
     else:
         with current().stage("tokenize"):
-            kind, text = "chat", await _render(model, read)
+            kind, text = "chat", await _render(place.model, read)
     # A chat template writes the special tokens itself.
-    [tokens] = await model.encode([text], special_tokens=kind == "text", most=most)
-    check_tokens(f"prompt.{kind}", [tokens], most, model.engine.vocab_size, "shorten it")
+    [tokens] = await place.encode([text], special_tokens=kind == "text", most=most)
+    check_tokens(f"prompt.{kind}", [tokens], most, place.model.engine.vocab_size, "shorten it")
     note([text])
     return text, tokens
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tuneserve.server.api.checks import check_tokens
 from tuneserve.server.call.context import current
-from tuneserve.server.models.model import Model
+from tuneserve.server.models.place import Place
 from tuneserve.server.text.tokenizer import Tokens
 
 
@@ -14,11 +14,11 @@ def note(texts: Sequence[str | tuple[str, str]]) -> None:
         current().note("prompt", *(part for one in texts for part in ([one] if isinstance(one, str) else one)))
 
 
-async def encoded(model: Model, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool) -> list[Tokens]:
+async def encoded(place: Place, texts: Sequence[str | tuple[str, str]], field: str, *, truncate: bool) -> list[Tokens]:
     """Returns tokens that the model can read. Raises InvalidInput naming the first text that it can't; `field` has a {}
     for the index.
     """
-    limit = model.engine.max_length
-    tokens = await model.encode(texts, truncate=truncate, most=limit)
-    check_tokens(field, tokens, limit, model.engine.vocab_size)
+    engine = place.model.engine
+    tokens = await place.encode(texts, truncate=truncate, most=engine.max_length)
+    check_tokens(field, tokens, engine.max_length, engine.vocab_size)
     return tokens

@@ -23,7 +23,6 @@ from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.engine.interface import EngineFailed, Sampling
-from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place
 from tuneserve.server.text.tokenizer import Tokens
 
@@ -43,8 +42,8 @@ class Edge:
 class ZeroShot:
     """One call's labels, ready to be scored for texts."""
 
-    def __init__(self, model: Model, place: Place, form: Form, labels: Sequence[Sequence[int]], truncate: bool) -> None:
-        self._model = model
+    def __init__(self, place: Place, form: Form, labels: Sequence[Sequence[int]], truncate: bool) -> None:
+        self._model = place.model
         self._place = place
         self._form = form
         self._truncate = truncate
@@ -53,13 +52,13 @@ class ZeroShot:
         self._edges = list(dict.fromkeys(edge for label in self._labels for edge in label))
         self._longest = max(map(len, labels))
         # More would wait in the model's queue and delay other callers.
-        self._room = asyncio.Semaphore(model.engine.max_num_seqs)
+        self._room = asyncio.Semaphore(place.model.engine.max_num_seqs)
 
     @classmethod
-    async def of(cls, model: Model, place: Place, question: Question, truncate: bool) -> "ZeroShot":
+    async def of(cls, place: Place, question: Question, truncate: bool) -> "ZeroShot":
         """Prepares the labels as the model would write them. Raises InvalidInput if it can't tell two of them apart."""
         with current().stage("tokenize"):
-            form = await Form.of(model.tokenizer, question)
+            form = await Form.of(place.model.tokenizer, question)
             labels = await form.label_tokens()
         with Violations() as wrong:
             for index, ids in enumerate(labels):
@@ -68,7 +67,7 @@ class ZeroShot:
                     wrong.add(field, f"has {len(ids)} tokens; allowed: 1 to {LONGEST_LABEL}")
                 elif not ids:
                     wrong.add(field, "contains nothing that the model reads")
-                elif max(ids) >= model.engine.vocab_size:
+                elif max(ids) >= place.model.engine.vocab_size:
                     wrong.add(field, "has a token that the model does not know")
                 else:
                     same = (
@@ -78,7 +77,7 @@ class ZeroShot:
                     )
                     if (first := next(same, None)) is not None:
                         wrong.add(field, f"can't be told apart from labels[{first}] by the model")
-        return cls(model, place, form, labels, truncate)
+        return cls(place, form, labels, truncate)
 
     async def score(self, texts: Sequence[Any], field: str, truncate: bool = False) -> list[convert.Result]:
         """Returns the labels' log probabilities for each text. `field` names a text in errors, by its index."""

@@ -7,7 +7,7 @@ know the aliases that point at it (`aliases.py`), nor the supervisor of its engi
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,8 @@ from tuneserve.server.models.adapters import Adapter, Adapters
 from tuneserve.server.models.admission import Admission
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.text.constraints import Constraints
-from tuneserve.server.text.masking import M, Redacted, redacted
 from tuneserve.server.text.redaction import Redactor
-from tuneserve.server.text.tokenizer import Text, Tokenizer, Tokens
+from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import model_pb2
 
@@ -36,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Sequences given to an encoder's engine for each one that it runs in a step, so that the next step is always ready.
 _POOL_AHEAD = 2
-# Bytes that a token adds to the size of a request. With its offset and word it takes six times as much memory; so do a
-# request's other bytes.
-_TOKEN_BYTES = 48
 # Answers that are parsed in threads at a time.
 _PARSING = 2
 
@@ -56,6 +52,7 @@ class Model:
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
+    redactor: Redactor | None = None  # masks the personal data that its settings name, if they do
     failure: str = ""  # why its engine failed, until another one is ready
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # limits answers.Answers
     _engine: Engine | None = None
@@ -64,7 +61,6 @@ class Model:
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
     _constraints: Constraints | None = None
-    _redactor: Redactor | None = None
     # Set when the state changes; each state has its own event.
     _shown: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -206,8 +202,8 @@ class Model:
         try:
             if self._tokenizer is None:
                 self._tokenizer = await concurrency.apart(Tokenizer, self.config.path, engine.max_length)
-            if self._redactor is None and self.config.redact:
-                self._redactor = await concurrency.apart(Redactor, self.config.redact)
+            if self.redactor is None and self.config.redact:
+                self.redactor = await concurrency.apart(Redactor, self.config.redact)
         finally:
             self._reads = False
         await self.adapters.start(engine)
@@ -237,29 +233,6 @@ class Model:
     def told(self) -> str:
         """The message for callers about a failed engine; until the supervisor knows more, only that it died."""
         return f"model {self.name!r}: its engine {self.failure or 'died'}"
-
-    async def encode(
-        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
-    ) -> list[Tokens]:
-        """See Tokenizer.encode; measured as a stage of the call. Raises Overloaded if calls hold too much."""
-        call = current()
-
-        def taken(tokens: int) -> None:
-            call.hold(_TOKEN_BYTES * tokens)
-
-        with call.stage("tokenize"):
-            return await self.tokenizer.encode(
-                texts, special_tokens=special_tokens, truncate=truncate, most=most, taken=taken
-            )
-
-    async def redacted(self, request: M, path: str = "") -> Redacted[M]:
-        """Returns a request, or the field at that path, with the personal data masked that the model's settings name.
-        Measured as a stage of the call. Raises InvalidInput.
-        """
-        if self._redactor is None:
-            return Redacted(request)
-        with current().stage("tokenize"):
-            return await redacted(self._redactor, request, path, self.tokenizer.apart)
 
     def unparsed(self, reason: str) -> None:
         """Records that an answer is returned as plain text, because its parser was slow or failed."""

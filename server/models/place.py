@@ -1,9 +1,11 @@
-"""A call's place in a model's queue, and its requests from there to the engine."""
+"""A call's place in a model's queue, and its way to the engine: it is masked, is tokenized, waits for its turn, and is
+run.
+"""
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +16,16 @@ from tuneserve.server.call.errors import DeadlinePassed
 from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, PoolTask, Sampling
 from tuneserve.server.models.admission import TOO_LATE, Entry
 from tuneserve.server.models.model import Model
+from tuneserve.server.text.masking import M, Redacted, redacted
+from tuneserve.server.text.tokenizer import Text, Tokens
 
 
-@contextmanager
-def admitted(model: Model, priority: int = 0) -> Iterator["Place"]:
-    """Holds a place in a model's queue for the current call. Raises Overloaded or Unavailable at once."""
+@asynccontextmanager
+async def admitted(model: Model, request: M, priority: int = 0) -> AsyncIterator[tuple["Place", Redacted[M]]]:
+    """Holds a place in a model's queue for the current call, with its checked request, masked: the model sees no other.
+
+    Raises Overloaded or Unavailable at once, and InvalidInput for personal data that can't be masked.
+    """
     model.check_ready()
     call = current()
     place = Place(max(priority, call.tenant.priority), call.deadline, model=model, call=call)
@@ -26,7 +33,7 @@ def admitted(model: Model, priority: int = 0) -> Iterator["Place"]:
     with model.admission.enter(place):
         depth.inc()
         try:
-            yield place
+            yield place, await place.masked(request)
         finally:
             depth.dec()
 
@@ -38,6 +45,24 @@ class Place(Entry):
     model: Model
     call: Call
     prompt_tokens: int = 0  # that the engine read, or counts as read
+
+    async def masked(self, request: M, path: str = "") -> Redacted[M]:
+        """Returns a request, or the field at that path, with the personal data masked that the model's settings name.
+        Measured as a stage of the call. Raises InvalidInput.
+        """
+        if self.model.redactor is None:
+            return Redacted(request)
+        with self.call.stage("tokenize"):
+            return await redacted(self.model.redactor, request, path, self.model.tokenizer.apart)
+
+    async def encode(
+        self, texts: Sequence[Text], *, special_tokens: bool = True, truncate: bool = False, most: int | None = None
+    ) -> list[Tokens]:
+        """See Tokenizer.encode; measured as a stage of the call. Raises Overloaded if calls hold too much."""
+        with self.call.stage("tokenize"):
+            return await self.model.tokenizer.encode(
+                texts, special_tokens=special_tokens, truncate=truncate, most=most, hold=self.call.hold
+            )
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Waits for a turn and returns the engine's output for the inputs; see interface.Engine.pool."""

@@ -37,6 +37,9 @@ _SEAM, _MARGIN = 8, 64
 _LEAST_LONGEST = 32
 # Tokens whose offsets take milliseconds.
 _MANY = 1 << 15
+# Bytes that a token adds to the size of a request. With its offset and word it takes six times as much memory; so do a
+# request's other bytes.
+_TOKEN_BYTES = 48
 
 Text: TypeAlias = str | tuple[str, str]
 T = TypeVar("T")
@@ -138,9 +141,9 @@ class Tokenizer:
         special_tokens: bool = True,
         truncate: bool = False,
         most: int | None = None,
-        taken: Callable[[int], object] = lambda tokens: None,
+        hold: Callable[[int], object] = lambda size: None,
     ) -> list[Tokens]:
-        """Tokenizes texts and text pairs, in their order. `taken` is called with numbers of tokens, as they are made.
+        """Tokenizes texts and text pairs, in their order. `hold` is called with the bytes of tokens, as they are made.
 
         Without `truncate`, the first text of more than `most` tokens (default: as many as the model reads) ends the
         list. It has a length above `most` and no ids: its exact length is not worth computing.
@@ -148,7 +151,7 @@ class Tokenizer:
         call = _Call(special_tokens, truncate, self._max_length if most is None else most)
         if sum(map(_length, texts)) <= _SHORT:
             encoded = self._encode(texts, call)
-            taken(sum(one.length for one in encoded))
+            hold(_TOKEN_BYTES * sum(one.length for one in encoded))
             return encoded
         found: list[Tokens] = []
         for piece in pieces(texts, _length, _PIECE):
@@ -160,7 +163,7 @@ class Tokenizer:
             ]
             truncated = [_length(one) < _length(text) for one, text in zip(enough, piece, strict=True)]
             encoded = await self._lane(sum(map(_length, enough))).run(self._encode, enough, call)
-            taken(sum(one.length for one in encoded))
+            hold(_TOKEN_BYTES * sum(one.length for one in encoded))
             for tokens, is_truncated in zip(encoded, truncated, strict=True):
                 if is_truncated and truncate:
                     tokens = replace(tokens, truncated=True)

@@ -7,6 +7,8 @@ from tuneserve.server.call import context
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.place import admitted
+from tuneserve.v1 import classification_pb2 as pb
 
 
 @pytest.fixture
@@ -21,6 +23,12 @@ def model(served):
     return served.app.models.latest("sentiment")
 
 
+@pytest.fixture
+async def place(call, model):
+    async with admitted(model, pb.ClassifyRequest()) as (place, _):
+        yield place
+
+
 def test_texts_are_kept_only_where_the_settings_say_so(call):
     pooling.note(["a", ("b", "c")])
     assert call.content is None
@@ -30,22 +38,22 @@ def test_texts_are_kept_only_where_the_settings_say_so(call):
     assert call.content == {"prompt": ["a", "b", "c", "d"]}
 
 
-async def test_texts_become_tokens_that_the_model_takes(call, model):
-    [one, pair] = await pooling.encoded(model, ["the film", ("the", "film")], "inputs[{}]", truncate=False)
+async def test_texts_become_tokens_that_the_model_takes(place, model):
+    [one, pair] = await pooling.encoded(place, ["the film", ("the", "film")], "inputs[{}]", truncate=False)
     assert (one.length, pair.length) == (4, 5)
     assert pair.encoded.pair_start is not None
-    [cut] = await pooling.encoded(model, ["film " * 99], "inputs[{}]", truncate=True)
+    [cut] = await pooling.encoded(place, ["film " * 99], "inputs[{}]", truncate=True)
     assert (cut.length, cut.truncated) == (model.engine.max_length, True)
 
 
-async def test_a_text_that_is_too_long_is_named(call, model):
+async def test_a_text_that_is_too_long_is_named(place, model):
     most = model.engine.max_length
-    await pooling.encoded(model, ["film " * (most - 2)], "inputs[{}]", truncate=False)
+    await pooling.encoded(place, ["film " * (most - 2)], "inputs[{}]", truncate=False)
     with pytest.raises(InvalidInput, match=rf"^inputs\[1\]: has {most + 1} tokens, the model takes {most}"):
-        await pooling.encoded(model, ["a", "film " * (most - 1)], "inputs[{}]", truncate=False)
+        await pooling.encoded(place, ["a", "film " * (most - 1)], "inputs[{}]", truncate=False)
 
 
-async def test_a_token_that_the_engine_lacks_never_reaches_it(call, model, served, monkeypatch):
+async def test_a_token_that_the_engine_lacks_never_reaches_it(place, served, monkeypatch):
     monkeypatch.setattr(served.engines["sentiment"], "vocab_size", 5)
     with pytest.raises(InvalidInput, match="a token that the model does not know"):
-        await pooling.encoded(model, ["film"], "inputs[{}]", truncate=False)
+        await pooling.encoded(place, ["film"], "inputs[{}]", truncate=False)

@@ -14,7 +14,7 @@ from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Store
 from tuneserve.server.models.admission import Entry
 from tuneserve.server.models.model import Model
-from tuneserve.v1 import checkpoint_pb2, model_pb2
+from tuneserve.v1 import model_pb2
 
 from ..conftest import FakeEngine
 
@@ -225,21 +225,6 @@ async def test_a_model_without_room_for_adapters_takes_none(model, start):
     with pytest.raises(WrongState, match="takes no adapters: set max_adapters") as caught:
         model.check_takes_adapters()
     assert caught.value.reason == "NO_ADAPTERS"
-
-
-async def test_tokens_are_held_against_their_caller_as_they_are_made(model, call, start):
-    await model.load(start)
-    held: list[int] = []
-    call.hold = held.append
-    [tokens] = await model.encode(["the film was good"])
-    assert sum(held) == 48 * tokens.length
-    assert call.stage_ns.keys() == {"tokenize"}
-
-
-async def test_a_model_that_masks_nothing_reads_what_it_was_sent(model, call):
-    request = checkpoint_pb2.Checkpoint(labels=["a@b.org"])
-    assert (await model.redacted(request)).request is request
-    assert call.stages == []
 
 
 async def test_an_answer_that_is_not_taken_apart_is_counted_and_said(model, call, caplog):

@@ -2,17 +2,20 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tuneserve.server.call import context
-from tuneserve.server.call.errors import DeadlinePassed, NotFound, Overloaded, Unavailable
+from tuneserve.server.call.errors import DeadlinePassed, InvalidInput, NotFound, Overloaded, Unavailable
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, Sampling
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.place import admitted
-from tuneserve.v1 import model_pb2
+from tuneserve.server.text.redaction import Redactor
+from tuneserve.v1 import classification_pb2, model_pb2
 
+REQUEST = classification_pb2.ClassifyRequest(inputs=[classification_pb2.ClassifyInput(text="Write to a@b.org")])
 INPUTS = [Encoded([2, 9, 3]), Encoded([2, 9, 9, 3])]
 
 
@@ -41,15 +44,40 @@ def sample(call: context.Call, name: str, model: str) -> float:
 
 
 async def made(model, tokens: int = 3, **options) -> list[list[Delta]]:
-    with admitted(model) as place:
+    async with admitted(model, REQUEST) as (place, _):
         options = {"stream": True, **options}
         return [one async for one in place.generate([5, 6], Sampling(max_tokens=tokens), **options)]
+
+
+async def test_nobody_gets_in_with_personal_data_that_the_model_masks(models, call, monkeypatch):
+    context.begin(call)
+    async with admitted(models["sentiment"], REQUEST) as (_, seen):
+        assert seen.request is REQUEST
+    assert call.stages == []
+    monkeypatch.setattr(models["sentiment"], "redactor", Redactor(["email"]))
+    async with admitted(models["sentiment"], REQUEST) as (_, seen):
+        assert seen.request.inputs[0].text == "Write to [EMAIL]"
+    assert call.stage_ns.keys() == {"tokenize"}
+    with pytest.raises(InvalidInput, match=r"^labels"):
+        async with admitted(models["sentiment"], classification_pb2.ClassifyRequest(labels=["a@b.org"])):
+            raise AssertionError
+    assert models["sentiment"].admission.calls == 0
+
+
+async def test_tokens_are_held_against_their_caller_as_they_are_made(models, call):
+    context.begin(call)
+    held: list[int] = []
+    call.hold = held.append
+    async with admitted(models["sentiment"], REQUEST) as (place, _):
+        [tokens] = await place.encode(["the film was good"])
+    assert sum(held) == 48 * tokens.length
+    assert call.stage_ns.keys() == {"tokenize"}
 
 
 async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):
     context.begin(call)
     model = models["sentiment"]
-    with admitted(model, priority=1) as place:
+    async with admitted(model, REQUEST, priority=1) as (place, _):
         assert place.priority == 3, "in the queue, too"
         assert model.admission.calls == 1
         assert sample(call, "tuneserve_queue_depth", "sentiment") == 1
@@ -67,12 +95,12 @@ async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):
 
 async def test_what_a_call_reads_adds_up(models, chat, call):
     context.begin(call)
-    with admitted(models["sentiment"]) as place:
+    async with admitted(models["sentiment"], REQUEST) as (place, _):
         rows = await place.pool([Encoded([2, 9, 3]), Encoded([2, 3])], "classify")
         await place.pool([Encoded([2, 3])], "classify")
     assert [row.tolist() for row in rows] == [[0.0, 2.0], [2.0, 0.0]]
     assert place.prompt_tokens == call.prompt_tokens == 7
-    with admitted(chat) as place:
+    async with admitted(chat, REQUEST) as (place, _):
         async for _ in place.generate([5, 6], Sampling(max_tokens=1), stream=False, cost=11):
             pass
     assert place.prompt_tokens == 11
@@ -105,7 +133,7 @@ async def test_a_cost_stands_for_all_of_it(chat, call, charged):
 
 async def test_leaving_early_frees_the_place(chat, served, call):
     context.begin(call)
-    with admitted(chat) as place:
+    async with admitted(chat, REQUEST) as (place, _):
         outputs = place.generate([5, 6], Sampling(max_tokens=9), stream=True)
         await anext(outputs)
         assert chat.admission.running == 1
@@ -124,14 +152,12 @@ async def test_an_adapter_is_known_or_the_call_ends_before_the_engine(chat, serv
 
 async def test_a_call_too_many_is_turned_away_at_once(chat, call):
     context.begin(call)
-    held = [admitted(chat) for _ in range(4)]
-    for one in held:
-        one.__enter__()
-    with pytest.raises(Overloaded) as caught, admitted(chat):
-        raise AssertionError
+    async with AsyncExitStack() as held:
+        for _ in range(4):
+            await held.enter_async_context(admitted(chat, REQUEST))
+        with pytest.raises(Overloaded) as caught:
+            await made(chat)
     assert caught.value.reason == "QUEUE_FULL"
-    for one in held:
-        one.__exit__(None, None, None)
     assert len(await made(chat)) == 3
 
 
@@ -139,16 +165,17 @@ async def test_a_call_too_many_is_turned_away_at_once(chat, call):
 async def test_a_model_that_does_not_answer_takes_nobody(chat, call, monkeypatch, state):
     context.begin(call)
     monkeypatch.setattr(chat, "state", state)
-    with pytest.raises(Unavailable), admitted(chat):
-        raise AssertionError
+    with pytest.raises(Unavailable):
+        await made(chat)
     assert chat.admission.calls == 0
 
 
 async def test_what_is_too_late_never_reaches_the_engine(models, served, call, charged):
     context.begin(call)
     call.deadline = time.monotonic() - 1
-    with admitted(models["sentiment"]) as place, pytest.raises(DeadlinePassed):
-        await place.pool(INPUTS, "classify")
+    async with admitted(models["sentiment"], REQUEST) as (place, _):
+        with pytest.raises(DeadlinePassed):
+            await place.pool(INPUTS, "classify")
     assert served.engines["sentiment"].tickets == []
     assert charged == []
 
@@ -157,8 +184,9 @@ async def test_of_a_dead_engine_callers_are_told_what_befell_it(models, served, 
     context.begin(call)
     monkeypatch.setattr(models["sentiment"], "failure", "ran out of memory")
     served.engines["sentiment"].broken = EngineFailed("canary-of-a-prompt")
-    with admitted(models["sentiment"]) as place, pytest.raises(EngineFailed) as caught:
-        await place.pool(INPUTS, "classify")
+    async with admitted(models["sentiment"], REQUEST) as (place, _):
+        with pytest.raises(EngineFailed) as caught:
+            await place.pool(INPUTS, "classify")
     assert caught.value.told == "model 'sentiment': its engine ran out of memory"
 
 
@@ -168,7 +196,7 @@ async def test_a_call_that_is_cancelled_leaves_its_place(models, served, call, u
     engine.delay = 30
 
     async def ask() -> None:
-        with admitted(model) as place:
+        async with admitted(model, REQUEST) as (place, _):
             await place.pool(INPUTS, "classify")
 
     task = asyncio.create_task(ask())
