@@ -1,14 +1,13 @@
 """ClassificationService: converts requests, calls the engine, converts its answers."""
 
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneserve import checkpoint
+from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api import streams
 from tuneserve.server.api.checks import check_text, check_tokens, check_unset
@@ -22,7 +21,6 @@ from tuneserve.server.call.errors import InvalidInput, Violations
 from tuneserve.server.call.wire import Received
 from tuneserve.server.concurrency import pieces
 from tuneserve.server.models.aliases import Models
-from tuneserve.server.models.model import Model
 from tuneserve.server.models.place import Place, admitted
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.redaction import Masked
@@ -38,8 +36,8 @@ STREAM_AHEAD = 64
 _SHORT = 256
 # Characters of texts that are tokenized together before their windows are counted.
 _WINDOWED = 1 << 18
-# Scores computed at a time; and bytes of one score in the answer, without its label.
-_SCORES, _SCORE_BYTES = 1 << 16, 12
+# Bytes of one score in the answer, without its label.
+_SCORE_BYTES = 12
 # Bytes of a span in the answer, without its label and text; there may be one span a token.
 _SPAN_BYTES = 24
 
@@ -78,14 +76,14 @@ class ClassificationService(ClassificationServiceServicer):
             if is_zero_shot:
                 scorer = await ZeroShot.of(place, Question.of(seen.request), long_texts.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
-            scores = await _scores(results, shown)
+            scores = await answers.scores_of(results, shown)
             response = pb.ClassifyResponse(model_version=model.id)
-            best = [one async for one in in_turns(_added(response, results, scores, shown))]
+            best = [one async for one in in_turns(answers.add_classifications(response, results, scores, shown))]
             if explanation:
                 await explanation.add_weights(response.results, scores, shown, scorer.score)
         current().note("output", *(label for label, _ in best))
         # The labels that a call brings are not counted in a metric: their number is unbounded.
-        await _count(model, len(texts), [] if is_zero_shot else best)
+        await answers.count(model.name, len(texts), [] if is_zero_shot else best)
         response.usage.prompt_tokens = place.prompt_tokens
         return response
 
@@ -111,10 +109,10 @@ class ClassificationService(ClassificationServiceServicer):
             for text, mask, one, its_windows in zip(texts, masked, tokens, split, strict=True):
                 logits = windows.stitch(one, its_windows, [next(rows) for _ in its_windows])
                 yield
-                scores = yield from _probabilities(logits)
+                scores = yield from answers.token_probabilities(logits)
                 places = yield from _places(one, mask)
                 new = yield from spans.find(text, scores, places, one.words, model.labels, how)
-                yield from convert.add_spans(response, text, new, unit, one)
+                yield from answers.add_spans(response, text, new, unit, one)
                 labels.extend(span.label for span in new)
                 sure.extend(span.score for span in new)
                 if current_call.content is not None:
@@ -129,16 +127,16 @@ class ClassificationService(ClassificationServiceServicer):
         else:
             await model.tokenizer.in_steps(decode())
         current_call.note("output", *noted)
-        await _count(model, len(texts), zip(labels, sure, strict=True))
+        await answers.count(model.name, len(texts), zip(labels, sure, strict=True))
         return response
 
     async def ClassifyStream(
         self, request_iterator: AsyncIterable[Received], context: Any
     ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         """See classification.proto."""
-        async with aclosing(streams.merged(request_iterator, self._one, STREAM_AHEAD)) as answers:
-            async for answer in answers:
-                yield answer
+        async with aclosing(streams.merged(request_iterator, self._one, STREAM_AHEAD)) as responses:
+            async for response in responses:
+                yield response
 
     async def _one(self, received: Received) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         item: pb.ClassifyStreamRequest = received.message
@@ -169,7 +167,7 @@ class ClassificationService(ClassificationServiceServicer):
             tokens = await encoded(place, pairs, "candidates[{}]", truncate=truncate)
             rows = np.stack(await place.pool([one.encoded for one in tokens], "classify"))
         problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
-        scores = convert.probabilities(rows, problem, temperature)
+        scores = answers.probabilities(rows, problem, temperature)
         shown = (rows if request.raw_scores else scores)[:, label]
         # Sorted by what is returned: probabilities may be equal where logits are not.
         order = np.argsort(-shown, kind="stable")[: request.top_k if request.HasField("top_k") else None]
@@ -189,7 +187,7 @@ class Classifier:
 
     async def score(
         self, texts: Sequence[str | tuple[str, str]], field: str, truncate: bool = False
-    ) -> list[convert.Result]:
+    ) -> list[answers.Result]:
         """Returns the raw outputs for each text. Long texts are handled as the call says; with `truncate` they are
         truncated.
         """
@@ -198,40 +196,11 @@ class Classifier:
         pieces = [one.encoded for part in split for one in part]
         rows = iter(await self._place.pool(pieces, "classify"))
         return [
-            convert.Result(
+            answers.Result(
                 windows.pool([next(rows) for _ in part], long_texts.pooling), one.length, one.truncated, len(part)
             )
             for one, part in zip(tokens, split, strict=True)
         ]
-
-
-async def _scores(results: Sequence[convert.Result], shown: convert.Shown) -> NDArray[np.float32]:
-    """Returns (results, labels), see convert.all_scores."""
-    few = _few(shown)
-    if len(results) <= few:
-        return convert.all_scores(results, shown)
-    starts = in_turns(range(0, len(results), few))
-    return np.concatenate([convert.all_scores(results[start : start + few], shown) async for start in starts])
-
-
-def _added(
-    answer: pb.ClassifyResponse, results: Sequence[convert.Result], scores: NDArray[np.float32], shown: convert.Shown
-) -> Iterator[tuple[str, float]]:
-    """Yields as convert.add_classifications does, but converts some results at a time."""
-    few = _few(shown)
-    for start in range(0, len(results), few):
-        yield from convert.add_classifications(answer, results[start : start + few], scores[start : start + few], shown)
-
-
-def _probabilities(logits: NDArray[np.float32]) -> Generator[None, None, NDArray[np.float32]]:
-    """Returns the probabilities of tokens' labels, in steps of some milliseconds."""
-    scores = np.empty(logits.shape, np.float32)
-    few = max(1, _SCORES // logits.shape[-1])
-    for start in range(0, len(logits), few):
-        some = slice(start, start + few)
-        scores[some] = convert.probabilities(logits[some], checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL)
-        yield
-    return scores
 
 
 def _places(tokens: Tokens, mask: Masked) -> Generator[None, None, list[tuple[int, int]]]:
@@ -241,10 +210,6 @@ def _places(tokens: Tokens, mask: Masked) -> Generator[None, None, list[tuple[in
         found += [mask.original(*place) for place in tokens.offsets[start : start + spans.STEP]]
         yield
     return found
-
-
-def _few(shown: convert.Shown) -> int:
-    return max(1, _SCORES // len(shown.labels))
 
 
 async def _windows(
@@ -265,15 +230,3 @@ async def _windows(
         tokens += some
     check_tokens(field, tokens, None, engine.vocab_size)
     return tokens, [windows.split(one, limit, long_texts.overlap) for one in tokens]
-
-
-async def _count(model: Model, texts: int, predictions: Iterable[tuple[str, float]]) -> None:
-    current().metrics.texts.labels(model.name).inc(texts)
-    counts, confidence = Counter[str](), current().metrics.confidence.labels(model.name)
-    async for label, score in in_turns(predictions):
-        counts[label] += 1
-        # Regression outputs outside 0 to 1 are not probabilities and are left out of the histogram.
-        if 0 <= score <= 1:
-            confidence.observe(score)
-    for label, count in counts.items():
-        current().metrics.predictions.labels(model.name, label).inc(count)

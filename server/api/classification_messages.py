@@ -1,21 +1,14 @@
-"""Converts messages of classification and embedding to the engine's inputs, and outputs back. Checks all their fields.
+"""Checks the fields of classification's and embedding's requests, and returns what they ask for.
 
-What is wrong with a request's fields is added to the call's Violations; what is returned then is never used. Knows the
-protos and the engine's interface; does no I/O.
+What is wrong with a request's fields is added to the call's Violations; what is returned then is never used.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import expit
 
 from tuneserve.server.api.checks import BLANK, check_count, check_enum, check_unset, listed
-from tuneserve.server.call.errors import InvalidInput, Violations
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.text import spans, windows
-from tuneserve.server.text.tokenizer import Tokens
 from tuneserve.v1 import checkpoint_pb2, common_pb2, embedding_pb2
 from tuneserve.v1 import classification_pb2 as pb
 
@@ -65,15 +58,6 @@ class Shown:
         """Returns the approximate bytes of one result, with `beside` bytes for each label in addition to its name."""
         shown = len(self.labels) if self.top_k is None else min(self.top_k, len(self.labels))
         return shown * (beside + sum(map(len, self.labels)) // len(self.labels))
-
-
-class Result(NamedTuple):
-    """The model's raw outputs for one text, and how it read the text."""
-
-    raw: NDArray[np.float32]  # (labels,)
-    length: int  # tokens
-    truncated: bool = False
-    windows: int = 1
 
 
 def pairs(request: pb.ClassifyRequest) -> list[str | tuple[str, str]]:
@@ -213,64 +197,6 @@ def rank_label(wrong: Violations, request: pb.RankRequest, labels: Sequence[str]
     return 0
 
 
-def probabilities(
-    logits: NDArray[np.float32], problem: checkpoint_pb2.ProblemType, temperature: float = 1.0
-) -> NDArray[np.float32]:
-    """Returns the softmax, over the last axis, of the logits divided by the temperature; for multi-label the sigmoid of
-    each; for regression the outputs unchanged. Computed in float64.
-    """
-    _check_numbers(logits)
-    scores = logits.astype(np.float64)
-    if problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
-        scores /= temperature
-    if problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
-        scores = expit(scores)
-    elif problem != checkpoint_pb2.PROBLEM_TYPE_REGRESSION:
-        # The same as SciPy's softmax, in a fifth of the time.
-        scores = np.exp(scores - np.maximum.reduce(scores, axis=-1, keepdims=True))
-        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
-    return np.asarray(scores, dtype=np.float32)
-
-
-def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
-    """Returns (results, labels), see `probabilities`. All at once: sixty results cost no more than one."""
-    return probabilities(np.array([result.raw for result in results]), shown.problem, shown.temperature)
-
-
-def add_classifications(
-    answer: pb.ClassifyResponse, results: Sequence[Result], scores: NDArray[np.float32], shown: Shown
-) -> Iterator[tuple[str, float]]:
-    """Adds the labels of each input to an answer, best first, and yields each input's best label with its probability.
-    Equal scores stay in the labels' order. `scores` is (results, labels).
-    """
-    order = (-scores).argsort(axis=-1, kind="stable")
-    enough = None if shown.least is None else (scores >= np.asarray(shown.least, dtype=np.float32)).tolist()
-    values = np.array([result.raw for result in results]) if shown.raw else scores
-    # Converted to Python numbers all at once: converting NumPy numbers one by one takes longer than using them.
-    rows = zip(results, order.tolist(), scores.tolist(), values.tolist(), strict=True)
-    for index, (result, best, row, value) in enumerate(rows):
-        kept = best if enough is None else [label for label in best if enough[index][label]]
-        # Added in place: assigning a message would copy it.
-        one = answer.results.add(token_count=result.length, truncated=result.truncated, windows=result.windows)
-        for i in kept[: shown.top_k]:
-            one.labels.add(label=shown.labels[i], score=value[i])
-        yield shown.labels[best[0]], row[best[0]]
-
-
-def add_spans(
-    answer: pb.ClassifyTokensResponse, text: str, found: Sequence[spans.Span], unit: spans.Unit, tokens: Tokens
-) -> Iterator[None]:
-    """Adds the spans of one text to an answer, with offsets in the caller's unit; in steps of some milliseconds."""
-    # Added in place: assigning a message would copy it.
-    result = answer.results.add(token_count=tokens.length, truncated=tokens.truncated)
-    at = spans.positions(text, unit)
-    yield
-    for first in range(0, len(found), spans.STEP):
-        for label, score, start, end in found[first : first + spans.STEP]:
-            result.spans.add(label=label, score=score, start=at[start], end=at[end], text=text[start:end])
-        yield
-
-
 def dimensions(wrong: Violations, request: embedding_pb2.EmbedRequest) -> int | None:
     """Returns how many dimensions to return. That the model has so many is not known before its answer."""
     if not request.HasField("dimensions"):
@@ -278,27 +204,6 @@ def dimensions(wrong: Violations, request: embedding_pb2.EmbedRequest) -> int | 
     if request.dimensions < 1:
         wrong.add("dimensions", f"is {request.dimensions}; allowed: 1 or more, or unset for all")
     return request.dimensions
-
-
-def embedding(
-    vector: NDArray[np.float32], tokens: Tokens, dimensions: int | None, normalize: bool
-) -> embedding_pb2.Embedding:
-    """Returns the first dimensions of a vector, scaled to length 1 unless it is zero. Raises InvalidInput for more
-    dimensions than it has.
-    """
-    _check_numbers(vector)
-    if dimensions is not None and dimensions > len(vector):
-        raise InvalidInput("dimensions", f"is {dimensions}; allowed: 1 to {len(vector)}")
-    kept = vector[:dimensions].astype(np.float64)
-    if normalize and (length := np.linalg.norm(kept)):
-        kept = kept / length
-    return embedding_pb2.Embedding(values=kept, token_count=tokens.length, truncated=tokens.truncated)
-
-
-def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
-    # The model overflowed: scores made of its outputs would look like an answer.
-    if not np.logical_and.reduce(np.isfinite(values), axis=None):
-        raise ArithmeticError("the model's outputs contain NaN or infinity")
 
 
 def check_top_k(wrong: Violations, request: pb.ClassifyRequest | pb.RankRequest) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api.pooling import encoded, note
 from tuneserve.server.call.errors import Violations
@@ -34,6 +35,6 @@ class EmbeddingService(EmbeddingServiceServicer):
             tokens = await encoded(place, texts, "texts[{}]", truncate=truncate)
             vectors = await place.pool([one.encoded for one in tokens], "embed")
         rows = in_turns(zip(vectors, tokens, strict=True))
-        results = [convert.embedding(vector, one, dimensions, normalize) async for vector, one in rows]
+        results = [answers.embedding(vector, one, dimensions, normalize) async for vector, one in rows]
         usage = common_pb2.Usage(prompt_tokens=place.prompt_tokens)
         return pb.EmbedResponse(results=results, usage=usage, model_version=model.id)

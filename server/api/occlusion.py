@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.call.errors import Violations
 from tuneserve.server.config import ModelConfig
@@ -24,7 +25,7 @@ from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 
 # `score` of `Classifier` and `ZeroShot`: takes texts, their field in errors, and whether to truncate long texts.
-Score = Callable[[Sequence[str], str, bool], Awaitable[list[convert.Result]]]
+Score = Callable[[Sequence[str], str, bool], Awaitable[list[answers.Result]]]
 
 # Characters of a text for each word that may be removed: longer texts are refused before their words are counted.
 _WORD_LENGTH = 100
@@ -79,7 +80,7 @@ class Explanation:
 
     async def add_weights(
         self,
-        answers: Sequence[pb.Classification],
+        classified: Sequence[pb.Classification],
         scores: NDArray[np.float32],
         shown: convert.Shown,
         score: Score,
@@ -90,8 +91,8 @@ class Explanation:
         ]
         if not variants:
             return
-        scored = iter(convert.all_scores(await score(variants, "explain", True), shown))
-        for answer, whole, text, found in zip(answers, scores, self.texts, self.words, strict=True):
+        scored = iter(answers.all_scores(await score(variants, "explain", True), shown))
+        for answer, whole, text, found in zip(classified, scores, self.texts, self.words, strict=True):
             best, at = int(whole.argmax()), spans.positions(text, self.unit)
             for word, variant in zip(found, islice(scored, len(found)), strict=True):
                 answer.weights.add(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tuneserve.server import concurrency, turns
-from tuneserve.server.api import classification_messages as convert
+from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api.checks import check_tokens
 from tuneserve.server.api.label_prompts import LONGEST_LABEL, Form, Question
 from tuneserve.server.call.context import current
@@ -79,7 +79,7 @@ class ZeroShot:
                         wrong.add(field, f"can't be told apart from labels[{first}] by the model")
         return cls(place, form, labels, truncate)
 
-    async def score(self, texts: Sequence[Any], field: str, truncate: bool = False) -> list[convert.Result]:
+    async def score(self, texts: Sequence[Any], field: str, truncate: bool = False) -> list[answers.Result]:
         """Returns the labels' log probabilities for each text. `field` names a text in errors, by its index."""
         if len(texts) * len(self._edges) > MOST_REQUESTS:
             most = MOST_REQUESTS // len(self._edges)
@@ -93,7 +93,7 @@ class ZeroShot:
         limit = max(2, 2 * self._model.engine.max_num_seqs // len(self._edges))
         return await concurrency.together(self._score, prompts, limit)
 
-    async def _score(self, prompt: tuple[Tokens, bool]) -> convert.Result:
+    async def _score(self, prompt: tuple[Tokens, bool]) -> answers.Result:
         tokens, truncated = prompt
         ids = list(tokens.encoded.token_ids)
         first, *others = self._edges
@@ -103,7 +103,7 @@ class ZeroShot:
         found += await concurrency.together(lambda edge: self._ask(ids, edge, self._cost(ids, edge)), others, most)
         logprobs = dict(zip(self._edges, found, strict=True))
         totals = [sum(logprobs[edge] for edge in label) for label in self._labels]
-        return convert.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
+        return answers.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
 
     def _cost(self, prompt: Sequence[int], edge: Edge) -> int:
         """Returns the tokens that the engine processes for one more edge: only one if the prompt is in its cache."""

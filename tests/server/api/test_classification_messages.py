@@ -1,20 +1,15 @@
-"""Classification's and embedding's messages to what the engine takes, and back, without a server."""
+"""Classification's and embedding's requests: what is checked of them, and what they ask for; without a server."""
 
 import math
-from typing import Any
 
-import numpy as np
 import pytest
 
 from tuneserve.server.api import classification_messages as convert
-from tuneserve.server.api.classification_messages import LongTexts, Result, Shown
-from tuneserve.server.engine.interface import Encoded
-from tuneserve.server.text.spans import Span
-from tuneserve.server.text.tokenizer import Tokens
+from tuneserve.server.api.classification_messages import LongTexts, Shown
 from tuneserve.v1 import checkpoint_pb2, common_pb2, embedding_pb2
 from tuneserve.v1 import classification_pb2 as pb
 
-from .checking import good, raised, refusal
+from .checking import good, refusal
 
 SINGLE, MULTI, NUMBERS = (
     checkpoint_pb2.PROBLEM_TYPE_SINGLE_LABEL,
@@ -23,7 +18,6 @@ SINGLE, MULTI, NUMBERS = (
 )
 WINDOWS = common_pb2.TRUNCATION_WINDOWS
 LABELS = ["neg", "pos", "mixed"]
-TOKENS = Tokens(Encoded([1, 2, 3]), None, 3, False)
 
 
 def inputs(*texts: str | tuple[str, str]) -> list[pb.ClassifyInput]:
@@ -151,81 +145,12 @@ def test_the_label_that_ranks_is_named_where_there_are_several():
         assert refusal(convert.rank_label, bad, LABELS).field == field
 
 
-def test_scores_are_a_softmax_sigmoids_or_numbers():
-    logits = np.array([[0.0, math.log(3.0)]], dtype=np.float32)
-    assert convert.probabilities(logits, SINGLE) == pytest.approx(np.array([[0.25, 0.75]]))
-    assert convert.probabilities(logits, MULTI) == pytest.approx(np.array([[0.5, 0.75]]))
-    assert convert.probabilities(logits, NUMBERS, 5.0) == pytest.approx(logits)
-    warm = convert.probabilities(logits, SINGLE, 2.0)[0, 1]
-    assert warm == pytest.approx(math.sqrt(3) / (1 + math.sqrt(3)))
-    # Large logits are no overflow.
-    assert convert.probabilities(np.array([[1e30, -1e30]], dtype=np.float32), SINGLE).tolist() == [[1.0, 0.0]]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_model_that_overflowed_gives_no_answer(bad):
-    outputs = np.array([1.0, bad], dtype=np.float32)
-    with pytest.raises(ArithmeticError):
-        convert.probabilities(outputs, SINGLE)
-    with pytest.raises(ArithmeticError):
-        convert.embedding(outputs, TOKENS, None, True)
-
-
-def classified(logits: list[list[float]], shown: Shown) -> tuple[list[list[tuple[str, float]]], list[Any]]:
-    """What is shown of each text, and the best labels, which are counted."""
-    answer = pb.ClassifyResponse()
-    results = [Result(np.array(row, dtype=np.float32), 3, True, 2) for row in logits]
-    best = list(convert.add_classifications(answer, results, convert.all_scores(results, shown), shown))
-    assert all((one.token_count, one.truncated, one.windows) == (3, True, 2) for one in answer.results)
-    return [[(one.label, round(one.score, 4)) for one in result.labels] for result in answer.results], best
-
-
-def test_labels_come_best_first_and_equal_ones_in_their_order():
-    found, best = classified([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0]], Shown(LABELS, NUMBERS))
-    assert [[label for label, _ in one] for one in found] == [["pos", "neg", "mixed"], LABELS]
-    assert best == [("pos", 2.0), ("neg", 0.0)]
-    many = [f"label {index}" for index in range(100)]
-    [[*labels]], _ = classified([[1.0, 2.0] * 50], Shown(many, SINGLE))
-    assert [label for label, _ in labels] == many[1::2] + many[::2]
-
-
-def test_what_is_too_unlikely_is_left_out_and_the_best_is_known_still():
-    third = math.log(0.2), math.log(0.3), math.log(0.5)
-    found, best = classified([list(third)], Shown(LABELS, SINGLE, least=[0.0, 0.4, 0.6]))
-    assert found == [[("neg", 0.2)]]
-    assert best == [("mixed", pytest.approx(0.5))]
-    found, _ = classified([list(third)], Shown(LABELS, SINGLE, top_k=1, least=[0.1, 0.1, 0.1]))
-    assert found == [[("mixed", 0.5)]]
-
-
-def test_raw_scores_are_shown_by_what_their_probabilities_are():
-    found, best = classified([[-1.0, 3.0, 0.0]], Shown(LABELS, SINGLE, top_k=1, raw=True))
-    assert found == [[("pos", 3.0)]]
-    assert 0.9 < best[0][1] < 1
-
-
 def test_a_result_is_as_wide_as_its_labels():
     assert Shown(["a", "bcd"], SINGLE).width(10) == 2 * (10 + 2)
     assert Shown(["a", "bcd"], SINGLE, top_k=1).width(10) == 10 + 2
     assert Shown(["a", "bcd"], SINGLE, top_k=99).width(10) == 2 * (10 + 2)
 
 
-@pytest.mark.parametrize(("unit", "places"), [("code_point", (2, 4)), ("utf8", (5, 8)), ("utf16", (3, 5))])
-def test_spans_have_places_in_the_callers_unit_and_their_own_text(unit, places):
-    response = pb.ClassifyTokensResponse()
-    for _ in convert.add_spans(response, "🙂 né", [Span("PER", 0.5, 2, 4)], unit, TOKENS):
-        pass
-    [answer] = response.results
-    [span] = answer.spans
-    assert (span.label, span.score, span.text, answer.token_count) == ("PER", 0.5, "né", 3)
-    assert (span.start, span.end) == places
-
-
-def test_a_vector_is_cut_and_then_scaled():
-    vector = np.array([3.0, 4.0, 12.0], dtype=np.float32)
-    assert list(convert.embedding(vector, TOKENS, None, False).values) == [3, 4, 12]
-    assert list(convert.embedding(vector, TOKENS, 2, True).values) == pytest.approx([0.6, 0.8])
-    assert list(convert.embedding(vector * 0, TOKENS, None, True).values) == [0, 0, 0]
-    assert str(raised(convert.embedding, vector, TOKENS, 4, True)) == "dimensions: is 4; allowed: 1 to 3"
+def test_a_vector_has_at_least_one_dimension():
     assert refusal(convert.dimensions, embedding_pb2.EmbedRequest(dimensions=0)).field == "dimensions"
     assert good(convert.dimensions, embedding_pb2.EmbedRequest()) is None
