@@ -1,6 +1,6 @@
 """ClassificationService: converts requests, calls the engine, converts its answers."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -10,18 +10,17 @@ from tuneserve import checkpoint
 from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.api import streams
-from tuneserve.server.api.checks import check_text, check_tokens, check_unset
+from tuneserve.server.api.checks import check_text, check_unset
 from tuneserve.server.api.label_prompts import Question, check_question
 from tuneserve.server.api.occlusion import Explanation, check_explain
-from tuneserve.server.api.pooling import encoded, note
+from tuneserve.server.api.pooling import Classifier, encoded, note, windowed
 from tuneserve.server.api.zero_shot import ZeroShot
 from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import InvalidInput, Violations
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.call.wire import Received
-from tuneserve.server.concurrency import pieces
 from tuneserve.server.models.aliases import Models
-from tuneserve.server.models.place import Place, admitted
+from tuneserve.server.models.place import admitted
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.redaction import Masked
 from tuneserve.server.text.tokenizer import Tokens
@@ -34,8 +33,6 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 STREAM_AHEAD = 64
 # Tokens of a call from which on spans are found in threads; fewer on the event loop, because that is faster.
 _SHORT = 256
-# Characters of texts that are tokenized together before their windows are counted.
-_WINDOWED = 1 << 18
 # Bytes of one score in the answer, without its label.
 _SCORE_BYTES = 12
 # Bytes of a span in the answer, without its label and text; there may be one span a token.
@@ -96,7 +93,7 @@ class ClassificationService(ClassificationServiceServicer):
         async with admitted(model, request, request.priority) as (place, seen):
             masked = [seen.original(f"texts[{index}]", text) for index, text in enumerate(texts)]
             note(seen.request.texts)
-            tokens, split = await _windows(place, long_texts, list(seen.request.texts), "texts[{}]")
+            tokens, split = await windowed(place, long_texts, list(seen.request.texts), "texts[{}]")
             rows = iter(await place.pool([one.encoded for part in split for one in part], "token_classify"))
         current_call = current()
         how, unit = convert.AGGREGATIONS[request.aggregation], convert.UNITS[request.offset_unit]
@@ -178,31 +175,6 @@ class ClassificationService(ClassificationServiceServicer):
         )
 
 
-class Classifier:
-    """One call to a sequence classifier."""
-
-    def __init__(self, place: Place, long_texts: convert.LongTexts) -> None:
-        self._place = place
-        self._long_texts = long_texts
-
-    async def score(
-        self, texts: Sequence[str | tuple[str, str]], field: str, truncate: bool = False
-    ) -> list[answers.Result]:
-        """Returns the raw outputs for each text. Long texts are handled as the call says; with `truncate` they are
-        truncated.
-        """
-        long_texts = convert.LongTexts(truncate=True) if truncate else self._long_texts
-        tokens, split = await _windows(self._place, long_texts, texts, field)
-        pieces = [one.encoded for part in split for one in part]
-        rows = iter(await self._place.pool(pieces, "classify"))
-        return [
-            answers.Result(
-                windows.pool([next(rows) for _ in part], long_texts.pooling), one.length, one.truncated, len(part)
-            )
-            for one, part in zip(tokens, split, strict=True)
-        ]
-
-
 def _places(tokens: Tokens, mask: Masked) -> Generator[None, None, list[tuple[int, int]]]:
     """Returns where tokens are in the caller's text, in steps of some milliseconds."""
     found: list[tuple[int, int]] = []
@@ -210,23 +182,3 @@ def _places(tokens: Tokens, mask: Masked) -> Generator[None, None, list[tuple[in
         found += [mask.original(*place) for place in tokens.offsets[start : start + spans.STEP]]
         yield
     return found
-
-
-async def _windows(
-    place: Place, long_texts: convert.LongTexts, texts: Sequence[str | tuple[str, str]], field: str
-) -> tuple[list[Tokens], list[list[windows.Window]]]:
-    """Returns the tokens and the windows of each text: one window for the whole text, unless windows were asked for."""
-    engine, most = place.model.engine, place.model.config.max_inputs
-    if long_texts.overlap is None:
-        whole = await encoded(place, texts, field, truncate=long_texts.truncate)
-        return whole, [[windows.Window(one.encoded, 0, one.length)] for one in whole]
-    tokens, total, limit = list[Tokens](), 0, engine.max_length
-    # In pieces, and of each text only as much as the allowed windows could cover.
-    for piece in pieces(texts, len, _WINDOWED):
-        some = await place.encode(piece, most=most * (limit - long_texts.overlap) + long_texts.overlap)
-        total += sum(windows.count(one, limit, long_texts.overlap) for one in some)
-        if total > most:
-            raise InvalidInput(field.partition("[")[0], f"make {total} windows or more; allowed: {most} in one call")
-        tokens += some
-    check_tokens(field, tokens, None, engine.vocab_size)
-    return tokens, [windows.split(one, limit, long_texts.overlap) for one in tokens]

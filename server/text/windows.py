@@ -51,8 +51,6 @@ def split(tokens: Tokens, max_length: int, overlap: int) -> list[Window]:
 
 def pool(rows: Sequence[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float32]:
     """Combines one row for each window into one row for the text."""
-    if len(rows) == 1:
-        return rows[0]
     joined = np.max(rows, axis=0) if pooling == "max" else np.mean(rows, axis=0)
     return np.asarray(joined, dtype=np.float32)
 
