@@ -63,25 +63,27 @@ class ClassificationService(ClassificationServiceServicer):
                 shown = convert.shown(wrong, request, model.labels, problem, temperature)
             if request.HasField("explain"):
                 check_explain(wrong, request, model.config)
+        current().hold(len(texts) * shown.width(_SCORE_BYTES))
         async with admitted(model, request, request.priority) as (place, seen):
-            current().hold(len(texts) * shown.width(_SCORE_BYTES))
             if seen.request is not request:
                 texts = convert.pairs(seen.request)
             note(texts)
-            explanation = await Explanation.of(request, seen, model.tokenizer, model.config)
+            explanation = await Explanation.of(request, seen, model) if request.HasField("explain") else None
             scorer: ZeroShot | Classifier = Classifier(place, long_texts)
             if is_zero_shot:
                 scorer = await ZeroShot.of(place, Question.of(seen.request), long_texts.truncate)
             results = await scorer.score(texts, "inputs[{}].text")
-            scores = await answers.scores_of(results, shown)
-            response = pb.ClassifyResponse(model_version=model.id)
-            best = [one async for one in in_turns(answers.add_classifications(response, results, scores, shown))]
             if explanation:
-                await explanation.add_weights(response.results, scores, shown, scorer.score)
+                without = await explanation.score(scorer.score)
+        usage = common_pb2.Usage(prompt_tokens=place.prompt_tokens)
+        response = pb.ClassifyResponse(usage=usage, model_version=model.id)
+        scores = await answers.scores_of(results, shown)
+        best = [one async for one in in_turns(answers.add_classifications(response, results, scores, shown))]
+        if explanation:
+            explanation.add_weights(response.results, scores, without, shown)
         current().note("output", *(label for label, _ in best))
         # The labels that a call brings are not counted in a metric: their number is unbounded.
         await answers.count(model.name, len(texts), [] if is_zero_shot else best)
-        response.usage.prompt_tokens = place.prompt_tokens
         return response
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:

@@ -17,10 +17,10 @@ from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api import classification_messages as convert
 from tuneserve.server.call.errors import Violations
 from tuneserve.server.config import ModelConfig
+from tuneserve.server.models.model import Model
 from tuneserve.server.text import spans
 from tuneserve.server.text.masking import Redacted
 from tuneserve.server.text.redaction import Masked
-from tuneserve.server.text.tokenizer import Tokenizer
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 
@@ -58,18 +58,14 @@ class Explanation:
     unit: spans.Unit
 
     @classmethod
-    async def of(
-        cls, request: pb.ClassifyRequest, seen: Redacted[pb.ClassifyRequest], tokenizer: Tokenizer, config: ModelConfig
-    ) -> "Explanation | None":
+    async def of(cls, request: pb.ClassifyRequest, seen: Redacted[pb.ClassifyRequest], model: Model) -> "Explanation":
         """Returns the words of a checked call that asks for an explanation. Raises InvalidInput for more than are
         allowed.
         """
-        if not request.HasField("explain"):
-            return None
-        most = _most_words(request, config)
-        texts, limit = [one.text for one in request.inputs], max(config.max_inputs, most)
+        most = _most_words(request, model.config)
+        texts, limit = [one.text for one in request.inputs], max(model.config.max_inputs, most)
         masked = [seen.original(f"inputs[{index}].text", text) for index, text in enumerate(texts)]
-        found = await tokenizer.apart(lambda: list(map(words, masked)))
+        found = await model.tokenizer.apart(lambda: list(map(words, masked)))
         with Violations() as wrong:
             for index, one_text in enumerate(found):
                 if len(one_text) > most:
@@ -78,20 +74,24 @@ class Explanation:
                 wrong.add("inputs", f"have {total} words; explanations take {limit} in one call")
         return cls(texts, masked, found, convert.UNITS[request.offset_unit])
 
-    async def add_weights(
-        self,
-        classified: Sequence[pb.Classification],
-        scores: NDArray[np.float32],
-        shown: convert.Shown,
-        score: Score,
-    ) -> None:
-        """Scores each text without each of its words, all in one batch, and adds the words' weights."""
+    async def score(self, score: Score) -> list[answers.Result]:
+        """Scores each text without each of its words, all in one batch."""
         variants = [
             without(masked.text, word) for masked, found in zip(self.masked, self.words, strict=True) for word in found
         ]
-        if not variants:
+        return await score(variants, "explain", True) if variants else []
+
+    def add_weights(
+        self,
+        classified: Sequence[pb.Classification],
+        scores: NDArray[np.float32],
+        results: Sequence[answers.Result],
+        shown: convert.Shown,
+    ) -> None:
+        """Adds the weights of all words, whose `results` are those of `score`."""
+        if not results:
             return
-        scored = iter(answers.all_scores(await score(variants, "explain", True), shown))
+        scored = iter(answers.all_scores(results, shown))
         for answer, whole, text, found in zip(classified, scores, self.texts, self.words, strict=True):
             best, at = int(whole.argmax()), spans.positions(text, self.unit)
             for word, variant in zip(found, islice(scored, len(found)), strict=True):
