@@ -65,7 +65,7 @@ class ClassificationService(ClassificationServiceServicer):
                 check_explain(wrong, request, model.config)
         current().hold(len(texts) * shown.width(_SCORE_BYTES))
         async with admitted(model, request, request.priority) as (place, seen):
-            if seen.request is not request:
+            if model.masks:
                 texts = convert.pairs(seen.request)
             note(texts)
             explanation = await Explanation.of(request, seen, model) if request.HasField("explain") else None

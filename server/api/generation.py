@@ -67,7 +67,9 @@ class GenerationService(GenerationServiceServicer):
 
             async def one(index: int) -> pb.GenerateResponse:
                 try:
-                    prompt = (await place.masked(pb.Prompt(text=texts[index]), "prompt")).request
+                    prompt = pb.Prompt(text=texts[index])
+                    if model.masks:
+                        prompt = (await place.masked(prompt, "prompt")).request
                     return await _answer(wish, prompt.text)
                 except InvalidInput as error:
                     here = f"texts[{index}]"
@@ -253,8 +255,7 @@ def _read(wrong: Violations, model: Model, prompt: pb.Prompt, most: int) -> _Rea
     """Returns a prompt: at most `most` token ids."""
     kind = prompt.WhichOneof("kind")
     if kind == "token_ids":
-        redacts = bool(model.config.redact)
-        return convert.token_ids(wrong, prompt.token_ids, most, model.engine.vocab_size, redacted=redacts)
+        return convert.token_ids(wrong, prompt.token_ids, most, model.engine.vocab_size, redacted=model.masks)
     if kind == "chat":
         if not model.tokenizer.has_chat_template:
             wrong.add("prompt.chat", "the checkpoint has no chat template; use text or token_ids")
@@ -271,7 +272,7 @@ def _read(wrong: Violations, model: Model, prompt: pb.Prompt, most: int) -> _Rea
 
 def _as_seen(read: _Read, model: Model, prompt: pb.Prompt) -> _Read:
     """Returns a checked prompt as the model may see it: read again, if the model masks personal data."""
-    if model.redactor is None:
+    if not model.masks:
         return read
     with Violations() as wrong:
         return _read(wrong, model, prompt, 0)

@@ -52,7 +52,6 @@ class Model:
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
-    redactor: Redactor | None = None  # masks the personal data that its settings name, if they do
     failure: str = ""  # why its engine failed, until another one is ready
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # limits answers.Answers
     _engine: Engine | None = None
@@ -61,6 +60,7 @@ class Model:
     _tokenizer: Tokenizer | None = None
     _admission: Admission | None = None
     _constraints: Constraints | None = None
+    _redactor: Redactor | None = None
     # Set when the state changes; each state has its own event.
     _shown: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -104,6 +104,17 @@ class Model:
             size = max(self.engine.vocab_size, self.tokenizer.size)
             self._constraints = Constraints(self.tokenizer.text, size, self.tokenizer.end_token)
         return self._constraints
+
+    @property
+    def masks(self) -> bool:
+        """Whether it masks personal data in requests."""
+        return bool(self.config.redact)
+
+    @property
+    def redactor(self) -> Redactor:
+        """The redactor of a model that masks, and was loaded."""
+        assert self._redactor is not None
+        return self._redactor
 
     @property
     def labels(self) -> list[str]:
@@ -202,8 +213,8 @@ class Model:
         try:
             if self._tokenizer is None:
                 self._tokenizer = await concurrency.apart(Tokenizer, self.config.path, engine.max_length)
-            if self.redactor is None and self.config.redact:
-                self.redactor = await concurrency.apart(Redactor, self.config.redact)
+            if self._redactor is None and self.config.redact:
+                self._redactor = await concurrency.apart(Redactor, self.config.redact)
         finally:
             self._reads = False
         await self.adapters.start(engine)
