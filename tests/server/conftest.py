@@ -1,172 +1,32 @@
 """A fake engine over a real wire: the real server, tokenizers and gRPC, and numbers in place of a model."""
 
 import asyncio
-import time
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
 from tokenizers.decoders import DecodeStream
 
 from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import (
-    Alternative,
     Delta,
-    Encoded,
-    EngineFailed,
-    Logprob,
-    Parsers,
-    Sampling,
-    Ticket,
 )
-from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+from .fake_engine import FakeEngine
+from .troubled_engine import TroubledEngine
+
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-
-
-@dataclass
-class FakeEngine:
-    """Answers by token id, so that a test can tell which input an answer belongs to. `running` counts its slots."""
-
-    labels: int
-    max_length: int = 32
-    max_num_seqs: int = 4
-    vocab_size: int = 300
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    running: int = 0
-    delay: float = 0.0  # seconds for each step
-    broken: Exception | None = None
-    hangs: bool = False
-    starts: bool = True  # or waits with that
-    share: float = 0.0  # of a core, that its process uses while it hangs or is slow
-    killed: asyncio.Event = field(default_factory=asyncio.Event)
-    closed: bool = False
-    pooled: list[Encoded] = field(default_factory=list)
-    sampled: list[Sampling] = field(default_factory=list)
-    tickets: list[Ticket] = field(default_factory=list)
-    adapters: dict[str, Path] = field(default_factory=dict)
-    logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)  # by prompt, then by token
-    parsers: Parsers | None = None
-    script: Sequence[Delta] = ()  # what it writes, in pieces, as each completion
-
-    def __post_init__(self) -> None:
-        Gauge("vllm:num_requests_running", "Running.", registry=self.registry).set_function(lambda: self.running)
-
-    async def start(self) -> None:
-        while not self.starts:
-            await asyncio.sleep(0.01)
-            if self.killed.is_set():
-                raise EngineFailed("killed")
-
-    async def pool(self, ticket: Ticket, inputs: Sequence[Encoded], task: str) -> list[np.ndarray]:
-        self.tickets.append(ticket)
-        self.running += len(inputs)
-        try:
-            await self._step()
-            self.pooled.extend(inputs)
-            if task == "token_classify":
-                classes = np.eye(self.labels, dtype=np.float32) * 9
-                return [classes[np.asarray(one.token_ids) % self.labels] async for one in in_turns(inputs)]
-            if task == "embed":
-                return [np.array([3, 4, len(one.token_ids)], dtype=np.float32) async for one in in_turns(inputs)]
-            rows = np.eye(self.labels, dtype=np.float32) * 2
-            return [rows[len(one.token_ids) % self.labels] async for one in in_turns(inputs)]
-        finally:
-            self.running -= len(inputs)
-
-    async def generate(
-        self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncGenerator[list[Delta], None]:
-        self.tickets.append(ticket)
-        self.running += 1
-        self.sampled.append(sampling)
-        try:
-            if len(sampling.allowed_token_ids) == 1 and sampling.max_tokens == 1:
-                await self._step()
-                [only] = sampling.allowed_token_ids
-                logprob = self.logprobs.get(tuple(token_ids), {}).get(only, -9.0)
-                yield [Delta(0, "", [only], logprobs=[Logprob(only, logprob, [])], finish="length")]
-                return
-            if self.script:
-                pieces = list(self.script) if stream else [_joined(self.script)]
-                for piece in pieces:
-                    await self._step()
-                    yield [replace(piece, index=i) for i in range(sampling.n)]
-                return
-            if not stream:
-                await self._step()
-                prompt = [Logprob(id_, -0.5, []) for id_ in token_ids[1:]]
-                others = [Alternative(index, -index, "é") for index in range(sampling.logprobs or 0)]
-                made = [] if sampling.logprobs is None else [Logprob(7, -0.5, others)] * sampling.max_tokens
-                yield [
-                    Delta(
-                        i,
-                        "ab" * sampling.max_tokens,
-                        [7] * sampling.max_tokens,
-                        made,
-                        finish="length",
-                        prompt_logprobs=prompt if sampling.prompt_logprobs is not None else [],
-                    )
-                    for i in range(sampling.n)
-                ]
-                return
-            for step in range(sampling.max_tokens):
-                await self._step()
-                finish = "length" if step == sampling.max_tokens - 1 else None
-                yield [Delta(i, "ab", [7], finish=finish) for i in range(sampling.n)]
-        finally:
-            self.running -= 1
-
-    async def load_adapter(self, name: str, directory: Path) -> None:
-        self.adapters[name] = directory
-
-    async def unload_adapter(self, name: str) -> None:
-        del self.adapters[name]
-
-    async def ping(self) -> None:
-        try:
-            await self._step()
-        except Exception as error:
-            # As the real one: what becomes of requests says nothing of the engine's life.
-            if isinstance(error, EngineFailed):
-                raise
-
-    def cpu_seconds(self) -> dict[int, float]:
-        # Two processes: one idles.
-        is_sound = self.starts and not self.hangs and not self.delay
-        return {1: time.monotonic() * (1.0 if is_sound else self.share), 2: 5.0}
-
-    def kill(self) -> None:
-        self.killed.set()
-
-    async def close(self) -> None:
-        self.closed = True
-
-    async def _step(self) -> None:
-        if self.hangs:
-            await self.killed.wait()
-        await asyncio.sleep(self.delay)
-        if self.killed.is_set():
-            raise EngineFailed("killed")
-        if self.broken:
-            raise self.broken
-
-
-def _joined(pieces: Sequence[Delta]) -> Delta:
-    text = "".join(piece.text for piece in pieces)
-    return replace(pieces[-1], text=text, token_ids=[id_ for piece in pieces for id_ in piece.token_ids])
 
 
 @dataclass
@@ -181,14 +41,16 @@ class Served:
 
 @asynccontextmanager
 async def served_by(
-    config: ServerConfig, made: Callable[[str, FakeEngine], None] = lambda name, engine: None
+    config: ServerConfig,
+    made: Callable[[str, Any], None] = lambda name, engine: None,
+    kind: type[FakeEngine] = FakeEngine,
 ) -> AsyncIterator[Served]:
-    """A server of any settings on fake engines. `made` is told of each engine before it starts."""
+    """A server of any settings on fake engines of a kind. `made` is told of each engine before it starts."""
     engines: dict[str, FakeEngine] = {}
 
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> FakeEngine:
         slots = {} if config.max_num_seqs is None else {"max_num_seqs": config.max_num_seqs}
-        engines[name] = FakeEngine(len(manifest.labels), max_length=manifest.max_length, **slots)
+        engines[name] = kind(len(manifest.labels), max_length=manifest.max_length, **slots)
         made(name, engines[name])
         return engines[name]
 
@@ -261,7 +123,6 @@ def served(shared_server: Served) -> Served:
         engine.pooled.clear()
         engine.sampled.clear()
         engine.tickets.clear()
-        engine.logprobs.clear()
     return shared_server
 
 
@@ -311,6 +172,12 @@ def written() -> Callable[..., list[Delta]]:
 def serve_config():
     """Starts a server of a test's own settings: `async with serve_config(config) as served`."""
     return served_by
+
+
+@pytest.fixture(scope="session")
+def serve_troubled():
+    """Like serve_config, on engines that can hang, or wait with their start."""
+    return partial(served_by, kind=TroubledEngine)
 
 
 @pytest.fixture

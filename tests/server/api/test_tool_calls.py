@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import grpc
 import pytest
@@ -13,6 +13,7 @@ from tuneserve.server.engine.interface import Delta, Parsing
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
+from ..fake_engine import FakeEngine
 from .test_chat import TOOL, TOOLS_TEMPLATE, said, struct
 
 TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
@@ -26,6 +27,19 @@ def call_text(name: str, arguments: dict) -> str:
 
 
 ANSWER = f"<think>{REASONING}</think>{TEXT}" + "\n".join(call_text(*call) for call in CALLS)
+
+
+@dataclass
+class ScriptedEngine(FakeEngine):
+    """Writes a script, if there is one, in its pieces, or joined."""
+
+    script: Sequence[Delta] = ()
+
+    def pieces(self, token_ids, sampling, stream) -> Sequence[Delta]:
+        if not self.script:
+            return super().pieces(token_ids, sampling, stream)
+        text, ids = "".join(one.text for one in self.script), [id_ for one in self.script for id_ in one.token_ids]
+        return self.script if stream else [replace(self.script[-1], text=text, token_ids=ids)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,7 @@ async def server(serve_config, make_llama, make_parsers):
         metrics_listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",
     )
-    async with serve_config(config, prepared) as served:
+    async with serve_config(config, prepared, ScriptedEngine) as served:
         yield served
 
 

@@ -11,7 +11,7 @@ from tuneserve.errors import CheckpointError
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.models.adapters import Adapters, Copy, Store
 
-from ..conftest import FakeEngine
+from ..fake_engine import FakeEngine
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

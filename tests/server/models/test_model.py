@@ -16,7 +16,7 @@ from tuneserve.server.models.admission import Entry
 from tuneserve.server.models.model import Model
 from tuneserve.v1 import model_pb2
 
-from ..conftest import FakeEngine
+from ..fake_engine import FakeEngine
 
 LOADING, READY, DRAINING, FAILED = (
     model_pb2.MODEL_STATE_LOADING,

@@ -11,6 +11,7 @@ from tuneserve.server.text import answers
 from tuneserve.v1 import generation_pb2 as pb
 
 from ..api.test_chat import TOOL, TOOLS_TEMPLATE, said, struct
+from ..api.test_tool_calls import ScriptedEngine
 
 METHOD = "/tuneserve.v1.GenerationService/"
 TOKENS = [
@@ -51,7 +52,9 @@ async def server(request, serve_config, make_llama, make_parsers):
         engine.parsers, engine.tokenizer = make_parsers(directory, *request.param)
 
     listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    async with serve_config(ServerConfig(models={"chat": ModelConfig(path=directory)}, **listen), prepared) as served:
+    async with serve_config(
+        ServerConfig(models={"chat": ModelConfig(path=directory)}, **listen), prepared, ScriptedEngine
+    ) as served:
         yield served
 
 
