@@ -200,9 +200,9 @@ def _bert_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_bert(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """Makes a BERT classifier's directory: make_bert("ForSequenceClassification", ["neg", "pos"])."""
+    """Makes a BERT's directory: a classifier of two labels, or with another head, as in make_bert("Model", [])."""
 
-    def make(head: str, labels: list[str], **config: object) -> Path:
+    def make(head: str = "ForSequenceClassification", labels: Sequence[str] = ("neg", "pos"), **config: object) -> Path:
         settings = {
             "architectures": [f"Bert{head}"],
             "model_type": "bert",

@@ -72,7 +72,7 @@ class Api:
 @pytest.fixture(scope="module", params=[None, KEY], ids=["open", "keyed"])
 async def api(request, node, make_bert, make_llama, tmp_path_factory) -> AsyncIterator[Api]:
     root = tmp_path_factory.mktemp("root")
-    make_bert("ForSequenceClassification", ["neg", "pos"]).rename(root / "copy")
+    make_bert().rename(root / "copy")
     make_adapter(root / "polite")
     (root / "tenants.yaml").write_text(TENANTS)
     tenants = {"tenants": root / "tenants.yaml"} if request.param else {}

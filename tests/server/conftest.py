@@ -2,7 +2,7 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +39,13 @@ class Served:
     engines: dict[str, FakeEngine]
 
 
+def loopback(models: Mapping[str, Path | ModelConfig], **settings: Any) -> ServerConfig:
+    """Settings of a server of these models, or directories; its ports are free ones of this machine's own."""
+    configs = {name: ModelConfig(path=one) if isinstance(one, Path) else one for name, one in models.items()}
+    ports = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
+    return ServerConfig(models=configs, **ports | settings)
+
+
 @asynccontextmanager
 async def served_by(
     config: ServerConfig,
@@ -69,27 +76,14 @@ async def served_by(
 @asynccontextmanager
 async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
     """Five models, one of each kind, on fake engines."""
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(
-                path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_queue=4, max_inputs=8
-            ),
-            "topics": ModelConfig(
-                path=make_bert("ForSequenceClassification", ["a", "b", "c"], problem_type="multi_label_classification")
-            ),
-            "ner": ModelConfig(path=make_bert("ForTokenClassification", NER_LABELS)),
-            "chat": ModelConfig(path=make_llama(), max_queue=4, max_adapters=2),
-            "vectors": ModelConfig(path=make_bert("Model", [])),
-        },
-        **{
-            "listen": "127.0.0.1:0",
-            "metrics_listen": "127.0.0.1:0",
-            "admin_listen": "127.0.0.1:0",
-            "drain_seconds": 5,
-            **settings,
-        },
-    )
-    async with served_by(config) as server:
+    models = {
+        "sentiment": ModelConfig(path=make_bert(), max_queue=4, max_inputs=8),
+        "topics": make_bert(labels=["a", "b", "c"], problem_type="multi_label_classification"),
+        "ner": make_bert("ForTokenClassification", NER_LABELS),
+        "chat": ModelConfig(path=make_llama(), max_queue=4, max_adapters=2),
+        "vectors": make_bert("Model", []),
+    }
+    async with served_by(loopback(models, **{"drain_seconds": 5} | settings)) as server:
         yield server
 
 

@@ -12,11 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tuneserve import checkpoint
 from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server.app import App
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from .conftest import loopback
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -43,11 +44,7 @@ async def test_health_and_calls_while_loading(make_bert, refused):
         await go.wait()
         raise EngineFailed("never starts")
 
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-    )
+    config = loopback({"sentiment": make_bert()})
     app = App(config, slow_engine)
     starting = asyncio.create_task(app.start())
     async with grpc.aio.insecure_channel(app.address) as channel:
@@ -119,9 +116,7 @@ async def test_metrics_count_what_happened(own_server):
 
 async def test_metrics_are_there_while_models_load(serve_config, make_bert, monkeypatch):
     """A model that has not been loaded yet has no queue."""
-    model = ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))
-    listen = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"}
-    async with serve_config(ServerConfig(models={"sentiment": model}, **listen)) as server:
+    async with serve_config(loopback({"sentiment": make_bert()})) as server:
         [loaded] = server.app.models
         monkeypatch.setattr(loaded, "_admission", None)
         assert not (await scrape(server.app))["tuneserve_requests_waiting"]
@@ -135,17 +130,10 @@ async def test_stop_lets_running_calls_finish(own_server, until):
     assert (await running).results
 
 
-def bert_config(make_bert, **addresses: str) -> ServerConfig:
-    return ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        **{"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", **addresses},
-    )
-
-
 async def test_a_tampered_checkpoint_never_loads(make_bert):
     from tuneserve.v1 import checkpoint_pb2
 
-    config = bert_config(make_bert)
+    config = loopback({"sentiment": make_bert()})
     directory = config.models["sentiment"].path
     checkpoint.seal(directory, checkpoint_pb2.Checkpoint(task=checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION))
     weights = directory / "model.safetensors"

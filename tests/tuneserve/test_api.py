@@ -21,7 +21,7 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 @pytest.fixture(scope="module")
 def made(make_bert: Any) -> Path:
     """A checkpoint with a history."""
-    directory: Path = make_bert("ForSequenceClassification", ["neg", "pos"])
+    directory: Path = make_bert()
     manifest = checkpoint.describe(directory)
     base, step = pb.Step(name="base", source="bert"), pb.Step(name="finetune", source="bert", seed=7)
     step.config.update({"epochs": 2})

@@ -94,7 +94,7 @@ def test_serve_needs_models(tmp_path):
 
 
 def test_serve_refuses_a_pickle_before_loading(make_bert):
-    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    directory = make_bert(labels=["a", "b"])
     (directory / "pytorch_model.bin").write_bytes(b"\x80")
     assert "pytorch_model.bin: pickled" in refused("serve", "--model", f"a={directory}")
 
@@ -102,7 +102,7 @@ def test_serve_refuses_a_pickle_before_loading(make_bert):
 def test_serve_refuses_a_port_in_use(make_bert):
     import socket
 
-    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    directory = make_bert(labels=["a", "b"])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -133,18 +133,18 @@ def test_training_config_mistakes_are_named(tmp_path):
 
 
 def test_quantize_refuses_before_it_works(tmp_path, make_bert):
-    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    directory = make_bert(labels=["a", "b"])
     assert "int3" in refused("quantize", directory, tmp_path / "out", "--scheme", "int3")
     assert "nf4" in refused("quantize", directory, tmp_path / "out", "--scheme", "nf4").lower()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_needs_rows(make_bert):
-    assert "--data" in refused("evaluate", make_bert("ForSequenceClassification", ["a", "b"]))
+    assert "--data" in refused("evaluate", make_bert(labels=["a", "b"]))
 
 
 def test_inspect_says_where_it_was_measured(make_bert, capsys):
-    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    directory = make_bert()
     manifest = checkpoint.describe(directory)
     for name, tier in (("finetune", "cpu-avx2"), ("quantize", "cpu-avx512-bf16")):
         step = checkpoint.step(name, "x", {}, ())
@@ -155,7 +155,7 @@ def test_inspect_says_where_it_was_measured(make_bert, capsys):
 
 
 def test_inspect_shows_counts_in_full(make_bert, capsys):
-    directory = make_bert("ForSequenceClassification", ["a", "b"])
+    directory = make_bert(labels=["a", "b"])
     manifest = checkpoint.load(directory)
     manifest.lineage.add(name="finetune", metrics={"accuracy": 0.84466, "trained_parameters": 676608.0})
     inspect.show_manifest(directory, manifest)
@@ -165,7 +165,7 @@ def test_inspect_shows_counts_in_full(make_bert, capsys):
 
 
 def test_inspect(make_bert, tmp_path):
-    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    directory = make_bert()
     result = tuneserve("inspect", directory)
     assert result.returncode == 0
     assert "neg, pos" in result.stdout

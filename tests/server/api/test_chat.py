@@ -7,9 +7,11 @@ import grpc
 import pytest
 from google.protobuf import json_format, struct_pb2
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 # As Qwen 2.5 writes tools and their answers, without its default system prompt.
 TOOLS_TEMPLATE = """
@@ -87,16 +89,13 @@ TOOL = {
 @pytest.fixture(scope="module")
 async def stub(serve_config, make_llama):
     """Models `tools` and `odd` by their template, `masked` that masks, and `plain` without a template."""
-    config = ServerConfig(
-        models={
-            "tools": ModelConfig(path=make_llama(TOOLS_TEMPLATE)),
-            "odd": ModelConfig(path=make_llama(ODD_TEMPLATE)),
+    config = loopback(
+        {
+            "tools": make_llama(TOOLS_TEMPLATE),
+            "odd": make_llama(ODD_TEMPLATE),
             "masked": ModelConfig(path=make_llama(ODD_TEMPLATE), redact=("email",)),
-            "plain": ModelConfig(path=make_llama(None)),
-        },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
+            "plain": make_llama(None),
+        }
     )
     async with serve_config(config) as served:
         yield GenerationServiceStub(served.channel)

@@ -8,10 +8,12 @@ from tuneserve import checkpoint
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call import request_log
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+
+from ..conftest import loopback
 
 
 def request(*texts: str, model: str = "sentiment", **fields) -> pb.ClassifyRequest:
@@ -241,11 +243,10 @@ async def test_words_are_weighed_by_taking_them_out(served, reading):
 
 async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, refused, reading):
     models = {
-        "fits": ModelConfig(path=make_bert("ForSequenceClassification", ["fits"])),
-        "stars": ModelConfig(path=make_bert("ForSequenceClassification", ["stars"], problem_type="regression")),
+        "fits": ModelConfig(path=make_bert(labels=["fits"])),
+        "stars": ModelConfig(path=make_bert(labels=["stars"], problem_type="regression")),
     }
-    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    async with serve_config(ServerConfig(models=models, **local)) as served:
+    async with serve_config(loopback(models)) as served:
         for engine in served.engines.values():
             reading(engine)
             engine.pool = one_output(engine.pool)
@@ -271,13 +272,10 @@ async def test_one_output_is_a_yes_or_no_or_a_number(serve_config, make_bert, re
 
 async def test_a_temperature_divides_what_becomes_a_probability(serve_config, make_bert, reading):
     models = {
-        "one": ModelConfig(path=tempered(make_bert("ForSequenceClassification", ["neg", "pos"]))),
-        "several": ModelConfig(
-            path=tempered(make_bert("ForSequenceClassification", ["a", "b"], problem_type="multi_label_classification"))
-        ),
+        "one": ModelConfig(path=tempered(make_bert())),
+        "several": ModelConfig(path=tempered(make_bert(labels=["a", "b"], problem_type="multi_label_classification"))),
     }
-    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    async with serve_config(ServerConfig(models=models, **local)) as served:
+    async with serve_config(loopback(models)) as served:
         for engine in served.engines.values():
             reading(engine)
         stub = ClassificationServiceStub(served.channel)
@@ -309,9 +307,8 @@ async def test_a_temperature_divides_what_becomes_a_probability(serve_config, ma
 
 
 async def test_masked_words_never_come_apart(serve_config, make_bert):
-    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
-    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config = ServerConfig(models={"masked": ModelConfig(path=directory, redact=("email",))}, **local)
+    directory = make_bert()
+    config = loopback({"masked": ModelConfig(path=directory, redact=("email",))})
     async with serve_config(config) as served:
         served.engines["masked"].pooled.clear()  # the warm-up
         response = await ClassificationServiceStub(served.channel).Classify(
@@ -329,10 +326,9 @@ async def test_masked_words_never_come_apart(serve_config, make_bert):
 async def test_texts_are_kept_for_the_log_only_when_wanted_and_masked(serve_config, make_bert, monkeypatch, wanted):
     calls = []
     monkeypatch.setattr(request_log, "log", lambda call, *_: calls.append(call))
-    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
-    local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    directory = make_bert()
     models = {"masked": ModelConfig(path=directory, redact=("email",))}
-    async with serve_config(ServerConfig(models=models, log_content=wanted, **local)) as served:
+    async with serve_config(loopback(models, log_content=wanted)) as served:
         await ClassificationServiceStub(served.channel).Classify(request("good a@example.com", model="masked"))
         content = calls[-1].content
     assert content == ({"prompt": ["good [EMAIL]"], "output": ["neg"]} if wanted else None)

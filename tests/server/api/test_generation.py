@@ -18,6 +18,8 @@ from tuneserve.v1 import common_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
+from ..conftest import loopback
+
 TEXT = pb.Prompt(text="the film was")
 IDS = pb.Prompt(token_ids=pb.TokenIds(ids=[5] * 9))
 
@@ -303,8 +305,7 @@ async def test_unknown_adapters_are_not_found(served, refused):
 
 def alone(model: ModelConfig) -> ServerConfig:
     """A server with one chat model."""
-    ports = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
-    return ServerConfig(models={"chat": model}, drain_seconds=5, **ports)
+    return loopback({"chat": model}, drain_seconds=5)
 
 
 async def test_an_adapter_reaches_the_engine_by_its_content(serve_config, make_llama, tmp_path):
@@ -492,13 +493,7 @@ async def test_content_is_logged_only_where_that_was_asked_for(serve_config, mak
     """The prompt as the model sees it, and what it made; without `log_content` neither is in any line."""
     caplog.set_level("INFO", logger="tuneserve.requests")
     for asked in (False, True):
-        config = ServerConfig(
-            models={"chat": ModelConfig(path=make_llama())},
-            listen="127.0.0.1:0",
-            metrics_listen="127.0.0.1:0",
-            admin_listen="127.0.0.1:0",
-            log_content=asked,
-        )
+        config = loopback({"chat": make_llama()}, log_content=asked)
         caplog.clear()
         async with serve_config(config) as server:
             stub, prompt = GenerationServiceStub(server.channel), pb.Prompt(text="the film")

@@ -8,11 +8,12 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta, Parsing
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
+from ..conftest import loopback
 from ..fake_engine import FakeEngine
 from .test_chat import TOOL, TOOLS_TEMPLATE, said, struct
 
@@ -51,14 +52,11 @@ async def server(serve_config, make_llama, make_parsers):
         if name != "plain":
             engine.parsers, engine.tokenizer = make_parsers(directory, "hermes", "deepseek_r1")
 
-    config = ServerConfig(
-        models={
+    config = loopback(
+        {
             "chat": ModelConfig(path=directory, tool_parser="hermes", reasoning_parser="deepseek_r1"),
-            "plain": ModelConfig(path=directory),
-        },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
+            "plain": directory,
+        }
     )
     async with serve_config(config, prepared, ScriptedEngine) as served:
         yield served

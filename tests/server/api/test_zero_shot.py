@@ -11,11 +11,13 @@ from scipy.special import softmax
 from transformers import AutoTokenizer
 
 from tuneserve.server.api import zero_shot
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta, EngineFailed, Logprob
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+
+from ..conftest import loopback
 
 # `good` begins `good film`, and both share their first letters with `great`.
 LABELS = ["good", "good film", "great", "bad"]
@@ -106,10 +108,7 @@ def one_model(serve_config, make_llama, monkeypatch):
     @asynccontextmanager
     async def serve(template: str | None, **settings):
         directory = make_llama(template)
-        local = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-        async with serve_config(
-            ServerConfig(models={"chat": ModelConfig(path=directory, **settings)}, **local)
-        ) as served:
+        async with serve_config(loopback({"chat": ModelConfig(path=directory, **settings)})) as served:
             yield Model(served, "chat", directory, monkeypatch)
 
     return serve

@@ -12,9 +12,10 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from tuneserve.server.call.context import Call, Stage
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.call.tracing import Tracing
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.metrics import Metrics
 from tuneserve.v1 import classification_pb2, classification_pb2_grpc
+
+from ..conftest import loopback
 
 SERVICE = "tuneserve.v1.ClassificationService"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -157,13 +158,7 @@ def test_calls_go_on_without_a_collector():
 
 
 async def test_a_real_call_is_traced_logged_and_timed(collector, serve_config, make_bert, caplog):
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-        otlp_endpoint=f"http://{collector.address}",
-    )
+    config = loopback({"sentiment": make_bert()}, otlp_endpoint=f"http://{collector.address}")
     request = classification_pb2.ClassifyRequest(model="sentiment", inputs=[{"text": "good canary"}])
     sent = (("x-request-id", "abc"), ("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"))
     with caplog.at_level(logging.INFO):

@@ -14,13 +14,13 @@ from grpc_status import rpc_status
 from safetensors.numpy import save_file
 
 from tuneserve.server.call.errors import WrongState
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.models import memory, shadow
 from tuneserve.v1 import classification_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 
@@ -35,20 +35,17 @@ def make_adapter(directory, *, rank: int = 4, scale: float = 1.0, kind: str = "L
 @pytest.fixture
 async def server(serve_config, make_bert, make_llama, tmp_path):
     """A sentiment model and a chat model, and a folder `new` below models_root: other weights for the first."""
-    first = make_bert("ForSequenceClassification", ["neg", "pos"])
-    second = make_bert("ForSequenceClassification", ["neg", "pos", "mixed"])
+    first = make_bert()
+    second = make_bert(labels=["neg", "pos", "mixed"])
     root = tmp_path / "root"
     root.mkdir()
     second.rename(root / "new")
     make_adapter(root / "polite")
-    config = ServerConfig(
-        models={
+    config = loopback(
+        {
             "sentiment": ModelConfig(path=first, max_queue=99),
             "chat": ModelConfig(path=make_llama(), max_adapters=2, max_adapter_rank=8),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         models_root=root,
         drain_seconds=5,
     )

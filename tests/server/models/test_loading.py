@@ -7,13 +7,12 @@ import pytest
 from prometheus_client import generate_latest
 
 from tuneserve.server.call.errors import WrongState
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import memory
 from tuneserve.v1 import classification_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 LOADING, READY, FAILED = model_pb2.MODEL_STATE_LOADING, model_pb2.MODEL_STATE_READY, model_pb2.MODEL_STATE_FAILED
 WAITING, STARTING, WARMING_UP = (
@@ -43,15 +42,8 @@ def made():
 async def server(serve_troubled, make_bert, tmp_path, made):
     """A sentiment model, and below models_root `new` and `newer`, other weights for it."""
     for name, labels in (("new", ["neg", "pos", "mixed"]), ("newer", ["neg", "pos", "mixed", "none"])):
-        make_bert("ForSequenceClassification", labels).rename(tmp_path / name)
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-        models_root=tmp_path,
-        drain_seconds=5,
-    )
+        make_bert(labels=labels).rename(tmp_path / name)
+    config = loopback({"sentiment": make_bert()}, models_root=tmp_path, drain_seconds=5)
     async with serve_troubled(config, made) as served:
         yield served
 

@@ -51,7 +51,7 @@ def start(engine):
 @pytest.fixture(params=["bert"])
 async def model(request, make_bert, make_llama):
     """A version that was not loaded yet."""
-    kinds = {"bert": lambda: make_bert("ForSequenceClassification", ["neg", "pos"]), "llama": make_llama}
+    kinds = {"bert": lambda: make_bert(), "llama": make_llama}
     directory = kinds[request.param]()
     checkpoint.seal(directory, checkpoint.describe(directory))
     one = Model("m", ModelConfig(path=directory, max_queue=3), checkpoint.load(directory), Metrics())
@@ -63,7 +63,7 @@ async def model(request, make_bert, make_llama):
 async def test_reading_more_than_was_trained_is_said_in_one_line(
     served, make_bert, make_llama, caplog, task, given, level
 ):
-    directory = make_bert("ForSequenceClassification", ["neg", "pos"]) if task == "bert" else make_llama()
+    directory = make_bert() if task == "bert" else make_llama()
     manifest = checkpoint.describe(directory)
     manifest.max_length = 16
     manifest.lineage.add(name="finetune")

@@ -9,12 +9,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneserve.errors import StepFailed
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import supervisor
 from tuneserve.v1 import classification_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"))
@@ -26,15 +27,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def config(make_bert, make_llama, monkeypatch):
     monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.05, 0.2))
-    return ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(path=make_llama()),
-        },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-    ).model_copy(update={"watchdog_seconds": 0.3})  # less than a file may say
+    return loopback({"sentiment": make_bert(), "chat": make_llama()}).model_copy(
+        update={"watchdog_seconds": 0.3}
+    )  # less than a file may say
 
 
 async def health(server, service: str = "") -> int:

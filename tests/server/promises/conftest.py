@@ -13,13 +13,14 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.text import redaction
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 from ..api.test_chat import TOOLS_TEMPLATE
+from ..conftest import loopback
 from .loop_probe import Probe, probing
 
 CLASSIFY = classification_pb2.ClassifyRequest(
@@ -129,33 +130,25 @@ async def large(serve_config, make_bert, make_llama, tmp_path_factory) -> AsyncI
     """A server whose models read as much as real ones."""
     root = tmp_path_factory.mktemp("root")
     (root / "empty").mkdir()
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(
-                path=make_bert("ForSequenceClassification", ["neg", "pos"], max_position_embeddings=LENGTH)
+    config = loopback(
+        {
+            "sentiment": make_bert(max_position_embeddings=LENGTH),
+            "topics": make_bert(
+                labels=[f"topic {number}" for number in range(1000)],
+                max_position_embeddings=LENGTH,
             ),
-            "topics": ModelConfig(
-                path=make_bert(
-                    "ForSequenceClassification",
-                    [f"topic {number}" for number in range(1000)],
-                    max_position_embeddings=LENGTH,
-                )
-            ),
-            "ner": ModelConfig(path=make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH)),
-            "vectors": ModelConfig(path=make_bert("Model", [], max_position_embeddings=LENGTH)),
+            "ner": make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH),
+            "vectors": make_bert("Model", [], max_position_embeddings=LENGTH),
             "chat": ModelConfig(path=make_llama(max_position_embeddings=4 * LENGTH), max_adapters=2),
-            "tools": ModelConfig(path=make_llama(TOOLS_TEMPLATE, max_position_embeddings=4 * LENGTH)),
+            "tools": make_llama(TOOLS_TEMPLATE, max_position_embeddings=4 * LENGTH),
             "masked": ModelConfig(
                 path=make_llama(TOOLS_TEMPLATE, max_position_embeddings=4 * LENGTH), redact=list(redaction.KINDS)
             ),
             "masked-topics": ModelConfig(
-                path=make_bert("ForSequenceClassification", ["a", "b"], max_position_embeddings=LENGTH),
+                path=make_bert(labels=["a", "b"], max_position_embeddings=LENGTH),
                 redact=list(redaction.KINDS),
             ),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         models_root=root,
     )
     async with serve_config(config) as served:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import RequestRefused
 from tuneserve.server.models import adapters
 from tuneserve.v1 import generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -59,11 +59,8 @@ def copies(tmp_path, monkeypatch):
 async def server(serve_config, make_llama, tmp_path, copies):
     make_adapter(tmp_path / "root" / "polite")
     make_adapter(tmp_path / "root" / "rude", scale=2.0)
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama(), max_adapters=2, max_adapter_rank=8)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
+    config = loopback(
+        {"chat": ModelConfig(path=make_llama(), max_adapters=2, max_adapter_rank=8)},
         models_root=tmp_path / "root",
         drain_seconds=5,
     )

@@ -10,8 +10,10 @@ import pytest
 
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.models.aliases import Route
+
+from ..conftest import loopback
 
 PROMPTS = 32
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -21,15 +23,13 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 async def server(serve_config, make_bert, make_llama):
     """Two chat models, which take one call and run two sequences at a time, and two classifiers."""
     chat = {"max_queue": 1, "max_num_seqs": 2}
-    config = ServerConfig(
-        models={
+    config = loopback(
+        {
             "one": ModelConfig(path=make_llama(), **chat),
             "two": ModelConfig(path=make_llama(), **chat),
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "mood": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_inputs=2),
+            "sentiment": make_bert(),
+            "mood": ModelConfig(path=make_bert(), max_inputs=2),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
         drain_seconds=20,
     )
     async with serve_config(config) as served:

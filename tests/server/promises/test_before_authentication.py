@@ -14,13 +14,15 @@ from grpc_status import rpc_status
 
 from tuneserve.server.call import arrivals
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ServerConfig
 from tuneserve.server.engine import hardware
 from tuneserve.server.transport import connections, unauthenticated
 from tuneserve.server.transport.intake import Intake
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 MIB = 1 << 20
 CLASSIFY = "/tuneserve.v1.ClassificationService/Classify"
@@ -36,13 +38,7 @@ GOOD = classification_pb2.ClassifyRequest(
 
 @pytest.fixture
 def config(make_bert) -> ServerConfig:
-    return ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        health_listen="127.0.0.1:0",
-        drain_seconds=3,
-    )
+    return loopback({"sentiment": make_bert()}, health_listen="127.0.0.1:0", drain_seconds=3)
 
 
 @pytest.fixture

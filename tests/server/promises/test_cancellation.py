@@ -14,11 +14,13 @@ import grpc
 import psutil
 import pytest
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 CANCELS = int(os.environ.get("TUNESERVE_CANCELS", "100"))
 AT_ONCE = 5
@@ -46,13 +48,11 @@ CASES = [
 async def server(serve_config, make_bert, make_llama):
     """Two models with room for two sequences each, and a long queue."""
     settings = {"max_queue": 100, "max_num_seqs": 2}
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), **settings),
+    config = loopback(
+        {
+            "sentiment": ModelConfig(path=make_bert(), **settings),
             "chat": ModelConfig(path=make_llama(), **settings),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
         stall_seconds=FOREVER,
         drain_seconds=3,
     )
@@ -228,12 +228,8 @@ async def test_a_deadline_that_passes_in_the_engine_frees_it(server, unharmed, m
 
 
 async def test_a_client_that_reads_nothing_loses_its_stream(serve_config, make_llama, unharmed):
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama())},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        drain_seconds=3,
-    ).model_copy(update={"stall_seconds": 0.3})  # less than a file may say
+    config = loopback({"chat": make_llama()}, drain_seconds=3)
+    config = config.model_copy(update={"stall_seconds": 0.3})  # less than a file may say
     async with serve_config(config) as server:
         model, engine = model_of(server, "GenerateStream")
         before, plain = asyncio.all_tasks(), engine.generate

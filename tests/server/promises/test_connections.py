@@ -7,21 +7,18 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ServerConfig
 from tuneserve.server.transport import connections
 from tuneserve.v1 import generation_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+from ..conftest import loopback
+
 
 @pytest.fixture
 def config(make_llama) -> ServerConfig:
-    return ServerConfig(
-        models={"chat": ModelConfig(path=make_llama())},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        drain_seconds=3,
-    )
+    return loopback({"chat": make_llama()}, drain_seconds=3)
 
 
 def stream(channel: grpc.aio.Channel, tokens: int):

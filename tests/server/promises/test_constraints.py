@@ -12,13 +12,14 @@ import pytest
 
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.server.turns import belongs_to
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 GOOD = pb.StructuredOutput(json_schema='{"type": "object", "properties": {"a": {"enum": ["the film"]}}}')
 # Many seconds of Python's `re`, under the interpreter's lock.
@@ -160,8 +161,7 @@ async def test_long_checks_of_several_callers_wait_for_each_other_only(served):
 async def test_a_key_is_taken_away_while_every_thread_is_busy(serve_config, make_llama, tmp_path, refused):
     file = tmp_path / "tenants.yaml"
     file.write_text(json.dumps({"tenants": {"one": {"keys": [hashed("key")]}, "two": {"keys": [hashed("other")]}}}))
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config = ServerConfig(models={"chat": ModelConfig(path=make_llama())}, tenants=file, drain_seconds=2, **listen)
+    config = loopback({"chat": make_llama()}, tenants=file, drain_seconds=2)
     release = threading.Event()
     async with serve_config(config) as served:
         list_models = ModelServiceStub(served.channel).ListModels

@@ -10,10 +10,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 STREAMS = 50
 BUDGET = 4.0
@@ -25,13 +27,11 @@ CLASSIFY = classification_pb2.ClassifyRequest(
 
 @pytest.fixture
 async def server(serve_config, make_bert, make_llama):
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+    config = loopback(
+        {
+            "sentiment": make_bert(),
             "chat": ModelConfig(path=make_llama(), max_num_seqs=STREAMS),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
         drain_seconds=BUDGET,
     )
     async with serve_config(config) as served:

@@ -10,12 +10,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.models import adapters
 from tuneserve.v1 import generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 FULL = Path("/dev/full")
 CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"))
@@ -24,7 +26,7 @@ CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt
 @pytest.fixture
 def command(tmp_path) -> list[str]:
     """The real server, without models."""
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
+    listen = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
     (tmp_path / "server.yaml").write_text(json.dumps({**listen, "drain_seconds": 5}))
     program = [sys.executable, "-P", "-c", "from tuneserve import cli; cli.main()"]
     return [*program, "serve", "--config", str(tmp_path / "server.yaml"), "--ready-file", str(tmp_path / "ready.json")]
@@ -64,13 +66,7 @@ async def test_an_adapter_that_has_no_room_is_refused(serve_config, make_llama, 
     (tmp_path / "polite").mkdir()
     (tmp_path / "polite" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     (tmp_path / "polite" / "adapter_model.safetensors").write_bytes(b"any")
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama(), max_adapters=2)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-        models_root=tmp_path,
-    )
+    config = loopback({"chat": ModelConfig(path=make_llama(), max_adapters=2)}, models_root=tmp_path)
     async with serve_config(config) as server:
         admin = ModelAdminServiceStub(server.admin)
         load = model_admin_pb2.LoadAdapterRequest(model="chat", adapter="polite", path="polite")

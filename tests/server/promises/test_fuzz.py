@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, Verbosity, given, settings
 from hypothesis import strategies as st
 
 from tuneserve.oip import inference_pb2 as oip
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.models import memory
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
+
+from ..conftest import loopback
 
 FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, oip)
 METHODS: list[MethodDescriptor] = [
@@ -305,18 +307,15 @@ async def administered(serve_config, make_bert, make_llama, tmp_path, monkeypatc
     """A server that its administrators may change, with something to load."""
     # Models that are loaded again and again, on a machine that may have other work.
     monkeypatch.setattr(memory, "check", lambda config, manifest: None)
-    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(tmp_path / "spare")
+    make_bert(labels=["neg", "pos", "mixed"]).rename(tmp_path / "spare")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"any")
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+    config = loopback(
+        {
+            "sentiment": make_bert(),
             "chat": ModelConfig(path=make_llama(), max_adapters=2),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         models_root=tmp_path,
         drain_seconds=2,
     )

@@ -7,11 +7,12 @@ import grpc
 import pytest
 from tokenizers import Tokenizer
 
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import RequestRefused
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 TEXTS = ["the film was good", "angela merkel née in hamburg", "東京 !", "bad", "a movie , was awful . " * 2]
 POISON = 13  # a token id that ends the request that brings it
@@ -127,12 +128,7 @@ async def overgrown(serve_config, make_llama):
     tokenizer.add_tokens([*(f"<unused{index}>" for index in range(300 - tokenizer.get_vocab_size())), "<extra>"])
     assert tokenizer.token_to_id("<extra>") == 300
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=directory)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-    )
+    config = loopback({"chat": directory})
     async with serve_config(config) as served:
         yield served
 

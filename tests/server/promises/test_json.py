@@ -4,8 +4,9 @@ import grpc
 import pytest
 from google.protobuf import struct_pb2
 
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import generation_pb2 as pb
+
+from ..conftest import loopback
 
 TOKENIZE = "/tuneserve.v1.GenerationService/Tokenize"
 TEMPLATE = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ messages[0].content }}"
@@ -27,12 +28,7 @@ def chat(*tools: struct_pb2.Struct) -> pb.Chat:
 @pytest.fixture(scope="module")
 async def server(serve_config, make_llama):
     """A model that reads more tokens than JSON values are taken."""
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama(TEMPLATE, max_position_embeddings=1 << 20))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        drain_seconds=3,
-    )
+    config = loopback({"chat": make_llama(TEMPLATE, max_position_embeddings=1 << 20)}, drain_seconds=3)
     async with serve_config(config) as served:
         yield served
 

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.models import memory
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
@@ -26,7 +26,7 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 CANARY = "cAnArY"
 KEY = f"tsk_{CANARY}_0123456789"
@@ -84,25 +84,21 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     (root / f"{CANARY}-empty").mkdir()
     (root / f"{CANARY}-broken").mkdir()
     (root / f"{CANARY}-broken" / "config.json").write_text(f'{{"model_type": "{CANARY}')
-    named("spare", make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]))
+    named("spare", make_bert(labels=["neg", "pos", "mixed"]))
     tenants = tmp_path / "tenants.yaml"
     tenants.write_text(
         f"tenants:\n  admin: {{keys: ['{hashed(KEY)}'], role: admin}}\n"
         f"  small: {{keys: ['{hashed(KEY + 's')}'], models: [ner], requests_per_second: 1}}\n"
     )
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(
-                path=named("sentiment", make_bert("ForSequenceClassification", ["neg", "pos"])), max_inputs=8
-            ),
-            "ner": ModelConfig(path=named("ner", make_bert("ForTokenClassification", NER_LABELS))),
-            "vectors": ModelConfig(path=named("vectors", make_bert("Model", []))),
+    config = loopback(
+        {
+            "sentiment": ModelConfig(path=named("sentiment", make_bert()), max_inputs=8),
+            "ner": named("ner", make_bert("ForTokenClassification", NER_LABELS)),
+            "vectors": named("vectors", make_bert("Model", [])),
             "chat": ModelConfig(
                 path=named("chat", make_llama()), max_adapters=2, adapters={"polite": root / f"{CANARY}-polite"}
             ),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
         tenants=tenants,
         models_root=root,
         drain_seconds=2,

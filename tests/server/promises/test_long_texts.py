@@ -9,10 +9,11 @@ import grpc
 import pytest
 
 from tuneserve.server import turns
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+
+from ..conftest import loopback
 
 LENGTH = 512
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -26,11 +27,7 @@ PIECE = 0.1
 @pytest.fixture
 async def server(serve_config, make_bert):
     path = make_bert("ForTokenClassification", LABELS, max_position_embeddings=LENGTH)
-    config = ServerConfig(
-        models={"ner": ModelConfig(path=path)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-    )
+    config = loopback({"ner": path})
     async with serve_config(config) as served:
         yield served
 

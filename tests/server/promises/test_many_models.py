@@ -7,9 +7,11 @@ import pytest
 
 from tuneserve import checkpoint
 from tuneserve.oip import inference_pb2
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import model_admin_pb2, model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 MODELS = 200
 LABELS = [f"a label of some length, number {number}" for number in range(77)]
@@ -19,18 +21,13 @@ START = 0.2
 
 @pytest.fixture
 async def server(serve_config, make_bert):
-    directory = make_bert("ForSequenceClassification", LABELS)
+    directory = make_bert(labels=LABELS)
     manifest = checkpoint.describe(directory)
     manifest.label_distribution.update(dict.fromkeys(LABELS, 1 / len(LABELS)))
     metrics = {f"{label}/{kind}": 0.5 for label in LABELS for kind in ("precision", "recall", "f1", "support")}
     manifest.lineage.add(name="finetune", metrics=metrics)
     checkpoint.seal(directory, manifest)
-    config = ServerConfig(
-        models={f"model-{number}": ModelConfig(path=directory) for number in range(MODELS)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-    )
+    config = loopback({f"model-{number}": ModelConfig(path=directory) for number in range(MODELS)})
     before = time.process_time()
     async with serve_config(config) as served:
         assert time.process_time() - before < START * MODELS

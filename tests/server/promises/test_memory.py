@@ -11,11 +11,13 @@ import pytest
 
 from tuneserve.oip import inference_pb2
 from tuneserve.server.call import shares
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 RANK, INFER = "/tuneserve.v1.ClassificationService/Rank", "/inference.GRPCInferenceService/ModelInfer"
 
@@ -23,8 +25,8 @@ RANK, INFER = "/tuneserve.v1.ClassificationService/Rank", "/inference.GRPCInfere
 @pytest.fixture(scope="module")
 async def server(serve_config, make_bert) -> AsyncIterator:
     """One with a classifier."""
-    models = {"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["negative", "positive"]))}
-    async with serve_config(ServerConfig(models=models, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")) as served:
+    models = {"sentiment": ModelConfig(path=make_bert(labels=["negative", "positive"]))}
+    async with serve_config(loopback(models)) as served:
         yield served
 
 

@@ -11,9 +11,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tuneserve.benchmarks.serving.load import open_loop
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.v1 import generation_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 SLOTS = 4
 STEP = 0.2
@@ -39,11 +41,8 @@ REASONS = {"calls": "QUEUE_FULL", "wait": "QUEUE_WAIT", "tokens": "QUEUE_TOKENS"
 @pytest.fixture(params=LIMITS)
 async def limited(request, serve_config, make_llama):
     """A server whose engine takes four at a time and a fifth of a second for each; and what limits its queue."""
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama(), max_num_seqs=SLOTS, **LIMITS[request.param])},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        drain_seconds=2,
+    config = loopback(
+        {"chat": ModelConfig(path=make_llama(), max_num_seqs=SLOTS, **LIMITS[request.param])}, drain_seconds=2
     )
     async with serve_config(config) as served:
         served.engines["chat"].delay = STEP

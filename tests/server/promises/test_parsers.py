@@ -6,12 +6,13 @@ from typing import get_args
 import grpc
 import pytest
 
-from tuneserve.server.config import ModelConfig, ServerConfig, ToolParser
+from tuneserve.server.config import ToolParser
 from tuneserve.server.text import answers
 from tuneserve.v1 import generation_pb2 as pb
 
 from ..api.test_chat import TOOL, TOOLS_TEMPLATE, said, struct
 from ..api.test_tool_calls import ScriptedEngine
+from ..conftest import loopback
 
 METHOD = "/tuneserve.v1.GenerationService/"
 TOKENS = [
@@ -51,10 +52,7 @@ async def server(request, serve_config, make_llama, make_parsers):
         engine.vocab_size = 320
         engine.parsers, engine.tokenizer = make_parsers(directory, *request.param)
 
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    async with serve_config(
-        ServerConfig(models={"chat": ModelConfig(path=directory)}, **listen), prepared, ScriptedEngine
-    ) as served:
+    async with serve_config(loopback({"chat": directory}), prepared, ScriptedEngine) as served:
         yield served
 
 

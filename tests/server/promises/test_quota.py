@@ -12,12 +12,14 @@ from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call import request_log
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta, EngineFailed
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 KEY = (("x-api-key", "spender-key"),)
 TOKENS = 40
@@ -76,15 +78,13 @@ async def spending(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     """A server with one tenant, its engines' work, and what the tenant was charged."""
     path = tmp_path / "tenants.yaml"
     path.write_text(f"tenants: {{spender: {{keys: ['{hashed('spender-key')}'], tokens_per_minute: 1000000000}}}}\n")
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=2),
+    config = loopback(
+        {
+            "sentiment": ModelConfig(path=make_bert(), max_num_seqs=2),
             "ner": ModelConfig(path=make_bert("ForTokenClassification", ["O", "PER"]), max_num_seqs=2),
             "vectors": ModelConfig(path=make_bert("Model", []), max_num_seqs=2),
             "chat": ModelConfig(path=make_llama(), max_num_seqs=4),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
         tenants=path,
         drain_seconds=3,
     )

@@ -9,14 +9,13 @@ import time
 import pytest
 
 from tuneserve import checkpoint
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import supervisor
 from tuneserve.v1 import classification_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 LOAD = model_admin_pb2.LoadModelRequest(model="sentiment", path="new")
@@ -27,14 +26,9 @@ def config(make_bert, tmp_path, monkeypatch):
     """One model, and a folder `new` below models_root: other weights for it."""
     monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.02, 0.05))
-    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(tmp_path / "new")
-    return ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-        models_root=tmp_path,
-    ).model_copy(update={"watchdog_seconds": 0.3})  # less than a file may say
+    make_bert(labels=["neg", "pos", "mixed"]).rename(tmp_path / "new")
+    config = loopback({"sentiment": make_bert()}, models_root=tmp_path)
+    return config.model_copy(update={"watchdog_seconds": 0.3})  # less than a file may say
 
 
 class Made(list):

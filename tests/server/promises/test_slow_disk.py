@@ -8,9 +8,11 @@ import pytest
 
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.open_inference import service
 from tuneserve.v1 import model_admin_pb2
+
+from ..conftest import loopback
 
 SERVICE = "/tuneserve.v1.ModelAdminService/"
 LATE = 0.3
@@ -18,14 +20,11 @@ LATE = 0.3
 
 @pytest.fixture
 async def server(serve_config, make_bert, make_llama, tmp_path):
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+    config = loopback(
+        {
+            "sentiment": make_bert(),
             "chat": ModelConfig(path=make_llama(), max_adapters=2),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         models_root=tmp_path,
     )
     async with serve_config(config) as served:

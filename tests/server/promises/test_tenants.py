@@ -11,13 +11,15 @@ from safetensors.numpy import save_file
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 TENANTS = {
     "acme": {"keys": [hashed("acme-key"), hashed("acme-other-key")], "adapters": ["acme-style", "both"]},
@@ -51,15 +53,12 @@ async def server(serve_config, make_bert, make_llama, tmp_path):
         save_file({"a": np.full((2, 2), number, np.float32)}, tmp_path / name / "adapter_model.safetensors")
     (tmp_path / "tenants.yaml").write_text(json.dumps({"tenants": TENANTS}))
     adapters = {name: tmp_path / name for name in ADAPTERS}
-    config = ServerConfig(
-        models={
+    config = loopback(
+        {
             "chat": ModelConfig(path=make_llama(), adapters=adapters, max_adapters=4),
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "vectors": ModelConfig(path=make_bert("Model", [])),
+            "sentiment": make_bert(),
+            "vectors": make_bert("Model", []),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         tenants=tmp_path / "tenants.yaml",
         drain_seconds=3,
     )
@@ -172,9 +171,8 @@ async def test_what_is_known_of_a_constraint_is_each_tenants_own(server, refused
 
 async def test_a_tenant_that_fills_the_queue_is_in_nobody_elses_way(serve_config, make_bert, tmp_path, until):
     (tmp_path / "tenants.yaml").write_text(json.dumps({"tenants": TENANTS}))
-    model = ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_num_seqs=1, max_queue=16)
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config = ServerConfig(models={"sentiment": model}, tenants=tmp_path / "tenants.yaml", drain_seconds=5, **listen)
+    model = ModelConfig(path=make_bert(), max_num_seqs=1, max_queue=16)
+    config = loopback({"sentiment": model}, tenants=tmp_path / "tenants.yaml", drain_seconds=5)
 
     def slow(name, engine):
         engine.delay = 0.1

@@ -9,13 +9,12 @@ import pytest
 
 from tuneserve import checkpoint
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import administration, supervisor
 from tuneserve.v1 import classification_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 CLASSIFY = "/tuneserve.v1.ClassificationService/Classify"
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
@@ -27,16 +26,9 @@ async def server(serve_config, make_bert, tmp_path, monkeypatch):
     """One model, a folder `new` below models_root, and a tenant who administers."""
     monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.02, 0.05))
-    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(tmp_path / "new")
+    make_bert(labels=["neg", "pos", "mixed"]).rename(tmp_path / "new")
     (tmp_path / "tenants.yaml").write_text(f"tenants: {{a: {{keys: ['{hashed('key')}']}}}}")
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-        models_root=tmp_path,
-        tenants=tmp_path / "tenants.yaml",
-    )
+    config = loopback({"sentiment": make_bert()}, models_root=tmp_path, tenants=tmp_path / "tenants.yaml")
     async with serve_config(config) as served:
         yield served
 

@@ -7,7 +7,9 @@ import warnings
 
 import pytest
 
-from tuneserve.server.config import ModelConfig, ServerConfig, TlsConfig
+from tuneserve.server.config import TlsConfig
+
+from ..conftest import loopback
 
 TLS = ssl.TLSVersion
 
@@ -40,13 +42,7 @@ async def spoken(address: str, version: ssl.TLSVersion) -> str:
 @pytest.fixture
 async def server(serve_config, make_bert, certified):
     key, certificate = certified
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
-        tls=TlsConfig(certificate=certificate, key=key),
-    )
+    config = loopback({"sentiment": make_bert()}, tls=TlsConfig(certificate=certificate, key=key))
     async with serve_config(config) as served:
         yield served
 

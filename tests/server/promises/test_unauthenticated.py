@@ -12,11 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ServerConfig
 from tuneserve.server.transport import crowd, unauthenticated
 from tuneserve.v1 import classification_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+
+from ..conftest import loopback
 
 SERVICE = "/tuneserve.v1.ClassificationService"
 CLASSIFY = f"{SERVICE}/Classify"
@@ -29,13 +31,7 @@ def config(make_bert, tmp_path) -> ServerConfig:
     (tmp_path / "tenants.yaml").write_text(
         f"tenants: {{a: {{keys: ['{hashed('key')}']}}, b: {{keys: ['{hashed('b')}']}}}}"
     )
-    return ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        tenants=tmp_path / "tenants.yaml",
-        max_calls=20,
-    )
+    return loopback({"sentiment": make_bert()}, tenants=tmp_path / "tenants.yaml", max_calls=20)
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import psutil
 import pytest
 
 from tuneserve.server.call import departures
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import generation_pb2
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 MIB = 1 << 20
 CALLS = 300
@@ -35,12 +37,8 @@ def writing(size: int):
 
 @pytest.fixture
 async def server(serve_config, make_llama):
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama(), max_queue=2 * CALLS)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        max_streams=2 * CALLS,
-        drain_seconds=20,
+    config = loopback(
+        {"chat": ModelConfig(path=make_llama(), max_queue=2 * CALLS)}, max_streams=2 * CALLS, drain_seconds=20
     ).model_copy(update={"stall_seconds": 0.5})  # less than a file may say
     async with serve_config(config) as served:
         served.engines["chat"].generate = writing(MIB)
@@ -200,12 +198,8 @@ async def test_a_drain_waits_for_answers_to_be_read(server, until):
 
 
 async def test_a_stream_that_is_stuck_keeps_no_other_from_its_end(serve_config, make_llama, until):
-    config = ServerConfig(
-        models={"chat": ModelConfig(path=make_llama(), max_num_seqs=2)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        drain_seconds=4,
-    ).model_copy(update={"stall_seconds": 0.2})  # less than a file may say
+    config = loopback({"chat": ModelConfig(path=make_llama(), max_num_seqs=2)}, drain_seconds=4)
+    config = config.model_copy(update={"stall_seconds": 0.2})  # less than a file may say
     async with serve_config(config) as server, channel(server) as lazy:
         engine = server.engines["chat"]
         plain, engine.generate = engine.generate, writing(MIB)

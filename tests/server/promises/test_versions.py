@@ -13,14 +13,14 @@ from safetensors.numpy import save_file
 
 from tuneserve.oip import inference_pb2
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.models import supervisor
 from tuneserve.v1 import classification_pb2, generation_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from ..conftest import Models
+from ..conftest import Models, loopback
 
 CLASSIFY = classification_pb2.ClassifyRequest(
     model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
@@ -40,18 +40,15 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (600.0, 600.0))
     root = tmp_path / "root"
     (root / "polite").mkdir(parents=True)
-    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(root / "sentiment")
+    make_bert(labels=["neg", "pos", "mixed"]).rename(root / "sentiment")
     make_llama("{{ messages[0].content }}").rename(root / "chat")
     (root / "polite" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
     save_file({"a": np.ones((2, 2), dtype=np.float32)}, root / "polite" / "adapter_model.safetensors")
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
+    config = loopback(
+        {
+            "sentiment": make_bert(),
             "chat": ModelConfig(path=make_llama(), max_adapters=2),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         models_root=root,
         drain_seconds=5,
     )

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 from tuneserve.server.text import masking
 from tuneserve.server.text.redaction import Redactor
 from tuneserve.v1 import classification_pb2, embedding_pb2
@@ -19,6 +19,8 @@ from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 # Writes out all that it is given.
 TEMPLATE = "{{ messages }}{{ tools }}{{ documents }}{{ more }}"
@@ -31,14 +33,13 @@ async def server(serve_config, make_bert, make_llama):
     masked = {"redact": ("email", "card")}
     long = {"max_position_embeddings": 1 << 20}
     models = {
-        "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"], **long), **masked),
+        "sentiment": ModelConfig(path=make_bert(**long), **masked),
         "ner": ModelConfig(path=make_bert("ForTokenClassification", NER, **long), **masked),
         "vectors": ModelConfig(path=make_bert("Model", [], **long), **masked),
         "chat": ModelConfig(path=make_llama(TEMPLATE), **masked),
         "plain": ModelConfig(path=make_llama(TEMPLATE)),
     }
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    async with serve_config(ServerConfig(models=models, **listen)) as served:
+    async with serve_config(loopback(models)) as served:
         yield served
 
 

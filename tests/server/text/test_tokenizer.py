@@ -11,7 +11,7 @@ from tuneserve.server.text.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def directory(make_bert):
-    return make_bert("ForSequenceClassification", ["neg", "pos"])
+    return make_bert()
 
 
 @pytest.fixture

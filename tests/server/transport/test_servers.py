@@ -9,23 +9,17 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from tuneserve.errors import UserError
 from tuneserve.server.app import App
-from tuneserve.server.config import ModelConfig, ServerConfig
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-
-def bert_config(make_bert, **addresses: str) -> ServerConfig:
-    return ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        **{"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", **addresses},
-    )
+from ..conftest import loopback
 
 
 async def test_a_port_in_use_is_refused_not_shared(served, make_bert):
     with pytest.raises(UserError, match="listen: can't bind"):
-        App(bert_config(make_bert, listen=served.app.address))
+        App(loopback({"sentiment": make_bert()}, listen=served.app.address))
     with pytest.raises(UserError, match="metrics_listen: can't bind"):
-        App(bert_config(make_bert, metrics_listen=served.app.metrics_address))
+        App(loopback({"sentiment": make_bert()}, metrics_listen=served.app.metrics_address))
 
 
 def services(address: str) -> list[str]:
@@ -43,7 +37,7 @@ async def test_each_port_has_its_own_services(served):
 
 
 async def test_the_probes_port_has_health_alone(serve_config, make_bert, refused):
-    config = bert_config(make_bert, health_listen="127.0.0.1:0")
+    config = loopback({"sentiment": make_bert()}, health_listen="127.0.0.1:0")
     async with serve_config(config) as served, grpc.aio.insecure_channel(served.app.health_address) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -23,9 +23,11 @@ from tuneserve.errors import UserError
 from tuneserve.machine import regular
 from tuneserve.server.app import App
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, ServerConfig, TlsConfig
+from tuneserve.server.config import TlsConfig
 from tuneserve.server.transport.tls import credentials
 from tuneserve.v1 import model_pb2, model_pb2_grpc
+
+from ..conftest import loopback
 
 PEM = serialization.Encoding.PEM
 
@@ -367,12 +369,9 @@ async def test_the_ports_of_a_server_with_mutual_tls(files, authority, make_bert
     files.write(authority.issue(), client_ca=authority.certificate)
     tenants = tmp_path / "tenants.yaml"
     tenants.write_text(f"tenants: {{a: {{keys: ['{hashed('key')}']}}}}")
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
+    config = loopback(
+        {"sentiment": make_bert()},
         health_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         tls=files.config(mutual=True),
         tenants=tenants,
         drain_seconds=5,
@@ -410,14 +409,7 @@ async def test_a_certificate_names_a_tenant(files, authority, stranger, make_ber
         f"tenants: {{web: {{certificates: [web.example.org]}}, job: {{certificates: ['spiffe://example.org/job'], "
         f"models: []}}, key: {{keys: ['{hashed('key')}']}}}}"
     )
-    config = ServerConfig(
-        models={"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))},
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        tls=files.config(mutual=True),
-        tenants=tenants,
-        drain_seconds=5,
-    )
+    config = loopback({"sentiment": make_bert()}, tls=files.config(mutual=True), tenants=tenants, drain_seconds=5)
 
     async def models(own: Pair, *metadata: tuple[str, str]) -> int | grpc.StatusCode:
         """How many models the owner of a certificate may use, or why it is not let in."""
@@ -444,9 +436,6 @@ async def test_a_certificate_names_a_tenant(files, authority, stranger, make_ber
 async def test_bad_files_are_refused_before_a_server_starts(files, authority, make_bert):
     files.write(authority.issue())
     files.put("key.pem", authority.issue().key)
-    model = ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))
-    config = ServerConfig(
-        models={"sentiment": model}, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", tls=files.config()
-    )
+    config = loopback({"sentiment": make_bert()}, tls=files.config())
     with pytest.raises(UserError, match=r"tls.key: .*key.pem: not the key of tls.certificate"):
         App(config)

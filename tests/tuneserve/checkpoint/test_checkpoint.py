@@ -12,7 +12,7 @@ LABELS = ["neg", "pos"]
 
 @pytest.fixture
 def sealed(make_bert):
-    directory = make_bert("ForSequenceClassification", LABELS)
+    directory = make_bert(labels=LABELS)
     manifest = checkpoint.describe(directory)
     manifest.lineage.append(checkpoint.step("base", "someone/encoder", {"a": 1}, ("numpy",)))
     checkpoint.seal(directory, manifest)
@@ -163,10 +163,10 @@ def test_what_plain_directories_are_for(make_bert, head, files, task):
 
 
 def test_problem_types_and_default_labels_of_plain_directories(make_bert):
-    number = checkpoint.describe(make_bert("ForSequenceClassification", ["stars"], problem_type="regression"))
+    number = checkpoint.describe(make_bert(labels=["stars"], problem_type="regression"))
     assert (number.problem_type, number.labels) == (pb.PROBLEM_TYPE_REGRESSION, ["stars"])
     # transformers leaves the two default labels out of config.json.
-    unnamed = checkpoint.describe(make_bert("ForSequenceClassification", []))
+    unnamed = checkpoint.describe(make_bert(labels=[]))
     assert (unnamed.problem_type, unnamed.labels) == (pb.PROBLEM_TYPE_SINGLE_LABEL, ["LABEL_0", "LABEL_1"])
 
 
@@ -202,8 +202,8 @@ def test_writing_refuses_and_replaces_finished_work(tmp_path):
 
 
 def test_version_follows_content_not_place(make_bert):
-    first, second = (checkpoint.describe(make_bert("ForSequenceClassification", LABELS)) for _ in range(2))
-    third = checkpoint.describe(make_bert("ForSequenceClassification", ["a", "b"]))
+    first, second = (checkpoint.describe(make_bert(labels=LABELS)) for _ in range(2))
+    third = checkpoint.describe(make_bert(labels=["a", "b"]))
     assert checkpoint.version_of(first) == checkpoint.version_of(second)
     assert checkpoint.version_of(first) != checkpoint.version_of(third)
 

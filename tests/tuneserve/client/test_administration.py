@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from tuneserve.client import CallError, NotAllowed, NotFound, WrongState, administration
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig
 
-from ...server.conftest import Served, served_by
+from ...server.conftest import Served, loopback, served_by
 from ...server.troubled_engine import TroubledEngine
 
 
@@ -23,18 +23,15 @@ async def server(make_bert: Any, make_llama: Any, tmp_path: Path) -> AsyncIterat
     """A sentiment model and a chat model; below models_root other weights for the first, whose engines of ten
     sequences wait with their start, and an adapter.
     """
-    make_bert("ForSequenceClassification", ["neg", "pos", "mixed"]).rename(tmp_path / "new")
+    make_bert(labels=["neg", "pos", "mixed"]).rename(tmp_path / "new")
     (tmp_path / "polite").mkdir()
     (tmp_path / "polite" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
     save_file({"a": np.ones((2, 2), dtype=np.float32)}, tmp_path / "polite" / "adapter_model.safetensors")
-    config = ServerConfig(
-        models={
-            "sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]), max_queue=99),
+    config = loopback(
+        {
+            "sentiment": ModelConfig(path=make_bert(), max_queue=99),
             "chat": ModelConfig(path=make_llama(), max_adapters=2),
         },
-        listen="127.0.0.1:0",
-        metrics_listen="127.0.0.1:0",
-        admin_listen="127.0.0.1:0",
         models_root=tmp_path,
     )
 
