@@ -23,6 +23,8 @@ from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
+from .. import tiny
+
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.train,
@@ -87,12 +89,9 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place for place in tokenizer("in New York", return_offsets_mapping=True)["offset_mapping"] if place[0] == 2
     ]
     assert spaced == [(2, 6)], "the space is counted to the word"
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    transformers.set_seed(0)
-    settings = transformers.RobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=128, pad_token_id=1, **sizes
-    )
-    transformers.RobertaModel(settings).save_pretrained(folder / "base")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 128}
+    made = tiny.model("AutoModel", "roberta", vocab_size=len(tokenizer), pad_token_id=1, **sizes)
+    made.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows.write(folder / "prose.jsonl", every)
     values = {"task": "token-classification", "base_model": "base", "train": "prose.jsonl", "output": "out"}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .. import tiny
+
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 PROMPTS = [[5, 17, 300, 41], list(range(100, 170)), [9] * 33]
@@ -17,22 +19,13 @@ PROMPTS = [[5, 17, 300, 41], list(range(100, 170)), [9] * 33]
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A small Llama with heads that two ranks can share, and weights that leave no doubt about the next token."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     from tuneserve import samples
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=49152,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 256}
+    tiny.model("AutoModelForCausalLM", "llama", initializer_range=0.3, **sizes).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(samples.chat_model()).save_pretrained(tmp_path)
     return tmp_path
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from .. import tiny
+
 WORDS = [
     *("the", "a", "film", "was", "is", "good", "bad", "great", "awful", "fun", "dull", "story", "acting", "and"),
     *("very", "not", "what", "who", "sky", "blue", "where", "lives", "anna", "in", "berlin", "paris", "john"),
@@ -21,24 +23,14 @@ TEMPLATE = (
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT without a classification head, saved as a Hugging Face directory."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from transformers import BertTokenizer
 
     directory = tmp_path_factory.mktemp("models") / "tiny-bert"
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{x}" for x in letters)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=64)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(directory)
+    tiny.model("AutoModel", "bert", vocab_size=len(vocabulary)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -46,9 +38,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with tied embeddings, an end-of-turn token and a chat template."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     directory = tmp_path_factory.mktemp("models") / "tiny-llama"
     special = ["<|im_start|>", "<|im_end|>"]
@@ -60,15 +51,12 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", chat_template=TEMPLATE, model_max_length=256
     )
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = tiny.model(
+        "AutoModelForCausalLM",
+        "llama",
         vocab_size=len(pieces),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
-        intermediate_size=64,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         # Wide enough that frozen embeddings can give sure answers.
@@ -76,7 +64,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=0,
         eos_token_id=1,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

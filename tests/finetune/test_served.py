@@ -21,6 +21,7 @@ from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine import hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+from .. import tiny
 from .conftest import WORDS, write_jsonl
 
 pytestmark = [
@@ -83,22 +84,18 @@ def base(tmp_path_factory: pytest.TempPathFactory, encoder: Path, chat: Path) ->
                 encoder if kind.endswith("bert") or "roberta" in kind else chat
             )
             directory = tmp_path_factory.mktemp("models") / f"tiny-{kind}"
-            settings = transformers.AutoConfig.for_model(
+            model = tiny.model(
+                "AutoModelForCausalLM" if kind in ("qwen3", "gpt2") else "AutoModel",
                 kind,
                 vocab_size=len(tokenizer),
                 hidden_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
                 max_position_embeddings=128,
                 pad_token_id=tokenizer.pad_token_id or 0,
                 bos_token_id=0,
                 eos_token_id=1,
-                **({} if kind == "gpt2" else {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 32}),
+                **({} if kind == "gpt2" else {"num_key_value_heads": 2, "head_dim": 32}),
             )
-            transformers.set_seed(0)
-            decoder = kind in ("qwen3", "gpt2")
-            auto = transformers.AutoModelForCausalLM if decoder else transformers.AutoModel
-            auto.from_config(settings, dtype="float32").save_pretrained(directory)
+            model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
             made[kind] = directory
         return made[kind]

@@ -9,6 +9,8 @@ from tuneserve import checkpoint
 from tuneserve.checkpoint import rows
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+from .. import tiny
+
 LABELS = ["negative", "positive"]
 ROWS = [{"text": f"sentence number {i}", "label": LABELS[i % 2]} for i in range(1000)]
 CHAT_ROWS = [{"prompt": f"question {i}", "completion": f" answer {i}"} for i in range(4)]
@@ -54,21 +56,12 @@ def save_tokenizer(directory: Path) -> None:
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT sentence classifier of two labels, 64 wide."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
 
-    torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("bert") / "sentiment"
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: i for i, label in enumerate(LABELS)},
-    )
-    BertForSequenceClassification(config).to(torch.bfloat16).save_pretrained(directory)
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    model = tiny.model("AutoModelForSequenceClassification", "bert", **sizes, **labels)
+    model.to(torch.bfloat16).save_pretrained(directory)
     save_tokenizer(directory)
     seal(directory, ROWS, SEEN_ROWS)
     return directory
@@ -78,21 +71,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama decoder with tied embeddings; 64 and 192 wide, so that groups of 64 are the largest that fit."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("llama") / "chat"
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    settings = {"hidden_size": 64, "intermediate_size": 192, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    model = tiny.model("AutoModelForCausalLM", "llama", **settings)
+    model.to(torch.bfloat16).save_pretrained(directory)
     save_tokenizer(directory)
     seal(directory, CHAT_ROWS, SEEN_CHAT_ROWS)
     return directory

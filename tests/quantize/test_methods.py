@@ -12,26 +12,18 @@ from tuneserve.quantize import calibration, methods, weights
 from tuneserve.quantize.schemes import SCHEMES
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+from .. import tiny
+
 
 @pytest.fixture(scope="module")
 def modernbert(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ModernBERT classifier, with the tokenizer of the other models."""
-    from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification
+    from transformers import AutoTokenizer
 
-    torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("modernbert") / "modern"
-    config = ModernBertConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        global_attn_every_n_layers=2,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
-    ModernBertForSequenceClassification(config).save_pretrained(directory)
+    settings = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "global_attn_every_n_layers": 2}
+    settings |= {"pad_token_id": 0, "attn_implementation": "eager"}
+    tiny.model("AutoModelForSequenceClassification", "modernbert", **settings).save_pretrained(directory)
     AutoTokenizer.from_pretrained(bert).save_pretrained(directory)
     return directory
 

@@ -11,6 +11,8 @@ from tuneserve.errors import UserError
 from tuneserve.finetune.data import packing
 from tuneserve.finetune.data.tokens import IGNORED
 
+from ... import tiny
+
 pytestmark = [
     pytest.mark.train,
     # Raised by libraries at import or inside training; none of them is about this code.
@@ -29,17 +31,8 @@ def rows() -> list[dict[str, Any]]:
 
 
 def small(kind: str) -> Any:
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig
-
-    torch.manual_seed(0)
-    llama = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
-    gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 1}
-    configs: dict[str, Any] = {
-        "llama": LlamaConfig(vocab_size=64, hidden_size=32, **llama),
-        "gpt2": GPT2Config(vocab_size=64, **gpt2),
-        "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4),
-    }
-    return AutoModelForCausalLM.from_config(configs[kind])
+    sizes = {"state_size": 4} if kind == "mamba" else {"bos_token_id": 0, "eos_token_id": 1}
+    return tiny.model("AutoModelForCausalLM", kind, **sizes)
 
 
 def test_every_row_is_there_once() -> None:

@@ -13,6 +13,8 @@ from tuneserve.finetune import config
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.finetune.model import adapters, base_models
 
+from ... import tiny
+
 SEQUENCE = Target("sequence-classification", ("a", "b", "c"), "single-label", 32)
 STEPS = 100
 
@@ -42,11 +44,7 @@ def test_an_adapter_is_in_every_layer_and_the_head_learns_whole(encoder: Path) -
 
 @pytest.mark.parametrize("kind", ["roberta", "modernbert", "llama"])
 def test_heads_of_several_modules_are_saved_whole(tmp_path: Path, kind: str) -> None:
-    import transformers
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    settings = transformers.AutoConfig.for_model(kind, vocab_size=64, pad_token_id=1, **sizes)
-    transformers.AutoModel.from_config(settings, dtype="float32").save_pretrained(tmp_path)
+    tiny.model("AutoModel", kind, pad_token_id=1).save_pretrained(tmp_path)
     model, new = base_models.load_model(SEQUENCE, str(tmp_path))
     expected = {"roberta": ["classifier"], "modernbert": ["head", "classifier"], "llama": ["score"]}
     assert new == expected[kind]

@@ -13,6 +13,8 @@ from tuneserve.finetune.data.tokens import Target
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.model.layer_drop import drop_blocks, kept_blocks
 
+from ... import tiny
+
 IDS = torch.arange(5, 29)[None]
 
 
@@ -31,10 +33,7 @@ def test_what_stays_is_spread_evenly() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "gpt2", "llama", "qwen2", "qwen3", "gemma3_text"])
 def test_what_is_saved_answers_the_same(tmp_path: Path, kind: str) -> None:
-    import transformers
-
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 7, "num_attention_heads": 2}
-    sizes |= {"intermediate_size": 32, "vocab_size": 64, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+    sizes = {"num_hidden_layers": 7, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
     # A window that the text is longer than, in some of the blocks.
     more: dict[str, dict[str, Any]] = {
         "modernbert": {"local_attention": 4},
@@ -42,11 +41,9 @@ def test_what_is_saved_answers_the_same(tmp_path: Path, kind: str) -> None:
         "gemma3_text": {"sliding_window": 4, "num_key_value_heads": 1, "head_dim": 16, "_sliding_window_pattern": 2},
         "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
     }
-    settings = transformers.AutoConfig.for_model(kind, **sizes, **more.get(kind, {}))
-    torch.manual_seed(0)
     generates = kind not in ("bert", "roberta", "modernbert")
     auto = base_models.auto_class("generation" if generates else "sequence-classification")
-    model = auto.from_config(settings, dtype=torch.float32).eval()
+    model = tiny.model(auto.__name__, kind, **sizes, **more.get(kind, {})).eval()
     assert drop_blocks(model, 3) == [0, 3, 6]
     model.save_pretrained(tmp_path)
     saved = auto.from_pretrained(tmp_path, dtype=torch.float32).eval()

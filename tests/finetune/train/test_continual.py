@@ -21,6 +21,8 @@ from tuneserve.finetune.model import base_models
 from tuneserve.finetune.train import continual
 from tuneserve.v1 import checkpoint_pb2 as pb
 
+from ... import tiny
+
 pytestmark = [
     pytest.mark.train,
     # Raised by libraries at import or inside training; none of them is about this code.
@@ -112,12 +114,8 @@ def test_the_head_keeps_its_rows_by_name(trained: Path, labels: list[str]) -> No
 
 @pytest.mark.parametrize("kind", ["roberta", "modernbert", "llama"])
 def test_heads_of_several_modules(kind: str) -> None:
-    import transformers
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    settings = transformers.AutoConfig.for_model(kind, vocab_size=64, pad_token_id=1, **sizes)
-    settings.id2label, settings.label2id = {0: "a", 1: "b"}, {"a": 0, "b": 1}
-    model = base_models.auto_class("sequence-classification").from_config(settings, dtype=torch.float32).eval()
+    labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    model = tiny.model("AutoModelForSequenceClassification", kind, pad_token_id=1, **labels).eval()
     ids = torch.tensor([[2, 7, 3]])
     before = model(input_ids=ids).logits
     assert continual.extend_head(model, ["c", "b", "a"]) == ["score" if kind == "llama" else "classifier"]

@@ -10,8 +10,8 @@ import grpc
 import pytest
 import torch
 from google.protobuf import json_format
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tuneserve import checkpoint
 from tuneserve.checkpoint import examples
@@ -23,6 +23,8 @@ from tuneserve.finetune.eval import evaluation
 from tuneserve.server.text.tokenizer import Tokenizer as Served
 from tuneserve.v1 import generation_pb2 as gen
 from tuneserve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+
+from ... import tiny
 
 READS = 64
 TEMPLATE = (
@@ -53,16 +55,7 @@ CHATS = [
 @pytest.fixture(scope="session", params=["plain", "bos", "bos-and-eos"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a trained BPE of bytes, which puts nothing around a text, or a token before it, or both."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(["the film was good, the movie was bad"] * 4, trainer)
+    inner = tiny.byte_tokenizer(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
     if request.param != "plain":
         single = "<s> $A" if request.param == "bos" else "<s> $A </s>"
         special = [("<s>", 0), ("</s>", 1)]
@@ -70,14 +63,10 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="<|im_end|>", pad_token="</s>", chat_template=TEMPLATE
     )
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    # Wide, so that one token more or less is seen in the perplexity.
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=READS, initializer_range=0.3, pad_token_id=1, **sizes
-    )
     target = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(config).save_pretrained(target)
+    # Wide, so that one token more or less is seen in the perplexity.
+    settings = {"max_position_embeddings": READS, "initializer_range": 0.3, "pad_token_id": 1}
+    tiny.model("AutoModelForCausalLM", "llama", vocab_size=len(tokenizer), **settings).save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
 
