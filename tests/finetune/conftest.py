@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tuneserve.checkpoint import rows
+
 from .. import tiny
 
 WORDS = [
@@ -128,3 +130,19 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(40)
     ]
     return write_jsonl(tmp_path_factory.mktemp("data") / "talk.jsonl", rows)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """24 sentences, all of a label that the reviews don't have."""
+    rows.write(
+        tmp_path / "new.jsonl",
+        (
+            {
+                "text": " ".join(["john"] * (n // 4 + 1) + ["lives in", ("berlin", "paris", "blue", "sky")[n % 4]]),
+                "label": "place",
+            }
+            for n in range(24)
+        ),
+    )
+    return tmp_path / "new.jsonl"

@@ -1,6 +1,5 @@
 """`import tuneserve`: light until it is used, and what each verb hands on. The notebook does it for real."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import psutil
 import pytest
 
 import tuneserve
-from tuneserve import api, checkpoint
+from tuneserve import checkpoint
 from tuneserve.client import Client, Unavailable
 from tuneserve.errors import CheckpointError, StepFailed, UserError
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -46,12 +45,6 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="'tuneserve' has no attribute 'train'"):
         _ = tuneserve.train
-
-
-def test_packages_are_their_functions() -> None:
-    for name in ("finetune", "quantize"):
-        assert inspect.signature(getattr(tuneserve, name)) == inspect.signature(getattr(api, name))
-        assert inspect.ismodule(getattr(tuneserve, name))
 
 
 def test_a_checkpoint_has_its_history(made: Path) -> None:

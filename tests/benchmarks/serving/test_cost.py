@@ -200,19 +200,3 @@ def test_what_fails_takes_nothing_else_with_it(
     assert found["overload"]
     assert "its last words" in result.stderr
     assert "Not measured: generation: vllm serve ended with status 1" in result.stdout
-
-
-def test_a_disturbed_run_says_so() -> None:
-    report = cost_report.Report(1)
-    assert cost_report._notes(report) == []
-    report.add("x", {"a": [Sample(1, 1, 1, 1, None, others) for others in (0.0, 0.5, 0.6)]}, [])
-    assert "0.50 cores" in cost_report._notes(report)[0]
-    assert "not valid" in cost_report._notes(report)[1]
-
-
-def test_a_second_report_of_a_day_does_not_replace_the_first(monkeypatch, tmp_path):
-    monkeypatch.setattr(cost_report, "RESULTS", tmp_path / "results")
-    first, second = (cost_report.write(cost_report.Report(1)) for _ in range(2))
-    assert first != second
-    assert second.name == f"{first.stem}-2.md"
-    assert set((tmp_path / "results").iterdir()) == {first, second}

@@ -22,6 +22,8 @@ pytestmark = [
 ]
 
 Run = Callable[..., Path]
+# So little that the student stays what it is.
+UNMOVED = {"method": "full", "epochs": 1, "batch_size": 4, "learning_rate": 1e-9, "distillation_weight": 1.0}
 TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
@@ -72,12 +74,11 @@ def test_a_student_learns_what_the_labels_do_not_say(
     assert metrics(output)["teacher/accuracy"] >= 0.9
 
 
-def test_who_teaches_itself_has_nothing_to_learn(run: Run, tmp_path: Path, encoder: Path, chat: Path) -> None:
+def test_who_teaches_itself_has_nothing_to_learn(run: Run, tmp_path: Path, encoder: Path) -> None:
     """Whatever the order of labels, the length of rows and the places that count."""
     names = [("anna", "B-PER"), ("berlin", "B-LOC")]
     sentences = [[("the", "O")] * (n % 5) + [names[n % 2], ("lives", "O")] for n in range(20)]
     (tmp_path / "names.conll").write_text("\n\n".join("\n".join(map("\t".join, one)) for one in sentences))
-    common = {"method": "full", "epochs": 1, "batch_size": 4, "learning_rate": 1e-9, "distillation_weight": 1.0}
     output = run(
         tmp_path,
         output="tagger",
@@ -85,24 +86,11 @@ def test_who_teaches_itself_has_nothing_to_learn(run: Run, tmp_path: Path, encod
         base_model=str(tagger(encoder, tmp_path / "base", TAGS)),
         train="names.conll",
         teacher=str(tagger(encoder, tmp_path / "teacher", [*TAGS[3:], *TAGS[:3]])),
-        **common,
+        **UNMOVED,
     )
     found = metrics(output)
     assert found["train_loss"] == pytest.approx(0, abs=1e-5)
     assert found["teacher/entity_f1"] == found["entity_f1"]
-
-    def talk(question: str) -> dict[str, object]:
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "yes"}]}
-
-    rows.write(tmp_path / "talk.jsonl", [talk("say " + "so " * n) for n in range(10)])
-    common |= {"task": "generation", "base_model": str(chat), "train": "talk.jsonl", "gradient_accumulation": 2}
-    taught = metrics(run(tmp_path, output="taught", teacher=str(chat), **common))
-    assert taught["train_loss"] == pytest.approx(0, abs=1e-5)
-    assert taught["teacher/perplexity"] == pytest.approx(taught["perplexity"], rel=0.05)
-    del common["distillation_weight"]
-    plain = metrics(run(tmp_path, output="plain", **common))
-    half = metrics(run(tmp_path, output="half", teacher=str(chat), **common))
-    assert half["train_loss"] == pytest.approx(plain["train_loss"] / 2, rel=1e-4)
 
 
 def test_who_can_not_teach(trained: Path, encoder: Path, chat: Path, tmp_path: Path) -> None:

@@ -316,7 +316,3 @@ async def test_stop_texts_and_log_probabilities_are_as_they_were(server, stub, w
     [completion] = (await stub.Generate(asked(stop=["</tool_call>"]))).completions
     assert completion.stop_text == "</tool_call>"
     assert list(completion.token_ids) == [id_ for delta in engine.script for id_ in delta.token_ids]
-
-
-def test_a_delta_is_text_until_it_is_taken_apart():
-    assert (Delta(0, "a", [1]).reasoning, Delta(0, "a", [1]).tool_calls) == ("", ())

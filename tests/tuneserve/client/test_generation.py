@@ -1,12 +1,11 @@
 """The calls of generation models by both clients, to the real server on fake engines."""
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
 
-from tuneserve.client import AsyncClient, Client, generation, texts
+from tuneserve.client import AsyncClient, Client
 
 
 async def test_generate(ask: Any, served: Any) -> None:
@@ -55,33 +54,6 @@ async def test_tokenize(ask: Any) -> None:
     assert again.text == ""
     chat = await ask("tokenize", "chat", [{"role": "user", "content": "a"}])
     assert chat.text == "<|user|>a<|end|><|assistant|>"
-
-
-@pytest.mark.parametrize(
-    ("form", "kind"),
-    [
-        ({"json_schema": {"type": "object"}}, "json_schema"),
-        ({"json_schema": '{"type": "object"}'}, "json_schema"),
-        ({"regex": "a+"}, "regex"),
-        ({"choice": ["a", "b"]}, "choice"),
-        ({"grammar": "root ::= 'a'"}, "grammar"),
-    ],
-)
-def test_forms_of_an_answer(form: dict[str, Any], kind: str) -> None:
-    sent: Any = generation.generate("m", "a", **form).request
-    assert sent.sampling.structured_output.WhichOneof("constraint") == kind
-    if kind == "json_schema":
-        assert json.loads(sent.sampling.structured_output.json_schema) == {"type": "object"}
-    with pytest.raises(ValueError, match="give one of them"):
-        generation.generate("m", "a", **form | {"regex" if kind != "regex" else "choice": "b"})
-
-
-def test_what_is_not_given_is_not_sent() -> None:
-    sent: Any = generation.generate("m", "a").request
-    assert sent.sampling.ByteSize() == 0
-    assert not sent.HasField("priority")
-    sent = texts.classify("m", "a").request
-    assert {field.name for field, _ in sent.ListFields()} == {"model", "inputs", "truncation", "offset_unit"}
 
 
 async def test_leaving_a_stream_early_frees_its_place(served: Any, until: Any) -> None:

@@ -1,7 +1,6 @@
 """The calls about texts by both clients, to the real server on fake engines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -127,48 +126,11 @@ async def test_a_text_of_a_stream_fails_alone(ask: Any) -> None:
     assert isinstance(other.error, WrongState)
 
 
-async def test_what_the_texts_of_a_stream_raise_comes_after_the_answers(served: Any) -> None:
-    def texts() -> Iterator[str]:
-        yield from ["good", "bad"]
-        raise OSError("the file is gone")
-
-    async def later() -> AsyncIterator[str]:
-        for text in texts():
-            await asyncio.sleep(0)
-            yield text
-
-    seen: list[int] = []
-
-    def gather(client: Client) -> None:
-        for one in client.classify_stream("sentiment", texts()):
-            seen.append(one.id)
-
-    async def gather_too(client: AsyncClient, given: Any) -> None:
-        async for one in client.classify_stream("sentiment", given):
-            seen.append(one.id)
-
-    with Client(served.app.address) as client, pytest.raises(OSError, match="the file is gone"):
-        await asyncio.to_thread(gather, client)
-    async with AsyncClient(served.app.address) as client_:
-        for given in (texts(), later()):
-            with pytest.raises(OSError, match="the file is gone"):
-                await gather_too(client_, given)
-    assert sorted(seen) == [0, 0, 0, 1, 1, 1]
-
-
 async def test_wrong_arguments_of_a_stream(ask: Any) -> None:
     with pytest.raises(TypeError, match="top_q"):
         await ask("classify_stream", "sentiment", ["good"], top_q=1)
     with pytest.raises(TypeError):
         await ask("classify_stream", "sentiment", [5])
-
-
-async def test_a_client_without_an_event_loop_takes_no_async_texts(served: Any) -> None:
-    async def texts() -> AsyncIterator[str]:
-        yield "good"
-
-    with Client(served.app.address) as client, pytest.raises(TypeError, match="is for AsyncClient"):
-        await asyncio.to_thread(lambda: list(client.classify_stream("sentiment", texts())))
 
 
 async def test_a_stream_without_end_is_left(served: Any, until: Any) -> None:

@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
-from tuneserve.benchmarks.serving import overload as overload_module
 from tuneserve.benchmarks.serving.load import open_loop as module
 from tuneserve.benchmarks.serving.load.open_loop import (
     UNFINISHED,
@@ -18,49 +16,14 @@ from tuneserve.benchmarks.serving.load.open_loop import (
     queue_seconds,
     usual,
 )
-from tuneserve.benchmarks.serving.overload import classify, overload
+from tuneserve.benchmarks.serving.overload import classify
 from tuneserve.benchmarks.serving.workers.grpc_client import open_channels
-from tuneserve.v1 import classification_pb2 as pb
-from tuneserve.v1 import classification_pb2_grpc
 
-SERVICE_SECONDS = 0.02
+from ..conftest import SERVICE_SECONDS, OneAtATime
 
 
-class Server(classification_pb2_grpc.ClassificationServiceServicer):
-    """Answers one call at a time, and lets two more wait."""
-
-    def __init__(self) -> None:
-        self.inside = 0
-        self.turn = asyncio.Lock()
-        self.batches: list[int] = []
-
-    async def Classify(self, request: pb.ClassifyRequest, context) -> pb.ClassifyResponse:
-        if self.inside == 3:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("grpc-retry-pushback-ms", "100"),))
-        self.batches.append(len(request.inputs))
-        self.inside += 1
-        try:
-            async with self.turn:
-                await asyncio.sleep(SERVICE_SECONDS)
-        finally:
-            self.inside -= 1
-        context.set_trailing_metadata((("server-timing", "queue;dur=12.5, engine;dur=20"),))
-        return pb.ClassifyResponse(results=[pb.Classification()] * len(request.inputs))
-
-
-@pytest.fixture
-async def served() -> AsyncIterator[tuple[Server, str]]:
-    servicer = Server()
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield servicer, f"127.0.0.1:{port}"
-    await server.stop(None)
-
-
-async def test_more_than_the_server_takes(served: tuple[Server, str]) -> None:
-    servicer, target = served
+async def test_more_than_the_server_takes(one_at_a_time: tuple[OneAtATime, str]) -> None:
+    servicer, target = one_at_a_time
     async with open_channels(target, 4) as channels:
         call = classify(channels, "m", 2)
         result = await open_loop(call, rate=300, seconds=1.0, seed=7, usual_seconds=0.5)
@@ -78,28 +41,6 @@ async def test_more_than_the_server_takes(served: tuple[Server, str]) -> None:
     flat = result.to_json()
     assert flat["sent"] == result.sent
     assert flat["lag_ms_p99"] == result.figures["lag_ms_p99"] >= 0
-
-
-async def test_arrivals_are_a_poisson_process_of_the_seed() -> None:
-    async def sent(seed: int) -> tuple[int, list[int]]:
-        numbers: list[int] = []
-
-        async def call(number: int) -> float | None:
-            numbers.append(number)
-            return None
-
-        result = await open_loop(call, rate=400, seconds=0.5, seed=seed)
-        assert result.errors == {}
-        assert result.figures["wait_ms_p50"] is None
-        assert result.recovery_seconds is None
-        return result.sent, numbers
-
-    first, numbers = await sent(1)
-    assert numbers == list(range(first))
-    assert (await sent(1))[0] == first
-    assert len({(await sent(seed))[0] for seed in range(2, 8)}) > 1
-    # Five standard deviations around 200.
-    assert 130 < first < 270
 
 
 async def test_no_call_waits_for_another() -> None:
@@ -210,33 +151,3 @@ def test_the_queue_s_share_of_server_timing() -> None:
     )
     assert queue_seconds((("server-timing", "engine;dur=3"),)) is None
     assert queue_seconds(None) is None
-
-
-async def test_overload_measures_the_peak_as_often_and_as_long(
-    served: tuple[Server, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts: list[tuple[str, float]] = []
-    for name, place in (("closed_loop", 2), ("open_loop", 2)):
-        measure = getattr(overload_module, name)
-
-        async def noted(*given: object, _name=name, _place=place, _measure=measure, **more: object) -> object:
-            parts.append((_name, given[_place]))
-            return await _measure(*given, **more)
-
-        monkeypatch.setattr(overload_module, name, noted)
-    _, target = served
-    # Only answers of the second half count: a machine that stops for that long would leave none.
-    measured = await overload(target, "m", 0, batch=2, times=5, seconds=2.0, rounds=3)
-    # The warm-up, and then in turns.
-    order = ["closed_loop", "open_loop", "open_loop", "closed_loop", "closed_loop", "open_loop"]
-    assert [name for name, _ in parts[2:]] == order
-    assert {seconds for _, seconds in parts[1:]} == {2.0}
-    assert len(measured.rounds) == 3
-    assert len({one.result.rate for one in measured.rounds}) == 1
-    assert len({one.result.seed for one in measured.rounds}) == 3
-    for one in measured.rounds:
-        assert 0 < one.peak <= 1 / SERVICE_SECONDS * 1.1
-        assert one.result.rejected > 0
-    assert len(measured.to_json()["rounds"]) == 3
-    peaks = sorted(one.peak for one in measured.rounds)
-    assert measured.medians()["peak_per_s"] == pytest.approx(peaks[1], abs=0.01)

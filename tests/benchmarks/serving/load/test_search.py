@@ -1,0 +1,31 @@
+"""The highest rate that keeps its promise."""
+
+import pytest
+
+from tuneserve.benchmarks.serving.load import bench
+from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.search import highest
+from tuneserve.errors import StepFailed
+
+from ..conftest import settings
+
+
+@pytest.mark.parametrize("capacity", [37.0, 100.0, 400.0, 5.0])
+def test_the_highest_rate_is_found(capacity: float) -> None:
+    asked: list[float | None] = []
+
+    def measured(chosen: Settings) -> bench.Result:
+        asked.append(chosen.rate)
+        if (chosen.rate or 0) > 3 * capacity:
+            raise StepFailed("no call was answered")
+        figures = {"calls_per_s": 100.0, "goodput_per_s": min(chosen.rate or 0, capacity), "client_cpu": 0.1}
+        calls = round((chosen.rate or 0) * chosen.seconds)
+        return bench.Result(chosen, "t", "v", "", calls, {}, {}, figures)
+
+    shown: list[float] = []
+    chosen = settings("x:1", "sentiment", seconds=10.0, goodput={"e2el": 20.0})
+    best, results = highest(chosen, lambda rate, result: shown.append(rate), measured)
+    assert asked[0] is None
+    assert shown == asked[1:]
+    assert 0.9 * capacity <= best <= 1.02 * capacity
+    assert all(one.good_share >= 0.99 for one in results if (one.settings.rate or 0) <= best)
