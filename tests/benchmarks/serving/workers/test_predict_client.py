@@ -1,0 +1,21 @@
+"""The worker of predict, against the server on fake engines: it answers files, and counts what it read."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from tuneserve.benchmarks.serving.workers import job, worker
+
+from ....server.conftest import served, shared_server  # noqa: F401
+
+
+async def test_a_job_is_a_file_that_is_answered(served: Any, tmp_path: Path) -> None:  # noqa: F811
+    [path] = [model.config.path for model in served.app.models if model.name == "sentiment"]
+    texts = ["good film", "bad"] * 3
+    with worker.started("predict_client", [str(path)], tmp_path / "log", os.environ) as client:
+        work = job.Job(texts=texts, target=served.app.address, model="sentiment")
+        outcome = await asyncio.to_thread(client.do, work)
+    # With the two special tokens around each text.
+    assert outcome.counts == (6, 3 * 4 + 3 * 3, 0)
+    assert len(served.engines["sentiment"].pooled) == 6
