@@ -1,4 +1,4 @@
-"""The import rules of the house, by reading every import statement."""
+"""The rules of the house: which imports go where, by reading every import statement; and tests mirror the rooms."""
 
 import ast
 import re
@@ -112,6 +112,30 @@ def test_no_module_imports_itself_by_others():
 def test_rooms_are_small():
     for folder in {path.parent for path in MODULES.values()}:
         assert len(list(folder.glob("*.py"))) <= 16, f"{folder.relative_to(ROOT)} is a street, not a room"
+
+
+# What has no test file of its own, and where it is tested.
+ELSEWHERE = {
+    "tuneserve.errors": "classes without behaviour; test_cli.py: how they are shown",
+    "tuneserve.client.aio": "every test of tests/tuneserve/client asks both clients",
+    "tuneserve.client.sync": "every test of tests/tuneserve/client asks both clients",
+    "tuneserve.server.engine.nf4_cpu": "runs inside vLLM; finetune/test_served.py: four bits in float32",
+    "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py runs every test on it",
+    "tuneserve.benchmarks.serving.workers.http_client": "test_worker.py runs every test on it",
+    "tuneserve.benchmarks.serving.workers.offline": "an engine of its own, only for `make bench`: not tested",
+}
+
+
+def test_every_module_has_its_test_file():
+    """tests/PACKAGE/ROOM/test_MODULE.py. Not for constants alone, nor for an __init__ that only says what is there."""
+    missing = set()
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in tree.body):
+            folder, module = path.relative_to(ROOT).parent, name.rpartition(".")[2]
+            if not (ROOT / "tests" / folder / f"test_{module}.py").exists():
+                missing.add(name)
+    assert missing == ELSEWHERE.keys()
 
 
 def test_only_the_engine_knows_vllm_and_the_server_runs_without_torch():
