@@ -15,6 +15,7 @@ import numpy as np
 from tuneserve import checkpoint
 from tuneserve.checkpoint import rows, seen
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
@@ -179,7 +180,7 @@ def train_model(
     entry.metrics["train_seconds"] = time.monotonic() - started
     entry.metrics["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     after = continual.measure(model, tokenizer, target, old)
-    entry.metrics.update(continual.forgetting(checkpoint.TASKS[target.task], before, after))
+    entry.metrics.update(continual.forgetting(TRAINABLE[target.task], before, after))
     if old.test:
         entry.metrics.update(continual.of_new(model, tokenizer, target, old, split.test))
     return model, trained.history
@@ -187,7 +188,7 @@ def train_model(
 
 def _manifest(config: FinetuneConfig, split: Data) -> pb.Checkpoint:
     """Returns what is known before training: the task, the labels, the base model's history, the held-out rows."""
-    manifest = pb.Checkpoint(task=checkpoint.TASKS[config.task], labels=split.labels)
+    manifest = pb.Checkpoint(task=TRAINABLE[config.task], labels=split.labels)
     if config.task == "sequence-classification":
         manifest.problem_type = checkpoint.PROBLEM_TYPES[config.problem_type]
     manifest.label_distribution.update(split.label_distribution())

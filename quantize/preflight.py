@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve.checkpoint import TASKS
 from tuneserve.checkpoint.layers import block_of
+from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.machine import tiers
 from tuneserve.machine.tiers import Tier
@@ -99,7 +99,7 @@ def check(
 
 def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
     """Raises UserError for a checkpoint that no scheme quantizes."""
-    if manifest.task not in TASKS.values():
+    if manifest.task not in TRAINABLE.values():
         raise UserError(
             f"{directory}: an encoder of embeddings has no measure of quality here, so it can't be quantized"
         )

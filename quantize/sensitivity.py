@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from tuneserve.checkpoint.layers import block_of
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.quantize import calibration
-from tuneserve.quantize.weights import auto_class, computed_in, quiet
+from tuneserve.quantize.weights import computed_in, quiet
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from unittest import mock
 
 from tuneserve.checkpoint.layers import block_of, heads
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.machine import progress, tiers
 from tuneserve.quantize import calibration, methods
 from tuneserve.quantize.schemes import Recipe, Scheme
@@ -119,17 +120,6 @@ def _kept(source: Path, task: pb.Task, blocks: Sequence[int]) -> list[str]:
         model = auto_class(task).from_config(AutoConfig.from_pretrained(source))
     linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
     return [*heads(model), *(name for name in linear if block_of(name) in blocks)]
-
-
-def auto_class(task: pb.Task) -> Any:
-    """Returns transformers' auto class for a task."""
-    import transformers
-
-    return {
-        pb.TASK_SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
-        pb.TASK_TOKEN_CLASSIFICATION: transformers.AutoModelForTokenClassification,
-        pb.TASK_GENERATION: transformers.AutoModelForCausalLM,
-    }[task]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 from prometheus_client import disable_created_metrics
 
-from tuneserve import checkpoint
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.machine import disk
 from tuneserve.server import concurrency, garbage, turns
@@ -189,7 +189,7 @@ class App:
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
         await self.operations.loading.start(model)
-        task, seconds = checkpoint.TASK_NAMES[model.manifest.task], time.monotonic() - started
+        task, seconds = TASK_NAMES[model.manifest.task], time.monotonic() - started
         logger.info("model %s: %s, ready in %.1f s", model.id, task, seconds)
 
     async def run(self, ready_file: Path | None = None) -> None:

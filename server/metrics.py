@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tuneserve import checkpoint
 from tuneserve.checkpoint import entities
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Seconds. From 1 ms, as for a classification on a GPU, to a long generation.
@@ -177,7 +177,7 @@ class Metrics:
         self, name: str, version: str, manifest: pb.Checkpoint, engine: CollectorRegistry, seconds: float
     ) -> None:
         """A version was loaded, for the first time or again. Also exports its engine's own metrics."""
-        described = (name, checkpoint.TASK_NAMES[manifest.task], version, manifest.quantization)
+        described = (name, TASK_NAMES[manifest.task], version, manifest.quantization)
         self.add_engine(name, version, engine)
         self.engine_up.labels(name, version).set(1)
         # Starts at 0, so that a rate includes the first restart.

@@ -20,6 +20,7 @@ from google.protobuf import json_format
 from tuneserve import checkpoint as checkpoints
 from tuneserve import serving
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.client import AsyncClient, Client
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -65,7 +66,7 @@ class Checkpoint:
     @property
     def task(self) -> str:
         """E.g. sequence-classification."""
-        return checkpoints.TASK_NAMES.get(self.manifest.task, "unknown")
+        return TASK_NAMES.get(self.manifest.task, "unknown")
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -12,23 +12,14 @@ from typing import Any
 from google.protobuf import json_format
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.tasks import TASKS
 from tuneserve.evaluation import quality
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-_PIPELINES = {
-    pb.TASK_SEQUENCE_CLASSIFICATION: "text-classification",
-    pb.TASK_TOKEN_CLASSIFICATION: "token-classification",
-    pb.TASK_GENERATION: "text-generation",
-}
 _KINDS = {
     pb.PROBLEM_TYPE_SINGLE_LABEL: "a classifier: one of its labels for each text",
     pb.PROBLEM_TYPE_MULTI_LABEL: "a classifier: any number of its labels for each text",
     pb.PROBLEM_TYPE_REGRESSION: "a model that gives each text a number",
-}
-_CALLS = {
-    pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
-    pb.TASK_TOKEN_CLASSIFICATION: "tokens",
-    pb.TASK_GENERATION: "generate",
 }
 # The metrics for which the hub has a name.
 _METRICS = {
@@ -73,7 +64,7 @@ def text(manifest: pb.Checkpoint) -> str:
 def _front_matter(manifest: pb.Checkpoint, name: str, base: str, settings: dict[str, Any]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = _PIPELINES[manifest.task]
+    task = TASKS[manifest.task].pipeline
     results = [
         EvalResult(
             task_type=task,
@@ -169,12 +160,12 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
 def _use(manifest: pb.Checkpoint) -> str:
     example = '"The film was good."'
     is_chat = manifest.task == pb.TASK_GENERATION and manifest.chat_template_sha256
-    call = "chat" if is_chat else _CALLS[manifest.task]
+    call = "chat" if is_chat else TASKS[manifest.task].call
     served = ["tuneserve serve --model mine=PATH", f"tuneserve call {call} --model mine {example}"]
     loaded = [
         "from transformers import pipeline",
         "",
-        f'print(pipeline("{_PIPELINES[manifest.task]}", model="PATH")({example}))',
+        f'print(pipeline("{TASKS[manifest.task].pipeline}", model="PATH")({example}))',
     ]
     lines = ["Served over gRPC on vLLM:", "", "```sh", *served, "```", ""]
     lines += ["In transformers:", "", "```python", *loaded, "```"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.evaluation import quality
 from tuneserve.v1 import checkpoint_pb2 as pb
 
@@ -38,7 +39,7 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
 
     length = "trained at" if checkpoint.trained_length(manifest) else "longest input"
     facts = {
-        "task": checkpoint.TASK_NAMES.get(manifest.task, "unknown"),
+        "task": TASK_NAMES.get(manifest.task, "unknown"),
         "architecture": manifest.architecture,
         "labels": ", ".join(manifest.labels),
         "weights": f"{checkpoint.size_of(manifest) / 1e6:.1f} MB, {manifest.quantization or manifest.dtype}",

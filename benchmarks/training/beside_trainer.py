@@ -34,11 +34,12 @@ from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Interval, int
 from tuneserve.benchmarks.machine import machine
 from tuneserve.benchmarks.training.plain import Training
 from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import StepFailed
+from tuneserve.evaluation.quality import headline
 from tuneserve.machine.tiers import this_tier
 
 TEST_ROWS = {"sequence-classification": 500, "generation": 50}
-QUALITY = {"sequence-classification": "accuracy", "generation": "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def ours(training: Training) -> tuple[dict[str, float], float]:
     settings.write_text(json.dumps(values | {"precision": precision}), encoding="utf-8")
     _, others = _child([sys.executable, "-m", "tuneserve.cli", "finetune", "--overwrite", str(settings)])
     steps = checkpoint.read_manifest(Path(training.output)).lineage
-    quality = steps[-1].metrics[QUALITY[training.task]]
+    quality = steps[-1].metrics[headline(TRAINABLE[training.task], {}).name]
     return {"seconds": steps[-2].metrics["train_seconds"], "quality": quality}, others
 
 
@@ -157,7 +158,7 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
                 task,
                 side,
                 Interval(**result[side]["tokens_per_s"]).text(0),
-                f"{QUALITY[task]} {result[side]['quality']:.4g}",
+                f"{headline(TRAINABLE[task], {}).name} {result[side]['quality']:.4g}",
                 Interval(**result["ratio"]).text(2) if side == "ours" else "",
                 f"{result[side]['others_cores']:.2f}",
             )

@@ -12,6 +12,7 @@ import numpy as np
 
 from tuneserve import checkpoint
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import UserError
 from tuneserve.evaluation.evaluate import held_out_rows, kept_rows
 from tuneserve.finetune.config import FinetuneConfig
@@ -43,7 +44,7 @@ def load(config: FinetuneConfig) -> Old:
         )
     if not any(step.name == "finetune" for step in manifest.lineage):
         raise UserError(f"continue_from: {directory} was not trained here", "give it as base_model")
-    task = checkpoint.TASK_NAMES[manifest.task]
+    task = TASK_NAMES[manifest.task]
     if task != config.task:
         raise UserError(f"continue_from: {directory} is for {task}, task is {config.task}", f"task: {task}")
     if task == "sequence-classification" and manifest.problem_type != checkpoint.PROBLEM_TYPES[config.problem_type]:

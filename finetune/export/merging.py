@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from tuneserve import card, checkpoint
 from tuneserve.checkpoint import rows, seen, spacing
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TASK_NAMES, TRAINABLE, auto_class
 from tuneserve.errors import StepFailed
 from tuneserve.finetune.data import kept_rows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode
@@ -113,7 +114,7 @@ def export(
     """
     exact = _settings([*source.lineage, entry]).get("save_dtype") == "float32"
     save(model if exact else rounding.to_bf16(model), tokenizer, directory)
-    saved = base_models.auto_class(target.task).from_pretrained(directory, dtype=torch.float32)
+    saved = auto_class(TRAINABLE[target.task]).from_pretrained(directory, dtype=torch.float32)
     saved.to("cuda" if torch.cuda.is_available() else "cpu")
     probes = test if source.test_split.path else []
     answered = probe_logits(saved, tokenizer, target, probes)
@@ -178,7 +179,7 @@ def _settings(lineage: Sequence[pb.Step]) -> dict[str, Any]:
 def target_of(manifest: pb.Checkpoint) -> Target:
     """Returns the outputs of a manifest's model, with the length that it was trained at."""
     return Target(
-        task=checkpoint.TASK_NAMES[manifest.task],
+        task=TASK_NAMES[manifest.task],
         labels=tuple(manifest.labels),
         problem_type=_settings(manifest.lineage)["problem_type"],
         max_length=int(_settings(manifest.lineage)["max_length"]),

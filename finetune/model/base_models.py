@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from tuneserve.checkpoint.layers import heads
+from tuneserve.checkpoint.tasks import TRAINABLE, auto_class
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.machine import tiers
@@ -36,18 +37,6 @@ SERVABLE = {
     ],
     "generation": ["GPT2LMHeadModel", *(f"{name}ForCausalLM" for name in _DECODERS)],
 }
-_AUTO = {
-    "token-classification": "AutoModelForTokenClassification",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "generation": "AutoModelForCausalLM",
-}
-
-
-def auto_class(task: str) -> Any:
-    """Returns transformers' auto class of a task."""
-    import transformers
-
-    return getattr(transformers, _AUTO[task])
 
 
 def check_servable(task: str, base_model: str) -> None:
@@ -58,7 +47,7 @@ def check_servable(task: str, base_model: str) -> None:
             f"base_model: {base_model} is quantized", "train and merge on the original weights, then quantize"
         )
     # Private, but the only place where transformers says which class a config selects.
-    mapping = auto_class(task)._model_mapping
+    mapping = auto_class(TRAINABLE[task])._model_mapping
     found = mapping.get(type(config), None)
     candidates = found if isinstance(found, tuple | list) else [found]
     names = [model.__name__ for model in candidates if model is not None]
@@ -100,7 +89,7 @@ def load_model(
     if target.task == "sequence-classification":
         kind = target.problem_type.replace("-", "_")
         options["problem_type"] = kind if kind == "regression" else f"{kind}_classification"
-    model, info = auto_class(target.task).from_pretrained(base_model, **options)
+    model, info = auto_class(TRAINABLE[target.task]).from_pretrained(base_model, **options)
     for module in model.modules() if nf4 else ():
         # On some CPUs bitsandbytes computes differently in evaluation than in training, and less exactly.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -116,7 +105,7 @@ def _nf4(task: str, base_model: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     with torch.device("meta"):
-        kept = heads(auto_class(task).from_config(read(base_model, "AutoConfig")))
+        kept = heads(auto_class(TRAINABLE[task]).from_config(read(base_model, "AutoConfig")))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

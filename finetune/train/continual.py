@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tuneserve import checkpoint
 from tuneserve.checkpoint.layers import heads
 from tuneserve.checkpoint.rows import Row, input_key
+from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.evaluation import quality
 from tuneserve.finetune.data.previous import Old
 from tuneserve.finetune.data.tokens import Target
@@ -79,7 +79,7 @@ def of_new(model: Any, tokenizer: Any, target: Target, old: Old, test: Sequence[
     metrics = measure(model, tokenizer, target, replace(old, test=new))
     if not metrics:
         return {}
-    name = quality.headline(checkpoint.TASKS[target.task], metrics).name
+    name = quality.headline(TRAINABLE[target.task], metrics).name
     return {NEW.format(name): metrics[name]}
 
 

@@ -18,6 +18,7 @@ import torch
 
 from tuneserve import checkpoint
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TASK_NAMES, TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune.config import FinetuneConfig
@@ -41,7 +42,7 @@ class Teacher:
         if not test:
             return {}
         metrics = evaluation.evaluate(self.model, self.tokenizer, self.target, test, self.bf16).metrics
-        name = quality.headline(checkpoint.TASKS[self.target.task], metrics).name
+        name = quality.headline(TRAINABLE[self.target.task], metrics).name
         return {f"teacher/{name}": metrics[name]}
 
     def answers(self, rows: Sequence[Row], labels: Sequence[str]) -> View:
@@ -64,10 +65,8 @@ def check(config: FinetuneConfig, target: Target, tokenizer: Any) -> None:
         return
     settings = base_models.read(config.teacher, "AutoConfig", "teacher")
     task = checkpoint.task_of((settings.architectures or [""])[0], Path(config.teacher))
-    if task != checkpoint.TASKS[target.task]:
-        raise UserError(
-            f"teacher: {config.teacher} is for {checkpoint.TASK_NAMES[task]}", f"choose one for {target.task}"
-        )
+    if task != TRAINABLE[target.task]:
+        raise UserError(f"teacher: {config.teacher} is for {TASK_NAMES[task]}", f"choose one for {target.task}")
     labels = _labels(settings) if target.labels else []
     if wrong := set(labels) ^ set(target.labels):
         raise UserError(

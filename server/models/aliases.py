@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tuneserve import checkpoint
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput, NotAllowed, NotFound, WrongState, WrongTask
 from tuneserve.server.models.model import Model
@@ -177,7 +177,7 @@ class Models:
             raise InvalidInput("model", "is empty; a model's name is needed")
         model = self.get(name)
         if model.manifest.task not in tasks:
-            raise WrongTask(name, checkpoint.TASK_NAMES[model.manifest.task], TASKS[model.manifest.task].methods)
+            raise WrongTask(name, TASK_NAMES[model.manifest.task], TASKS[model.manifest.task].methods)
         model.check_ready()
         return model
 

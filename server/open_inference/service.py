@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneserve import checkpoint
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceServicer
 from tuneserve.server.api import streams
@@ -98,7 +98,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             inputs=[spec.to_proto() for spec in form.inputs],
             outputs=[spec.to_proto() for spec in form.outputs],
             properties={
-                "task": checkpoint.TASK_NAMES[model.manifest.task],
+                "task": TASK_NAMES[model.manifest.task],
                 "labels": json.dumps(model.labels),
                 "max_inputs": str(model.config.max_inputs),
             },

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from tuneserve import checkpoint, formats
+from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 
@@ -76,7 +77,7 @@ def test_the_lineage_gets_no_local_paths(tmp_path: Path) -> None:
 
 
 def test_the_choices_are_those_that_the_code_has() -> None:
-    assert set(get_args(config.FinetuneConfig.model_fields["task"].annotation)) == set(checkpoint.TASKS)
+    assert set(get_args(config.FinetuneConfig.model_fields["task"].annotation)) == set(TRAINABLE)
     assert set(get_args(config.FinetuneConfig.model_fields["problem_type"].annotation)) == set(checkpoint.PROBLEM_TYPES)
     assert set(get_args(config.Method)) == set(config.METHODS)
     assert set(get_args(formats.Format)) == set(formats.FORMATS.values())

@@ -13,6 +13,7 @@ import pytest
 
 from tuneserve import checkpoint
 from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.finetune.data.tokens import encode
 from tuneserve.finetune.export.merging import target_of
 from tuneserve.finetune.model import base_models
@@ -153,13 +154,12 @@ def expected(directory: Path) -> list[Any]:
     import torch
 
     manifest = checkpoint.load(directory)
-    task = checkpoint.TASK_NAMES[manifest.task]
-    model = base_models.auto_class(task).from_pretrained(directory, dtype=torch.float32).eval()
+    model = auto_class(manifest.task).from_pretrained(directory, dtype=torch.float32).eval()
     answers = []
     for ids in inputs_of(directory):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids])).logits[0]
-        if task == GENERATION:
+        if manifest.task == pb.TASK_GENERATION:
             logits = logits[:-1].log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
         answers.append(logits.tolist())
     return answers

@@ -8,6 +8,7 @@ import torch
 
 from tuneserve import checkpoint
 from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.quantize import calibration, methods, weights
 from tuneserve.quantize.schemes import SCHEMES
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -42,7 +43,7 @@ def test_scaling_changes_norms_and_layers_but_no_output(
     seen = rows.read((source if model == "llama" else bert) / checkpoint.CALIBRATION_SPLIT)
     encoded = calibration.encode(AutoTokenizer.from_pretrained(source), pb.Checkpoint(task=task, max_length=64), seen)
     batches = list(calibration.tensors(encoded))
-    auto = weights.auto_class(task)
+    auto = auto_class(task)
 
     def run(loaded: Any) -> Any:
         with torch.inference_mode():

@@ -246,7 +246,7 @@ def _described(alias: "model_pb2.Alias") -> str:
 
 
 def _print_models(models: "Sequence[model_pb2.Model]", aliases: "Sequence[model_pb2.Alias]") -> None:
-    from tuneserve.checkpoint import TASK_NAMES
+    from tuneserve.checkpoint.tasks import TASK_NAMES
     from tuneserve.v1 import model_pb2
 
     print_table(

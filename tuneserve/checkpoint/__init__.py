@@ -39,13 +39,6 @@ PICKLE_SUFFIXES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib",
 # `training_args.bin` and similar files are not weights, but a finished checkpoint does not need them either.
 CODE_SUFFIXES = {".py", ".so", ".sh"}
 
-# The tasks that can be trained and measured. Encoders of embeddings can only be served.
-TASKS = {
-    "sequence-classification": pb.TASK_SEQUENCE_CLASSIFICATION,
-    "token-classification": pb.TASK_TOKEN_CLASSIFICATION,
-    "generation": pb.TASK_GENERATION,
-}
-TASK_NAMES = {**{value: name for name, value in TASKS.items()}, pb.TASK_EMBEDDING: "embedding"}
 PROBLEM_TYPES = {
     "single-label": pb.PROBLEM_TYPE_SINGLE_LABEL,
     "multi-label": pb.PROBLEM_TYPE_MULTI_LABEL,

@@ -15,6 +15,7 @@ from tuneserve import checkpoint
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row, read
 from tuneserve.checkpoint.seen import unseen
+from tuneserve.checkpoint.tasks import TRAINABLE, Headline
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality, significance
 from tuneserve.evaluation.measurement import MODEL, PROMPTS, Measurement, measure_at
@@ -45,7 +46,7 @@ def measure(directory: Path, rows: Sequence[Row] | None = None) -> Measurement:
         return replace(measured, memory_bytes=resident_bytes(server.process.pid))
 
 
-def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tuple[quality.Headline, Difference]:
+def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tuple[Headline, Difference]:
     """Measures two checkpoints on the same rows, by default the held-out ones of the first; compares the headline
     metric.
 
@@ -65,7 +66,7 @@ def compare(first: Path, second: Path, rows: Sequence[Row] | None = None) -> tup
     return headline, significance.compare(headline.name, old.row_sums, new.row_sums)
 
 
-def show_comparison(headline: quality.Headline, found: Difference) -> None:
+def show_comparison(headline: Headline, found: Difference) -> None:
     """Prints the result of `compare`."""
     change = found.second - found.first
     print(f"{headline.name:<20}{found.first:>10.4f}{found.second:>10.4f}")
@@ -100,7 +101,7 @@ def kept_rows(directory: Path, split: pb.TestSplit, instead: str) -> list[Row]:
 
 def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
     """Raises UserError naming the first row that does not fit the checkpoint's task or labels."""
-    if manifest.task not in checkpoint.TASKS.values():
+    if manifest.task not in TRAINABLE.values():
         raise UserError("an encoder of embeddings can't be measured", "measure a classifier or a generation model")
     if not rows:
         raise UserError("no rows to measure on", "give at least one row")

@@ -10,36 +10,24 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tuneserve.checkpoint import spacing
 from tuneserve.checkpoint.entities import Span
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TASKS, Headline
 from tuneserve.v1 import checkpoint_pb2 as pb
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The one metric that a quality gate compares for a task."""
-
-    name: str
-    higher_is_better: bool
-
 
 _CORRELATION = Headline("pearson", higher_is_better=True)
 _BINS = 10
 _SPACELESS = spacing.SPACELESS.pattern
 _WORD = re.compile(rf"(?!\s){_SPACELESS}|(?:(?!{_SPACELESS})\S)+")
-HEADLINES = {
-    pb.TASK_SEQUENCE_CLASSIFICATION: Headline("accuracy", higher_is_better=True),
-    pb.TASK_TOKEN_CLASSIFICATION: Headline("entity_f1", higher_is_better=True),
-    pb.TASK_GENERATION: Headline("perplexity", higher_is_better=False),
-}
 
 
 def headline(task: pb.Task, metrics: Mapping[str, float]) -> Headline:
     """Returns which of a model's metrics a quality gate compares."""
-    return _CORRELATION if _CORRELATION.name in metrics else HEADLINES[task]
+    chosen = _CORRELATION if _CORRELATION.name in metrics else TASKS[task].headline
+    assert chosen, "what is only served is not measured"
+    return chosen
 
 
 def drop(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> float:

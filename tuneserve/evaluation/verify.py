@@ -20,6 +20,7 @@ from tuneserve import checkpoint
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.examples import answer, example
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.errors import StepFailed
 from tuneserve.evaluation import measurement
 from tuneserve.evaluation.evaluate import check_rows, held_out_rows
@@ -114,7 +115,7 @@ _Found = Iterator[tuple[bool, list[float]]]
 def _texts(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     import torch
 
-    model, tokenizer = _load(directory, "AutoModelForSequenceClassification", _limit(channel, name))
+    model, tokenizer = _load(directory, manifest.task, _limit(channel, name))
     for batch in measurement.batches(rows, _BATCH):
         inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
         request = classification_pb2.ClassifyRequest(
@@ -151,7 +152,7 @@ def _probabilities(logits: Any, manifest: pb.Checkpoint) -> Any:
 def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     from transformers import pipeline
 
-    model, tokenizer = _load(directory, "AutoModelForTokenClassification", _limit(channel, name))
+    model, tokenizer = _load(directory, manifest.task, _limit(channel, name))
     tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
     for row in rows:
         text = row["text"]
@@ -176,7 +177,7 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
 def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     import torch
 
-    model, tokenizer = _load(directory, "AutoModelForCausalLM", _limit(channel, name))
+    model, tokenizer = _load(directory, manifest.task, _limit(channel, name))
     service = GenerationServiceStub(channel)
     length = measurement.example_length(manifest, measurement.limits(channel, name).max_length)
     for row in rows:
@@ -209,13 +210,13 @@ def _limit(channel: grpc.Channel, name: str) -> int:
     return measurement.limits(channel, name).max_length
 
 
-def _load(directory: Path, auto: str, limit: int) -> tuple[Any, Any]:
+def _load(directory: Path, task: pb.Task, limit: int) -> tuple[Any, Any]:
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = getattr(transformers, auto).from_pretrained(directory, dtype=torch.float32)
+    model = auto_class(task).from_pretrained(directory, dtype=torch.float32)
     return model.eval(), measurement.load_tokenizer(directory, model_max_length=limit)
 
 

@@ -36,7 +36,7 @@ from tuneserve.benchmarks.serving.load.arrivals import arrivals
 from tuneserve.benchmarks.serving.load.calls import Call, Settings, calls_of
 from tuneserve.benchmarks.serving.load.tally import Tally, milliseconds
 from tuneserve.call.channel import failure
-from tuneserve.checkpoint import TASK_NAMES
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.machine.tiers import measured_on
 from tuneserve.v1 import checkpoint_pb2 as checkpoint

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.errors import UserError
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.model.layer_drop import drop_blocks, kept_blocks
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 from ... import tiny
 
@@ -42,7 +44,7 @@ def test_what_is_saved_answers_the_same(tmp_path: Path, kind: str) -> None:
         "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
     }
     generates = kind not in ("bert", "roberta", "modernbert")
-    auto = base_models.auto_class("generation" if generates else "sequence-classification")
+    auto = auto_class(pb.TASK_GENERATION if generates else pb.TASK_SEQUENCE_CLASSIFICATION)
     model = tiny.model(auto.__name__, kind, **sizes, **more.get(kind, {})).eval()
     assert drop_blocks(model, 3) == [0, 3, 6]
     model.save_pretrained(tmp_path)

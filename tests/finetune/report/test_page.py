@@ -14,6 +14,7 @@ import torch
 from tuneserve import checkpoint
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row
+from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.data.dataset import Data
@@ -39,7 +40,7 @@ HISTORY = [
 def finished(rows: list[Row], answers: Answers, labels: list[str], **values: Any) -> Finished:
     """A run that never was."""
     settings = config.parse({"base_model": "base", "train": "d.jsonl", "output": "out"} | values, Path("/tmp"))
-    manifest = pb.Checkpoint(task=checkpoint.TASKS[settings.task], labels=labels)
+    manifest = pb.Checkpoint(task=TRAINABLE[settings.task], labels=labels)
     entry = checkpoint.step("finetune", "base", settings.public(), ("torch",))
     measured = {"train_loss": 0.3, "train_steps": 10, "train_seconds": 2.0, "trained_parameters": 99}
     entry.metrics.update(measured | answers.metrics)

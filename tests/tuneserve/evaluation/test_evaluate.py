@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tuneserve.checkpoint import rows
+from tuneserve.checkpoint.tasks import Headline
 from tuneserve.errors import UserError
-from tuneserve.evaluation import evaluate, quality
+from tuneserve.evaluation import evaluate
 from tuneserve.evaluation.measurement import Measurement
 from tuneserve.evaluation.significance import Difference
 from tuneserve.machine import tiers
@@ -107,7 +108,7 @@ def test_show_an_interval_without_an_end(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_show_comparison(p_value: float, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = Difference(0.9, 0.8, -0.15, -0.05, p_value, "exact McNemar test")
-    evaluate.show_comparison(quality.Headline("accuracy", higher_is_better=True), found)
+    evaluate.show_comparison(Headline("accuracy", higher_is_better=True), found)
     printed = capsys.readouterr().out
     assert "95 % interval: -0.1500 to -0.0500" in printed
     assert "exact McNemar test, two-sided" in printed

@@ -1,0 +1,64 @@
+"""What a task is, for everybody. Elsewhere is only what one place alone does for it: server/models/tasks.py has its
+calls.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneserve.v1 import checkpoint_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one metric that a quality gate compares for a task."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task."""
+
+    name: str  # in settings, tables and metrics
+    auto: str  # the class of transformers that loads a model with the task's head
+    pipeline: str  # transformers' pipeline of the task, which is also the hub's tag
+    call: str  # the command of `tuneserve call`
+    headline: Headline | None  # None for what can only be served: it is neither trained nor measured
+
+
+TASKS: Mapping[pb.Task, Task] = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: Task(
+        "sequence-classification",
+        "AutoModelForSequenceClassification",
+        "text-classification",
+        "classify",
+        Headline("accuracy", higher_is_better=True),
+    ),
+    pb.TASK_TOKEN_CLASSIFICATION: Task(
+        "token-classification",
+        "AutoModelForTokenClassification",
+        "token-classification",
+        "tokens",
+        Headline("entity_f1", higher_is_better=True),
+    ),
+    pb.TASK_GENERATION: Task(
+        "generation",
+        "AutoModelForCausalLM",
+        "text-generation",
+        "generate",
+        Headline("perplexity", higher_is_better=False),
+    ),
+    pb.TASK_EMBEDDING: Task("embedding", "AutoModel", "feature-extraction", "embed", None),
+}
+# The tasks that can be trained and measured, by name.
+TRAINABLE = {task.name: value for value, task in TASKS.items() if task.headline}
+TASK_NAMES = {value: task.name for value, task in TASKS.items()}
+
+
+def auto_class(task: pb.Task) -> Any:
+    """Returns transformers' auto class of a task."""
+    import transformers
+
+    return getattr(transformers, TASKS[task].auto)
