@@ -23,11 +23,13 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from xdist.scheduler import LoadScopeScheduling
 
 from tuneserve.machine import tiers
 from tuneserve.server.transport.wakeups import Loop
+
+from . import tiny
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
@@ -228,17 +230,7 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """Makes a chat model's directory, with a byte-level tokenizer, which may have more tokens, and a chat template."""
 
     def make(chat_template: str | None = CHAT_TEMPLATE, tokens: Sequence[str] = (), **settings: object) -> Path:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        special = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-        trainer = trainers.BpeTrainer(
-            vocab_size=300,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(["the film was good, the movie was bad"] * 4, trainer)
+        tokenizer = tiny.byte_tokenizer(["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"])
         tokenizer.add_tokens(list(tokens))
         config = {
             "architectures": ["LlamaForCausalLM"],
