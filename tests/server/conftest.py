@@ -27,6 +27,8 @@ from .fake_engine import FakeEngine
 from .troubled_engine import TroubledEngine
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+# Free ports of this machine's own.
+PORTS = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
 
 
 @dataclass
@@ -40,10 +42,9 @@ class Served:
 
 
 def loopback(models: Mapping[str, Path | ModelConfig], **settings: Any) -> ServerConfig:
-    """Settings of a server of these models, or directories; its ports are free ones of this machine's own."""
+    """Settings of a server of these models, or directories, on free ports."""
     configs = {name: ModelConfig(path=one) if isinstance(one, Path) else one for name, one in models.items()}
-    ports = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
-    return ServerConfig(models=configs, **ports | settings)
+    return ServerConfig(models=configs, **PORTS | settings)
 
 
 @asynccontextmanager

@@ -27,9 +27,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def config(make_bert, make_llama, monkeypatch):
     monkeypatch.setattr(supervisor, "_PING_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "_BACK_OFF_SECONDS", (0.05, 0.2))
-    return loopback({"sentiment": make_bert(), "chat": make_llama()}).model_copy(
-        update={"watchdog_seconds": 0.3}
-    )  # less than a file may say
+    config = loopback({"sentiment": make_bert(), "chat": make_llama()})
+    return config.model_copy(update={"watchdog_seconds": 0.3})  # less than a file may say
 
 
 async def health(server, service: str = "") -> int:

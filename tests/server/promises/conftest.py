@@ -20,7 +20,7 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 from ..api.test_chat import TOOLS_TEMPLATE
-from ..conftest import loopback
+from ..conftest import NER_LABELS, loopback
 from .loop_probe import Probe, probing
 
 CLASSIFY = classification_pb2.ClassifyRequest(
@@ -33,7 +33,6 @@ GENERATE = generation_pb2.GenerateRequest(
 )
 # The longest that a turn of the event loop may take, in seconds.
 _LONGEST_TURN = 0.1
-NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 LENGTH = 512  # tokens that the models of `large` read; four times as many if they write
 _numbers = itertools.count()
 # Sockets of ours are closed at once, but the server hears of it a little later.

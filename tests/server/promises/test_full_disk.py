@@ -17,7 +17,7 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-from ..conftest import loopback
+from ..conftest import PORTS, loopback
 
 FULL = Path("/dev/full")
 CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt(text="the"))
@@ -26,8 +26,7 @@ CHAT = generation_pb2.GenerateRequest(model="chat", prompt=generation_pb2.Prompt
 @pytest.fixture
 def command(tmp_path) -> list[str]:
     """The real server, without models."""
-    listen = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
-    (tmp_path / "server.yaml").write_text(json.dumps({**listen, "drain_seconds": 5}))
+    (tmp_path / "server.yaml").write_text(json.dumps({**PORTS, "drain_seconds": 5}))
     program = [sys.executable, "-P", "-c", "from tuneserve import cli; cli.main()"]
     return [*program, "serve", "--config", str(tmp_path / "server.yaml"), "--ready-file", str(tmp_path / "ready.json")]
 

@@ -13,10 +13,9 @@ from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
-from ..conftest import loopback
+from ..conftest import NER_LABELS, loopback
 
 LENGTH = 512
-LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 # Of 330,000 tokens, in nearly a thousand windows.
 LONG = "angela merkel née in hamburg ! " * 55_000
 SHORT = "angela merkel née in hamburg ! " * 60
@@ -26,7 +25,7 @@ PIECE = 0.1
 
 @pytest.fixture
 async def server(serve_config, make_bert):
-    path = make_bert("ForTokenClassification", LABELS, max_position_embeddings=LENGTH)
+    path = make_bert("ForTokenClassification", NER_LABELS, max_position_embeddings=LENGTH)
     config = loopback({"ner": path})
     async with serve_config(config) as served:
         yield served

@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+from ..conftest import PORTS
+
 # Twice as many lines as a pipe holds.
 CALLS = 600
 PROGRAM = """
@@ -40,8 +42,7 @@ class Server:
 @contextmanager
 def running(folder, most_bytes: int) -> Iterator[Server]:
     config, ready = folder / "server.yaml", folder / "ready.json"
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config.write_text(json.dumps({**listen, "drain_seconds": 5}))
+    config.write_text(json.dumps({**PORTS, "drain_seconds": 5}))
     command = [sys.executable, "-P", "-c", PROGRAM, "serve", "--config", config, "--ready-file", ready, str(most_bytes)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:

@@ -18,6 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+from ..conftest import PORTS
+
 FOREVER = 600
 SERVICE = "tuneserve.v1.ModelService"
 
@@ -37,8 +39,7 @@ class Server:
 def running(folder: Path, linger: float, *before: str) -> Iterator[Server]:
     """The server, started by a command when one is given."""
     config, ready = folder / "server.yaml", folder / "ready.json"
-    listen = {key: "127.0.0.1:0" for key in ("listen", "metrics_listen", "admin_listen")}
-    config.write_text(json.dumps({**listen, "drain_seconds": 5, "linger_seconds": linger}))
+    config.write_text(json.dumps({**PORTS, "drain_seconds": 5, "linger_seconds": linger}))
     command = [*before, sys.executable, "-P", "-m", "tuneserve.cli", "serve", "--config", str(config)]
     # Its own session: what is sent to it is not sent to us.
     with subprocess.Popen(
