@@ -8,7 +8,7 @@ import ctypes
 import errno
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -51,6 +51,41 @@ async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], li
         # frees.
         tasks.clear()
         running.clear()
+
+
+async def merged(sources: Sequence[AsyncGenerator[Out, None]]) -> AsyncGenerator[Out, None]:
+    """Yields the items of several generators as they come, each read in a task of its own, no further ahead than one
+    item. The first failure ends the others and is raised.
+    """
+    ready: asyncio.Queue[tuple[Out] | Exception | None] = asyncio.Queue(1)
+
+    async def read(source: AsyncGenerator[Out, None]) -> None:
+        end: Exception | None = None
+        try:
+            async with contextlib.aclosing(source):
+                async for item in source:
+                    await ready.put((item,))
+        except Exception as error:
+            end = error
+        await ready.put(end)
+
+    tasks = [asyncio.create_task(read(source)) for source in sources]
+    left = len(tasks)
+    try:
+        while left:
+            got = await ready.get()
+            if isinstance(got, Exception):
+                raise got
+            if got is None:
+                left -= 1
+            else:
+                yield got[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # As in `together`.
+        tasks.clear()
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:

@@ -92,13 +92,13 @@ class GenerationService(GenerationServiceServicer):
             usage, answering = common_pb2.Usage(prompt_tokens=len(token_ids)), model.id
             outputs = place.generate(token_ids, sampling, stream=True, adapter=wish.adapter)
             async with aclosing(outputs):
-                async for output in outputs:
-                    usage.completion_tokens += sum(len(delta.token_ids) for delta in output)
+                async for delta in outputs:
+                    usage.completion_tokens += len(delta.token_ids)
                     if call.content is not None:
-                        call.note("output", *(delta.text for delta in output))
-                    unfinished -= sum(delta.finish is not None for delta in output)
+                        call.note("output", delta.text)
+                    unfinished -= delta.finish is not None
                     yield pb.GenerateStreamResponse(
-                        completions=[await convert.completion(await answers.more(delta)) for delta in output],
+                        completions=[await convert.completion(await answers.more(delta))],
                         usage=None if unfinished else usage,
                         model_version=answering,
                     )
@@ -198,7 +198,7 @@ async def _answer(wish: _Wish, read: _Read) -> pb.GenerateResponse:
     current().hold(_entries(sampling, len(token_ids)) * _ENTRY_BYTES)
     outputs = wish.place.generate(token_ids, sampling, stream=False, adapter=wish.adapter)
     async with aclosing(outputs):
-        deltas = [delta async for output in outputs for delta in output]
+        deltas = [delta async for delta in outputs]
     current().note("output", *(delta.text for delta in deltas))
     deltas.sort(key=lambda delta: delta.index)
     return pb.GenerateResponse(

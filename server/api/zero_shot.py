@@ -116,10 +116,9 @@ class ZeroShot:
         async with self._room:
             outputs = self._place.generate([*prompt, *edge.path], sampling, stream=False, cost=cost)
             async with aclosing(outputs):
-                async for deltas in outputs:
-                    for delta in deltas:
-                        if delta.logprobs and delta.logprobs[0].token_id == edge.token:
-                            return delta.logprobs[0].logprob
+                async for delta in outputs:
+                    if delta.logprobs and delta.logprobs[0].token_id == edge.token:
+                        return delta.logprobs[0].logprob
         raise EngineFailed("the engine returned no log probability")
 
     async def _prompt(self, text: str, field: str, truncate: bool) -> tuple[Tokens, bool]:

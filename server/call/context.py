@@ -127,7 +127,7 @@ class Call:
         return Ticket(
             # Two calls may carry the same id from their callers, and one call may make several requests to the engine.
             request_id=f"{self.request_id}#{next(_tickets)}",
-            priority=max(priority, self.tenant.priority),
+            priority=priority,
             adapter=adapter,
             # Prefix cache per tenant: response times must not reveal other tenants' prompts.
             salt=self.tenant.name,

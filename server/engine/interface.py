@@ -80,7 +80,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    n: int = 1
+    n: int = 1  # completions; the engine is asked for each of them
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     min_tokens: int = 0
@@ -128,7 +128,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Delta:
-    """New output of one of a request's completions. `finish` is set on the last one.
+    """New output of one of a call's completions. `finish` is set on the last one.
 
     From the engine, everything is in `text`: parsers separate reasoning and tool calls later.
     """
@@ -209,8 +209,8 @@ class Engine(Protocol):
 
     def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncGenerator[list[Delta], None]:
-        """Yields the new output since the last item; one item with all output if `stream` is false."""
+    ) -> AsyncGenerator[Delta, None]:
+        """Yields a completion's new output since the last item; one item with all output if `stream` is false."""
 
     async def load_adapter(self, name: str, directory: Path) -> None:
         """Loads a LoRA adapter under a name that is never used for other content."""

@@ -78,7 +78,6 @@ def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[Sampling
             frequency_penalty=sampling.frequency_penalty,
             repetition_penalty=sampling.repetition_penalty,
             seed=sampling.seed,
-            n=sampling.n,
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_token_ids),
             min_tokens=sampling.min_tokens,
@@ -176,7 +175,7 @@ async def delta(completion: CompletionOutput, output: RequestOutput, sampling: S
             output.prompt_token_ids[1:], output.prompt_logprobs[1:], sampling.prompt_logprobs
         )
     return Delta(
-        index=completion.index,
+        index=0,
         text=completion.text,
         token_ids=token_ids,
         logprobs=await _logprobs(token_ids, completion.logprobs, sampling.logprobs) if completion.logprobs else (),

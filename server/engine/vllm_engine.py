@@ -160,7 +160,7 @@ class VllmEngine:
 
     async def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncGenerator[list[Delta], None]:
+    ) -> AsyncGenerator[Delta, None]:
         """See interface.Engine."""
         await self._meet()
         params = engine_requests.sampling_params(sampling, stream, self._verify)
@@ -174,10 +174,10 @@ class VllmEngine:
             while not finished:
                 output = await _next(queue)
                 finished = output.finished
-                yield [await engine_requests.delta(one, output, sampling) for one in output.outputs]
+                yield await engine_requests.delta(output.outputs[0], output, sampling)
         finally:
             if not finished:
-                await self._abort([ticket.request_id], queue)
+                await self._abort([ticket.request_id])
                 ticket.lost(_left(queue) if queue else 0)
 
     def _with(self, ticket: Ticket) -> dict[str, Any]:
@@ -283,14 +283,12 @@ class VllmEngine:
         self._engine.output_handler.cancel()
         self._engine.output_processor.propagate_error(EngineDeadError())
 
-    async def _abort(self, request_ids: list[str], queue: RequestOutputCollector | None = None) -> None:
+    async def _abort(self, request_ids: list[str]) -> None:
         if self._engine is None or self._engine.errored:
             return
-        # By vLLM's own id, if it is known: with ours, vLLM would keep the parent request of several completions.
-        ids, internal = (request_ids, False) if queue is None else ([queue.request_id], True)
         # Shielded, because this task is being cancelled.
         with contextlib.suppress(EngineDeadError):
-            await asyncio.shield(self._engine.abort(ids, internal))
+            await asyncio.shield(self._engine.abort(request_ids))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ A call is admitted through `enter`, which rejects it at once when the queue is f
 of its requests to the engine then waits for its turn: by priority, and within a priority, callers take turns. The
 engine is given only as many sequences as it runs in a step, so that requests wait here, where deadlines, priorities and
 cancellations take effect. One caller may fill the queue while it is alone; a caller with less than its share is still
-admitted.
+admitted. The engine, whose sequences may run for minutes, is never filled by one caller: there is room for the next
+(`_AHEAD`).
 
 Knows callers, numbers and time; nothing of models or gRPC.
 """
@@ -28,6 +29,10 @@ _MEMORY = 5.0
 # and the engine gets slower while many calls are rejected: with too little margin, the calls admitted last would wait
 # for nothing.
 _SURE = 0.6
+# A caller is given more sequences while it runs less than so many times as many as are free. So one alone runs eight of
+# nine, two run eight of seventeen each, and from nine on some are always free for another caller: the dynamic
+# thresholds of Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (1998).
+_AHEAD = 8
 TOO_LATE = "the deadline passed while the call waited for the engine"
 # The shortest retry delay told to a rejected caller, in milliseconds.
 _RETRY_MS = 100
@@ -42,6 +47,7 @@ class Entry:
     caller: Hashable = field(default_factory=turns.caller)
     # Admitted, and without a request so far: it counts as waiting, because its texts are being tokenized.
     is_coming: bool = False
+    waiting_tokens: int = 0
 
 
 class Admission:
@@ -62,7 +68,7 @@ class Admission:
         call waits for longer than `max_wait` seconds. `rejected` is called with the reason of each rejection.
 
         When several callers share the queue, a caller with less than its share is admitted beyond these limits: up to
-        twice as many calls, and the tokens of its share, or of one request.
+        twice as many calls, and the tokens of its share, or of one call.
         """
         self.calls = 0
         self.running = 0  # sequences
@@ -79,6 +85,7 @@ class Admission:
         self._clock = clock
         self._queue = FairQueue()
         self._calls_of: Counter[Hashable] = Counter()
+        self._running_of: Counter[Hashable] = Counter()  # sequences
         self._tokens_of: Counter[Hashable] = Counter()  # waiting tokens
         # Counts for `expected_wait`, by priority and caller: waiting sequences, and admitted calls before their first
         # request.
@@ -114,27 +121,30 @@ class Admission:
             if not self.calls:
                 self.empty.set()
 
-    async def wait(self, entry: Entry, sequences: int, tokens: int) -> None:
-        """Waits until the engine has room for a request of a call; `release` must follow. Raises Overloaded if too many
-        tokens wait already or the wait is too long, and DeadlinePassed.
+    async def wait(self, entry: Entry, sequences: int, tokens: int) -> int:
+        """Waits until the engine has room for a request of a call; `release` must follow. Returns how many sequences of
+        its caller run already. Raises Overloaded if too many tokens wait already or the wait is too long, and
+        DeadlinePassed.
         """
         self._arrived(entry)
-        if not self.waiting_sequences and self.running < self._slots:
-            self.running += sequences
+        # Whoever waits while there is room may run no more, so nobody is overtaken.
+        if self._room(entry.caller):
+            self._run(entry, sequences)
         else:
             await self._wait(entry, sequences, tokens)
+        return self._running_of[entry.caller] - sequences
 
-    def release(self, sequences: int) -> None:
+    def release(self, entry: Entry, sequences: int) -> None:
         """The engine has finished a request of `sequences` sequences: the next requests get their turns."""
         self.running -= sequences
+        subtract(self._running_of, entry.caller, sequences)
         if self.waiting_sequences:
             self._speed.done(sequences, self._clock())
-        while self.waiting_sequences and self.running < self._slots:
-            waiter = self._queue.next()
+        while self.running < self._slots and (waiter := self._queue.next(self._room)):
             self._forget(waiter)
             # A cancelled waiter may still be queued: its task has not run since it was cancelled.
             if not waiter.granted.cancelled():
-                self.running += waiter.sequences
+                self._run(waiter, waiter.sequences)
                 waiter.granted.set_result(None)
 
     def expected_wait(self, priority: int = 0) -> float:
@@ -146,7 +156,16 @@ class Admission:
         # Within its own priority, every other caller gets at most as many turns before it.
         ahead += sum(min(count, own + 1) for count in self._ahead.get(priority, Counter()).values())
         # Free slots are used first.
-        return max(0, ahead - max(0, self._slots - self.running)) / self._speed.per_second
+        return max(0, ahead - self._room(turns.caller())) / self._speed.per_second
+
+    def _room(self, caller: Hashable) -> int:
+        """Returns how many more sequences a caller may run now."""
+        left = _AHEAD * (self._slots - self.running) - self._running_of[caller]
+        return max(0, -(-left // (_AHEAD + 1)))
+
+    def _run(self, one: Entry | Waiter, sequences: int) -> None:
+        self.running += sequences
+        self._running_of[one.caller] += sequences
 
     def _arrived(self, entry: Entry) -> None:
         if entry.is_coming:
@@ -156,7 +175,8 @@ class Admission:
     async def _wait(self, entry: Entry, sequences: int, tokens: int) -> None:
         caller = entry.caller
         more = self._tokens_of[caller] + tokens > share(self._tokens_of, caller, self._max_tokens)
-        if more and self._tokens_of[caller] and self.waiting_tokens + tokens > self._max_tokens:
+        others = self._tokens_of[caller] and not entry.waiting_tokens
+        if more and others and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
         if not self.waiting_sequences:
             self._speed.saturated(self._clock())
@@ -165,6 +185,7 @@ class Admission:
         self._queue.add(waiter)
         self._count_ahead(waiter, sequences)
         self._tokens_of[caller] += tokens
+        entry.waiting_tokens += tokens
         self.waiting_sequences += sequences
         self.waiting_tokens += tokens
         left = math.inf if entry.deadline is None else max(0.0, entry.deadline - self._clock())
@@ -174,7 +195,7 @@ class Admission:
         except BaseException as error:
             if granted.done() and not granted.cancelled():
                 # Its turn came in the moment in which it gave up.
-                self.release(sequences)
+                self.release(entry, sequences)
             elif self._queue.remove(waiter):
                 self._forget(waiter)
             if isinstance(error, TimeoutError) and left < self._max_wait:
@@ -182,6 +203,8 @@ class Admission:
             if isinstance(error, TimeoutError):
                 raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
             raise
+        finally:
+            entry.waiting_tokens -= tokens
 
     def _forget(self, waiter: Waiter) -> None:
         """Counts a waiter no more: its turn came, or it gave up."""

@@ -1,14 +1,14 @@
 """A fair queue of requests for an engine: ordered by priority, and within a priority callers take turns, so that one
 caller's backlog does not delay the others.
 
-Next is the caller that has been given the fewest sequences since it joined, and of its requests the oldest. Knows
-nothing of time, nor of the engine's capacity.
+Next is the caller that has been given the fewest sequences since it joined, of those that may run more, and of its
+requests the oldest. Knows nothing of time, nor of the engine's capacity.
 """
 
 import asyncio
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 # Empty lines that may stay in the heap, in addition to as many as there are waiting requests, twice.
@@ -37,7 +37,9 @@ class _Line:
 
 
 class FairQueue:
-    """Each operation takes time logarithmic in the number of callers, and linear in the number of priorities."""
+    """Each operation takes time logarithmic in the number of callers, and linear in the number of priorities, and of
+    callers that may run no more.
+    """
 
     def __init__(self) -> None:
         self._by_priority: dict[int, _Lines] = {}
@@ -59,12 +61,13 @@ class FairQueue:
         self._taken(waiter.priority)
         return True
 
-    def next(self) -> Waiter:
-        """Removes and returns the next request. The queue must not be empty."""
-        priority = min(self._by_priority)
-        waiter = self._by_priority[priority].next()
-        self._taken(priority)
-        return waiter
+    def next(self, may_run: Callable[[Hashable], object] = lambda caller: True) -> Waiter | None:
+        """Removes and returns the next request, of those whose callers may run more; None if there is none."""
+        for priority in sorted(self._by_priority):
+            if waiter := self._by_priority[priority].next(may_run):
+                self._taken(priority)
+                return waiter
+        return None
 
     def _taken(self, priority: int) -> None:
         self._length -= 1
@@ -100,15 +103,24 @@ class _Lines:
         self._taken()
         return True
 
-    def next(self) -> Waiter:
-        while not (line := self._heap[0]).waiting:
-            del self._lines[heapq.heappop(self._heap).caller]
-        waiter, _ = line.waiting.popitem(last=False)
-        self._given = line.given
-        line.given += waiter.sequences
-        heapq.heapreplace(self._heap, line)
-        self._taken()
-        return waiter
+    def next(self, may_run: Callable[[Hashable], object]) -> Waiter | None:
+        held_back: list[_Line] = []
+        found = None
+        while self._heap and not found:
+            line = heapq.heappop(self._heap)
+            if not line.waiting:
+                del self._lines[line.caller]
+                continue
+            held_back.append(line)
+            if may_run(line.caller):
+                found, _ = line.waiting.popitem(last=False)
+                self._given = line.given
+                line.given += found.sequences
+        for line in held_back:
+            heapq.heappush(self._heap, line)
+        if found:
+            self._taken()
+        return found
 
     def _taken(self) -> None:
         self.waiting -= 1

@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneserve.server import concurrency
 from tuneserve.server.call.context import Call, current
 from tuneserve.server.call.errors import DeadlinePassed
 from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, PoolTask, Sampling
@@ -18,6 +19,12 @@ from tuneserve.server.models.admission import TOO_LATE, Entry
 from tuneserve.server.models.model import Model
 from tuneserve.server.text.masking import M, Redacted, redacted
 from tuneserve.server.text.tokenizer import Text, Tokens
+
+# Inputs of a call that take one turn: others need not wait until all of a large batch have run.
+_TOGETHER = 64
+# Within a priority of ours, the engine takes a caller's first sequence before any caller's second, and so on. It knows
+# priorities alone: so many of its own are one of ours.
+_RANKS = 1 << 16
 
 
 @asynccontextmanager
@@ -63,24 +70,46 @@ class Place(Entry):
             )
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
-        """Waits for a turn and returns the engine's output for the inputs; see interface.Engine.pool."""
-        tokens = sum(len(one.token_ids) for one in inputs)
-        async with self._turn(len(inputs), tokens, tokens):
-            return await self.model.engine.pool(self.call.ticket(self.priority), inputs, task)
+        """Waits for turns and returns the engine's output for the inputs; see interface.Engine.pool."""
+        if len(inputs) <= _TOGETHER:
+            return await self._pool(inputs, task)
+        parts = [inputs[start : start + _TOGETHER] for start in range(0, len(inputs), _TOGETHER)]
+        rows = await concurrency.together(lambda part: self._pool(part, task), parts, len(parts))
+        return [row for part in rows for row in part]
 
-    async def generate(
+    async def _pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
+        tokens = sum(len(one.token_ids) for one in inputs)
+        async with self._turn(len(inputs), tokens, tokens) as priority:
+            return await self.model.engine.pool(self.call.ticket(priority), inputs, task)
+
+    def generate(
         self,
         token_ids: Sequence[int],
         sampling: Sampling,
         stream: bool,
         adapter: str = "",
         cost: int | None = None,
-    ) -> AsyncGenerator[list[Delta], None]:
-        """Waits for a turn and yields the engine's output for the prompt; see interface.Engine.generate.
+    ) -> AsyncGenerator[Delta, None]:
+        """Waits for turns and yields the engine's output for the prompt, of all completions as it comes; see
+        interface.Engine.generate.
 
         If given, `cost` is counted as prompt tokens, in place of all tokens read and written: for prompts that are
         mostly in the engine's prefix cache.
         """
+
+        def one(index: int) -> AsyncGenerator[Delta, None]:
+            own = sampling
+            if sampling.n > 1:
+                seed = None if sampling.seed is None else sampling.seed + index
+                own = replace(sampling, n=1, seed=seed, prompt_logprobs=None if index else sampling.prompt_logprobs)
+            return self._completion(index, token_ids, own, stream, adapter, cost)
+
+        return one(0) if sampling.n == 1 else concurrency.merged([one(index) for index in range(sampling.n)])
+
+    async def _completion(
+        self, index: int, token_ids: Sequence[int], sampling: Sampling, stream: bool, adapter: str, cost: int | None
+    ) -> AsyncGenerator[Delta, None]:
+        """Waits for a turn and yields one of a call's completions. The first one reads the prompt for all."""
         call, name = self.call, self.model.name
         # Looked up once: there may be thousands of tokens.
         written, last = call.metrics.tokens_out.labels(name), 0.0
@@ -91,29 +120,30 @@ class Place(Entry):
                 call.count(completion=tokens)
                 written.inc(tokens)
 
+        prompt = 0 if index else len(token_ids)
         with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
-            async with self._turn(sampling.n, len(token_ids), len(token_ids) if cost is None else cost):
-                ticket = call.ticket(self.priority, adapter_id, wrote)
+            async with self._turn(1, prompt, prompt if cost is None else cost) as priority:
+                ticket = self.call.ticket(priority, adapter_id, wrote)
                 outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
                 async with contextlib.aclosing(outputs):
-                    async for output in outputs:
-                        new = sum(len(delta.token_ids) for delta in output)
+                    async for delta in outputs:
+                        new = len(delta.token_ids)
                         wrote(new)
                         if stream and new:
                             now = time.monotonic()
                             if last:
                                 gap.observe((now - last) / new)
-                            else:
+                            elif not index:
                                 first.observe(now - call.began)
                             last = now
-                        yield output
+                        yield replace(delta, index=index) if index else delta
 
     @asynccontextmanager
-    async def _turn(self, sequences: int, tokens: int, cost: int) -> AsyncIterator[None]:
-        """Waits for a turn in the engine, and counts the prompt tokens that it costs when it has come."""
+    async def _turn(self, sequences: int, tokens: int, cost: int) -> AsyncIterator[int]:
+        """Waits for a turn in the engine, counts the prompt tokens that it costs, and yields its priority there."""
         model, call, started = self.model, self.call, time.monotonic()
         with call.stage("queue"):
-            await model.admission.wait(self, sequences, tokens)
+            rank = await model.admission.wait(self, sequences, tokens)
         try:
             call.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
             # The event loop may be late to end a wait whose deadline has passed.
@@ -123,9 +153,9 @@ class Place(Entry):
             call.count(prompt=cost)
             call.metrics.tokens_in.labels(model.name).inc(cost)
             with call.stage("engine"):
-                yield
+                yield self.priority * _RANKS + min(rank, _RANKS - 1)
         except EngineFailed as error:
             error.told = model.told  # the reason, for callers
             raise
         finally:
-            model.admission.release(sequences)
+            model.admission.release(self, sequences)

@@ -27,7 +27,7 @@ async def main() -> None:
 
     async def tokens(index: int, prompt: list[int]) -> list[int]:
         outputs = [delta async for delta in engine.generate(Ticket(f"request-{index}"), prompt, sampling, stream=True)]
-        return [id_ for deltas in outputs for delta in deltas for id_ in delta.token_ids]
+        return [id_ for delta in outputs for id_ in delta.token_ids]
 
     try:
         answers = await asyncio.gather(*(tokens(index, prompt) for index, prompt in enumerate(job["prompts"])))

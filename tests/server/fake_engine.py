@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +64,12 @@ class FakeEngine:
 
     async def generate(
         self, ticket: Ticket, token_ids: Sequence[int], sampling: Sampling, stream: bool
-    ) -> AsyncGenerator[list[Delta], None]:
+    ) -> AsyncGenerator[Delta, None]:
         with self._slots(ticket, 1):
             self.sampled.append(sampling)
             for piece in self.pieces(token_ids, sampling, stream):
                 await self._step()
-                yield [replace(piece, index=i) for i in range(sampling.n)]
+                yield piece
 
     def pieces(self, token_ids: Sequence[int], sampling: Sampling, stream: bool) -> Sequence[Delta]:
         """What it writes, as each completion: "ab" for each token."""

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import pytest
-
 from tuneserve import server
 from tuneserve.server.api.classification import ClassificationService
 from tuneserve.server.call import context
@@ -95,8 +93,7 @@ class Walk:
         return found
 
 
-@pytest.fixture
-async def walk(served) -> Walk:
+async def walked(served) -> Walk:
     context.begin(context.Call("req-1", "Classify", Tenant("acme"), {}, Metrics()))
     request = pb.ClassifyRequest(model="sentiment", inputs=[pb.ClassifyInput(text="the film was good")])
     service, walk = ClassificationService(served.app.models), Walk()
@@ -108,11 +105,11 @@ async def walk(served) -> Walk:
     return walk
 
 
-def test_a_reader_can_follow_a_call(walk):
-    stays = walk.stays()
+async def test_a_reader_can_follow_a_call(served):
+    stays = (await walked(served)).stays()
     assert {"models.place", "models.admission", "text.tokenizer", "engine"} <= set(stays)
     assert len(stays) <= MOST_STAYS, " > ".join(stays)
 
 
-def test_nothing_calls_what_is_above_it(walk):
-    assert walk.climbs() == []
+async def test_nothing_calls_what_is_above_it(served):
+    assert (await walked(served)).climbs() == []

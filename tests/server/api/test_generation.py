@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -140,7 +142,9 @@ async def test_every_sampling_field_reaches_the_engine(served):
     )
     await GenerationServiceStub(served.channel).Generate(request)
     expected = Sampling(**values, structured=StructuredOutput("choice", ["yes", "no"]))
-    assert served.engines["chat"].sampled == [expected]
+    # One completion at a time, and the prompt's log probabilities once.
+    each = [replace(expected, n=1, seed=7 + i, prompt_logprobs=None if i else 1) for i in range(3)]
+    assert served.engines["chat"].sampled == each
 
 
 NAN = float("nan")
@@ -347,7 +351,7 @@ async def test_lower_priority_goes_first_where_calls_wait(serve_config, make_lla
         await asyncio.gather(*calls)
         # By priority, then in the order of arrival; -3 is no better than what everybody has.
         assert [sampling.max_tokens for sampling in engine.sampled[-5:]] == [1, 5, 3, 4, 2]
-        assert [ticket.priority for ticket in engine.tickets] == [0, 0, 5, 5, 9]
+        assert [ticket.priority >> 16 for ticket in engine.tickets] == [0, 0, 5, 5, 9]
 
 
 def sample(served, name: str) -> float:
@@ -366,31 +370,40 @@ async def test_a_streams_first_token_comes_at_once(served):
 
 async def test_what_the_engine_has_ready_is_one_message(own_server):
     async def generate(ticket, token_ids, sampling, stream):
-        yield [Delta(0, "a", [5]), Delta(1, "b", [6])]
-        yield [Delta(0, "cde", [7, 8, 9])]
-        yield [Delta(1, "", [], finish="stop", stop_text="END")]
-        yield [Delta(0, "f", [10], finish="stop", stop_token_id=10)]
+        yield Delta(0, "a", [5])
+        yield Delta(0, "cde", [7, 8, 9])
+        yield Delta(0, "", [], finish="stop", stop_text="END")
 
     own_server.engines["chat"].generate = generate
-    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(n=2))
+    request = pb.GenerateRequest(model="chat", prompt=TEXT)
     call = GenerationServiceStub(own_server.channel).GenerateStream(request)
     messages = [message async for message in call]
     assert [[(one.index, one.text) for one in message.completions] for message in messages] == [
-        [(0, "a"), (1, "b")],
+        [(0, "a")],
         [(0, "cde")],
-        [(1, "")],
-        [(0, "f")],
+        [(0, "")],
     ]
-    assert [message.HasField("usage") for message in messages] == [False, False, False, True]
+    assert [message.HasField("usage") for message in messages] == [False, False, True]
     assert messages[2].completions[0].stop_text == "END"
     assert messages[2].completions[0].finish_reason == pb.FINISH_REASON_STOP
     assert not messages[2].completions[0].HasField("stop_token_id")
-    assert messages[3].completions[0].stop_token_id == 10
-    assert messages[3].usage.completion_tokens == 6
+    assert messages[2].usage.completion_tokens == 4
     # One first token, and a gap for each later message that brought tokens.
     assert sample(own_server, "tuneserve_time_to_first_token_seconds_count") == 1
-    assert sample(own_server, "tuneserve_inter_token_seconds_count") == 2
-    assert sample(own_server, "tuneserve_completion_tokens_total") == 6
+    assert sample(own_server, "tuneserve_inter_token_seconds_count") == 1
+    assert sample(own_server, "tuneserve_completion_tokens_total") == 4
+
+
+async def test_the_completions_of_a_stream_end_one_by_one(served):
+    request = pb.GenerateRequest(model="chat", prompt=TEXT, sampling=pb.SamplingParams(n=3, max_tokens=4))
+    messages = [message async for message in GenerationServiceStub(served.channel).GenerateStream(request)]
+    texts = Counter[int]()
+    for message in messages:
+        [one] = message.completions
+        texts[one.index] += len(one.text)
+    assert texts == {0: 8, 1: 8, 2: 8}
+    assert [message.HasField("usage") for message in messages] == [False] * 11 + [True]
+    assert messages[-1].usage.completion_tokens == 12
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ class Model:
             await self.engine._step()
             if index == self.broken_at:
                 raise EngineFailed("dead")
-            yield [Delta(0, "", [token], [Logprob(token, logprob(token_ids, token), [])], finish="length")]
+            yield Delta(0, "", [token], [Logprob(token, logprob(token_ids, token), [])], finish="length")
         finally:
             self.engine.running -= 1
 

@@ -48,7 +48,6 @@ def test_all_of_a_sampling_reaches_vllm(requests):
         "frequency_penalty": -0.5,
         "repetition_penalty": 1.5,
         "seed": 3,
-        "n": 2,
         "stop": ["x"],
         "stop_token_ids": [4],
         "min_tokens": 1,

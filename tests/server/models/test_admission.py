@@ -28,11 +28,12 @@ def make(clock: Clock | None = None, **limits) -> Admission:
 async def turn(
     admission: Admission, sequences: int, tokens: int, entry: Entry | None = None, **asked
 ) -> AsyncIterator[None]:
-    await admission.wait(entry or Entry(**asked), sequences, tokens)
+    entry = entry or Entry(**asked)
+    await admission.wait(entry, sequences, tokens)
     try:
         yield
     finally:
-        admission.release(sequences)
+        admission.release(entry, sequences)
 
 
 async def holding(
@@ -102,6 +103,60 @@ async def test_a_call_larger_than_the_engine_goes_alone():
     done.set()
     await asyncio.gather(large, small)
     assert admission.running == 0
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 2), (8, 8), (9, 8), (64, 57), (256, 228)])
+async def test_one_caller_leaves_room_for_the_next(slots, most):
+    admission, done, log = make(slots=slots, max_tokens=10_000), asyncio.Event(), []
+    greedy = [asyncio.create_task(holding(admission, done=done, log=log, name="a", caller="a")) for _ in range(300)]
+    await settle()
+    assert (admission.running, admission._running_of["a"]) == (most, most)
+    other = asyncio.create_task(holding(admission, done=done, log=log, name="b", caller="b"))
+    await settle()
+    assert ("b" in log) == (slots > most), "at once, though others wait"
+    done.set()
+    await asyncio.gather(*greedy, other)
+    assert log.count("a") == 300, "in its turn, everything runs"
+    assert (admission.running, admission._running_of["a"], admission.waiting_sequences) == (0, 0, 0)
+
+
+async def test_callers_that_want_all_of_it_come_to_run_the_same():
+    admission, log = make(slots=170, max_tokens=10_000), []
+    ends = {caller: [asyncio.Event() for _ in range(300)] for caller in "ab"}
+    tasks = []
+    for caller in "ab":
+        for end in ends[caller]:
+            tasks.append(asyncio.create_task(holding(admission, done=end, log=log, name=caller, caller=caller)))
+        await settle()
+    assert admission._running_of["a"] > 8 * admission._running_of["b"]
+    # What ends of the one goes to the other, until they are equal.
+    for end in ends["a"][:80]:
+        end.set()
+        await settle()
+    assert admission._running_of["a"] == pytest.approx(admission._running_of["b"], abs=2)
+    assert admission.running == pytest.approx(170 * 16 / 17, abs=2)
+    for end in ends["a"] + ends["b"]:
+        end.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_whoever_may_run_no_more_is_passed_over():
+    admission, done, log = make(slots=18, max_tokens=10_000), asyncio.Event(), []
+    tasks = [
+        asyncio.create_task(holding(admission, done=done, log=log, name="a", caller="a", priority=-1))
+        for _ in range(20)
+    ]
+    await settle()
+    first = asyncio.Event()
+    tasks.append(asyncio.create_task(holding(admission, done=first, log=log, name="b", caller="b", sequences=2)))
+    tasks.append(asyncio.create_task(holding(admission, done=done, log=log, name="c", caller="c")))
+    await settle()
+    assert (admission.running, log.count("a"), log[16:]) == (18, 16, ["b"]), "c found no room"
+    first.set()
+    await settle()
+    assert log[16:] == ["b", "c"], "a waits, has priority, and has more than its share"
+    done.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_cancelled_while_waiting_leaves_nothing_behind():

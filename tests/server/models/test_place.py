@@ -43,10 +43,10 @@ def sample(call: context.Call, name: str, model: str) -> float:
     return call.metrics.registry.get_sample_value(name, {"model": model}) or 0
 
 
-async def made(model, tokens: int = 3, **options) -> list[list[Delta]]:
+async def made(model, tokens: int = 3, n: int = 1, **options) -> list[Delta]:
     async with admitted(model, REQUEST) as (place, _):
         options = {"stream": True, **options}
-        return [one async for one in place.generate([5, 6], Sampling(max_tokens=tokens), **options)]
+        return [one async for one in place.generate([5, 6], Sampling(max_tokens=tokens, n=n), **options)]
 
 
 async def test_nobody_gets_in_with_personal_data_that_the_model_masks(models, call, monkeypatch):
@@ -86,7 +86,7 @@ async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):
         rows = await place.pool(INPUTS, "classify")
     assert len(rows) == 2
     assert served.engines["sentiment"].pooled == INPUTS
-    assert served.engines["sentiment"].tickets[-1].priority == 3, "no better than its key's"
+    assert served.engines["sentiment"].tickets[-1].priority >> 16 == 3, "no better than its key's"
     assert (charged, call.prompt_tokens, call.completion_tokens) == ([7], 7, 0)
     assert sample(call, "tuneserve_prompt_tokens_total", "sentiment") == 7
     assert sample(call, "tuneserve_queue_wait_seconds_count", "sentiment") == 1
@@ -108,10 +108,62 @@ async def test_what_a_call_reads_adds_up(models, chat, call):
     assert place.prompt_tokens == 11
 
 
+async def test_a_large_batch_has_many_turns(models, served, call, charged):
+    context.begin(call)
+    model, engine = models["sentiment"], served.engines["sentiment"]
+    inputs = [Encoded([2] * (1 + index % 5)) for index in range(200)]
+    engine.tickets.clear()
+    async with admitted(model, REQUEST) as (place, _):
+        rows = await place.pool(inputs, "classify")
+    assert [row.argmax() for row in rows] == [len(one.token_ids) % 2 for one in inputs], "in their order"
+    assert len(engine.tickets) == 4
+    assert sum(charged) == sum(len(one.token_ids) for one in inputs)
+    assert sample(call, "tuneserve_queue_wait_seconds_count", "sentiment") == 4
+
+
+async def test_each_completion_has_a_turn_of_its_own(chat, served, call, charged):
+    context.begin(call)
+    engine = served.engines["chat"]
+    engine.tickets.clear()
+    engine.sampled.clear()
+    async with admitted(chat, REQUEST) as (place, _):
+        asked = Sampling(max_tokens=2, n=9, seed=7, prompt_logprobs=1)
+        outputs = [one async for one in place.generate([5, 6], asked, stream=False)]
+    assert sorted(delta.index for delta in outputs) == list(range(9))
+    assert [(one.n, one.seed, one.prompt_logprobs) for one in engine.sampled[:2]] == [(1, 7, 1), (1, 8, None)]
+    assert sorted(one.seed for one in engine.sampled) == list(range(7, 16))
+    assert sum(charged) == 2 + 9 * 2, "the prompt once"
+    assert sample(call, "tuneserve_queue_wait_seconds_count", "chat") == 9
+    assert (chat.admission.running, chat.admission.waiting_tokens) == (0, 0)
+
+
+async def test_a_completion_that_fails_ends_the_others(chat, served, call):
+    context.begin(call)
+    served.engines["chat"].broken = EngineFailed("gone")
+    with pytest.raises(EngineFailed):
+        await made(chat, n=3)
+    assert (chat.admission.running, chat.admission.calls, served.engines["chat"].running) == (0, 0, 0)
+
+
+async def test_a_callers_next_sequences_go_behind_the_first_ones_of_others(chat, served, call):
+    """In the engine, too, which knows priorities alone."""
+    context.begin(call)
+    engine = served.engines["chat"]
+    engine.tickets.clear()
+    async with admitted(chat, REQUEST) as (place, _):
+        streams = [place.generate([5, 6], Sampling(max_tokens=9), stream=True) for _ in range(3)]
+        for stream in streams:
+            await anext(stream)
+        ranks = [ticket.priority for ticket in engine.tickets]
+        assert ranks == [3 << 16, (3 << 16) + 1, (3 << 16) + 2]
+        for stream in streams:
+            await stream.aclose()
+
+
 async def test_tokens_are_paid_for_as_they_are_written(chat, call, charged):
     context.begin(call)
     outputs = await made(chat)
-    assert ["".join(delta.text for delta in output) for output in outputs] == ["ab"] * 3
+    assert [delta.text for delta in outputs] == ["ab"] * 3
     assert charged == [2, 1, 1, 1]
     assert (call.prompt_tokens, call.completion_tokens) == (2, 3)
     assert sample(call, "tuneserve_completion_tokens_total", "chat") == 3

@@ -16,6 +16,7 @@ import pytest
 
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta
+from tuneserve.server.models.admission import Entry
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -98,7 +99,7 @@ def speak_at_length(engine) -> None:
         try:
             for _ in range(sampling.max_tokens):
                 await asyncio.sleep(0)
-                yield [Delta(0, "x" * 500_000, [7])]
+                yield Delta(0, "x" * 500_000, [7])
         finally:
             engine.running -= 1
 
@@ -200,8 +201,8 @@ async def test_a_deadline_that_passes_while_the_server_is_busy_never_reaches_the
     engine.delay = 0.2
     release = model.admission.release
 
-    def busy(sequences: int) -> None:
-        release(sequences)
+    def busy(entry: Entry, sequences: int) -> None:
+        release(entry, sequences)
         model.admission.release = release
         time.sleep(0.5)
 

@@ -60,7 +60,9 @@ async def outcome(call) -> bytes | str:
     try:
         if isinstance(call, grpc.aio.UnaryUnaryCall):
             return (await call).SerializeToString(deterministic=True)
-        return b"".join([one.SerializeToString(deterministic=True) async for one in call])
+        # The completions of one stream come in any order.
+        messages = sorted([one async for one in call], key=lambda one: one.completions[0].index)
+        return b"".join(one.completions[0].SerializeToString(deterministic=True) for one in messages)
     except grpc.aio.AioRpcError as error:
         return error.code().name
 

@@ -39,6 +39,7 @@ class Work:
         self.step = 0.0
         self.running = 0
         self.dead = False
+        self.prompts: list[list[int]] = []
         self._pool = engine.pool
         engine.pool, engine.generate = self.pool, self.generate
 
@@ -52,17 +53,20 @@ class Work:
             self.running -= 1
 
     async def generate(self, ticket, token_ids, sampling, stream):
-        self.tokens += len(token_ids)
+        # The completions of a prompt find it in the prefix cache.
+        if not any(prompt is token_ids for prompt in self.prompts):
+            self.tokens += len(token_ids)
+        self.prompts.append(token_ids)
         self.running += 1
         unseen = 0
         try:
             for step in range(sampling.max_tokens):
                 await self._sleep()
-                self.tokens += sampling.n
-                unseen += sampling.n
+                self.tokens += 1
+                unseen += 1
                 if stream or step == sampling.max_tokens - 1:
-                    count, unseen = unseen // sampling.n, 0
-                    yield [Delta(i, "ab" * count, [7] * count, finish="length") for i in range(sampling.n)]
+                    count, unseen = unseen, 0
+                    yield Delta(0, "ab" * count, [7] * count, finish="length")
         finally:
             self.running -= 1
             ticket.lost(unseen)
@@ -254,7 +258,7 @@ async def test_labels_asked_of_a_generation_model_cost_as_they_are_asked(spendin
         asked.append(len(token_ids))
         await answer_at_once.wait()
         [only] = sampling.allowed_token_ids
-        yield [Delta(0, "", [only], logprobs=[_Logprob(only)], finish="length")]
+        yield Delta(0, "", [only], logprobs=[_Logprob(only)], finish="length")
 
     served.engines["chat"].generate = generate
     served.engines["chat"].max_length = 512

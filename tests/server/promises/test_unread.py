@@ -30,7 +30,7 @@ def writing(size: int):
     """What an engine does that writes so many bytes at once."""
 
     async def generate(ticket, token_ids, sampling, stream):
-        yield [Delta(0, "x" * size, [7], finish="length")]
+        yield Delta(0, "x" * size, [7], finish="length")
 
     return generate
 
