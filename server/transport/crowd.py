@@ -58,8 +58,8 @@ class Crowd:
             self._sorting.cancel()
 
     async def _sort(self) -> None:
+        left_out = 0
         try:
-            left_out = 0
             while self._waiting:
                 calls, self._waiting = self._waiting, []
                 # After all of them came: a connection that is not there now is closed.
@@ -77,10 +77,11 @@ class Crowd:
                     if len(calls) % _AT_ONCE == 0:
                         await asyncio.sleep(0)
                 await asyncio.sleep(_PAUSE_SECONDS)
-            if left_out > _MUCH:
-                await concurrency.apart(_give_back)
         finally:
             self._sorting = None
+        # Only now, because calls that come meanwhile must not wait for it.
+        if left_out > _MUCH:
+            await concurrency.apart(_give_back)
 
     async def _connected(self) -> dict[str, peers.File] | None:
         if not self.port:

@@ -1,6 +1,7 @@
 """Calls of closed connections are left out where many calls come at once; all others are begun, in their order."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -91,3 +92,20 @@ async def test_memory_is_given_back_after_many(monkeypatch, until):
     await asyncio.sleep(crowd._SECONDS)
     port.come(*[CLOSED] * 4)
     await until(lambda: given_back == [1])
+
+
+async def test_who_comes_while_memory_is_given_back_does_not_wait_for_others(monkeypatch, until):
+    giving_back, may_end = threading.Event(), threading.Event()
+
+    def give_back() -> None:
+        giving_back.set()
+        may_end.wait(10)
+
+    monkeypatch.setattr(crowd, "_MUCH", 3)
+    monkeypatch.setattr(crowd, "_give_back", give_back)
+    port = Port(monkeypatch)
+    port.come(*[CLOSED] * 4)
+    await until(giving_back.is_set)
+    taken = port.crowd.takes(OPEN, 99)
+    may_end.set()
+    await until(lambda: not taken or 99 in port.begun)
