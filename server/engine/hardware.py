@@ -65,6 +65,16 @@ def _dtype(config: ModelConfig, manifest: pb.Checkpoint, tier: Tier) -> tuple[st
     return tier.dtype, tier.why
 
 
+def memory() -> int:
+    """Returns the bytes of memory that the container may use, or the machine has."""
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = _CGROUP.joinpath("memory.max").read_text().strip()
+    except OSError:
+        return installed
+    return min(installed, int(limit)) if limit.isdigit() else installed
+
+
 def available_memory() -> int:
     """Returns the bytes that are free or easily freed, within the container's limit."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

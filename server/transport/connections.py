@@ -8,6 +8,7 @@ import socket
 from tuneserve.errors import UserError
 from tuneserve.server.call.departures import LARGEST
 from tuneserve.server.config import ServerConfig, host_and_port
+from tuneserve.server.engine import hardware
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _PING_SECONDS = 20.0
 # The shortest allowed interval between a client's pings.
 _PINGS_EVERY_SECONDS = 5.0
 _METADATA = 4096
+# What gRPC takes for a call before our code sees it, and the share of the memory that all of them may take.
+_CALL_BYTES, _CALLS_SHARE = 15 << 10, 4
 # Open files kept for everything except connections to `listen`: models' files, engines, the other ports.
 _KEPT_FILES = 256
 # The open file limit that we set at most, even if the system allows more.
@@ -79,6 +82,18 @@ def within_files(wanted: int) -> int:
     allowed = max(1, files - _KEPT_FILES, files // 2)
     logger.warning("max_connections: %d, as the process may have %d files open (ulimit -n)", allowed, files)
     return min(wanted, allowed)
+
+
+def within_memory(wanted: int, streams: int) -> int:
+    """Returns how many connections `listen` may have, so that their calls take a quarter of the memory at most: each
+    connection may send all of them at once, before its key is known.
+    """
+    most = max(1, hardware.memory() // (_CALLS_SHARE * _CALL_BYTES * streams))
+    if wanted > most:
+        gib, needed = hardware.memory() / (1 << 30), wanted * streams * _CALL_BYTES / (1 << 30)
+        told = "max_connections: %d, as %d with %d calls each (max_streams) may take %.1f of %.1f GiB"
+        logger.warning(told, most, wanted, streams, needed, gib)
+    return min(wanted, most)
 
 
 def sockets(address: str, key: str) -> list[socket.socket]:

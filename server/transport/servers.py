@@ -31,7 +31,8 @@ _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceSer
 
 def public(services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig) -> Server:
     """Returns the server of the callers' port, and adds all services to `services`."""
-    options = connections.options(config, connections.within_files(config.max_connections))
+    most = connections.within_memory(connections.within_files(config.max_connections), config.max_streams)
+    options = connections.options(config, most)
     _add_models(services, models, operations, health)
     classification = ClassificationService(models)
     embedding = EmbeddingService(models)

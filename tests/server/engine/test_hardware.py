@@ -86,3 +86,12 @@ def test_memory_is_what_the_container_has_left(monkeypatch, tmp_path):
     for limit, left in (("max", machine), (str(64 << 20), 14 << 20), (str(40 << 20), 0)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         assert abs(hardware.available_memory() - left) < (1 << 30 if limit == "max" else 1)
+
+
+def test_memory_is_the_containers_or_the_machines(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    machine = hardware.memory()
+    assert machine > 1 << 28
+    for limit, found in (("max", machine), (str(1 << 27), 1 << 27), (str(1 << 60), machine)):
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        assert hardware.memory() == found

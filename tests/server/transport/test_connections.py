@@ -60,6 +60,15 @@ def test_files_are_kept_back(monkeypatch, caplog):
     assert "max_connections: 768, as the process may have 1024 files open" in caplog.text
 
 
+@pytest.mark.parametrize(("gib", "streams", "allowed"), [(24, 256, 1024), (3, 256, 204), (3, 32, 1024), (0, 256, 1)])
+def test_the_calls_of_all_connections_fit_into_a_quarter_of_the_memory(monkeypatch, caplog, gib, streams, allowed):
+    monkeypatch.setattr(connections.hardware, "memory", lambda: gib << 30)
+    assert connections.within_memory(1024, streams) == allowed
+    assert connections.within_memory(allowed, streams) == allowed
+    told = f"max_connections: {allowed}, as 1024 with {streams} calls each (max_streams) may take 3.8 of {gib}.0 GiB"
+    assert caplog.messages == ([told] if allowed < 1024 else [])
+
+
 def test_a_socket_for_each_address_of_a_name():
     bound = connections.sockets("localhost:0", "listen")
     try:
