@@ -155,7 +155,8 @@ class ModelConfig(Settings):
         default=None,
         gt=0,
         le=1 << 20,
-        description="cost, on CPUs: GiB of the KV cache; null: an eighth of free memory, 0.5 to 2",
+        description="cost: GiB of the KV cache; null: on GPUs the rest of gpu_memory_utilization, on CPUs an eighth of "
+        "free memory, 0.5 to 2",
     )
     engine: Annotated[Mapping[str, Any], Named] = Field(
         default={}, description="further options of vLLM's engine, by vLLM's names"

@@ -35,7 +35,8 @@ def detect(config: ModelConfig, manifest: pb.Checkpoint) -> Hardware:
     why = f"computes in {dtype} on {tier.title}: {reason}"
     warnings = tuple(filter(None, (_slow(config, tier), saturation(manifest, config.path, tier))))
     if tier is GPU:
-        return Hardware(dtype, 0, enforce_eager=False, why=why, warnings=warnings)
+        # vLLM still refuses to start where less than `gpu_memory_utilization` is free.
+        return Hardware(dtype, int((config.kv_cache_gib or 0) * _GIB), enforce_eager=False, why=why, warnings=warnings)
     # By default an eighth of the free memory for each model, so that several models fit with their weights. Always set:
     # otherwise vLLM takes 0.9 of the machine's memory. Encoders have no KV cache and allocate nothing.
     gib = config.kv_cache_gib or min(2.0, max(0.5, available_memory() / 8 / _GIB))

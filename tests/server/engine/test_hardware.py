@@ -1,6 +1,7 @@
 """Which type a model computes in here, and how the engine's start says so."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,11 @@ def on(monkeypatch):
     """on(tier, ...) detects as on a machine of this tier."""
 
     def detect(
-        tier: tiers.Tier, dtype: str = "auto", stored: str = "bfloat16", quantization: str = ""
+        tier: tiers.Tier, dtype: str = "auto", stored: str = "bfloat16", quantization: str = "", **settings: Any
     ) -> hardware.Hardware:
         manifest = pb.Checkpoint(dtype=stored, quantization=quantization)
         monkeypatch.setattr(hardware, "this_tier", lambda: tier)
-        return hardware.detect(ModelConfig(path=Path("checkpoints/chat"), dtype=dtype), manifest)
+        return hardware.detect(ModelConfig(path=Path("checkpoints/chat"), dtype=dtype, **settings), manifest)
 
     return detect
 
@@ -41,6 +42,10 @@ def test_without_avx512_a_file_in_bfloat16_is_computed_with_in_float32(on):
 def test_on_a_gpu_vllm_decides(on):
     found = on(tiers.GPU)
     assert (found.dtype, found.kv_cache_bytes, found.enforce_eager) == ("auto", 0, False)
+
+
+def test_a_cache_of_a_given_size_is_that_size(on, tier):
+    assert on(tier, kv_cache_gib=1.5).kv_cache_bytes == 3 << 29
 
 
 def test_four_bit_weights_are_computed_with_in_16_bits(on):
