@@ -4,9 +4,10 @@ One system is under load at a time. Before each job all systems have become idle
 work, at the cost of a whole core, for a second after its last job. Every round begins with another scenario.
 """
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -41,6 +42,8 @@ class Sample:
     client_ms: float  # of the measuring process; 0 where that is the system itself
     first_token_ms: float | None
     others_cores: float  # cores that all other programs of the machine used meanwhile
+    gap_ms: float | None = None  # between messages of a stream, in the median
+    token_ms: float | None = None  # time per output token after a stream's first message (TPOT), on average
 
     @property
     def system_ms(self) -> float:
@@ -53,24 +56,32 @@ def measure(scenarios: Sequence[Scenario], rounds: int, show: Callable[[str], No
 
     Raises StepFailed if two scenarios of one round did not do the same work.
     """
-    systems = list({scenario.system.session: scenario.system for scenario in scenarios}.values())
     samples: dict[str, list[Sample]] = {scenario.name: [] for scenario in scenarios}
-    seed = 0
-    for number in range(rounds + 1):
-        done: dict[str, Outcome] = {}
+    for number, found in zip(range(rounds + 1), endless(scenarios), strict=False):
+        for name, sample in found.items() if number else ():
+            samples[name].append(sample)
+            show(f"round {number}: {name}: {sample.rate:.1f}/s")
+    return samples
+
+
+def endless(scenarios: Sequence[Scenario], rest: bool = True) -> Iterator[dict[str, Sample]]:
+    """Runs all scenarios again and again, and yields what each round measured; the first one warms up.
+
+    Without `rest`, a job does not wait until all systems are idle. Raises StepFailed as `measure` does.
+    """
+    systems = list({scenario.system.session: scenario.system for scenario in scenarios}.values())
+    seeds = itertools.count(1)
+    for number in itertools.count():
+        done: dict[str, tuple[Outcome, Sample]] = {}
         first = number % len(scenarios)
         for scenario in [*scenarios[first:], *scenarios[:first]]:
-            seed += 1
-            _rest(systems)
-            outcome, sample = _one(scenario, systems, seed)
-            done[scenario.name] = outcome
-            if number:
-                samples[scenario.name].append(sample)
-                show(f"round {number}: {scenario.name}: {sample.rate:.1f}/s")
-        counts = {name: outcome.counts for name, outcome in done.items()}
+            if rest:
+                _rest(systems)
+            done[scenario.name] = _one(scenario, systems, next(seeds))
+        counts = {name: outcome.counts for name, (outcome, _) in done.items()}
         if len(set(counts.values())) > 1:
             raise StepFailed(f"not the same work (texts, tokens in, tokens out): {counts}")
-    return samples
+        yield {name: sample for name, (_, sample) in done.items()}
 
 
 def _one(scenario: Scenario, systems: Sequence[System], seed: int) -> tuple[Outcome, Sample]:
@@ -83,7 +94,7 @@ def _one(scenario: Scenario, systems: Sequence[System], seed: int) -> tuple[Outc
     own = processes.usage(system.session).since(own)
     ours = sum(processes.usage(session).since(before[session]).cpu for session in sessions)
     others = processes.machine_cpu() - machine - ours - (time.process_time() - mine)
-    per_unit = 1000 / (outcome.output_tokens or outcome.texts)
+    per_unit, later = 1000 / (outcome.output_tokens or outcome.texts), outcome.output_tokens - len(outcome.first_tokens)
     alone = system.worker.process.pid == system.session
     return outcome, Sample(
         rate=outcome.rate,
@@ -92,6 +103,8 @@ def _one(scenario: Scenario, systems: Sequence[System], seed: int) -> tuple[Outc
         client_ms=0.0 if alone else outcome.client_cpu * per_unit,
         first_token_ms=median(outcome.first_tokens) * 1000 if outcome.first_tokens else None,
         others_cores=max(0.0, others / seconds),
+        gap_ms=median(outcome.gaps) * 1000 if outcome.gaps else None,
+        token_ms=sum(outcome.gaps) * 1000 / later if outcome.gaps else None,
     )
 
 

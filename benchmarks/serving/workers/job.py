@@ -41,6 +41,7 @@ class Outcome:
     prompt_tokens: int = 0
     output_tokens: int = 0
     first_tokens: list[float] = field(default_factory=list)  # seconds from each call's start; streams only
+    gaps: list[float] = field(default_factory=list)  # seconds between messages with tokens; streams only
     client_cpu: float = 0.0  # seconds of the measuring process
 
     @property

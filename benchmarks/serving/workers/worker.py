@@ -131,9 +131,10 @@ async def drive(
 
 
 async def watch(messages: AsyncIterator[int], outcome: Outcome) -> None:
-    """Reads a stream to its end, and records when the first message with a token came."""
-    started_at, first = time.perf_counter(), True
+    """Reads a stream to its end, and records when each message with a token came."""
+    last, times = time.perf_counter(), outcome.first_tokens
     async for content in messages:
-        if content and first:
-            outcome.first_tokens.append(time.perf_counter() - started_at)
-            first = False
+        if content:
+            now = time.perf_counter()
+            times.append(now - last)
+            last, times = now, outcome.gaps

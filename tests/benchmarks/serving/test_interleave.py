@@ -1,5 +1,6 @@
 """Rounds over systems that only pretend to work."""
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tuneserve.benchmarks.serving.interleave import Scenario, measure
+from tuneserve.benchmarks.serving.interleave import Scenario, endless, measure
 from tuneserve.benchmarks.serving.systems import System
 from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
@@ -68,6 +69,24 @@ def test_every_scenario_once_a_round_and_another_one_first(session: int) -> None
 def test_a_client_of_its_own_has_its_own_cost(session: int) -> None:
     system = System(session, Pretender(SimpleNamespace(pid=1)), "m")  # type: ignore[arg-type]
     assert measure([Scenario("a", system, job)], 1, lambda line: None)["a"][0].client_ms == pytest.approx(1)
+
+
+def test_streams_have_times_of_their_tokens(session: int) -> None:
+    class Streams(Pretender):
+        def do(self, job: Job) -> Outcome:
+            return Outcome(seconds=1, output_tokens=10, first_tokens=[0.5, 0.7], gaps=[0.1, 0.2, 0.1])
+
+    system = System(session, Streams(SimpleNamespace(pid=1)), "m")  # type: ignore[arg-type]
+    [sample] = measure([Scenario("a", system, job)], 1, lambda line: None)["a"]
+    assert [sample.first_token_ms, sample.gap_ms, sample.token_ms] == pytest.approx([600, 100, 50])
+
+
+def test_rounds_go_on_until_nobody_wants_more(session: int) -> None:
+    worker = Pretender(SimpleNamespace(pid=session))
+    scenarios = [Scenario(name, System(session, worker, "m"), job) for name in "ab"]  # type: ignore[arg-type]
+    found = list(itertools.islice(endless(scenarios, rest=False), 3))
+    assert [list(one) for one in found] == [["a", "b"], ["b", "a"], ["a", "b"]]
+    assert len(worker.done) == 6
 
 
 def test_less_work_is_no_better_result(session: int) -> None:
