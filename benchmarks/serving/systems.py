@@ -5,6 +5,7 @@ Logging of each front end, and other options outside of the engine, keep their d
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import signal
@@ -48,6 +49,8 @@ class Engine:
     block_size: int | None = None
     enforce_eager: bool = True
     scheduling_policy: str = "priority"  # our server always uses it
+    gpu_memory_utilization: float | None = None  # what has to be free at the start
+    load_format: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The settings as arguments of `LLM`."""
@@ -69,6 +72,7 @@ class Engine:
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "block_size": self.block_size,
             "enforce_eager": self.enforce_eager,
+            "load_format": self.load_format,
         }
         return {
             "path": str(path.resolve()),
@@ -77,6 +81,7 @@ class Engine:
             "kv_cache_gib": self.kv_cache_memory_bytes / (1 << 30),
             "engine": {key: value for key, value in engine.items() if value is not None},
             **({"max_length": self.max_model_len} if self.max_model_len else {}),
+            **({"gpu_memory_utilization": self.gpu_memory_utilization} if self.gpu_memory_utilization else {}),
         }
 
 
@@ -130,10 +135,12 @@ def vllm_serve(
     pooling: bool,
     like_ours: bool,
     api_servers: int = 1,
+    rust: bool = False,
 ) -> Iterator[System]:
     """`vllm serve`, ready when its /health is. Without `engine`, everything but `_SHARE` is at its default.
 
-    `like_ours`: with the process layout of our server, see `peer_environment`; otherwise with its own layout.
+    `like_ours`: with the process layout of our server, see `peer_environment`; otherwise with its own layout. `rust`:
+    with vLLM's front end in Rust, see `has_rust`.
     """
     port = _free_port()
     log = scratch / f"vllm-serve-{port}.log"
@@ -148,7 +155,7 @@ def vllm_serve(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=peer_environment(scratch, like_ours),
+            env=peer_environment(scratch, like_ours) | {"VLLM_USE_RUST_FRONTEND": str(int(rust))},
         )
     try:
         _await(process, f"http://127.0.0.1:{port}/health", log)
@@ -164,6 +171,14 @@ def in_process(path: Path, scratch: Path, engine: Engine, *, pooling: bool) -> I
     environment = peer_environment(scratch, like_ours=True)
     with worker.started("offline", [json.dumps(arguments)], scratch / "offline.log", environment) as running:
         yield System(running.process.pid, running, "")
+
+
+def has_rust() -> bool:
+    """Whether vLLM's front end in Rust is here: in vLLM's wheel, or where its variable says. It has no /classify."""
+    if path := os.environ.get("VLLM_RUST_FRONTEND_PATH"):
+        return os.access(path, os.X_OK)
+    spec = importlib.util.find_spec("vllm")
+    return any(Path(folder, "vllm-rs").exists() for folder in (spec and spec.submodule_search_locations) or ())
 
 
 def peer_environment(scratch: Path, like_ours: bool) -> dict[str, str]:

@@ -1,4 +1,5 @@
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tuneserve.errors import StepFailed
 from tuneserve.machine.runtime import engine_environment
 from tuneserve.serving import Addresses, Server
 
-ENGINE = Engine(max_model_len=1024, block_size=32, enforce_eager=False)
+ENGINE = Engine(max_model_len=1024, block_size=32, enforce_eager=False, gpu_memory_utilization=0.1, load_format="dummy")
 
 
 def test_one_engine_is_written_three_ways() -> None:
@@ -40,8 +41,8 @@ def test_what_is_unset_is_left_to_the_engine() -> None:
     assert "block_size" not in engine.arguments()
     assert "--block-size" not in engine.flags()
     model = engine.model(Path("m"))
-    assert "max_length" not in model
-    assert "block_size" not in model["engine"]
+    assert not {"max_length", "gpu_memory_utilization"} & model.keys()
+    assert not {"block_size", "load_format"} & model["engine"].keys()
 
 
 def test_peers_see_a_distribution_named_vllm_and_nobody_else_does(tmp_path: Path) -> None:
@@ -107,6 +108,17 @@ def test_a_job_is_addressed_by_the_system(tmp_path: Path) -> None:
         ("127.0.0.1:5", "first", 2),
         ("127.0.0.1:5", "second", 1),
     ]
+
+
+def test_the_front_end_in_rust_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "vllm-rs"
+    monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", str(binary))
+    assert not systems.has_rust()
+    binary.touch(0o755)
+    assert systems.has_rust()
+    monkeypatch.delenv("VLLM_RUST_FRONTEND_PATH")
+    [folder] = importlib.util.find_spec("vllm").submodule_search_locations or [""]  # type: ignore[union-attr]
+    assert systems.has_rust() == Path(folder, "vllm-rs").exists()
 
 
 @pytest.mark.engine
