@@ -49,7 +49,8 @@ class Engine:
     block_size: int | None = None
     enforce_eager: bool = True
     scheduling_policy: str = "priority"  # our server always uses it
-    gpu_memory_utilization: float | None = None  # what has to be free at the start
+    # On a GPU this share has to be free at the start, whatever the size of the cache: what other systems use is not.
+    gpu_memory_utilization: float = 0.02
     load_format: str | None = None
 
     def arguments(self) -> dict[str, Any]:
@@ -79,9 +80,9 @@ class Engine:
             "dtype": self.dtype,
             "max_num_seqs": self.max_num_seqs,
             "kv_cache_gib": self.kv_cache_memory_bytes / (1 << 30),
+            "gpu_memory_utilization": self.gpu_memory_utilization,
             "engine": {key: value for key, value in engine.items() if value is not None},
             **({"max_length": self.max_model_len} if self.max_model_len else {}),
-            **({"gpu_memory_utilization": self.gpu_memory_utilization} if self.gpu_memory_utilization else {}),
         }
 
 

@@ -16,7 +16,7 @@ from tuneserve.errors import StepFailed
 from tuneserve.machine.runtime import engine_environment
 from tuneserve.serving import Addresses, Server
 
-ENGINE = Engine(max_model_len=1024, block_size=32, enforce_eager=False, gpu_memory_utilization=0.1, load_format="dummy")
+ENGINE = Engine(max_model_len=1024, block_size=32, enforce_eager=False, load_format="dummy")
 
 
 def test_one_engine_is_written_three_ways() -> None:
@@ -41,7 +41,7 @@ def test_what_is_unset_is_left_to_the_engine() -> None:
     assert "block_size" not in engine.arguments()
     assert "--block-size" not in engine.flags()
     model = engine.model(Path("m"))
-    assert not {"max_length", "gpu_memory_utilization"} & model.keys()
+    assert "max_length" not in model
     assert not {"block_size", "load_format"} & model["engine"].keys()
 
 
