@@ -1,15 +1,21 @@
-"""CPU time and memory of a running program with its children, read from Linux's /proc.
+"""CPU time and memory of a running program with its children, read from Linux's /proc; and the end of all children.
 
 A program is a session: it is started as the session's leader, and its children stay in the session.
 """
 
+import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,21 @@ def machine_cpu() -> float:
         int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
     )
     return (user + nice + system + irq + softirq + steal) * _TICK
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of those that its children leave behind, so that `end_children` finds them."""
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children() -> None:
+    """Kills all processes that this one started, with their children, in whatever session they are."""
+    # Those that are started meanwhile are found the next time.
+    while children := psutil.Process().children(recursive=True):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, _END_SECONDS)
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:

@@ -35,3 +35,20 @@ def test_a_program_is_its_session() -> None:
     # It has left nothing, and was none of ours.
     assert processes.usage(process.pid) == processes.Usage(0, 0, 0)
     assert processes.usage(os.getsid(0)).since(before).leader >= 0
+
+
+def test_nothing_that_was_started_is_left_not_even_an_orphan() -> None:
+    # In a process of its own, because all of its children are killed.
+    program = """
+import psutil, subprocess, sys
+from tuneserve.benchmarks import processes
+processes.adopt_orphans()
+nested = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True, stdout=2).pid)"
+orphan = int(subprocess.run([sys.executable, "-c", nested], stdout=subprocess.PIPE, text=True, check=True).stdout)
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+assert {one.pid for one in psutil.Process().children()} == {orphan, child.pid}
+processes.end_children()
+print(psutil.pid_exists(orphan), psutil.pid_exists(child.pid))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "False False\n", ended.stderr
