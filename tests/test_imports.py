@@ -31,11 +31,12 @@ TOWERS = {
     "tuneserve.server": """
         files turns concurrency garbage config metrics engine call text models api open_inference transport app
     """,
-    "tuneserve.benchmarks": "processes machine claims serving|training",
+    "tuneserve.benchmarks": "processes machine claims serving|training gpu",
     "tuneserve.benchmarks.serving": """
         load workers systems small_model interleave overload cost_report caller crowd flood cost front_end before
         predict command
     """,
+    "tuneserve.benchmarks.gpu": "shapes loads|checkpoints|results|roofs|together|phases phase|report __main__",
 }
 # A package that can be called (verbs.py) looks up its function in api.py.
 CALLABLE = ("tuneserve", "tuneserve.finetune", "tuneserve.quantize")
