@@ -82,9 +82,7 @@ def facts(tiny: bool) -> dict[str, object]:
     """The machine. Raises UserError for one that has a GPU which our server would not use."""
     gpus = _nvidia_smi(_FACTS)
     if gpus and not has_nvidia_gpu():
-        raise UserError(
-            "nvidia-smi finds a GPU, but /proc/driver/nvidia is not there", "our server would run on the CPU"
-        )
+        raise UserError("nvidia-smi finds a GPU, but /proc/driver/nvidia is not there: our server would not use it")
     variables = {key: value for key, value in os.environ.items() if key.startswith("VLLM_") and "/" not in value}
     return machine() | {"gpus": gpus, "gpu_fields": _FACTS, "variables": variables, "tiny": tiny}
 
@@ -124,12 +122,12 @@ def show(planned: Sequence[Phase], left: Sequence[Phase], seconds: float) -> Non
 def main(out: Path, minutes: float, plan: bool, tiny: bool) -> None:
     """Measure this machine's GPU; the results go to the directory OUT."""
     deadline = time.monotonic() + 60 * minutes
+    here = facts(tiny)
     planned = phases.planned(tiny)
     left = [phase for phase in planned if not is_complete(phase, out)]
     show(planned, left, 60 * minutes)
     if plan:
         return
-    here = facts(tiny)
     if (path := out / "machine.json").exists() and json.loads(path.read_text(encoding="utf-8")) != here:
         raise click.UsageError(f"{out} has results of another machine, or of other versions or variables")
     out.mkdir(parents=True, exist_ok=True)

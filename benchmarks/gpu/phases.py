@@ -19,7 +19,7 @@ ROOFS = "roofs"
 OURS, SERVE, RUST, IN_PROCESS = "ours", "vllm serve", "vllm serve in Rust", "LLM"
 # Seconds of an H200 with 16 cores, of which a start takes about two thirds: an estimate.
 _ROOFS_SECONDS = 30
-_SECONDS = {"minilm": 90, "llama-1b": 110, "bert-base": 90, "llama-8b": 150, "tiny-bert": 90, "tiny-llama": 90}
+_SECONDS = {"minilm": 100, "llama-1b": 110, "bert-base": 90, "llama-8b": 150, "tiny-bert": 90, "tiny-llama": 90}
 _CACHE_BYTES = {True: 1 << 28, False: 4 << 30}
 # CUDA's own, graphs, and what a step computes with.
 _OVERHEAD_BYTES = 5 << 29

@@ -1,6 +1,7 @@
 """The whole program with tiny models, on the real vLLM: cut off in the middle, and going on from there."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from tuneserve.benchmarks.gpu import phases
 from tuneserve.benchmarks.gpu.loads import loads
 from tuneserve.benchmarks.gpu.results import Result
+from tuneserve.machine.runtime import has_nvidia_gpu
 
 PROGRAM = [sys.executable, "-m", "tuneserve.benchmarks.gpu"]
 
@@ -42,6 +44,17 @@ def test_the_plan_measures_nothing(tmp_path: Path) -> None:
     assert [line.split()[2] for line in lines] == [phase.name for phase in phases.planned(tiny=False)]
     assert sum(int(line.split()[0]) for line in lines) == pytest.approx(480, abs=3)
     assert not out.exists()
+
+
+@pytest.mark.skipif(has_nvidia_gpu(), reason="this machine has a GPU")
+def test_a_gpu_that_our_server_would_not_use_is_refused_at_once(tmp_path: Path) -> None:
+    (tool := tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho A card, 550, 80000 MiB\n")
+    tool.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [*PROGRAM, str(tmp_path / "out"), "--plan"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "nvidia-smi finds a GPU, but /proc/driver/nvidia is not there" in ended.stderr
 
 
 def test_results_of_another_machine_are_not_added_to(tmp_path: Path) -> None:

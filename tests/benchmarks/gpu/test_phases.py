@@ -1,5 +1,8 @@
 """What is measured when, on cards with more and with less memory."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tuneserve.benchmarks.gpu import phases
@@ -37,6 +40,15 @@ def test_small_models_are_one_phase_and_the_plan_is_eight_minutes() -> None:
     found = phases.phases(False, 139 * GIB)
     assert [phase.name for phase in found] == ["roofs", *(shape.name for shape in MODELS)]
     assert sum(phase.seconds for phase in found) <= 8 * 60
+
+
+def test_the_card_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for mebibytes, groups in (("143771", 1), ("81559", 2)):
+        tool.write_text(f"#!/bin/sh\necho {mebibytes}\necho another\n")
+        tool.chmod(0o755)
+        assert len(variants(phases.planned(tiny=False), "llama-8b")) == groups
 
 
 def test_on_a_cpu_each_system_is_in_one_of_the_tiny_phases(monkeypatch: pytest.MonkeyPatch, tier: Tier) -> None:
