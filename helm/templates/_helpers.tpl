@@ -49,6 +49,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* How long a pod takes to end: preStop, linger, drain, and 25 s for its engines. */}}
+{{- define "tuneserve.endSeconds" -}}
+{{- add .Values.preStopSeconds .Values.lingerSeconds .Values.drainSeconds 25 }}
+{{- end }}
+
 {{/* The server's own file: keys of a model are the values' keys in snake_case. */}}
 {{- define "tuneserve.serverConfig" -}}
 {{- $models := dict }}
@@ -130,6 +135,13 @@ tenants: {{ . | quote }}
 {{- end }}
 {{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
 {{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
+{{- end }}
+{{- $ends := int (include "tuneserve.endSeconds" .) }}
+{{- if and .Values.terminationGraceSeconds (lt (int .Values.terminationGraceSeconds) $ends) }}
+{{- fail (printf "terminationGraceSeconds: must be at least %d, for preStopSeconds + lingerSeconds + drainSeconds + 25 s to stop the engines" $ends) }}
+{{- end }}
+{{- if not (add .Values.preStopSeconds .Values.lingerSeconds) }}
+{{- fail "preStopSeconds and lingerSeconds: must not both be 0, because calls still come while the pod is removed from the endpoints" }}
 {{- end }}
 {{- range $name, $model := .Values.models }}
 {{- $adapters := len (default dict $model.adapters) }}
