@@ -35,6 +35,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   {{- end }}
 {{- end }}
 
+{{/* This release's metrics, with the labels that the ServiceMonitor gives them. */}}
+{{- define "tuneserve.metricsSelector" -}}
+namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include "tuneserve.fullname" .) | quote }}
+{{- end }}
+
 {{- define "tuneserve.serviceAccountName" -}}
 {{- default (ternary (include "tuneserve.fullname" .) "default" .Values.serviceAccountCreate) .Values.serviceAccountName }}
 {{- end }}
@@ -115,41 +120,5 @@ client-ca: {{ . | quote }}
 {{- end }}
 {{- with .Values.tenantsSecret }}
 tenants: {{ . | quote }}
-{{- end }}
-{{- end }}
-
-{{/* What the schema can't say, because it looks at more than one value or at what has no default. */}}
-{{- define "tuneserve.check" -}}
-{{- if not .Values.models }}
-{{- fail "models: name at least one, e.g. --set models.sentiment.path=/models/sentiment" }}
-{{- end }}
-{{- if and .Values.modelsClaim .Values.modelsVolume }}
-{{- fail "modelsClaim and modelsVolume: give one of them, not both" }}
-{{- end }}
-{{- $ports := list (int .Values.grpcPort) (int .Values.metricsPort) (int .Values.healthPort) }}
-{{- if .Values.adminEnabled }}
-{{- $ports = append $ports (int .Values.adminPort) }}
-{{- end }}
-{{- if ne (len $ports) (len (uniq $ports)) }}
-{{- fail "grpcPort, metricsPort, healthPort and adminPort: give different ports" }}
-{{- end }}
-{{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
-{{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
-{{- end }}
-{{- $ends := int (include "tuneserve.endSeconds" .) }}
-{{- if and .Values.terminationGraceSeconds (lt (int .Values.terminationGraceSeconds) $ends) }}
-{{- fail (printf "terminationGraceSeconds: must be at least %d, for preStopSeconds + lingerSeconds + drainSeconds + 25 s to stop the engines" $ends) }}
-{{- end }}
-{{- if not (add .Values.preStopSeconds .Values.lingerSeconds) }}
-{{- fail "preStopSeconds and lingerSeconds: must not both be 0, because calls still come while the pod is removed from the endpoints" }}
-{{- end }}
-{{- range $name, $model := .Values.models }}
-{{- $adapters := len (default dict $model.adapters) }}
-{{- if lt (int $model.maxAdapters) $adapters }}
-{{- fail (printf "models.%s.maxAdapters: must be at least %d, one for each of its adapters" $name $adapters) }}
-{{- end }}
-{{- end }}
-{{- if and .Values.autoscalingEnabled (gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas)) }}
-{{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}
 {{- end }}
 {{- end }}

@@ -1,8 +1,4 @@
-"""The chart through the real Helm engine, in process; what it renders is checked against Kubernetes' own schemas.
-
-The ServiceMonitor and the PrometheusRule belong to the Prometheus Operator, whose schema Kubernetes does not have: only
-their fields that we set are checked.
-"""
+"""What the chart renders, and what it refuses."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +6,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import helm_python
-import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
@@ -25,37 +20,14 @@ from tuneserve.server.models.health import MODEL_SERVICES
 from tuneserve.server.text import redaction
 from tuneserve.settings import Settings
 
-CHART = Path(__file__).parents[2] / "helm"
+from .rendering import CHART, MINIMAL, Manifests, container, render
+
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
-VERSIONS = ["1.25", kubernetes_validate.latest_version()]
-MINIMAL = {"models": {"sentiment": {"path": "/models/sentiment"}}}
 JOB = "rel-tuneserve-metrics"
+KEDA = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus.monitoring:9090"}
+ROUTE = {"grpcRouteEnabled": True, "grpcRouteParents": [{"name": "gateway", "namespace": "gateways"}]}
+POOL = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-
-Manifests = dict[str, dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def chart() -> Iterator[helm_python.Chart]:
-    with helm_python.Chart.load(CHART) as loaded:
-        yield loaded
-
-
-def render(chart: helm_python.Chart, values: dict[str, Any], name: str = "rel") -> Manifests:
-    """Returns the manifests by template name, each valid for the oldest and the newest Kubernetes."""
-    rendered = chart.render(values, name=name, namespace="ml")
-    manifests = {}
-    for path, text in rendered.items():
-        if path.endswith(".yaml") and (manifest := yaml.safe_load(text)):
-            manifests[Path(path).stem] = manifest
-            if manifest["kind"] not in ("ServiceMonitor", "PrometheusRule"):
-                for version in VERSIONS:
-                    kubernetes_validate.validate(manifest, version, strict=True)
-    return manifests
-
-
-def container(manifests: Manifests) -> dict[str, Any]:
-    return manifests["deployment"]["spec"]["template"]["spec"]["containers"][0]
 
 
 def read_server_config(manifests: Manifests, directory: Path) -> server_config.ServerConfig:
@@ -250,6 +222,30 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
     assert server["command"] == ["tuneserve", "serve", "--config", "/etc/tuneserve/server.yaml"]
 
 
+@pytest.mark.parametrize("values", VARIANTS, ids=lambda path: path.stem)
+def test_variants_meet_the_restricted_pod_security_standard(chart: helm_python.Chart, values: Path) -> None:
+    manifests = render(chart, yaml.safe_load(values.read_text()))
+    pod = manifests["deployment"]["spec"]["template"]["spec"]
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+    for one in (*pod.get("initContainers", ()), *pod["containers"]):
+        assert one["securityContext"]["allowPrivilegeEscalation"] is False
+        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_a_pod_is_not_killed_before_it_has_drained(chart: helm_python.Chart) -> None:
     def ends(values: dict[str, int]) -> tuple[list[str], int]:
         manifests = render(chart, MINIMAL | values)
@@ -351,15 +347,12 @@ def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart)
     manifests = render(chart, MINIMAL | off)
     assert manifests.keys() == always
     assert manifests["deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
-    on = {
-        "autoscalingEnabled": True,
-        "networkPolicyEnabled": True,
-        "prometheusRuleEnabled": True,
-        "serviceMonitorEnabled": True,
-    }
-    manifests = render(chart, MINIMAL | on)
+    on = {"networkPolicyEnabled": True, "prometheusRuleEnabled": True, "serviceMonitorEnabled": True}
+    manifests = render(chart, MINIMAL | on | {"autoscalingEnabled": True} | ROUTE | POOL)
     assert manifests.keys() == always | {
+        "grpcroute",
         "horizontalpodautoscaler",
+        "inferencepool",
         "networkpolicy",
         "poddisruptionbudget",
         "prometheusrule",
@@ -368,6 +361,7 @@ def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart)
     }
     # The autoscaler owns the number of replicas.
     assert "replicas" not in manifests["deployment"]["spec"]
+    assert "replicas" not in render(chart, MINIMAL | KEDA)["deployment"]["spec"]
 
 
 def test_alerts_ask_for_metrics_that_the_server_has(chart: helm_python.Chart) -> None:
@@ -468,6 +462,16 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"clientCaSecret": "clients"}, "clientCaSecret: needs tlsSecret"),
         ({"models": {"a": {"path": "/a", "adapters": {"b": "/b"}}}}, "models.a.maxAdapters: must be at least 1"),
         ({"autoscalingEnabled": True, "autoscalingMinReplicas": 9}, "autoscalingMinReplicas: must not"),
+        ({"kedaEnabled": True, "autoscalingEnabled": True}, "kedaEnabled and autoscalingEnabled: give one"),
+        ({"kedaEnabled": True}, "kedaPrometheusAddress: needed with kedaEnabled"),
+        (KEDA | {"kedaMinReplicas": 5}, "kedaMinReplicas: must not be more"),
+        (KEDA | {"kedaMinReplicas": 0}, "kedaActivationQuery: needed with kedaMinReplicas 0"),
+        ({"grpcRouteEnabled": True}, "grpcRouteParents: needed with grpcRouteEnabled"),
+        (ROUTE | {"grpcRouteWeight": 0}, "grpcRouteWeight: must be more than 0"),
+        (ROUTE | {"grpcRouteCanaries": {"release-name-tuneserve": 1}}, "grpcRouteCanaries: must not name this"),
+        ({"inferencePoolEnabled": True}, "inferencePoolPicker: needed with inferencePoolEnabled"),
+        (POOL | {"tlsSecret": "web"}, "inferencePoolEnabled: needs tlsSecret to be empty"),
+        (POOL | {"models": {"a": {"path": "/a"}, "b": {"path": "/b"}}}, "inferencePoolEnabled: needs exactly one"),
         ({"terminationGraceSeconds": 62}, "terminationGraceSeconds: must be at least 63"),
         ({"preStopSeconds": 0, "lingerSeconds": 0}, "preStopSeconds and lingerSeconds: must not both be 0"),
     ],
@@ -502,6 +506,7 @@ CPU = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50
 SAMPLES: dict[str, list[Any]] = {
     "affinity": [{}, {"podAffinity": {}}],
     "autoscalingMetrics": [[{"type": "Resource", "resource": CPU}]],
+    "kedaActivationQuery": ["", "sum(rate(calls_total[2m]))"],
     "engine": [{}, {"max_num_batched_tokens": 4096, "enable_prefix_caching": False, "compilation_config": {"mode": 0}}],
     "global": [{}],
     "labelSelector": [SELECTOR],

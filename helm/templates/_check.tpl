@@ -1,0 +1,75 @@
+{{/* What the schema can't say, because it looks at more than one value or at what has no default. */}}
+{{- define "tuneserve.check" -}}
+{{- if not .Values.models }}
+{{- fail "models: name at least one, e.g. --set models.sentiment.path=/models/sentiment" }}
+{{- end }}
+{{- if and .Values.modelsClaim .Values.modelsVolume }}
+{{- fail "modelsClaim and modelsVolume: give one of them, not both" }}
+{{- end }}
+{{- $ports := list (int .Values.grpcPort) (int .Values.metricsPort) (int .Values.healthPort) }}
+{{- if .Values.adminEnabled }}
+{{- $ports = append $ports (int .Values.adminPort) }}
+{{- end }}
+{{- if ne (len $ports) (len (uniq $ports)) }}
+{{- fail "grpcPort, metricsPort, healthPort and adminPort: give different ports" }}
+{{- end }}
+{{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
+{{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
+{{- end }}
+{{- if .Values.kedaEnabled }}
+{{- if .Values.autoscalingEnabled }}
+{{- fail "kedaEnabled and autoscalingEnabled: give one of them, because each makes a HorizontalPodAutoscaler" }}
+{{- end }}
+{{- if not .Values.kedaPrometheusAddress }}
+{{- fail "kedaPrometheusAddress: needed with kedaEnabled, e.g. http://prometheus.monitoring:9090" }}
+{{- end }}
+{{- if gt (int .Values.kedaMinReplicas) (int .Values.kedaMaxReplicas) }}
+{{- fail "kedaMinReplicas: must not be more than kedaMaxReplicas" }}
+{{- end }}
+{{- if not (or .Values.kedaMinReplicas .Values.kedaActivationQuery) }}
+{{- fail "kedaActivationQuery: needed with kedaMinReplicas 0, because without a pod there are no metrics of the server" }}
+{{- end }}
+{{- end }}
+{{- if .Values.grpcRouteEnabled }}
+{{- if not .Values.grpcRouteParents }}
+{{- fail "grpcRouteParents: needed with grpcRouteEnabled, e.g. [{name: gateway, namespace: gateways}]" }}
+{{- end }}
+{{- $weights := .Values.grpcRouteWeight }}
+{{- range .Values.grpcRouteCanaries }}
+{{- $weights = add $weights . }}
+{{- end }}
+{{- if not $weights }}
+{{- fail "grpcRouteWeight: must be more than 0 if no Service of grpcRouteCanaries has a weight" }}
+{{- end }}
+{{- if hasKey .Values.grpcRouteCanaries (include "tuneserve.fullname" .) }}
+{{- fail "grpcRouteCanaries: must not name this release's own Service; its weight is grpcRouteWeight" }}
+{{- end }}
+{{- end }}
+{{- if .Values.inferencePoolEnabled }}
+{{- if not .Values.inferencePoolPicker }}
+{{- fail "inferencePoolPicker: needed with inferencePoolEnabled, the Service of an endpoint picker" }}
+{{- end }}
+{{- if .Values.tlsSecret }}
+{{- fail "inferencePoolEnabled: needs tlsSecret to be empty, because a gateway calls the pods of a pool in plaintext" }}
+{{- end }}
+{{- if gt (len .Values.models) 1 }}
+{{- fail "inferencePoolEnabled: needs exactly one model in models, because an endpoint picker reads one value of a metric" }}
+{{- end }}
+{{- end }}
+{{- $ends := int (include "tuneserve.endSeconds" .) }}
+{{- if and .Values.terminationGraceSeconds (lt (int .Values.terminationGraceSeconds) $ends) }}
+{{- fail (printf "terminationGraceSeconds: must be at least %d, for preStopSeconds + lingerSeconds + drainSeconds + 25 s to stop the engines" $ends) }}
+{{- end }}
+{{- if not (add .Values.preStopSeconds .Values.lingerSeconds) }}
+{{- fail "preStopSeconds and lingerSeconds: must not both be 0, because calls still come while the pod is removed from the endpoints" }}
+{{- end }}
+{{- range $name, $model := .Values.models }}
+{{- $adapters := len (default dict $model.adapters) }}
+{{- if lt (int $model.maxAdapters) $adapters }}
+{{- fail (printf "models.%s.maxAdapters: must be at least %d, one for each of its adapters" $name $adapters) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.autoscalingEnabled (gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas)) }}
+{{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,42 @@
+"""The chart through the real Helm engine, in process; what it renders is checked against Kubernetes' own schemas, and
+against the schemas of the projects that other objects belong to.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import yaml
+
+from . import custom_resources
+
+CHART = Path(__file__).parents[2] / "helm"
+VERSIONS = ["1.25", kubernetes_validate.latest_version()]
+MINIMAL = {"models": {"sentiment": {"path": "/models/sentiment"}}}
+
+Manifests = dict[str, dict[str, Any]]
+
+
+def render(chart: helm_python.Chart, values: dict[str, Any], name: str = "rel") -> Manifests:
+    """Returns the manifests by template name, each valid for the oldest and the newest Kubernetes."""
+    rendered = chart.render(values, name=name, namespace="ml")
+    manifests = {}
+    for path, text in rendered.items():
+        if path.endswith(".yaml") and (manifest := yaml.safe_load(text)):
+            manifests[Path(path).stem] = manifest
+            check(manifest)
+    return manifests
+
+
+def check(manifest: dict[str, Any]) -> None:
+    """Raises an error unless the manifest is valid, for the oldest and the newest Kubernetes."""
+    if manifest["kind"] in custom_resources.KINDS:
+        custom_resources.validate(manifest)
+    else:
+        for version in VERSIONS:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def container(manifests: Manifests) -> dict[str, Any]:
+    return manifests["deployment"]["spec"]["template"]["spec"]["containers"][0]

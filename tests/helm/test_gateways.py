@@ -1,0 +1,63 @@
+"""What finds the pods and scales them: routes, pools and KEDA."""
+
+import helm_python
+import promql_parser
+
+from .rendering import MINIMAL, render
+
+
+def test_a_canary_gets_its_share_of_the_calls(chart: helm_python.Chart) -> None:
+    values = MINIMAL | {
+        "grpcRouteEnabled": True,
+        "grpcRouteParents": [{"name": "gateway", "namespace": "gateways", "sectionName": "https"}],
+        "grpcRouteHostnames": ["models.example.com"],
+        "grpcRouteWeight": 90,
+        "grpcRouteCanaries": {"next-tuneserve": 10},
+        "grpcPort": 5001,
+    }
+    manifests, canary = render(chart, values), render(chart, MINIMAL | {"grpcPort": 5001}, "next")
+    spec = manifests["grpcroute"]["spec"]
+    assert spec["hostnames"] == ["models.example.com"]
+    [rule] = spec["rules"]
+    weights = {(backend["name"], backend["port"]): backend["weight"] for backend in rule["backendRefs"]}
+
+    def service(release: dict) -> tuple[str, int]:
+        return release["service"]["metadata"]["name"], release["service"]["spec"]["ports"][0]["port"]
+
+    assert weights == {service(manifests): 90, service(canary): 10}
+    assert "grpcroute" not in canary
+
+
+def test_a_pool_has_the_pods_and_their_port(chart: helm_python.Chart) -> None:
+    values = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp", "grpcPort": 5001}
+    manifests = render(chart, MINIMAL | values)
+    spec = manifests["inferencepool"]["spec"]
+    assert spec["selector"] == manifests["deployment"]["spec"]["selector"]
+    assert spec["targetPorts"] == [{"number": 5001}]
+    assert spec["endpointPickerRef"] == {
+        "group": "",
+        "kind": "Service",
+        "name": "picker-epp",
+        "port": {"number": 9002},
+        "failureMode": "FailOpen",
+    }
+
+
+def test_keda_counts_what_waits_and_runs_in_this_release(chart: helm_python.Chart) -> None:
+    values = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus:9090", "kedaRequestsPerPod": 16}
+    spec = render(chart, MINIMAL | values)["scaledobject"]["spec"]
+    assert spec["scaleTargetRef"]["name"] == "rel-tuneserve"
+    [load] = spec["triggers"]
+    assert load["metadata"]["threshold"] == "16"
+    expression = promql_parser.parse(load["metadata"]["query"]).prettify()
+    assert expression.count('namespace="ml"') == expression.count('job="rel-tuneserve-metrics"') == 2
+
+
+def test_no_pod_is_left_until_somebody_calls(chart: helm_python.Chart) -> None:
+    asked = 'sum(rate(envoy_cluster_upstream_rq_total{envoy_cluster_name=~".*tuned.*"}[2m]))'
+    values = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus:9090", "kedaMinReplicas": 0}
+    spec = render(chart, MINIMAL | values | {"kedaActivationQuery": asked})["scaledobject"]["spec"]
+    assert spec["minReplicaCount"] == 0
+    _, awake = spec["triggers"]
+    assert awake["metadata"]["query"] == asked
+    assert float(awake["metadata"]["activationThreshold"]) == 0
