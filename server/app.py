@@ -148,7 +148,7 @@ class App:
         public = ports.public(
             services(authentication=authentication), self.models, self.operations, self._health, config
         )
-        credentials = tls.credentials(config.tls) if config.tls else None
+        credentials = tls.credentials(config.tls, self.metrics.certificate_expiry.set) if config.tls else None
         self.address = ports.bind(public, config.listen, "listen", credentials)
         if authentication:
             authentication.unauthenticated.port = host_and_port(self.address)[1]

@@ -109,6 +109,12 @@ class Metrics:
             registry=registry,
         )
         version = ("model", "version")
+        self.training_share = Gauge(
+            "tuneserve_training_label_share",
+            "Share of a label in the training data, to compare predictions with.",
+            (*version, "label"),
+            registry=registry,
+        )
         self.load_seconds = Gauge(
             "tuneserve_model_load_seconds",
             "Time from the start of loading to the answer to the warm-up.",
@@ -151,6 +157,11 @@ class Metrics:
             "Networks whose new connections are ignored, because they opened too many without a key.",
             registry=registry,
         )
+        self.certificate_expiry = Gauge(
+            "tuneserve_certificate_expiry_timestamp_seconds",
+            "When the certificate that new connections are shown expires; 0 without TLS.",
+            registry=registry,
+        )
         # Cached, because labels are looked up several times a call: the library takes a lock and converts the values to
         # text. Labels of these metrics are never removed.
         for metric in (
@@ -186,6 +197,8 @@ class Metrics:
         is_tagger = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
         for label in entities.types(manifest.labels) if is_tagger else manifest.labels:
             self.predictions.labels(name, label)
+        for label, share in manifest.label_distribution.items():
+            self.training_share.labels(name, version, label).set(share)
         self.load_seconds.labels(name, version).set(seconds)
         self.model_info.labels(*described).set(1)
         self._described[name, version] = described
@@ -212,14 +225,8 @@ class Metrics:
             self.load_seconds.remove(name, version)
         with contextlib.suppress(KeyError):
             self.engine_up.remove(name, version)
-        shadowed = {
-            (sample.labels["alias"], name, version, sample.labels["result"])
-            for metric in self.shadow.collect()
-            for sample in metric.samples
-            if (sample.labels["model"], sample.labels["version"]) == (name, version)
-        }
-        for labels in shadowed:
-            self.shadow.remove(*labels)
+        for metric in (self.shadow, self.training_share):
+            metric.remove_by_labels({"model": name, "version": version})
 
     def add_engine(self, name: str, version: str, registry: CollectorRegistry) -> None:
         """Exports an engine's own metrics."""

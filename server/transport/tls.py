@@ -6,7 +6,9 @@ missing or invalid, or a certificate's new key is not written yet, the old files
 Keys may be RSA, P-256 or P-384: gRPC's own TLS library supports neither Ed25519 nor P-521. That is not checked here.
 """
 
+import datetime
 import logging
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +24,19 @@ logger = logging.getLogger(__name__)
 
 # A system's whole CA bundle is a tenth of this.
 _MOST_BYTES = 4 << 20
+# The validity in a certificate's DER: a SEQUENCE of two times, each a UTCTime or, from 2050 on, a GeneralizedTime
+# (RFC 5280, 4.1.2.5). The standard library reads it only out of certificates of CAs.
+_TIME = rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)"
+_VALIDITY = re.compile(rb"\x30." + _TIME + rb"(" + _TIME + rb")", re.DOTALL)
 
 
-def credentials(config: TlsConfig) -> grpc.ServerCredentials:
+def credentials(config: TlsConfig, expires: Callable[[float], None]) -> grpc.ServerCredentials:
     """Returns the credentials of one port; each port needs its own. With `client_ca`, clients need a certificate.
+    `expires` is told when the certificate expires, as seconds since 1970, and again when it has changed.
 
     Raises UserError naming the key.
     """
-    files = _Files(config)
+    files = _Files(config, expires)
     return grpc.dynamic_ssl_server_credentials(
         files.read(str),
         files.read_if_changed,  # type: ignore[arg-type]  # its None, for no change, is missing in the stubs
@@ -40,8 +47,9 @@ def credentials(config: TlsConfig) -> grpc.ServerCredentials:
 class _Files:
     """The files of a config, and the state in which they were last read."""
 
-    def __init__(self, config: TlsConfig) -> None:
+    def __init__(self, config: TlsConfig, expires: Callable[[float], None]) -> None:
         self._config = config
+        self._expires = expires
         self._seen: object = None
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
@@ -69,6 +77,7 @@ class _Files:
             # The files that were checked may not be the ones that were read.
             self._seen = None
             raise UserError("tls: the files changed while they were read")
+        self._expires(_expiry(certificate))
         return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
     def _stamps(self) -> object:
@@ -86,6 +95,17 @@ def _certificates(path: Path, name: str, shown: Callable[[Path], str]) -> bytes:
     except OSError as error:
         raise UserError(f"{name}: {shown(path)}: can't be read: {error.strerror}") from None
     return text
+
+
+def _expiry(certificates: bytes) -> float:
+    """Returns when the first of these certificates expires, in seconds since 1970; 0 if it does not say."""
+    first, end, _ = certificates.decode("ascii", "replace").partition(ssl.PEM_FOOTER)
+    found = _VALIDITY.search(ssl.PEM_cert_to_DER_cert(first[first.index(ssl.PEM_HEADER) :] + end))
+    if not found:
+        return 0.0
+    time = found[1][2:].decode()
+    format = "%y%m%d%H%M%SZ" if len(time) == len("yymmddhhmmssZ") else "%Y%m%d%H%M%SZ"
+    return datetime.datetime.strptime(time, format).replace(tzinfo=datetime.UTC).timestamp()
 
 
 def _key(config: TlsConfig, shown: Callable[[Path], str]) -> bytes:

@@ -136,6 +136,23 @@ def test_every_label_is_counted_from_zero_on(task, labels, counted):
     assert found == counted
 
 
+def test_predictions_can_be_compared_with_the_training_data():
+    metrics = Metrics()
+    manifest = checkpoint_pb2.Checkpoint(
+        task=checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION,
+        labels=["neg", "pos"],
+        label_distribution={"neg": 0.25, "pos": 0.75},
+    )
+    metrics.loaded("reviews", "aaa", manifest, CollectorRegistry(), 1)
+    metrics.loaded("reviews", "bbb", manifest, CollectorRegistry(), 1)
+    page = generate_latest(metrics.registry).decode()
+    assert 'tuneserve_training_label_share{label="neg",model="reviews",version="aaa"} 0.25' in page
+    metrics.forget("reviews", "aaa")
+    found = re.findall(r"tuneserve_training_label_share\{.*\}.*", generate_latest(metrics.registry).decode())
+    assert len(found) == 2
+    assert all('version="bbb"' in line for line in found)
+
+
 def test_the_queues_of_a_model_s_versions_are_added_up(metrics):
     metrics.queues = lambda: [
         ("reviews", SimpleNamespace(waiting_sequences=3, waiting_tokens=40, running=2)),

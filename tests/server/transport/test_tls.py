@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,7 @@ def files(tmp_path) -> Files:
 
 
 @asynccontextmanager
-async def serving(config: TlsConfig) -> AsyncIterator[str]:
+async def serving(config: TlsConfig, expires: Callable[[float], None] = lambda when: None) -> AsyncIterator[str]:
     """A server that echoes; gives its address."""
 
     async def echo(request: bytes, context: object) -> bytes:
@@ -133,7 +133,7 @@ async def serving(config: TlsConfig) -> AsyncIterator[str]:
     server = grpc.aio.server()
     handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
-    port = server.add_secure_port("127.0.0.1:0", credentials(config))
+    port = server.add_secure_port("127.0.0.1:0", credentials(config, expires))
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -208,6 +208,20 @@ async def test_a_new_certificate_is_shown_without_a_restart(files, authority):
         assert await shown(address, authority.certificate) == second.serial
         assert await lets_in(address, authority.certificate)
         assert await echo(before), "open connections go on"
+
+
+async def test_when_the_certificate_expires_is_known(files, authority):
+    first, second = authority.issue(), authority.issue(days=40 * 365)
+    told: list[float] = []
+    files.write(first)
+    async with serving(files.config(), told.append) as address:
+        assert await shown(address, authority.certificate) == first.serial
+        # With the chain behind it, and text before it.
+        files.write(second)
+        files.put("certificate.pem", b"subject=localhost\n" + second.certificate + authority.certificate)
+        assert await shown(address, authority.certificate) == second.serial
+    expected = [x509.load_pem_x509_certificate(pair.certificate).not_valid_after_utc for pair in (first, second)]
+    assert list(dict.fromkeys(told)) == [when.timestamp() for when in expected]
 
 
 async def test_a_certificate_of_another_authority(files, authority, stranger):
@@ -335,7 +349,7 @@ def test_bad_files_at_the_start_name_the_key(files, authority, name, content, me
         made = {"key": pair.key, "locked": pair.locked(), "other": authority.issue().key}
         files.put(name, made.get(content, content))
     with pytest.raises(UserError, match=message) as caught:
-        credentials(files.config(mutual=True))
+        credentials(files.config(mutual=True), pytest.fail)
     assert "PRIVATE" not in str(caught.value)
 
 
@@ -346,7 +360,7 @@ def test_a_pipe_holds_nothing_up(files, authority, name):
     (files.directory / name).unlink()
     os.mkfifo(files.directory / name)
     with pytest.raises(UserError, match="can't be read: not a regular file"):
-        credentials(files.config(mutual=True))
+        credentials(files.config(mutual=True), pytest.fail)
 
 
 def test_files_that_change_while_they_are_read_are_not_taken(files, authority, monkeypatch):
@@ -361,7 +375,7 @@ def test_files_that_change_while_they_are_read_are_not_taken(files, authority, m
 
     monkeypatch.setattr(regular, "read", read_and_change)
     with pytest.raises(UserError, match="changed while they were read"):
-        credentials(files.config())
+        credentials(files.config(), pytest.fail)
 
 
 async def test_the_ports_of_a_server_with_mutual_tls(files, authority, make_bert, serve_config, tmp_path):
