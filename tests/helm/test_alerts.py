@@ -1,0 +1,351 @@
+"""Each alert fires, stays silent before, and resolves: Prometheus's own promtool evaluates the rules of the chart."""
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import promql_parser
+import pytest
+import yaml
+
+from tuneserve.server.metrics import _LATENCY, Metrics
+
+from .debian import program
+from .rendering import MINIMAL, render
+
+RULES = ("prometheusrule", "prometheusrule-burn", "prometheusrule-models")
+OURS = {"namespace": "ml", "job": "rel-tuneserve-metrics"}
+ENGINE = {"model": "a", "version": "1", "pod": "p", **OURS}
+VLLM = {"model_name": "a", "pod": "p", **OURS}
+CALLS = {"grpc_service": "tuneserve.v1.ClassificationService", "grpc_type": "unary", "pod": "p", **OURS}
+FIRST = {"model": "a", "pod": "p", **OURS}
+DAY = 24 * 60
+
+Spans = Sequence[tuple[float, int]]  # a value, and for how many minutes
+
+
+@dataclass(frozen=True)
+class Series:
+    """One value a minute."""
+
+    name: str
+    labels: dict[str, str]
+    values: Sequence[float]
+
+    def __str__(self) -> str:
+        return self.name + "{" + ", ".join(f'{key}="{value}"' for key, value in self.labels.items()) + "}"
+
+
+def gauge(name: str, labels: dict[str, str], *spans: tuple[float, int]) -> Series:
+    return Series(name, labels, [value for value, minutes in spans for _ in range(minutes)])
+
+
+def counter(name: str, labels: dict[str, str], *spans: tuple[float, int]) -> Series:
+    """Grows by so much a minute."""
+    return Series(name, labels, list(accumulate(gauge(name, labels, *spans).values)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Fires at one minute, if any, and is silent at others."""
+
+    alert: str
+    series: Sequence[Series]
+    labels: dict[str, str]
+    fires: int | None
+    silent: Sequence[int]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def predictions(*spans: tuple[float, float, int]) -> list[Series]:
+    """Of two labels, so many each minute."""
+    return [
+        counter("tuneserve_predictions_total", {**FIRST, "label": label}, *((span[place], span[2]) for span in spans))
+        for place, label in enumerate(["neg", "pos"])
+    ]
+
+
+def training(neg: float, minutes: int) -> list[Series]:
+    shares = {"neg": neg, "pos": 1 - neg}
+    return [
+        gauge("tuneserve_training_label_share", {**ENGINE, "label": label}, (share, minutes))
+        for label, share in shares.items()
+    ]
+
+
+def confidence(*spans: tuple[float, int]) -> list[Series]:
+    minutes = sum(minutes for _, minutes in spans)
+    sums = [(value * 20, minutes) for value, minutes in spans]
+    return [
+        counter("tuneserve_prediction_confidence_sum", FIRST, *sums),
+        counter("tuneserve_prediction_confidence_count", FIRST, (20, minutes)),
+        *predictions((10, 10, minutes)),
+    ]
+
+
+def handled(*failing: tuple[float, int]) -> list[Series]:
+    minutes = sum(minutes for _, minutes in failing)
+    return [
+        counter("grpc_server_handled_total", {**CALLS, "grpc_code": "OK"}, (60, minutes)),
+        # What callers did wrong does not count.
+        counter("grpc_server_handled_total", {**CALLS, "grpc_code": "INVALID_ARGUMENT"}, (60, minutes)),
+        counter("grpc_server_handled_total", {**CALLS, "grpc_code": "UNAVAILABLE"}, *failing),
+    ]
+
+
+def timed(name: str, labels: dict[str, str], *slow: tuple[float, int]) -> list[Series]:
+    minutes = sum(minutes for _, minutes in slow)
+    return [
+        counter(f"{name}_bucket", {**labels, "le": "1.0"}, *((100 - many, minutes) for many, minutes in slow)),
+        counter(f"{name}_bucket", {**labels, "le": "2.5"}, (100, minutes)),
+        counter(f"{name}_count", labels, (100, minutes)),
+    ]
+
+
+def waits(*slow: tuple[float, int]) -> list[Series]:
+    minutes = sum(minutes for _, minutes in slow)
+    name = "tuneserve_queue_wait_seconds_bucket"
+    return [
+        counter(name, {**FIRST, "le": "5.0"}, *((100 - many, minutes) for many, minutes in slow)),
+        counter(name, {**FIRST, "le": "10.0"}, (100, minutes)),
+        counter(name, {**FIRST, "le": "+Inf"}, (100, minutes)),
+    ]
+
+
+def replicas(*available: tuple[float, int], wanted: int = 1) -> list[Series]:
+    labels = {"namespace": "ml", "deployment": "rel-tuneserve"}
+    return [
+        gauge("kube_deployment_status_replicas_available", labels, *available),
+        gauge("kube_deployment_spec_replicas", labels, (wanted, sum(minutes for _, minutes in available))),
+    ]
+
+
+def scaled(name: str, *current: tuple[float, int]) -> list[Series]:
+    labels, kube = {"namespace": "ml", "horizontalpodautoscaler": name}, "kube_horizontalpodautoscaler_"
+    minutes = sum(minutes for _, minutes in current)
+    return [
+        gauge(f"{kube}status_current_replicas", labels, *current),
+        gauge(f"{kube}spec_max_replicas", labels, (4, minutes)),
+    ]
+
+
+KEDA = {
+    "kedaEnabled": True,
+    "kedaPrometheusAddress": "http://prometheus:9090",
+    "kedaMinReplicas": 0,
+    "kedaActivationQuery": "sum(rate(calls_total[2m]))",
+    "startupSeconds": 600,
+}
+DEPLOYMENT = {"namespace": "ml", "deployment": "rel-tuneserve"}
+POD = {"namespace": "ml", "pod": "rel-tuneserve-1-x"}
+BY_MODEL = {"model": "a", **OURS}
+LATENCY, FIRST_TOKEN = "grpc_server_handling_seconds", "tuneserve_time_to_first_token_seconds"
+EXPIRY = 15 * 86400
+
+CASES = [
+    Case("TuneserveEngineDown", [gauge("tuneserve_engine_up", ENGINE, (1, 5), (0, 10), (1, 10))], ENGINE, 8, [6, 16]),
+    Case(
+        "TuneserveEngineKeepsFailing",
+        [counter("tuneserve_engine_restarts_total", FIRST, (0, 60), (1, 5), (0, 90))],
+        FIRST,
+        68,
+        [59, 130],
+    ),
+    Case(
+        "TuneserveCallsTurnedAway",
+        [counter("tuneserve_admission_rejections_total", {**FIRST, "reason": "queue_full"}, (0, 10), (1, 20), (0, 20))],
+        {"namespace": "ml", "model": "a", "reason": "queue_full"},
+        23,
+        [18, 37],
+    ),
+    Case("TuneserveLongQueueWait", waits((0, 10), (100, 30), (0, 20)), {"namespace": "ml", "model": "a"}, 30, [10, 50]),
+    Case("TuneserveNoPodReady", replicas((1, 5), (0, 10), (1, 10)), DEPLOYMENT, 12, [8, 16]),
+    Case("TuneserveNoPodReady", replicas((0, 60), wanted=0), DEPLOYMENT, None, [30, 59]),
+    Case("TuneserveNoPodReady", replicas((0, 20), (1, 10)), DEPLOYMENT, 12, [8, 21], KEDA),
+    Case(
+        "TuneserveAtMaxReplicas",
+        scaled("rel-tuneserve", (3, 10), (4, 20), (3, 10)),
+        {"namespace": "ml", "horizontalpodautoscaler": "rel-tuneserve"},
+        27,
+        [20, 31],
+    ),
+    Case(
+        "TuneserveAtMaxReplicas",
+        scaled("keda-hpa-rel-tuneserve", (4, 20), (3, 10)),
+        {"namespace": "ml", "horizontalpodautoscaler": "keda-hpa-rel-tuneserve"},
+        16,
+        [10, 21],
+        KEDA,
+    ),
+    Case("TuneserveDrainDoesNotEnd", [gauge("kube_pod_deletion_timestamp", POD, (600, 15))], POD, 12, [10, 25]),
+    Case(
+        "TuneserveKvCacheFull",
+        [gauge("vllm:kv_cache_usage_perc", VLLM, (0.5, 5), (0.99, 15), (0.5, 10))],
+        VLLM,
+        17,
+        [10, 21],
+    ),
+    Case(
+        "TuneservePreemptions",
+        [counter("vllm:num_preemptions_total", VLLM, (0, 10), (30, 20), (0, 20))],
+        VLLM,
+        24,
+        [15, 37],
+    ),
+    Case(
+        "TuneserveCertificateExpires",
+        [
+            gauge(
+                "tuneserve_certificate_expiry_timestamp_seconds",
+                {"pod": "p", **OURS},
+                (EXPIRY, 2 * DAY),
+                (6 * EXPIRY, 60),
+            )
+        ],
+        {"pod": "p", **OURS},
+        DAY + 65,
+        [DAY + 30, 2 * DAY + 10],
+    ),
+    Case(
+        "TuneserveCertificateExpires",
+        [gauge("tuneserve_certificate_expiry_timestamp_seconds", {"pod": "p", **OURS}, (0, 120))],
+        {},
+        None,
+        [110],
+    ),
+    Case("TuneserveCallsFailFast", handled((0, 60), (6, 30), (0, 60)), OURS, 85, [58, 100]),
+    Case("TuneserveCallsFail", handled((0, 360), (2, 180), (0, 90)), OURS, 530, [300, 575]),
+    Case("TuneserveCallsSlowFast", timed(LATENCY, CALLS, (0, 60), (50, 30), (0, 60)), OURS, 85, [58, 100]),
+    Case("TuneserveCallsSlowFast", timed(FIRST_TOKEN, FIRST, (0, 60), (50, 30), (0, 60)), OURS, 85, [58, 100]),
+    Case("TuneserveCallsSlow", timed(LATENCY, CALLS, (0, 360), (20, 180), (0, 90)), OURS, 530, [300, 575]),
+    Case(
+        "TuneservePredictionsShifted",
+        [*predictions((10, 10, 60), (1, 19, 150), (10, 10, 150)), *training(0.5, 360)],
+        BY_MODEL,
+        200,
+        [60, 350],
+    ),
+    # Too few to tell.
+    Case("TuneservePredictionsShifted", [*predictions((0, 2, 240)), *training(0.5, 240)], {}, None, [200]),
+    Case(
+        "TuneserveLabelSurges",
+        predictions((6, 24, DAY), (21, 9, 30), (6, 24, 30)),
+        {**BY_MODEL, "label": "neg"},
+        DAY + 20,
+        [DAY - 1, DAY + 5, DAY + 45],
+    ),
+    # Three times as many of every label.
+    Case("TuneserveLabelSurges", predictions((6, 24, DAY), (18, 72, 60)), {}, None, [DAY + 30, DAY + 59]),
+    Case(
+        "TuneserveConfidenceFalls",
+        confidence((0.9, DAY), (0.6, 120), (0.9, 120)),
+        BY_MODEL,
+        DAY + 110,
+        [DAY - 1, DAY + 30, DAY + 230],
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def promtool(kept: Callable[..., Path]) -> Path:
+    return program("promtool", "prometheus", kept)
+
+
+def rules(chart: helm_python.Chart, values: dict[str, Any]) -> list[dict[str, Any]]:
+    manifests = render(chart, MINIMAL | values | {"prometheusRuleEnabled": True})
+    return [group for name in RULES for group in manifests[name]["spec"]["groups"]]
+
+
+def run(promtool: Path, *command: str | Path) -> str:
+    result = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}-{case.fires}")
+def test_an_alert_fires_and_resolves(chart: helm_python.Chart, promtool: Path, tmp_path: Path, case: Case) -> None:
+    groups = rules(chart, case.values)
+    severity = None
+    for rule in (rule for group in groups for rule in group["rules"]):
+        # promtool would compare the words, too.
+        rule.pop("annotations", None)
+        if rule.get("alert") == case.alert:
+            severity = rule["labels"]["severity"]
+    assert severity
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    expected: dict[int, list[Any]] = {minute: [] for minute in case.silent}
+    if case.fires:
+        expected[case.fires] = [{"exp_labels": {**case.labels, "severity": severity}}]
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": str(one), "values": " ".join(f"{value:.6g}" for value in one.values)} for one in case.series
+        ],
+        "alert_rule_test": [
+            {"eval_time": f"{minute}m", "alertname": case.alert, "exp_alerts": alerts}
+            for minute, alerts in expected.items()
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [test]}))
+    run(promtool, "test", "rules", tmp_path / "test.yaml")
+
+
+def test_every_alert_has_a_case_and_words_that_promtool_can_fill_in(
+    chart: helm_python.Chart, promtool: Path, tmp_path: Path
+) -> None:
+    groups = rules(chart, {})
+    alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert {rule["alert"] for rule in alerts} == {case.alert for case in CASES if case.fires}
+    assert all(rule["annotations"].keys() == {"summary", "description"} for rule in alerts)
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    run(promtool, "check", "rules", tmp_path / "rules.yaml")
+
+
+def selectors(node: Any) -> Iterator[Any]:
+    """The vector selectors of an expression."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for name in ("lhs", "rhs", "expr", "vector_selector"):
+        if child := getattr(node, name, None):
+            yield from selectors(child)
+    for child in getattr(node, "args", None) or ():
+        yield from selectors(child)
+
+
+def test_rules_ask_for_this_releases_metrics_that_the_server_has(chart: helm_python.Chart) -> None:
+    suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
+    known = {metric.name + suffix for metric in Metrics().registry.collect() for suffix in suffixes[metric.type]}
+    groups = rules(chart, {})
+    known |= {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+    asked = [one for group in groups for rule in group["rules"] for one in selectors(promql_parser.parse(rule["expr"]))]
+    assert len(asked) > 50
+    for selector in asked:
+        matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
+        assert matchers["namespace"] == "ml"
+        names = set((selector.name or matchers["__name__"]).split("|"))
+        others = {name for name in names if re.match("kube_|vllm:", name)}
+        assert names - others <= known
+        assert matchers.get("job") == OURS["job"] or all(name.startswith("kube_") for name in names)
+
+
+def test_goals_are_values(chart: helm_python.Chart) -> None:
+    edges = chart.schema["properties"]["prometheusRuleLatencySeconds"]["enum"]
+    assert edges == list(_LATENCY)
+    for seconds in edges:
+        values = {
+            "prometheusRuleAvailability": 0.995,
+            "prometheusRuleLatencyShare": 0.95,
+            "prometheusRuleLatencySeconds": seconds,
+            "prometheusRuleQueueWaitSeconds": 0.25,
+        }
+        expressions = [rule["expr"] for group in rules(chart, values) for rule in group["rules"]]
+        # As the server writes it.
+        assert any(f'le="{float(seconds)}"' in one for one in expressions)
+        assert any(one.endswith("14.4 * (1 - 0.995)") for one in expressions)
+        assert any(one.endswith("6 * (1 - 0.95)") for one in expressions)
+        assert any(one.endswith("> 0.25") for one in expressions)
