@@ -56,6 +56,27 @@
 {{- fail "inferencePoolEnabled: needs exactly one model in models, because an endpoint picker reads one value of a metric" }}
 {{- end }}
 {{- end }}
+{{- $jobs := dict "finetuneConfig" .Values.finetuneConfig "quantizeSource" .Values.quantizeSource "predictCheckpoint" .Values.predictCheckpoint }}
+{{- range $key, $job := $jobs }}
+{{- if and $job (not $.Values.modelsClaim) }}
+{{- fail (printf "%s: needs modelsClaim, where the Job writes" $key) }}
+{{- end }}
+{{- end }}
+{{- $below := printf "%s/" (trimSuffix "/" .Values.modelsMountPath) }}
+{{- if and .Values.finetuneConfig (not (hasPrefix $below (toString .Values.finetuneConfig.output))) }}
+{{- fail (printf "finetuneConfig.output: must begin with %s, because the Job can write only there" $below) }}
+{{- end }}
+{{- if and .Values.quantizeSource (not (hasPrefix $below .Values.quantizeOutput)) }}
+{{- fail (printf "quantizeOutput: must begin with %s, because the Job can write only there" $below) }}
+{{- end }}
+{{- if .Values.predictCheckpoint }}
+{{- if not .Values.predictRows }}
+{{- fail "predictRows: needed with predictCheckpoint" }}
+{{- end }}
+{{- if not (hasPrefix $below .Values.predictOutput) }}
+{{- fail (printf "predictOutput: must begin with %s, because the Job can write only there" $below) }}
+{{- end }}
+{{- end }}
 {{- $ends := int (include "tuneserve.endSeconds" .) }}
 {{- if and .Values.terminationGraceSeconds (lt (int .Values.terminationGraceSeconds) $ends) }}
 {{- fail (printf "terminationGraceSeconds: must be at least %d, for preStopSeconds + lingerSeconds + drainSeconds + 25 s to stop the engines" $ends) }}

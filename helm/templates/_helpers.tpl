@@ -18,6 +18,16 @@ app.kubernetes.io/name: {{ include "tuneserve.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
+{{- define "tuneserve.testLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-test" (include "tuneserve.name" .) | trunc 63 | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* Whether helm test can call: with a key of its own where callers need one, and without a certificate. */}}
+{{- define "tuneserve.testable" -}}
+{{- if not (or .Values.clientCaSecret (and .Values.tenantsSecret (not .Values.testKeySecret))) }}yes{{ end }}
+{{- end }}
+
 {{- define "tuneserve.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "tuneserve.selectorLabels" . }}

@@ -25,6 +25,15 @@ JOB = "rel-tuneserve-metrics"
 KEDA = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus.monitoring:9090"}
 ROUTE = {"grpcRouteEnabled": True, "grpcRouteParents": [{"name": "gateway", "namespace": "gateways"}]}
 POOL = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp"}
+JOBS = {
+    "modelsClaim": "tuned",
+    "finetuneConfig": {"output": "/models/a"},
+    "quantizeSource": "/models/a",
+    "quantizeOutput": "/models/b",
+    "predictCheckpoint": "/models/b",
+    "predictRows": "/models/rows.csv",
+    "predictOutput": "/models/answers",
+}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -223,7 +232,9 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
 @pytest.mark.parametrize("values", VARIANTS, ids=lambda path: path.stem)
 def test_variants_meet_the_restricted_pod_security_standard(chart: helm_python.Chart, values: Path) -> None:
     manifests = render(chart, yaml.safe_load(values.read_text()))
-    pod = manifests["deployment"]["spec"]["template"]["spec"]
+    templates = [manifest["spec"].get("template", manifest) for manifest in manifests.values() if "spec" in manifest]
+    pods = [template["spec"] for template in templates if "containers" in template["spec"]]
+    assert len(pods) >= 1
     allowed = {
         "configMap",
         "csi",
@@ -234,14 +245,16 @@ def test_variants_meet_the_restricted_pod_security_standard(chart: helm_python.C
         "projected",
         "secret",
     }
-    assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["runAsUser"] > 0
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
-    for one in (*pod.get("initContainers", ()), *pod["containers"]):
-        assert one["securityContext"]["allowPrivilegeEscalation"] is False
-        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    for pod in pods:
+        assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        for one in (*pod.get("initContainers", ()), *pod["containers"]):
+            assert one["securityContext"]["allowPrivilegeEscalation"] is False
+            assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert one["resources"]["limits"]["memory"]
 
 
 def test_a_pod_is_not_killed_before_it_has_drained(chart: helm_python.Chart) -> None:
@@ -340,14 +353,18 @@ def test_proxies_are_told_that_plaintext_is_http_2(chart: helm_python.Chart, val
 
 
 def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart) -> None:
-    always = {"configmap", "deployment", "service", "service-headless", "service-metrics"}
+    always = {"configmap", "deployment", "inference", "service", "service-headless", "service-metrics"}
     off = {"podDisruptionBudgetEnabled": False, "serviceAccountCreate": False}
     manifests = render(chart, MINIMAL | off)
     assert manifests.keys() == always
     assert manifests["deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
     on = {"networkPolicyEnabled": True, "prometheusRuleEnabled": True, "serviceMonitorEnabled": True}
-    manifests = render(chart, MINIMAL | on | {"autoscalingEnabled": True} | ROUTE | POOL)
+    manifests = render(chart, MINIMAL | on | {"autoscalingEnabled": True} | ROUTE | POOL | JOBS)
     assert manifests.keys() == always | {
+        "configmap-finetune",
+        "job-finetune",
+        "job-predict",
+        "job-quantize",
         "grpcroute",
         "horizontalpodautoscaler",
         "inferencepool",
@@ -377,6 +394,13 @@ def test_traces_leave_a_fenced_pod(chart: helm_python.Chart) -> None:
     assert egress({}) is None
     [rule] = egress({"otlpEndpoint": "http://collector:4317"}) or []
     assert [port["port"] for port in rule["ports"]] == [4317, 53, 53]
+
+
+def test_the_test_gets_past_the_fence(chart: helm_python.Chart) -> None:
+    values = {"networkPolicyEnabled": True, "networkPolicyGrpcFrom": [{"podSelector": {"matchLabels": {"a": "b"}}}]}
+    manifests = render(chart, MINIMAL | values)
+    grpc, _ = manifests["networkpolicy"]["spec"]["ingress"]
+    assert {"podSelector": {"matchLabels": manifests["inference"]["metadata"]["labels"]}} in grpc["from"]
 
 
 def test_recreate_has_no_rolling_update(chart: helm_python.Chart) -> None:
@@ -454,6 +478,11 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"inferencePoolEnabled": True}, "inferencePoolPicker: needed with inferencePoolEnabled"),
         (POOL | {"tlsSecret": "web"}, "inferencePoolEnabled: needs tlsSecret to be empty"),
         (POOL | {"models": {"a": {"path": "/a"}, "b": {"path": "/b"}}}, "inferencePoolEnabled: needs exactly one"),
+        (JOBS | {"modelsClaim": ""}, "finetuneConfig: needs modelsClaim"),
+        (JOBS | {"finetuneConfig": {"output": "a"}}, "finetuneConfig.output: must begin with /models/"),
+        (JOBS | {"quantizeOutput": ""}, "quantizeOutput: must begin with /models/"),
+        (JOBS | {"predictRows": ""}, "predictRows: needed with predictCheckpoint"),
+        (JOBS | {"predictOutput": "/tmp/a"}, "predictOutput: must begin with /models/"),
         ({"terminationGraceSeconds": 62}, "terminationGraceSeconds: must be at least 63"),
         ({"preStopSeconds": 0, "lingerSeconds": 0}, "preStopSeconds and lingerSeconds: must not both be 0"),
     ],
@@ -490,6 +519,7 @@ SAMPLES: dict[str, list[Any]] = {
     "autoscalingMetrics": [[{"type": "Resource", "resource": CPU}]],
     "kedaActivationQuery": ["", "sum(rate(calls_total[2m]))"],
     "engine": [{}, {"max_num_batched_tokens": 4096, "enable_prefix_caching": False, "compilation_config": {"mode": 0}}],
+    "finetuneConfig": [{}, {"task": "generation", "output": "/models/chat"}],
     "global": [{}],
     "labelSelector": [SELECTOR],
     "modelsVolume": [{}, {"emptyDir": {}}, {"hostPath": {"path": "/srv/models"}}],

@@ -1,0 +1,110 @@
+"""Jobs, and the pod of helm test: their commands are ones that tuneserve takes."""
+
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from tuneserve import settings
+from tuneserve.cli import cli
+from tuneserve.finetune.config import FinetuneConfig
+
+from .rendering import CHART, MINIMAL, Manifests, render
+
+
+def parsed(command: list[str]) -> dict[str, Any]:
+    """The options of a command line, as tuneserve reads them."""
+    program, name, *arguments = command
+    assert program == "tuneserve"
+    return cli.commands[name].make_context(name, arguments).params
+
+
+def job(manifests: Manifests, name: str) -> dict[str, Any]:
+    return manifests[f"job-{name}"]["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    return yaml.safe_load((CHART / "ci" / "jobs-values.yaml").read_text())
+
+
+def test_finetune_reads_its_settings(chart: helm_python.Chart, values: dict[str, Any], tmp_path: Path) -> None:
+    manifests = render(chart, values)
+    container = job(manifests, "finetune")
+    assert parsed(container["command"])["resume"]
+    [config] = manifests["job-finetune"]["spec"]["template"]["spec"]["volumes"][-1:]
+    assert config["configMap"]["name"] == manifests["configmap-finetune"]["metadata"]["name"]
+    [mounted] = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "config"]
+    assert container["command"][2] == f"{mounted}/train.yaml"
+    document = yaml.safe_load(manifests["configmap-finetune"]["data"]["train.yaml"])
+    config = settings.build(FinetuneConfig, document, "train.yaml", tmp_path)
+    assert (str(config.output), config.learning_rate) == ("/models/reviews", 2e-5)
+
+
+def test_quantize(chart: helm_python.Chart, values: dict[str, Any]) -> None:
+    container = job(render(chart, values), "quantize")
+    assert container["image"] == "registry.example.com/ml/tuneserve-train:0.1.0"
+    asked = parsed(container["command"])
+    assert (asked["scheme"], asked["max_drop"], str(asked["output"])) == ("w8a8", 0.01, "/models/reviews-w8a8")
+
+
+def test_each_shard_answers_its_rows(chart: helm_python.Chart, values: dict[str, Any]) -> None:
+    manifests = render(chart, values)
+    spec = manifests["job-predict"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 2)
+    container = job(manifests, "predict")
+    [index] = [one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"] if one["name"] == "SHARD"]
+    assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    # As the kubelet fills it in.
+    asked = [parsed([word.replace("$(SHARD)", str(i)) for word in container["command"]]) for i in range(4)]
+    assert [one["shard"] for one in asked] == ["0/4", "1/4", "2/4", "3/4"]
+    assert len({str(one["output"]) for one in asked}) == 4
+    assert all(one["resume"] for one in asked)
+
+
+def test_jobs_write_the_claim_and_get_no_calls(chart: helm_python.Chart, values: dict[str, Any]) -> None:
+    manifests = render(chart, values)
+    for name in ("finetune", "quantize", "predict"):
+        [claim] = [mount for mount in job(manifests, name)["volumeMounts"] if mount["name"] == "models"]
+        assert not claim.get("readOnly")
+        labels = manifests[f"job-{name}"]["spec"]["template"]["metadata"]["labels"]
+        assert not manifests["service"]["spec"]["selector"].items() <= labels.items()
+
+
+def test_another_job_has_another_name(chart: helm_python.Chart, values: dict[str, Any]) -> None:
+    def names(more: dict[str, Any], release: str = "rel") -> dict[str, str]:
+        manifests = render(chart, values | more, release)
+        return {kind: manifests[f"job-{kind}"]["metadata"]["name"] for kind in ("finetune", "quantize", "predict")}
+
+    before = names({})
+    # With room for the index of a shard.
+    assert all(len(name) <= 58 for name in names({}, "x" * 53).values())
+    assert names({"replicaCount": 3}) == before
+    assert names({"quantizeMaxDrop": 0.02}) == before | {"quantize": names({"quantizeMaxDrop": 0.02})["quantize"]}
+    changed = names({"predictShards": 8, "finetuneConfig": values["finetuneConfig"] | {"epochs": 5}})
+    assert {kind for kind in before if before[kind] != changed[kind]} == {"finetune", "predict"}
+
+
+def test_helm_test_calls_each_model_through_the_service(chart: helm_python.Chart) -> None:
+    models = {"models": {"a": {"path": "/models/a"}, "b": {"path": "/models/b"}}}
+    values = models | {"tlsSecret": "web", "tenantsSecret": "keys", "testKeySecret": "test-key", "grpcPort": 5001}
+    manifests = render(chart, values)
+    pod = manifests["inference"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    asked = [parsed([*one["command"], *one["args"][:-1]]) for one in pod["spec"]["containers"]]
+    assert [one["model"] for one in asked] == ["a", "b"]
+    service = manifests["service"]
+    target = f"{service['metadata']['name']}.ml.svc:{service['spec']['ports'][0]['port']}"
+    assert {one["target"] for one in asked} == {target}
+    # Who reads the test's files does not get the server's key.
+    assert pod["spec"]["volumes"][1]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    [key] = [one for one in pod["spec"]["containers"][0]["env"] if one["name"] == "TUNESERVE_KEY"]
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "test-key", "key": "key"}
+
+
+@pytest.mark.parametrize("secrets", [{"tenantsSecret": "keys"}, {"tlsSecret": "web", "clientCaSecret": "web"}])
+def test_there_is_no_test_that_could_not_call(chart: helm_python.Chart, secrets: dict[str, str]) -> None:
+    assert "inference" not in render(chart, MINIMAL | secrets)
+    assert "helm test" not in chart.render(MINIMAL | secrets)["tuneserve/templates/NOTES.txt"]
