@@ -162,6 +162,8 @@ class Metrics:
             "When the certificate that new connections are shown expires; 0 without TLS.",
             registry=registry,
         )
+        # At 0 from the start, so that a rate includes the first.
+        self.refused.labels("RESOURCE_EXHAUSTED")
         # Cached, because labels are looked up several times a call: the library takes a lock and converts the values to
         # text. Labels of these metrics are never removed.
         for metric in (
@@ -191,9 +193,11 @@ class Metrics:
         described = (name, TASK_NAMES[manifest.task], version, manifest.quantization)
         self.add_engine(name, version, engine)
         self.engine_up.labels(name, version).set(1)
-        # Starts at 0, so that a rate includes the first restart.
+        # They start at 0, so that a rate includes the first one.
         self.restarts.labels(name)
-        # So do all predictions: a rate would miss the first one of each label.
+        if manifest.task == pb.TASK_GENERATION:
+            self.unparsed.labels(name)
+        # So do predictions of each label.
         is_tagger = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
         for label in entities.types(manifest.labels) if is_tagger else manifest.labels:
             self.predictions.labels(name, label)

@@ -136,6 +136,20 @@ def test_every_label_is_counted_from_zero_on(task, labels, counted):
     assert found == counted
 
 
+def test_rates_include_the_first_event():
+    metrics = Metrics()
+    metrics.loaded(
+        "chat", "aaa", checkpoint_pb2.Checkpoint(task=checkpoint_pb2.TASK_GENERATION), CollectorRegistry(), 1
+    )
+    page = generate_latest(metrics.registry).decode()
+    for sample in (
+        'calls_refused_total{grpc_code="RESOURCE_EXHAUSTED"}',
+        'engine_restarts_total{model="chat"}',
+        'answers_unparsed_total{model="chat"}',
+    ):
+        assert f"tuneserve_{sample} 0.0" in page
+
+
 def test_predictions_can_be_compared_with_the_training_data():
     metrics = Metrics()
     manifest = checkpoint_pb2.Checkpoint(

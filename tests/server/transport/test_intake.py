@@ -44,7 +44,8 @@ def port(entrance, running, tmp_path) -> Intake:
 def refused(port: Intake) -> dict[str, float]:
     """How many calls were refused, by status."""
     [metric] = port.metrics.refused.collect()
-    return {sample.labels["grpc_code"]: sample.value for sample in metric.samples if sample.name.endswith("_total")}
+    counts = {sample.labels["grpc_code"]: sample.value for sample in metric.samples if sample.name.endswith("_total")}
+    return {code: count for code, count in counts.items() if count}
 
 
 async def taken(port: Intake, call) -> calls.Call:
