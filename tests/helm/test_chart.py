@@ -358,9 +358,15 @@ def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart)
     manifests = render(chart, MINIMAL | off)
     assert manifests.keys() == always
     assert manifests["deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
-    on = {"networkPolicyEnabled": True, "prometheusRuleEnabled": True, "serviceMonitorEnabled": True}
+    on = {
+        "dashboardsEnabled": True,
+        "networkPolicyEnabled": True,
+        "prometheusRuleEnabled": True,
+        "serviceMonitorEnabled": True,
+    }
     manifests = render(chart, MINIMAL | on | {"autoscalingEnabled": True} | ROUTE | POOL | JOBS)
     assert manifests.keys() == always | {
+        "configmap-dashboards",
         "configmap-finetune",
         "job-finetune",
         "job-predict",

@@ -1,0 +1,176 @@
+"""A real Prometheus with the chart's rules scrapes a real server: every expression of dashboards, alerts, KEDA and the
+endpoint picker finds a series.
+
+The engines are fakes. They export what the expressions ask of vLLM, and vLLM's source has these names.
+"""
+
+import asyncio
+import asyncio.subprocess
+import contextlib
+import importlib.util
+import json
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import helm_python
+import promql_parser
+import pytest
+import yaml
+from prometheus_client import Counter, Gauge
+
+from tuneserve import checkpoint
+from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+
+from ..server.conftest import FakeEngine, Served, served_by
+from .debian import program
+from .rendering import CHART, MINIMAL, render
+from .test_alerts import OURS, rules, selectors
+
+CLASSIFY = classification_pb2.ClassifyRequest(
+    model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
+)
+STREAM = generation_pb2.GenerateRequest(
+    model="chat", prompt=generation_pb2.Prompt(text="the"), sampling=generation_pb2.SamplingParams(max_tokens=8)
+)
+GAUGES = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
+COUNTER = "vllm:num_preemptions"
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    address: str
+
+    def finds(self, expression: str) -> bool:
+        """Whether an expression has a series now."""
+        query = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{self.address}/api/v1/query?{query}", timeout=60) as answer:
+            return bool(json.load(answer)["data"]["result"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@asynccontextmanager
+async def prometheus(binary: Path, folder: Path, target: str, groups: list[dict]) -> AsyncIterator[Prometheus]:
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    static = {"targets": [target], "labels": {"namespace": OURS["namespace"], "pod": "p"}}
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [{"job_name": OURS["job"], "static_configs": [static]}],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    process = await asyncio.create_subprocess_exec(
+        binary,
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield Prometheus(address)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def exports(name: str, engine: FakeEngine) -> None:
+    for metric in GAUGES:
+        Gauge(metric, "Of vLLM.", ["model_name"], registry=engine.registry).labels(name)
+    Counter(COUNTER, "Of vLLM.", ["model_name"], registry=engine.registry).labels(name)
+
+
+@pytest.fixture
+async def server(make_bert: Callable[..., Path], make_llama: Callable[..., Path]) -> AsyncIterator[Served]:
+    directory = make_bert("ForSequenceClassification", ["neg", "pos"])
+    manifest = checkpoint.describe(directory)
+    manifest.label_distribution.update({"neg": 0.4, "pos": 0.6})
+    checkpoint.seal(directory, manifest)
+    models = {"sentiment": ModelConfig(path=directory), "chat": ModelConfig(path=make_llama(), max_queue=4)}
+    everywhere = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
+    async with served_by(ServerConfig(models=models, **everywhere), exports) as served:
+        yield served
+
+
+async def load(server: Served) -> None:
+    """Calls of both kinds, more than the chat model takes, and some that fail, until it is cancelled."""
+    classify = ClassificationServiceStub(server.channel).Classify
+    stream = GenerationServiceStub(server.channel).GenerateStream
+    for engine in server.engines.values():
+        engine.delay = 0.02
+
+    async def generate() -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for _ in stream(STREAM):
+                pass
+
+    sentiment = server.engines["sentiment"]
+    while True:
+        await asyncio.gather(classify(CLASSIFY), *(generate() for _ in range(8)))
+        sentiment.broken = RuntimeError("broken")
+        assert await classify(CLASSIFY).code() == grpc.StatusCode.INTERNAL
+        sentiment.broken = None
+
+
+def dashboards(chart: helm_python.Chart) -> list[str]:
+    """The expressions of all panels."""
+    files = render(chart, MINIMAL | {"dashboardsEnabled": True})["configmap-dashboards"]["data"]
+    assert files.keys() == {path.name for path in (CHART / "dashboards").iterdir()}
+    targets = [target for file in files.values() for panel in json.loads(file)["panels"] for target in panel["targets"]]
+    assert len(targets) > 30
+    return [target["expr"].replace("$namespace", "ml").replace("$job", OURS["job"]) for target in targets]
+
+
+def asked(chart: helm_python.Chart) -> set[str]:
+    """Every expression that has a series while nothing is wrong: of an alert, each selector."""
+    keda = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus:9090"}
+    [trigger] = render(chart, MINIMAL | keda)["scaledobject"]["spec"]["triggers"]
+    parsed = [promql_parser.parse(rule["expr"]) for group in rules(chart, {}) for rule in group["rules"]]
+    found = {one.prettify() for expression in parsed for one in selectors(expression)}
+    picker = yaml.safe_load((CHART.parent / "integrations" / "endpoint-picker-values.yaml").read_text())
+    config = next(iter(picker["inferenceExtension"]["pluginsCustomConfig"].values()))
+    read = re.findall(r"\w+Spec: (\S+)", config)
+    assert len(read) == 3
+    return {*dashboards(chart), trigger["metadata"]["query"], *read, *(one for one in found if "kube_" not in one)}
+
+
+async def test_every_expression_finds_a_series(
+    chart: helm_python.Chart, server: Served, kept: Callable[..., Path], tmp_path: Path
+) -> None:
+    binary = program("prometheus", "prometheus", kept)
+    missing = asked(chart)
+    loading = asyncio.create_task(load(server))
+    async with prometheus(binary, tmp_path, server.app.metrics_address, rules(chart, {})) as running:
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                missing = {one for one in missing if not await asyncio.to_thread(running.finds, one)}
+            if not missing:
+                break
+            assert not loading.done(), loading.exception()
+            await asyncio.sleep(1)
+    loading.cancel()
+    assert not missing
+
+
+def test_vllm_has_the_metrics_that_are_asked_for(chart: helm_python.Chart) -> None:
+    [package] = importlib.util.find_spec("vllm").submodule_search_locations
+    source = (Path(package) / "v1" / "metrics" / "loggers.py").read_text()
+    known = {name for name in re.findall(r'"(vllm:\w+)"', source)}
+    used = {name for one in asked(chart) for name in re.findall(r"vllm:\w+", one)}
+    assert used == {*GAUGES, f"{COUNTER}_total", "vllm:num_requests_running"}
+    assert {name.removesuffix("_total") for name in used} <= known
