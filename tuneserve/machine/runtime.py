@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 import platform
+import shutil
 import struct
 import sys
 from glob import glob
@@ -42,8 +43,15 @@ def engine_environment() -> dict[str, str]:
 
     By default on CPUs, vLLM runs the model in a process beside the engine's, on all cores but one: that core is used up
     by the two processes polling for each other's messages. In one process, the model has all cores.
+
+    vLLM's sampler compiles a small function when a call first asks for logprobs, even in eager mode. Without a
+    compiler, as in an image, that would fail: then nothing is compiled.
     """
-    return {} if has_nvidia_gpu() else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **_thread_environment()}
+    if has_nvidia_gpu():
+        return {}
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    without = {} if compiler else {"TORCH_COMPILE_DISABLE": "1"}
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **without, **_thread_environment()}
 
 
 def _thread_environment() -> dict[str, str]:

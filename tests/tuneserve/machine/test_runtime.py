@@ -55,6 +55,17 @@ def test_threads_that_wake_up_come_before_other_busy_programs(capfd):
     assert (int(nice), int(slice_ns)) == (min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19), 100_000)
 
 
+@pytest.mark.skipif(runtime.has_nvidia_gpu(), reason="GPUs need a compiler")
+def test_engines_on_cpus_do_without_a_compiler(tmp_path, monkeypatch):
+    """As in an image: vLLM compiles small functions even in eager mode, first when a call asks for logprobs."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    environment = os.environ | runtime.engine_environment() | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    code = "import torch; print(torch.compile(lambda x: x + 1)(torch.zeros(2)).tolist())"
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "[1.0, 1.0]\n", ended.stderr
+
+
 def print_slice() -> None:
     """Prints the niceness and the time slice in nanoseconds, as sched_getattr(2) has them."""
     attributes = ctypes.create_string_buffer(48)
