@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 from tuneserve.server.api import classification_answers as answers
 from tuneserve.server.api.classification_answers import Result
@@ -34,7 +35,11 @@ def test_scores_are_a_softmax_sigmoids_or_numbers():
     warm = answers.probabilities(logits, SINGLE, 2.0)[0, 1]
     assert warm == pytest.approx(math.sqrt(3) / (1 + math.sqrt(3)))
     # Large logits are no overflow.
-    assert answers.probabilities(np.array([[1e30, -1e30]], dtype=np.float32), SINGLE).tolist() == [[1.0, 0.0]]
+    extreme = np.array([[1e30, -1e30]], dtype=np.float32)
+    assert answers.probabilities(extreme, SINGLE).tolist() == [[1.0, 0.0]]
+    assert answers.probabilities(extreme, MULTI).tolist() == [[1.0, 0.0]]
+    logits = np.linspace(-80, 80, 1001, dtype=np.float32)
+    assert answers.probabilities(logits, MULTI) == pytest.approx(special.expit(logits.astype(float)), rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
