@@ -197,3 +197,13 @@ def test_what_the_server_imports_is_declared():
             # A module, or a name in one.
             is_declared = place in known | namespaces or place.rpartition("/")[0] in known
             assert is_declared, f"{name} imports {one}, which is not declared"
+
+
+def test_the_image_has_what_the_server_imports():
+    lines = (ROOT / "requirements" / "unserved.txt").read_text(encoding="utf-8").splitlines()
+    left_out = {line for line in lines if line and not line.startswith("#")}
+    distributions = metadata.packages_distributions()
+    for name in used_by_the_server():
+        for one in imports(MODULES[name], typing=False):
+            found = left_out & set(distributions.get(one.split(".")[0], ()))
+            assert not found, f"{name} imports {one}, which the image does not have"
