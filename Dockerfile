@@ -4,7 +4,7 @@
 #     docker build --tag tuneserve-train --target train .
 #
 # They are for CPUs, or with --build-arg EXTRA=gpu for NVIDIA GPUs. BASE is Debian 12, for its Python 3.11; its packages
-# are not pinned, so that each build has their latest security updates.
+# are not pinned: Debian keeps only the latest version of each.
 ARG BASE=debian:bookworm-slim
 ARG EXTRA=cpu
 

@@ -9,10 +9,10 @@ PACKAGES := tuneserve benchmarks finetune quantize server
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check bench soak fuzz protos settings lock clean
+.PHONY: help setup demo test image-test check bench soak fuzz protos settings lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with everything pinned
 
@@ -21,6 +21,9 @@ demo: $(READY) ## labelled text -> fine-tuned, quantized models -> gRPC answers
 
 test: $(READY) ## every test, on the real vLLM engine where it matters
 	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
+
+image-test: $(READY) ## build both images without Docker, train in one and serve from the other; as root on Debian
+	$(BIN)/pytest tests/image/build_and_serve.py
 
 check: $(READY) .cache/types ## ruff, strict types, buf lint
 	$(BIN)/ruff check .
