@@ -81,10 +81,12 @@ class Call:
     started_ns: int = field(init=False, default_factory=time.time_ns)
     _began_ns: int = field(init=False, default_factory=time.monotonic_ns)
 
-    def begin(self, name: str, kind: str, deadline: float | None) -> None:
-        """The call begins: gRPC tells its method only now. `name` is /SERVICE/METHOD."""
+    def begin(self, name: str, kind: str, seconds: float | None) -> None:
+        """The call begins: gRPC tells its method only now, and the seconds until its deadline. `name` is
+        /SERVICE/METHOD.
+        """
         _, self.service, self.method = name.split("/", 2)
-        self.kind, self.deadline = kind, deadline
+        self.kind, self.deadline = kind, None if seconds is None else time.monotonic() + seconds
 
     @property
     def began(self) -> float:

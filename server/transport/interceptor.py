@@ -5,7 +5,6 @@ and no metrics: probes would drown out the other calls.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -125,21 +124,12 @@ class CallInterceptor:
         not wait for it.
         """
         call = calls.current()
-        remaining = context.time_remaining()
-        call.begin(name, kind, None if remaining is None else time.monotonic() + remaining)
+        call.begin(name, kind, context.time_remaining())
         self.records.begin(call)
         code: grpc.StatusCode | None = None
         try:
             async with asyncio.timeout(None) as limit:
-                if call.refused:
-                    raise call.refused
-                await self.running.begin(limit, call.tenant, call.caller)
-                self.records.trace(call)
-                # The requests of a stream are counted one by one.
-                if kind != "bidi_stream":
-                    call.admit()
-                call.holding = partial(self.requests.holding, caller(context))
-                self.departures.check(context)
+                await self._let_in(call, limit, context)
                 with call.holding() as call.hold:
                     yield partial(self.running.end, limit)
             code = grpc.StatusCode.OK
@@ -155,6 +145,18 @@ class CallInterceptor:
             # However the call ended: with an answer, an error, a cancellation or a closed generator.
             self.running.end(limit)
             self.records.end(call, code)
+
+    async def _let_in(self, call: calls.Call, limit: asyncio.Timeout, context: Context) -> None:
+        """Begins a call that may run. Raises why it may not: its caller is unknown, or at one of its limits."""
+        if call.refused:
+            raise call.refused
+        await self.running.begin(limit, call.tenant, call.caller)
+        self.records.trace(call)
+        # The requests of a stream are counted one by one.
+        if call.kind != "bidi_stream":
+            call.admit()
+        call.holding = partial(self.requests.holding, caller(context))
+        self.departures.check(context)
 
 
 def _measured(call: calls.Call) -> list[tuple[str, str]]:

@@ -98,13 +98,14 @@ def test_requests_of_one_id_are_told_apart_in_the_engine():
 
 def test_grpc_tells_what_a_call_is():
     one = Call("req-1", "", Tenant("acme"), {}, Metrics())
-    one.begin("/tuneserve.v1.GenerationService/GenerateStream", "server_stream", None)
+    one.begin("/tuneserve.v1.GenerationService/GenerateStream", "server_stream", 5.0)
     assert (one.service, one.method, one.kind) == (
         "tuneserve.v1.GenerationService",
         "GenerateStream",
         "server_stream",
     )
     assert not one.expired()
+    assert 0 < one.deadline - time.monotonic() <= 5
 
 
 def test_a_deadline_passes(monkeypatch):
