@@ -246,7 +246,7 @@ def _checked(model: Model, request: pb.GenerateRequest, stream: bool) -> _Read:
 def _check_options(wrong: Violations, model: Model, request: pb.GenerateRequest, stream: bool) -> None:
     """Checks a call's fields other than its prompt. Raises NotFound for its adapter."""
     if request.adapter:
-        model.adapter(request.adapter)
+        model.adapters.get(request.adapter)
     convert.check_sampling(wrong, request.sampling, model.engine.vocab_size, stream)
     if request.sampling.HasField("structured_output"):
         check_sizes(wrong, request.sampling.structured_output)

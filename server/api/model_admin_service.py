@@ -55,7 +55,7 @@ class ModelAdminService(ModelAdminServiceServicer):
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
         """See model_admin.proto."""
         _require_administrator()
-        await self._models.only(request.model).remove_adapter(request.adapter)
+        await self._models.only(request.model).adapters.remove(request.adapter)
         return pb.UnloadAdapterResponse()
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from tuneserve.errors import CheckpointError
 from tuneserve.machine import disk
 from tuneserve.server import concurrency
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import NotFound
 from tuneserve.server.engine.interface import Engine, EngineFailed
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -143,10 +145,17 @@ class Adapters:
     def __len__(self) -> int:
         return len(self._names)
 
-    @property
-    def names(self) -> dict[str, Adapter]:
-        """Adapters by name, sorted."""
-        return dict(sorted(self._names.items()))
+    def known(self) -> dict[str, Adapter]:
+        """The adapters that the current caller may use, by name, sorted."""
+        tenant = current().tenant
+        return {name: adapter for name, adapter in sorted(self._names.items()) if tenant.may_use_adapter(name)}
+
+    def get(self, name: str) -> Adapter:
+        """Returns an adapter that the current caller may use. Raises NotFound, for others' as for none at all."""
+        known = self.known()
+        if name not in known:
+            raise NotFound("adapter", name, list(known))
+        return known[name]
 
     def prepare(self, name: str, copy: Copy) -> None:
         """Adds an adapter that `start` will load."""
@@ -180,7 +189,8 @@ class Adapters:
             await self._forget(replaced)
 
     async def remove(self, name: str) -> None:
-        """Removes an adapter's name at once, and unloads the adapter when no call uses it."""
+        """Removes an adapter's name at once, and unloads the adapter when no call uses it. Raises NotFound."""
+        self.get(name)
         await self._forget(self._names.pop(name))
 
     async def close(self) -> None:

@@ -16,13 +16,13 @@ from tuneserve import checkpoint
 from tuneserve.errors import StepFailed
 from tuneserve.server import concurrency, files
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import NotFound, Unavailable, WrongState
+from tuneserve.server.call.errors import Unavailable, WrongState
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Engine, Sampling, Ticket
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.files import Stamp
 from tuneserve.server.metrics import Metrics
-from tuneserve.server.models.adapters import Adapter, Adapters
+from tuneserve.server.models.adapters import Adapters
 from tuneserve.server.models.admission import Admission
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.text.constraints import Constraints
@@ -305,25 +305,6 @@ class Model:
             )
         self.check_ready()
 
-    async def remove_adapter(self, name: str) -> None:
-        """Unloads an adapter once no call uses it. Raises NotFound."""
-        self.adapter(name)
-        await self.adapters.remove(name)
-
-    def adapter(self, name: str) -> Adapter:
-        """Returns an adapter that the current caller may use, by its name. Raises NotFound, for others' as for none at
-        all.
-        """
-        known = self._known_adapters()
-        if name not in known:
-            raise NotFound("adapter", name, list(known))
-        return known[name]
-
-    def _known_adapters(self) -> dict[str, Adapter]:
-        """The adapters that the current caller may use, sorted by name."""
-        tenant = current().tenant
-        return {name: adapter for name, adapter in self.adapters.names.items() if tenant.may_use_adapter(name)}
-
     def to_proto(self) -> model_pb2.Model:
         """The public description, for the current caller."""
         return model_pb2.Model(
@@ -343,7 +324,6 @@ class Model:
                 max_explained_words=self.config.max_explained_words,
             ),
             adapters=[
-                model_pb2.Adapter(name=name, version=adapter.version)
-                for name, adapter in self._known_adapters().items()
+                model_pb2.Adapter(name=name, version=adapter.version) for name, adapter in self.adapters.known().items()
             ],
         )

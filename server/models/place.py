@@ -121,7 +121,7 @@ class Place(Entry):
                 written.inc(tokens)
 
         prompt = 0 if index else len(token_ids)
-        with self.model.adapter(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
+        with self.model.adapters.get(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
             async with self._turn(1, prompt, prompt if cost is None else cost) as priority:
                 ticket = self.call.ticket(priority, adapter_id, wrote)
                 outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)

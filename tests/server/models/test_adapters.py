@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from tuneserve.errors import CheckpointError
+from tuneserve.server.call import context
+from tuneserve.server.call.errors import NotFound
+from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
+from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Adapters, Copy, Store
 
 from ..fake_engine import FakeEngine
@@ -106,6 +110,15 @@ def engine() -> FakeEngine:
     return FakeEngine(2)
 
 
+def call_of(tenant: Tenant) -> None:
+    context.begin(context.Call("req-1", "Generate", tenant, {}, Metrics()))
+
+
+@pytest.fixture(autouse=True)
+def call() -> None:
+    call_of(Tenant("acme"))
+
+
 @pytest.fixture
 async def adapters(engine) -> Adapters:
     own = Adapters()
@@ -119,7 +132,7 @@ async def test_an_engine_that_is_started_has_those_that_were_named_before(store,
         adapters.prepare(name, store.take(directory, 8))
     assert (len(adapters), engine.adapters) == (2, {})
     await adapters.start(engine)
-    [adapter] = set(adapters.names.values())
+    [adapter] = set(adapters.known().values())
     assert engine.adapters == {f"adapter-{adapter.version}": adapter.copy.directory}
     # Another engine in its place has them, too.
     other = FakeEngine(2)
@@ -132,11 +145,11 @@ async def test_an_engine_that_is_started_has_those_that_were_named_before(store,
 async def test_other_content_of_a_name_takes_the_place_of_the_first(store, make, engine, adapters, temporary):
     await adapters.add("b", store.take(make("one"), 8))
     await adapters.add("a", store.take(make("two", weights="x"), 8))
-    assert list(adapters.names) == ["a", "b"]
+    assert list(adapters.known()) == ["a", "b"]
     new = store.take(make("three", weights="y"), 8)
     await adapters.add("b", new)
-    assert adapters.names["b"].version == new.version
-    assert sorted(engine.adapters) == sorted(adapter.id for adapter in adapters.names.values())
+    assert adapters.known()["b"].version == new.version
+    assert sorted(engine.adapters) == sorted(adapter.id for adapter in adapters.known().values())
     assert len(kept(temporary)) == 2
 
 
@@ -145,14 +158,30 @@ async def test_one_of_two_names_is_taken_away(store, make, engine, adapters, tem
     for name in ("a", "b"):
         await adapters.add(name, store.take(directory, 8))
     await adapters.remove("a")
-    assert list(engine.adapters) == [adapters.names["b"].id]
+    assert list(engine.adapters) == [adapters.known()["b"].id]
     await adapters.remove("b")
     assert (engine.adapters, kept(temporary)) == ({}, [])
 
 
+async def test_a_caller_knows_the_adapters_that_it_may_use(store, make, adapters):
+    for name in ("theirs", "mine"):
+        await adapters.add(name, store.take(make(name), 8))
+    call_of(Tenant("acme", adapters=["mine"]))
+    assert list(adapters.known()) == ["mine"]
+    assert adapters.get("mine") is adapters.known()["mine"]
+    for name in ("theirs", "absent"):
+        with pytest.raises(NotFound, match=f"'{name}' .* served: mine$"):
+            adapters.get(name)
+        with pytest.raises(NotFound):
+            await adapters.remove(name)
+    await adapters.remove("mine")
+    call_of(Tenant("other", adapters=["theirs"]))
+    assert list(adapters.known()) == ["theirs"]
+
+
 async def test_one_in_use_stays_until_its_last_call_ends(store, make, engine, adapters):
     await adapters.add("a", store.take(make("one"), 8))
-    adapter = adapters.names["a"]
+    adapter = adapters.known()["a"]
     with adapter.in_use() as name:
         with adapter.in_use():
             removing = asyncio.create_task(adapters.remove("a"))
@@ -167,13 +196,13 @@ async def test_one_in_use_stays_until_its_last_call_ends(store, make, engine, ad
 async def test_one_that_is_named_again_meanwhile_stays(store, make, engine, adapters):
     directory = make("one")
     await adapters.add("a", store.take(directory, 8))
-    adapter = adapters.names["a"]
+    adapter = adapters.known()["a"]
     with adapter.in_use():
         removing = asyncio.create_task(adapters.remove("a"))
         await asyncio.sleep(0)
         await adapters.add("b", store.take(directory, 8))
     await removing
-    assert adapters.names == {"b": adapter}
+    assert adapters.known() == {"b": adapter}
     assert list(engine.adapters) == [adapter.id]
 
 
