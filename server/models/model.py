@@ -1,4 +1,4 @@
-"""One version of a model: its checkpoint, its state, and the access to its engine.
+"""One version of a model: its checkpoint, its state, its queue, and the access to what runs it (`runner.py`).
 
 A version is loaded, answers until it is drained or its engine dies, and may be loaded again after that. It does not
 know the aliases that point at it (`aliases.py`), nor the supervisor of its engine (`supervisor.py`).
@@ -8,22 +8,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from tuneserve import checkpoint
-from tuneserve.errors import StepFailed
-from tuneserve.server import concurrency, files
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import Unavailable, WrongState
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.engine.interface import Engine, Sampling, Ticket
+from tuneserve.server.engine.interface import Engine
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.files import Stamp
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.adapters import Adapters
 from tuneserve.server.models.admission import Admission
+from tuneserve.server.models.runner import Runner
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.text.constraints import Constraints
 from tuneserve.server.text.redaction import Redactor
@@ -41,28 +40,25 @@ _PARSING = 2
 
 @dataclass
 class Model:
-    """A version of a model. `engine` and `tokenizer` exist once it has been loaded."""
+    """A version of a model. What its runner has exists once it has been loaded."""
 
     name: str
     config: ModelConfig
     manifest: pb.Checkpoint
     _metrics: Metrics
-    # The stamps of its files when they were verified; None before that.
-    verified: Mapping[Path, Stamp] | None = None
+    verified: InitVar[Mapping[Path, Stamp] | None] = None  # see Runner
     state: model_pb2.ModelState = model_pb2.MODEL_STATE_LOADING
     load_step: model_pb2.LoadStep = model_pb2.LOAD_STEP_STARTING
     adapters: Adapters = field(default_factory=Adapters)
     failure: str = ""  # why its engine failed, until another one is ready
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # limits answers.Answers
-    _engine: Engine | None = None
-    _reads: bool = False  # whether the server reads the model's files, while the engine is idle
-    _max_length: int = 0  # the engine's; 0 until the first engine has started
-    _tokenizer: Tokenizer | None = None
+    runner: Runner = field(init=False)
     _admission: Admission | None = None
-    _constraints: Constraints | None = None
-    _redactor: Redactor | None = None
     # Set when the state changes; each state has its own event.
     _shown: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self, verified: Mapping[Path, Stamp] | None) -> None:
+        self.runner = Runner(self.name, self.config, self.manifest, verified)
 
     @cached_property
     def version(self) -> str:
@@ -77,14 +73,12 @@ class Model:
     @property
     def engine(self) -> Engine:
         """The engine of a model that was loaded."""
-        assert self._engine is not None
-        return self._engine
+        return self.runner.engine
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of a model that was loaded."""
-        assert self._tokenizer is not None
-        return self._tokenizer
+        return self.runner.tokenizer
 
     @property
     def admission(self) -> Admission:
@@ -100,10 +94,7 @@ class Model:
     @property
     def constraints(self) -> Constraints:
         """Checks the constraints of calls to a model that was loaded."""
-        if self._constraints is None:
-            size = max(self.engine.vocab_size, self.tokenizer.size)
-            self._constraints = Constraints(self.tokenizer.text, size, self.tokenizer.end_token)
-        return self._constraints
+        return self.runner.constraints
 
     @property
     def masks(self) -> bool:
@@ -113,8 +104,7 @@ class Model:
     @property
     def redactor(self) -> Redactor:
         """The redactor of a model that masks, and was loaded."""
-        assert self._redactor is not None
-        return self._redactor
+        return self.runner.redactor
 
     @property
     def labels(self) -> list[str]:
@@ -158,14 +148,16 @@ class Model:
             self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_STARTING)
         else:
             self._metrics.restarts.labels(self.name).inc()
-            self.verified = None
-        await concurrency.apart(self._verify)
+            self.runner.verified = None
+        await self.runner.verify()
         try:
-            engine = await self._start(make_engine)
-            await self._prepare(engine)
+            engine = await self.runner.start(make_engine)
+            await self.adapters.start(engine)
+            if self._admission is None:
+                self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_WARMING_UP)
+            await self.runner.warm_up()
         except BaseException:
-            if self._engine is not None:
-                await self.end_engine()
+            await self.runner.end_engine()
             raise
         if self._admission is None:
             self._admission = Admission(
@@ -182,55 +174,6 @@ class Model:
         """Puts a loaded model into service."""
         self.failure = ""
         self.show(model_pb2.MODEL_STATE_READY)
-
-    def _verify(self) -> None:
-        now = files.stamps(self.config.path)
-        # Just verified, unless it had to wait for its turn: gigabytes are not read twice.
-        if now != self.verified:
-            checkpoint.refuse_unsafe(self.config.path)
-            checkpoint.verify_files(self.config.path, self.manifest)
-            self.verified = now
-
-    async def _start(self, make_engine: EngineFactory) -> Engine:
-        try:
-            self._engine = await make_engine(self.name, self.config, self.manifest)
-            await self._engine.start()
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            told = f"model {self.name}: the engine did not start: {reason}"
-            raise StepFailed(told, "its own log is above") from error
-        return self._engine
-
-    async def _prepare(self, engine: Engine) -> None:
-        self._max_length = engine.max_length
-        trained = checkpoint.trained_length(self.manifest)
-        if 0 < trained < engine.max_length:
-            # By default a generation model reads more than its trained length: not worth a warning.
-            level = logging.WARNING if self.config.max_length else logging.INFO
-            text = "%s reads %d tokens; it was trained and measured at %d"
-            logger.log(level, text, self.name, engine.max_length, trained)
-        self._reads = True
-        try:
-            if self._tokenizer is None:
-                self._tokenizer = await concurrency.apart(Tokenizer, self.config.path, engine.max_length)
-            if self._redactor is None and self.config.redact:
-                self._redactor = await concurrency.apart(Redactor, self.config.redact)
-        finally:
-            self._reads = False
-        await self.adapters.start(engine)
-        if self._admission is None:
-            self.show(model_pb2.MODEL_STATE_LOADING, model_pb2.LOAD_STEP_WARMING_UP)
-        await self._warm_up()
-
-    async def _warm_up(self) -> None:
-        [tokens] = await self.tokenizer.encode(["A warm-up."], truncate=True)
-        ticket = Ticket("warm-up")
-        if pooling := TASKS[self.manifest.task].pooling:
-            await self.engine.pool(ticket, [tokens.encoded], pooling)
-        else:
-            sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
-            async for _ in self.engine.generate(ticket, tokens.encoded.token_ids, sampling, stream=False):
-                pass
 
     def check_ready(self) -> None:
         """Raises Unavailable, with the reason, while the model does not answer."""
@@ -256,17 +199,6 @@ class Model:
         self.show(model_pb2.MODEL_STATE_FAILED)
         self._metrics.failed(self.name, self.version)
 
-    def cpu_seconds(self) -> Mapping[int, float]:
-        """See interface.Engine; empty while the engine is idle because the server reads files, or there is no engine
-        yet.
-        """
-        return {} if self._engine is None or self._reads else self._engine.cpu_seconds()
-
-    async def end_engine(self) -> None:
-        """Ends the processes of a dead, hung or unfinished engine, so that another can be started."""
-        self.engine.kill()
-        await self.engine.close()
-
     async def drain(self, seconds: float) -> bool:
         """Accepts no more calls and waits for the running ones. Returns whether all of them ended in time.
 
@@ -288,14 +220,9 @@ class Model:
         return True
 
     async def close(self) -> None:
-        """Ends the engine, the tokenizer's thread and the process that checks constraints."""
-        if self._engine is not None:
-            await self._engine.close()
+        """Ends what runs it, and releases its adapters."""
+        await self.runner.close()
         await self.adapters.close()
-        if self._tokenizer is not None:
-            self._tokenizer.close()
-        if self._constraints is not None:
-            await self._constraints.close()
 
     def check_takes_adapters(self) -> None:
         """Raises WrongState if the model accepts no LoRA adapters, and Unavailable while it does not answer."""
@@ -318,7 +245,7 @@ class Model:
             quantization=self.manifest.quantization,
             labels=self.labels,
             limits=model_pb2.Limits(
-                max_length=self._max_length,
+                max_length=self.runner.max_length,
                 max_inputs=self.config.max_inputs,
                 max_queue=self.config.max_queue,
                 max_explained_words=self.config.max_explained_words,

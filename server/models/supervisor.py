@@ -99,7 +99,7 @@ class Supervisor:
             logger.error("model %s: its engine %s", model.id, model.failure)
             await self._changed()
             # Needed, too, if only the engine's core process died: its workers would keep their memory.
-            await model.end_engine()
+            await model.runner.end_engine()
             if not self._restarts:
                 self.given_up.set()
                 return
@@ -137,7 +137,7 @@ class Supervisor:
             if time.monotonic() - asked > _HELD * pause:
                 continue
             looks += 1
-            used.append((time.monotonic(), model.cpu_seconds()))
+            used.append((time.monotonic(), model.runner.cpu_seconds()))
             (began, before), (ended, after) = used[0], used[-1]
             # Without processes, as before the first one starts, nothing can be told. A new process is a sign of life.
             if looks < _LOOKS or not after or after.keys() - before.keys():

@@ -59,26 +59,6 @@ async def model(request, make_bert, make_llama):
     await one.close()
 
 
-@pytest.mark.parametrize(("task", "given", "level"), [("bert", 48, "WARNING"), ("llama", None, "INFO")])
-async def test_reading_more_than_was_trained_is_said_in_one_line(
-    served, make_bert, make_llama, caplog, task, given, level
-):
-    directory = make_bert() if task == "bert" else make_llama()
-    manifest = checkpoint.describe(directory)
-    manifest.max_length = 16
-    manifest.lineage.add(name="finetune")
-    checkpoint.seal(directory, manifest)
-    model = Model("m", ModelConfig(path=directory, max_length=given), checkpoint.load(directory), Metrics())
-
-    async def make_engine(*_):
-        return type(served.engines["chat"])(2, max_length=48)
-
-    with caplog.at_level("INFO", "tuneserve"):
-        await model.load(make_engine)
-    [said] = [record for record in caplog.records if "trained" in record.message]
-    assert (said.message, said.levelname) == ("m reads 48 tokens; it was trained and measured at 16", level)
-
-
 async def seen(model: Model, states: list[tuple[int, int]]) -> None:
     """Notes what who watches it is shown."""
     async for one in model.watch():
@@ -141,7 +121,7 @@ async def test_what_fails_to_load_leaves_no_engine(model, engine, start, when):
 
 async def test_an_engine_is_started_again_for_the_same_files_alone(model, start):
     await model.load(start)
-    await model.end_engine()
+    await model.runner.end_engine()
 
     async def another(*_) -> FakeEngine:
         return FakeEngine(2)
@@ -200,7 +180,6 @@ async def test_a_drain_that_is_given_up_leaves_it_as_it_was(model, start, meanwh
 
 async def test_one_that_was_never_loaded_is_drained_at_once(model):
     assert await model.drain(0)
-    assert model.cpu_seconds() == {}
 
 
 async def test_a_caller_is_told_of_the_adapters_that_it_may_use(model, call, start, tmp_path):
