@@ -51,7 +51,7 @@ class Redacted(Generic[M]):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Text:
     """A text in a request."""
 
     path: str  # its field, or the field of the JSON object that it is in
@@ -67,26 +67,26 @@ async def redacted(redactor: Redactor, request: M, path: str, apart: Callable[..
     """
     copy = type(request)()
     copy.CopyFrom(request)
-    places: list[_Place] = await apart(list, _places(copy, path))
+    texts: list[_Text] = await apart(list, _texts(copy, path))
     with Violations() as wrong:
-        for place in places:
-            if len(place.text) > LONGEST:
-                what = f"has {len(place.text)} characters; a model that masks personal data takes {LONGEST} in one text"
-                wrong.add(place.path, what)
+        for one in texts:
+            if len(one.text) > LONGEST:
+                what = f"has {len(one.text)} characters; a model that masks personal data takes {LONGEST} in one text"
+                wrong.add(one.path, what)
     known: dict[str, Masked] = {}
-    for piece in pieces(places, lambda place: len(place.text), _PIECE):
+    for piece in pieces(texts, lambda one: len(one.text), _PIECE):
         await apart(_mask, redactor, piece, known)
     with Violations() as wrong:
-        for place in places:
-            if place.is_refused and known[place.text].found:
-                wrong.add(place.path, "contains personal data, which this model masks in texts; leave it out")
-    found = [place for place in places if known[place.text].found]
+        for one in texts:
+            if one.is_refused and known[one.text].found:
+                wrong.add(one.path, "contains personal data, which this model masks in texts; leave it out")
+    found = [one for one in texts if known[one.text].found]
     # The contents of an object first, then its keys.
     await apart(_replace, reversed(found), known)
-    return Redacted(copy, {place.path: known[place.text] for place in found})
+    return Redacted(copy, {one.path: known[one.text] for one in found})
 
 
-def _places(message: Message, path: str) -> Iterator[_Place]:
+def _texts(message: Message, path: str) -> Iterator[_Text]:
     """Yields the texts of a message, outer ones first. Texts inside a JSON object have the object's path."""
     for descriptor, value in message.ListFields():
         name = descriptor.full_name.removeprefix(_PACKAGE)
@@ -104,19 +104,19 @@ def _places(message: Message, path: str) -> Iterator[_Place]:
             yield from _one(descriptor, value, where, partial(setattr, message, descriptor.name))
 
 
-def _one(descriptor: FieldDescriptor, value: Any, path: str, replace: Callable[[str], None]) -> Iterator[_Place]:
+def _one(descriptor: FieldDescriptor, value: Any, path: str, replace: Callable[[str], None]) -> Iterator[_Text]:
     if descriptor.message_type:
-        yield from _places(value, path)
+        yield from _texts(value, path)
     elif descriptor.type == FieldDescriptor.TYPE_STRING:
-        yield _Place(path, value, descriptor.full_name.removeprefix(_PACKAGE) in _REFUSED, replace)
+        yield _Text(path, value, descriptor.full_name.removeprefix(_PACKAGE) in _REFUSED, replace)
 
 
-def _entries(entries: Any, path: str) -> Iterator[_Place]:
+def _entries(entries: Any, path: str) -> Iterator[_Text]:
     for key in list(entries):
         if isinstance(key, str):
-            yield _Place(path, key, False, partial(_rename, entries, key, path))
+            yield _Text(path, key, False, partial(_rename, entries, key, path))
         if isinstance(entries[key], Message):
-            yield from _places(entries[key], path)
+            yield from _texts(entries[key], path)
 
 
 def _rename(entries: Any, key: str, path: str, new: str) -> None:
@@ -130,22 +130,22 @@ def _is_map(descriptor: FieldDescriptor) -> bool:
     return bool(descriptor.message_type and descriptor.message_type.GetOptions().map_entry)
 
 
-def _mask(redactor: Redactor, places: Sequence[_Place], known: dict[str, Masked]) -> None:
-    for place in places:
-        if place.text not in known:
-            known[place.text] = redactor.mask(_read(place) if place.is_refused else place.text)
+def _mask(redactor: Redactor, texts: Sequence[_Text], known: dict[str, Masked]) -> None:
+    for one in texts:
+        if one.text not in known:
+            known[one.text] = redactor.mask(_read(one) if one.is_refused else one.text)
 
 
-def _read(place: _Place) -> str:
+def _read(one: _Text) -> str:
     """Returns the content of a constraint without its notation."""
-    if place.path.endswith(".json_schema"):
+    if one.path.endswith(".json_schema"):
         try:
-            return _ADDRESSES.sub("", json.dumps(json.loads(place.text), ensure_ascii=False))
+            return _ADDRESSES.sub("", json.dumps(json.loads(one.text), ensure_ascii=False))
         except (ValueError, RecursionError):
-            return place.text
-    return place.text.replace("\\", "")
+            return one.text
+    return one.text.replace("\\", "")
 
 
-def _replace(places: Iterator[_Place], known: Mapping[str, Masked]) -> None:
-    for place in places:
-        place.replace(known[place.text].text)
+def _replace(texts: Iterator[_Text], known: Mapping[str, Masked]) -> None:
+    for one in texts:
+        one.replace(known[one.text].text)
