@@ -1,4 +1,4 @@
-"""Masks personal data in a call's request, before anything else is done with it.
+"""Masks personal data in a checked request, before a model sees any of it.
 
 Every text in a request is masked, wherever it is; so are new fields, unless they are named here. Keys of JSON objects
 count as texts. Texts that the model must or must not write can't be masked: personal data in them is refused.
