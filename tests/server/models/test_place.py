@@ -56,7 +56,7 @@ async def test_nobody_gets_in_with_personal_data_that_the_model_masks(models, ca
     assert call.stages == []
     masking = models["sentiment"].config.model_copy(update={"redact": ("email",)})
     monkeypatch.setattr(models["sentiment"], "config", masking)
-    monkeypatch.setattr(models["sentiment"], "_redactor", Redactor(["email"]))
+    monkeypatch.setattr(models["sentiment"].runner, "_redactor", Redactor(["email"]))
     async with admitted(models["sentiment"], REQUEST) as (_, seen):
         assert seen.request.inputs[0].text == "Write to [EMAIL]"
     assert call.stage_ns.keys() == {"tokenize"}
