@@ -9,7 +9,7 @@ PACKAGES := tuneserve benchmarks finetune quantize server
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test image-test check bench soak fuzz protos settings lock clean
+.PHONY: help setup demo test image-test check bench observe soak fuzz protos settings lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ soak: $(READY) ## ten minutes of mixed load on the real engines, and a thousand 
 
 fuzz: $(READY) ## ten thousand messages and garbage at every call of the API
 	TUNESERVE_FUZZ_EXAMPLES=10000 $(BIN)/pytest tests/server/promises/test_fuzz.py tests/server/promises/test_garbage.py
+
+observe: $(READY) ## an engine dies; a real Prometheus and Alertmanager tell a webhook, and again when it is back
+	$(BIN)/pytest -s tests/helm/test_observe.py
 
 bench: $(READY) ## our server beside plain vLLM and `vllm serve`, on the demo's models; REPORT=1 writes a file
 	@test -d demo/chat && test -d demo/sentiment || { echo "make bench measures the demo's models: run make demo first"; exit 2; }

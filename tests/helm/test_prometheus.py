@@ -5,17 +5,11 @@ The engines are fakes. They export what the expressions ask of vLLM, and vLLM's 
 """
 
 import asyncio
-import asyncio.subprocess
 import contextlib
 import importlib.util
 import json
 import re
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -32,7 +26,7 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 from ..server.conftest import FakeEngine, Served, served_by
-from .debian import program
+from .monitoring import prometheus
 from .rendering import CHART, MINIMAL, render
 from .test_alerts import OURS, rules, selectors
 
@@ -44,49 +38,6 @@ STREAM = generation_pb2.GenerateRequest(
 )
 GAUGES = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
 COUNTER = "vllm:num_preemptions"
-
-
-@dataclass(frozen=True)
-class Prometheus:
-    address: str
-
-    def finds(self, expression: str) -> bool:
-        """Whether an expression has a series now."""
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://{self.address}/api/v1/query?{query}", timeout=60) as answer:
-            return bool(json.load(answer)["data"]["result"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@asynccontextmanager
-async def prometheus(binary: Path, folder: Path, target: str, groups: list[dict]) -> AsyncIterator[Prometheus]:
-    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
-    static = {"targets": [target], "labels": {"namespace": OURS["namespace"], "pod": "p"}}
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [{"job_name": OURS["job"], "static_configs": [static]}],
-    }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
-    process = await asyncio.create_subprocess_exec(
-        binary,
-        f"--config.file={folder / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield Prometheus(address)
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 def exports(name: str, engine: FakeEngine) -> None:
@@ -152,10 +103,9 @@ def asked(chart: helm_python.Chart) -> set[str]:
 async def test_every_expression_finds_a_series(
     chart: helm_python.Chart, server: Served, kept: Callable[..., Path], tmp_path: Path
 ) -> None:
-    binary = program("prometheus", "prometheus", kept)
     missing = asked(chart)
     loading = asyncio.create_task(load(server))
-    async with prometheus(binary, tmp_path, server.app.metrics_address, rules(chart, {})) as running:
+    async with prometheus(kept, tmp_path, server.app.metrics_address, rules(chart, {})) as running:
         for _ in range(120):
             with contextlib.suppress(OSError):
                 missing = {one for one in missing if not await asyncio.to_thread(running.finds, one)}
