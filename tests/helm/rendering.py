@@ -2,6 +2,8 @@
 against the schemas of the projects that other objects belong to.
 """
 
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import yaml
 from . import custom_resources
 
 CHART = Path(__file__).parents[2] / "helm"
-VERSIONS = ["1.25", kubernetes_validate.latest_version()]
+OLDEST, NEWEST = "1.25", kubernetes_validate.latest_version()
 MINIMAL = {"models": {"sentiment": {"path": "/models/sentiment"}}}
+
+# For each manifest it would read a megabyte of definitions again.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 
 Manifests = dict[str, dict[str, Any]]
 
@@ -29,12 +34,12 @@ def render(chart: helm_python.Chart, values: dict[str, Any], name: str = "rel") 
     return manifests
 
 
-def check(manifest: dict[str, Any]) -> None:
-    """Raises an error unless the manifest is valid, for the oldest and the newest Kubernetes."""
+def check(manifest: dict[str, Any], versions: Iterable[str] = (OLDEST, NEWEST)) -> None:
+    """Raises an error unless the manifest is valid, for these versions of Kubernetes."""
     if manifest["kind"] in custom_resources.KINDS:
         custom_resources.validate(manifest)
     else:
-        for version in VERSIONS:
+        for version in versions:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import helm_python
+import kubernetes_validate
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from tuneserve.server.models.health import MODEL_SERVICES
 from tuneserve.server.text import redaction
 from tuneserve.settings import Settings
 
-from .rendering import CHART, MINIMAL, Manifests, container, render
+from .rendering import CHART, MINIMAL, OLDEST, Manifests, check, container, render
 
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
 JOB = "rel-tuneserve-metrics"
@@ -70,6 +71,14 @@ def test_lints(values: Path | None) -> None:
 def test_variants_render(chart: helm_python.Chart, values: Path, tmp_path: Path) -> None:
     manifests = render(chart, yaml.safe_load(values.read_text()))
     assert read_server_config(manifests, tmp_path).models.keys() == yaml.safe_load(values.read_text())["models"].keys()
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=lambda path: path.stem)
+def test_variants_are_valid_for_every_kubernetes(chart: helm_python.Chart, values: Path) -> None:
+    versions = dict.fromkeys(kubernetes_validate.utils.all_versions())
+    assert next(iter(versions)).startswith(OLDEST)
+    for manifest in render(chart, yaml.safe_load(values.read_text())).values():
+        check(manifest, versions)
 
 
 def test_app_version_is_the_package_version(chart: helm_python.Chart) -> None:
@@ -565,7 +574,7 @@ def chart_values() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @settings(
-    max_examples=40,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
