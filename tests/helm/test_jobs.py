@@ -1,5 +1,8 @@
 """Jobs, and the pod of helm test: their commands are ones that tuneserve takes."""
 
+import asyncio
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import yaml
 from tuneserve import settings
 from tuneserve.cli import cli
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.server.config import ModelConfig, ServerConfig
 
+from ..server.conftest import served_by
 from .rendering import CHART, MINIMAL, Manifests, render
 
 
@@ -102,6 +107,23 @@ def test_helm_test_calls_each_model_through_the_service(chart: helm_python.Chart
     assert pod["spec"]["volumes"][1]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
     [key] = [one for one in pod["spec"]["containers"][0]["env"] if one["name"] == "TUNESERVE_KEY"]
     assert key["valueFrom"]["secretKeyRef"] == {"name": "test-key", "key": "key"}
+
+
+async def test_helm_test_passes_where_a_model_answers(chart: helm_python.Chart, make_bert: Callable[..., Path]) -> None:
+    path = make_bert("ForSequenceClassification", ["neg", "pos"])
+    everywhere = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
+    manifests = render(chart, {"models": {"there": {"path": "/models/a"}, "missing": {"path": "/models/b"}}})
+    commands = [[*one["command"], *one["args"]] for one in manifests["inference"]["spec"]["containers"]]
+    async with served_by(ServerConfig(models={"there": ModelConfig(path=path)}, **everywhere)) as server:
+        # A slow one passes, too.
+        server.engines["there"].delay = 1.0
+        statuses = []
+        for program, *arguments in commands:
+            assert program == "tuneserve"
+            here = [f"--target={server.app.address}" if "--target" in one else one for one in arguments]
+            process = await asyncio.create_subprocess_exec(sys.executable, "-P", "-m", "tuneserve.cli", *here)
+            statuses.append(await process.wait() == 0)
+    assert statuses == [False, True]
 
 
 @pytest.mark.parametrize("secrets", [{"tenantsSecret": "keys"}, {"tlsSecret": "web", "clientCaSecret": "web"}])
