@@ -23,7 +23,7 @@ test: $(READY) ## every test, on the real vLLM engine where it matters
 	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 image-test: $(READY) ## build both images without Docker, train in one and serve from the other; as root on Debian
-	$(BIN)/pytest tests/image/build_and_serve.py
+	$(BIN)/pytest --override-ini faulthandler_timeout=3600 tests/image/build_and_serve.py
 
 check: $(READY) .cache/types ## ruff, strict types, buf lint
 	$(BIN)/ruff check .
