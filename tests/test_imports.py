@@ -121,6 +121,7 @@ ELSEWHERE = {
     "tuneserve.client.aio": "every test of tests/tuneserve/client asks both clients",
     "tuneserve.client.sync": "every test of tests/tuneserve/client asks both clients",
     "tuneserve.server.engine.nf4_cpu": "runs inside vLLM; finetune/test_served.py: four bits in float32",
+    "tuneserve.benchmarks.gpu.phase": "test_main.py runs phases of each kind",
     "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py runs every test on it",
     "tuneserve.benchmarks.serving.workers.http_client": "test_worker.py runs every test on it",
     "tuneserve.benchmarks.serving.workers.offline": "an engine of its own, only for `make bench`: not tested",
