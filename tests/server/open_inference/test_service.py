@@ -215,7 +215,9 @@ async def test_streams_through_tritonclient(served, method):
     assert whole["parameters"]["triton_final_response"]
     [bad] = by_id["bad"]
     assert "parameters.max_tokens: is 0; allowed: 1 or more" in bad["error"]
-    assert [one["text_output"] for one in by_id["several"]] == [["ab", "ab"]] * 2
+    assert ["".join(texts) for texts in zip(*(one["text_output"] for one in by_id["several"]), strict=True)] == [
+        "abab"
+    ] * 2
     [label] = by_id["label"]
     assert label["label"] == ["pos"]
 
