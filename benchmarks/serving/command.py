@@ -22,6 +22,13 @@ _GOALS = ("e2el", "ttft", "tpot")
     show_default=True,
     help="Connections, each with one call at a time if there is no --rate.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Client processes that share the connections; more if the client is busy.",
+)
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Calls a second that arrive independently.")
 @click.option(
     "--goodput",
@@ -76,9 +83,9 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
     """
     from rich.console import Console
 
-    from tuneserve.benchmarks.serving.load.bench import run
     from tuneserve.benchmarks.serving.load.calls import Settings
     from tuneserve.benchmarks.serving.load.compare import compared, read
+    from tuneserve.benchmarks.serving.load.processes import run
     from tuneserve.benchmarks.serving.load.report import rates, table
 
     if compare:

@@ -1,18 +1,25 @@
 """When calls are due that arrive independently."""
 
 import asyncio
+import itertools
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 
-async def arrivals(rate: float, begin: float, end: float, seed: int) -> AsyncIterator[float]:
-    """Yields when each call is due, by time.perf_counter: a Poisson process with `rate` a second.
+def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
+    """Yields the seconds at which calls are due, up to `seconds`: a Poisson process with `rate` a second."""
+    times = random.Random(seed)
+    gaps = iter(lambda: times.expovariate(rate), None)
+    return itertools.takewhile(lambda due: due < seconds, itertools.accumulate(gaps))
+
+
+async def arrivals(times: Iterable[float], begin: float) -> AsyncIterator[float]:
+    """Yields when each call is due, by time.perf_counter; `times` are seconds from `begin`.
 
     It yields at that time, or later if this program is late: callers measure from the time that it was due.
     """
-    times, due = random.Random(seed), begin
-    while (due := due + times.expovariate(rate)) < end:
+    for due in times:
         # Sleeps even when late, because otherwise no other task would run.
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        yield due
+        await asyncio.sleep(max(0.0, begin + due - time.perf_counter()))
+        yield begin + due

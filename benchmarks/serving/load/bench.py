@@ -18,7 +18,8 @@ server that joins tokens has fewer and longer gaps. TPOT: from the first message
 the first message. E2EL: the whole call. p50, p90, p99 and p99.9 in milliseconds. A call is good if each time of it that
 has a goal is within that; errors are not.
 
-If this program used most of a core, or was late to send, `client_limited` is true: the server may do more.
+`client_cpu` is the share of a core that the busiest client process used. If it was most of one, or calls were sent
+late, `client_limited` is true: the server may do more, and `processes` help.
 
 It calls the server over gRPC only, and gets the task from ModelService.GetModel.
 """
@@ -26,77 +27,34 @@ It calls the server over gRPC only, and gets the task from ModelService.GetModel
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 import grpc
 
-from tuneserve.benchmarks.serving.load.arrivals import arrivals
-from tuneserve.benchmarks.serving.load.calls import Call, Settings, calls_of
-from tuneserve.benchmarks.serving.load.tally import Tally, milliseconds
+from tuneserve.benchmarks.serving.load.arrivals import arrivals, poisson
+from tuneserve.benchmarks.serving.load.calls import Call, Settings, Share, calls_of
+from tuneserve.benchmarks.serving.load.result import Part, Result, joined
+from tuneserve.benchmarks.serving.load.tally import Tally
 from tuneserve.call.channel import failure
-from tuneserve.checkpoint.tasks import TASK_NAMES
-from tuneserve.errors import StepFailed, UserError
-from tuneserve.machine.tiers import measured_on
+from tuneserve.errors import UserError
 from tuneserve.v1 import checkpoint_pb2 as checkpoint
 from tuneserve.v1 import model_pb2 as models
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
 CONNECT_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
-# From here on, this program's own speed limits the load: a share of a core, and milliseconds.
-BUSY, LATE = 0.8, 10.0
 # Otherwise channels with equal targets would share one connection.
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
-@dataclass(frozen=True)
-class Result:
-    """The results. `figures` are named with their units; a figure without any measurement is None."""
-
-    settings: Settings
-    task: str
-    version: str
-    quantization: str
-    calls: int
-    errors: dict[str, int]
-    error_texts: dict[str, str]
-    figures: dict[str, float | None]
-
-    @property
-    def client_limited(self) -> bool:
-        """Whether this program's own speed limited the load."""
-        return (self.figures["client_cpu"] or 0) > BUSY or (self.figures.get("lag_ms_p99") or 0) > LATE
-
-    @property
-    def good_share(self) -> float:
-        """The share of good calls among all, errors included."""
-        return (self.figures["goodput_per_s"] or 0) * self.settings.seconds / (self.calls + sum(self.errors.values()))
-
-    def to_json(self) -> dict[str, object]:
-        """Returns one flat object: settings, what was served, figures."""
-        # The caller's target and key are left out.
-        settings = {key: value for key, value in vars(self.settings).items() if key != "server"}
-        settings |= {"target": self.settings.server.target, "tls": self.settings.server.secure}
-        settings |= {"texts": str(self.settings.texts or "built-in"), "client_tier": measured_on()}
-        served = {"task": self.task, "version": self.version, "quantization": self.quantization}
-        outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
-        outcome["client_limited"] = self.client_limited
-        return settings | served | outcome | self.figures
-
-
-def run(settings: Settings) -> Result:
-    """Measures; takes warm-up, seconds and at most 10 s to connect.
-
-    Raises CallFailed if the server can't be reached, refuses the key or does not know the model, UserError for a batch
-    that is too large for the model, and StepFailed if no call succeeded.
-    """
-    return asyncio.run(measure(settings))
-
-
 async def measure(settings: Settings) -> Result:
-    """The same as `run`, inside a running event loop."""
+    """Measures with this process alone, inside a running event loop. Raises what `processes.run` raises."""
+    return joined(settings, [await part(settings, Share())])
+
+
+async def part(settings: Settings, share: Share, together: Callable[[], Awaitable[object]] | None = None) -> Part:
+    """Makes the calls of one process. When it is connected, it waits for the others with `together`."""
     async with AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(settings.server.open_async(OWN_CONNECTION))
@@ -104,14 +62,16 @@ async def measure(settings: Settings) -> Result:
         ]
         served = await _get_model(channels[0], settings)
         await _ready(channels, str(settings.server.target))
-        call_on = calls_of(served, settings)
+        call_on = calls_of(served, settings, share)
+        if together:
+            await together()
         begin = time.perf_counter() + settings.warmup
         goals = {name: most / 1000 for name, most in settings.goodput.items()}
         tally = Tally(begin, begin + settings.seconds, settings.rate is not None, goals)
         if settings.rate is None:
             calls = [asyncio.create_task(_repeat(call_on(channel), tally)) for channel in channels]
         else:
-            calls = [asyncio.create_task(_arrive([call_on(channel) for channel in channels], tally, settings))]
+            calls = [asyncio.create_task(_arrive([call_on(channel) for channel in channels], tally, settings, share))]
         try:
             await _until(tally.begin, calls)
             cpu = time.process_time()
@@ -123,21 +83,7 @@ async def measure(settings: Settings) -> Result:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-    if not tally.latencies:
-        refusals = "".join(f"; {code}: {text}" for code, text in tally.error_texts.items())
-        raise StepFailed(
-            f"no call was answered in {settings.seconds:g} s{refusals}", "" if refusals else "measure longer"
-        )
-    return Result(
-        settings=settings,
-        task=TASK_NAMES[served.model.task],
-        version=served.model.version,
-        quantization=served.model.quantization,
-        calls=len(tally.latencies),
-        errors=dict(tally.errors),
-        error_texts={code: tally.error_texts[code] for code in tally.errors},
-        figures=_figures(served.model.task, settings, tally) | {"client_cpu": round(cpu / settings.seconds, 3)},
-    )
+    return Part(served.model.task, served.model.version, served.model.quantization, tally, cpu / settings.seconds)
 
 
 async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:
@@ -181,11 +127,12 @@ async def _repeat(call: Call, tally: Tally) -> None:
             await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _arrive(calls: Sequence[Call], tally: Tally, settings: Settings) -> None:
+async def _arrive(calls: Sequence[Call], tally: Tally, settings: Settings, share: Share) -> None:
     assert settings.rate is not None
-    turns = itertools.cycle(calls)
+    turns, begin = itertools.cycle(calls), tally.begin - settings.warmup
+    times = share.deal(poisson(settings.rate, tally.end - begin, settings.seed))
     async with asyncio.TaskGroup() as group:
-        async for due in arrivals(settings.rate, tally.begin - settings.warmup, tally.end, settings.seed):
+        async for due in arrivals(times, begin):
             group.create_task(_one(next(turns), tally, due))
 
 
@@ -196,28 +143,3 @@ async def _one(call: Call, tally: Tally, due: float) -> None:
         await call(tally, due)
     except grpc.aio.AioRpcError as error:
         tally.fail(error.code().name, error.details() or "", due)
-
-
-def _figures(task: checkpoint.Task, settings: Settings, tally: Tally) -> dict[str, float | None]:
-    """Returns the figures of the task, by name with unit."""
-    seconds = settings.seconds
-    rates = {
-        "calls_per_s": round(len(tally.latencies) / seconds, 3),
-        "input_tokens_per_s": round(tally.prompt_tokens / seconds, 1),
-    }
-    if settings.goodput:
-        rates["goodput_per_s"] = round(tally.good / seconds, 3)
-    lags = milliseconds("lag", tally.lags, [50, 99]) if settings.rate is not None else {}
-    if task != checkpoint.TASK_GENERATION:
-        return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | lags | milliseconds("e2el", tally.latencies)
-    generated = {"output_tokens_per_s": round(tally.output_tokens / seconds, 2)} | rates | lags
-    if not settings.stream:
-        return generated | milliseconds("e2el", tally.latencies)
-    return (
-        generated
-        | milliseconds("ttft", tally.first_tokens)
-        | milliseconds("itl", tally.gaps)
-        | milliseconds("tpot", tally.per_token)
-        | milliseconds("e2el", tally.latencies)
-        | {"tokens_per_message": round(tally.message_tokens / tally.messages, 2) if tally.messages else None}
-    )

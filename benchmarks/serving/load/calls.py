@@ -7,9 +7,10 @@ running number of eight digits, which starts at random. That costs a few tokens 
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 
@@ -24,6 +25,7 @@ from tuneserve.v1 import model_pb2 as models
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
+Item = TypeVar("Item")
 # Makes a call and counts it. Its times count from the second argument: when it was due, or is sent.
 Call = Callable[[Tally, float], Awaitable[None]]
 
@@ -44,9 +46,23 @@ class Settings:
     texts: Path | None = None  # one input a line; built-in ones when None
     max_tokens: int = 64  # of each answer
     stream: bool = True  # GenerateStream, or the unary Generate
+    processes: int = 1  # of the client, that share the connections
 
 
-def calls_of(served: models.GetModelResponse, settings: Settings) -> Callable[[grpc.aio.Channel], Call]:
+@dataclass(frozen=True)
+class Share:
+    """The calls of one of several client processes: number `index`, `index` + `of`, and so on."""
+
+    index: int = 0
+    of: int = 1
+    number: int = field(default_factory=lambda: random.randrange(10**7, 9 * 10**7))  # the run's first running number
+
+    def deal(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Returns those of this process."""
+        return itertools.islice(items, self.index, None, self.of)
+
+
+def calls_of(served: models.GetModelResponse, settings: Settings, share: Share) -> Callable[[grpc.aio.Channel], Call]:
     """Returns a function that makes a connection's call for the model's task.
 
     All connections take their inputs from one endless iterator. Raises UserError if the file of texts can't be read.
@@ -54,19 +70,17 @@ def calls_of(served: models.GetModelResponse, settings: Settings) -> Callable[[g
     task = served.model.task
     given = samples.read(settings.texts) if settings.texts else None
     if task == checkpoint.TASK_GENERATION:
-        texts = _numbered(given or samples.PROMPTS)
+        texts = _numbered(given or samples.PROMPTS, share)
         prompts = (_prompt(text, as_chat=bool(served.checkpoint.chat_template_sha256)) for text in texts)
         return lambda channel: _generate(channel, prompts, settings)
-    sentences = _numbered(given or samples.SENTENCES)
+    sentences = _numbered(given or samples.SENTENCES, share)
     batches = iter(lambda: list(itertools.islice(sentences, settings.batch)), [])
     classify = _classify if task == checkpoint.TASK_SEQUENCE_CLASSIFICATION else _classify_tokens
     return lambda channel: classify(channel, batches, settings)
 
 
-def _numbered(texts: list[str]) -> Iterator[str]:
-    return (
-        f"{number} {text}" for number, text in enumerate(itertools.cycle(texts), random.randrange(10**7, 9 * 10**7))
-    )
+def _numbered(texts: list[str], share: Share) -> Iterator[str]:
+    return (f"{number} {text}" for number, text in share.deal(enumerate(itertools.cycle(texts), share.number)))
 
 
 def _prompt(text: str, as_chat: bool) -> generation.Prompt:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from tuneserve.benchmarks.serving.load.bench import Result
+from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 from tuneserve.machine.tiers import measured_on
 
@@ -47,7 +47,7 @@ def table(result: Result) -> Table:
     for code, count in result.errors.items():
         rows.add_row(f"[red]errors {code}[/red]", str(count))
     if result.client_limited:
-        rows.add_row("[yellow]this program was busy: the server may do more[/yellow]")
+        rows.add_row("[yellow]the client was busy: the server may do more; try more --processes[/yellow]")
     return rows
 
 

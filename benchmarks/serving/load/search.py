@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuneserve.benchmarks.serving.load.bench import Result, run
 from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.processes import run
+from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.errors import StepFailed
 
 # The share of good calls that a rate needs.
@@ -22,7 +23,7 @@ def highest(
     """Returns the highest rate that was good, 0 if none was, and the results of all rates, in the order of measuring.
 
     It begins with what the connections reach in a closed loop. `show` is called with each rate and its result; None if
-    no call was answered. Raises what `bench.run` raises, except for rates at which nothing is answered.
+    no call was answered. Raises what `processes.run` raises, except for rates at which nothing is answered.
     """
     found: list[Result] = []
 

@@ -90,6 +90,14 @@ class Tally:
         if self.begin <= when < self.end:
             self.errors[code] += 1
 
+    def join(self, other: "Tally") -> None:
+        """Adds what another process counted in the same window."""
+        for name in ("good", "inputs", "prompt_tokens", "output_tokens", "messages", "message_tokens", "errors"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("lags", "latencies", "first_tokens", "gaps", "per_token"):
+            getattr(self, name).extend(getattr(other, name))
+        self.error_texts = other.error_texts | self.error_texts
+
 
 def milliseconds(
     name: str, seconds: Sequence[float], percentiles: Iterable[float] = PERCENTILES

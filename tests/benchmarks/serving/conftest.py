@@ -112,13 +112,18 @@ class Server(
             size = 2
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[tuple[Server, str]]:
-    servicer = Server()
+def on_grpc(servicer: Server) -> grpc.aio.Server:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+    return server
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Server, str]]:
+    servicer = Server()
+    server = on_grpc(servicer)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield servicer, f"127.0.0.1:{port}"

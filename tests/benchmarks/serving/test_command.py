@@ -10,13 +10,8 @@ from click.testing import CliRunner
 
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.machine.tiers import measured_on
-from tuneserve.v1 import (
-    classification_pb2_grpc,
-    generation_pb2_grpc,
-    model_pb2_grpc,
-)
 
-from .conftest import Server
+from .conftest import Server, on_grpc
 
 
 @pytest.mark.parametrize(
@@ -75,10 +70,7 @@ async def test_a_server_with_keys_and_tls(certified: tuple[Path, Path]) -> None:
     key, certificate = certified
     servicer = Server()
     servicer.key = "secret-of-mine"
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
-    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+    server = on_grpc(servicer)
     pair = [(key.read_bytes(), certificate.read_bytes())]
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair, certificate.read_bytes(), True))
     await server.start()

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from tuneserve.benchmarks.serving.load.bench import Result
 from tuneserve.benchmarks.serving.load.report import rates, table
+from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 
 from ..conftest import settings
@@ -39,7 +39,7 @@ def test_errors_and_a_busy_client_are_told() -> None:
     text = shown(table(bad))
     assert "errors UNAVAILABLE" in text
     assert "UNAVAILABLE: [red]gone" in text, "a server's text is not markup"
-    assert "this program was busy" in text
+    assert "the client was busy" in text
     assert "at 50 a second" in text
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tuneserve.benchmarks.serving.load import bench
 from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.search import highest
 from tuneserve.errors import StepFailed
 
@@ -14,13 +14,13 @@ from ..conftest import settings
 def test_the_highest_rate_is_found(capacity: float) -> None:
     asked: list[float | None] = []
 
-    def measured(chosen: Settings) -> bench.Result:
+    def measured(chosen: Settings) -> Result:
         asked.append(chosen.rate)
         if (chosen.rate or 0) > 3 * capacity:
             raise StepFailed("no call was answered")
         figures = {"calls_per_s": 100.0, "goodput_per_s": min(chosen.rate or 0, capacity), "client_cpu": 0.1}
         calls = round((chosen.rate or 0) * chosen.seconds)
-        return bench.Result(chosen, "t", "v", "", calls, {}, {}, figures)
+        return Result(chosen, "t", "v", "", calls, {}, {}, figures)
 
     shown: list[float] = []
     chosen = settings("x:1", "sentiment", seconds=10.0, goodput={"e2el": 20.0})

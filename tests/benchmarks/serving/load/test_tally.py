@@ -55,3 +55,19 @@ def test_a_good_call_is_within_each_goal() -> None:
     assert tally.good == 1
     tally.finish(Answer(started=1.0, inputs=1), when=2.0)
     assert tally.good == 2, "a call without tokens has no times of them"
+
+
+def test_what_several_processes_counted_is_added() -> None:
+    parts = [Tally(begin=0.0, end=100.0, goals={"e2el": 2.0}) for _ in range(2)]
+    for tally, end in zip(parts, (1.5, 4.0), strict=True):
+        tally.finish(Answer(started=1.0, inputs=3, prompt_tokens=5, arrivals=[(1.1, 1), (end, 2)]), when=end)
+        tally.token(end, 3)
+        tally.lags.append(end)
+        tally.fail("UNAVAILABLE", f"at {end}", when=2.0)
+    whole, other = parts
+    whole.join(other)
+    assert (whole.good, whole.inputs, whole.prompt_tokens, whole.output_tokens) == (1, 6, 10, 6)
+    assert (whole.messages, whole.message_tokens, whole.lags) == (4, 6, [1.5, 4.0])
+    assert whole.latencies == pytest.approx([0.5, 3.0])
+    assert (len(whole.first_tokens), len(whole.gaps), len(whole.per_token)) == (2, 2, 2)
+    assert (whole.errors, whole.error_texts) == ({"UNAVAILABLE": 2}, {"UNAVAILABLE": "at 1.5"})

@@ -1,0 +1,63 @@
+"""A run by one or several client processes, so that one core of the client does not limit the load.
+
+Each has its share of the connections, and makes every Nth call: all of them know when each call of the run is due, and
+its running number. So the calls are the same for any number of processes.
+"""
+
+import asyncio
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from threading import Barrier, BrokenBarrierError
+
+from tuneserve.benchmarks.serving.load.bench import measure, part
+from tuneserve.benchmarks.serving.load.calls import Settings, Share
+from tuneserve.benchmarks.serving.load.result import Part, Result, joined
+from tuneserve.errors import UserError
+
+# From the first process that is ready to the last.
+_START_SECONDS = 120.0
+_ready: Barrier  # of this process, if it is one of several
+
+
+def run(settings: Settings) -> Result:
+    """Measures; takes warm-up, seconds and at most 10 s to connect.
+
+    Raises CallFailed if the server can't be reached, refuses the key or does not know the model, UserError for a batch
+    that is too large for the model or fewer connections than processes, and StepFailed if no call succeeded.
+    """
+    if settings.processes == 1:
+        return asyncio.run(measure(settings))
+    if settings.connections < settings.processes:
+        raise UserError(f"--processes {settings.processes}: there are only {settings.connections} --connections")
+    # A forked process could not use gRPC.
+    spawning = multiprocessing.get_context("spawn")
+    ready = spawning.Barrier(settings.processes)
+    with ProcessPoolExecutor(settings.processes, spawning, _initialize, (ready,)) as pool:
+        running = [pool.submit(_part, one, share) for one, share in _shares(settings)]
+        failed = [error for one in running if (error := one.exception())]
+    # Those that waited for a process that failed say nothing of the cause.
+    for error in sorted(failed, key=lambda error: isinstance(error, BrokenBarrierError)):
+        raise error
+    return joined(settings, [one.result() for one in running])
+
+
+def _shares(settings: Settings) -> Iterator[tuple[Settings, Share]]:
+    number = Share().number
+    for index in range(settings.processes):
+        connections = len(range(index, settings.connections, settings.processes))
+        yield replace(settings, connections=connections), Share(index, settings.processes, number)
+
+
+def _initialize(ready: Barrier) -> None:
+    global _ready
+    _ready = ready
+
+
+def _part(settings: Settings, share: Share) -> Part:
+    try:
+        return asyncio.run(part(settings, share, lambda: asyncio.to_thread(_ready.wait, _START_SECONDS)))
+    except BaseException:
+        _ready.abort()
+        raise
