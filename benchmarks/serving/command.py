@@ -29,7 +29,20 @@ _GOALS = ("e2el", "ttft", "tpot")
     show_default=True,
     help="Client processes that share the connections; more if the client is busy.",
 )
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Calls a second that arrive independently.")
+@click.option(
+    "--rate",
+    "--request-rate",
+    "rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Calls a second that arrive independently.",
+)
+@click.option(
+    "--burstiness",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of these arrivals: 1 is a Poisson process, less comes in bursts, more is more even.",
+)
 @click.option(
     "--goodput",
     "goals",
@@ -93,6 +106,8 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
         return
     if not settings["model"]:
         raise click.UsageError("Missing option '--model'.")
+    if settings["burstiness"] != 1 and settings["rate"] is None and not max_rate:
+        raise click.UsageError("--burstiness needs --rate or --max-rate: a closed loop has no arrivals")
     chosen = Settings(**settings, goodput=_goals(goals))
     if max_rate and not chosen.goodput:
         raise click.UsageError("--max-rate needs --goodput: what makes a call good")

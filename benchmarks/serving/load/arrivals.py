@@ -7,10 +7,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 
-def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Yields the seconds at which calls are due, up to `seconds`: a Poisson process with `rate` a second."""
+def gamma(rate: float, seconds: float, seed: int, burstiness: float = 1.0) -> Iterator[float]:
+    """Yields the seconds at which calls are due, up to `seconds`, with `rate` a second.
+
+    The gaps between them have a gamma distribution of shape `burstiness`, as in `vllm bench serve`: 1 is a Poisson
+    process, less comes in bursts, more is more even.
+    """
     times = random.Random(seed)
-    gaps = iter(lambda: times.expovariate(rate), None)
+    gaps = iter(lambda: times.gammavariate(burstiness, 1 / (rate * burstiness)), None)
     return itertools.takewhile(lambda due: due < seconds, itertools.accumulate(gaps))
 
 

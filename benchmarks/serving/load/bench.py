@@ -5,7 +5,8 @@ more than N calls in the server: when it slows down, so does the load. So latenc
 arriving independently would see, and throughput is the most that N connections can reach. After an error a connection
 pauses for 50 ms, so that a refusing server is not called in a tight loop. Calls still running at the end are cancelled.
 
-In an open loop, calls arrive at a given rate, on the connections in turn, whatever the server's speed. All times are
+In an open loop, calls arrive at a given rate, on the connections in turn, whatever the server's speed: by default as a
+Poisson process, in bursts with a `burstiness` below 1. All times are
 measured from when a call was due: a client that is late would leave out the waits that matter. `lag` is how late calls
 were sent. Calls count that were due in the measured time; at its end, those that still run are waited for.
 
@@ -32,7 +33,7 @@ from contextlib import AsyncExitStack
 
 import grpc
 
-from tuneserve.benchmarks.serving.load.arrivals import arrivals, poisson
+from tuneserve.benchmarks.serving.load.arrivals import arrivals, gamma
 from tuneserve.benchmarks.serving.load.calls import Call, Settings, Share, calls_of
 from tuneserve.benchmarks.serving.load.result import Part, Result, joined
 from tuneserve.benchmarks.serving.load.tally import Tally
@@ -130,7 +131,7 @@ async def _repeat(call: Call, tally: Tally) -> None:
 async def _arrive(calls: Sequence[Call], tally: Tally, settings: Settings, share: Share) -> None:
     assert settings.rate is not None
     turns, begin = itertools.cycle(calls), tally.begin - settings.warmup
-    times = share.deal(poisson(settings.rate, tally.end - begin, settings.seed))
+    times = share.deal(gamma(settings.rate, tally.end - begin, settings.seed, settings.burstiness))
     async with asyncio.TaskGroup() as group:
         async for due in arrivals(times, begin):
             group.create_task(_one(next(turns), tally, due))

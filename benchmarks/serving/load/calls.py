@@ -40,6 +40,7 @@ class Settings:
     seconds: float = 10.0
     warmup: float = 2.0
     rate: float | None = None  # calls a second, in an open loop; None is a closed loop
+    burstiness: float = 1.0  # of the arrivals: 1 is a Poisson process, less comes in bursts
     goodput: Mapping[str, float] = field(default_factory=dict)  # milliseconds that a good call takes at most, by name
     seed: int = 0  # of the arrivals
     batch: int = 1  # texts of one call; generation takes 1

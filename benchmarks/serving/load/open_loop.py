@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc
 
-from tuneserve.benchmarks.serving.load.arrivals import arrivals, poisson
+from tuneserve.benchmarks.serving.load.arrivals import arrivals, gamma
 from tuneserve.benchmarks.serving.load.tally import milliseconds
 
 # Makes one call; the argument is its running number. Returns the server's own figure of its time in the queue (see
@@ -112,7 +112,7 @@ async def open_loop(call: Call, rate: float, seconds: float, seed: int, usual_se
     """
     seen, numbers, begin = _Seen(), count(), time.perf_counter()
     end, calls, unsent = begin + seconds, list[asyncio.Task[None]](), list[float]()
-    async for due in arrivals(poisson(rate, seconds, seed), begin):
+    async for due in arrivals(gamma(rate, seconds, seed), begin):
         if time.perf_counter() < end + _GRACE_SECONDS:
             calls.append(asyncio.create_task(seen.call(call, next(numbers), due)))
         else:

@@ -23,6 +23,7 @@ from .conftest import Server, on_grpc
         (["--max-rate"], "--max-rate needs --goodput"),
         (["--max-rate", "--rate", "5", "--goodput", "ttft:5"], "--max-rate and --rate exclude each other"),
         (["--rate", "0"], "--rate"),
+        (["--burstiness", "0.5"], "--burstiness needs --rate or --max-rate"),
     ],
 )
 def test_wrong_goals_and_rates_are_named(wrong: list[str], message: str) -> None:

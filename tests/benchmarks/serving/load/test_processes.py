@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tuneserve.benchmarks.serving.load.arrivals import poisson
+from tuneserve.benchmarks.serving.load.arrivals import gamma
 from tuneserve.benchmarks.serving.load.calls import Share
 from tuneserve.benchmarks.serving.load.processes import run
 from tuneserve.call.channel import CallFailed
@@ -30,7 +30,7 @@ async def test_processes_share_the_arrivals(served: tuple[Server, str]) -> None:
     server, target = served
     chosen = settings(target, "sentiment", rate=100.0, seed=3, warmup=0.0, seconds=1.0, processes=3)
     result = await asyncio.to_thread(run, chosen)
-    due = len(list(poisson(100.0, 1.0, seed=3)))
+    due = len(list(gamma(100.0, 1.0, seed=3)))
     assert result.calls == len(server.requests) == due
     # As one process would: an own number for each call, without a gap.
     numbers = sorted(int(request.inputs[0].text.split()[0]) for request in server.requests)
