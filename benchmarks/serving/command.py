@@ -14,7 +14,12 @@ _GOALS = ("e2el", "ttft", "tpot")
 
 
 @click.command("bench")
-@click.option("--model", help="Name of the model; its task determines the calls.  [required]")
+@click.option("--model", help="Name of the model.  [required]")
+@click.option(
+    "--call",
+    type=click.Choice(("classify", "tokens", "rank", "embed", "chat", "generate")),
+    help="What is called, named as by `tuneserve call`.  [default: what the model is for]",
+)
 @click.option(
     "--connections",
     type=click.IntRange(1, 4096),
@@ -67,7 +72,9 @@ _GOALS = ("e2el", "ttft", "tpot")
 @click.option(
     "--warmup", type=click.FloatRange(0), default=2.0, show_default=True, help="Seconds of warm-up, not counted."
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Texts of one classification call.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Texts of one call; with rank, candidates."
+)
 @click.option(
     "--texts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -87,6 +94,7 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
 
     \b
     tuneserve bench --model sentiment --connections 32 --batch 8
+    tuneserve bench --model reranker --call rank --batch 20
     tuneserve bench --model sentiment --rate 100 --goodput e2el:50
     tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
     tuneserve bench --compare before.txt after.txt
@@ -96,10 +104,10 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
     """
     from rich.console import Console
 
-    from tuneserve.benchmarks.serving.load.calls import Settings
     from tuneserve.benchmarks.serving.load.compare import compared, read
     from tuneserve.benchmarks.serving.load.processes import run
     from tuneserve.benchmarks.serving.load.report import rates, table
+    from tuneserve.benchmarks.serving.load.settings import Settings
 
     if compare:
         Console().print(compared(*map(read, compare)))

@@ -19,7 +19,7 @@ import click
 import grpc
 
 from tuneserve.benchmarks.serving.caller import Caller
-from tuneserve.benchmarks.serving.load.bench import OWN_CONNECTION
+from tuneserve.benchmarks.serving.load.apis.ours import OWN_CONNECTION
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 

@@ -11,7 +11,7 @@ measured from when a call was due: a client that is late would leave out the wai
 were sent. Calls count that were due in the measured time; at its end, those that still run are waited for.
 
 The first seconds are a warm-up and are not counted. Classification: `batch` texts per call. Generation: one prompt per
-call, greedy, and exactly `max_tokens` tokens per answer, end token or not. No input is sent twice (calls.py).
+call, greedy, and exactly `max_tokens` tokens per answer, end token or not. No input is sent twice (inputs.py).
 
 Figures have the usual names. TTFT: from sending to the first message with a token. ITL: between one message of an
 answer and the next, as in `vllm bench serve`; `tokens_per_message` is the mean number of tokens of a message, since a
@@ -21,32 +21,23 @@ has a goal is within that; errors are not.
 
 `client_cpu` is the share of a core that the busiest client process used. If it was most of one, or calls were sent
 late, `client_limited` is true: the server may do more, and `processes` help.
-
-It calls the server over gRPC only, and gets the task from ModelService.GetModel.
 """
 
 import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 
-import grpc
-
+from tuneserve.benchmarks.serving.load.apis import ours
 from tuneserve.benchmarks.serving.load.arrivals import arrivals, gamma
-from tuneserve.benchmarks.serving.load.calls import Call, Settings, Share, calls_of
+from tuneserve.benchmarks.serving.load.calls import Call, Refused, calling
+from tuneserve.benchmarks.serving.load.inputs import requests
 from tuneserve.benchmarks.serving.load.result import Part, Result, joined
+from tuneserve.benchmarks.serving.load.settings import Settings, Share
 from tuneserve.benchmarks.serving.load.tally import Tally
-from tuneserve.call.channel import failure
 from tuneserve.errors import UserError
-from tuneserve.v1 import checkpoint_pb2 as checkpoint
-from tuneserve.v1 import model_pb2 as models
-from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-CONNECT_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
-# Otherwise channels with equal targets would share one connection.
-OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
 async def measure(settings: Settings) -> Result:
@@ -56,23 +47,21 @@ async def measure(settings: Settings) -> Result:
 
 async def part(settings: Settings, share: Share, together: Callable[[], Awaitable[object]] | None = None) -> Part:
     """Makes the calls of one process. When it is connected, it waits for the others with `together`."""
-    async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(settings.server.open_async(OWN_CONNECTION))
-            for _ in range(settings.connections)
-        ]
-        served = await _get_model(channels[0], settings)
-        await _ready(channels, str(settings.server.target))
-        call_on = calls_of(served, settings, share)
+    async with ours.opened(settings) as (served, senders):
+        most = 1 if served.generates else served.max_inputs
+        if settings.batch > most > 0:
+            raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
+        inputs = requests(settings, served.call, share)
+        each = [calling(send, inputs) for send in senders]
         if together:
             await together()
         begin = time.perf_counter() + settings.warmup
         goals = {name: most / 1000 for name, most in settings.goodput.items()}
         tally = Tally(begin, begin + settings.seconds, settings.rate is not None, goals)
         if settings.rate is None:
-            calls = [asyncio.create_task(_repeat(call_on(channel), tally)) for channel in channels]
+            calls = [asyncio.create_task(_repeat(call, tally)) for call in each]
         else:
-            calls = [asyncio.create_task(_arrive([call_on(channel) for channel in channels], tally, settings, share))]
+            calls = [asyncio.create_task(_arrive(each, tally, settings, share))]
         try:
             await _until(tally.begin, calls)
             cpu = time.process_time()
@@ -84,32 +73,7 @@ async def part(settings: Settings, share: Share, together: Callable[[], Awaitabl
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-    return Part(served.model.task, served.model.version, served.model.quantization, tally, cpu / settings.seconds)
-
-
-async def _ready(channels: list[grpc.aio.Channel], target: str) -> None:
-    """Connects all channels before the first call, so that none connects while others are measured."""
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await asyncio.gather(*(channel.channel_ready() for channel in channels))
-    except TimeoutError:
-        raise UserError(
-            f"--target {target}: does not accept {len(channels)} connections", "use fewer --connections"
-        ) from None
-
-
-async def _get_model(channel: grpc.aio.Channel, settings: Settings) -> models.GetModelResponse:
-    try:
-        served: models.GetModelResponse = await ModelServiceStub(channel).GetModel(
-            models.GetModelRequest(model=settings.model),
-            **settings.server.options | {"timeout": min(CONNECT_SECONDS, settings.server.timeout)},
-        )
-    except grpc.aio.AioRpcError as error:
-        raise failure(error, settings.server) from None
-    most = 1 if served.model.task == checkpoint.TASK_GENERATION else served.model.limits.max_inputs
-    if settings.batch > most > 0:
-        raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
-    return served
+    return Part(served, tally, cpu / settings.seconds)
 
 
 async def _until(when: float, calls: list[asyncio.Task[None]]) -> None:
@@ -123,8 +87,8 @@ async def _repeat(call: Call, tally: Tally) -> None:
     while True:
         try:
             await call(tally, time.perf_counter())
-        except grpc.aio.AioRpcError as error:
-            tally.fail(error.code().name, error.details() or "", time.perf_counter())
+        except Refused as error:
+            tally.fail(error.code, error.text, time.perf_counter())
             await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -142,5 +106,5 @@ async def _one(call: Call, tally: Tally, due: float) -> None:
         tally.lags.append(time.perf_counter() - due)
     try:
         await call(tally, due)
-    except grpc.aio.AioRpcError as error:
-        tally.fail(error.code().name, error.details() or "", due)
+    except Refused as error:
+        tally.fail(error.code, error.text, due)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from threading import Barrier, BrokenBarrierError
 
 from tuneserve.benchmarks.serving.load.bench import measure, part
-from tuneserve.benchmarks.serving.load.calls import Settings, Share
 from tuneserve.benchmarks.serving.load.result import Part, Result, joined
+from tuneserve.benchmarks.serving.load.settings import Settings, Share
 from tuneserve.errors import UserError
 
 # From the first process that is ready to the last.

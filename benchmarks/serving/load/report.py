@@ -27,8 +27,9 @@ TIMES = {
 
 def table(result: Result) -> Table:
     """Returns a table of rates, times by percentile, and errors."""
-    settings = result.settings
-    title = f"{settings.model} ({result.task}, {result.quantization or 'not quantized'}) on {settings.server.target}"
+    settings, served = result.settings, result.served
+    quantization = f", {served.quantization}" if served.quantization else ""
+    title = f"{settings.model} ({served.task}{quantization}) on {settings.server.target}"
     sent = f"batches of {settings.batch}" if "texts_per_s" in result.figures else f"{settings.max_tokens} tokens each"
     arriving = f" at {settings.rate:g} a second" if settings.rate is not None else ""
     caption = f"{result.calls} calls{arriving}, {settings.connections} connections, {sent}; client on {measured_on()}"

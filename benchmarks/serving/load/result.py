@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.calls import Served
+from tuneserve.benchmarks.serving.load.settings import Settings
 from tuneserve.benchmarks.serving.load.tally import Tally, milliseconds
-from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import StepFailed
 from tuneserve.machine.tiers import measured_on
-from tuneserve.v1 import checkpoint_pb2 as checkpoint
 
 # From here on, the client's own speed limits the load: a share of a core, and milliseconds.
 BUSY, LATE = 0.8, 10.0
@@ -18,9 +17,7 @@ BUSY, LATE = 0.8, 10.0
 class Part:
     """What one client process counted, and the share of a core that it used."""
 
-    task: checkpoint.Task
-    version: str
-    quantization: str
+    served: Served
     tally: Tally
     cpu: float
 
@@ -30,9 +27,7 @@ class Result:
     """The results. `figures` are named with their units; a figure without any measurement is None."""
 
     settings: Settings
-    task: str
-    version: str
-    quantization: str
+    served: Served
     calls: int
     errors: dict[str, int]
     error_texts: dict[str, str]
@@ -54,7 +49,7 @@ class Result:
         settings = {key: value for key, value in vars(self.settings).items() if key != "server"}
         settings |= {"target": self.settings.server.target, "tls": self.settings.server.secure}
         settings |= {"texts": str(self.settings.texts or "built-in"), "client_tier": measured_on()}
-        served = {"task": self.task, "version": self.version, "quantization": self.quantization}
+        served = {name: getattr(self.served, name) for name in ("task", "call", "version", "quantization")}
         outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
         outcome["client_limited"] = self.client_limited
         return settings | served | outcome | self.figures
@@ -62,7 +57,7 @@ class Result:
 
 def joined(settings: Settings, parts: Sequence[Part]) -> Result:
     """Returns the result of a run from what each of its processes counted. Raises StepFailed if no call succeeded."""
-    first, tally = parts[0], parts[0].tally
+    served, tally = parts[0].served, parts[0].tally
     for part in parts[1:]:
         tally.join(part.tally)
     if not tally.latencies:
@@ -72,18 +67,16 @@ def joined(settings: Settings, parts: Sequence[Part]) -> Result:
         )
     return Result(
         settings=settings,
-        task=TASK_NAMES[first.task],
-        version=first.version,
-        quantization=first.quantization,
+        served=served,
         calls=len(tally.latencies),
         errors=dict(tally.errors),
         error_texts={code: tally.error_texts[code] for code in tally.errors},
-        figures=_figures(first.task, settings, tally) | {"client_cpu": round(max(part.cpu for part in parts), 3)},
+        figures=_figures(served, settings, tally) | {"client_cpu": round(max(part.cpu for part in parts), 3)},
     )
 
 
-def _figures(task: checkpoint.Task, settings: Settings, tally: Tally) -> dict[str, float | None]:
-    """Returns the figures of the task, by name with unit."""
+def _figures(served: Served, settings: Settings, tally: Tally) -> dict[str, float | None]:
+    """Returns the figures of the call, by name with unit."""
     seconds = settings.seconds
     rates = {
         "calls_per_s": round(len(tally.latencies) / seconds, 3),
@@ -92,7 +85,7 @@ def _figures(task: checkpoint.Task, settings: Settings, tally: Tally) -> dict[st
     if settings.goodput:
         rates["goodput_per_s"] = round(tally.good / seconds, 3)
     lags = milliseconds("lag", tally.lags, [50, 99]) if settings.rate is not None else {}
-    if task != checkpoint.TASK_GENERATION:
+    if not served.generates:
         return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | lags | milliseconds("e2el", tally.latencies)
     generated = {"output_tokens_per_s": round(tally.output_tokens / seconds, 2)} | rates | lags
     if not settings.stream:

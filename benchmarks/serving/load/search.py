@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuneserve.benchmarks.serving.load.calls import Settings
 from tuneserve.benchmarks.serving.load.processes import run
 from tuneserve.benchmarks.serving.load.result import Result
+from tuneserve.benchmarks.serving.load.settings import Settings
 from tuneserve.errors import StepFailed
 
 # The share of good calls that a rate needs.

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 import grpc
 
-from tuneserve.benchmarks.serving.load.bench import OWN_CONNECTION
+from tuneserve.benchmarks.serving.load.apis.ours import OWN_CONNECTION
 from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.benchmarks.serving.workers.worker import drive, watch, work
 from tuneserve.client.endpoint import Endpoint

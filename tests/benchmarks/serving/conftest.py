@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.settings import Settings
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import (
     checkpoint_pb2,
@@ -18,6 +18,10 @@ from tuneserve.v1 import (
     model_pb2,
     model_pb2_grpc,
 )
+
+# The real server on fake engines.
+from ...server.conftest import served as real_server  # noqa: F401
+from ...server.conftest import shared_server  # noqa: F401
 
 TASKS = {
     "sentiment": checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION,

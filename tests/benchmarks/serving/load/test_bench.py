@@ -18,7 +18,11 @@ async def test_classification(served: tuple[Server, str]) -> None:
     server, target = served
     result = await measure(settings(target, "sentiment", batch=3))
     figures = result.figures
-    assert (result.task, result.version, result.quantization) == ("sequence-classification", "0123456789ab", "w8a8")
+    assert (result.served.task, result.served.version, result.served.quantization) == (
+        "sequence-classification",
+        "0123456789ab",
+        "w8a8",
+    )
     assert figures["calls_per_s"] == pytest.approx(result.calls / 0.4, abs=0.01)
     assert figures["texts_per_s"] == pytest.approx(3 * result.calls / 0.4, abs=0.01)
     assert figures["input_tokens_per_s"] == pytest.approx(30 * result.calls / 0.4, abs=0.1)
@@ -42,7 +46,7 @@ async def test_each_connection_is_its_own_and_has_one_call_at_a_time(served: tup
 async def test_token_classification(served: tuple[Server, str]) -> None:
     server, target = served
     result = await measure(settings(target, "ner", batch=2))
-    assert result.task == "token-classification"
+    assert result.served.task == "token-classification"
     assert result.figures["texts_per_s"] == pytest.approx(2 * result.calls / 0.4, abs=0.01)
     assert {len(request.texts) for request in server.requests} == {2}
 
@@ -51,7 +55,7 @@ async def test_generation_stream(served: tuple[Server, str]) -> None:
     server, target = served
     result = await measure(settings(target, "chat"))
     figures = result.figures
-    assert result.task == "generation"
+    assert result.served.task == "generation"
     # Whole answers have 6 tokens; those cut off by either end of the window count with a part.
     assert figures["output_tokens_per_s"] * 0.4 == pytest.approx(6 * result.calls, abs=6 * 4)
     assert figures["ttft_ms_p50"] >= 5

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from tuneserve.benchmarks.serving.load.arrivals import gamma
-from tuneserve.benchmarks.serving.load.calls import Share
 from tuneserve.benchmarks.serving.load.processes import run
+from tuneserve.benchmarks.serving.load.settings import Share
 from tuneserve.call.channel import CallFailed
 from tuneserve.errors import StepFailed, UserError
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from tuneserve.benchmarks.serving.load.calls import Served
 from tuneserve.benchmarks.serving.load.report import rates, table
 from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
@@ -12,7 +13,7 @@ from ..conftest import settings
 
 TIMES = {f"e2el_ms_p{one:g}": 10.0 * place for place, one in enumerate(PERCENTILES, 1)}
 FIGURES = {"calls_per_s": 1234.5, "texts_per_s": 2469.0, "goodput_per_s": 900.0, "client_cpu": 0.1, **TIMES}
-RESULT = Result(settings("x:1", "sentiment", batch=2), "t", "v", "", 10, {}, {}, FIGURES)
+RESULT = Result(settings("x:1", "sentiment", batch=2), Served("t", "classify"), 10, {}, {}, FIGURES)
 
 
 def shown(drawn: object) -> str:
@@ -24,7 +25,7 @@ def shown(drawn: object) -> str:
 
 def test_a_table_has_what_was_measured() -> None:
     text = shown(table(RESULT))
-    assert "sentiment (t, not quantized) on x:1" in text
+    assert "sentiment (t) on x:1" in text
     assert "batches of 2" in text
     assert "1,234.5" in text
     assert all(f"{10.0 * place:.1f} ms" in text for place in range(1, len(PERCENTILES) + 1))

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tuneserve.benchmarks.serving.load.calls import Settings
+from tuneserve.benchmarks.serving.load.calls import Served
 from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.search import highest
+from tuneserve.benchmarks.serving.load.settings import Settings
 from tuneserve.errors import StepFailed
 
 from ..conftest import settings
@@ -20,7 +21,7 @@ def test_the_highest_rate_is_found(capacity: float) -> None:
             raise StepFailed("no call was answered")
         figures = {"calls_per_s": 100.0, "goodput_per_s": min(chosen.rate or 0, capacity), "client_cpu": 0.1}
         calls = round((chosen.rate or 0) * chosen.seconds)
-        return Result(chosen, "t", "v", "", calls, {}, {}, figures)
+        return Result(chosen, Served("t", "classify"), calls, {}, {}, figures)
 
     shown: list[float] = []
     chosen = settings("x:1", "sentiment", seconds=10.0, goodput={"e2el": 20.0})
