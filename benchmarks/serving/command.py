@@ -81,6 +81,15 @@ _GOALS = ("e2el", "ttft", "tpot")
     help="File with one input a line; a running number is put before each.  [default: built-in ones]",
 )
 @click.option(
+    "--trace",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Replay a trace: Mooncake's JSONL, or Azure's LLM inference CSV. Gives lengths and, unless there is a --rate, "
+    "arrivals.",
+)
+@click.option(
+    "--self-timed/--no-self-timed", default=True, help="Arrivals of the trace, or a closed loop.  [default: self-timed]"
+)
+@click.option(
     "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of each generated answer."
 )
 @click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
@@ -96,6 +105,7 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
     tuneserve bench --model sentiment --connections 32 --batch 8
     tuneserve bench --model reranker --call rank --batch 20
     tuneserve bench --model sentiment --rate 100 --goodput e2el:50
+    tuneserve bench --model chat --trace mooncake_trace.jsonl --seconds 600
     tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
     tuneserve bench --compare before.txt after.txt
 
@@ -114,9 +124,13 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
         return
     if not settings["model"]:
         raise click.UsageError("Missing option '--model'.")
-    if settings["burstiness"] != 1 and settings["rate"] is None and not max_rate:
+    has_rate = settings["rate"] is not None or max_rate
+    settings["self_timed"] &= settings["trace"] is not None and not has_rate
+    if settings["burstiness"] != 1 and not has_rate:
         raise click.UsageError("--burstiness needs --rate or --max-rate: a closed loop has no arrivals")
     chosen = Settings(**settings, goodput=_goals(goals))
+    if chosen.trace and chosen.texts:
+        raise click.UsageError("--trace and --texts exclude each other")
     if max_rate and not chosen.goodput:
         raise click.UsageError("--max-rate needs --goodput: what makes a call good")
     if max_rate and chosen.rate is not None:

@@ -6,7 +6,7 @@ arriving independently would see, and throughput is the most that N connections 
 pauses for 50 ms, so that a refusing server is not called in a tight loop. Calls still running at the end are cancelled.
 
 In an open loop, calls arrive at a given rate, on the connections in turn, whatever the server's speed: by default as a
-Poisson process, in bursts with a `burstiness` below 1. All times are
+Poisson process, in bursts with a `burstiness` below 1, or when those of a trace did. All times are
 measured from when a call was due: a client that is late would leave out the waits that matter. `lag` is how late calls
 were sent. Calls count that were due in the measured time; at its end, those that still run are waited for.
 
@@ -26,8 +26,9 @@ late, `client_limited` is true: the server may do more, and `processes` help.
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from tuneserve.benchmarks.serving.load import trace
 from tuneserve.benchmarks.serving.load.apis import ours
 from tuneserve.benchmarks.serving.load.arrivals import arrivals, gamma
 from tuneserve.benchmarks.serving.load.calls import Call, Refused, calling
@@ -52,22 +53,23 @@ async def part(settings: Settings, share: Share, together: Callable[[], Awaitabl
         if settings.batch > most > 0:
             raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
         inputs = requests(settings, served.call, share)
+        times = share.deal(_times(settings)) if settings.is_open else []
         each = [calling(send, inputs) for send in senders]
         if together:
             await together()
         begin = time.perf_counter() + settings.warmup
         goals = {name: most / 1000 for name, most in settings.goodput.items()}
-        tally = Tally(begin, begin + settings.seconds, settings.rate is not None, goals)
-        if settings.rate is None:
-            calls = [asyncio.create_task(_repeat(call, tally)) for call in each]
+        tally = Tally(begin, begin + settings.seconds, settings.is_open, goals)
+        if settings.is_open:
+            calls = [asyncio.create_task(_arrive(each, tally, times, begin - settings.warmup))]
         else:
-            calls = [asyncio.create_task(_arrive(each, tally, settings, share))]
+            calls = [asyncio.create_task(_repeat(call, tally)) for call in each]
         try:
             await _until(tally.begin, calls)
             cpu = time.process_time()
             await _until(tally.end, calls)
             cpu = time.process_time() - cpu
-            if settings.rate is not None:
+            if settings.is_open:
                 await calls[0]
         finally:
             for call in calls:
@@ -92,10 +94,17 @@ async def _repeat(call: Call, tally: Tally) -> None:
             await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _arrive(calls: Sequence[Call], tally: Tally, settings: Settings, share: Share) -> None:
-    assert settings.rate is not None
-    turns, begin = itertools.cycle(calls), tally.begin - settings.warmup
-    times = share.deal(gamma(settings.rate, tally.end - begin, settings.seed, settings.burstiness))
+def _times(settings: Settings) -> Iterable[float]:
+    """Returns the seconds from the begin of the warm-up at which calls are due."""
+    seconds = settings.warmup + settings.seconds
+    if settings.rate is None:
+        assert settings.trace
+        return trace.arriving(settings.trace, seconds)
+    return gamma(settings.rate, seconds, settings.seed, settings.burstiness)
+
+
+async def _arrive(calls: Sequence[Call], tally: Tally, times: Iterable[float], begin: float) -> None:
+    turns = itertools.cycle(calls)
     async with asyncio.TaskGroup() as group:
         async for due in arrivals(times, begin):
             group.create_task(_one(next(turns), tally, due))

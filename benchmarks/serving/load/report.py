@@ -31,6 +31,8 @@ def table(result: Result) -> Table:
     quantization = f", {served.quantization}" if served.quantization else ""
     title = f"{settings.model} ({served.task}{quantization}) on {settings.server.target}"
     sent = f"batches of {settings.batch}" if "texts_per_s" in result.figures else f"{settings.max_tokens} tokens each"
+    if settings.trace:
+        sent = f"lengths of {settings.trace.name}"
     arriving = f" at {settings.rate:g} a second" if settings.rate is not None else ""
     caption = f"{result.calls} calls{arriving}, {settings.connections} connections, {sent}; client on {measured_on()}"
     refusals = "".join(f"\n{code}: {text}" for code, text in result.error_texts.items())

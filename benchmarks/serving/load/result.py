@@ -49,6 +49,7 @@ class Result:
         settings = {key: value for key, value in vars(self.settings).items() if key != "server"}
         settings |= {"target": self.settings.server.target, "tls": self.settings.server.secure}
         settings |= {"texts": str(self.settings.texts or "built-in"), "client_tier": measured_on()}
+        settings |= {"trace": str(self.settings.trace) if self.settings.trace else None}
         served = {name: getattr(self.served, name) for name in ("task", "call", "version", "quantization")}
         outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
         outcome["client_limited"] = self.client_limited
@@ -84,7 +85,7 @@ def _figures(served: Served, settings: Settings, tally: Tally) -> dict[str, floa
     }
     if settings.goodput:
         rates["goodput_per_s"] = round(tally.good / seconds, 3)
-    lags = milliseconds("lag", tally.lags, [50, 99]) if settings.rate is not None else {}
+    lags = milliseconds("lag", tally.lags, [50, 99]) if settings.is_open else {}
     if not served.generates:
         return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | lags | milliseconds("e2el", tally.latencies)
     generated = {"output_tokens_per_s": round(tally.output_tokens / seconds, 2)} | rates | lags

@@ -28,9 +28,16 @@ class Settings:
     seed: int = 0  # of the arrivals
     batch: int = 1  # texts of one call; generation takes 1
     texts: Path | None = None  # one input a line; built-in ones when None
+    trace: Path | None = None  # the lengths of inputs and answers, in place of `texts` and `max_tokens`
+    self_timed: bool = False  # an open loop, with the arrivals of the trace
     max_tokens: int = 64  # of each answer
     stream: bool = True  # tokens as they come, or the whole answer at its end
     processes: int = 1  # of the client, that share the connections
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls arrive independently: an open loop."""
+        return self.rate is not None or self.self_timed
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Inputs of a benchmark run: a file's lines, or sentences of the kinds and lengths that people send."""
 
+import random
 from pathlib import Path
 
 from tuneserve.errors import UserError
@@ -39,6 +40,19 @@ PROMPTS = [
     "Who wrote The Left Hand of Darkness, and what is it about?",
     "List the planets of the solar system from the largest to the smallest.",
 ]
+
+# Words that most vocabularies have as one token.
+WORDS = (  # noqa: SIM905
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city community name"
+).split()
+
+
+def words(count: int, seed: int) -> str:
+    """Returns a text of so many words; another seed gives another one. It has about as many tokens."""
+    return " ".join(random.Random(seed).choices(WORDS, k=count))
 
 
 def read(path: Path) -> list[str]:
