@@ -19,7 +19,7 @@ FOLDERS = {"tuneserve": "tuneserve"} | {
 # between them do not know each other. A loose module is a room of its own.
 TOWERS = {
     "tuneserve": """
-        v1 oip errors formats yamls settings machine checkpoint client serving evaluation card inspect samples
+        v1 oip errors formats page yamls settings machine checkpoint client serving evaluation card inspect samples
         sample_files predict call finetune|quantize|server|benchmarks schema demo api verbs commands cli
     """,
     "tuneserve.finetune": """

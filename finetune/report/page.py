@@ -12,11 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from tuneserve import checkpoint
 from tuneserve.evaluation import quality
 from tuneserve.finetune.report.sections import Finished, sections
+from tuneserve.page import render
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +58,13 @@ def numbers(run: Finished) -> dict[str, Any]:
 
 
 def page(run: Finished) -> str:
-    """Returns the page. Labels and texts come from the data and are not trusted: all of them are escaped."""
+    """Returns the page."""
     metrics = run.answers.metrics
     headline = quality.headline(run.manifest.task, metrics).name
     names = [headline, *(name for name in _TILES if name in metrics and name != headline)]
     parts = [run.config.task, run.config.problem_type if run.config.task == "sequence-classification" else ""]
     base = run.config.public()["base_model"]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html.j2").render(
+    return render(
         title=run.config.output.name,
         summary=f"{', '.join(filter(None, parts))}; base model {base}, method {run.config.method}; "
         f"measured on {len(run.split.test):,} rows that training never saw{_sure(run, headline)}",

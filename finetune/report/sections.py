@@ -6,7 +6,7 @@ Texts of held-out rows appear only if the run may keep them (`keep_test_split`).
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.eval.evaluation import Answers
 from tuneserve.finetune.report import plots
+from tuneserve.page import Section
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 SHOWN_LABELS = 30  # in a matrix or a bar plot
@@ -60,18 +61,6 @@ class Finished:
     def step(self) -> pb.Step:
         """The training step of the lineage."""
         return next(step for step in reversed(self.manifest.lineage) if step.name == "finetune")
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with plots and one table below it; `numbers` are the columns that are right-aligned."""
-
-    title: str
-    note: str = ""
-    figures: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = ()
-    numbers: Sequence[int] = field(default_factory=tuple)
 
 
 def sections(run: Finished) -> list[Section]:
