@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,13 @@ import click
 from tuneserve.call.common import server_options
 
 _GOALS = ("e2el", "ttft", "tpot")
+
+
+def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
+    """Reads values with commas between."""
+    return lambda context, parameter, given: [
+        one.convert(part, parameter, context) for part in given.split(",") if part
+    ]
 
 
 @click.command("bench")
@@ -22,10 +29,11 @@ _GOALS = ("e2el", "ttft", "tpot")
 )
 @click.option(
     "--connections",
-    type=click.IntRange(1, 4096),
-    default=8,
+    metavar="N,…",
+    callback=_several(click.IntRange(1, 4096)),
+    default="8",
     show_default=True,
-    help="Connections, each with one call at a time if there is no --rate.",
+    help="Connections, each with one call at a time if there is no --rate. 1,8,64: a closed loop with each.",
 )
 @click.option(
     "--processes",
@@ -37,9 +45,11 @@ _GOALS = ("e2el", "ttft", "tpot")
 @click.option(
     "--rate",
     "--request-rate",
-    "rate",
-    type=click.FloatRange(0, min_open=True),
-    help="Calls a second that arrive independently.",
+    "rates",
+    metavar="RATE,…",
+    callback=_several(click.FloatRange(0, min_open=True)),
+    default="",
+    help="Calls a second that arrive independently. 10,20,40: a run at each, on the most connections.",
 )
 @click.option(
     "--burstiness",
@@ -64,6 +74,11 @@ _GOALS = ("e2el", "ttft", "tpot")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="A B",
     help="Compare what two runs printed, kept in files; calls no server.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    help="Write a page with latency by rate and throughput by connections.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the arrivals.")
 @click.option(
@@ -94,7 +109,15 @@ _GOALS = ("e2el", "ttft", "tpot")
 )
 @click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
 @server_options()
-def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Path] | None, **settings: Any) -> None:
+def bench_command(
+    connections: list[int],
+    rates: list[float],
+    max_rate: bool,
+    goals: Sequence[str],
+    compare: tuple[Path, Path] | None,
+    html: Path | None,
+    **settings: Any,
+) -> None:
     """Measure a running server.
 
     Without --rate it is a closed loop: every connection sends its next call when the last one has ended, so at most
@@ -105,6 +128,8 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
     tuneserve bench --model sentiment --connections 32 --batch 8
     tuneserve bench --model reranker --call rank --batch 20
     tuneserve bench --model sentiment --rate 100 --goodput e2el:50
+    tuneserve bench --model sentiment --connections 1,8,64,512 --processes 4 --html sentiment.html
+    tuneserve bench --model sentiment --rate 20,40,80,160 --html sentiment.html
     tuneserve bench --model chat --trace mooncake_trace.jsonl --seconds 600
     tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
     tuneserve bench --compare before.txt after.txt
@@ -114,44 +139,49 @@ def bench_command(max_rate: bool, goals: Sequence[str], compare: tuple[Path, Pat
     """
     from rich.console import Console
 
-    from tuneserve.benchmarks.serving.load.compare import compared, read
-    from tuneserve.benchmarks.serving.load.processes import run
-    from tuneserve.benchmarks.serving.load.report import rates, table
+    from tuneserve.benchmarks.serving.load.report import table
+    from tuneserve.benchmarks.serving.load.report.compare import compared, read
     from tuneserve.benchmarks.serving.load.settings import Settings
+    from tuneserve.benchmarks.serving.load.sweep import sweep
 
     if compare:
         Console().print(compared(*map(read, compare)))
         return
     if not settings["model"]:
         raise click.UsageError("Missing option '--model'.")
-    has_rate = settings["rate"] is not None or max_rate
-    settings["self_timed"] &= settings["trace"] is not None and not has_rate
-    if settings["burstiness"] != 1 and not has_rate:
-        raise click.UsageError("--burstiness needs --rate or --max-rate: a closed loop has no arrivals")
-    chosen = Settings(**settings, goodput=_goals(goals))
-    if chosen.trace and chosen.texts:
+    if settings["trace"] and settings["texts"]:
         raise click.UsageError("--trace and --texts exclude each other")
-    if max_rate and not chosen.goodput:
+    if settings["burstiness"] != 1 and not rates and not max_rate:
+        raise click.UsageError("--burstiness needs --rate or --max-rate: a closed loop has no arrivals")
+    if max_rate and not goals:
         raise click.UsageError("--max-rate needs --goodput: what makes a call good")
-    if max_rate and chosen.rate is not None:
+    if max_rate and rates:
         raise click.UsageError("--max-rate and --rate exclude each other")
-    console, status = Console(), Console(stderr=True)
-    waiting = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s on {chosen.connections} connections"
-    if not max_rate:
-        with status.status(waiting):
-            result = run(chosen)
-        console.print(table(result))
-        click.echo(json.dumps(result.to_json(), separators=(",", ":")))
-        return
+    if html:
+        from tuneserve.benchmarks.serving.load.report.page import (
+            page,  # It needs matplotlib: better missed now than later.
+        )
+    settings["self_timed"] &= settings["trace"] is not None and not rates and not max_rate
+    chosen = Settings(**settings, goodput=_goals(goals))
+    each = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s"
 
-    from tuneserve.benchmarks.serving.load.search import highest
+    def show(number: int, rate: float | None) -> None:
+        status.update(f"{number} connections{f', {rate:.4g} calls a second' if rate else ''}: {each}")
 
-    with status.status(f"for each rate {waiting}") as shown:
-        best, results = highest(chosen, lambda rate, _: shown.update(f"{rate:.4g} a second measured; the next one"))
-    console.print(rates(results))
-    click.echo(f"highest rate with 99 of 100 calls good: {best:.4g} a second" if best else "no rate was good enough")
-    found = {"max_rate": best, "results": [result.to_json() for result in results]}
-    click.echo(json.dumps(found, separators=(",", ":")))
+    with Console(stderr=True).status("connecting") as status:
+        results, best = sweep(chosen, connections, rates, max_rate, show)
+    single = len(connections) == 1 >= len(rates) and not max_rate
+    if results:
+        Console().print(table.table(results[0]) if single else table.overview(results))
+    if max_rate:
+        click.echo(
+            f"highest rate with 99 of 100 calls good: {best:.4g} a second" if best else "no rate was good enough"
+        )
+    if html and results:
+        html.write_text(page(results, best), encoding="utf-8")
+    flat = [result.to_json() for result in results]
+    several = ({"max_rate": best} if max_rate else {}) | {"results": flat}
+    click.echo(json.dumps(flat[0] if single else several, separators=(",", ":")))
 
 
 def _goals(given: Sequence[str]) -> dict[str, float]:

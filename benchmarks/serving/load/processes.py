@@ -1,7 +1,7 @@
 """A run by one or several client processes, so that one core of the client does not limit the load.
 
 Each has its share of the connections, and makes every Nth call: all of them know when each call of the run is due, and
-its running number. So the calls are the same for any number of processes.
+its running number. So the calls are the same for any number of processes. There is at most one for each connection.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from threading import Barrier, BrokenBarrierError
 from tuneserve.benchmarks.serving.load.bench import measure, part
 from tuneserve.benchmarks.serving.load.result import Part, Result, joined
 from tuneserve.benchmarks.serving.load.settings import Settings, Share
-from tuneserve.errors import UserError
 
 # From the first process that is ready to the last.
 _START_SECONDS = 120.0
@@ -25,17 +24,16 @@ def run(settings: Settings) -> Result:
     """Measures; takes warm-up, seconds and at most 10 s to connect.
 
     Raises CallFailed if the server can't be reached, refuses the key or does not know the model, UserError for a batch
-    that is too large for the model or fewer connections than processes, and StepFailed if no call succeeded.
+    that is too large for the model, and StepFailed if no call succeeded.
     """
-    if settings.processes == 1:
+    number = min(settings.processes, settings.connections)
+    if number == 1:
         return asyncio.run(measure(settings))
-    if settings.connections < settings.processes:
-        raise UserError(f"--processes {settings.processes}: there are only {settings.connections} --connections")
     # A forked process could not use gRPC.
     spawning = multiprocessing.get_context("spawn")
-    ready = spawning.Barrier(settings.processes)
-    with ProcessPoolExecutor(settings.processes, spawning, _initialize, (ready,)) as pool:
-        running = [pool.submit(_part, one, share) for one, share in _shares(settings)]
+    ready = spawning.Barrier(number)
+    with ProcessPoolExecutor(number, spawning, _initialize, (ready,)) as pool:
+        running = [pool.submit(_part, one, share) for one, share in _shares(settings, number)]
         failed = [error for one in running if (error := one.exception())]
     # Those that waited for a process that failed say nothing of the cause.
     for error in sorted(failed, key=lambda error: isinstance(error, BrokenBarrierError)):
@@ -43,11 +41,11 @@ def run(settings: Settings) -> Result:
     return joined(settings, [one.result() for one in running])
 
 
-def _shares(settings: Settings) -> Iterator[tuple[Settings, Share]]:
-    number = Share().number
-    for index in range(settings.processes):
-        connections = len(range(index, settings.connections, settings.processes))
-        yield replace(settings, connections=connections), Share(index, settings.processes, number)
+def _shares(settings: Settings, of: int) -> Iterator[tuple[Settings, Share]]:
+    first = Share().number
+    for index in range(of):
+        connections = len(range(index, settings.connections, of))
+        yield replace(settings, connections=connections), Share(index, of, first)
 
 
 def _initialize(ready: Barrier) -> None:

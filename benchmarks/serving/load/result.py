@@ -39,6 +39,18 @@ class Result:
         return (self.figures["client_cpu"] or 0) > BUSY or (self.figures.get("lag_ms_p99") or 0) > LATE
 
     @property
+    def throughput(self) -> str:
+        """The name of the figure that counts what the model did."""
+        return "output_tokens_per_s" if self.served.generates else "texts_per_s"
+
+    @property
+    def offered(self) -> float:
+        """Calls a second that were due, in an open loop; 0 in a closed one."""
+        if self.settings.rate is None and self.settings.self_timed:
+            return (self.calls + sum(self.errors.values())) / self.settings.seconds
+        return self.settings.rate or 0.0
+
+    @property
     def good_share(self) -> float:
         """The share of good calls among all, errors included."""
         return (self.figures["goodput_per_s"] or 0) * self.settings.seconds / (self.calls + sum(self.errors.values()))

@@ -76,7 +76,7 @@ async def test_a_server_with_keys_and_tls(certified: tuple[Path, Path]) -> None:
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair, certificate.read_bytes(), True))
     await server.start()
     tls = ["--ca", str(certificate), "--cert", str(certificate), "--cert-key", str(key)]
-    plain = ["--target", f"127.0.0.1:{port}", "--seconds", "0.3", "--warmup", "0", "--connections", "2"]
+    plain = ["--target", f"127.0.0.1:{port}", "--seconds", "1", "--warmup", "0", "--connections", "2"]
     try:
         for model, calls in (("sentiment", []), ("ner", []), ("chat", []), ("chat", ["--unary"])):
             arguments = [*plain, "--model", model, *tls, "--key", servicer.key, *calls]

@@ -7,7 +7,7 @@ import pytest
 
 from tuneserve.benchmarks.serving.load import bench
 from tuneserve.benchmarks.serving.load.bench import measure
-from tuneserve.benchmarks.serving.load.report import table
+from tuneserve.benchmarks.serving.load.report.table import table
 from tuneserve.benchmarks.serving.load.tally import Answer, Tally
 from tuneserve.errors import StepFailed
 

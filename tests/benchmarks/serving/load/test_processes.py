@@ -8,7 +8,7 @@ from tuneserve.benchmarks.serving.load.arrivals import gamma
 from tuneserve.benchmarks.serving.load.processes import run
 from tuneserve.benchmarks.serving.load.settings import Share
 from tuneserve.call.channel import CallFailed
-from tuneserve.errors import StepFailed, UserError
+from tuneserve.errors import StepFailed
 
 from ..conftest import Server, settings
 
@@ -41,11 +41,16 @@ async def test_an_error_of_a_process_is_the_run_s(served: tuple[Server, str]) ->
     server, target = served
     with pytest.raises(CallFailed, match="served: sentiment, ner, chat"):
         await asyncio.to_thread(run, settings(target, "other", processes=2))
-    with pytest.raises(UserError, match="--processes 5: there are only 4 --connections"):
-        run(settings(target, "sentiment", processes=5))
     server.refuse = 1
     with pytest.raises(StepFailed, match="RESOURCE_EXHAUSTED: queue full"):
         await asyncio.to_thread(run, settings(target, "sentiment", processes=2))
+
+
+async def test_there_are_no_more_processes_than_connections(served: tuple[Server, str]) -> None:
+    server, target = served
+    result = await asyncio.to_thread(run, settings(target, "sentiment", connections=2, processes=9))
+    assert (len(server.peers), server.most_running) == (2, 2)
+    assert result.calls > 0
 
 
 def test_each_item_is_dealt_to_one_process() -> None:

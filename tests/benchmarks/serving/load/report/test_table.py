@@ -5,11 +5,11 @@ from dataclasses import replace
 from rich.console import Console
 
 from tuneserve.benchmarks.serving.load.calls import Served
-from tuneserve.benchmarks.serving.load.report import rates, table
+from tuneserve.benchmarks.serving.load.report.table import overview, table
 from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 
-from ..conftest import settings
+from ...conftest import settings
 
 TIMES = {f"e2el_ms_p{one:g}": 10.0 * place for place, one in enumerate(PERCENTILES, 1)}
 FIGURES = {"calls_per_s": 1234.5, "texts_per_s": 2469.0, "goodput_per_s": 900.0, "client_cpu": 0.1, **TIMES}
@@ -44,12 +44,10 @@ def test_errors_and_a_busy_client_are_told() -> None:
     assert "at 50 a second" in text
 
 
-def test_rates_are_in_their_order_with_the_share_of_good_calls() -> None:
+def test_runs_are_rows_with_the_share_of_good_calls() -> None:
     def at(rate: float, good: float) -> Result:
-        chosen = replace(RESULT.settings, rate=rate, seconds=1.0)
-        return replace(
-            RESULT, settings=chosen, calls=100, figures=FIGURES | {"e2el_ms_p99": rate, "goodput_per_s": good}
-        )
+        chosen = replace(RESULT.settings, rate=rate, seconds=1.0, goodput={"e2el": 20.0})
+        return replace(RESULT, settings=chosen, calls=100, figures=FIGURES | {"goodput_per_s": good})
 
-    lines = [line for line in shown(rates([at(80, 50), at(20, 99)])).splitlines() if "%" in line]
+    lines = [line for line in shown(overview([at(20, 99), at(80, 50)])).splitlines() if "%" in line]
     assert ["20.0" in lines[0], "99.0%" in lines[0], "80.0" in lines[1], "50.0%" in lines[1]] == [True] * 4

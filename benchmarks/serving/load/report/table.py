@@ -30,11 +30,9 @@ def table(result: Result) -> Table:
     settings, served = result.settings, result.served
     quantization = f", {served.quantization}" if served.quantization else ""
     title = f"{settings.model} ({served.task}{quantization}) on {settings.server.target}"
-    sent = f"batches of {settings.batch}" if "texts_per_s" in result.figures else f"{settings.max_tokens} tokens each"
-    if settings.trace:
-        sent = f"lengths of {settings.trace.name}"
     arriving = f" at {settings.rate:g} a second" if settings.rate is not None else ""
-    caption = f"{result.calls} calls{arriving}, {settings.connections} connections, {sent}; client on {measured_on()}"
+    caption = f"{result.calls} calls{arriving}, {settings.connections} connections, {sent_in(result)}"
+    caption += f"; client on {measured_on()}"
     refusals = "".join(f"\n{code}: {text}" for code, text in result.error_texts.items())
     rows = Table(title=Text(title), caption=Text(caption + refusals))
     rows.add_column()
@@ -54,19 +52,36 @@ def table(result: Result) -> Table:
     return rows
 
 
-def rates(results: Sequence[Result]) -> Table:
-    """Returns a table of several rates, the lowest first."""
-    rows = Table(title=Text(results[0].settings.model if results else ""))
-    times = [name for name in ("ttft", "tpot", "e2el") if results and f"{name}_ms_p99" in results[0].figures]
+def overview(results: Sequence[Result]) -> Table:
+    """Returns a table with a row for each run: closed loops first, then by rate."""
+    first = results[0]
+    rows = Table(title=Text(first.settings.model))
+    times = [name for name in ("ttft", "tpot", "e2el") if f"{name}_ms_p99" in first.figures]
     headings = [f"{name.upper()} p{one}" for name in times for one in (50, 99)]
-    for heading in ("calls a second", "good", *headings, "errors", ""):
+    goals = ["good"] if first.settings.goodput else []
+    for heading in ("connections", "calls/s due", RATES[first.throughput], *goals, *headings, "errors", ""):
         rows.add_column(heading, justify="right")
-    for result in sorted(results, key=lambda one: one.settings.rate or 0.0):
+    for result in sorted(results, key=lambda one: (one.settings.is_open, one.offered, one.settings.connections)):
         figures = [_number(result.figures[f"{name}_ms_p{one}"], " ms") for name in times for one in (50, 99)]
-        errors = str(sum(result.errors.values())) if result.errors else ""
-        busy = "[yellow]busy client[/yellow]" if result.client_limited else ""
-        rows.add_row(_number(result.settings.rate), f"{result.good_share:.1%}", *figures, errors, busy)
+        rows.add_row(
+            str(result.settings.connections),
+            _number(result.offered) if result.settings.is_open else "",
+            _number(result.figures[result.throughput]),
+            *([f"{result.good_share:.1%}"] if goals else []),
+            *figures,
+            str(sum(result.errors.values())) if result.errors else "",
+            "[yellow]busy client[/yellow]" if result.client_limited else "",
+        )
     return rows
+
+
+def sent_in(result: Result) -> str:
+    """Says what a call sent."""
+    if result.settings.trace:
+        return f"lengths of {result.settings.trace.name}"
+    if result.served.generates:
+        return f"{result.settings.max_tokens} tokens each"
+    return f"batches of {result.settings.batch}"
 
 
 def _number(value: float | None, unit: str = "") -> str:

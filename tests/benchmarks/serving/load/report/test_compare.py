@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.benchmarks.serving.load.bench import measure
 
-from ..conftest import Server, settings
+from ...conftest import Server, settings
 
 
 async def test_two_runs_are_compared(served: tuple[Server, str], tmp_path: Path) -> None:

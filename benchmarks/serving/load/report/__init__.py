@@ -1,0 +1,1 @@
+"""Results for people: a table, two runs beside each other, a page."""
