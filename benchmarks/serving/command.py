@@ -23,9 +23,16 @@ def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[A
 @click.command("bench")
 @click.option("--model", help="Name of the model.  [required]")
 @click.option(
+    "--api",
+    type=click.Choice(("grpc", "oip", "openai")),
+    default="grpc",
+    show_default=True,
+    help="The server's API: ours, the Open Inference Protocol over gRPC, or OpenAI's over HTTP, with vLLM's additions.",
+)
+@click.option(
     "--call",
     type=click.Choice(("classify", "tokens", "rank", "embed", "chat", "generate")),
-    help="What is called, named as by `tuneserve call`.  [default: what the model is for]",
+    help="What is called, named as by `tuneserve call`.  [default: what the model is for; of openai, generate]",
 )
 @click.option(
     "--connections",
@@ -132,6 +139,7 @@ def bench_command(
     tuneserve bench --model sentiment --rate 20,40,80,160 --html sentiment.html
     tuneserve bench --model chat --trace mooncake_trace.jsonl --seconds 600
     tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
+    tuneserve bench --api openai --target localhost:8000 --model m --call chat --rate 2
     tuneserve bench --compare before.txt after.txt
 
     Prints TTFT, ITL (between messages), TPOT and E2EL, and as the last line one JSON object with every setting and

@@ -27,11 +27,12 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from tuneserve.benchmarks.serving.load import trace
-from tuneserve.benchmarks.serving.load.apis import ours
+from tuneserve.benchmarks.serving.load.apis import oip, ours
 from tuneserve.benchmarks.serving.load.arrivals import arrivals, gamma
-from tuneserve.benchmarks.serving.load.calls import Call, Refused, calling
+from tuneserve.benchmarks.serving.load.calls import Call, Refused, Send, Served, calling
 from tuneserve.benchmarks.serving.load.inputs import requests
 from tuneserve.benchmarks.serving.load.result import Part, Result, joined
 from tuneserve.benchmarks.serving.load.settings import Settings, Share
@@ -48,7 +49,7 @@ async def measure(settings: Settings) -> Result:
 
 async def part(settings: Settings, share: Share, together: Callable[[], Awaitable[object]] | None = None) -> Part:
     """Makes the calls of one process. When it is connected, it waits for the others with `together`."""
-    async with ours.opened(settings) as (served, senders):
+    async with _opened(settings) as (served, senders):
         most = 1 if served.generates else served.max_inputs
         if settings.batch > most > 0:
             raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
@@ -76,6 +77,15 @@ async def part(settings: Settings, share: Share, together: Callable[[], Awaitabl
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
     return Part(served, tally, cpu / settings.seconds)
+
+
+def _opened(settings: Settings) -> AbstractAsyncContextManager[tuple[Served, list[Send]]]:
+    if settings.api == "openai":
+        # It needs aiohttp, which comes with vLLM.
+        from tuneserve.benchmarks.serving.load.apis import openai
+
+        return openai.opened(settings)
+    return oip.opened(settings) if settings.api == "oip" else ours.opened(settings)
 
 
 async def _until(when: float, calls: list[asyncio.Task[None]]) -> None:

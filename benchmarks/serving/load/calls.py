@@ -53,6 +53,7 @@ class Message:
     prompt_tokens: int = 0
     tokens: int = 0  # new ones of a generated answer
     text: str = ""  # of these
+    late: bool = False  # tokens of the message before, which did not tell them all
 
 
 # Sends a request over one connection, and yields the messages of the answer. Raises Refused.
@@ -76,7 +77,11 @@ def calling(send: Send, requests: Iterator[Request]) -> Call:
             now = time.perf_counter()
             answer.prompt_tokens += message.prompt_tokens
             if message.tokens:
-                answer.arrivals.append((now, message.tokens))
+                if message.late and answer.arrivals:
+                    before, tokens = answer.arrivals.pop()
+                    answer.arrivals.append((before, tokens + message.tokens))
+                else:
+                    answer.arrivals.append((now, message.tokens))
                 tally.token(now, message.tokens)
         tally.finish(answer, time.perf_counter())
 

@@ -18,6 +18,7 @@ class Settings:
 
     server: Endpoint
     model: str
+    api: str = "grpc"  # or "oip", "openai"
     call: str | None = None  # one of calls.CALLS; None is what the model is for
     connections: int = 8
     seconds: float = 10.0

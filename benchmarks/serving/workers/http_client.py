@@ -5,18 +5,19 @@ vLLM.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 
+from tuneserve.benchmarks.serving.load.apis.openai import events, posted, session
 from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.benchmarks.serving.workers.worker import drive, watch, work
+from tuneserve.client.endpoint import Endpoint
 
-_DATA = b"data: "
-_END = b"[DONE]"
+# A job may be one long call.
+_TIMEOUT_SECONDS = 3600.0
 
 
 @asynccontextmanager
@@ -24,31 +25,24 @@ async def connected(job: Job) -> AsyncIterator[Sequence[aiohttp.ClientSession]]:
     """Yields sessions with an open connection each."""
     async with AsyncExitStack() as stack:
         sessions = [
-            await stack.enter_async_context(
-                aiohttp.ClientSession(
-                    f"http://{job.target}",
-                    connector=aiohttp.TCPConnector(limit=1),
-                    timeout=aiohttp.ClientTimeout(total=None),
-                    raise_for_status=True,
-                )
-            )
+            await stack.enter_async_context(session(Endpoint(job.target, timeout=_TIMEOUT_SECONDS)))
             for _ in range(job.connections)
         ]
-        await asyncio.gather(*(_touch(session) for session in sessions))
+        await asyncio.gather(*(_touch(one) for one in sessions))
         yield sessions
 
 
-async def _touch(session: aiohttp.ClientSession) -> None:
-    async with session.get("/health") as response:
+async def _touch(connection: aiohttp.ClientSession) -> None:
+    async with connection.get("/health") as response:
         await response.read()
 
 
 async def send(
-    session: aiohttp.ClientSession, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome
+    connection: aiohttp.ClientSession, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome
 ) -> None:
     """Makes one call."""
     if job.texts:
-        answer = await _post(session, "/classify", {"model": job.model, "input": list(piece)})
+        answer = await _post(connection, "/classify", {"model": job.model, "input": list(piece)})
         outcome.texts += len(answer["data"])
         outcome.prompt_tokens += answer["usage"]["prompt_tokens"]
         return
@@ -60,18 +54,15 @@ async def send(
         "ignore_eos": True,
     }
     if not job.stream:
-        answer = await _post(session, "/v1/completions", body)
+        answer = await _post(connection, "/v1/completions", body)
         outcome.output_tokens += answer["usage"]["completion_tokens"]
         outcome.prompt_tokens += answer["usage"]["prompt_tokens"]
         return
     body |= {"stream": True, "stream_options": {"include_usage": True}}
 
     async def tokens() -> AsyncIterator[int]:
-        async with session.post("/v1/completions", json=body) as response:
-            async for line in response.content:
-                if not line.startswith(_DATA) or line.startswith(_END, len(_DATA)):
-                    continue
-                message = json.loads(line[len(_DATA) :])
+        async with posted(connection, "/v1/completions", body) as response:
+            async for message in events(response):
                 # Messages don't say how many tokens they carry; the last one has the total.
                 if usage := message.get("usage"):
                     outcome.prompt_tokens += usage["prompt_tokens"]
@@ -81,8 +72,8 @@ async def send(
     await watch(tokens(), outcome)
 
 
-async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    async with session.post(path, json=body) as response:
+async def _post(connection: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async with posted(connection, path, body) as response:
         answer: dict[str, Any] = await response.json()
         return answer
 

@@ -135,9 +135,8 @@ async def served() -> AsyncIterator[tuple[Server, str]]:
 
 
 def settings(target: str, model: str, **others: object) -> Settings:
-    return Settings(
-        Endpoint(target), model, **{"connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6} | others
-    )
+    usual = {"server": Endpoint(target), "connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6}
+    return Settings(model=model, **usual | others)
 
 
 SERVICE_SECONDS = 0.02
