@@ -103,6 +103,20 @@ def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[A
     help="File with one input a line; a running number is put before each.  [default: built-in ones]",
 )
 @click.option(
+    "--prefix-len",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Words of about one token before each input, the same for all: a prefix that caches can share.",
+)
+@click.option(
+    "--turns",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Turns of each chat, with the messages before; --rate is that of chats.",
+)
+@click.option(
     "--trace",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Replay a trace: Mooncake's JSONL, or Azure's LLM inference CSV. Gives lengths and, unless there is a --rate, "
@@ -112,9 +126,15 @@ def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[A
     "--self-timed/--no-self-timed", default=True, help="Arrivals of the trace, or a closed loop.  [default: self-timed]"
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of each generated answer."
+    "--max-tokens",
+    "--output-len",
+    "max_tokens",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Tokens of each generated answer.",
 )
-@click.option("--stream/--unary", default=True, show_default=True, help="GenerateStream or Generate.")
+@click.option("--stream/--unary", default=True, show_default=True, help="Tokens as they come, or whole answers.")
 @server_options()
 def bench_command(
     connections: list[int],
@@ -137,6 +157,7 @@ def bench_command(
     tuneserve bench --model sentiment --rate 100 --goodput e2el:50
     tuneserve bench --model sentiment --connections 1,8,64,512 --processes 4 --html sentiment.html
     tuneserve bench --model sentiment --rate 20,40,80,160 --html sentiment.html
+    tuneserve bench --model chat --turns 4 --prefix-len 500 --max-tokens 32
     tuneserve bench --model chat --trace mooncake_trace.jsonl --seconds 600
     tuneserve bench --model chat --goodput ttft:500 --goodput tpot:50 --max-rate
     tuneserve bench --api openai --target localhost:8000 --model m --call chat --rate 2

@@ -33,7 +33,7 @@ from tuneserve.benchmarks.serving.load import trace
 from tuneserve.benchmarks.serving.load.apis import oip, ours
 from tuneserve.benchmarks.serving.load.arrivals import arrivals, gamma
 from tuneserve.benchmarks.serving.load.calls import Call, Refused, Send, Served, calling
-from tuneserve.benchmarks.serving.load.inputs import requests
+from tuneserve.benchmarks.serving.load.inputs import conversations
 from tuneserve.benchmarks.serving.load.result import Part, Result, joined
 from tuneserve.benchmarks.serving.load.settings import Settings, Share
 from tuneserve.benchmarks.serving.load.tally import Tally
@@ -53,7 +53,9 @@ async def part(settings: Settings, share: Share, together: Callable[[], Awaitabl
         most = 1 if served.generates else served.max_inputs
         if settings.batch > most > 0:
             raise UserError(f"--batch {settings.batch}: model {settings.model} takes at most {most} a call")
-        inputs = requests(settings, served.call, share)
+        if settings.turns > 1 and served.call != "chat":
+            raise UserError(f"--turns {settings.turns}: needs --call chat, not {served.call}")
+        inputs = conversations(settings, served.call, share)
         times = share.deal(_times(settings)) if settings.is_open else []
         each = [calling(send, inputs) for send in senders]
         if together:

@@ -1,8 +1,8 @@
 """One call: what every API sends and gets, and what is counted of it. The content of answers is not checked."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tuneserve.benchmarks.serving.load.inputs import Request
 from tuneserve.benchmarks.serving.load.tally import Answer, Tally
@@ -67,22 +67,32 @@ def default_call(task: str, is_chat: bool) -> str:
     return next(call for call, its_task in CALLS.items() if its_task == task)
 
 
-def calling(send: Send, requests: Iterator[Request]) -> Call:
-    """Returns the call of a connection."""
+def calling(send: Send, conversations: Iterator[Sequence[Request]]) -> Call:
+    """Returns the call of a connection: all turns of a conversation, each as soon as the one before is answered."""
 
     async def call(tally: Tally, started: float) -> None:
-        request = next(requests)
-        answer = Answer(started, len(request.texts))
-        async for message in send(request):
-            now = time.perf_counter()
-            answer.prompt_tokens += message.prompt_tokens
-            if message.tokens:
-                if message.late and answer.arrivals:
-                    before, tokens = answer.arrivals.pop()
-                    answer.arrivals.append((before, tokens + message.tokens))
-                else:
-                    answer.arrivals.append((now, message.tokens))
-                tally.token(now, message.tokens)
-        tally.finish(answer, time.perf_counter())
+        history: list[tuple[str, str]] = []
+        for request in next(conversations):
+            said = await _answered(send(replace(request, history=history)), Answer(started, len(request.texts)), tally)
+            history += [("user", request.texts[0]), ("assistant", said)]
+            started = time.perf_counter()
 
     return call
+
+
+async def _answered(messages: AsyncIterator[Message], answer: Answer, tally: Tally) -> str:
+    """Counts an answer, and returns its text."""
+    texts = []
+    async for message in messages:
+        now = time.perf_counter()
+        answer.prompt_tokens += message.prompt_tokens
+        texts.append(message.text)
+        if message.tokens:
+            if message.late and answer.arrivals:
+                before, tokens = answer.arrivals.pop()
+                answer.arrivals.append((before, tokens + message.tokens))
+            else:
+                answer.arrivals.append((now, message.tokens))
+            tally.token(now, message.tokens)
+    tally.finish(answer, time.perf_counter())
+    return "".join(texts)

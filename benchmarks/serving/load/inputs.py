@@ -1,6 +1,8 @@
 """What is sent. No input is sent twice, in this run or another, so that no prefix cache can answer for the model: each
 begins with a running number of eight digits, which starts at random. That costs a few tokens per input.
 
+Before that comes a prefix, if there is to be one: it is the same for all inputs of a run, but not for another run.
+
 Inputs of a trace have its lengths, in words of about one token each. Those that share blocks in the trace begin with
 one number for the whole run: so they share them here, but with no other run.
 """
@@ -31,20 +33,21 @@ class Request:
         return [*self.history, ("user", self.texts[0])]
 
 
-def requests(settings: Settings, call: str, share: Share) -> Iterator[Request]:
-    """Yields the requests of a process; all of its connections take theirs from it.
+def conversations(settings: Settings, call: str, share: Share) -> Iterator[list[Request]]:
+    """Returns the requests of a process; all of its connections take theirs from it. Those of a list are the turns of
+    one conversation, of which there is one without --turns.
 
     Raises UserError if the file of texts or the trace can't be read.
     """
     texts = _of_trace(settings.trace, share) if settings.trace else _of_lines(settings, call, share)
+    prefix = samples.words(settings.prefix_len, share.number) + " " if settings.prefix_len else ""
 
-    def made() -> Iterator[Request]:
-        while True:
-            query = next(texts)[0] if call == "rank" else ""
-            batch = list(itertools.islice(texts, settings.batch))
-            yield Request([text for text, _ in batch], query, batch[0][1])
+    def request(prefix: str) -> Request:
+        query = next(texts)[0] if call == "rank" else ""
+        batch = list(itertools.islice(texts, settings.batch))
+        return Request([prefix + text for text, _ in batch], query, batch[0][1])
 
-    return made()
+    return iter(lambda: [request("" if turn else prefix) for turn in range(settings.turns)], [])
 
 
 def _of_lines(settings: Settings, call: str, share: Share) -> Iterator[tuple[str, int]]:

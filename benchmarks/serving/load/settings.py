@@ -29,6 +29,8 @@ class Settings:
     seed: int = 0  # of the arrivals
     batch: int = 1  # texts of one call; generation takes 1
     texts: Path | None = None  # one input a line; built-in ones when None
+    prefix_len: int = 0  # words before each input, the same for all
+    turns: int = 1  # of a chat, each with the messages before; the rate is that of chats
     trace: Path | None = None  # the lengths of inputs and answers, in place of `texts` and `max_tokens`
     self_timed: bool = False  # an open loop, with the arrivals of the trace
     max_tokens: int = 64  # of each answer

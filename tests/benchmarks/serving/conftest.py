@@ -109,7 +109,7 @@ class Server(
             size = min(size, left)
             left -= size
             yield generation_pb2.GenerateStreamResponse(
-                completions=[generation_pb2.Completion(token_ids=[1] * size)],
+                completions=[generation_pb2.Completion(token_ids=[1] * size, text="ab")],
                 usage=None if left else common_pb2.Usage(prompt_tokens=5),
             )
             await asyncio.sleep(0.002)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.benchmarks.serving.load import trace
 from tuneserve.benchmarks.serving.load.bench import measure
-from tuneserve.benchmarks.serving.load.inputs import requests
+from tuneserve.benchmarks.serving.load.inputs import conversations
 from tuneserve.benchmarks.serving.load.settings import Share
 from tuneserve.benchmarks.serving.load.trace import Row
 from tuneserve.errors import UserError
@@ -61,8 +61,8 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
 def test_inputs_have_the_lengths_of_the_trace_and_share_its_blocks(mooncake: Path) -> None:
     def made(number: int) -> list[tuple[list[str], int]]:
         chosen = settings("x:1", "chat", trace=mooncake)
-        inputs = requests(chosen, "generate", Share(number=number))
-        return [((request := next(inputs)).texts[0].split(), request.max_tokens) for _ in range(3)]
+        inputs = conversations(chosen, "generate", Share(number=number))
+        return [((request := next(inputs)[0]).texts[0].split(), request.max_tokens) for _ in range(3)]
 
     (first, three), (second, four), (third, five) = made(10**7)
     assert (three, four, five) == (3, 4, 5)
