@@ -9,8 +9,15 @@ from typing import Any
 import click
 
 from tuneserve.call.common import server_options
+from tuneserve.call.groups import Grouped
 
 _GOALS = ("e2el", "ttft", "tpot")
+_HEADINGS = {
+    "Load": ("connections", "processes", "rates", "burstiness", "max_rate", "seconds", "warmup", "seed"),
+    "Calls": ("model", "call", "batch", "texts", "prefix_len", "turns", "max_tokens", "stream", "trace", "self_timed"),
+    "Results": ("goals", "html", "compare"),
+    "Server": ("api", "target", "timeout", "key", "tls", "ca", "certificate", "certificate_key"),
+}
 
 
 def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
@@ -20,7 +27,7 @@ def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[A
     ]
 
 
-@click.command("bench")
+@click.command("bench", cls=Grouped, headings=_HEADINGS)
 @click.option("--model", help="Name of the model.  [required]")
 @click.option(
     "--api",

@@ -1,4 +1,4 @@
-"""Groups of commands whose help lists are not truncated."""
+"""Help under headings: groups of commands, and commands with many options."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,3 +20,20 @@ class Group(click.Group):
             commands = [(name, self.get_command(context, name)) for name in names]
             with formatter.section(heading):
                 formatter.write_dl([(name, one.get_short_help_str(limit=1000)) for name, one in commands if one])
+
+
+class Grouped(click.Command):
+    """Lists its options under headings."""
+
+    def __init__(self, *args: Any, headings: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        """`headings` contains the names of options; the others come last."""
+        super().__init__(*args, **kwargs)
+        self._headings = headings
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click.Command."""
+        records = {one.name: record for one in self.get_params(context) if (record := one.get_help_record(context))}
+        groups = {heading: [records.pop(name) for name in names] for heading, names in self._headings.items()}
+        for heading, rows in (groups | {"More": list(records.values())}).items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)

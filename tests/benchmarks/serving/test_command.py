@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import grpc
@@ -91,3 +92,9 @@ async def test_a_server_with_keys_and_tls(certified: tuple[Path, Path]) -> None:
             assert message in result.stderr
     finally:
         await server.stop(None)
+
+
+def test_help_lists_each_option_once() -> None:
+    shown = CliRunner().invoke(bench_command, ["--help"]).stdout.partition("\nLoad:")[2]
+    for parameter in bench_command.params:
+        assert len(re.findall(rf"^  {parameter.opts[0]}[ ,]", shown, re.MULTILINE)) == 1, parameter.name
