@@ -185,6 +185,8 @@ def bench_command(
         return
     if not settings["model"]:
         raise click.UsageError("Missing option '--model'.")
+    if not connections:
+        raise click.UsageError("--connections has no number")
     if settings["trace"] and settings["texts"]:
         raise click.UsageError("--trace and --texts exclude each other")
     if settings["burstiness"] != 1 and not rates and not max_rate:

@@ -15,7 +15,8 @@ Show = Callable[[int, float | None], object]
 def sweep(
     settings: Settings, connections: Sequence[int], rates: Sequence[float], max_rate: bool, show: Show
 ) -> tuple[list[Result], float | None]:
-    """Returns the results of all runs, and the highest good rate if it was to be found, 0 if none was good.
+    """Returns the results of all runs, closed loops first, and the highest good rate: 0 if none was good, None if it
+    was not to be found.
 
     Rates are run on the most connections. A closed loop on the only number of connections is left out if there are
     open loops. So are runs at which no call is answered. `show` is told of each run: of connections and rate.
@@ -35,7 +36,8 @@ def sweep(
             failed = error
     if failed and not results:
         raise failed
-    if not max_rate:
-        return results, None
-    best, found = highest(most, lambda rate, _: show(most.connections, rate))
-    return results + found, best
+    best = None
+    if max_rate:
+        best, found = highest(most, lambda rate, _: show(most.connections, rate))
+        results += found
+    return sorted(results, key=lambda one: (one.settings.is_open, one.offered, one.settings.connections)), best

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, NullLocator
 
-from tuneserve.benchmarks.serving.load.report.table import RATES, TIMES, sent_in
+from tuneserve.benchmarks.serving.load.report.table import RATES, TIMES, runs, sent_in
 from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 from tuneserve.machine.tiers import measured_on
@@ -17,10 +17,13 @@ _LINES = dict(zip(PERCENTILES, ((FIRST, 0.35), (FIRST, 0.6), (FIRST, 1.0), (SECO
 
 
 def page(results: Sequence[Result], max_rate: float | None) -> str:
-    """Returns the page of runs with one model; `max_rate` is the highest good rate, None if it was not looked for."""
+    """Returns the page of runs with one model, in the order in which `sweep` returns them.
+
+    `max_rate` is the highest good rate, None if it was not looked for.
+    """
     settings, served = results[0].settings, results[0].served
-    closed = sorted((one for one in results if not one.settings.is_open), key=lambda one: one.settings.connections)
-    opened = sorted((one for one in results if one.settings.is_open), key=lambda one: one.offered)
+    closed = [one for one in results if not one.settings.is_open]
+    opened = [one for one in results if one.settings.is_open]
     summary = f"{served.task}{f', {served.quantization}' if served.quantization else ''}; {sent_in(results[0])}, "
     summary += f"{settings.seconds:g} s a run; server {settings.server.target}, client on {measured_on()}"
     return render(settings.model, summary, list(_tiles(closed, max_rate)), list(_sections(closed, opened)))
@@ -29,9 +32,10 @@ def page(results: Sequence[Result], max_rate: float | None) -> str:
 def _tiles(closed: Sequence[Result], max_rate: float | None) -> Iterator[tuple[str, str]]:
     if max_rate is not None:
         yield "calls/s with 99 of 100 good", f"{max_rate:,.4g}"
-    if closed:
-        best = max(closed, key=lambda one: one.figures[one.throughput] or 0)
-        yield f"{RATES[best.throughput]} on {best.settings.connections} connections", _shown(best, best.throughput)
+    if valid := [one for one in closed if not one.client_limited]:
+        best = max(valid, key=lambda one: one.figures[one.throughput] or 0)
+        value = best.figures[best.throughput] or 0
+        yield f"{RATES[best.throughput]} on {best.settings.connections} connections", f"{value:,.1f}"
 
 
 def _sections(closed: Sequence[Result], opened: Sequence[Result]) -> Iterator[Section]:
@@ -42,25 +46,14 @@ def _sections(closed: Sequence[Result], opened: Sequence[Result]) -> Iterator[Se
         note = "Closed loop: each connection sends its next call when the last one has ended."
         drawn = [_throughput(closed), *_latencies(closed, "connections")]
         yield Section("Throughput by connections", note + _hollow(closed), drawn)
-    runs = [*closed, *opened]
-    settings = runs[0].settings
-    names = [runs[0].throughput, *(["goodput_per_s"] if settings.goodput else [])]
-    names += [f"{time}_ms_p{one}" for time in TIMES for one in (50, 99) if f"{time}_ms_p50" in runs[0].figures]
-    rows = [
-        [
-            one.settings.connections,
-            f"{one.offered:,.4g}" if one.settings.is_open else "",
-            *(_shown(one, name) for name in names),
-            sum(one.errors.values()),
-            "busy" if one.client_limited else "",
-        ]
-        for one in runs
-    ]
-    columns = ["connections", "calls/s due", *(_heading(name) for name in names), "errors", "client"]
-    yield Section("Runs", columns=columns, rows=rows, numbers=range(len(columns) - 1))
-    shown = runs[0].to_json()
+    everything = [*closed, *opened]
+    headings, cells = runs(everything)
+    rows = [[*row, "busy" if one.client_limited else ""] for one, row in zip(everything, cells, strict=True)]
+    note = "Times in milliseconds: p50 / p99."
+    yield Section("Runs", note, columns=[*headings, "client"], rows=rows, numbers=range(len(headings)))
+    first = everything[0]
     varied = {"connections", "rate", "processes", "self_timed", "calls", "errors", "error_texts", "client_limited"}
-    given = [(name, str(value)) for name, value in shown.items() if name not in varied | runs[0].figures.keys()]
+    given = [(name, str(value)) for name, value in first.to_json().items() if name not in varied | first.figures.keys()]
     yield Section("Settings", columns=("key", "value"), rows=given)
 
 
@@ -120,15 +113,3 @@ def _logarithmic(axes: Any, which: str, base: int) -> None:
 def _hollow(results: Sequence[Result]) -> str:
     limited = any(one.client_limited for one in results)
     return " Hollow points are not valid: the client was busy, and the server may do more." if limited else ""
-
-
-def _heading(name: str) -> str:
-    if name in RATES:
-        return RATES[name]
-    time, _, percentile = name.partition("_ms_")
-    return f"{time.upper()} {percentile}, ms"
-
-
-def _shown(result: Result, name: str) -> str:
-    value = result.figures[name]
-    return "-" if value is None else f"{value:,.1f}"

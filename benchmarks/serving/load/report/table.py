@@ -53,26 +53,37 @@ def table(result: Result) -> Table:
 
 
 def overview(results: Sequence[Result]) -> Table:
-    """Returns a table with a row for each run: closed loops first, then by rate."""
-    first = results[0]
-    rows = Table(title=Text(first.settings.model))
-    times = [name for name in ("ttft", "tpot", "e2el") if f"{name}_ms_p99" in first.figures]
-    headings = [f"{name.upper()} p{one}" for name in times for one in (50, 99)]
-    goals = ["good"] if first.settings.goodput else []
-    for heading in ("connections", "calls/s due", RATES[first.throughput], *goals, *headings, "errors", ""):
+    """Returns a table with a row for each run."""
+    rows = Table(title=Text(results[0].settings.model), box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    headings, cells = runs(results)
+    for heading in headings:
         rows.add_column(heading, justify="right")
-    for result in sorted(results, key=lambda one: (one.settings.is_open, one.offered, one.settings.connections)):
-        figures = [_number(result.figures[f"{name}_ms_p{one}"], " ms") for name in times for one in (50, 99)]
-        rows.add_row(
-            str(result.settings.connections),
-            _number(result.offered) if result.settings.is_open else "",
-            _number(result.figures[result.throughput]),
-            *([f"{result.good_share:.1%}"] if goals else []),
-            *figures,
-            str(sum(result.errors.values())) if result.errors else "",
-            "[yellow]busy client[/yellow]" if result.client_limited else "",
-        )
+    for result, row in zip(results, cells, strict=True):
+        rows.add_row(*row, style="yellow" if result.client_limited else "")
+    rows.caption = "Times in milliseconds: p50 / p99."
+    if any(result.client_limited for result in results):
+        rows.caption += " [yellow]The client was busy: the server may do more; try more --processes.[/yellow]"
     return rows
+
+
+def runs(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Returns headings, and the figures of each run. Times are p50 / p99 in milliseconds."""
+    first = results[0]
+    times = [name for name in TIMES if f"{name}_ms_p50" in first.figures and name != "itl"]
+    goals = ["good"] if first.settings.goodput else []
+    headings = ["conn.", "calls/s due", RATES[first.throughput], *goals, *map(str.upper, times), "errors"]
+    rows = [
+        [
+            str(one.settings.connections),
+            _number(one.offered) if one.settings.is_open else "",
+            _number(one.figures[one.throughput]),
+            *([f"{one.good_share:.1%}"] if goals else []),
+            *(" / ".join(_short(one.figures[f"{name}_ms_p{at}"]) for at in (50, 99)) for name in times),
+            str(sum(one.errors.values()) or ""),
+        ]
+        for one in results
+    ]
+    return headings, rows
 
 
 def sent_in(result: Result) -> str:
@@ -86,3 +97,7 @@ def sent_in(result: Result) -> str:
 
 def _number(value: float | None, unit: str = "") -> str:
     return "-" if value is None else f"{value:,.1f}{unit}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

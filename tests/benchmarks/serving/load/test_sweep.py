@@ -60,11 +60,35 @@ async def test_a_run_without_answers_is_left_out(served: tuple[Server, str]) -> 
         await bench(target, "--connections", "1,2")
 
 
-@pytest.mark.parametrize("wrong", ["0", "1,x", "5000"])
+@pytest.mark.parametrize("wrong", ["0", "1,x", "5000", ","])
 def test_wrong_lists_are_named(wrong: str) -> None:
     result = CliRunner().invoke(bench_command, ["--model", "m", "--connections", wrong])
     assert result.exit_code == 2
     assert "--connections" in result.stderr
+
+
+async def test_the_table_has_a_row_for_each_run(served: tuple[Server, str]) -> None:
+    arguments = [
+        "--model",
+        "chat",
+        "--connections",
+        "4,1",
+        "--rate",
+        "30",
+        "--goodput",
+        "ttft:5000",
+        "--max-tokens",
+        "3",
+    ]
+    given = ["--target", served[1], "--seconds", "0.5", "--warmup", "0", *arguments]
+    result = await asyncio.to_thread(CliRunner().invoke, bench_command, given, catch_exceptions=False)
+    # The numbers of connections, closed loops first.
+    rows = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit() and "%" in line]
+    assert [row[0] for row in rows] == ["1", "4", "4"]
+    assert rows[2][1] == "30.0"
+    shown = " ".join(result.stdout.split())
+    for words in ("TTFT", "TPOT", "E2EL", "good", "p50 / p99", "100.0%"):
+        assert words in shown
 
 
 async def test_the_page_has_the_plots_of_the_runs(served: tuple[Server, str], tmp_path: Path) -> None:
