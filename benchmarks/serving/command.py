@@ -176,12 +176,12 @@ def bench_command(
     from rich.console import Console
 
     from tuneserve.benchmarks.serving.load.report import table
-    from tuneserve.benchmarks.serving.load.report.compare import compared, read
+    from tuneserve.benchmarks.serving.load.report.compare import comparisons, read
     from tuneserve.benchmarks.serving.load.settings import Settings
     from tuneserve.benchmarks.serving.load.sweep import sweep
 
     if compare:
-        Console().print(compared(*map(read, compare)))
+        Console().print(*comparisons(*map(read, compare)))
         return
     if not settings["model"]:
         raise click.UsageError("Missing option '--model'.")

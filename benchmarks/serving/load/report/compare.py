@@ -12,19 +12,39 @@ from tuneserve.errors import UserError
 _RESULTS = {"calls", "errors", "error_texts", "client_limited", "version"}
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Returns the result in a file: its last line. Raises UserError."""
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the results of the runs in a file: its last line. Raises UserError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        result = json.loads(lines[-1])
-    except (OSError, ValueError, IndexError):
-        result = None
-    if not isinstance(result, dict) or "client_cpu" not in result:
-        raise UserError(f"{path}: its last line is no result of tuneserve bench", "keep what it prints: … > A.json")
-    return result
+        last = json.loads(lines[-1])
+        results: list[dict[str, Any]] = last.get("results", [last])
+        if all("client_cpu" in result for result in results):
+            return results
+    except (OSError, ValueError, IndexError, AttributeError, TypeError):
+        pass
+    raise UserError(f"{path}: its last line is no result of tuneserve bench", "keep what it prints: … > A.json")
 
 
-def compared(first: dict[str, Any], second: dict[str, Any]) -> Table:
+def comparisons(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[Table]:
+    """Returns a table for each two runs with the same connections and rate; of single runs, in any case.
+
+    Raises UserError if there are none.
+    """
+    if len(first) == len(second) == 1:
+        return [_compared(first[0], second[0])]
+    others = {(one["connections"], one["rate"]): one for one in second}
+    tables = []
+    for one in first:
+        if other := others.get((one["connections"], one["rate"])):
+            tables.append(_compared(one, other))
+            rate = f", {one['rate']:g} calls a second" if one["rate"] else ""
+            tables[-1].title = f"{one['connections']} connections{rate}"
+    if not tables:
+        raise UserError("the files have no runs with the same connections and rate")
+    return tables
+
+
+def _compared(first: dict[str, Any], second: dict[str, Any]) -> Table:
     """Returns a table of the figures that both have, and how many times the second is of the first."""
     rows = Table(caption=f"One run each: run them in turns, several times. {_differences(first, second)}".strip())
     for heading in ("", "A", "B", "B ÷ A"):

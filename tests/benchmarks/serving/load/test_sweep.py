@@ -91,6 +91,21 @@ async def test_the_table_has_a_row_for_each_run(served: tuple[Server, str]) -> N
         assert words in shown
 
 
+async def test_runs_with_the_same_connections_and_rate_are_compared(served: tuple[Server, str], tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for file, arguments in zip(files, (["1,3", "--rate", "50"], ["2,3", "--rate", "50"], ["1,2"]), strict=True):
+        file.write_text(json.dumps(await bench(served[1], "--connections", *arguments)))
+    result = CliRunner().invoke(bench_command, ["--compare", *map(str, files[:2])], catch_exceptions=False)
+    titles = [line.strip() for line in result.stdout.splitlines() if re.match(r" *\d+ connections", line)]
+    assert titles == ["3 connections", "3 connections, 50 calls a second"]
+    assert result.stdout.count("e2el_ms_p99 ") == 2
+    result = CliRunner().invoke(bench_command, ["--compare", str(files[0]), str(files[2])])
+    assert "1 connections" in result.stdout
+    file.write_text(json.dumps({"results": []}))
+    result = CliRunner().invoke(bench_command, ["--compare", *map(str, files[1:])])
+    assert "no runs with the same connections and rate" in str(result.exception)
+
+
 async def test_the_page_has_the_plots_of_the_runs(served: tuple[Server, str], tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     await bench(served[1], "--connections", "1,4", "--rate", "60", "--goodput", "e2el:500", "--html", str(file))
