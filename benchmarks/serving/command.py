@@ -10,6 +10,7 @@ import click
 
 from tuneserve.call.common import server_options
 from tuneserve.call.groups import Grouped
+from tuneserve.errors import UserError
 
 _GOALS = ("e2el", "ttft", "tpot")
 _HEADINGS = {
@@ -183,22 +184,12 @@ def bench_command(
     if compare:
         Console().print(*comparisons(*map(read, compare)))
         return
-    if not settings["model"]:
-        raise click.UsageError("Missing option '--model'.")
-    if not connections:
-        raise click.UsageError("--connections has no number")
-    if settings["trace"] and settings["texts"]:
-        raise click.UsageError("--trace and --texts exclude each other")
-    if settings["burstiness"] != 1 and not rates and not max_rate:
-        raise click.UsageError("--burstiness needs --rate or --max-rate: a closed loop has no arrivals")
-    if max_rate and not goals:
-        raise click.UsageError("--max-rate needs --goodput: what makes a call good")
-    if max_rate and rates:
-        raise click.UsageError("--max-rate and --rate exclude each other")
+    _check(settings, connections, rates, max_rate, goals)
     if html:
-        from tuneserve.benchmarks.serving.load.report.page import (
-            page,  # It needs matplotlib: better missed now than later.
-        )
+        try:
+            from tuneserve.benchmarks.serving.load.report.page import page
+        except ModuleNotFoundError as error:
+            raise UserError(f"--html needs {error.name}", "pip install 'tuneserve[train]'") from None
     settings["self_timed"] &= settings["trace"] is not None and not rates and not max_rate
     chosen = Settings(**settings, goodput=_goals(goals))
     each = f"{chosen.warmup:g} s of warm-up, then {chosen.seconds:g} s"
@@ -220,6 +211,24 @@ def bench_command(
     flat = [result.to_json() for result in results]
     several = ({"max_rate": best} if max_rate else {}) | {"results": flat}
     click.echo(json.dumps(flat[0] if single else several, separators=(",", ":")))
+
+
+def _check(
+    settings: dict[str, Any], connections: list[int], rates: list[float], max_rate: bool, goals: Sequence[str]
+) -> None:
+    """Refuses options that do not go together."""
+    if not settings["model"]:
+        raise click.UsageError("Missing option '--model'.")
+    if not connections:
+        raise click.UsageError("--connections has no number")
+    if settings["trace"] and settings["texts"]:
+        raise click.UsageError("--trace and --texts exclude each other")
+    if settings["burstiness"] != 1 and not rates and not max_rate:
+        raise click.UsageError("--burstiness needs --rate or --max-rate: a closed loop has no arrivals")
+    if max_rate and not goals:
+        raise click.UsageError("--max-rate needs --goodput: what makes a call good")
+    if max_rate and rates:
+        raise click.UsageError("--max-rate and --rate exclude each other")
 
 
 def _goals(given: Sequence[str]) -> dict[str, float]:

@@ -83,9 +83,10 @@ async def part(settings: Settings, share: Share, together: Callable[[], Awaitabl
 
 def _opened(settings: Settings) -> AbstractAsyncContextManager[tuple[Served, list[Send]]]:
     if settings.api == "openai":
-        # It needs aiohttp, which comes with vLLM.
-        from tuneserve.benchmarks.serving.load.apis import openai
-
+        try:
+            from tuneserve.benchmarks.serving.load.apis import openai
+        except ModuleNotFoundError as error:  # it comes with vLLM
+            raise UserError(f"--api openai needs {error.name}", f"pip install {error.name}") from None
         return openai.opened(settings)
     return oip.opened(settings) if settings.api == "oip" else ours.opened(settings)
 

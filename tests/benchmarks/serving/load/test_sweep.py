@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -104,6 +105,13 @@ async def test_runs_with_the_same_connections_and_rate_are_compared(served: tupl
     file.write_text(json.dumps({"results": []}))
     result = CliRunner().invoke(bench_command, ["--compare", *map(str, files[1:])])
     assert "no runs with the same connections and rate" in str(result.exception)
+
+
+def test_what_is_not_installed_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, page.__module__)
+    monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
+    result = CliRunner().invoke(bench_command, ["--model", "m", "--target", "127.0.0.1:1", "--html", "page.html"])
+    assert "--html needs matplotlib.ticker" in str(result.exception)
 
 
 async def test_the_page_has_the_plots_of_the_runs(served: tuple[Server, str], tmp_path: Path) -> None:

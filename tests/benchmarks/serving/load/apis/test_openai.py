@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tuneserve.benchmarks.serving.load import apis
+from tuneserve.benchmarks.serving.load.apis import openai
 from tuneserve.benchmarks.serving.load.bench import measure
 from tuneserve.benchmarks.serving.load.processes import run
 from tuneserve.call.channel import CallFailed, CallRefused
@@ -183,6 +186,14 @@ async def test_errors(http: tuple[Http, str]) -> None:
     slow = Endpoint(target, timeout=0.1)
     with pytest.raises(StepFailed, match="DEADLINE_EXCEEDED: no answer in time"):
         await measure(settings(target, "m", api="openai", server=slow))
+
+
+async def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, openai.__name__, raising=False)
+    monkeypatch.delattr(apis, "openai")
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(UserError, match="--api openai needs aiohttp"):
+        await measure(settings("127.0.0.1:1", "m", api="openai"))
 
 
 async def test_tls_with_client_certificates(certified: tuple[Path, Path]) -> None:
