@@ -1,11 +1,14 @@
 """Servers in the event loop of a test that answer without a model."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from click.testing import CliRunner
 
+from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.benchmarks.serving.load.settings import Settings
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import (
@@ -137,6 +140,14 @@ async def served() -> AsyncIterator[tuple[Server, str]]:
 def settings(target: str, model: str, **others: object) -> Settings:
     usual = {"server": Endpoint(target), "connections": 4, "seconds": 0.4, "warmup": 0.1, "max_tokens": 6}
     return Settings(model=model, **usual | others)
+
+
+async def bench(target: str, *arguments: str) -> dict:
+    """Runs the command, and returns its last line."""
+    given = ["--target", target, "--model", "sentiment", "--seconds", "0.5", "--warmup", "0", *arguments]
+    result = await asyncio.to_thread(CliRunner().invoke, bench_command, given, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 SERVICE_SECONDS = 0.02

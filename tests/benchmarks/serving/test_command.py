@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tuneserve.benchmarks.serving.command import bench_command
+from tuneserve.benchmarks.serving.load.report import page
 from tuneserve.machine.tiers import measured_on
 
 from .conftest import Server, on_grpc
@@ -31,6 +33,20 @@ def test_wrong_goals_and_rates_are_named(wrong: list[str], message: str) -> None
     result = CliRunner().invoke(bench_command, ["--model", "m", *wrong])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("wrong", ["0", "1,x", "5000", ","])
+def test_wrong_lists_are_named(wrong: str) -> None:
+    result = CliRunner().invoke(bench_command, ["--model", "m", "--connections", wrong])
+    assert result.exit_code == 2
+    assert "--connections" in result.stderr
+
+
+def test_what_is_not_installed_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, page.__name__)
+    monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
+    result = CliRunner().invoke(bench_command, ["--model", "m", "--target", "127.0.0.1:1", "--html", "page.html"])
+    assert "--html needs matplotlib.ticker" in str(result.exception)
 
 
 async def test_the_command_finds_the_highest_rate(served: tuple[Server, str]) -> None:

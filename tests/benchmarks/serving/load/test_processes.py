@@ -6,7 +6,6 @@ import pytest
 
 from tuneserve.benchmarks.serving.load.arrivals import gamma
 from tuneserve.benchmarks.serving.load.processes import run
-from tuneserve.benchmarks.serving.load.settings import Share
 from tuneserve.call.channel import CallFailed
 from tuneserve.errors import StepFailed
 
@@ -51,9 +50,3 @@ async def test_there_are_no_more_processes_than_connections(served: tuple[Server
     result = await asyncio.to_thread(run, settings(target, "sentiment", connections=2, processes=9))
     assert (len(server.peers), server.most_running) == (2, 2)
     assert result.calls > 0
-
-
-def test_each_item_is_dealt_to_one_process() -> None:
-    shares = [Share(index, 3) for index in range(3)]
-    dealt = [list(share.deal(range(10))) for share in shares]
-    assert dealt == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
