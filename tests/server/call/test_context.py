@@ -81,11 +81,6 @@ def test_prompts_are_kept_only_where_there_is_a_place_for_them():
     assert other.content == {"prompt": ["a", "b", "c"], "output": ["d"]}
 
 
-@pytest.mark.parametrize(("own", "asked", "given"), [(3, 1, 3), (3, 5, 5), (-2, 0, 0), (-2, -5, -2)])
-def test_a_call_cannot_raise_its_priority_above_its_keys(own, asked, given):
-    assert call(Tenant("acme", priority=own)).ticket(asked).priority == given
-
-
 def test_requests_of_one_id_are_told_apart_in_the_engine():
     one, other = call(trace={"traceparent": "00-1"}), call(Tenant("other"))
     tickets = [one.ticket(), one.ticket(adapter="adapter-1"), other.ticket()]

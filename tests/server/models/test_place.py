@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,13 @@ async def test_tokens_are_held_against_their_caller_as_they_are_made(models, cal
         [tokens] = await place.encode(["the film was good"])
     assert sum(held) == 48 * tokens.length
     assert call.stage_ns.keys() == {"tokenize"}
+
+
+@pytest.mark.parametrize(("own", "asked", "given"), [(3, 1, 3), (3, 5, 5), (-2, 0, 0), (-2, -5, -2)])
+async def test_a_call_cannot_raise_its_priority_above_its_keys(models, call, own, asked, given):
+    context.begin(replace(call, tenant=Tenant("acme", priority=own)))
+    async with admitted(models["sentiment"], REQUEST, asked) as (place, _):
+        assert place.priority == given
 
 
 async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):

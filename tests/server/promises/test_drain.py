@@ -30,7 +30,7 @@ async def server(serve_config, make_bert, make_llama):
     config = loopback(
         {
             "sentiment": make_bert(),
-            "chat": ModelConfig(path=make_llama(), max_num_seqs=STREAMS),
+            "chat": ModelConfig(path=make_llama(), max_num_seqs=2 * STREAMS),
         },
         drain_seconds=BUDGET,
     )
