@@ -79,7 +79,8 @@ def launched(
     """The same with flags of `tuneserve serve`; yields the process, too. `environment` and `python` are this process's
     own if None.
     """
-    command = [str(python or sys.executable), "-m", "tuneserve.cli", "serve", *flags]
+    # -P: nothing is imported from the working directory.
+    command = [str(python or sys.executable), "-P", "-m", "tuneserve.cli", "serve", *flags]
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     with tempfile.TemporaryDirectory(prefix="tuneserve-") as scratch:
         ready, log = Path(scratch, "ready.json"), Path(scratch, "server.log")

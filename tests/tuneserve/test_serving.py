@@ -36,6 +36,14 @@ def test_a_server_that_ends_early_says_why(tmp_path: Path, caplog: pytest.LogCap
     assert "tuneserve serve" in caught.value.hint
 
 
+def test_nothing_is_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another checkout's server, started in this one, is that checkout's: `benchmarks/serving/before.py`."""
+    (tmp_path / "tuneserve.py").write_text("raise SystemExit('from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StepFailed, match="nothing-here"), serving({"m": tmp_path / "nothing-here"}):
+        pass
+
+
 LOG = """\
 2026-11-28 15:28:25,731 INFO tuneserve.server.app: gRPC on 127.0.0.1:8033
 vLLM EngineCore[77] ERROR 2026-11-28 15:29:01,004 vllm.v1.engine.core: EngineCore failed to start.
