@@ -53,6 +53,8 @@ _CACHED_ADAPTERS = 16
 _TOKEN_CLASSIFIERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
 # vLLM's default on CPUs, 128 tokens, is longer than most prompts, which then could not share a cached prefix.
 _CPU_BLOCK = 32
+# Tokens of a step of a generation model on CPUs. vLLM's 4,096 take seconds, in which no other answer gets a token.
+_CPU_STEP = 1024
 # Our own 4-bit scheme, and that of other bitsandbytes checkpoints.
 _FOUR_BITS = ("nf4", "bitsandbytes")
 # Fixed, because vLLM's choice per request does not work: an engine keeps the library of its first request. The other
@@ -65,6 +67,8 @@ def arguments(
 ) -> dict[str, Any]:
     """Returns the arguments of vLLM's AsyncEngineArgs; nested configurations are mappings. None values are left out."""
     task = manifest.task
+    generates_on_cpu = task == pb.TASK_GENERATION and not has_nvidia_gpu()
+    in_pieces = config.engine.get("enable_chunked_prefill") is not False
     options: dict[str, Any] = {
         "model": str(config.path),
         "served_model_name": name,
@@ -75,7 +79,9 @@ def arguments(
         "max_num_seqs": config.max_num_seqs,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": hardware.kv_cache_bytes or None,
-        "block_size": _CPU_BLOCK if task == pb.TASK_GENERATION and not has_nvidia_gpu() else None,
+        "block_size": _CPU_BLOCK if generates_on_cpu else None,
+        # A step must hold a whole prompt if prompts are not taken in pieces.
+        "max_num_batched_tokens": max(_CPU_STEP, config.max_num_seqs or 0) if generates_on_cpu and in_pieces else None,
         "enforce_eager": hardware.enforce_eager,
         "scheduling_policy": "priority",
         "trust_remote_code": False,

@@ -70,6 +70,8 @@ T = TypeVar("T")
 # Models load concurrently, each in a thread, but vLLM keeps its current configuration in a global.
 _CONFIGURING = threading.Lock()
 _LIVENESS_SECONDS = 0.1
+# So many long prompts, at least, are read in one step.
+_PROMPTS_A_STEP = 4
 # vLLM gives its processes 5 s to end by themselves.
 _CLOSE_SECONDS = 15.0
 
@@ -116,6 +118,7 @@ class VllmEngine:
             options["tokenizer"] = str(tokenizer)
             with _CONFIGURING:
                 vllm_config = AsyncEngineArgs(**options).create_engine_config()
+                _share_steps(vllm_config)
                 self.parsers = _parsers(self._config, vllm_config.model_config)
             engine = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
         self._processes = engine_processes.started_by(engine)
@@ -317,6 +320,16 @@ def _left(queue: RequestOutputCollector) -> int:
         if output := queue.get_nowait():
             return sum(len(one.token_ids) for one in output.outputs)
     return 0
+
+
+def _share_steps(config: Any) -> None:
+    """Gives a prompt a quarter of a step at most while there are other requests: by default, vLLM gives a long prompt
+    all of each step until it is read, and whoever comes meanwhile waits. On CPUs alone, because it was tried there.
+    """
+    scheduler = config.scheduler_config
+    if scheduler.enable_chunked_prefill and not (scheduler.long_prefill_token_threshold or runtime.has_nvidia_gpu()):
+        quarter = scheduler.max_num_batched_tokens // _PROMPTS_A_STEP
+        scheduler.long_prefill_token_threshold = min(quarter, config.model_config.max_model_len)
 
 
 def _parsers(config: ModelConfig, model_config: Any) -> Parsers | None:

@@ -88,13 +88,14 @@ def missing() -> list[str]:
         AsyncEngineArgs: """model served_model_name runner convert dtype tokenizer max_model_len max_num_seqs
             gpu_memory_utilization kv_cache_memory_bytes block_size enforce_eager scheduling_policy trust_remote_code
             use_tqdm_on_load otlp_traces_endpoint enable_lora max_loras max_cpu_loras max_lora_rank
-            worker_extension_cls structured_outputs_config hf_overrides pooler_config""",
+            worker_extension_cls structured_outputs_config hf_overrides pooler_config max_num_batched_tokens""",
         BackgroundResources: "engine_manager coordinator",
         CacheConfig: "block_size",
         CompletionOutput: "index text token_ids logprobs finish_reason stop_reason",
         PoolerConfig: "task",
         PoolingOutput: "data",
-        SchedulerConfig: "max_num_seqs policy",
+        SchedulerConfig: """max_num_seqs policy enable_chunked_prefill long_prefill_token_threshold
+            max_num_batched_tokens""",
         StructuredOutputsConfig: "backend",
         StructuredOutputsParams: "json regex choice grammar json_object _backend _backend_was_auto",
         VllmConfig: "model_config scheduler_config speculative_config structured_outputs_config",

@@ -148,3 +148,11 @@ def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
 def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
     assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine.nf4_cpu.Worker")
     assert "worker_extension_cls" not in arguments(quantization="w8a8")
+
+
+def test_the_steps_of_generation_on_cpus_are_short(arguments):
+    assert arguments()["max_num_batched_tokens"] == 1024
+    assert arguments(max_num_seqs=2000)["max_num_batched_tokens"] == 2000, "vLLM wants one token a sequence, at least"
+    assert arguments(engine={"max_num_batched_tokens": 4096})["max_num_batched_tokens"] == 4096
+    assert "max_num_batched_tokens" not in arguments(engine={"enable_chunked_prefill": False})
+    assert "max_num_batched_tokens" not in arguments(pb.TASK_SEQUENCE_CLASSIFICATION)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +92,17 @@ async def test_an_engine_is_closed_beside_any_work_in_threads(engine):
         done.set()
         await asyncio.gather(*sleeping)
     assert len(stub.threads) == 1
+
+
+@pytest.mark.parametrize(
+    ("in_pieces", "own", "length", "most"),
+    [(True, 0, 8192, 256), (True, 0, 64, 64), (True, 100, 8192, 100), (False, 0, 8192, 0)],
+)
+def test_a_long_prompt_leaves_room_in_a_step(vllm_engine, monkeypatch, in_pieces, own, length, most):
+    monkeypatch.setattr(vllm_engine.runtime, "has_nvidia_gpu", lambda: False)
+    scheduler = SimpleNamespace(
+        enable_chunked_prefill=in_pieces, long_prefill_token_threshold=own, max_num_batched_tokens=1024
+    )
+    model = SimpleNamespace(max_model_len=length)
+    vllm_engine._share_steps(SimpleNamespace(scheduler_config=scheduler, model_config=model))
+    assert scheduler.long_prefill_token_threshold == most
