@@ -88,9 +88,10 @@ def within_memory(wanted: int, streams: int) -> int:
     """Returns how many connections `listen` may have, so that their calls take a quarter of the memory at most: each
     connection may send all of them at once, before its key is known.
     """
-    most = max(1, hardware.memory() // (_CALLS_SHARE * _CALL_BYTES * streams))
+    memory = hardware.memory()
+    most = max(1, memory // (_CALLS_SHARE * _CALL_BYTES * streams))
     if wanted > most:
-        gib, needed = hardware.memory() / (1 << 30), wanted * streams * _CALL_BYTES / (1 << 30)
+        gib, needed = memory / (1 << 30), wanted * streams * _CALL_BYTES / (1 << 30)
         told = "max_connections: %d, as %d with %d calls each (max_streams) may take %.1f of %.1f GiB"
         logger.warning(told, most, wanted, streams, needed, gib)
     return min(wanted, most)
