@@ -34,7 +34,24 @@ TASKS = {
 }
 
 
+class Engine:
+    """What answers in a server's place: after `delay` seconds. It counts the calls that run."""
+
+    delay = 0.005
+    running = 0
+    most_running = 0
+
+    async def work(self) -> None:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.delay)
+        finally:
+            self.running -= 1
+
+
 class Server(
+    Engine,
     model_pb2_grpc.ModelServiceServicer,
     classification_pb2_grpc.ClassificationServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
@@ -42,7 +59,6 @@ class Server(
     """Answers after `delay` seconds; refuses every call whose running number `refuse` divides."""
 
     def __init__(self) -> None:
-        self.delay = 0.005
         self.refuse = 0
         self.key = ""
         self.requests: list[
@@ -51,8 +67,6 @@ class Server(
             | generation_pb2.GenerateRequest
         ] = []
         self.peers: set[str] = set()
-        self.running = 0
-        self.most_running = 0
 
     async def GetModel(
         self, request: model_pb2.GetModelRequest, context: grpc.aio.ServicerContext
@@ -81,12 +95,7 @@ class Server(
         self.peers.add(context.peer())
         if self.refuse and len(self.requests) % self.refuse == 0:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full")
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            await asyncio.sleep(self.delay)
-        finally:
-            self.running -= 1
+        await self.work()
 
     async def Classify(self, request, context):
         await self._take(request, context)

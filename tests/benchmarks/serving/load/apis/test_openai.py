@@ -20,17 +20,15 @@ from tuneserve.call.channel import CallFailed, CallRefused
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
 
-from ...conftest import settings
+from ...conftest import Engine, settings
 
 
-class Http:
+class Http(Engine):
     """Answers with 3 tokens a text; a stream has one token, then messages of at most two."""
 
     def __init__(self) -> None:
         self.bodies: list[tuple[str, dict[str, Any]]] = []
         self.peers: set[str] = set()
-        self.running = self.most_running = 0
-        self.delay = 0.005
         self.refuse = self.breaks = False
         self.tells_tokens = True  # in each message of a stream
 
@@ -75,12 +73,7 @@ class Http:
         if self.refuse:
             text = json.dumps({"error": {"message": "queue full"}})
             raise web.HTTPTooManyRequests(text=text, content_type="application/json")
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            await asyncio.sleep(self.delay)
-        finally:
-            self.running -= 1
+        await self.work()
         return body
 
 
