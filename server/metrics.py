@@ -246,7 +246,10 @@ class Queue(Protocol):
 
     waiting_sequences: int
     waiting_tokens: int
-    running: int  # sequences
+
+    @property
+    def running(self) -> int:
+        """The number of sequences in the engine."""
 
 
 class _Queues(Collector):

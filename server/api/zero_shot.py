@@ -106,9 +106,8 @@ class ZeroShot:
         return answers.Result(np.asarray(totals, dtype=np.float32), tokens.length, truncated)
 
     def _cost(self, prompt: Sequence[int], edge: Edge) -> int:
-        """Returns the tokens that the engine processes for one more edge: only one if the prompt is in its cache."""
-        is_cached = self._model.config.engine.get("enable_prefix_caching") is not False
-        return 1 if is_cached else len(prompt) + len(edge.path) + 1
+        """Returns the tokens that the engine reads and writes for one more edge, with the prompt in its cache."""
+        return self._place.again(len(prompt) + len(edge.path)) + 1
 
     async def _ask(self, prompt: list[int], edge: Edge, cost: int) -> float:
         # The log probability returned is that before other tokens are excluded.

@@ -123,7 +123,11 @@ class Call:
             self.content.setdefault(kind, []).extend(texts)
 
     def ticket(
-        self, priority: int = 0, adapter: str = "", lost: Callable[[int], object] = lambda tokens: None
+        self,
+        priority: int = 0,
+        adapter: str = "",
+        lost: Callable[[int], object] = lambda tokens: None,
+        read: Callable[[], object] | None = None,
     ) -> Ticket:
         """Returns what goes to the engine with one request of this call."""
         return Ticket(
@@ -135,6 +139,7 @@ class Call:
             salt=self.tenant.name,
             trace=self.trace,
             lost=lost,
+            read=read,
         )
 
     def expired(self) -> bool:

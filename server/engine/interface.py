@@ -48,6 +48,8 @@ class Ticket:
     trace: Mapping[str, str] = field(default_factory=dict)  # W3C trace headers
     # Called with the number of tokens that a request wrote before it ended early, and that are in no item.
     lost: Callable[[int], object] = lambda tokens: None
+    # Called when the prompt has been read, if that is known before the first item.
+    read: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,9 @@ class Engine(Protocol):
     max_length: int  # tokens, prompt and completion together
     max_num_seqs: int  # requests in one step
     vocab_size: int
+    long_prompt: int  # tokens; it reads longer prompts in many steps
+    long_prompts: int  # so many of those leave room for other requests in each step
+    cache_block: int  # tokens; a cached prompt is read again from its last whole block on. 0 without a cache
     registry: CollectorRegistry  # the engine's own metrics
     parsers: Parsers | None  # None unless the model's settings name parsers
 

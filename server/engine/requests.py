@@ -8,7 +8,7 @@ long and can't be interrupted, so it is left out: `text/constraints.py` has chec
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from vllm import PoolingParams, SamplingParams
@@ -38,6 +38,8 @@ _STRUCTURED = "structured_output"
 # take 50 MB.
 _MAX_ITEMS = 10_000
 _COUNTS = ("minItems", "maxItems")
+# vLLM's older versions can't be asked for the first token and the rest: then all output comes at once.
+_HAS_INTERVAL = hasattr(SamplingParams, "stream_interval")
 
 
 class _Params(SamplingParams):  # type: ignore[misc]
@@ -65,8 +67,13 @@ def pooling_params(encoded: Encoded, task: PoolTask) -> PoolingParams:
     return params
 
 
-def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None]) -> SamplingParams:
-    """Returns vLLM's parameters. `verify` is vLLM's check for this model. Raises RequestRefused."""
+def sampling_params(
+    sampling: Sampling, stream: bool, verify: Callable[[SamplingParams], None], tells_first: bool = False
+) -> SamplingParams:
+    """Returns vLLM's parameters: for all output at once if `stream` is false, or with `tells_first` for the first token
+    and the rest. `verify` is vLLM's check for this model. Raises RequestRefused.
+    """
+    tells_first = tells_first and _HAS_INTERVAL
     with _refusing():
         params = _Params(
             max_tokens=sampling.max_tokens,
@@ -89,7 +96,8 @@ def sampling_params(sampling: Sampling, stream: bool, verify: Callable[[Sampling
             bad_words=list(sampling.bad_words),
             include_stop_str_in_output=sampling.include_stop_text,
             skip_special_tokens=sampling.skip_special_tokens,
-            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if stream or tells_first else RequestOutputKind.FINAL_ONLY,
+            **({"stream_interval": sampling.max_tokens + 1} if tells_first else {}),
             # A placeholder for the constraint: vLLM must not read the real one here.
             structured_outputs=StructuredOutputsParams(regex="a") if sampling.structured else None,
         )
@@ -183,6 +191,17 @@ async def delta(completion: CompletionOutput, output: RequestOutput, sampling: S
         stop_text=stopped_by if isinstance(stopped_by, str) else "",
         stop_token_id=stopped_by if isinstance(stopped_by, int) else None,
         prompt_logprobs=prompt_logprobs,
+    )
+
+
+def joined(first: Delta, rest: Delta) -> Delta:
+    """Returns two pieces of one completion as one."""
+    return replace(
+        rest,
+        text=first.text + rest.text,
+        token_ids=[*first.token_ids, *rest.token_ids],
+        logprobs=[*first.logprobs, *rest.logprobs],
+        prompt_logprobs=first.prompt_logprobs,
     )
 
 

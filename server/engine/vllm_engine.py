@@ -82,6 +82,9 @@ class VllmEngine:
     max_length: int
     max_num_seqs: int
     vocab_size: int
+    long_prompt: int
+    long_prompts: int
+    cache_block: int
 
     def __init__(
         self,
@@ -125,6 +128,9 @@ class VllmEngine:
         self.max_length = engine.model_config.max_model_len
         self.max_num_seqs = vllm_config.scheduler_config.max_num_seqs
         self.vocab_size = engine.model_config.get_vocab_size()
+        self.long_prompt, self.long_prompts = _long_prompts(vllm_config.scheduler_config, self.max_length)
+        cache = vllm_config.cache_config
+        self.cache_block = cache.block_size if cache.enable_prefix_caching else 0
         self._engine = engine
 
     @property
@@ -166,9 +172,11 @@ class VllmEngine:
     ) -> AsyncGenerator[Delta, None]:
         """See interface.Engine."""
         await self._meet()
-        params = engine_requests.sampling_params(sampling, stream, self._verify)
+        tells_first = not stream and ticket.read is not None
+        params = engine_requests.sampling_params(sampling, stream, self._verify, tells_first)
         prompt = engine_requests.prompt(token_ids, ticket.salt)
         queue: RequestOutputCollector | None = None
+        kept: Delta | None = None
         finished = False
         try:
             with _translated():
@@ -177,11 +185,17 @@ class VllmEngine:
             while not finished:
                 output = await _next(queue)
                 finished = output.finished
-                yield await engine_requests.delta(output.outputs[0], output, sampling)
+                if ticket.read:
+                    ticket.read()
+                delta = await engine_requests.delta(output.outputs[0], output, sampling)
+                kept = engine_requests.joined(kept, delta) if kept else delta
+                if stream or finished:
+                    whole, kept = kept, None
+                    yield whole
         finally:
             if not finished:
                 await self._abort([ticket.request_id])
-                ticket.lost(_left(queue) if queue else 0)
+                ticket.lost((_left(queue) if queue else 0) + (len(kept.token_ids) if kept else 0))
 
     def _with(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.adapter and ticket.adapter not in self._adapters:
@@ -330,6 +344,14 @@ def _share_steps(config: Any) -> None:
     if scheduler.enable_chunked_prefill and not (scheduler.long_prefill_token_threshold or runtime.has_nvidia_gpu()):
         quarter = scheduler.max_num_batched_tokens // _PROMPTS_A_STEP
         scheduler.long_prefill_token_threshold = min(quarter, config.model_config.max_model_len)
+
+
+def _long_prompts(scheduler: Any, max_length: int) -> tuple[int, int]:
+    """Returns how long a prompt is that is read in many steps, and how many of them leave room in each step."""
+    if not scheduler.enable_chunked_prefill:
+        return max_length, 1
+    piece = scheduler.long_prefill_token_threshold or scheduler.max_num_batched_tokens
+    return 2 * piece, max(1, scheduler.max_num_batched_tokens // piece - 1)
 
 
 def _parsers(config: ModelConfig, model_config: Any) -> Parsers | None:

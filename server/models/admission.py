@@ -4,8 +4,9 @@ A call is admitted through `enter`, which rejects it at once when the queue is f
 of its requests to the engine then waits for its turn: by priority, and within a priority, callers take turns. The
 engine is given only as many sequences as it runs in a step, so that requests wait here, where deadlines, priorities and
 cancellations take effect. One caller may fill the queue while it is alone; a caller with less than its share is still
-admitted. The engine, whose sequences may run for minutes, is never filled by one caller: there is room for the next
-(`_AHEAD`).
+admitted. The engine, whose sequences may run for minutes, is never filled by one caller: there is room for the next.
+
+Long prompts are read by the engine in many steps. Only some are read at a time, so that the steps have room for others.
 
 Knows callers, numbers and time; nothing of models or gRPC.
 """
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from tuneserve.server import turns
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
 from tuneserve.server.call.shares import share, subtract
-from tuneserve.server.models.fair_queue import FairQueue, Waiter
+from tuneserve.server.models.fair_queue import Waiter
+from tuneserve.server.models.slots import Slots
 
 # Time constant, in seconds, of the average of the engine's speed.
 _MEMORY = 5.0
@@ -29,10 +31,10 @@ _MEMORY = 5.0
 # and the engine gets slower while many calls are rejected: with too little margin, the calls admitted last would wait
 # for nothing.
 _SURE = 0.6
-# A caller is given more sequences while it runs less than so many times as many as are free. So one alone runs eight of
-# nine, two run eight of seventeen each, and from nine on some are always free for another caller: the dynamic
-# thresholds of Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (1998).
+# A caller may run so many times as many sequences as are free, and have so many times as many long prompts read: see
+# Slots. From nine sequences on, and from three prompts on, some are left for the next caller.
 _AHEAD = 8
+_LONG_AHEAD = 2
 TOO_LATE = "the deadline passed while the call waited for the engine"
 # The shortest retry delay told to a rejected caller, in milliseconds.
 _RETRY_MS = 100
@@ -50,6 +52,16 @@ class Entry:
     waiting_tokens: int = 0
 
 
+@dataclass(eq=False)
+class Turn:
+    """A request that the engine may run."""
+
+    caller: Hashable
+    sequences: int
+    rank: int = 0  # sequences of its caller that ran already
+    reads: bool = False  # a long prompt, still being read
+
+
 class Admission:
     """The queue of one engine."""
 
@@ -61,31 +73,31 @@ class Admission:
         max_calls: int,
         max_tokens: int,
         max_wait: float,
+        long_prompts: int = 1,
         rejected: Callable[[str], object] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`slots` sequences run at a time. At most `max_calls` calls are admitted, `max_tokens` tokens wait, and no
-        call waits for longer than `max_wait` seconds. `rejected` is called with the reason of each rejection.
+        """`slots` sequences run at a time, and of `long_prompts` of them the prompt is being read. At most `max_calls`
+        calls are admitted, `max_tokens` tokens wait, and no call waits for longer than `max_wait` seconds. `rejected`
+        is called with the reason of each rejection.
 
         When several callers share the queue, a caller with less than its share is admitted beyond these limits: up to
         twice as many calls, and the tokens of its share, or of one call.
         """
         self.calls = 0
-        self.running = 0  # sequences
         self.waiting_sequences = 0
         self.waiting_tokens = 0
         self.empty = asyncio.Event()
         self.empty.set()
         self._name = name
-        self._slots = slots
+        self._sequences = Slots(slots, _AHEAD)
+        self._long = Slots(long_prompts, _LONG_AHEAD)
         self._max_calls = max_calls
         self._max_tokens = max_tokens
         self._max_wait = max_wait
         self._rejected = rejected
         self._clock = clock
-        self._queue = FairQueue()
         self._calls_of: Counter[Hashable] = Counter()
-        self._running_of: Counter[Hashable] = Counter()  # sequences
         self._tokens_of: Counter[Hashable] = Counter()  # waiting tokens
         # Counts for `expected_wait`, by priority and caller: waiting sequences, and admitted calls before their first
         # request.
@@ -93,9 +105,14 @@ class Admission:
         self._speed = _Speed()
 
     @property
+    def running(self) -> int:
+        """The number of sequences that the engine was given."""
+        return self._sequences.used
+
+    @property
     def waiting(self) -> int:
         """The number of waiting requests to the engine."""
-        return len(self._queue)
+        return len(self._sequences.waiting) + len(self._long.waiting)
 
     @contextmanager
     def enter(self, entry: Entry) -> Iterator[None]:
@@ -121,31 +138,36 @@ class Admission:
             if not self.calls:
                 self.empty.set()
 
-    async def wait(self, entry: Entry, sequences: int, tokens: int) -> int:
-        """Waits until the engine has room for a request of a call; `release` must follow. Returns how many sequences of
-        its caller run already. Raises Overloaded if too many tokens wait already or the wait is too long, and
+    async def wait(self, entry: Entry, sequences: int, tokens: int, is_long: bool = False) -> Turn:
+        """Waits until the engine has room for a request of a call; `release` must follow, and, of a long prompt, `read`
+        when it has been read. Raises Overloaded if too many tokens wait already or the wait is too long, and
         DeadlinePassed.
         """
         self._arrived(entry)
-        # Whoever waits while there is room may run no more, so nobody is overtaken.
-        if self._room(entry.caller):
-            self._run(entry, sequences)
-        else:
-            await self._wait(entry, sequences, tokens)
-        return self._running_of[entry.caller] - sequences
+        turn, until = Turn(entry.caller, sequences), self._clock() + self._max_wait
+        try:
+            if is_long:
+                await self._take(self._long, entry, 1, tokens, until)
+                turn.reads = True
+            await self._take(self._sequences, entry, sequences, 0 if is_long else tokens, until)
+        except BaseException:
+            self.read(turn)
+            raise
+        turn.rank = self._sequences.used_by[entry.caller] - sequences
+        return turn
 
-    def release(self, entry: Entry, sequences: int) -> None:
-        """The engine has finished a request of `sequences` sequences: the next requests get their turns."""
-        self.running -= sequences
-        subtract(self._running_of, entry.caller, sequences)
+    def read(self, turn: Turn) -> None:
+        """A turn's prompt has been read. May be called again, and for any prompt."""
+        if turn.reads:
+            turn.reads = False
+            self._free(self._long, turn.caller, 1)
+
+    def release(self, turn: Turn) -> None:
+        """The engine has finished a request: the next requests get their turns."""
         if self.waiting_sequences:
-            self._speed.done(sequences, self._clock())
-        while self.running < self._slots and (waiter := self._queue.next(self._room)):
-            self._forget(waiter)
-            # A cancelled waiter may still be queued: its task has not run since it was cancelled.
-            if not waiter.granted.cancelled():
-                self._run(waiter, waiter.sequences)
-                waiter.granted.set_result(None)
+            self._speed.done(turn.sequences, self._clock())
+        self.read(turn)
+        self._free(self._sequences, turn.caller, turn.sequences)
 
     def expected_wait(self, priority: int = 0) -> float:
         """Seconds that a call of this priority would wait at the engine's recent speed; 0 when unknown."""
@@ -156,55 +178,61 @@ class Admission:
         # Within its own priority, every other caller gets at most as many turns before it.
         ahead += sum(min(count, own + 1) for count in self._ahead.get(priority, Counter()).values())
         # Free slots are used first.
-        return max(0, ahead - self._room(turns.caller())) / self._speed.per_second
-
-    def _room(self, caller: Hashable) -> int:
-        """Returns how many more sequences a caller may run now."""
-        left = _AHEAD * (self._slots - self.running) - self._running_of[caller]
-        return max(0, -(-left // (_AHEAD + 1)))
-
-    def _run(self, one: Entry | Waiter, sequences: int) -> None:
-        self.running += sequences
-        self._running_of[one.caller] += sequences
+        return max(0, ahead - self._sequences.room(turns.caller())) / self._speed.per_second
 
     def _arrived(self, entry: Entry) -> None:
         if entry.is_coming:
             entry.is_coming = False
             self._count_ahead(entry, -1)
 
-    async def _wait(self, entry: Entry, sequences: int, tokens: int) -> None:
+    async def _take(self, slots: Slots, entry: Entry, count: int, tokens: int, until: float) -> None:
+        """Waits for slots, and takes them."""
+        # Whoever waits while there is room may have no more, so nobody is overtaken.
+        if slots.room(entry.caller):
+            slots.take(entry.caller, count)
+            return
         caller = entry.caller
         more = self._tokens_of[caller] + tokens > share(self._tokens_of, caller, self._max_tokens)
         others = self._tokens_of[caller] and not entry.waiting_tokens
-        if more and others and self.waiting_tokens + tokens > self._max_tokens:
+        if tokens and more and others and self.waiting_tokens + tokens > self._max_tokens:
             raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
         if not self.waiting_sequences:
             self._speed.saturated(self._clock())
         granted = asyncio.get_running_loop().create_future()
-        waiter = Waiter(caller, entry.priority, sequences, tokens, granted)
-        self._queue.add(waiter)
-        self._count_ahead(waiter, sequences)
+        waiter = Waiter(caller, entry.priority, count, tokens, granted)
+        slots.waiting.add(waiter)
+        self._count_ahead(waiter, count)
         self._tokens_of[caller] += tokens
         entry.waiting_tokens += tokens
-        self.waiting_sequences += sequences
+        self.waiting_sequences += count
         self.waiting_tokens += tokens
         left = math.inf if entry.deadline is None else max(0.0, entry.deadline - self._clock())
+        longest = max(0.0, until - self._clock())
         try:
-            async with asyncio.timeout(min(self._max_wait, left)):
+            async with asyncio.timeout(min(longest, left)):
                 await granted
         except BaseException as error:
             if granted.done() and not granted.cancelled():
                 # Its turn came in the moment in which it gave up.
-                self.release(entry, sequences)
-            elif self._queue.remove(waiter):
+                self._free(slots, caller, count)
+            elif slots.waiting.remove(waiter):
                 self._forget(waiter)
-            if isinstance(error, TimeoutError) and left < self._max_wait:
+            if isinstance(error, TimeoutError) and left < longest:
                 raise DeadlinePassed(TOO_LATE) from None
             if isinstance(error, TimeoutError):
                 raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
             raise
         finally:
             entry.waiting_tokens -= tokens
+
+    def _free(self, slots: Slots, caller: Hashable, count: int) -> None:
+        slots.free(caller, count)
+        while waiter := slots.next():
+            self._forget(waiter)
+            # A cancelled waiter may still be queued: its task has not run since it was cancelled.
+            if not waiter.granted.cancelled():
+                slots.take(waiter.caller, waiter.sequences)
+                waiter.granted.set_result(None)
 
     def _forget(self, waiter: Waiter) -> None:
         """Counts a waiter no more: its turn came, or it gave up."""

@@ -166,6 +166,7 @@ class Model:
                 max_calls=self.config.max_queue,
                 max_tokens=self.config.max_queue_tokens,
                 max_wait=self.config.max_wait_seconds,
+                long_prompts=engine.long_prompts,
                 rejected=lambda reason: current().metrics.rejections.labels(self.name, reason.lower()).inc(),
             )
         self._metrics.loaded(self.name, self.version, self.manifest, engine.registry, time.monotonic() - started)

@@ -2,6 +2,7 @@
 run.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,13 +16,14 @@ from tuneserve.server import concurrency
 from tuneserve.server.call.context import Call, current
 from tuneserve.server.call.errors import DeadlinePassed
 from tuneserve.server.engine.interface import Delta, Encoded, EngineFailed, PoolTask, Sampling
-from tuneserve.server.models.admission import TOO_LATE, Entry
+from tuneserve.server.models.admission import TOO_LATE, Entry, Turn
 from tuneserve.server.models.model import Model
 from tuneserve.server.text.masking import M, Redacted, redacted
 from tuneserve.server.text.tokenizer import Text, Tokens
 
-# Inputs of a call that take one turn: others need not wait until all of a large batch have run.
+# What of a call's inputs takes one turn: others need not wait until all of a large batch have run.
 _TOGETHER = 64
+_TOKENS_TOGETHER = 4096
 # Within a priority of ours, the engine takes a caller's first sequence before any caller's second, and so on. It knows
 # priorities alone: so many of its own are one of ours.
 _RANKS = 1 << 16
@@ -71,16 +73,16 @@ class Place(Entry):
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Waits for turns and returns the engine's output for the inputs; see interface.Engine.pool."""
-        if len(inputs) <= _TOGETHER:
+        parts = list(concurrency.pieces(inputs, _size, _TOKENS_TOGETHER))
+        if len(parts) == 1:
             return await self._pool(inputs, task)
-        parts = [inputs[start : start + _TOGETHER] for start in range(0, len(inputs), _TOGETHER)]
         rows = await concurrency.together(lambda part: self._pool(part, task), parts, len(parts))
         return [row for part in rows for row in part]
 
     async def _pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
-        tokens = sum(len(one.token_ids) for one in inputs)
-        async with self._turn(len(inputs), tokens, tokens) as priority:
-            return await self.model.engine.pool(self.call.ticket(priority), inputs, task)
+        lengths = [len(one.token_ids) for one in inputs]
+        async with self._turn(len(inputs), sum(lengths), max(lengths)) as turn:
+            return await self.model.engine.pool(self.call.ticket(self._priority(turn)), inputs, task)
 
     def generate(
         self,
@@ -91,25 +93,40 @@ class Place(Entry):
         cost: int | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Waits for turns and yields the engine's output for the prompt, of all completions as it comes; see
-        interface.Engine.generate.
+        interface.Engine.generate. The first completion reads the prompt for all.
 
         If given, `cost` is counted as prompt tokens, in place of all tokens read and written: for prompts that are
         mostly in the engine's prefix cache.
         """
+        prompt_read = None if sampling.n == 1 else asyncio.Event()
 
         def one(index: int) -> AsyncGenerator[Delta, None]:
             own = sampling
             if sampling.n > 1:
                 seed = None if sampling.seed is None else sampling.seed + index
                 own = replace(sampling, n=1, seed=seed, prompt_logprobs=None if index else sampling.prompt_logprobs)
-            return self._completion(index, token_ids, own, stream, adapter, cost)
+            return self._completion(index, token_ids, own, stream, adapter, cost, prompt_read)
 
         return one(0) if sampling.n == 1 else concurrency.merged([one(index) for index in range(sampling.n)])
 
+    def again(self, length: int) -> int:
+        """Returns how many of a prompt's tokens the engine reads if the prompt is in its cache already: the last ones,
+        one at least.
+        """
+        block = self.model.engine.cache_block
+        return (length - 1) % block + 1 if block else length
+
     async def _completion(
-        self, index: int, token_ids: Sequence[int], sampling: Sampling, stream: bool, adapter: str, cost: int | None
+        self,
+        index: int,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        stream: bool,
+        adapter: str,
+        cost: int | None,
+        prompt_read: asyncio.Event | None,
     ) -> AsyncGenerator[Delta, None]:
-        """Waits for a turn and yields one of a call's completions. The first one reads the prompt for all."""
+        """Waits for a turn and yields one of a call's completions."""
         call, name = self.call, self.model.name
         # Looked up once: there may be thousands of tokens.
         written, last = call.metrics.tokens_out.labels(name), 0.0
@@ -120,13 +137,26 @@ class Place(Entry):
                 call.count(completion=tokens)
                 written.inc(tokens)
 
-        prompt = 0 if index else len(token_ids)
+        reads = len(token_ids) if cost is None else cost
+        if prompt_read and index:
+            await prompt_read.wait()
+            reads = self.again(len(token_ids))
         with self.model.adapters.get(adapter).in_use() if adapter else contextlib.nullcontext("") as adapter_id:
-            async with self._turn(1, prompt, prompt if cost is None else cost) as priority:
-                ticket = self.call.ticket(priority, adapter_id, wrote)
+            async with self._turn(1, reads, reads) as turn:
+
+                def read() -> None:
+                    self.model.admission.read(turn)
+                    if prompt_read:
+                        prompt_read.set()
+
+                is_awaited = turn.reads or (prompt_read is not None and not index)
+                ticket = self.call.ticket(self._priority(turn), adapter_id, wrote, read if is_awaited else None)
                 outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
                 async with contextlib.aclosing(outputs):
                     async for delta in outputs:
+                        if is_awaited:
+                            is_awaited = False
+                            read()
                         new = len(delta.token_ids)
                         wrote(new)
                         if stream and new:
@@ -139,23 +169,33 @@ class Place(Entry):
                         yield replace(delta, index=index) if index else delta
 
     @asynccontextmanager
-    async def _turn(self, sequences: int, tokens: int, cost: int) -> AsyncIterator[int]:
-        """Waits for a turn in the engine, counts the prompt tokens that it costs, and yields its priority there."""
+    async def _turn(self, sequences: int, tokens: int, longest: int) -> AsyncIterator[Turn]:
+        """Waits for a turn in the engine, and counts the prompt tokens that it reads; the longest prompt's length tells
+        how.
+        """
         model, call, started = self.model, self.call, time.monotonic()
         with call.stage("queue"):
-            rank = await model.admission.wait(self, sequences, tokens)
+            turn = await model.admission.wait(self, sequences, tokens, longest > model.engine.long_prompt)
         try:
             call.metrics.queue_wait.labels(model.name).observe(time.monotonic() - started)
             # The event loop may be late to end a wait whose deadline has passed.
             if call.expired():
                 raise DeadlinePassed(TOO_LATE)
-            self.prompt_tokens += cost
-            call.count(prompt=cost)
-            call.metrics.tokens_in.labels(model.name).inc(cost)
+            self.prompt_tokens += tokens
+            call.count(prompt=tokens)
+            call.metrics.tokens_in.labels(model.name).inc(tokens)
             with call.stage("engine"):
-                yield self.priority * _RANKS + min(rank, _RANKS - 1)
+                yield turn
         except EngineFailed as error:
             error.told = model.told  # the reason, for callers
             raise
         finally:
-            model.admission.release(self, sequences)
+            model.admission.release(turn)
+
+    def _priority(self, turn: Turn) -> int:
+        return self.priority * _RANKS + min(turn.rank, _RANKS - 1)
+
+
+def _size(one: Encoded) -> int:
+    """Returns an input's part of a turn, in tokens."""
+    return max(len(one.token_ids), _TOKENS_TOGETHER // _TOGETHER)

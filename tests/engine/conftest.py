@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import samples
 from tuneserve.serving import Server, launched
@@ -55,6 +57,12 @@ class Real:
     collector: Any  # of the server's spans, and of its engines'
     trouble: Path  # written to, it makes an engine's next step slow, or endless (trouble.py)
     root: Path  # what an administrator may load from; `adapter` and `other` are LoRA adapters for the chat model
+
+    def total(self, name: str) -> float:
+        """A counter's samples of all models, added up."""
+        with urllib.request.urlopen(f"http://{self.server.addresses.metrics}/metrics", timeout=10) as page:
+            families = list(text_string_to_metric_families(page.read().decode()))
+        return sum(one.value for family in families for one in family.samples if one.name == name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -80,6 +80,21 @@ def test_several_completions_by_seed(real):
     assert first.usage.completion_tokens == sum(len(one.token_ids) for one in first.completions)
 
 
+def test_the_first_of_several_completions_is_whole(real):
+    """The engine tells when it has read its prompt: for the others, and before it goes on."""
+    prompt = pb.Prompt(text="One, two, three, four,")
+    options = {"max_tokens": 24, "top_k": 1, "temperature": 1.0, "logprobs": 2, "prompt_logprobs": 0, "stop": ["seven"]}
+    samplings = [pb.SamplingParams(n=n, **options) for n in (1, 2)]
+    asked = [pb.GenerateRequest(model="chat", prompt=prompt, sampling=one) for one in samplings]
+    alone, both = (real.generation.Generate(one) for one in asked)
+    [one], [first, second] = alone.completions, both.completions
+    assert one.stop_text == first.stop_text == "seven"
+    assert (first.text, first.token_ids) == (one.text, one.token_ids)
+    assert [entry.token_id for entry in first.logprobs] == list(first.token_ids) == list(second.token_ids)
+    assert [len(entry.alternatives) for entry in first.logprobs] == [2] * len(one.logprobs)
+    assert [entry.token_id for entry in both.prompt_logprobs] == [entry.token_id for entry in alone.prompt_logprobs]
+
+
 def test_logprobs_equal_transformers(real):
     from transformers import AutoModelForCausalLM
 

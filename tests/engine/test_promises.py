@@ -12,7 +12,6 @@ from itertools import cycle, islice
 import grpc
 import pytest
 from google.protobuf.message import Message
-from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import samples
 from tuneserve.server.api import generation_messages as convert
@@ -147,29 +146,22 @@ def test_what_callers_send_is_in_no_status_log_or_metric(real):
     assert CANARY.encode() not in b"".join(one.SerializeToString() for one in real.collector.received)
 
 
-def total(real, name: str) -> float:
-    """A counter's samples of all models, added up."""
-    with urllib.request.urlopen(f"http://{real.server.addresses.metrics}/metrics", timeout=10) as page:
-        families = list(text_string_to_metric_families(page.read().decode()))
-    return sum(one.value for family in families for one in family.samples if one.name == name)
-
-
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_answer_that_is_cancelled_counts_what_was_written_for_it(real, n):
     """As vLLM counts it."""
     names = "tuneserve_completion_tokens_total", "vllm:generation_tokens_total"
-    before = {name: total(real, name) for name in names}
+    before = {name: real.total(name) for name in names}
     deadline = time.monotonic() + 60
     call = real.generation.Generate.future(generate("Once", max_tokens=1000, ignore_eos=True, temperature=1.0, n=n))
-    while total(real, names[1]) < before[names[1]] + 20:
+    while real.total(names[1]) < before[names[1]] + 20:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     call.cancel()
-    while not (ours := total(real, names[0]) - before[names[0]]):
+    while not (ours := real.total(names[0]) - before[names[0]]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert 20 <= ours < 1000 * n
-    assert ours == total(real, names[1]) - before[names[1]]
+    assert ours == real.total(names[1]) - before[names[1]]
 
 
 def test_the_engines_spans_are_under_ours(real):

@@ -74,6 +74,19 @@ def test_scores_equal_transformers(real, shots):
     assert sum(label.score for label in probabilities.labels) == pytest.approx(1)
 
 
+def test_a_call_is_charged_what_the_engine_reads_and_writes(real):
+    """More than the prompt: each label's tokens are asked for after the last whole block of the cache."""
+    names = [f"vllm:{name}_total" for name in ("prefix_cache_queries", "prefix_cache_hits", "generation_tokens")]
+    before = [real.total(name) for name in names]
+    labels = [f"the topic number {number}" for number in range(20)]
+    text = "A film about a ship that sank, and what the sea kept of it. " * 8
+    asked = pb.ClassifyRequest(model="chat", inputs=[pb.ClassifyInput(text=text)], labels=labels)
+    charged = real.classification.Classify(asked).usage.prompt_tokens
+    looked_up, found, written = (real.total(name) - one for name, one in zip(names, before, strict=True))
+    assert charged == looked_up - found + written
+    assert charged > 1.5 * (200 + 20), "not one token a label"
+
+
 def test_alone_or_among_others_the_best_label_is_the_same(real):
     texts = [f"{text} {number}" for number in range(10) for text in TEXTS]
     together = real.classification.Classify(request(*texts, raw_scores=True))

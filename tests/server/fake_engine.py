@@ -31,6 +31,9 @@ class FakeEngine:
     max_length: int = 32
     max_num_seqs: int = 4
     vocab_size: int = 300
+    long_prompt: int = 1000
+    long_prompts: int = 3
+    cache_block: int = 8
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     parsers: Parsers | None = None
     delay: float = 0.0  # seconds for each step

@@ -19,6 +19,7 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 from ..conftest import loopback
 
+CACHE_BLOCK = 8
 # `good` begins `good film`, and both share their first letters with `great`.
 LABELS = ["good", "good film", "great", "bad"]
 TASK = "Classify the text.\nAnswer with one of these labels and nothing else: good, good film, great, bad"
@@ -56,6 +57,7 @@ class Model:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         self.asked: list[tuple[list[int], int]] = []
         self.broken_at = -1
+        monkeypatch.setattr(self.engine, "cache_block", CACHE_BLOCK)
         monkeypatch.setattr(self.engine, "max_length", 400)
         monkeypatch.setattr(self.engine, "generate", self.generate)
 
@@ -144,11 +146,13 @@ async def test_what_labels_share_is_asked_once_and_the_prompt_first(chat):
     # `good` is a prefix of `good film`: there, its end competes with the space.
     total = sum(len(ids) - prompt + 1 for ids in ends)
     assert len(asked) < total
-    assert response.usage.prompt_tokens == prompt + len(asked)
+    again = [len(ids) - (len(ids) - 1) // CACHE_BLOCK * CACHE_BLOCK for ids, _ in asked[1:]]
+    assert response.usage.prompt_tokens == prompt + sum(again) + len(asked), "from the cache's last whole block on"
 
 
 async def test_without_a_prefix_cache_each_request_costs_its_prompt(one_model):
-    async with one_model(None, engine={"enable_prefix_caching": False}) as model:
+    async with one_model(None) as model:
+        model.engine.cache_block = 0
         response = await model.stub.Classify(request("a fine film"))
         assert response.usage.prompt_tokens == sum(len(ids) + 1 for ids, _ in model.asked)
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack, asynccontextmanager
 import pytest
 
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
-from tuneserve.server.models.admission import Admission, Entry
+from tuneserve.server.models.admission import Admission, Entry, Turn
 from tuneserve.server.turns import belongs_to
 
 
@@ -26,14 +26,14 @@ def make(clock: Clock | None = None, **limits) -> Admission:
 
 @asynccontextmanager
 async def turn(
-    admission: Admission, sequences: int, tokens: int, entry: Entry | None = None, **asked
-) -> AsyncIterator[None]:
+    admission: Admission, sequences: int, tokens: int, entry: Entry | None = None, is_long: bool = False, **asked
+) -> AsyncIterator[Turn]:
     entry = entry or Entry(**asked)
-    await admission.wait(entry, sequences, tokens)
+    held = await admission.wait(entry, sequences, tokens, is_long)
     try:
-        yield
+        yield held
     finally:
-        admission.release(entry, sequences)
+        admission.release(held)
 
 
 async def holding(
@@ -110,14 +110,14 @@ async def test_one_caller_leaves_room_for_the_next(slots, most):
     admission, done, log = make(slots=slots, max_tokens=10_000), asyncio.Event(), []
     greedy = [asyncio.create_task(holding(admission, done=done, log=log, name="a", caller="a")) for _ in range(300)]
     await settle()
-    assert (admission.running, admission._running_of["a"]) == (most, most)
+    assert (admission.running, admission._sequences.used_by["a"]) == (most, most)
     other = asyncio.create_task(holding(admission, done=done, log=log, name="b", caller="b"))
     await settle()
     assert ("b" in log) == (slots > most), "at once, though others wait"
     done.set()
     await asyncio.gather(*greedy, other)
     assert log.count("a") == 300, "in its turn, everything runs"
-    assert (admission.running, admission._running_of["a"], admission.waiting_sequences) == (0, 0, 0)
+    assert (admission.running, admission._sequences.used_by["a"], admission.waiting_sequences) == (0, 0, 0)
 
 
 async def test_callers_that_want_all_of_it_come_to_run_the_same():
@@ -128,12 +128,12 @@ async def test_callers_that_want_all_of_it_come_to_run_the_same():
         for end in ends[caller]:
             tasks.append(asyncio.create_task(holding(admission, done=end, log=log, name=caller, caller=caller)))
         await settle()
-    assert admission._running_of["a"] > 8 * admission._running_of["b"]
+    assert admission._sequences.used_by["a"] > 8 * admission._sequences.used_by["b"]
     # What ends of the one goes to the other, until they are equal.
     for end in ends["a"][:80]:
         end.set()
         await settle()
-    assert admission._running_of["a"] == pytest.approx(admission._running_of["b"], abs=2)
+    assert admission._sequences.used_by["a"] == pytest.approx(admission._sequences.used_by["b"], abs=2)
     assert admission.running == pytest.approx(170 * 16 / 17, abs=2)
     for end in ends["a"] + ends["b"]:
         end.set()
@@ -157,6 +157,77 @@ async def test_whoever_may_run_no_more_is_passed_over():
     assert log[16:] == ["b", "c"], "a waits, has priority, and has more than its share"
     done.set()
     await asyncio.gather(*tasks)
+
+
+async def reading(
+    admission: Admission, *, read: asyncio.Event, done: asyncio.Event, log: list[str], caller: str
+) -> None:
+    belongs_to(caller)
+    async with turn(admission, 1, 10, is_long=True) as one:
+        log.append(caller)
+        await read.wait()
+        admission.read(one)
+        await done.wait()
+
+
+async def test_long_prompts_are_read_a_few_at_a_time_and_leave_room_for_others():
+    admission, log = make(slots=64, long_prompts=3), []
+    read, done = [asyncio.Event() for _ in range(6)], asyncio.Event()
+    tasks = [asyncio.create_task(reading(admission, read=one, done=done, log=log, caller="a")) for one in read[:5]]
+    await settle()
+    assert (log, admission.waiting, admission.waiting_tokens) == (["a", "a"], 3, 30)
+    short = asyncio.create_task(holding(admission, done=done, log=log, name="short", caller="a"))
+    await settle()
+    assert log == ["a", "a", "short"], "a short prompt of the same caller, too"
+    tasks += [short, asyncio.create_task(reading(admission, read=read[5], done=done, log=log, caller="b"))]
+    await settle()
+    assert log[3:] == ["b"]
+    read[5].set()
+    await settle()
+    assert log[4:] == [], "one is left for another caller"
+    read[0].set()
+    await settle()
+    assert log[4:] == ["a"], "the prompt has been read, though its answer goes on"
+    assert admission.running == 5
+    for one in read:
+        one.set()
+    await settle()
+    assert admission.running == 7
+    done.set()
+    await asyncio.gather(*tasks)
+    assert (admission.running, admission._long.used, admission.waiting_tokens) == (0, 0, 0)
+
+
+async def test_a_long_prompt_that_gives_up_leaves_nothing_behind():
+    admission, read, done, log = make(slots=1, long_prompts=1), asyncio.Event(), asyncio.Event(), []
+    running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))
+    await settle()
+    waiting = [
+        asyncio.create_task(reading(admission, read=read, done=done, log=log, caller=caller)) for caller in "aab"
+    ]
+    await settle()
+    assert (admission._long.used, admission.waiting) == (1, 3), "the first waits for a sequence, the others for it"
+    for task in waiting[:2]:
+        task.cancel()
+    await settle()
+    assert (admission._long.used, admission.waiting) == (1, 1)
+    waiting[2].cancel()
+    done.set()
+    await asyncio.wait([running, *waiting])
+    assert (admission.running, admission._long.used, admission.waiting_tokens) == (0, 0, 0)
+    assert admission.expected_wait() == 0
+
+
+async def test_a_long_prompt_waits_no_longer_than_others():
+    admission, done, log = make(slots=1, long_prompts=1, max_wait=0.2), asyncio.Event(), []
+    tasks = [asyncio.create_task(reading(admission, read=done, done=done, log=log, caller=caller)) for caller in "ab"]
+    await settle()
+    [failed], _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    assert isinstance(failed.exception(), Overloaded)
+    assert (failed, log) == (tasks[1], ["a"])
+    done.set()
+    await tasks[0]
+    assert (admission.running, admission._long.used, admission.waiting_tokens) == (0, 0, 0)
 
 
 async def test_cancelled_while_waiting_leaves_nothing_behind():
@@ -352,7 +423,7 @@ async def test_those_that_gave_up_are_neither_waited_for_nor_kept():
     for task in early:
         task.cancel()
     await settle()
-    assert len(admission._queue) < 200
+    assert len(admission._sequences.waiting) < 200
     assert admission.waiting_tokens == 3
     first.set()
     done.set()
@@ -404,7 +475,7 @@ async def test_callers_that_do_not_come_again_are_forgotten():
         await settle()
         events[number].set()
         await settle()
-    lines = [one for lines in admission._queue._by_priority.values() for one in lines._lines]
+    lines = [one for lines in admission._sequences.waiting._by_priority.values() for one in lines._lines]
     assert len(lines) < 200
     events[-1].set()
     await asyncio.gather(*tasks)

@@ -127,6 +127,10 @@ async def test_a_large_batch_has_many_turns(models, served, call, charged):
     assert len(engine.tickets) == 4
     assert sum(charged) == sum(len(one.token_ids) for one in inputs)
     assert sample(call, "tuneserve_queue_wait_seconds_count", "sentiment") == 4
+    engine.tickets.clear()
+    async with admitted(model, REQUEST) as (place, _):
+        await place.pool([Encoded([2] * 1000)] * 12, "classify")
+    assert len(engine.tickets) == 3, "of long texts, fewer"
 
 
 async def test_each_completion_has_a_turn_of_its_own(chat, served, call, charged):
@@ -140,9 +144,49 @@ async def test_each_completion_has_a_turn_of_its_own(chat, served, call, charged
     assert sorted(delta.index for delta in outputs) == list(range(9))
     assert [(one.n, one.seed, one.prompt_logprobs) for one in engine.sampled[:2]] == [(1, 7, 1), (1, 8, None)]
     assert sorted(one.seed for one in engine.sampled) == list(range(7, 16))
-    assert sum(charged) == 2 + 9 * 2, "the prompt once"
+    assert sum(charged) == 2 + 8 * 2 + 9 * 2, "less than a block of the cache is read again by each"
     assert sample(call, "tuneserve_queue_wait_seconds_count", "chat") == 9
     assert (chat.admission.running, chat.admission.waiting_tokens) == (0, 0)
+
+
+async def test_the_first_completion_reads_the_prompt_for_all(chat, served, call, charged, until):
+    context.begin(call)
+    engine, prompt = served.engines["chat"], [5] * 21
+    engine.delay = 0.2
+    engine.tickets.clear()
+    async with admitted(chat, REQUEST) as (place, _):
+        outputs = place.generate(prompt, Sampling(max_tokens=2, n=5), stream=True)
+        first = asyncio.create_task(anext(outputs))
+        await until(lambda: engine.tickets)
+        await asyncio.sleep(engine.delay / 4)
+        assert len(engine.tickets) == 1, "others would read it, too"
+        assert (await first).index == 0
+        assert {one.index async for one in outputs} == set(range(5))
+    assert sum(charged) == 21 + 4 * 5 + 5 * 2, "the cache holds two blocks of eight"
+
+
+async def test_of_long_prompts_few_are_read_at_a_time(chat, served, call, until, monkeypatch):
+    """A short one does not wait for them, nor does a long one for the answer of another."""
+    context.begin(call)
+    engine = served.engines["chat"]
+    monkeypatch.setattr(engine, "long_prompt", 20)
+    engine.delay = 0.1
+    engine.tickets.clear()
+
+    async def ask(place, length: int, stream: bool) -> None:
+        async for _ in place.generate([5] * length, Sampling(max_tokens=3), stream):
+            pass
+
+    async with admitted(chat, REQUEST) as (place, _), asyncio.TaskGroup() as group:
+        for stream in (True, False, True):
+            group.create_task(ask(place, 21, stream))
+        await until(lambda: chat.admission.waiting == 1)
+        assert engine.running == 2
+        group.create_task(ask(place, 20, True))
+        await until(lambda: engine.running == 3)
+        await until(lambda: len(engine.tickets) == 4)
+        assert [one.read is not None for one in engine.tickets] == [True, True, False, True]
+    assert (chat.admission.running, chat.admission._long.used) == (0, 0)
 
 
 async def test_a_completion_that_fails_ends_the_others(chat, served, call):

@@ -98,8 +98,9 @@ async def test_a_timeout_ends_the_wait_itself(server, refused, until):
     [model] = [model for model in server.app.models if model.name == "sentiment"]
     engine = server.engines["sentiment"]
     engine.delay = 600
-    holders = [stub(server).ModelInfer(request("sentiment", "text", "good")) for _ in range(model.admission._slots)]
-    await until(lambda: model.admission.running == model.admission._slots)
+    slots = model.admission._sequences.size
+    holders = [stub(server).ModelInfer(request("sentiment", "text", "good")) for _ in range(slots)]
+    await until(lambda: model.admission.running == slots)
     late = stub(server).ModelInfer(request("sentiment", "text", "bad", timeout=50_000))
     error = await refused(late, grpc.StatusCode.DEADLINE_EXCEEDED)
     assert "while the call waited" in error.details()

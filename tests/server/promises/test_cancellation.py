@@ -16,7 +16,7 @@ import pytest
 
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Delta
-from tuneserve.server.models.admission import Entry
+from tuneserve.server.models.admission import Turn
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -121,7 +121,7 @@ async def cancel(server, method: str, phase: str) -> None:
     holders = []
     if phase == "queued":
         # The classifier's queue lets two batches ahead of each other in.
-        holders = [begin(server.channel, method) for _ in range(model.admission._slots)]
+        holders = [begin(server.channel, method) for _ in range(model.admission._sequences.size)]
         await within(5, lambda: engine.running == len(holders))
     if phase == "mid-stream":
         engine.delay = 0.005
@@ -133,7 +133,7 @@ async def cancel(server, method: str, phase: str) -> None:
     elif phase in ("mid-stream", "slow reader"):
         await asyncio.gather(*(call.read() for call in calls[: engine.max_num_seqs]))
     else:
-        await within(5, lambda: engine.running == min(AT_ONCE, model.admission._slots))
+        await within(5, lambda: engine.running == min(AT_ONCE, model.admission._sequences.size))
     if phase == "slow reader":
         await asyncio.sleep(0.05)
         assert engine.running == engine.max_num_seqs, "they wait to be read"
@@ -183,7 +183,7 @@ async def test_a_deadline_that_passes_in_the_queue_never_reaches_the_engine(serv
     model, engine = model_of(server, method)
     # Long enough for all of them to be in the queue at the same time, on a busy machine too.
     engine.delay = 2.0
-    holders = [begin(server.channel, method) for _ in range(model.admission._slots)]
+    holders = [begin(server.channel, method) for _ in range(model.admission._sequences.size)]
     await within(5, lambda: engine.running == len(holders))
     late = [begin(server.channel, method, timeout=1.5) for _ in range(AT_ONCE)]
     await within(5, lambda: model.admission.waiting == AT_ONCE)
@@ -201,12 +201,12 @@ async def test_a_deadline_that_passes_while_the_server_is_busy_never_reaches_the
     engine.delay = 0.2
     release = model.admission.release
 
-    def busy(entry: Entry, sequences: int) -> None:
-        release(entry, sequences)
+    def busy(turn: Turn) -> None:
+        release(turn)
         model.admission.release = release
         time.sleep(0.5)
 
-    holders = [begin(server.channel, "Classify") for _ in range(model.admission._slots)]
+    holders = [begin(server.channel, "Classify") for _ in range(model.admission._sequences.size)]
     await within(5, lambda: engine.running == len(holders))
     model.admission.release = busy
     late = [begin(server.channel, "Classify", timeout=0.4) for _ in range(AT_ONCE)]

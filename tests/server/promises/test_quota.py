@@ -40,6 +40,7 @@ class Work:
         self.running = 0
         self.dead = False
         self.prompts: list[list[int]] = []
+        self.block = engine.cache_block
         self._pool = engine.pool
         engine.pool, engine.generate = self.pool, self.generate
 
@@ -53,9 +54,9 @@ class Work:
             self.running -= 1
 
     async def generate(self, ticket, token_ids, sampling, stream):
-        # The completions of a prompt find it in the prefix cache.
-        if not any(prompt is token_ids for prompt in self.prompts):
-            self.tokens += len(token_ids)
+        # The completions of a prompt find it in the prefix cache, but for its last block.
+        is_cached = any(prompt is token_ids for prompt in self.prompts)
+        self.tokens += (len(token_ids) - 1) % self.block + 1 if is_cached else len(token_ids)
         self.prompts.append(token_ids)
         self.running += 1
         unseen = 0
@@ -153,7 +154,7 @@ async def test_calls_cost_what_was_done_for_them(spending, until, method, phase)
     holders = []
     if phase == "queued":
         holders = [begin(served.channel, HOLDERS[name]) for _ in range(4)]
-        await until(lambda: model.admission.running >= model.admission._slots)
+        await until(lambda: model.admission.running >= model.admission._sequences.size)
     call = begin(served.channel, method)
     if phase == "queued":
         await until(lambda: model.admission.waiting)
@@ -245,7 +246,7 @@ async def test_a_call_of_many_parts_costs_and_logs_all_of_them(spending, monkeyp
 
 
 async def test_labels_asked_of_a_generation_model_cost_as_they_are_asked(spending, until):
-    """The prompt once, and each of the labels' tokens; when cancelled, those that were asked."""
+    """The prompt once, and its last block again for each of the labels' tokens; when cancelled, those that were asked."""
     served, _, charged = spending
     request = classification_pb2.ClassifyRequest(
         model="chat", labels=["good", "bad", "awful"], inputs=[classification_pb2.ClassifyInput(text="a")]
@@ -263,7 +264,9 @@ async def test_labels_asked_of_a_generation_model_cost_as_they_are_asked(spendin
     served.engines["chat"].generate = generate
     served.engines["chat"].max_length = 512
     answer = await stub.Classify(request, metadata=KEY)
-    assert sum(charged) == answer.usage.prompt_tokens == asked[0] + len(asked)
+    block = served.engines["chat"].cache_block
+    again = sum((length - 1) % block + 1 for length in asked[1:])
+    assert sum(charged) == answer.usage.prompt_tokens == asked[0] + again + len(asked)
     charged.clear()
     asked.clear()
     answer_at_once.clear()
