@@ -82,7 +82,7 @@ async def test_an_alert_reaches_a_webhook_and_resolves(
     models = {"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))}
     config = ServerConfig(models=models, **dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0"))
     async with (
-        served_by(config, made, TroubledEngine) as server,
+        served_by(config, made) as server,
         alertmanager(tmp_path, webhook.address) as alerts,
         prometheus(kept, tmp_path, server.app.metrics_address, groups, (alerts,)) as running,
     ):

@@ -25,7 +25,8 @@ from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from ..server.conftest import FakeEngine, Served, served_by
+from ..server.conftest import Served, served_by
+from ..server.fake_engine import FakeEngine
 from .monitoring import prometheus
 from .rendering import CHART, MINIMAL, render
 from .test_alerts import OURS, rules, selectors

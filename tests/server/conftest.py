@@ -5,25 +5,22 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import Gauge
 from tokenizers.decoders import DecodeStream
 
 from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
 from tuneserve.server.config import ModelConfig, ServerConfig
-from tuneserve.server.engine.interface import (
-    Delta,
-)
+from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
-from .fake_engine import FakeEngine
 from .troubled_engine import TroubledEngine
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -38,7 +35,7 @@ class Served:
     app: App
     channel: grpc.aio.Channel
     admin: grpc.aio.Channel
-    engines: dict[str, FakeEngine]
+    engines: dict[str, TroubledEngine]
 
 
 def loopback(models: Mapping[str, Path | ModelConfig], **settings: Any) -> ServerConfig:
@@ -49,18 +46,17 @@ def loopback(models: Mapping[str, Path | ModelConfig], **settings: Any) -> Serve
 
 @asynccontextmanager
 async def served_by(
-    config: ServerConfig,
-    made: Callable[[str, Any], None] = lambda name, engine: None,
-    kind: type[FakeEngine] = FakeEngine,
+    config: ServerConfig, made: Callable[[str, TroubledEngine], None] = lambda name, engine: None
 ) -> AsyncIterator[Served]:
-    """A server of any settings on fake engines of a kind. `made` is told of each engine before it starts."""
-    engines: dict[str, FakeEngine] = {}
+    """A server of any settings on fake engines. `made` is told of each engine before it starts."""
+    engines: dict[str, TroubledEngine] = {}
 
-    async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> FakeEngine:
+    async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> TroubledEngine:
         slots = {} if config.max_num_seqs is None else {"max_num_seqs": config.max_num_seqs}
-        engines[name] = kind(len(manifest.labels), max_length=manifest.max_length, **slots)
-        made(name, engines[name])
-        return engines[name]
+        engine = engines[name] = TroubledEngine(len(manifest.labels), max_length=manifest.max_length, **slots)
+        Gauge("vllm:num_requests_running", "Running.", registry=engine.registry).set_function(lambda: engine.running)
+        made(name, engine)
+        return engine
 
     app = App(config, make_engine)
     try:
@@ -167,12 +163,6 @@ def written() -> Callable[..., list[Delta]]:
 def serve_config():
     """Starts a server of a test's own settings: `async with serve_config(config) as served`."""
     return served_by
-
-
-@pytest.fixture(scope="session")
-def serve_troubled():
-    """Like serve_config, on engines that can hang, or wait with their start."""
-    return partial(served_by, kind=TroubledEngine)
 
 
 @pytest.fixture

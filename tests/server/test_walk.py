@@ -22,7 +22,7 @@ from tuneserve.server.metrics import Metrics
 from tuneserve.v1 import classification_pb2 as pb
 
 from ..test_imports import TOWERS
-from .conftest import FakeEngine
+from .fake_engine import FakeEngine
 
 FLOORS = TOWERS["tuneserve.server"].split()
 GROUND = FLOORS.index("call")

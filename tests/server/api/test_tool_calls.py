@@ -1,8 +1,8 @@
 """Answers of models that call tools and reason, over the wire: vLLM's own parsers, and a script in place of a model."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -14,7 +14,7 @@ from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 from ..conftest import loopback
-from ..fake_engine import FakeEngine
+from ..fake_model import pieces
 from .test_chat import TOOL, TOOLS_TEMPLATE, said, struct
 
 TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
@@ -30,17 +30,11 @@ def call_text(name: str, arguments: dict) -> str:
 ANSWER = f"<think>{REASONING}</think>{TEXT}" + "\n".join(call_text(*call) for call in CALLS)
 
 
-@dataclass
-class ScriptedEngine(FakeEngine):
-    """Writes a script, if there is one, in its pieces, or joined."""
-
-    script: Sequence[Delta] = ()
-
-    def pieces(self, token_ids, sampling, stream) -> Sequence[Delta]:
-        if not self.script:
-            return super().pieces(token_ids, sampling, stream)
-        text, ids = "".join(one.text for one in self.script), [id_ for one in self.script for id_ in one.token_ids]
-        return self.script if stream else [replace(self.script[-1], text=text, token_ids=ids)]
+def scripted(script: Sequence[Delta]) -> Callable[..., Sequence[Delta]]:
+    """What an engine writes that keeps to a script: its pieces, or all of it at once."""
+    text, ids = "".join(one.text for one in script), [id_ for one in script for id_ in one.token_ids]
+    whole = [replace(script[-1], text=text, token_ids=ids)]
+    return lambda token_ids, sampling, stream: script if stream else whole
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +52,7 @@ async def server(serve_config, make_llama, make_parsers):
             "plain": directory,
         }
     )
-    async with serve_config(config, prepared, ScriptedEngine) as served:
+    async with serve_config(config, prepared) as served:
         yield served
 
 
@@ -72,11 +66,11 @@ def writes(server, written):
     """Has the model write a text, in pieces of some tokens."""
     engine = server.engines["chat"]
 
-    def script(text: str, size: int = 1, finish: str = "stop") -> None:
-        engine.script = written(engine.tokenizer, text, size, finish)
+    def write(text: str, size: int = 1, finish: str = "stop") -> None:
+        engine.writes = scripted(written(engine.tokenizer, text, size, finish))
 
-    yield script
-    engine.script = ()
+    yield write
+    engine.writes = pieces
 
 
 def asked(*, tools: Sequence[dict] = (TOOL,), mode: int = 0, n: int = 1, model: str = "chat", **sampling):
@@ -206,7 +200,7 @@ async def test_what_is_no_chat_or_has_a_form_is_text(stub, writes, kind):
 
 
 async def test_a_model_without_parsers_gives_text(server, stub, written):
-    server.engines["plain"].script = written(server.engines["chat"].tokenizer, ANSWER)
+    server.engines["plain"].writes = scripted(written(server.engines["chat"].tokenizer, ANSWER))
     [completion] = (await stub.Generate(asked(model="plain"))).completions
     assert shown(completion) == ("", ANSWER, [], pb.FINISH_REASON_STOP)
 
@@ -242,12 +236,12 @@ def required(name: str = "", **kwargs) -> pb.GenerateRequest:
 async def test_calls_that_must_be_made_have_a_form(server, stub, written, model):
     text = json.dumps([{"name": name, "arguments": arguments} for name, arguments in CALLS])
     engine = server.engines[model]
-    engine.script = written(server.engines["chat"].tokenizer, text)
+    engine.writes = scripted(written(server.engines["chat"].tokenizer, text))
     try:
         request = required(model=model)
         [whole], [joined] = (await stub.Generate(request)).completions, await streamed(stub, request)
     finally:
-        engine.script = ()
+        engine.writes = pieces
     assert shown(whole) == shown(joined) == ("", "", CALLS, pb.FINISH_REASON_TOOL_CALLS)
     assert len({call.id for call in whole.tool_calls}) == 2
     form = engine.sampled[-1].structured
@@ -309,10 +303,11 @@ def unparsed(registry: CollectorRegistry) -> float:
     return registry.get_sample_value("tuneserve_answers_unparsed_total", {"model": "chat"}) or 0.0
 
 
-async def test_stop_texts_and_log_probabilities_are_as_they_were(server, stub, writes):
-    writes(ANSWER)
+async def test_stop_texts_and_log_probabilities_are_as_they_were(server, stub, written, writes):
     engine = server.engines["chat"]
-    engine.script = [*engine.script[:-1], replace(engine.script[-1], stop_text="</tool_call>")]
+    *script, last = written(engine.tokenizer, ANSWER)
+    script.append(replace(last, stop_text="</tool_call>"))
+    engine.writes = scripted(script)
     [completion] = (await stub.Generate(asked(stop=["</tool_call>"]))).completions
     assert completion.stop_text == "</tool_call>"
-    assert list(completion.token_ids) == [id_ for delta in engine.script for id_ in delta.token_ids]
+    assert list(completion.token_ids) == [id_ for delta in script for id_ in delta.token_ids]

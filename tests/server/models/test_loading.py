@@ -39,12 +39,12 @@ def made():
 
 
 @pytest.fixture
-async def server(serve_troubled, make_bert, tmp_path, made):
+async def server(serve_config, make_bert, tmp_path, made):
     """A sentiment model, and below models_root `new` and `newer`, other weights for it."""
     for name, labels in (("new", ["neg", "pos", "mixed"]), ("newer", ["neg", "pos", "mixed", "none"])):
         make_bert(labels=labels).rename(tmp_path / name)
     config = loopback({"sentiment": make_bert()}, models_root=tmp_path, drain_seconds=5)
-    async with serve_troubled(config, made) as served:
+    async with serve_config(config, made) as served:
         yield served
 
 
@@ -212,7 +212,7 @@ async def test_a_fault_of_ours_is_a_failure_too(admin, server, monkeypatch, capl
     assert "a secret" not in caplog.text
 
 
-async def test_who_watches_is_told_when_the_server_ends(serve_troubled, server, admin, made):
+async def test_who_watches_is_told_when_the_server_ends(serve_config, server, admin, made):
     made.starts = False
     model = await begun(admin)
     watching = watch(admin, model)

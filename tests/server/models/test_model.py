@@ -16,7 +16,7 @@ from tuneserve.server.models.admission import Entry
 from tuneserve.server.models.model import Model
 from tuneserve.v1 import model_pb2
 
-from ..fake_engine import FakeEngine
+from ..troubled_engine import TroubledEngine
 
 LOADING, READY, DRAINING, FAILED = (
     model_pb2.MODEL_STATE_LOADING,
@@ -34,15 +34,15 @@ def call() -> context.Call:
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine(2)
+def engine() -> TroubledEngine:
+    return TroubledEngine(2)
 
 
 @pytest.fixture
 def start(engine):
     """What makes the engine, and may be given another one."""
 
-    async def make(*_) -> FakeEngine:
+    async def make(*_) -> TroubledEngine:
         return engine
 
     return make
@@ -123,8 +123,8 @@ async def test_an_engine_is_started_again_for_the_same_files_alone(model, start)
     await model.load(start)
     await model.runner.end_engine()
 
-    async def another(*_) -> FakeEngine:
-        return FakeEngine(2)
+    async def another(*_) -> TroubledEngine:
+        return TroubledEngine(2)
 
     await model.load(another)
     weights = model.config.path / "model.safetensors"

@@ -8,11 +8,11 @@ from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.models.runner import Runner
 
-from ..conftest import FakeEngine
+from ..troubled_engine import TroubledEngine
 
 
-def making(engine: FakeEngine) -> EngineFactory:
-    async def make(*_) -> FakeEngine:
+def making(engine: TroubledEngine) -> EngineFactory:
+    async def make(*_) -> TroubledEngine:
         return engine
 
     return make
@@ -34,7 +34,7 @@ async def test_before_its_first_engine_there_is_nothing_to_end(runner):
 
 
 async def test_all_but_the_engine_is_kept_when_it_starts_again(runner):
-    first, second = FakeEngine(2), FakeEngine(2)
+    first, second = TroubledEngine(2), TroubledEngine(2)
     await runner.start(making(first))
     assert (runner.engine, runner.max_length) == (first, 32)
     assert runner.cpu_seconds().keys() == first.cpu_seconds().keys()
@@ -65,7 +65,7 @@ async def test_reading_more_than_was_trained_is_said_in_one_line(make_bert, make
     checkpoint.seal(directory, manifest)
     runner = Runner("m", ModelConfig(path=directory, max_length=given), checkpoint.load(directory))
     with caplog.at_level("INFO", "tuneserve"):
-        await runner.start(making(FakeEngine(2, max_length=48)))
+        await runner.start(making(TroubledEngine(2, max_length=48)))
     await runner.close()
     [said] = [record for record in caplog.records if "trained" in record.message]
     assert (said.message, said.levelname) == ("m reads 48 tokens; it was trained and measured at 16", level)

@@ -36,14 +36,14 @@ async def health(server, service: str = "") -> int:
     return (await health_pb2_grpc.HealthStub(server.channel).Check(request)).status
 
 
-async def test_a_crashed_engine_is_replaced(config, serve_troubled, refused, until):
+async def test_a_crashed_engine_is_replaced(config, serve_config, refused, until):
     made = []
 
     def later(name, engine) -> None:
         engine.starts = len(made) < len(config.models)
         made.append(engine)
 
-    async with serve_troubled(config, later) as server:
+    async with serve_config(config, later) as server:
         stub, model = ClassificationServiceStub(server.channel), server.app.models.latest("sentiment")
         dead = server.engines["sentiment"]
         dead.broken = EngineFailed("gone")
@@ -67,8 +67,8 @@ async def test_a_crashed_engine_is_replaced(config, serve_troubled, refused, unt
 
 
 @pytest.mark.parametrize("share", [0.0, 0.03], ids=["stopped", "blocked, while a helpers tick"])
-async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_troubled, until, share):
-    async with serve_troubled(config) as server:
+async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_config, until, share):
+    async with serve_config(config) as server:
         stub, model = ClassificationServiceStub(server.channel), server.app.models.latest("sentiment")
         hung = server.engines["sentiment"]
         hung.share, hung.hangs = share, True
@@ -85,10 +85,10 @@ async def test_a_hung_engine_is_killed_and_no_call_hangs_with_it(config, serve_t
         assert (await stub.Classify(GOOD)).results
 
 
-async def test_a_step_may_take_longer_than_the_watchdog_while_the_engine_computes(config, serve_troubled, caplog):
-    async with serve_troubled(config) as server:
+async def test_a_step_may_take_longer_than_the_watchdog_while_the_engine_computes(config, serve_config, caplog):
+    async with serve_config(config) as server:
         slow = server.engines["sentiment"]
-        slow.share, slow.delay = 0.5, 4 * config.watchdog_seconds
+        slow.delay = 4 * config.watchdog_seconds
         assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
         assert server.engines["sentiment"] is slow
         assert not slow.killed.is_set()
@@ -96,8 +96,8 @@ async def test_a_step_may_take_longer_than_the_watchdog_while_the_engine_compute
         assert "computes one step for over 0.3 s" in caplog.text
 
 
-async def test_an_engine_that_stops_computing_is_killed_though_it_was_slow_before(config, serve_troubled, until):
-    async with serve_troubled(config) as server:
+async def test_an_engine_that_stops_computing_is_killed_though_it_was_slow_before(config, serve_config, until):
+    async with serve_config(config) as server:
         engine = server.engines["sentiment"]
         used = itertools.chain(range(15), itertools.repeat(15))
         engine.cpu_seconds = lambda: {1: next(used)}
@@ -105,8 +105,8 @@ async def test_an_engine_that_stops_computing_is_killed_though_it_was_slow_befor
         await until(engine.killed.is_set)
 
 
-async def test_a_step_without_an_end_is_ended(config, serve_troubled, until):
-    async with serve_troubled(config.model_copy(update={"watchdog_seconds": 0.1})) as server:
+async def test_a_step_without_an_end_is_ended(config, serve_config, until):
+    async with serve_config(config.model_copy(update={"watchdog_seconds": 0.1})) as server:
         spinning = server.engines["sentiment"]
         spinning.share, spinning.hangs = 1.0, True
         call = asyncio.ensure_future(_await(ClassificationServiceStub(server.channel).Classify(GOOD)))
@@ -116,8 +116,8 @@ async def test_a_step_without_an_end_is_ended(config, serve_troubled, until):
         assert "its engine computed one step for over 1 s and is being restarted" in caught.value.details()
 
 
-async def test_attempts_go_on_with_more_time_between_them(config, serve_troubled, until, monkeypatch):
-    async with serve_troubled(config) as server:
+async def test_attempts_go_on_with_more_time_between_them(config, serve_config, until, monkeypatch):
+    async with serve_config(config) as server:
         model = server.app.models.latest("sentiment")
         attempts: list[float] = []
         load = type(model).load
@@ -138,8 +138,8 @@ async def test_attempts_go_on_with_more_time_between_them(config, serve_troubled
         assert third >= 0.2
 
 
-async def test_the_process_ends_where_that_was_asked_for(config, serve_troubled, until):
-    async with serve_troubled(config.model_copy(update={"on_engine_failure": "exit"})) as server:
+async def test_the_process_ends_where_that_was_asked_for(config, serve_config, until):
+    async with serve_config(config.model_copy(update={"on_engine_failure": "exit"})) as server:
         serving = asyncio.create_task(server.app._serve())
         server.engines["sentiment"].broken = EngineFailed("gone")
         with pytest.raises(StepFailed, match=r"model sentiment@.*: its engine died and the server ends"):

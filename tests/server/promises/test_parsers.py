@@ -11,7 +11,7 @@ from tuneserve.server.text import answers
 from tuneserve.v1 import generation_pb2 as pb
 
 from ..api.test_chat import TOOL, TOOLS_TEMPLATE, said, struct
-from ..api.test_tool_calls import ScriptedEngine
+from ..api.test_tool_calls import scripted
 from ..conftest import loopback
 
 METHOD = "/tuneserve.v1.GenerationService/"
@@ -52,7 +52,7 @@ async def server(request, serve_config, make_llama, make_parsers):
         engine.vocab_size = 320
         engine.parsers, engine.tokenizer = make_parsers(directory, *request.param)
 
-    async with serve_config(loopback({"chat": directory}), prepared, ScriptedEngine) as served:
+    async with serve_config(loopback({"chat": directory}), prepared) as served:
         yield served
 
 
@@ -70,7 +70,7 @@ async def test_a_hostile_answer_holds_nothing_up(server, written, soon, send, mo
     monkeypatch.setattr(answers, "_MOST_A_TOKEN", 0.0)
     engine = server.engines["chat"]
     unit = HOSTILE[name]
-    engine.script = written(engine.tokenizer, unit * (LENGTH // len(unit)), size=64)
+    engine.writes = scripted(written(engine.tokenizer, unit * (LENGTH // len(unit)), size=64))
     message = asked()
     code, details = await soon(lambda: send(server.app.address, METHOD + method, [message]))
     assert code == grpc.StatusCode.OK, details
@@ -90,7 +90,7 @@ async def test_thousands_of_calls_written_in_python_hold_nothing_up(request, ser
     engine = server.engines["chat"]
     if (name := request.node.callspec.params["server"][0]) not in WRITTEN_IN_PYTHON:
         return
-    engine.script = written(engine.tokenizer, WRITTEN_IN_PYTHON[name], size=4096)
+    engine.writes = scripted(written(engine.tokenizer, WRITTEN_IN_PYTHON[name], size=4096))
     message = asked()
     code, details = await soon(lambda: send(server.app.address, METHOD + method, [message]), name)
     assert code == grpc.StatusCode.OK, details

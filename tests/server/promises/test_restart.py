@@ -55,9 +55,9 @@ def hangs(index, engine) -> None:
     engine.hangs = True
 
 
-async def test_attempts_that_fail_leave_no_engine(config, serve_troubled, until):
+async def test_attempts_that_fail_leave_no_engine(config, serve_config, until):
     made = Made(breaks)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         made[0].broken = EngineFailed("gone")
         await until(lambda: len(made) > 5)
         assert made.closed()[:5] == [True] * 5
@@ -65,9 +65,9 @@ async def test_attempts_that_fail_leave_no_engine(config, serve_troubled, until)
     assert all(made.closed()), "also the one that was on its way when the server stopped"
 
 
-async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_troubled):
+async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_config):
     made = Made(breaks)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         loaded = await Models(server.admin).load("sentiment", "new")
         assert loaded.state == model_pb2.MODEL_STATE_FAILED
         assert made.closed() == [False, True]
@@ -75,12 +75,12 @@ async def test_a_version_that_fails_its_warm_up_leaves_no_engine(config, serve_t
 
 
 @pytest.mark.parametrize("where", ["start", "warm-up"])
-async def test_a_load_that_was_cancelled_leaves_no_engine(config, serve_troubled, until, where):
+async def test_a_load_that_was_cancelled_leaves_no_engine(config, serve_config, until, where):
     def later(index, engine) -> None:
         engine.hangs, engine.starts = where == "warm-up", where != "start"
 
     made = Made(later)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         admin = ModelAdminServiceStub(server.admin)
         model = (await admin.LoadModel(LOAD)).model
         await until(lambda: len(made) > 1 and (made[1].running or not made[1].starts))
@@ -88,12 +88,12 @@ async def test_a_load_that_was_cancelled_leaves_no_engine(config, serve_troubled
         assert made.closed() == [False, True]
 
 
-async def test_a_server_that_stops_ends_what_it_loads(config, serve_troubled, until):
+async def test_a_server_that_stops_ends_what_it_loads(config, serve_config, until):
     def later(index, engine) -> None:
         engine.starts = False
 
     made = Made(later)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         await ModelAdminServiceStub(server.admin).LoadModel(LOAD)
         await until(lambda: len(made) > 1)
         started = time.monotonic()
@@ -101,7 +101,7 @@ async def test_a_server_that_stops_ends_what_it_loads(config, serve_troubled, un
     assert time.monotonic() - started < config.drain_seconds
 
 
-async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(config, serve_troubled, until):
+async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(config, serve_config, until):
     made = Made()
 
     def never_ready(name, engine) -> None:
@@ -109,7 +109,7 @@ async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(co
         made.append(engine)
 
     async def start_and_stop() -> None:
-        async with serve_troubled(config, never_ready):
+        async with serve_config(config, never_ready):
             raise AssertionError("it never starts")
 
     starting = asyncio.create_task(start_and_stop())
@@ -119,7 +119,7 @@ async def test_a_server_that_is_told_to_stop_while_it_starts_leaves_no_engine(co
     assert made.closed() == [True]
 
 
-async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_troubled, until):
+async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_config, until):
     """It waited for the server's own first, and has not computed for the whole time that the watchdog looks back."""
 
     def later(index, engine) -> None:
@@ -129,7 +129,7 @@ async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_t
         engine.cpu_seconds = lambda: {1: 0.1} if next(looks) < 9 else {1: 0.1, 2: 0.0}
 
     made = Made(later)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         loading = asyncio.ensure_future(Models(server.admin).load("sentiment", "new"))
         await until(lambda: len(made) > 1)
         # The first time that the watchdog could judge, and then some.
@@ -140,12 +140,12 @@ async def test_a_process_that_has_only_started_is_a_sign_of_life(config, serve_t
         assert (await loading).state == model_pb2.MODEL_STATE_READY
 
 
-async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, serve_troubled, until):
+async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, serve_config, until):
     def later(index, engine) -> None:
         engine.starts, engine.hangs = index != 1, index == 2
 
     made = Made(later)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         model = server.app.models.latest("sentiment")
         made[0].broken = EngineFailed("gone")
         await until(lambda: len(made) == 4 and model.is_ready)
@@ -153,21 +153,21 @@ async def test_what_hangs_while_it_is_loaded_is_ended_and_loaded_again(config, s
         assert (await ClassificationServiceStub(server.channel).Classify(GOOD)).results
 
 
-async def test_loading_that_computes_for_ever_is_ended(config, serve_troubled):
+async def test_loading_that_computes_for_ever_is_ended(config, serve_config):
     def later(index, engine) -> None:
         engine.starts, engine.share = False, 1.0
 
     made = Made(later)
-    async with serve_troubled(config.model_copy(update={"load_seconds": 1}), made) as server:
+    async with serve_config(config.model_copy(update={"load_seconds": 1}), made) as server:
         loaded = await Models(server.admin).load("sentiment", "new")
         assert loaded.failure == "its engine did not start; the server's log says why"
         assert made.closed() == [False, True]
 
 
 @pytest.mark.parametrize("change", ["weights", "pickle"])
-async def test_only_the_same_files_are_loaded_again(config, serve_troubled, until, caplog, change):
+async def test_only_the_same_files_are_loaded_again(config, serve_config, until, caplog, change):
     made, directory = Made(), config.models["sentiment"].path
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         model = server.app.models.latest("sentiment")
         if change == "weights":
             path = next(directory.glob("*.safetensors"))
@@ -185,14 +185,12 @@ async def test_only_the_same_files_are_loaded_again(config, serve_troubled, unti
 
 
 @pytest.mark.parametrize("change", ["weights", "pickle", "weights with the same time"])
-async def test_only_the_files_that_were_verified_are_loaded_after_a_wait(
-    config, serve_troubled, tmp_path, until, change
-):
+async def test_only_the_files_that_were_verified_are_loaded_after_a_wait(config, serve_config, tmp_path, until, change):
     """LoadModel verifies them, and then waits until other versions are loaded."""
     made = Made(lambda index, engine: setattr(engine, "starts", index != 1))
     (tmp_path / "other").mkdir()
     shutil.copytree(tmp_path / "new", tmp_path / "other", dirs_exist_ok=True)
-    async with serve_troubled(config, made) as server:
+    async with serve_config(config, made) as server:
         admin = Models(server.admin)
         await admin.LoadModel(model_admin_pb2.LoadModelRequest(model="first", path="other"))
         await until(lambda: len(made) == 2)
@@ -212,22 +210,22 @@ async def test_only_the_files_that_were_verified_are_loaded_after_a_wait(
         assert len(made) == 2
 
 
-async def test_files_that_stay_as_they_are_are_read_once_for_a_load(config, serve_troubled, monkeypatch):
+async def test_files_that_stay_as_they_are_are_read_once_for_a_load(config, serve_config, monkeypatch):
     """They may be many gigabytes."""
     read = []
     sha256_file = checkpoint.sha256_file
     monkeypatch.setattr(checkpoint, "sha256_file", lambda path: read.append(path.name) or sha256_file(path))
-    async with serve_troubled(config) as server:
+    async with serve_config(config) as server:
         read.clear()
         loaded = await Models(server.admin).load("sentiment", "new")
         assert loaded.state == model_pb2.MODEL_STATE_READY
         assert read.count("model.safetensors") == 1
 
 
-async def test_no_engine_is_blamed_for_an_event_loop_that_is_held(config, serve_troubled, until):
+async def test_no_engine_is_blamed_for_an_event_loop_that_is_held(config, serve_config, until):
     """The answer goes through several turns of the loop, and each of them takes longer than a look at the engine."""
     made = Made()
-    async with serve_troubled(config.model_copy(update={"watchdog_seconds": 1}), made):
+    async with serve_config(config.model_copy(update={"watchdog_seconds": 1}), made):
         asked = []
 
         async def ping() -> None:

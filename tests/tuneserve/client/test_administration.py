@@ -15,7 +15,6 @@ from tuneserve.client import CallError, NotAllowed, NotFound, WrongState, admini
 from tuneserve.server.config import ModelConfig
 
 from ...server.conftest import Served, loopback, served_by
-from ...server.troubled_engine import TroubledEngine
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ async def server(make_bert: Any, make_llama: Any, tmp_path: Path) -> AsyncIterat
     def made(name: str, engine: Any) -> None:
         engine.starts = engine.max_num_seqs != 10
 
-    async with served_by(config, made, TroubledEngine) as served:
+    async with served_by(config, made) as served:
         yield served
 
 
