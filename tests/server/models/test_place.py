@@ -189,9 +189,14 @@ async def test_of_long_prompts_few_are_read_at_a_time(chat, served, call, until,
     assert (chat.admission.running, chat.admission._long.used) == (0, 0)
 
 
-async def test_a_completion_that_fails_ends_the_others(chat, served, call):
+def fails(*_: object) -> None:
+    """In place of a broken engine, which the server would restart for all tests."""
+    raise EngineFailed("canary-of-a-prompt")
+
+
+async def test_a_completion_that_fails_ends_the_others(chat, served, call, monkeypatch):
     context.begin(call)
-    served.engines["chat"].broken = EngineFailed("gone")
+    monkeypatch.setattr(served.engines["chat"], "writes", fails)
     with pytest.raises(EngineFailed):
         await made(chat, n=3)
     assert (chat.admission.running, chat.admission.calls, served.engines["chat"].running) == (0, 0, 0)
@@ -289,7 +294,7 @@ async def test_what_is_too_late_never_reaches_the_engine(models, served, call, c
 async def test_of_a_dead_engine_callers_are_told_what_befell_it(models, served, call, monkeypatch):
     context.begin(call)
     monkeypatch.setattr(models["sentiment"], "failure", "ran out of memory")
-    served.engines["sentiment"].broken = EngineFailed("canary-of-a-prompt")
+    monkeypatch.setattr(served.engines["sentiment"], "pool", fails)
     async with admitted(models["sentiment"], REQUEST) as (place, _):
         with pytest.raises(EngineFailed) as caught:
             await place.pool(INPUTS, "classify")
