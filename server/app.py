@@ -231,8 +231,7 @@ class App:
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            await concurrency.end([starting])
             return False
         stopping.cancel()
         await starting

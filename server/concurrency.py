@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Put: TypeAlias = Callable[[Out], Awaitable[None]]
 
 
 def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Iterator[Sequence[In]]:
@@ -43,49 +44,61 @@ async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], li
         await asyncio.gather(*tasks)
         return [found[index] for index in range(len(items))]
     finally:
-        running = [task for task in tasks if not task.done()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        # An error's traceback refers to this frame: clearing these avoids a cycle that only the garbage collector
-        # frees.
-        tasks.clear()
-        running.clear()
+        await end(tasks)
 
 
-async def merged(sources: Sequence[AsyncGenerator[Out, None]]) -> AsyncGenerator[Out, None]:
-    """Yields the items of several generators as they come, each read in a task of its own, no further ahead than one
-    item. The first failure ends the others and is raised.
+async def produced(produce: Callable[[Put[Out]], Awaitable[None]]) -> AsyncGenerator[Out, None]:
+    """Yields what `produce` puts, which runs in a task and is no further ahead than one item. Its error is raised; of a
+    task group, the first.
     """
     ready: asyncio.Queue[tuple[Out] | Exception | None] = asyncio.Queue(1)
 
-    async def read(source: AsyncGenerator[Out, None]) -> None:
-        end: Exception | None = None
+    async def run() -> None:
+        failure: Exception | None = None
         try:
-            async with contextlib.aclosing(source):
-                async for item in source:
-                    await ready.put((item,))
+            await produce(lambda item: ready.put((item,)))
         except Exception as error:
-            end = error
-        await ready.put(end)
+            failure = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+        await ready.put(failure)
 
-    tasks = [asyncio.create_task(read(source)) for source in sources]
-    left = len(tasks)
+    tasks = [asyncio.create_task(run())]
     try:
-        while left:
-            got = await ready.get()
+        while (got := await ready.get()) is not None:
             if isinstance(got, Exception):
                 raise got
-            if got is None:
-                left -= 1
-            else:
-                yield got[0]
+            yield got[0]
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # As in `together`.
-        tasks.clear()
+        await end(tasks)
+
+
+async def passed_on(source: AsyncGenerator[Out, None], put: Put[Out]) -> None:
+    """Puts every item of a generator, and closes it."""
+    async with contextlib.aclosing(source):
+        async for item in source:
+            await put(item)
+
+
+def merged(sources: Sequence[AsyncGenerator[Out, None]]) -> AsyncGenerator[Out, None]:
+    """Yields the items of several generators as they come, each read in a task of its own. The first failure ends the
+    others and is raised.
+    """
+
+    async def produce(put: Put[Out]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for source in sources:
+                group.create_task(passed_on(source, put))
+
+    return produced(produce)
+
+
+async def end(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancels tasks, waits until they have ended, and empties the list: an error's traceback may refer to it, and that
+    cycle would keep them until the garbage collector runs.
+    """
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:

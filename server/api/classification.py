@@ -133,7 +133,7 @@ class ClassificationService(ClassificationServiceServicer):
         self, request_iterator: AsyncIterable[Received], context: Any
     ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         """See classification.proto."""
-        async with aclosing(streams.merged(request_iterator, self._one, STREAM_AHEAD)) as responses:
+        async with aclosing(streams.answered(request_iterator, self._one, STREAM_AHEAD)) as responses:
             async for response in responses:
                 yield response
 

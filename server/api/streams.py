@@ -7,54 +7,39 @@ than the models answer, or reads more slowly. Knows nothing of the content of re
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tuneserve.server.call import context
+from tuneserve.server.concurrency import Put, passed_on, produced
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-async def merged(
+def answered(
     requests: AsyncIterable[Request], answers: Callable[[Request], AsyncGenerator[Response, None]], most: int
 ) -> AsyncGenerator[Response, None]:
     """Yields the answers that `answers` gives for each request, as they come. At most `most` requests run, each in a
     task.
     """
-    ready: asyncio.Queue[Response | Exception | None] = asyncio.Queue(1)
     places = asyncio.Semaphore(most)
 
-    async def answer(request: Request) -> None:
+    async def answer(request: Request, put: Put[Response]) -> None:
         try:
-            async with aclosing(answers(request)) as responses:
-                async for response in responses:
-                    await ready.put(response)
+            await passed_on(answers(request), put)
         finally:
             places.release()
 
-    async def read() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await places.acquire()
-                    # It waits for its turn as if it were a call of its own.
-                    await context.current().enter()
-                    group.create_task(answer(request))
-        except Exception as error:
-            await ready.put(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
-        else:
-            await ready.put(None)
+    async def produce(put: Put[Response]) -> None:
+        async with asyncio.TaskGroup() as group:
+            async for request in requests:
+                await places.acquire()
+                # It waits for its turn as if it were a call of its own.
+                await context.current().enter()
+                group.create_task(answer(request, put))
 
-    reading = asyncio.create_task(read())
-    try:
-        while (response := await ready.get()) is not None:
-            if isinstance(response, Exception):
-                raise response
-            yield response
-    finally:
-        reading.cancel()
-        await asyncio.wait((reading,))
+    return produced(produce)
 
 
 @contextmanager

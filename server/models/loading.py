@@ -56,15 +56,11 @@ class Loading:
         """Cancels the loading of a version and removes the version. Raises WrongState."""
         if (task := self._tasks.get(model.id)) is None:
             raise WrongState(f"{model.id} is not being loaded by LoadModel", "NOT_LOADING", model.id)
-        task.cancel()
-        await asyncio.wait((task,))
+        await concurrency.end([task])
 
     async def stop(self) -> None:
         """Cancels the loading of all versions."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await concurrency.end(list(self._tasks.values()))
 
     async def _load(self, model: Model) -> None:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from tuneserve.server import concurrency
 from tuneserve.server.call import context
 from tuneserve.server.call.tenants import SHADOW
 from tuneserve.server.metrics import Metrics
@@ -67,11 +68,7 @@ class Shadows:
 
     async def stop(self) -> None:
         """Cancels the running shadow calls."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await concurrency.end(list(self._tasks))
 
     def _done(self, size: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

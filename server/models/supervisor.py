@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tuneserve.errors import CheckpointError, StepFailed
+from tuneserve.server import concurrency
 from tuneserve.server.call import failures
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.models.model import Model
@@ -63,15 +64,14 @@ class Supervisor:
 
     async def load(self, model: Model) -> None:
         """Loads or reloads a model. Raises StepFailed if that hangs or takes too long; the loading is ended then."""
-        loading = asyncio.ensure_future(model.load(self._make_engine))
+        loading = asyncio.create_task(model.load(self._make_engine))
         try:
             if what := await self._overdue(model, loading, _PATIENCE * self._watchdog_seconds, self._load_seconds):
                 logger.error("model %s: its engine %s while it was loaded", model.id, what)
                 raise StepFailed(f"model {model.id}: its engine {what} while it was loaded")
         finally:
             # If loading is not done, cancelling it ends the engine first.
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            await concurrency.end([loading])
         loading.result()
 
     def watch(self, model: Model) -> None:
@@ -81,16 +81,12 @@ class Supervisor:
     async def forget(self, model: Model) -> None:
         """Stops watching a model, before it is closed."""
         if task := self._tasks.pop(model.id, None):
-            task.cancel()
-            await asyncio.wait((task,))
+            await concurrency.end([task])
 
     async def stop(self) -> None:
         """Stops watching all models."""
         tasks, self._tasks = list(self._tasks.values()), {}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await concurrency.end(tasks)
 
     async def _watch(self, model: Model) -> None:
         while True:

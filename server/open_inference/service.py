@@ -119,7 +119,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         def answers(received: Received) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
             return self._stream(received, context)
 
-        async with aclosing(streams.merged(request_iterator, answers, _AT_ONCE)) as responses:
+        async with aclosing(streams.answered(request_iterator, answers, _AT_ONCE)) as responses:
             async for response in responses:
                 yield response
 

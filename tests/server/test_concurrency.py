@@ -112,6 +112,27 @@ async def test_together_ends_when_cancelled():
     assert work.running == 0
 
 
+async def test_merged_yields_what_comes_and_its_first_failure_ends_the_others():
+    closed = []
+
+    async def source(name: str, fails: asyncio.Event):
+        try:
+            yield name
+            await fails.wait()
+            raise ValueError(name)
+        finally:
+            closed.append(name)
+
+    fails, before = asyncio.Event(), asyncio.all_tasks()
+    found = concurrency.merged([source("a", asyncio.Event()), source("b", fails)])
+    assert {await anext(found), await anext(found)} == {"a", "b"}
+    fails.set()
+    with pytest.raises(ValueError, match="b"):
+        await anext(found)
+    assert sorted(closed) == ["a", "b"]
+    assert asyncio.all_tasks() == before
+
+
 def test_pieces_are_all_of_it_in_order():
     found = [list(piece) for piece in concurrency.pieces([5, 1, 1, 9, 2, 3, 1], lambda one: one, 6)]
     assert found == [[5, 1], [1, 9], [2, 3, 1]]

@@ -25,7 +25,7 @@ async def requests(*items):
 
 
 async def collected(items, answers, most=4):
-    async with asyncio.timeout(20), aclosing(streams.merged(items, answers, most)) as found:
+    async with asyncio.timeout(20), aclosing(streams.answered(items, answers, most)) as found:
         return [answer async for answer in found]
 
 
@@ -81,7 +81,7 @@ async def test_a_slow_reader_holds_the_answers_back():
             made += 1
             yield index
 
-    async with asyncio.timeout(20), aclosing(streams.merged(requests("a"), answers, 4)) as found:
+    async with asyncio.timeout(20), aclosing(streams.answered(requests("a"), answers, 4)) as found:
         assert await anext(found) == 0
         for _ in range(50):
             await asyncio.sleep(0)
@@ -105,7 +105,7 @@ async def test_leaving_ends_what_runs(after):
         await asyncio.Event().wait()
 
     before = asyncio.all_tasks()
-    async with asyncio.timeout(20), aclosing(streams.merged(endless(), answers, 4)) as found:
+    async with asyncio.timeout(20), aclosing(streams.answered(endless(), answers, 4)) as found:
         assert await anext(found) == "a"
         for _ in range(after * 20):
             await asyncio.sleep(0)
