@@ -45,14 +45,7 @@ def sequence_classification(
     expected: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
     """Accuracy, macro-F1, and precision, recall, F1 and support per label, for texts with one label."""
-    from sklearn.metrics import accuracy_score, classification_report
-
-    report = classification_report(expected, predicted, labels=list(labels), output_dict=True, zero_division=0.0)
-    metrics = {
-        "accuracy": float(accuracy_score(expected, predicted)),
-        "macro_f1": float(report["macro avg"]["f1-score"]),
-    }
-    return metrics | _per_label(report, labels)
+    return _classification(expected, predicted, list(labels), list(labels))
 
 
 def calibration_error(confidence: Sequence[float], right: Sequence[float]) -> float:
@@ -73,18 +66,11 @@ def multi_label(
     expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, float]:
     """The same for texts with several labels; `accuracy` is the share of texts with exactly the right set."""
-    from sklearn.metrics import accuracy_score, classification_report
 
     def rows(sets: Sequence[Sequence[str]]) -> list[list[int]]:
         return [[int(label in chosen) for label in labels] for chosen in sets]
 
-    gold, guess = rows(expected), rows(predicted)
-    report = classification_report(gold, guess, target_names=list(labels), output_dict=True, zero_division=0.0)
-    metrics = {
-        "accuracy": float(accuracy_score(gold, guess)),
-        "macro_f1": float(report["macro avg"]["f1-score"]),
-    }
-    return metrics | _per_label(report, labels)
+    return _classification(rows(expected), rows(predicted), list(labels))
 
 
 def regression(expected: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
@@ -189,9 +175,20 @@ def number_rows(expected: Sequence[float], predicted: Sequence[float]) -> RowSum
     return [[1.0, x, y, x * x, y * y, x * y] for x, y in zip(expected, predicted, strict=True)]
 
 
-def _per_label(report: dict[str, dict[str, float]], labels: Sequence[str]) -> dict[str, float]:
-    metrics = {}
-    for label in labels:
+def _classification(
+    expected: Sequence[object], predicted: Sequence[object], names: list[str], classes: list[str] | None = None
+) -> dict[str, float]:
+    """The metrics of texts with one of `classes` each; without `classes`, with a 0 or 1 for each of `names`."""
+    from sklearn.metrics import accuracy_score, classification_report
+
+    report = classification_report(
+        expected, predicted, labels=classes, target_names=names, output_dict=True, zero_division=0.0
+    )
+    metrics = {
+        "accuracy": float(accuracy_score(expected, predicted)),
+        "macro_f1": float(report["macro avg"]["f1-score"]),
+    }
+    for label in names:
         for name in ("precision", "recall", "f1-score", "support"):
             metrics[f"{label}/{name.removesuffix('-score')}"] = float(report[label][name])
     return metrics
