@@ -1,6 +1,5 @@
 """The samples by name, as files in a folder, for finetune/examples."""
 
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,14 +43,8 @@ def fetch(name: str, directory: Path) -> bool:
         return False
     source = sample.cached()
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / f".{sample.file}.{secrets.token_hex(4)}.tmp"
-    with disk.watched(directory):
-        try:
-            shutil.copytree(source, unfinished) if source.is_dir() else shutil.copy(source, unfinished)
-            unfinished.rename(target)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.unlink(missing_ok=True)
+    with disk.watched(directory), samples.whole(target) as unfinished:
+        shutil.copytree(source, unfinished) if source.is_dir() else shutil.copy(source, unfinished)
     return True
 
 

@@ -18,7 +18,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,18 +219,25 @@ def _cached(cache: Path | None, name: str, package: Package, make: Callable[[Pat
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = cache / f".{name}.{secrets.token_hex(4)}.tmp"
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
-        archive = download(package, Path(folder))
-        try:
-            make(archive, temporary)
-            # Another process may have been faster; its result is the same.
-            if not target.exists():
-                temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder, whole(target) as temporary:
+        make(download(package, Path(folder)), temporary)
     return target
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """Yields a path beside `target`; the file or directory there becomes `target` when the block ends. After an error
+    nothing is left of it.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        # Another process may have been faster; its result is the same.
+        if not target.exists():
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
 
 
 def download(package: Package, folder: Path) -> Path:
