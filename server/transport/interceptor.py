@@ -135,12 +135,9 @@ class CallInterceptor:
             code = grpc.StatusCode.OK
             context.set_trailing_metadata(((calls.HEADER, call.request_id), *_measured(call)))
         except Exception as error:
-            shown = Unavailable(SHUTS_DOWN) if limit.expired() else error
-            ending = failures.ending(shown, failures.status(shown, call), call.request_id)
+            ending = _ending(call, error, limit)
             code = ending.code
-            # The frames in its traceback refer to it: that cycle would keep them until the garbage collector runs.
-            failures.forget_frames(error)
-            await context.abort(code, ending.details, (*ending.trailing_metadata, *_measured(call)))
+            await context.abort(*ending)
         finally:
             # However the call ended: with an answer, an error, a cancellation or a closed generator.
             self.running.end(limit)
@@ -157,6 +154,15 @@ class CallInterceptor:
             call.admit()
         call.holding = partial(self.requests.holding, caller(context))
         self.departures.check(context)
+
+
+def _ending(call: calls.Call, error: Exception, limit: asyncio.Timeout) -> failures.Ending:
+    """Returns how a call ends that failed, or that a drain ended."""
+    shown = Unavailable(SHUTS_DOWN) if limit.expired() else error
+    ending = failures.ending(shown, failures.status(shown, call), call.request_id)
+    # The frames in its traceback refer to it: that cycle would keep them until the garbage collector runs.
+    failures.forget_frames(error)
+    return ending._replace(trailing_metadata=(*ending.trailing_metadata, *_measured(call)))
 
 
 def _measured(call: calls.Call) -> list[tuple[str, str]]:
