@@ -4,10 +4,10 @@ Does not import vLLM, because that takes ten seconds: the valid names are read f
 itself checks the values when the engine starts.
 """
 
-import ast
 import difflib
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -144,16 +144,11 @@ def check_parsers(config: ModelConfig, task: pb.Task, where: str) -> None:
 
 @functools.cache
 def _known() -> frozenset[str]:
-    """Returns the fields of vLLM's AsyncEngineArgs and its base class; empty if vLLM is not installed."""
+    """Returns the fields that the source of vLLM's AsyncEngineArgs declares; empty if vLLM is not installed.
+
+    So a mistyped option is told at once: an engine imports vLLM only after all its weights were verified.
+    """
     spec = importlib.util.find_spec("vllm")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        source = Path(folder) / "engine" / "arg_utils.py"
-        if source.is_file():
-            return frozenset(
-                field.target.id
-                for node in ast.parse(source.read_text(encoding="utf-8")).body
-                if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
-                for field in node.body
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            )
-    return frozenset()
+    source = Path(spec.origin).with_name("engine") / "arg_utils.py" if spec and spec.origin else None
+    text = source.read_text(encoding="utf-8") if source and source.is_file() else ""
+    return frozenset(re.findall(r"^    (\w+): ", text, re.MULTILINE))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
@@ -28,6 +29,15 @@ def vllm():
 
 def test_what_vllm_has_is_passed_on(vllm):
     engine_options.check(dict.fromkeys(PASSED_ON.split()), "models.chat.engine")
+
+
+def test_the_names_are_those_of_vllms_class(make_parsers):
+    """The fixture imports vLLM without a word of its own."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    names = {field.name for field in fields(AsyncEngineArgs)}
+    assert names <= engine_options._known()
+    assert len(engine_options._known() - names) < 3, "vLLM itself refuses these when the engine starts"
 
 
 def test_every_option_of_ours_is_one_of_vllms(vllm):
