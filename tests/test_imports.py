@@ -117,14 +117,14 @@ def test_rooms_are_small():
 
 # What has no test file of its own, and where it is tested.
 ELSEWHERE = {
-    "tuneserve.errors": "classes without behaviour; test_cli.py: how they are shown",
-    "tuneserve.client.aio": "every test of tests/tuneserve/client asks both clients",
-    "tuneserve.client.sync": "every test of tests/tuneserve/client asks both clients",
+    "tuneserve.errors": "classes without behaviour; test_cli.py: how each is shown",
+    "tuneserve.client.aio": "client/conftest.py: a test that calls a server does it by both clients",
+    "tuneserve.client.sync": "client/conftest.py: a test that calls a server does it by both clients",
     "tuneserve.server.engine.nf4_cpu": "runs inside vLLM; finetune/test_served.py: four bits in float32",
     "tuneserve.benchmarks.gpu.phase": "test_main.py runs phases of each kind",
-    "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py runs every test on it",
-    "tuneserve.benchmarks.serving.workers.http_client": "test_worker.py runs every test on it",
-    "tuneserve.benchmarks.serving.workers.offline": "an engine of its own, only for `make bench`: not tested",
+    "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py: its jobs are done by each client",
+    "tuneserve.benchmarks.serving.workers.http_client": "test_worker.py: its jobs are done by each client",
+    "tuneserve.benchmarks.serving.workers.offline": "runs plain vLLM; gpu/test_main.py: a system of its phases",
 }
 
 

@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
+
+from tuneserve.cli import Command
+from tuneserve.errors import CheckpointError, StepFailed, UserError
 
 from .conftest import refused, tuneserve
 
@@ -58,6 +62,19 @@ def test_help_is_whole():
 
 def test_a_mistyped_verb_is_named():
     assert "finetun" in refused("finetun", "x.yaml")
+
+
+@pytest.mark.parametrize(("kind", "status"), [(UserError, 2), (CheckpointError, 2), (StepFailed, 1)])
+def test_our_errors_are_a_line_a_hint_and_a_status(kind, status):
+    program = Command("program")
+
+    @program.command()
+    def fails() -> None:
+        raise kind("x.yaml: no key 'lenght'", "did you mean length?")
+
+    result = CliRunner().invoke(program, ["fails"])
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert result.stderr == "error: x.yaml: no key 'lenght'\nhint:  did you mean length?\n"
 
 
 def test_call_without_a_server_says_how_to_start_one():
