@@ -28,7 +28,7 @@ class Usage:
 
     @property
     def cpu(self) -> float:
-        """Of all."""
+        """CPU seconds of all processes."""
         return self.leader + self.others
 
     def since(self, before: "Usage") -> "Usage":

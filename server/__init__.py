@@ -1,5 +1,5 @@
 """Serves checkpoints over gRPC on vLLM's continuous batching.
 
-Imports go one way: config, errors, metrics, engine interface <- tokenizer, engine, messages <- models <- services,
-interceptors <- app. Only `engine/` knows vLLM; everything else runs without torch.
+Imports go one way, from each room to those before it: engine, call, text, models, api, open_inference, transport, app.
+Only `engine/` knows vLLM and torch.
 """

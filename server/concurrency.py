@@ -48,8 +48,8 @@ async def together(work: Callable[[In], Awaitable[Out]], items: Sequence[In], li
 
 
 async def produced(produce: Callable[[Put[Out]], Awaitable[None]]) -> AsyncGenerator[Out, None]:
-    """Yields what `produce` puts, which runs in a task and is no further ahead than one item. Its error is raised; of a
-    task group, the first.
+    """Runs `produce` in a task and yields what it puts, no further ahead than one item. Raises its error; of a task
+    group, the first one.
     """
     ready: asyncio.Queue[tuple[Out] | Exception | None] = asyncio.Queue(1)
 

@@ -116,8 +116,8 @@ def show(planned: Sequence[Phase], left: Sequence[Phase], seconds: float) -> Non
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True, help="At most.")
-@click.option("--plan", is_flag=True, help="Print the phases and their times alone.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True, help="In all.")
+@click.option("--plan", is_flag=True, help="Only print the phases and their times.")
 @click.option("--tiny", is_flag=True, help="Tiny models and loads: shows that everything works, on a CPU, too.")
 def main(out: Path, minutes: float, plan: bool, tiny: bool) -> None:
     """Measure this machine's GPU; the results go to the directory OUT."""

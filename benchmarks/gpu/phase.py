@@ -2,7 +2,7 @@
 
     python -m tuneserve.benchmarks.gpu.phase OUT NAME UNTIL [--tiny]
 
-Is over at the time UNTIL, of the monotonic clock. Writes OUT/NAME.json after each round, and all else below TMPDIR.
+Ends at the time UNTIL of the monotonic clock. Writes OUT/NAME.json after each round, and everything else below TMPDIR.
 """
 
 import sys
@@ -87,7 +87,7 @@ class Measuring:
             self.result.missing.append(f"{load.name}: {error}")
 
     def _scenarios(self, load: Load, up: Mapping[str, System]) -> list[Scenario]:
-        """Those of the systems that can do it: one that can't must not end the rounds of the others."""
+        """The systems that can do the load: one that can't must not end the rounds of the others."""
         found = []
         for name, system in up.items():
             if self._variants[name].system == phases.IN_PROCESS and not load.in_process:

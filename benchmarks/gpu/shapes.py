@@ -53,7 +53,7 @@ class Shape:
         return 0 if self.pooling else 2 * self.layers * self.kv_heads * self.head_size * _BF16
 
     def read_bytes(self, scheme: str) -> float:
-        """The weights that a step reads; of the embeddings it reads a few rows alone."""
+        """The weights that a step reads; of the embeddings it reads only a few rows."""
         return self.linear * SCHEMES[scheme] + self.output * _BF16
 
     def memory(self, scheme: str) -> float:

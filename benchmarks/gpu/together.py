@@ -28,7 +28,7 @@ class Started:
 def together(starts: Mapping[str, Start], seconds: float) -> Iterator[dict[str, Started]]:
     """Starts systems, and yields those that are up or have failed within `seconds`.
 
-    At the end all processes of this one are killed: nobody waits for anything of theirs, and ending them in peace would
+    At the end all processes of this one are killed: nobody needs what they do, and ending them gracefully would
     take long.
     """
     begun, over = time.monotonic(), threading.Event()

@@ -4,7 +4,7 @@
     python -m tuneserve.benchmarks.serving.before demo/sentiment demo/chat --before ../before
 
 Regime. As cost.py's: the same jobs and engine settings for both, both up at the same time and one under load, rounds in
-turns. Of two servers the one that was started second may be slower, so half of the rounds are with each order. With
+turns. Of two servers the one started second may be slower, so each order has half of the rounds. With
 `--small`, models that cost the engine next to nothing take the place of CLASSIFIER and CHAT (front_end.py).
 
 Prints tables; the last line of stdout is one JSON object. Exits with status 0 only if nothing is shown to cost more

@@ -71,7 +71,7 @@ def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[A
     type=click.FloatRange(0, 1000, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of these arrivals: 1 is a Poisson process, less comes in bursts, more is more even.",
+    help="How even these arrivals are: 1 is a Poisson process, less comes in bursts, more is more even.",
 )
 @click.option(
     "--goodput",

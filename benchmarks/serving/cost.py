@@ -226,7 +226,7 @@ def show(line: str) -> None:
 @click.command()
 @compared
 @click.option(
-    "--starts", "start_count", type=click.IntRange(0), default=MIN_ROUNDS, show_default=True, help="Starts measured."
+    "--starts", "start_count", type=click.IntRange(0), default=MIN_ROUNDS, show_default=True, help="Starts to measure."
 )
 @click.option("--defaults/--no-defaults", "with_defaults", default=True, help="Also compare with default settings.")
 @click.option("--overload/--no-overload", "with_overload", default=True, help="Also measure ten times the load.")

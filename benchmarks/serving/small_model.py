@@ -20,7 +20,7 @@ def write(path: Path, output: Path, *, pooling: bool) -> int:
     kind = AutoModelForSequenceClassification if pooling else AutoModelForCausalLM
     kind.from_config(config).save_pretrained(output)
     for file in path.iterdir():
-        # What it was trained on and how good it is are the other's.
+        # The manifest's lineage and metrics are those of the other model.
         if file.is_file() and file.name != "tuneserve.json" and not (output / file.name).exists():
             shutil.copy(file, output)
     return vocabulary(output)

@@ -19,8 +19,8 @@ def check_tokens(
     vocab_size: int,
     remedy: str = "shorten it or set TRUNCATION_END",
 ) -> None:
-    """Raises InvalidInput for inputs that the model can't read: also if one has more than `max_length` tokens, unless
-    that is None. `field` has a {} for the index.
+    """Raises InvalidInput for inputs that the model can't read: with no token, with one that it does not know, or with
+    more than `max_length`; None is no limit. `field` has a {} for the index.
     """
     with Violations() as wrong:
         for index, one in enumerate(tokens):

@@ -31,7 +31,7 @@ from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 
 # Requests of one stream that run or whose answers are unread, at most.
 STREAM_AHEAD = 64
-# Tokens of a call from which on spans are found in threads; fewer on the event loop, because that is faster.
+# Spans of calls with more tokens are found in threads; of fewer on the event loop, because that is faster.
 _SHORT = 256
 # Bytes of one score in the answer, without its label.
 _SCORE_BYTES = 12

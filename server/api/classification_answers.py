@@ -1,4 +1,4 @@
-"""Makes answers of the outputs of classifiers and of models for embeddings: scores, labels, spans and vectors.
+"""Turns the outputs of classifiers and embedding models into answers: scores, labels, spans and vectors.
 
 What takes more than some milliseconds is done in steps, between which other calls get their turn.
 """

@@ -1,6 +1,6 @@
 """Checks the fields of classification's and embedding's requests, and returns what they ask for.
 
-What is wrong with a request's fields is added to the call's Violations; what is returned then is never used.
+A wrong field is added to the call's Violations; the value that is returned for it is never used.
 """
 
 from collections.abc import Mapping, Sequence

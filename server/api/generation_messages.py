@@ -1,8 +1,8 @@
 """Converts messages of generation to the engine's inputs, and outputs back. Checks all their fields, except those of
 structured output (`text/structured_output.py`).
 
-What is wrong with a request's fields is added to the call's Violations with numbers, never with the caller's text; what
-is returned then is never used. Knows the protos and the engine's interface; does no I/O.
+A wrong field is added to the call's Violations, never with the caller's text; the value that is returned for it is
+never used. Knows the protos and the engine's interface; does no I/O.
 """
 
 import math

@@ -82,9 +82,7 @@ class Call:
     _began_ns: int = field(init=False, default_factory=time.monotonic_ns)
 
     def begin(self, name: str, kind: str, seconds: float | None) -> None:
-        """The call begins: gRPC tells its method only now, and the seconds until its deadline. `name` is
-        /SERVICE/METHOD.
-        """
+        """Begins the call, once gRPC tells its method, /SERVICE/METHOD, and the seconds until its deadline."""
         _, self.service, self.method = name.split("/", 2)
         self.kind, self.deadline = kind, None if seconds is None else time.monotonic() + seconds
 

@@ -33,7 +33,7 @@ class TooLong(Exception):
 
 
 class _TooLong(BaseException):
-    """Inside vLLM, whose parsers handle any Exception as an answer without calls, of which they may lose the text."""
+    """Raised inside vLLM. Its parsers take any Exception for an answer without calls, and may lose the text."""
 
 
 class _BoundedAst:

@@ -151,7 +151,7 @@ class Adapters:
         return {name: adapter for name, adapter in sorted(self._names.items()) if tenant.may_use_adapter(name)}
 
     def get(self, name: str) -> Adapter:
-        """Returns an adapter that the current caller may use. Raises NotFound, for others' as for none at all."""
+        """Returns an adapter that the current caller may use. Raises NotFound, also for one of another tenant."""
         known = self.known()
         if name not in known:
             raise NotFound("adapter", name, list(known))

@@ -60,7 +60,7 @@ class Constraints:
     async def checked(self, params: pb.StructuredOutput, tenant: str = "") -> StructuredOutput:
         """Returns a constraint that the engine can follow quickly, token by token. Raises InvalidInput.
 
-        What is known is kept by tenant: response times must not reveal what others have sent.
+        Results are kept by tenant: response times must not reveal what others have sent.
         """
         form, content = structured(params), params.SerializeToString(deterministic=True)
         key = tenant, sha256(content).digest()

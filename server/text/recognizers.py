@@ -217,7 +217,7 @@ def _ip(text: str) -> Iterator[Match]:
 
 def _is_address(text: str) -> bool:
     try:
-        # No address is longer, and the library would read all of it.
+        # Every address is shorter; the library would read a text of any length.
         return len(text) < 64 and bool(ipaddress.ip_interface(text))
     except ValueError:
         return False

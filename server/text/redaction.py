@@ -40,7 +40,7 @@ class _Placeholder:
 
 # A text without any of these has no matches.
 _NEEDED = re.compile(r"[0-9@.:]")
-# Signs that matter in matches: compatible characters are read as these; not the signs that end an address.
+# Characters that Unicode declares compatible with one of these are read as it. Signs that end an address are not.
 _SIGNS = frozenset("@.:-/+_#%&=~")
 # Invisible characters, in addition to Unicode's format characters.
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0]")

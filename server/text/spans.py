@@ -86,7 +86,7 @@ def positions(text: str, unit: Unit) -> Sequence[int]:
     wider = (0x80, 0x800, 0x10000) if unit == "utf8" else (0x10000,)
     at = np.zeros(len(codes) + 1, np.int64)
     np.cumsum(1 + np.searchsorted(np.array(wider, "<u4"), codes, side="right"), out=at[1:])
-    # Of Python's numbers, but only those that are asked for: all at once keep the interpreter lock for 0.1 s.
+    # Makes Python's numbers when they are read: making all at once keeps the interpreter lock for 0.1 s.
     return at.data
 
 

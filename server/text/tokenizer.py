@@ -26,7 +26,7 @@ _SHORT = 512
 # Characters that a thread tokenizes at a time: some milliseconds.
 _PIECE = 1 << 14
 _THREADS = 2
-# From so many characters on, a text has a thread beside these: it is tokenized as a whole, for up to half a second.
+# Longer texts, in characters, have threads of their own: each is tokenized as a whole, for up to half a second.
 _LONG = 1 << 16
 # Characters for each allowed token: a longer text is tokenized in pieces, and only until it has too many tokens.
 _USUAL = 4

@@ -31,7 +31,7 @@ class Crowd:
     """The calls of one port that wait here."""
 
     def __init__(self, begin: Callable[[Any], object], leave_out: Callable[[str], object]) -> None:
-        """`begin` is called with each call whose connection is open, `leave_out` for each other one."""
+        """`begin` is called with each call whose connection is open, `leave_out` with each of the others."""
         self.port = 0  # once it is known; until then nothing is left out
         self._begin = begin
         self._leave_out = leave_out

@@ -122,7 +122,7 @@ def _sockets(port: int) -> Iterator[tuple[File, socket.socket]]:
 
 @contextmanager
 def _opened(number: int) -> Iterator[socket.socket]:
-    """A file as a socket, of our own: it stays the same connection, whatever becomes of the number. Raises OSError."""
+    """Yields a socket of our own for an open file, whatever becomes of its number. Raises OSError for other files."""
     copy = os.dup(number)
     try:
         one = socket.socket(fileno=copy)
@@ -134,7 +134,7 @@ def _opened(number: int) -> Iterator[socket.socket]:
 
 
 def _peer(one: socket.socket) -> str:
-    """Returns whom a socket of the internet is connected to. Raises OSError where it is not."""
+    """Returns the peer of a socket. Raises OSError if it is not connected."""
     host, port = one.getpeername()[:2]
     host = host.removeprefix("::ffff:")
     return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -27,7 +27,7 @@ _ADDRESS = (512, 64.0)
 # New connections at once, and a second, of an address: of those without a key, and of all if one showed a key.
 _OPENED = (64, 8.0)
 _OPENED_WITH_KEY = (1024, 64.0)
-# Connections, and how often they are counted: the second when there are some to close.
+# Connections without a key, and how often they are counted: sooner when there are some to close.
 _MOST_CONNECTIONS = 128
 _COUNT_SECONDS = 1.0
 _SOON_SECONDS = 0.1
@@ -37,7 +37,7 @@ _FIRST_CALL_SECONDS = 10.0
 _FORGET_SECONDS = 60.0
 # How long an address is trusted for a key that one of its connections showed: others there may connect for each call.
 _TRUST_SECONDS = 600.0
-# Networks: each packet for a new connection is compared with all of them.
+# Networks that are ignored at once: each packet for a new connection is compared with all of them.
 _MOST_IGNORED = 64
 
 
@@ -228,7 +228,7 @@ class UnauthenticatedConnections:
 
 
 def _takes(among: dict[Key, Bucket], key: Key, rate: tuple[int, float], now: int) -> bool:
-    """Takes one out of a bucket, if there is one in it."""
+    """Takes a unit out of a key's bucket. Returns whether there was one."""
     if (bucket := among.get(key)) is None:
         bucket = among[key] = Bucket(rate[1], rate[0])
     if bucket.wait(1, now):
@@ -238,5 +238,5 @@ def _takes(among: dict[Key, Bucket], key: Key, rate: tuple[int, float], now: int
 
 
 def _not_full(among: dict[Key, Bucket], rate: tuple[int, float], now: int) -> dict[Key, Bucket]:
-    """Drops the buckets that are full: they are as new ones."""
+    """Returns the buckets that are not full: a full one is like a new one."""
     return {key: one for key, one in among.items() if one.wait(rate[0], now)}

@@ -20,7 +20,7 @@ def answer_options(command: Function) -> Callable[..., Any]:
     options = (
         click.option("--adapter", default="", metavar="NAME", help="The LoRA adapter to answer with. Default: none."),
         click.option(
-            "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="The most tokens to answer."
+            "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Tokens of an answer at most."
         ),
         click.option(
             "--temperature", type=float, help="0 always takes the most likely token.  [default: the server's, 1]"

@@ -1,6 +1,4 @@
-"""What a task is, for everybody. Elsewhere is only what one place alone does for it: server/models/tasks.py has its
-calls.
-"""
+"""What every package knows about a task. What one package alone needs is there: its calls in server/models/tasks.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

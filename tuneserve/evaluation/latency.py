@@ -22,9 +22,9 @@ class Latency:
 
 
 def latency(call: Callable[[T], object], items: Sequence[T], clock: Callable[[], float] = time.perf_counter) -> Latency:
-    """Calls with each item in turn, for SECONDS, and FEWEST items at least.
+    """Calls with each item in turn, for SECONDS and at least FEWEST items.
 
-    The first item is called once more before, as a warm-up.
+    Before that, the first item is called once as a warm-up.
     """
     call(items[0])
     times = list[float]()

@@ -37,7 +37,7 @@ _STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Figures that are made in the block have the style."""
+    """Gives the style to figures that are made in the block."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # matplotlib measures text with its own font, which may lack letters; the reader's font draws them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     help="What happens to texts that are too long: truncated, rejected, or read in overlapping windows.",
 )
 @click.option("--scores", is_flag=True, help="Classification: also the score of every label.")
-@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Generation: most tokens.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Generation: tokens at most."
+)
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="Generation: 0 is greedy."
 )

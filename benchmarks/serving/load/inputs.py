@@ -1,7 +1,7 @@
 """What is sent. No input is sent twice, in this run or another, so that no prefix cache can answer for the model: each
 begins with a running number of eight digits, which starts at random. That costs a few tokens per input.
 
-Before that comes a prefix, if there is to be one: it is the same for all inputs of a run, but not for another run.
+A prefix, if asked for, comes before that: the same for all inputs of a run, and another one in another run.
 
 Inputs of a trace have its lengths, in words of about one token each. Those that share blocks in the trace begin with
 one number for the whole run: so they share them here, but with no other run.

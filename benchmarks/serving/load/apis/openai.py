@@ -1,8 +1,8 @@
 """OpenAI's API over HTTP, and what `vllm serve` adds to it: /classify, /pooling and /score. aiohttp comes with vLLM.
 
-The server does not tell what its model is for: `call` does, or it generates. Streams tell the number of tokens in each
-message if the server knows `continuous_usage_stats`, as vLLM does; otherwise a message counts as one token, and those
-that are missing in the total at the end are added to the last message.
+The server does not tell its model's task: `call` names it, or the model generates. Streams tell the number of tokens in
+each message if the server knows `continuous_usage_stats`, as vLLM does. Otherwise a message counts as one token, and
+those that are missing in the total at the end are added to the last message.
 """
 
 import asyncio

@@ -26,7 +26,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def comparisons(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[Table]:
-    """Returns a table for each two runs with the same connections and rate; of single runs, in any case.
+    """Returns a table for each two runs with the same connections and rate; two single runs are always compared.
 
     Raises UserError if there are none.
     """
