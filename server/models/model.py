@@ -70,6 +70,8 @@ class Model:
         """NAME@VERSION."""
         return f"{self.name}@{self.version}"
 
+    # Passed on from the runner: who answers a call knows its model, and not how that is run.
+
     @property
     def engine(self) -> Engine:
         """The engine of a model that was loaded."""
@@ -79,6 +81,16 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of a model that was loaded."""
         return self.runner.tokenizer
+
+    @property
+    def constraints(self) -> Constraints:
+        """Checks the constraints of calls to a model that was loaded."""
+        return self.runner.constraints
+
+    @property
+    def redactor(self) -> Redactor:
+        """The redactor of a model that masks, and was loaded."""
+        return self.runner.redactor
 
     @property
     def admission(self) -> Admission:
@@ -92,19 +104,9 @@ class Model:
         return self._admission
 
     @property
-    def constraints(self) -> Constraints:
-        """Checks the constraints of calls to a model that was loaded."""
-        return self.runner.constraints
-
-    @property
     def masks(self) -> bool:
         """Whether it masks personal data in requests."""
         return bool(self.config.redact)
-
-    @property
-    def redactor(self) -> Redactor:
-        """The redactor of a model that masks, and was loaded."""
-        return self.runner.redactor
 
     @property
     def labels(self) -> list[str]:
