@@ -36,7 +36,7 @@ class Parts:
         if output.suffix.lower() not in SUFFIXES:
             raise UserError(f"{output}: unknown suffix", f"allowed: {', '.join(SUFFIXES)}, or - for standard output")
         if output.exists() and not overwrite:
-            raise UserError(f"{output}: exists already", "choose another output, or replace it with --overwrite")
+            raise UserError(f"{output}: already exists", "choose another output, or replace it with --overwrite")
         if overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._about = json.dumps(about)

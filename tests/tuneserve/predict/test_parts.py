@@ -76,7 +76,7 @@ def test_a_part_is_whole_or_not_there(parts, monkeypatch):
 
 def test_an_output_is_not_replaced_unless_asked(tmp_path):
     (tmp_path / "out.csv").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         Parts(tmp_path / "out.csv", ABOUT)
     Parts(tmp_path / "out.csv", ABOUT, overwrite=True)
     assert (tmp_path / "out.csv").read_text() == "mine", "until there is another"
