@@ -246,7 +246,7 @@ async def test_a_call_of_many_parts_costs_and_logs_all_of_them(spending, monkeyp
 
 
 async def test_labels_asked_of_a_generation_model_cost_as_they_are_asked(spending, until):
-    """The prompt once, and its last block again for each of the labels' tokens; when cancelled, those that were asked."""
+    """The prompt once, and its last block again for each token of a label; when cancelled, those that were asked."""
     served, _, charged = spending
     request = classification_pb2.ClassifyRequest(
         model="chat", labels=["good", "bad", "awful"], inputs=[classification_pb2.ClassifyInput(text="a")]
