@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from tuneserve.server import turns
 from tuneserve.server.call.errors import DeadlinePassed, Overloaded
 from tuneserve.server.call.shares import share, subtract
-from tuneserve.server.models.fair_queue import Waiter
-from tuneserve.server.models.slots import Slots
+from tuneserve.server.models.fair_queue import FairQueue, Waiter
 
 # Time constant, in seconds, of the average of the engine's speed.
 _MEMORY = 5.0
@@ -32,9 +31,12 @@ _MEMORY = 5.0
 # for nothing.
 _SURE = 0.6
 # A caller may run so many times as many sequences as are free, and have so many times as many long prompts read: see
-# Slots. From nine sequences on, and from three prompts on, some are left for the next caller.
+# _Slots. From nine sequences on, and from three prompts on, some are left for the next caller.
 _AHEAD = 8
 _LONG_AHEAD = 2
+# Within a priority of ours, the engine takes a caller's first sequence before any caller's second, and so on. It knows
+# priorities alone: so many of its own are one of ours.
+_RANKS = 1 << 16
 TOO_LATE = "the deadline passed while the call waited for the engine"
 # The shortest retry delay told to a rejected caller, in milliseconds.
 _RETRY_MS = 100
@@ -58,7 +60,7 @@ class Turn:
 
     caller: Hashable
     sequences: int
-    rank: int = 0  # sequences of its caller that ran already
+    priority: int = 0  # in the engine
     reads: bool = False  # a long prompt, still being read
 
 
@@ -90,8 +92,8 @@ class Admission:
         self.empty = asyncio.Event()
         self.empty.set()
         self._name = name
-        self._sequences = Slots(slots, _AHEAD)
-        self._long = Slots(long_prompts, _LONG_AHEAD)
+        self._sequences = _Slots(slots, _AHEAD)
+        self._long = _Slots(long_prompts, _LONG_AHEAD)
         self._max_calls = max_calls
         self._max_tokens = max_tokens
         self._max_wait = max_wait
@@ -153,7 +155,8 @@ class Admission:
         except BaseException:
             self.read(turn)
             raise
-        turn.rank = self._sequences.used_by[entry.caller] - sequences
+        rank = self._sequences.used_by[entry.caller] - sequences
+        turn.priority = entry.priority * _RANKS + min(rank, _RANKS - 1)
         return turn
 
     def read(self, turn: Turn) -> None:
@@ -185,7 +188,7 @@ class Admission:
             entry.is_coming = False
             self._count_ahead(entry, -1)
 
-    async def _take(self, slots: Slots, entry: Entry, count: int, tokens: int, until: float) -> None:
+    async def _take(self, slots: "_Slots", entry: Entry, count: int, tokens: int, until: float) -> None:
         """Waits for slots, and takes them."""
         # Whoever waits while there is room may have no more, so nobody is overtaken.
         if slots.room(entry.caller):
@@ -225,7 +228,7 @@ class Admission:
         finally:
             entry.waiting_tokens -= tokens
 
-    def _free(self, slots: Slots, caller: Hashable, count: int) -> None:
+    def _free(self, slots: "_Slots", caller: Hashable, count: int) -> None:
         slots.free(caller, count)
         while waiter := slots.next():
             self._forget(waiter)
@@ -251,6 +254,42 @@ class Admission:
         self._rejected(reason)
         retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
         return Overloaded(f"model {self._name!r} has {what}", reason, retry)
+
+
+class _Slots:
+    """Slots of one kind in an engine, and who waits for them: sequences, or long prompts that it reads.
+
+    A caller is given more while it uses less than `ahead` times as many as are free.
+
+    So with 8, a caller that is alone uses eight of nine, and two use eight of seventeen each: the dynamic thresholds of
+    Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (1998).
+    """
+
+    def __init__(self, size: int, ahead: int) -> None:
+        self.size = size
+        self.used = 0
+        self.used_by: Counter[Hashable] = Counter()
+        self.waiting = FairQueue()
+        self._ahead = ahead
+
+    def room(self, caller: Hashable) -> int:
+        """Returns how many more slots a caller may use now."""
+        left = self._ahead * (self.size - self.used) - self.used_by[caller]
+        return max(0, -(-left // (self._ahead + 1)))
+
+    def take(self, caller: Hashable, count: int) -> None:
+        """Uses slots: more than there are, if a request needs more."""
+        self.used += count
+        self.used_by[caller] += count
+
+    def free(self, caller: Hashable, count: int) -> None:
+        """Uses slots no more."""
+        self.used -= count
+        subtract(self.used_by, caller, count)
+
+    def next(self) -> Waiter | None:
+        """Removes and returns the next waiter that may have slots; None if there is none."""
+        return self.waiting.next(self.room) if self.used < self.size else None
 
 
 class _Speed:

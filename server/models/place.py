@@ -24,9 +24,6 @@ from tuneserve.server.text.tokenizer import Text, Tokens
 # What of a call's inputs takes one turn: others need not wait until all of a large batch have run.
 _TOGETHER = 64
 _TOKENS_TOGETHER = 4096
-# Within a priority of ours, the engine takes a caller's first sequence before any caller's second, and so on. It knows
-# priorities alone: so many of its own are one of ours.
-_RANKS = 1 << 16
 
 
 @asynccontextmanager
@@ -73,16 +70,16 @@ class Place(Entry):
 
     async def pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         """Waits for turns and returns the engine's output for the inputs; see interface.Engine.pool."""
-        parts = list(concurrency.pieces(inputs, _size, _TOKENS_TOGETHER))
-        if len(parts) == 1:
+        if len(inputs) <= _TOGETHER and sum(len(one.token_ids) for one in inputs) <= _TOKENS_TOGETHER:
             return await self._pool(inputs, task)
+        parts = list(concurrency.pieces(inputs, _size, _TOKENS_TOGETHER))
         rows = await concurrency.together(lambda part: self._pool(part, task), parts, len(parts))
         return [row for part in rows for row in part]
 
     async def _pool(self, inputs: Sequence[Encoded], task: PoolTask) -> list[NDArray[np.float32]]:
         lengths = [len(one.token_ids) for one in inputs]
         async with self._turn(len(inputs), sum(lengths), max(lengths)) as turn:
-            return await self.model.engine.pool(self.call.ticket(self._priority(turn)), inputs, task)
+            return await self.model.engine.pool(self.call.ticket(turn.priority), inputs, task)
 
     def generate(
         self,
@@ -150,7 +147,7 @@ class Place(Entry):
                         prompt_read.set()
 
                 is_awaited = turn.reads or (prompt_read is not None and not index)
-                ticket = self.call.ticket(self._priority(turn), adapter_id, wrote, read if is_awaited else None)
+                ticket = self.call.ticket(turn.priority, adapter_id, wrote, read if is_awaited else None)
                 outputs = self.model.engine.generate(ticket, token_ids, sampling, stream)
                 async with contextlib.aclosing(outputs):
                     async for delta in outputs:
@@ -191,9 +188,6 @@ class Place(Entry):
             raise
         finally:
             model.admission.release(turn)
-
-    def _priority(self, turn: Turn) -> int:
-        return self.priority * _RANKS + min(turn.rank, _RANKS - 1)
 
 
 def _size(one: Encoded) -> int:
