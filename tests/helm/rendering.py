@@ -1,5 +1,5 @@
 """The chart through the real Helm engine, in process; what it renders is checked against Kubernetes' own schemas, and
-against the schemas of the projects that other objects belong to.
+against the types of the projects that other objects belong to.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,8 @@ def check(manifest: dict[str, Any], versions: Iterable[str] = (OLDEST, NEWEST)) 
     """Raises an error unless the manifest is valid, for these versions of Kubernetes."""
     if manifest["kind"] in custom_resources.KINDS:
         custom_resources.validate(manifest)
-    else:
+    # No package has the types of a pool: test_gateways.py spells it out.
+    elif manifest["kind"] != "InferencePool":
         for version in versions:
             kubernetes_validate.validate(manifest, version, strict=True)
 

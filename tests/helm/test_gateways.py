@@ -31,15 +31,13 @@ def test_a_canary_gets_its_share_of_the_calls(chart: helm_python.Chart) -> None:
 def test_a_pool_has_the_pods_and_their_port(chart: helm_python.Chart) -> None:
     values = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp", "grpcPort": 5001}
     manifests = render(chart, MINIMAL | values)
-    spec = manifests["inferencepool"]["spec"]
-    assert spec["selector"] == manifests["deployment"]["spec"]["selector"]
-    assert spec["targetPorts"] == [{"number": 5001}]
-    assert spec["endpointPickerRef"] == {
-        "group": "",
-        "kind": "Service",
-        "name": "picker-epp",
-        "port": {"number": 9002},
-        "failureMode": "FailOpen",
+    pool = manifests["inferencepool"]
+    assert (pool["apiVersion"], pool["kind"]) == ("inference.networking.k8s.io/v1", "InferencePool")
+    assert pool["spec"] == {
+        "selector": manifests["deployment"]["spec"]["selector"],
+        "targetPorts": [{"number": 5001}],
+        "appProtocol": "kubernetes.io/h2c",
+        "endpointPickerRef": {"name": "picker-epp", "port": {"number": 9002}, "failureMode": "FailOpen"},
     }
 
 
