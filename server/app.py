@@ -12,6 +12,7 @@ import logging
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants
 from tuneserve.server.call.tracing import Tracing
-from tuneserve.server.config import ServerConfig, host_and_port
+from tuneserve.server.config import ConfigFile, ServerConfig, host_and_port
 from tuneserve.server.engine import hardware, making
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.metrics import Metrics
@@ -37,6 +38,7 @@ from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.health import Health
 from tuneserve.server.models.model import Model
+from tuneserve.server.models.reloading import Reloading, routes
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.transport import connections, tls
@@ -58,7 +60,7 @@ _MOST_SLOW = 16
 _MOST_REQUESTS = 128 << 20
 # Reflection is open to everybody: few calls at once, each with a time limit.
 _MOST_REFLECTING, _REFLECTION_SECONDS = 8, 30.0
-# How often the tenants file is checked for changes.
+# How often the server's file and the tenants file are checked for changes.
 _RELOAD_SECONDS = 1.0
 # The last part of the drain, after the remaining calls were ended: for their statuses to reach the callers.
 _GOODBYE_SECONDS = 2.0
@@ -67,7 +69,9 @@ _GOODBYE_SECONDS = 2.0
 class App:
     """One server process."""
 
-    def __init__(self, config: ServerConfig, make_engine: EngineFactory | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, make_engine: EngineFactory | None = None, file: ConfigFile | None = None
+    ) -> None:
         """Checks every setting and checkpoint and binds all ports. Raises UserError before anything loads."""
         failures.redact_libraries()
         self.config = config
@@ -79,6 +83,7 @@ class App:
         self._hurrying = asyncio.Event()
         self._stopped = False
         self._reloading: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._guarding: asyncio.Task[None] | None = None
         self._collecting: asyncio.Task[None] | None = None
         self._keeping_few: asyncio.Task[None] | None = None
@@ -109,10 +114,19 @@ class App:
             self._health.publish,
         )
         self.operations = Operations(config, self.models, self.metrics, self.supervisor, self._health)
-        for name, model in config.models.items():
-            prepared = self.operations.prepare(name, model, f"models.{name}")
-            self.models.add(prepared)
-            self.models.give_alias(prepared)
+        versions = {
+            name: self.operations.prepare(name, model, f"models.{name}") for name, model in config.models.items()
+        }
+        for version in versions.values():
+            self.models.add(version)
+        for alias, route in routes(config, versions).items():
+            self.models.set_route(alias, route)
+        self._config_file = (
+            Reloading(file, config, versions, self.models, self.operations) if file and config.reload_models else None
+        )
+        for name, followed in (("config", self._config_file), ("tenants", self._tenants)):
+            if followed:
+                self.metrics.reloaded.labels(name).set_function(partial(getattr, followed, "is_current"))
         self._bind()
 
     def _bind(self) -> None:
@@ -185,6 +199,8 @@ class App:
         await garbage.keep_what_there_is()
         self._collecting = asyncio.create_task(garbage.collect(self._running))
         await self._health.publish()
+        if self._config_file:
+            self._following = asyncio.create_task(self._follow(self._config_file))
 
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
@@ -255,6 +271,11 @@ class App:
             await asyncio.sleep(_RELOAD_SECONDS)
             await asyncio.get_running_loop().run_in_executor(self._reading_keys, self._tenants.reload_if_changed)
 
+    async def _follow(self, file: Reloading) -> None:
+        while True:
+            await asyncio.sleep(_RELOAD_SECONDS)
+            await file.reload_if_changed()
+
     async def stop(self) -> None:
         """Sets health to NOT_SERVING, refuses new calls, waits for running ones, ends the engines. Does nothing if
         called again.
@@ -265,6 +286,9 @@ class App:
         seconds = self.config.drain_seconds
         logger.info("draining: running calls have %g s", seconds)
         await self._health.drain()
+        if self._following:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         await self.operations.loading.stop()
         calls = asyncio.create_task(self._drain(max(0.0, seconds - _GOODBYE_SECONDS)))
         await asyncio.gather(*(model.drain(seconds) for model in self.models), asyncio.wait((calls,), timeout=seconds))
@@ -306,15 +330,15 @@ class App:
                 temporary.replace(ready_file)
 
 
-def serve(config: ServerConfig, ready_file: Path | None = None) -> None:
-    """Runs a server until it is told to stop."""
+def serve(config: ServerConfig, ready_file: Path | None = None, file: ConfigFile | None = None) -> None:
+    """Runs a server until it is told to stop. `file` is where the config is from, to follow its changes."""
 
     # Disables the `_created` series of each metric: nobody uses them, and they would be in every scrape.
     disable_created_metrics()
     stderr = logs.never_wait()
 
     async def run() -> None:
-        app = App(config)
+        app = App(config, file=file)
         stderr.dropped = app.metrics.log_lines_dropped.inc
         await app.run(ready_file)
 

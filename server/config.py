@@ -10,10 +10,11 @@ models:
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tuneserve import settings, yamls
 from tuneserve.errors import UserError
@@ -170,6 +171,17 @@ class ModelConfig(Settings):
         return count
 
 
+class AliasConfig(Settings):
+    """Where the calls to one alias go. Without an entry, a model's own name stands for it."""
+
+    targets: Annotated[Mapping[_ModelName, Count], Named] = Field(
+        min_length=1, description="models of this file, with the weights of their shares"
+    )
+    shadow: _ModelName | None = Field(
+        default=None, description="a model of this file that gets copies of the calls, to compare its answers"
+    )
+
+
 class TlsConfig(Settings):
     """PEM files of the gRPC port, read again when they change."""
 
@@ -186,6 +198,12 @@ class ServerConfig(Settings):
 
     models: Annotated[Mapping[_ModelName, ModelConfig], Named] = Field(
         default={}, description="models, by the names that callers use"
+    )
+    aliases: Annotated[Mapping[_ModelName, AliasConfig], Named] = Field(
+        default={}, description="further names for models, or shares between them"
+    )
+    reload_models: bool = Field(
+        default=False, description="whether changes of `models` and `aliases` in this file apply without a restart"
     )
     listen: _Address = Field(default="127.0.0.1:8033", description="HOST:PORT of gRPC, for callers")
     metrics_listen: _Address = Field(default="127.0.0.1:9033", description="HOST:PORT of HTTP, /metrics for Prometheus")
@@ -254,6 +272,28 @@ class ServerConfig(Settings):
     log_content: bool = Field(
         default=False, description="disables log privacy: prompts and answers in the log line, for debugging"
     )
+
+    @model_validator(mode="after")
+    def _aliases_know_their_models(self) -> "ServerConfig":
+        for name, alias in self.aliases.items():
+            for key, target in [*((f"targets.{one}", one) for one in alias.targets), ("shadow", alias.shadow)]:
+                if target is not None and target not in self.models:
+                    raise Refused(f"{target} is not a model of this file", key=f"aliases.{name}.{key}")
+            if alias.shadow in alias.targets:
+                raise Refused(f"{alias.shadow} is also a target", key=f"aliases.{name}.shadow")
+        return self
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A server's file, and the flags that override it."""
+
+    path: Path
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> ServerConfig:
+        """Reads the file. Raises UserError naming the key."""
+        return checked(settings.build(ServerConfig, {**dict(load(self.path)), **self.flags}))
 
 
 def load(path: Path) -> ServerConfig:

@@ -162,6 +162,12 @@ class Metrics:
             "When the certificate that new connections are shown expires; 0 without TLS.",
             registry=registry,
         )
+        self.reloaded = Gauge(
+            "tuneserve_last_reload_successful",
+            "1 while the server uses the last version of a file that it follows; 0: that is refused, see the log.",
+            ("file",),
+            registry=registry,
+        )
         # At 0 from the start, so that a rate includes the first.
         self.refused.labels("RESOURCE_EXHAUSTED")
         # Cached, because labels are looked up several times a call: the library takes a lock and converts the values to

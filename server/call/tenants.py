@@ -79,6 +79,7 @@ class Tenants:
         self._by_hash: Mapping[str, Tenant] = {}
         self._by_name: Mapping[str, Tenant] = {}  # names of certificates
         self._quotas: Mapping[str, Quota] = {}
+        self.is_current = True  # whether the last version of the file is in force
         self._take(tenants_file.read(path, str(path)))
 
     @property
@@ -139,8 +140,10 @@ class Tenants:
             # Any error: the next version of the file must still be read. Only our own errors are known to quote no key.
             reason = str(error) if isinstance(error, UserError) else type(error).__name__
             logger.error("tenants not reloaded, the old ones stay: %s", reason)
+            self.is_current = False
             return False
         self._take(entries)
+        self.is_current = True
         logger.info("tenants reloaded: %d", len(entries))
         return True
 

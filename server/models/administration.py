@@ -114,16 +114,17 @@ class Operations:
         with Violations() as wrong:
             _check_alias(wrong, alias)
         route = self._route(alias)
-        await self._move(alias.name, alias.etag, route, unload_unused)
+        await self.move(alias.name, route, alias.etag, unload_unused)
         return to_proto(alias.name, route)
 
     async def delete_alias(self, name: str, etag: str, unload_unused: bool) -> None:
         """Deletes an alias. See ModelAdminService.DeleteAlias."""
         if self._models.route(name) is None:
             raise NotFound("alias", name, list(self._models.routes))
-        await self._move(name, etag, None, unload_unused)
+        await self.move(name, None, etag, unload_unused)
 
-    async def _move(self, name: str, etag: str, route: Route | None, unload_unused: bool) -> None:
+    async def move(self, name: str, route: Route | None, etag: str = "", unload_unused: bool = False) -> None:
+        """Moves an alias, or deletes it. Raises Changed if the alias no longer has that etag."""
         # Takes effect at once, even while a model is being loaded: this is how a bad version is rolled back.
         before = self._models.route(name)
         if etag and etag != (to_proto(name, before).etag if before else ""):

@@ -52,6 +52,13 @@ class Loading:
         task = self._tasks[model.id] = asyncio.create_task(self._load(model))
         task.add_done_callback(lambda task: self._ended(model, task))
 
+    async def load(self, model: Model) -> None:
+        """Adds a prepared version, and loads it. Raises StepFailed if it does not answer then, and as `begin`."""
+        await self.begin(model)
+        await asyncio.wait((self._tasks[model.id],))
+        if not model.is_ready:
+            raise StepFailed(f"model {model.id}: its engine {model.failure}")
+
     async def cancel(self, model: Model) -> None:
         """Cancels the loading of a version and removes the version. Raises WrongState."""
         if (task := self._tasks.get(model.id)) is None:

@@ -15,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 
 from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ConfigFile, ModelConfig, ServerConfig
 from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
@@ -46,9 +46,13 @@ def loopback(models: Mapping[str, Path | ModelConfig], **settings: Any) -> Serve
 
 @asynccontextmanager
 async def served_by(
-    config: ServerConfig, made: Callable[[str, TroubledEngine], None] = lambda name, engine: None
+    config: ServerConfig,
+    made: Callable[[str, TroubledEngine], None] = lambda name, engine: None,
+    file: ConfigFile | None = None,
 ) -> AsyncIterator[Served]:
-    """A server of any settings on fake engines. `made` is told of each engine before it starts."""
+    """A server of any settings on fake engines. `made` is told of each engine before it starts. With a file, it follows
+    that.
+    """
     engines: dict[str, TroubledEngine] = {}
 
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> TroubledEngine:
@@ -58,7 +62,7 @@ async def served_by(
         made(name, engine)
         return engine
 
-    app = App(config, make_engine)
+    app = App(config, make_engine, file)
     try:
         await app.start()
         async with (

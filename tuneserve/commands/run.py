@@ -47,15 +47,19 @@ def serve(
         lifetime.end_with(sys.stdin.fileno())
     if bool(models) == bool(config):
         raise UserError("give either --model NAME=PATH, once or more, or --config FILE")
-    given = dict(server_config.load(config)) if config else {"models": server_config.parse_models(models)}
-    given |= {key: value for key, value in flags.items() if value is not None}
-    chosen = server_config.checked(settings.build(server_config.ServerConfig, given))
+    given = {key: value for key, value in flags.items() if value is not None}
+    file = server_config.ConfigFile(config, given) if config else None
+    if file:
+        chosen = file.load()
+    else:
+        given["models"] = server_config.parse_models(models)
+        chosen = server_config.checked(settings.build(server_config.ServerConfig, given))
     preload()
     from tuneserve.server.app import serve as run
     from tuneserve.server.call import request_log
 
     request_log.to_stderr()
-    run(chosen, ready_file)
+    run(chosen, ready_file, file)
 
 
 @click.command()

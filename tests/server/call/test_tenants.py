@@ -229,6 +229,7 @@ def test_a_bad_file_keeps_the_old_tenants_and_is_logged_once(path, load, caplog,
     path.unlink() if bad is None else rewrite(path, bad)
     assert not any([tenants.reload_if_changed() for _ in range(3)])
     assert tenants.authenticate(bearer("k")).name == "a"
+    assert not tenants.is_current
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert record.message.startswith("tenants not reloaded, the old ones stay: tenants.yaml")
@@ -236,6 +237,7 @@ def test_a_bad_file_keeps_the_old_tenants_and_is_logged_once(path, load, caplog,
     assert str(path.parent) not in caplog.text, "a log has no paths of the server"
     rewrite(path, "tenants:\n" + entry("a", "mended"))
     assert tenants.reload_if_changed()
+    assert tenants.is_current
     assert tenants.authenticate(bearer("mended")).name == "a"
 
 
