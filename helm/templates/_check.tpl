@@ -90,6 +90,19 @@
 {{- fail (printf "models.%s.maxAdapters: must be at least %d, one for each of its adapters" $name $adapters) }}
 {{- end }}
 {{- end }}
+{{- range $alias, $route := .Values.aliases }}
+{{- range $target := concat (keys $route.targets) (compact (list $route.shadow)) }}
+{{- if not (hasKey $.Values.models $target) }}
+{{- fail (printf "aliases.%s: %s is not one of models" $alias $target) }}
+{{- end }}
+{{- end }}
+{{- if not $route.targets }}
+{{- fail (printf "aliases.%s.targets: name at least one" $alias) }}
+{{- end }}
+{{- if hasKey $route.targets (toString $route.shadow) }}
+{{- fail (printf "aliases.%s.shadow: %s is also a target" $alias $route.shadow) }}
+{{- end }}
+{{- end }}
 {{- if and .Values.autoscalingEnabled (gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas)) }}
 {{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}
 {{- end }}

@@ -97,7 +97,9 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
   "on_engine_failure" .Values.onEngineFailure
   "log_requests" .Values.logRequests
   "log_content" .Values.logContent
-  "models" $models }}
+  "models" $models
+  "aliases" .Values.aliases
+  "reload_models" .Values.reloadModels }}
 {{- if .Values.tlsSecret }}
 {{- $tls := dict "certificate" "/etc/tuneserve-tls/tls.crt" "key" "/etc/tuneserve-tls/tls.key" }}
 {{- if .Values.clientCaSecret }}

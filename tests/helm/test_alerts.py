@@ -198,6 +198,13 @@ CASES = [
         [15, 37],
     ),
     Case(
+        "TuneserveFileRefused",
+        [gauge("tuneserve_last_reload_successful", {"file": "config", "pod": "p", **OURS}, (1, 5), (0, 20), (1, 5))],
+        {"file": "config", "pod": "p", **OURS},
+        15,
+        [4, 8, 28],
+    ),
+    Case(
         "TuneserveCertificateExpires",
         [
             gauge(

@@ -141,6 +141,8 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
 
 def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Chart, tmp_path: Path) -> None:
     values = MINIMAL | {
+        "aliases": {"reviews": {"targets": {"sentiment": 9}}},
+        "reloadModels": True,
         "tlsSecret": "web",
         "clientCaSecret": "clients",
         "tenantsSecret": "keys",
@@ -174,6 +176,7 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     assert (config.on_engine_failure, config.log_requests, config.log_content) == ("exit", False, True)
     assert (config.health_listen, config.admin_listen) == ("0.0.0.0:8034", "127.0.0.1:8035")
     assert config.otlp_endpoint == "http://collector.observability:4317"
+    assert (config.aliases["reviews"].targets, config.reload_models) == ({"sentiment": 9}, True)
 
 
 def test_the_chart_has_the_servers_own_defaults(chart: helm_python.Chart, tmp_path: Path) -> None:
@@ -319,6 +322,21 @@ def test_new_configuration_makes_new_pods(chart: helm_python.Chart) -> None:
 
     assert checksum({}) == checksum({"replicaCount": 3})
     assert checksum({}) != checksum({"drainSeconds": 31})
+    changed = {"models": {"sentiment": {"path": "/models/other"}}}
+    assert checksum({}) != checksum(changed)
+
+
+def test_running_pods_take_other_models_if_asked_to(chart: helm_python.Chart) -> None:
+    def annotations(values: dict[str, Any]) -> dict[str, str]:
+        template = render(chart, MINIMAL | {"reloadModels": True} | values)["deployment"]["spec"]["template"]
+        return template["metadata"]["annotations"]
+
+    changed = {"models": {"b": {"path": "/models/b"}}, "aliases": {"sentiment": {"targets": {"b": 1}}}}
+    assert annotations({}) == annotations(changed)
+    assert annotations({}) != annotations({"drainSeconds": 31})
+    # A file mounted by subPath would never change.
+    [mount] = [one for one in container(render(chart, MINIMAL))["volumeMounts"] if one["name"] == "config"]
+    assert "subPath" not in mount
 
 
 def test_selectors_select_the_pods_whatever_labels_are_added(chart: helm_python.Chart) -> None:
@@ -451,6 +469,7 @@ def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_pytho
         ({"models": {"a": {"path": "/a", "dtype": "int8"}}}, "/models/a/dtype"),
         ({"models": {"a": {"path": "/a", "gpuMemoryUtilization": 1.5}}}, "/models/a/gpuMemoryUtilization"),
         ({"models": {"-a": {"path": "/a"}}}, "-a"),
+        ({"aliases": {"a": {"targets": {"sentiment": 0}}}}, "/aliases/a/targets/sentiment"),
         ({"replicaCount": "2"}, "/replicaCount"),
         ({"runAsUser": 0}, "/runAsUser"),
         ({"grpcPort": 80}, "/grpcPort"),
@@ -482,6 +501,12 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"adminEnabled": True, "adminPort": 9033}, "give different ports"),
         ({"clientCaSecret": "clients"}, "clientCaSecret: needs tlsSecret"),
         ({"models": {"a": {"path": "/a", "adapters": {"b": "/b"}}}}, "models.a.maxAdapters: must be at least 1"),
+        ({"aliases": {"a": {"targets": {}}}}, "aliases.a.targets: name at least one"),
+        ({"aliases": {"a": {"targets": {"b": 1}}}}, "aliases.a: b is not one of models"),
+        (
+            {"aliases": {"a": {"targets": {"sentiment": 1}, "shadow": "sentiment"}}},
+            "aliases.a.shadow: sentiment is also a target",
+        ),
         ({"autoscalingEnabled": True, "autoscalingMinReplicas": 9}, "autoscalingMinReplicas: must not"),
         ({"kedaEnabled": True, "autoscalingEnabled": True}, "kedaEnabled and autoscalingEnabled: give one"),
         ({"kedaEnabled": True}, "kedaPrometheusAddress: needed with kedaEnabled"),

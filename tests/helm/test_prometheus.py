@@ -20,7 +20,7 @@ import yaml
 from prometheus_client import Counter, Gauge
 
 from tuneserve import checkpoint
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ConfigFile, ModelConfig, ServerConfig
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -48,14 +48,19 @@ def exports(name: str, engine: FakeEngine) -> None:
 
 
 @pytest.fixture
-async def server(make_bert: Callable[..., Path], make_llama: Callable[..., Path]) -> AsyncIterator[Served]:
+async def server(
+    make_bert: Callable[..., Path], make_llama: Callable[..., Path], tmp_path: Path
+) -> AsyncIterator[Served]:
     directory = make_bert("ForSequenceClassification", ["neg", "pos"])
     manifest = checkpoint.describe(directory)
     manifest.label_distribution.update({"neg": 0.4, "pos": 0.6})
     checkpoint.seal(directory, manifest)
     models = {"sentiment": ModelConfig(path=directory), "chat": ModelConfig(path=make_llama(), max_queue=4)}
     everywhere = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
-    async with served_by(ServerConfig(models=models, **everywhere), exports) as served:
+    config = ServerConfig(models=models, reload_models=True, **everywhere)
+    file = tmp_path / "server.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    async with served_by(config, exports, file=ConfigFile(file)) as served:
         yield served
 
 
