@@ -105,6 +105,8 @@ class App:
             raise UserError(
                 "tenants: some have `certificates`, which need tls.client_ca", "set it to the CA of these certificates"
             )
+        if self._tenants:
+            self.metrics.key_expiry.set_function(self._tenants.next_expiry)
         self._tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
         self.supervisor = Supervisor(
             make_engine or making.engine_factory(config.otlp_endpoint),

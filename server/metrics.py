@@ -162,6 +162,11 @@ class Metrics:
             "When the certificate that new connections are shown expires; 0 without TLS.",
             registry=registry,
         )
+        self.key_expiry = Gauge(
+            "tuneserve_key_expiry_timestamp_seconds",
+            "When the next API key of the tenants file expires; 0 if none will.",
+            registry=registry,
+        )
         self.reloaded = Gauge(
             "tuneserve_last_reload_successful",
             "1 while the server uses the last version of a file that it follows; 0: that is refused, see the log.",

@@ -10,6 +10,7 @@ key. Neither a caller's key nor an entry under `keys` ever appears in an error o
 
 import hashlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -76,7 +77,7 @@ class Tenants:
         self._path = path
         self._clock = clock
         self._seen = stamp(path)
-        self._by_hash: Mapping[str, Tenant] = {}
+        self._by_hash: Mapping[str, tuple[Tenant, float]] = {}  # with the key's expiry, in seconds since 1970
         self._by_name: Mapping[str, Tenant] = {}  # names of certificates
         self._quotas: Mapping[str, Quota] = {}
         self.is_current = True  # whether the last version of the file is in force
@@ -99,10 +100,17 @@ class Tenants:
             key = key.strip() if scheme.lower() == "bearer" else ""
         if not key:
             return self._named(names)
-        tenant = self._by_hash.get(hashed(key))
+        tenant, expiry = self._by_hash.get(hashed(key), (None, 0.0))
         if tenant is None:
             raise Unauthenticated("the API key is not known")
+        if expiry <= time.time():
+            raise Unauthenticated("the API key has expired")
         return tenant
+
+    def next_expiry(self) -> float:
+        """Returns when the next key expires, in seconds since 1970; 0 if none will."""
+        now = time.time()
+        return min((expiry for _, expiry in self._by_hash.values() if now < expiry < math.inf), default=0.0)
 
     def _named(self, names: Sequence[str]) -> Tenant:
         found = {tenant.name: tenant for name in names if (tenant := self._by_name.get(name))}
@@ -149,13 +157,14 @@ class Tenants:
 
     def _take(self, entries: Mapping[str, TenantConfig]) -> None:
         """Puts new tenants in force. Each attribute is set at once, so that a call never sees half of it."""
-        by_hash: dict[str, Tenant] = {}
+        by_hash: dict[str, tuple[Tenant, float]] = {}
         by_name: dict[str, Tenant] = {}
         quotas: dict[str, Quota] = {}
         owned = {adapter for entry in entries.values() for adapter in entry.adapters or ()}
         for name, entry in entries.items():
             tenant = Tenant(name, entry.role, entry.priority, entry.models, entry.adapters, owned)
-            by_hash.update(dict.fromkeys(entry.keys, tenant))
+            for hash_, expiry in map(tenants_file.hash_and_expiry, entry.keys):
+                by_hash[hash_] = tenant, expiry
             by_name.update(dict.fromkeys(entry.certificates, tenant))
             limits = entry.requests_per_second, entry.tokens_per_minute
             if any(limits):

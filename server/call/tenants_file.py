@@ -1,8 +1,10 @@
 """The settings of a tenants file. Entries under `keys` never appear in an error, whatever they are."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +18,7 @@ from tuneserve.settings import Listed, Named, Refused, Settings, Texts, matching
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SAN = re.compile(r"[^\s*]{1,2048}")
-_HASH = re.compile(r"[Ss][Hh][Aa]256:[0-9A-Fa-f]{64}")
+_KEY = re.compile(r"([Ss][Hh][Aa]256:[0-9A-Fa-f]{64})(?: expires (\d{4}-\d{2}-\d{2}(?:T\d{2}:\d{2}:\d{2}Z)?))?")
 _EMPTY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 _MAKE = "tuneserve key makes a key and its hash"
 _NO_HASHES = "expected a list of sha256:HEX", _MAKE
@@ -58,27 +60,39 @@ def _hash_list(hashes: object) -> object:
     return tuple(hashes)
 
 
-def _hash(key: object) -> str:
-    if not isinstance(key, str) or not _HASH.fullmatch(key):
-        raise Refused("expected sha256: and 64 hex digits", _MAKE)
-    if key.lower() == _EMPTY:
+def _key(key: object) -> str:
+    match = _KEY.fullmatch(key) if isinstance(key, str) else None
+    if not match:
+        raise Refused("expected sha256: and 64 hex digits, and `expires YYYY-MM-DD` behind it if it expires", _MAKE)
+    if match[1].lower() == _EMPTY:
         raise Refused("this is the hash of an empty key", _MAKE)
-    return key.lower()
+    try:
+        hash_and_expiry(match[0])
+    except ValueError:
+        raise Refused("its expiry is not a date") from None
+    return match[1].lower() + match[0].removeprefix(match[1])
+
+
+def hash_and_expiry(key: str) -> tuple[str, float]:
+    """Returns the hash of an entry under `keys`, and when the key expires, in seconds since 1970."""
+    hashed, _, date = key.partition(" expires ")
+    when = datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp() if date else math.inf
+    return hashed, when
 
 
 _TenantName = Annotated[str, AfterValidator(_tenant_name), matching(_NAME)]
 _ModelName = Annotated[str, AfterValidator(_model_name), matching(_NAME)]
 _Certificate = Annotated[str, AfterValidator(_certificate), matching(_SAN)]
-_Hash = Annotated[str, BeforeValidator(_hash), matching(_HASH)]
+_Key = Annotated[str, BeforeValidator(_key), matching(_KEY)]
 
 
 class TenantConfig(Settings):
     """One tenant: how it authenticates, and what it may do."""
 
-    keys: Annotated[tuple[_Hash, ...], BeforeValidator(_hash_list)] = Field(
+    keys: Annotated[tuple[_Key, ...], BeforeValidator(_hash_list)] = Field(
         default=(),
         description="hashes of its API keys, as `tuneserve key` prints them; several, so that a new key can replace an "
-        "old one; may be left out if there are `certificates`",
+        "old one; each may have ` expires YYYY-MM-DD` behind it (UTC); may be left out if there are `certificates`",
     )
     certificates: Annotated[tuple[_Certificate, ...], Listed] = Field(
         default=(),
@@ -124,7 +138,7 @@ class TenantsFile(Settings):
         owners: dict[str, str] = {}
         for name, tenant in self.tenants.items():
             for key in tenant.keys:
-                if (owner := owners.setdefault(key, name)) != name:
+                if (owner := owners.setdefault(hash_and_expiry(key)[0], name)) != name:
                     raise Refused(f"one of them is a key of {owner}, too", key=f"tenants.{name}.keys")
             for certificate in tenant.certificates:
                 if (owner := owners.setdefault(certificate, name)) != name:

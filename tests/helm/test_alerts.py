@@ -198,6 +198,14 @@ CASES = [
         [15, 37],
     ),
     Case(
+        "TuneserveKeyExpires",
+        [gauge("tuneserve_key_expiry_timestamp_seconds", {"pod": "p", **OURS}, (EXPIRY, 2 * DAY), (6 * EXPIRY, 60))],
+        OURS,
+        DAY + 65,
+        [DAY + 30, 2 * DAY + 10],
+    ),
+    Case("TuneserveKeyExpires", [gauge("tuneserve_key_expiry_timestamp_seconds", OURS, (0, 120))], {}, None, [110]),
+    Case(
         "TuneserveFileRefused",
         [gauge("tuneserve_last_reload_successful", {"file": "config", "pod": "p", **OURS}, (1, 5), (0, 20), (1, 5))],
         {"file": "config", "pod": "p", **OURS},

@@ -1,6 +1,7 @@
 """Run a server, and make its keys."""
 
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def serve(
 
 
 @click.command()
-def key() -> None:
+@click.option("--days", type=click.IntRange(1), help="The key expires after so many days, at midnight UTC.")
+def key(days: int | None) -> None:
     """Generate a random API key, and its hash for the server's tenants file.
 
     The file holds only the hash, under the tenant's `keys`. The key itself is shown once, here, and stored nowhere.
@@ -74,4 +76,5 @@ def key() -> None:
 
     made = new_key()
     click.echo(f"key   {made}")
-    click.echo(f"hash  {hashed(made)}")
+    expires = f" expires {datetime.now(UTC).date() + timedelta(days + 1)}" if days else ""
+    click.echo(f"hash  {hashed(made)}{expires}")

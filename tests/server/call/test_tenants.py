@@ -2,6 +2,8 @@
 
 import logging
 import os
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,28 @@ def rewrite(path: Path, text: str) -> None:
     new = path.with_name("new")
     new.write_text(text)
     new.replace(path)
+
+
+def test_a_key_expires(load, monkeypatch):
+    tenants = load(
+        "tenants:\n  a:\n    keys:\n"
+        f"    - {hashed('old')} expires 2026-01-31\n    - {hashed('new').upper().replace('SHA', 'sha')} expires "
+        f"2026-02-01T12:00:00Z\n    - {hashed('kept')}\n"
+    )
+    january, noon = (datetime(*date, tzinfo=UTC).timestamp() for date in ((2026, 1, 31), (2026, 2, 1, 12)))
+
+    def at(now: float, valid: list[str], expired: list[str], next_one: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: now)
+        for key in valid:
+            assert tenants.authenticate(bearer(key)).name == "a"
+        for key in expired:
+            with pytest.raises(Unauthenticated, match="the API key has expired"):
+                tenants.authenticate(bearer(key))
+        assert tenants.next_expiry() == next_one
+
+    at(january - 1, ["old", "new", "kept"], [], january)
+    at(january, ["new", "kept"], ["old"], noon)
+    at(noon, ["kept"], ["old", "new"], 0)
 
 
 def test_a_new_file_is_in_force_and_read_once(path, load, caplog):

@@ -60,6 +60,8 @@ def entry(name: str, *keys: str) -> str:
         ("tenants: {a: {keys: [], tokens_per_minute: -1}}", "tenants.a.tokens_per_minute: -1 is not allowed"),
         ("tenants: {a: {keys: [], tokens_per_minute: 1.5}}", "tokens_per_minute: expected a whole number"),
         (f"tenants: {{a: {{keys: [{hashed('')}]}}}}", r"tenants.a.keys\[0\]: this is the hash of an empty key"),
+        (f"tenants: {{a: {{keys: [{hashed('x')} expires 2026-02-30]}}}}", r"keys\[0\]: its expiry is not a date"),
+        (f"tenants: {{a: {{keys: [{hashed('x')} expires soon]}}}}", r"keys\[0\]: expected sha256: and 64 hex digits"),
     ],
 )
 def test_bad_files_name_the_key(load, path, text, message):
@@ -71,6 +73,8 @@ def test_bad_files_name_the_key(load, path, text, message):
 def test_a_key_of_two_tenants(load):
     with pytest.raises(UserError, match=r"tenants.b.keys: one of them is a key of a, too"):
         load("tenants:\n" + entry("a", "x", "y") + entry("b", "z", "y"))
+    with pytest.raises(UserError, match=r"tenants.b.keys: one of them is a key of a, too"):
+        load(f"tenants: {{a: {{keys: [{hashed('x')}]}}, b: {{keys: [{hashed('x')} expires 2026-01-31]}}}}")
 
 
 @pytest.mark.parametrize(

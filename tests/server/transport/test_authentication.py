@@ -397,7 +397,7 @@ async def test_a_changed_file_is_in_force_without_a_restart(server, config, refu
         await eventually(lambda: ends_with(grpc.StatusCode.PERMISSION_DENIED, READER))
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
         "tenants not reloaded, the old ones stay: tenants.yaml: tenants.reader.keys[0]: "
-        "expected sha256: and 64 hex digits"
+        "expected sha256: and 64 hex digits, and `expires YYYY-MM-DD` behind it if it expires"
     ]
 
 

@@ -1,5 +1,7 @@
 """tuneserve serve and key: what is refused before anything starts."""
 
+import time
+
 from ..conftest import refused, tuneserve
 
 
@@ -41,3 +43,14 @@ def test_a_key_and_its_hash_for_the_tenants_file(tmp_path):
     assert Tenants(path).authenticate({"authorization": f"Bearer {made['key']}"}).name == "search"
     assert made["key"] not in result.stderr
     assert tuneserve("key").stdout != result.stdout
+
+
+def test_a_key_that_expires(tmp_path):
+    from tuneserve.server.call.tenants import Tenants
+
+    made = dict(line.split(maxsplit=1) for line in tuneserve("key", "--days", "2").stdout.splitlines())
+    path = tmp_path / "tenants.yaml"
+    path.write_text(f"tenants:\n  search:\n    keys:\n      - {made['hash']}\n")
+    tenants = Tenants(path)
+    assert tenants.authenticate({"authorization": f"Bearer {made['key']}"}).name == "search"
+    assert 2 * 86400 < tenants.next_expiry() - time.time() <= 3 * 86400
