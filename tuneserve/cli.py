@@ -47,6 +47,14 @@ class Command(Group):
             if error.hint:
                 click.echo(f"hint:  {error.hint}", err=True)
             sys.exit(2 if isinstance(error, UserError) else 1)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "tuneserve"):
+                raise
+            # As in the image that serves.
+            click.echo(f"error: the Python package {package} is not installed", err=True)
+            click.echo("hint:  pip install 'tuneserve[train,quantize]', or use the train image", err=True)
+            sys.exit(2)
 
 
 @click.group(

@@ -60,6 +60,18 @@ def test_help_is_whole():
         assert "..." not in shown.replace("[ARGS]...", "")
 
 
+@pytest.mark.parametrize("command", [["evaluate", "a"], ["compare", "a", "b"]])
+def test_a_missing_package_is_named(command):
+    """As in the image that serves, without the packages for measuring."""
+    code = f"import sys; sys.modules['scipy'] = None; from tuneserve.cli import cli; cli({command})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: the Python package scipy is not installed\n"
+        "hint:  pip install 'tuneserve[train,quantize]', or use the train image\n"
+    )
+
+
 def test_a_mistyped_verb_is_named():
     assert "finetun" in refused("finetun", "x.yaml")
 
