@@ -16,16 +16,16 @@ lock() { # name, further packages, what uv chooses from
 }
 
 all() { # extra, further packages
-    lock "$1" "$2" --extra "$1" --extra train --extra quantize --extra dev --constraint requirements/pins.txt \
-        --constraint "requirements/pins-$1.txt"
+    lock "$1" "$2" --extra "$1" --extra fetch --extra train --extra quantize --extra dev \
+        --constraint requirements/pins.txt --constraint "requirements/pins-$1.txt"
 }
 
 images() { # extra, further packages for training, for serving, options: the same versions
     extra=$1 train=$2 serve=$3
     shift 3
-    lock "train-$extra" "$train" --extra "$extra" --extra train --extra quantize \
+    lock "train-$extra" "$train" --extra "$extra" --extra fetch --extra train --extra quantize \
         --constraint "requirements/$extra.txt" "$@"
-    lock "serve-$extra" "$serve" --extra "$extra" --excludes requirements/unserved.txt \
+    lock "serve-$extra" "$serve" --extra "$extra" --extra fetch --excludes requirements/unserved.txt \
         --constraint "requirements/$extra.txt" "$@"
 }
 

@@ -19,8 +19,8 @@ FOLDERS = {"tuneserve": "tuneserve"} | {
 # between them do not know each other. A loose module is a room of its own.
 TOWERS = {
     "tuneserve": """
-        v1 oip errors formats page yamls settings machine checkpoint client serving evaluation card inspect samples
-        sample_files predict call finetune|quantize|server|benchmarks schema demo api verbs commands cli
+        v1 oip errors formats page yamls settings machine checkpoint fetch client serving evaluation card inspect
+        samples sample_files predict call finetune|quantize|server|benchmarks schema demo api verbs commands cli
     """,
     "tuneserve.finetune": """
         fields config data model eval train export preparation report pipeline soup search

@@ -29,7 +29,7 @@ lifetime.end_with_parent()
 
 HEADINGS = {
     "Train": ("validate", "finetune", "search", "merge", "soup"),
-    "Ship": ("evaluate", "compare", "quantize", "verify", "inspect"),
+    "Ship": ("evaluate", "compare", "quantize", "verify", "inspect", "fetch"),
     "Run": ("serve", "call", "predict", "bench", "key"),
     "More": ("demo", "samples", "schema"),
 }
@@ -91,6 +91,7 @@ for command in (
     ship.verify,
     ship.compare,
     ship.inspect,
+    ship.fetch,
     run.serve,
     run.key,
     more.schema,

@@ -28,6 +28,7 @@ VERBS = (
     "bench",
     "call",
     "inspect",
+    "fetch",
     "demo",
     "samples",
 )

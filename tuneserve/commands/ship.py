@@ -121,6 +121,29 @@ def compare(first: Path, second: Path, data: Path | None) -> None:
 
 
 @click.command()
+@click.argument("source")
+@click.argument("output", type=CheckpointPath)
+@click.option("--if-missing", is_flag=True, help="Only verify an OUTPUT that exists.")
+@overwrite_option
+def fetch(source: str, output: Path, if_missing: bool, overwrite: bool) -> None:
+    """Copy the checkpoint at SOURCE to the directory OUTPUT, and verify every file: whole or not at all.
+
+    \b
+    tuneserve fetch s3://bucket/models/sentiment sentiment    # also gs://, az://, https://
+    tuneserve fetch org/name@revision chat                    # on the hub
+
+    Credentials come from the environment: AWS_…, GOOGLE_…, AZURE_…, HF_TOKEN, or the machine's own role.
+    """
+    from tuneserve import checkpoint
+    from tuneserve import fetch as fetching
+
+    if if_missing and output.exists():
+        checkpoint.load(output)
+    else:
+        fetching.fetch(source, output, overwrite)
+
+
+@click.command()
 @click.argument("checkpoint", type=CheckpointPath)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as it is stored.")
 @click.option("--verify", is_flag=True, help="Hash every file and compare.")
