@@ -90,6 +90,19 @@
 {{- fail (printf "models.%s.maxAdapters: must be at least %d, one for each of its adapters" $name $adapters) }}
 {{- end }}
 {{- end }}
+{{- if .Values.fetch }}
+{{- if or .Values.modelsClaim .Values.modelsVolume }}
+{{- fail "fetch: needs modelsClaim and modelsVolume to be empty, because each pod fetches to its own disk" }}
+{{- end }}
+{{- if .Values.reloadModels }}
+{{- fail "fetch: needs reloadModels to be false, because running pods fetch nothing" }}
+{{- end }}
+{{- range $name, $model := .Values.models }}
+{{- if not (has $model.path (include "tuneserve.fetched" $ | fromYamlArray)) }}
+{{- fail (printf "models.%s.path: %s is not fetched; fetch has %s" $name $model.path (include "tuneserve.fetched" $ | fromYamlArray | join ", ")) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- range $alias, $route := .Values.aliases }}
 {{- range $target := concat (keys $route.targets) (compact (list $route.shadow)) }}
 {{- if not (hasKey $.Values.models $target) }}

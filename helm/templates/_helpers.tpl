@@ -64,6 +64,13 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
 {{- end }}
 {{- end }}
 
+{{/* Where fetched checkpoints are. */}}
+{{- define "tuneserve.fetched" -}}
+{{- range $name, $_ := .Values.fetch }}
+- {{ printf "%s/%s" (trimSuffix "/" $.Values.modelsMountPath) $name | quote }}
+{{- end }}
+{{- end }}
+
 {{/* How long a pod takes to end: preStop, linger, drain, and 25 s for its engines. */}}
 {{- define "tuneserve.endSeconds" -}}
 {{- add .Values.preStopSeconds .Values.lingerSeconds .Values.drainSeconds 25 }}

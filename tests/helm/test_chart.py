@@ -25,6 +25,7 @@ VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
 JOB = "rel-tuneserve-metrics"
 KEDA = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus.monitoring:9090"}
 ROUTE = {"grpcRouteEnabled": True, "grpcRouteParents": [{"name": "gateway", "namespace": "gateways"}]}
+FETCH = {"fetch": {"sentiment": "s3://bucket/sentiment"}}
 POOL = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp"}
 JOBS = {
     "modelsClaim": "tuned",
@@ -315,6 +316,30 @@ def test_models_come_from_a_claim_a_volume_or_the_image(chart: helm_python.Chart
     assert models_volume({}) == []
 
 
+def test_models_are_fetched_before_the_server_starts(chart: helm_python.Chart) -> None:
+    from tuneserve.commands.ship import fetch
+
+    secret = {"name": "HF_TOKEN", "value": "x"}
+    values = MINIMAL | {"fetch": {"sentiment": "s3://bucket/a"}, "fetchEnv": [secret], "networkPolicyEnabled": True}
+    manifests = render(chart, values)
+    spec = manifests["deployment"]["spec"]["template"]["spec"]
+    [fetching] = spec["initContainers"]
+    assert fetching["command"][:2] == ["tuneserve", "fetch"]
+    asked = fetch.make_context("fetch", fetching["command"][2:]).params
+    assert (asked["source"], str(asked["output"]), asked["if_missing"]) == ("s3://bucket/a", "/models/sentiment", True)
+    assert secret in fetching["env"]
+    assert secret not in container(manifests)["env"], "the server needs no credentials"
+    mounts = [
+        {mount["name"]: mount for mount in one["volumeMounts"]}["models"] for one in (fetching, container(manifests))
+    ]
+    assert [mount.get("readOnly", False) for mount in mounts] == [False, True]
+    assert {"name": "models", "emptyDir": {"sizeLimit": "50Gi"}} in spec["volumes"]
+    [rule] = manifests["networkpolicy"]["spec"]["egress"]
+    assert [port["port"] for port in rule["ports"]] == [443, 53, 53]
+    assert manifests["deployment"]["spec"]["progressDeadlineSeconds"] == 1800 + 120 + 3600
+    assert "initContainers" not in render(chart, MINIMAL)["deployment"]["spec"]["template"]["spec"]
+
+
 def test_new_configuration_makes_new_pods(chart: helm_python.Chart) -> None:
     def checksum(values: dict[str, Any]) -> str:
         template = render(chart, MINIMAL | values)["deployment"]["spec"]["template"]
@@ -470,6 +495,8 @@ def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_pytho
         ({"models": {"a": {"path": "/a", "gpuMemoryUtilization": 1.5}}}, "/models/a/gpuMemoryUtilization"),
         ({"models": {"-a": {"path": "/a"}}}, "-a"),
         ({"aliases": {"a": {"targets": {"sentiment": 0}}}}, "/aliases/a/targets/sentiment"),
+        ({"fetch": {"a": "ftp://host/a"}}, "/fetch/a"),
+        ({"fetch": {"a": "s3://bucket/a;b"}}, "/fetch/a"),
         ({"replicaCount": "2"}, "/replicaCount"),
         ({"runAsUser": 0}, "/runAsUser"),
         ({"grpcPort": 80}, "/grpcPort"),
@@ -501,6 +528,9 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"adminEnabled": True, "adminPort": 9033}, "give different ports"),
         ({"clientCaSecret": "clients"}, "clientCaSecret: needs tlsSecret"),
         ({"models": {"a": {"path": "/a", "adapters": {"b": "/b"}}}}, "models.a.maxAdapters: must be at least 1"),
+        (FETCH | {"modelsClaim": "a"}, "fetch: needs modelsClaim and modelsVolume to be empty"),
+        (FETCH | {"reloadModels": True}, "fetch: needs reloadModels to be false"),
+        (FETCH | {"models": {"b": {"path": "/models/b"}}}, "models.b.path: /models/b is not fetched"),
         ({"aliases": {"a": {"targets": {}}}}, "aliases.a.targets: name at least one"),
         ({"aliases": {"a": {"targets": {"b": 1}}}}, "aliases.a: b is not one of models"),
         (
