@@ -52,8 +52,9 @@ class Command(Group):
             if package in ("", "tuneserve"):
                 raise
             # As in the image that serves.
+            extra = "fetch" if package == "obstore" else "train,quantize"
             click.echo(f"error: the Python package {package} is not installed", err=True)
-            click.echo("hint:  pip install 'tuneserve[train,quantize]', or use the train image", err=True)
+            click.echo(f"hint:  pip install 'tuneserve[{extra}]', or use the train image", err=True)
             sys.exit(2)
 
 

@@ -61,15 +61,23 @@ def test_help_is_whole():
         assert "..." not in shown.replace("[ARGS]...", "")
 
 
-@pytest.mark.parametrize("command", [["evaluate", "a"], ["compare", "a", "b"]])
-def test_a_missing_package_is_named(command):
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (["evaluate", "a"], "scipy", "train,quantize"),
+        (["compare", "a", "b"], "scipy", "train,quantize"),
+        (["fetch", "s3://bucket/a", "/nowhere/a"], "obstore", "fetch"),
+    ],
+)
+def test_a_missing_package_is_named(command, package, extra, tmp_path):
     """As in the image that serves, without the packages for measuring."""
-    code = f"import sys; sys.modules['scipy'] = None; from tuneserve.cli import cli; cli({command})"
+    command = [one.replace("/nowhere", str(tmp_path)) for one in command]
+    code = f"import sys; sys.modules[{package!r}] = None; from tuneserve.cli import cli; cli({command})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 2
     assert result.stderr == (
-        "error: the Python package scipy is not installed\n"
-        "hint:  pip install 'tuneserve[train,quantize]', or use the train image\n"
+        f"error: the Python package {package} is not installed\n"
+        f"hint:  pip install 'tuneserve[{extra}]', or use the train image\n"
     )
 
 
