@@ -88,11 +88,14 @@ class Reloading:
             versions = {name: await self._version(name, model, undo) for name, model in config.models.items()}
             moved = _moved(before, routes(config, versions))
             needed = {model.id for route in moved.values() if route for model in route.models()}
-            for name, model in versions.items():
-                if model is left.get(name) and model.id in needed and not self._is_there(model):
-                    raise UserError(f"models.{name}: {model.id} was unloaded by an administrator; restart the server")
-            for name, model in versions.items():
-                if model is not left.get(name) and not self._is_there(model):
+            missing = [model for model in versions.values() if not self._is_there(model)]
+            for model in missing:
+                if model is left.get(model.name) and model.id in needed:
+                    raise UserError(
+                        f"models.{model.name}: {model.id} was unloaded by an administrator; restart the server"
+                    )
+            for model in missing:
+                if model is not left.get(model.name):
                     undo.push_async_callback(self._discard, model)
                     await self._operations.loading.load(model)
             undo.pop_all()
