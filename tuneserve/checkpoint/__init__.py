@@ -22,6 +22,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from tuneserve.checkpoint import encoders
 from tuneserve.errors import CheckpointError, UserError
 from tuneserve.machine import disk
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -150,6 +151,9 @@ def describe(directory: Path) -> pb.Checkpoint:
         manifest.labels.extend(_labels(config))
     if manifest.task == pb.TASK_SEQUENCE_CLASSIFICATION:
         manifest.problem_type = _PROBLEM_TYPES.get(str(config.get("problem_type")), pb.PROBLEM_TYPE_SINGLE_LABEL)
+    if manifest.task == pb.TASK_EMBEDDING:
+        manifest.pooling = encoders.pooling(directory)
+        manifest.prompts.update(encoders.prompts(directory))
     return manifest
 
 

@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtuneserve/v1/checkpoint.proto\x12\x0ctuneserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x04\n\nCheckpoint\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\t\x12 \n\x04task\x18\x02 \x01(\x0e\x32\x12.tuneserve.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12/\n\x0cproblem_type\x18\x05 \x01(\x0e\x32\x19.tuneserve.v1.ProblemType\x12\x12\n\nmax_length\x18\x06 \x01(\x05\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12\x1c\n\x14\x63hat_template_sha256\x18\t \x01(\t\x12K\n\x12label_distribution\x18\n \x03(\x0b\x32/.tuneserve.v1.Checkpoint.LabelDistributionEntry\x12#\n\x07lineage\x18\x0b \x03(\x0b\x32\x12.tuneserve.v1.Step\x12+\n\ntest_split\x18\x0c \x01(\x0b\x32\x17.tuneserve.v1.TestSplit\x12!\n\x05\x66iles\x18\r \x03(\x0b\x32\x12.tuneserve.v1.File\x12\x18\n\x0btemperature\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x11\x63\x61libration_split\x18\x0f \x01(\x0b\x32\x17.tuneserve.v1.TestSplit\x12.\n\x0ctrained_rows\x18\x10 \x01(\x0b\x32\x18.tuneserve.v1.RowDigests\x1a\x38\n\x16LabelDistributionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperature\"\x8b\x03\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\'\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x32\n\x08packages\x18\x04 \x03(\x0b\x32 .tuneserve.v1.Step.PackagesEntry\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x61ta_sha256\x18\x06 \x01(\t\x12\x30\n\x07metrics\x18\x07 \x03(\x0b\x32\x1f.tuneserve.v1.Step.MetricsEntry\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bmeasured_on\x18\t \x01(\t\x1a/\n\rPackagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_seed\"7\n\tTestSplit\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x05\"8\n\nRowDigests\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x03\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t*\x86\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12 \n\x1cTASK_SEQUENCE_CLASSIFICATION\x10\x01\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x02\x12\x13\n\x0fTASK_GENERATION\x10\x03\x12\x12\n\x0eTASK_EMBEDDING\x10\x04*\x85\x01\n\x0bProblemType\x12\x1c\n\x18PROBLEM_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PROBLEM_TYPE_SINGLE_LABEL\x10\x01\x12\x1c\n\x18PROBLEM_TYPE_MULTI_LABEL\x10\x02\x12\x1b\n\x17PROBLEM_TYPE_REGRESSION\x10\x03\x42`\n\x10\x64\x65v.tuneserve.v1B\x0f\x43heckpointProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtuneserve/v1/checkpoint.proto\x12\x0ctuneserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x05\n\nCheckpoint\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\t\x12 \n\x04task\x18\x02 \x01(\x0e\x32\x12.tuneserve.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12/\n\x0cproblem_type\x18\x05 \x01(\x0e\x32\x19.tuneserve.v1.ProblemType\x12\x12\n\nmax_length\x18\x06 \x01(\x05\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12\x1c\n\x14\x63hat_template_sha256\x18\t \x01(\t\x12K\n\x12label_distribution\x18\n \x03(\x0b\x32/.tuneserve.v1.Checkpoint.LabelDistributionEntry\x12#\n\x07lineage\x18\x0b \x03(\x0b\x32\x12.tuneserve.v1.Step\x12+\n\ntest_split\x18\x0c \x01(\x0b\x32\x17.tuneserve.v1.TestSplit\x12!\n\x05\x66iles\x18\r \x03(\x0b\x32\x12.tuneserve.v1.File\x12\x18\n\x0btemperature\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x11\x63\x61libration_split\x18\x0f \x01(\x0b\x32\x17.tuneserve.v1.TestSplit\x12.\n\x0ctrained_rows\x18\x10 \x01(\x0b\x32\x18.tuneserve.v1.RowDigests\x12\x0f\n\x07pooling\x18\x11 \x01(\t\x12\x36\n\x07prompts\x18\x12 \x03(\x0b\x32%.tuneserve.v1.Checkpoint.PromptsEntry\x1a\x38\n\x16LabelDistributionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_temperature\"\x8b\x03\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\'\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x32\n\x08packages\x18\x04 \x03(\x0b\x32 .tuneserve.v1.Step.PackagesEntry\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x61ta_sha256\x18\x06 \x01(\t\x12\x30\n\x07metrics\x18\x07 \x03(\x0b\x32\x1f.tuneserve.v1.Step.MetricsEntry\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bmeasured_on\x18\t \x01(\t\x1a/\n\rPackagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_seed\"7\n\tTestSplit\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x05\"8\n\nRowDigests\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x03\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t*\x86\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12 \n\x1cTASK_SEQUENCE_CLASSIFICATION\x10\x01\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x02\x12\x13\n\x0fTASK_GENERATION\x10\x03\x12\x12\n\x0eTASK_EMBEDDING\x10\x04*\x85\x01\n\x0bProblemType\x12\x1c\n\x18PROBLEM_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PROBLEM_TYPE_SINGLE_LABEL\x10\x01\x12\x1c\n\x18PROBLEM_TYPE_MULTI_LABEL\x10\x02\x12\x1b\n\x17PROBLEM_TYPE_REGRESSION\x10\x03\x42`\n\x10\x64\x65v.tuneserve.v1B\x0f\x43heckpointProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,28 +36,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.tuneserve.v1B\017CheckpointProtoP\001Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\252\002\014Tuneserve.V1'
   _globals['_CHECKPOINT_LABELDISTRIBUTIONENTRY']._loaded_options = None
   _globals['_CHECKPOINT_LABELDISTRIBUTIONENTRY']._serialized_options = b'8\001'
+  _globals['_CHECKPOINT_PROMPTSENTRY']._loaded_options = None
+  _globals['_CHECKPOINT_PROMPTSENTRY']._serialized_options = b'8\001'
   _globals['_STEP_PACKAGESENTRY']._loaded_options = None
   _globals['_STEP_PACKAGESENTRY']._serialized_options = b'8\001'
   _globals['_STEP_METRICSENTRY']._loaded_options = None
   _globals['_STEP_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_TASK']._serialized_start=1323
-  _globals['_TASK']._serialized_end=1457
-  _globals['_PROBLEMTYPE']._serialized_start=1460
-  _globals['_PROBLEMTYPE']._serialized_end=1593
+  _globals['_TASK']._serialized_start=1444
+  _globals['_TASK']._serialized_end=1578
+  _globals['_PROBLEMTYPE']._serialized_start=1581
+  _globals['_PROBLEMTYPE']._serialized_end=1714
   _globals['_CHECKPOINT']._serialized_start=111
-  _globals['_CHECKPOINT']._serialized_end=749
-  _globals['_CHECKPOINT_LABELDISTRIBUTIONENTRY']._serialized_start=677
-  _globals['_CHECKPOINT_LABELDISTRIBUTIONENTRY']._serialized_end=733
-  _globals['_STEP']._serialized_start=752
-  _globals['_STEP']._serialized_end=1147
-  _globals['_STEP_PACKAGESENTRY']._serialized_start=1043
-  _globals['_STEP_PACKAGESENTRY']._serialized_end=1090
-  _globals['_STEP_METRICSENTRY']._serialized_start=1092
-  _globals['_STEP_METRICSENTRY']._serialized_end=1138
-  _globals['_TESTSPLIT']._serialized_start=1149
-  _globals['_TESTSPLIT']._serialized_end=1204
-  _globals['_ROWDIGESTS']._serialized_start=1206
-  _globals['_ROWDIGESTS']._serialized_end=1262
-  _globals['_FILE']._serialized_start=1264
-  _globals['_FILE']._serialized_end=1320
+  _globals['_CHECKPOINT']._serialized_end=870
+  _globals['_CHECKPOINT_LABELDISTRIBUTIONENTRY']._serialized_start=750
+  _globals['_CHECKPOINT_LABELDISTRIBUTIONENTRY']._serialized_end=806
+  _globals['_CHECKPOINT_PROMPTSENTRY']._serialized_start=808
+  _globals['_CHECKPOINT_PROMPTSENTRY']._serialized_end=854
+  _globals['_STEP']._serialized_start=873
+  _globals['_STEP']._serialized_end=1268
+  _globals['_STEP_PACKAGESENTRY']._serialized_start=1164
+  _globals['_STEP_PACKAGESENTRY']._serialized_end=1211
+  _globals['_STEP_METRICSENTRY']._serialized_start=1213
+  _globals['_STEP_METRICSENTRY']._serialized_end=1259
+  _globals['_TESTSPLIT']._serialized_start=1270
+  _globals['_TESTSPLIT']._serialized_end=1325
+  _globals['_ROWDIGESTS']._serialized_start=1327
+  _globals['_ROWDIGESTS']._serialized_end=1383
+  _globals['_FILE']._serialized_start=1385
+  _globals['_FILE']._serialized_end=1441
 # @@protoc_insertion_point(module_scope)

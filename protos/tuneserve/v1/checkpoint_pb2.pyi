@@ -36,7 +36,7 @@ PROBLEM_TYPE_MULTI_LABEL: ProblemType
 PROBLEM_TYPE_REGRESSION: ProblemType
 
 class Checkpoint(_message.Message):
-    __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files", "temperature", "calibration_split", "trained_rows")
+    __slots__ = ("format_version", "task", "architecture", "labels", "problem_type", "max_length", "dtype", "quantization", "chat_template_sha256", "label_distribution", "lineage", "test_split", "files", "temperature", "calibration_split", "trained_rows", "pooling", "prompts")
     class LabelDistributionEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,13 @@ class Checkpoint(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PromptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +67,8 @@ class Checkpoint(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
     TRAINED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     format_version: str
     task: Task
     architecture: str
@@ -76,7 +85,9 @@ class Checkpoint(_message.Message):
     temperature: float
     calibration_split: TestSplit
     trained_rows: RowDigests
-    def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., temperature: _Optional[float] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ..., trained_rows: _Optional[_Union[RowDigests, _Mapping]] = ...) -> None: ...
+    pooling: str
+    prompts: _containers.ScalarMap[str, str]
+    def __init__(self, format_version: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., problem_type: _Optional[_Union[ProblemType, str]] = ..., max_length: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., label_distribution: _Optional[_Mapping[str, float]] = ..., lineage: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., test_split: _Optional[_Union[TestSplit, _Mapping]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., temperature: _Optional[float] = ..., calibration_split: _Optional[_Union[TestSplit, _Mapping]] = ..., trained_rows: _Optional[_Union[RowDigests, _Mapping]] = ..., pooling: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("name", "source", "config", "packages", "seed", "data_sha256", "metrics", "finished_at", "measured_on")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tuneserve.v1 import common_pb2 as tuneserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctuneserve/v1/embedding.proto\x12\x0ctuneserve.v1\x1a\x19tuneserve/v1/common.proto\"\xcc\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12,\n\ntruncation\x18\x03 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x06 \x01(\x05H\x02\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x0b\n\t_priority\"t\n\rEmbedResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.tuneserve.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"C\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32T\n\x10\x45mbeddingService\x12@\n\x05\x45mbed\x12\x1a.tuneserve.v1.EmbedRequest\x1a\x1b.tuneserve.v1.EmbedResponseB_\n\x10\x64\x65v.tuneserve.v1B\x0e\x45mbeddingProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctuneserve/v1/embedding.proto\x12\x0ctuneserve.v1\x1a\x19tuneserve/v1/common.proto\"\xf6\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12,\n\ntruncation\x18\x03 \x01(\x0e\x32\x18.tuneserve.v1.Truncation\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0bprompt_name\x18\x07 \x01(\tH\x03\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x0b\n\t_priorityB\x0e\n\x0c_prompt_name\"t\n\rEmbedResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.tuneserve.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tuneserve.v1.Usage\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"C\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32T\n\x10\x45mbeddingService\x12@\n\x05\x45mbed\x12\x1a.tuneserve.v1.EmbedRequest\x1a\x1b.tuneserve.v1.EmbedResponseB_\n\x10\x64\x65v.tuneserve.v1B\x0e\x45mbeddingProtoP\x01Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\xaa\x02\x0cTuneserve.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.tuneserve.v1B\016EmbeddingProtoP\001Z*tuneserve.dev/api/tuneserve/v1;tuneservev1\252\002\014Tuneserve.V1'
   _globals['_EMBEDREQUEST']._serialized_start=74
-  _globals['_EMBEDREQUEST']._serialized_end=278
-  _globals['_EMBEDRESPONSE']._serialized_start=280
-  _globals['_EMBEDRESPONSE']._serialized_end=396
-  _globals['_EMBEDDING']._serialized_start=398
-  _globals['_EMBEDDING']._serialized_end=465
-  _globals['_EMBEDDINGSERVICE']._serialized_start=467
-  _globals['_EMBEDDINGSERVICE']._serialized_end=551
+  _globals['_EMBEDREQUEST']._serialized_end=320
+  _globals['_EMBEDRESPONSE']._serialized_start=322
+  _globals['_EMBEDRESPONSE']._serialized_end=438
+  _globals['_EMBEDDING']._serialized_start=440
+  _globals['_EMBEDDING']._serialized_end=507
+  _globals['_EMBEDDINGSERVICE']._serialized_start=509
+  _globals['_EMBEDDINGSERVICE']._serialized_end=593
 # @@protoc_insertion_point(module_scope)
