@@ -22,6 +22,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from xdist.scheduler import LoadScopeScheduling
 
+from tuneserve.checkpoint import encoders
 from tuneserve.machine import tiers
 from tuneserve.server.transport.wakeups import Loop
 
@@ -176,12 +177,15 @@ def make_bert(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             **config,
         }
         names = ["input_ids", "token_type_ids", "attention_mask"]
-        return _write(
+        directory = _write(
             tmp_path_factory.mktemp("bert") / "checkpoint",
             settings,
             _bert_tokenizer(),
             {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names},
         )
+        if head == "Model":
+            encoders.write(directory, "mean", {"query": "who: "}, size=32, max_length=32)
+        return directory
 
     return make
 

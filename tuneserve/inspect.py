@@ -42,6 +42,8 @@ def show_manifest(directory: Path, manifest: pb.Checkpoint, console: "Console | 
         "task": TASK_NAMES.get(manifest.task, "unknown"),
         "architecture": manifest.architecture,
         "labels": ", ".join(manifest.labels),
+        "pooling": manifest.pooling,
+        "prompts": ", ".join(f"{name} {text!r}" for name, text in sorted(manifest.prompts.items())),
         "weights": f"{checkpoint.size_of(manifest) / 1e6:.1f} MB, {manifest.quantization or manifest.dtype}",
         "temperature": f"{manifest.temperature:.3f}" if manifest.HasField("temperature") else "",
         length: f"{manifest.max_length} tokens",

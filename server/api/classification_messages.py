@@ -197,6 +197,16 @@ def rank_label(wrong: Violations, request: pb.RankRequest, labels: Sequence[str]
     return 0
 
 
+def prompt(wrong: Violations, request: embedding_pb2.EmbedRequest, prompts: Mapping[str, str]) -> str:
+    """Returns what is put before each text."""
+    name = request.prompt_name
+    if not request.HasField("prompt_name") or name in prompts:
+        return prompts[name] if name else ""
+    known = f"prompts: {listed(sorted(prompts))}" if prompts else "it has none"
+    wrong.add("prompt_name", f"is not a prompt of the model; {known}")
+    return ""
+
+
 def dimensions(wrong: Violations, request: embedding_pb2.EmbedRequest) -> int | None:
     """Returns how many dimensions to return. That the model has so many is not known before its answer."""
     if not request.HasField("dimensions"):

@@ -27,10 +27,11 @@ class EmbeddingService(EmbeddingServiceServicer):
         with Violations() as wrong:
             texts = convert.plain_texts(wrong, "texts", request.texts, model.config.max_inputs)
             truncate = convert.truncation(wrong, request.truncation, windows=False)
+            prompt = convert.prompt(wrong, request, model.manifest.prompts)
             dimensions = convert.dimensions(wrong, request)
         normalize = request.normalize if request.HasField("normalize") else True
         async with admitted(model, request, request.priority) as (place, seen):
-            texts = list(seen.request.texts)
+            texts = [prompt + text for text in seen.request.texts]
             note(texts)
             tokens = await encoded(place, texts, "texts[{}]", truncate=truncate)
             vectors = await place.pool([one.encoded for one in tokens], "embed")

@@ -142,6 +142,16 @@ def check_parsers(config: ModelConfig, task: pb.Task, where: str) -> None:
             raise UserError(f"{where}.{key}: only generation models have one", f"leave {key} out")
 
 
+def check_pooling(config: ModelConfig, manifest: pb.Checkpoint, where: str) -> None:
+    """Raises UserError for an encoder whose pooling is unknown: vLLM would take one by its class, often a wrong one."""
+    if manifest.task == pb.TASK_EMBEDDING and not manifest.pooling and "pooler_config" not in config.engine:
+        raise UserError(
+            f"{where}: how this encoder pools its tokens is not known: it has no modules.json with a 1_Pooling",
+            "copy sentence-transformers' files of the model, too, or set engine: {pooler_config: {pooling_type: MEAN}}"
+            " (or CLS, LAST), as it was trained",
+        )
+
+
 @functools.cache
 def _known() -> frozenset[str]:
     """Returns the fields that the source of vLLM's AsyncEngineArgs declares; empty if vLLM is not installed.

@@ -72,6 +72,7 @@ class Operations:
         verified = files.stamps(model.path)
         manifest = checkpoint.load(model.path, f"model {name}")
         engine_options.check_parsers(model, manifest.task, where)
+        engine_options.check_pooling(model, manifest, where)
         prepared = Model(name, model, manifest, self._metrics, verified)
         for adapter, path in model.adapters.items():
             prepared.adapters.prepare(adapter, self._store.take(path, model.max_adapter_rank))

@@ -197,7 +197,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def _embed(self, job: Job) -> Answer:
         message = embedding_pb2.EmbedRequest(model=job.target, texts=job.texts.values)
-        with job.named((message, ("truncation", "normalize", "dimensions", "priority"))):
+        with job.named((message, ("truncation", "normalize", "dimensions", "prompt_name", "priority"))):
             response = await self._embedding.Embed(message, job.context)
         rows = [np.array(result.values, np.float32) async for result in in_turns(response.results)]
         return [job.output("embedding", (len(rows), len(rows[0])), np.concatenate(rows))], response.usage

@@ -23,7 +23,7 @@ _PIECE = 1 << 14
 # Fields with names of the server's own objects, not the caller's texts.
 _NAMES = {
     *("ClassifyRequest.model", "ClassifyTokensRequest.model", "RankRequest.model", "EmbedRequest.model"),
-    *("GenerateRequest.model", "TokenizeRequest.model"),
+    *("GenerateRequest.model", "TokenizeRequest.model", "EmbedRequest.prompt_name"),
     *("GenerateRequest.adapter", "RankRequest.label", "ClassifyRequest.thresholds"),
 }
 _REFUSED = {

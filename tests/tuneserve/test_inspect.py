@@ -28,6 +28,14 @@ def test_inspect_shows_counts_in_full(make_bert, capsys):
     assert "0.8447" in text
 
 
+def test_inspect_shows_how_an_encoder_is_asked(make_bert, capsys):
+    directory = make_bert("Model", [])
+    inspect.show_manifest(directory, checkpoint.describe(directory))
+    text = capsys.readouterr().out
+    assert re.search(r"pooling +mean", text)
+    assert re.search(r"prompts +query 'who: '", text)
+
+
 def test_inspect(make_bert, tmp_path):
     directory = make_bert()
     result = tuneserve("inspect", directory)

@@ -167,6 +167,7 @@ def tokens_command(
 @call_command.command("embed")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @model_option
+@click.option("--prompt", metavar="NAME", help="A prompt of the model to put before each text: query, passage.")
 @click.option(
     "--dimensions", type=click.IntRange(1), help="Keep only this many first dimensions, for models trained for it."
 )
@@ -176,6 +177,7 @@ def tokens_command(
 def embed_command(
     texts: Sequence[str],
     model: str,
+    prompt: str | None,
     dimensions: int | None,
     raw: bool,
     truncate: bool,
@@ -188,7 +190,12 @@ def embed_command(
 
     texts = texts or lines_of_stdin()
     request = pb.EmbedRequest(
-        model=model, texts=texts, truncation=truncation(truncate), normalize=not raw, dimensions=dimensions
+        model=model,
+        texts=texts,
+        prompt_name=prompt,
+        truncation=truncation(truncate),
+        normalize=not raw,
+        dimensions=dimensions,
     )
     with connected(server) as channel:
         response = EmbeddingServiceStub(channel).Embed(request, **server.options)

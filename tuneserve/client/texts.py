@@ -175,6 +175,7 @@ def embed(
     model: str,
     texts: str | Sequence[str],
     *,
+    prompt_name: str | None = None,
     normalize: bool = True,
     dimensions: int | None = None,
     truncation: Literal["reject", "end"] = "reject",
@@ -183,12 +184,14 @@ def embed(
 ) -> Call[Results[results.Embedding]]:
     """Turns each text into a vector; a single text needs no list.
 
-    `normalize`: scale to length 1, so that a dot product is the cosine. `dimensions`: only this many first dimensions,
-    for models trained for it. The other arguments are as in `classify`. Raises CallError.
+    `prompt_name`: a prompt of the model, such as "query" or "passage", which is put before each text. `normalize`:
+    scale to length 1, so that a dot product is the cosine. `dimensions`: only this many first dimensions, for models
+    trained for it. The other arguments are as in `classify`. Raises CallError.
     """
     request = embedding_pb2.EmbedRequest(
         model=model,
         texts=_several(texts),
+        prompt_name=prompt_name,
         normalize=normalize,
         dimensions=dimensions,
         truncation=_truncation(truncation),

@@ -29,6 +29,16 @@ async def test_the_first_dimensions_have_length_one_again(served):
     assert list(response.results[0].values) == pytest.approx([0.6, 0.8])
 
 
+async def test_a_prompt_of_the_model_is_put_before_each_text(served, refused):
+    stub = EmbeddingServiceStub(served.channel)
+    response = await stub.Embed(request("was good", "film", prompt_name="query"))
+    # [CLS] who : was good [SEP]
+    assert [one.token_count for one in response.results] == [6, 5]
+    unknown = stub.Embed(request("good", prompt_name="passage"))
+    error = await refused(unknown, grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith("prompt_name: is not a prompt of the model; prompts: query")
+
+
 async def test_a_zero_vector_stays_one(served, monkeypatch):
     async def pool(ticket, inputs, task):
         return [np.zeros(3, np.float32)] * len(inputs)
@@ -56,6 +66,7 @@ async def test_long_texts_are_refused_or_truncated(served, refused):
         ({"dimensions": 4}, "dimensions"),
         ({"truncation": common_pb2.TRUNCATION_WINDOWS}, "truncation"),
         ({"truncation": 9}, "truncation"),
+        ({"prompt_name": ""}, "prompt_name"),
     ],
 )
 async def test_bad_fields_are_named(served, refused, fields, field):

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from tuneserve import settings
+from tuneserve import checkpoint, settings
 from tuneserve.errors import UserError
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine import options as engine_options
@@ -61,6 +61,18 @@ def test_an_unknown_option_is_refused_with_the_nearest(vllm):
     assert caught.value.hint == "did you mean tensor_parallel_size?"
     with pytest.raises(UserError, match="no engine option 'xyzzy'"):
         engine_options.check({"block_size": 32, "xyzzy": 2}, "models.chat.engine")
+
+
+def test_an_encoder_without_a_pooling_is_refused(make_bert):
+    directory = make_bert("Model", [])
+    config = ModelConfig(path=directory)
+    engine_options.check_pooling(config, checkpoint.describe(directory), "models.vectors")
+    (directory / "modules.json").unlink()
+    manifest = checkpoint.describe(directory)
+    with pytest.raises(UserError, match=r"^models\.vectors: how this encoder pools its tokens is not known"):
+        engine_options.check_pooling(config, manifest, "models.vectors")
+    given = ModelConfig(path=directory, engine={"pooler_config": {"pooling_type": "MEAN"}})
+    engine_options.check_pooling(given, manifest, "models.vectors")
 
 
 @pytest.mark.parametrize(("key", "known"), [("tool_parser", "hermes"), ("reasoning_parser", "deepseek_r1")])

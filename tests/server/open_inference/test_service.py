@@ -141,12 +141,13 @@ async def test_classification_through_tritonclient(served):
 
 async def test_spans_and_vectors_through_tritonclient(served):
     text = "angela merkel in hamburg 🙂"
-    spans, units, vectors, plain = await triton(
+    spans, units, vectors, plain, prompted = await triton(
         served,
         infer("ner", {"text": [text, "the film"]}),
         infer("ner", {"text": [text]}, parameters={"offset_unit": "utf8_byte"}),
         infer("vectors", {"text": ["good", "good film"]}),
         infer("vectors", {"text": ["good", "good film"]}, parameters={"normalize": False, "dimensions": 2}),
+        infer("vectors", {"text": ["good"]}, parameters={"normalize": False, "prompt_name": "query"}),
     )
     found = [json.loads(one) for one in spans["spans"]]
     assert len(found) == 2
@@ -159,6 +160,8 @@ async def test_spans_and_vectors_through_tritonclient(served):
     assert vectors["shapes"]["embedding"] == [2, 3]
     assert np.linalg.norm(np.array(vectors["embedding"]), axis=1) == pytest.approx([1, 1])
     assert plain["embedding"] == [[3, 4], [3, 4]]
+    # The third number counts the tokens: two more are the prompt's.
+    assert prompted["embedding"] == [[3, 4, 5]]
 
 
 async def test_generation_through_tritonclient(served):

@@ -77,6 +77,9 @@ def test_embed(server: Server, target: str) -> None:
     assert listed["results"][0]["values"] == [0.5, -0.5, 0.25, 0.0, 0.125]
     assert server.request.normalize
     assert not server.request.HasField("dimensions")
+    assert not server.request.HasField("prompt_name")
+    call(target, "embed", "--model", "vectors", "--prompt", "query", "A text")
+    assert server.request.prompt_name == "query"
 
 
 def test_pairs_must_match_the_texts(target: str) -> None:

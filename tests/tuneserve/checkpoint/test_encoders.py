@@ -50,6 +50,8 @@ def test_other_poolings_are_refused(tmp_path: Path, settings: dict[str, Any]) ->
 
 def test_an_encoder_without_the_files_says_nothing(make_bert: Any) -> None:
     directory = make_bert("Model", [])
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (directory / name).unlink()
     manifest = checkpoint.describe(directory)
     assert (manifest.pooling, dict(manifest.prompts)) == ("", {})
     assert encoders.further_steps(directory) == []

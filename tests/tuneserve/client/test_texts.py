@@ -86,6 +86,8 @@ async def test_embed(ask: Any) -> None:
     assert sum(value**2 for value in whole.values) == pytest.approx(1)
     [short] = await ask("embed", "vectors", ["a film"], dimensions=2)
     assert short.values == pytest.approx((0.6, 0.8))
+    [prompted] = await ask("embed", "vectors", ["a film"], prompt_name="query")
+    assert prompted.token_count == raw.token_count + 2
 
 
 async def test_a_stream_answers_each_text_with_its_id(ask: Any) -> None:
