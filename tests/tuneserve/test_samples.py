@@ -77,6 +77,17 @@ def test_questions_are_unique_english_pairs(index: Path, tmp_path: Path, monkeyp
     assert samples.questions(tmp_path / "cache") == path
 
 
+def test_questions_and_the_passages_that_answer_them(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = '{"id": "a-1", "q": "What is it?", "a": "A permit.", "sources": []}\n'
+    files = {"zaragoza_construction_faq/data/faq-en.jsonl": lines}
+    digest = wheel(index, "zaragoza-construction-faq", "1.2.1", files)
+    monkeypatch.setattr(samples, "ZARAGOZA", samples.Package("zaragoza-construction-faq", "1.2.1", digest))
+    path = samples.faq(tmp_path / "cache")
+    assert json.loads(path.read_text()) == {"query": "What is it?", "positive": "A permit."}
+
+
 def test_sentiment_leaves_out_what_lies_between(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = b'1\t2.5\tA "fine" film\r\n2\t-0.4\tSo so\r\n3\t-2.0\tDull\r\n4\t0.5\tHm\r\n'
     inner = tar({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": table})
