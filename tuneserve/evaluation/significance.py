@@ -4,6 +4,7 @@
 |---|---|---|---|
 | accuracy | exact McNemar | score (Tango 1998), hull with the exact test's | Wilson |
 | entity_f1 | paired permutation | the same, of the changes of each row | BCa bootstrap |
+| ndcg@10 | the same | the same | the same |
 | perplexity | paired permutation | the same test turned around (Hartigan 1969), of the ratio | BCa bootstrap |
 | pearson | paired permutation | BCa bootstrap | BCa bootstrap |
 
@@ -38,7 +39,7 @@ _RANGE = {"perplexity": (1.0, math.inf), "pearson": (-1.0, 1.0)}
 _EXACT, _PERMUTATION = "exact McNemar test", "paired permutation test"
 
 
-def _accuracy(sums: Array) -> Array:
+def _mean(sums: Array) -> Array:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
@@ -58,7 +59,8 @@ def _pearson(sums: Array) -> Array:
 
 
 METRICS: dict[str, Callable[[Array], Array]] = {
-    "accuracy": _accuracy,
+    "accuracy": _mean,
+    "ndcg@10": _mean,
     "entity_f1": _f1,
     "perplexity": _perplexity,
     "pearson": _pearson,
@@ -97,7 +99,7 @@ def interval(metric: str, rows: Sequence[Sequence[float]], seed: int = 0) -> Int
     if metric == "accuracy":
         return wilson(value, len(table))
     ends = _bca(METRICS[metric], table, seed)
-    return ends or (wilson(value, len(table)) if metric == "entity_f1" else _RANGE[metric])
+    return ends or _RANGE.get(metric) or wilson(value, len(table))
 
 
 def ends(metrics: Mapping[str, float], rows: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -200,7 +202,7 @@ def _standard(column: Array) -> Array:
 
 def _changes(metric: str, first: Array, second: Array) -> tuple[Array, int]:
     """Returns each row's contribution to the difference of two shares, which is their mean, and the number of rows."""
-    if metric == "accuracy":
+    if METRICS[metric] is _mean:
         return second[:, 0] - first[:, 0], len(first)
     # Linearized around the mean of both F1, over the mean of their denominators, the sum is exactly the difference.
     over = [table[:, 1] + table[:, 2] for table in (first, second)]

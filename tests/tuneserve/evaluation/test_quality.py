@@ -1,8 +1,10 @@
 """Metrics whose arithmetic is ours."""
 
+import math
 import random
 
 import pytest
+from sklearn.metrics import ndcg_score
 
 from tuneserve.checkpoint import entities
 from tuneserve.evaluation import quality
@@ -22,6 +24,24 @@ def test_a_correlation_with_a_constant_is_none() -> None:
     assert found["spearman"] == pytest.approx(1)
     assert found["mean_absolute_error"] == pytest.approx(2)
     assert found["root_mean_square_error"] == pytest.approx((14 / 3) ** 0.5)
+
+
+def test_searches_are_measured_by_their_best_ten() -> None:
+    right = [[True] + [False] * 9, [False, True, True] + [False] * 7, [False] * 10]
+    metrics, sums = quality.retrieval(right, [1, 3, 1])
+    second = (1 / math.log2(3) + 1 / 2) / (1 + 1 / math.log2(3) + 1 / 2)
+    assert sums == [[1.0, 1.0], [pytest.approx(second), 1.0], [0.0, 1.0]]
+    assert metrics == {
+        "ndcg@10": pytest.approx((1 + second) / 3),
+        "mrr@10": pytest.approx(1.5 / 3),
+        "recall@1": pytest.approx(1 / 3),
+        "recall@10": pytest.approx((1 + 2 / 3) / 3),
+    }
+    # As scikit-learn counts it.
+    relevance, scores = [[0, 1, 1, 0, 1]], [[5, 4, 3, 2, 1]]
+    assert quality.retrieval([[False, True, True, False, True]], [3])[0]["ndcg@10"] == pytest.approx(
+        ndcg_score(relevance, scores, k=10)
+    )
 
 
 def test_answers_agree_by_their_words() -> None:

@@ -133,6 +133,7 @@ METRICS = sorted(significance.METRICS)
 # Of each metric: a row that is right, and one that is not.
 GOOD = {"accuracy": [1.0, 1.0], "entity_f1": [2.0, 2.0, 2.0], "perplexity": [-1.0, 5.0], "pearson": [1.0] * 6}
 BAD = {"accuracy": [0.0, 1.0], "entity_f1": [0.0, 1.0, 2.0], "perplexity": [-9.0, 5.0], "pearson": [1.0, *[2.0] * 5]}
+GOOD["ndcg@10"], BAD["ndcg@10"] = [1.0, 1.0], [0.3, 1.0]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -190,6 +191,7 @@ def test_every_headline_metric_is_that_of_quality() -> None:
         "pearson": (quality.regression(x, y), quality.number_rows(x, y)),
         "entity_f1": (quality.token_classification(gold, guess), quality.entity_rows(gold, guess)),
         "perplexity": (quality.generation(-30.0, 12), [[-10.0, 5.0], [-20.0, 7.0]]),
+        "ndcg@10": quality.retrieval([[True], [False, True], [False]], [1, 2, 1]),
         "accuracy": (quality.sequence_classification(["a", "b"], ["a", "a"], ["a", "b"]), [[1.0, 1.0], [0.0, 1.0]]),
     }
     assert set(cases) == set(significance.METRICS)
@@ -257,6 +259,23 @@ def entities(rows: int, flips: float, after: float = 0.6) -> Model:
         return first.astype(float), np.where(changed[:, None], anew, first).astype(float)
 
     return make
+
+
+@pytest.mark.parametrize("flips", [0.05, 0.5])
+@pytest.mark.parametrize("rows", [20, 200])
+def test_false_alarms_of_a_search(rows: int, flips: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some queries the right passage gets another rank, which has nothing to do with the first."""
+    monkeypatch.setattr(significance, "SAMPLES", 500)
+
+    def make(chance: np.random.Generator) -> tuple[Array, Array]:
+        ranks, anew = chance.geometric(0.5, (2, rows))
+        ranks = np.stack([ranks, np.where(chance.random(rows) < flips, anew, ranks)])
+        gains = np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0)
+        return tuple(np.stack([side, np.ones(rows)], axis=1) for side in gains)  # type: ignore[return-value]
+
+    called, held = simulate("ndcg@10", make, 500)
+    assert called <= 0.07
+    assert held >= 0.93
 
 
 @pytest.mark.parametrize(("rows", "flips"), [(20, 0.2), (100, 0.01), (100, 0.2), (1000, 0.05)])
