@@ -19,8 +19,11 @@ from tuneserve.finetune.fields import (
     Output,
     Part,
     PathOrId,
+    Pooling,
+    Prompts,
     Ratio,
     Share,
+    Sizes,
     Template,
     Texts,
     Trackers,
@@ -44,6 +47,8 @@ METHODS: Mapping[Method, float] = {
 ENTITIES: Mapping[str, Any] = {"learning_rate": 2e-4, "epochs": 14.0, "lora_rank": 64}
 ENTITIES_SCALE = 4
 _OF_ENTITIES = "token-classification with lora: "
+# The tasks with labels.
+CLASSIFIERS = ("sequence-classification", "token-classification")
 # Settings whose values may be paths.
 PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
 # Settings that change the loss.
@@ -64,7 +69,7 @@ class FinetuneConfig(Settings):
 
     model_config = ConfigDict(json_schema_extra=_schema)
 
-    task: Literal["sequence-classification", "token-classification", "generation"] = Field(
+    task: Literal["sequence-classification", "token-classification", "generation", "embedding"] = Field(
         description="the model's task"
     )
     base_model: PathOrId = Field(
@@ -100,6 +105,18 @@ class FinetuneConfig(Settings):
     chat_template: Jinja | None = Field(
         default=None,
         description="generation: a Jinja template, or a file of one, instead of the base model's; saved with the model",
+    )
+    pooling: Pooling | None = Field(
+        default=None, description="embedding: how the tokens' vectors become one; null: as the base model's files say"
+    )
+    prompts: Prompts | None = Field(
+        default=None,
+        description="embedding: texts before each query and each passage, such as `query: `; null: those of the base "
+        "model's files; {}: none",
+    )
+    matryoshka: Sizes | None = Field(
+        default=None,
+        description="embedding: numbers of first dimensions that are trained to be good vectors by themselves",
     )
     group_column: Text | None = Field(
         default=None, description="rows with the same value in this column are either all trained on or all held out"
@@ -253,6 +270,9 @@ class FinetuneConfig(Settings):
         for key in ("prompt_template", "chat_template", "long_prompts", "train_on"):
             if key in given and self.task != "generation":
                 raise Refused(f"{key} is given", "only generation has prompts")
+        for key in ("pooling", "prompts", "matryoshka"):
+            if key in given and self.task != "embedding":
+                raise Refused(f"{key} is given", "only embedding has vectors")
         for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "teacher"):
             if getattr(self, key) and self.problem_type == "regression":
                 raise Refused(f"{key} is given", "a regression has numbers, not classes")
@@ -274,11 +294,15 @@ class FinetuneConfig(Settings):
             raise Refused("teacher is given", "adalora has a loss of its own: choose another method")
         if self.packing and self.task != "generation":
             raise Refused("packing is given", "it is for generation; classifiers have one answer a row")
+        if self.teacher and self.task == "embedding":
+            raise Refused("teacher is given", "embedding learns from pairs alone")
         for key in OBJECTIVE:
-            if getattr(self, key) and self.task == "generation":
+            if getattr(self, key) and self.task not in CLASSIFIERS:
                 raise Refused(f"{key} is given", "it is for classifiers; neftune_alpha is for every task")
             if getattr(self, key) and self.method == "adalora":
                 raise Refused(f"{key} is given", "adalora has a loss of its own: choose another method")
+        if self.method == "adalora" and self.task == "embedding":
+            raise Refused("method is adalora", "it has a loss of its own: choose another method")
         if self.method == "adalora" and (self.validation_size or self.save_steps):
             key = "validation_size" if self.validation_size else "save_steps"
             raise Refused(f"{key} is given", "the ranks of adalora can't be saved and loaded within a run")
@@ -290,10 +314,10 @@ class FinetuneConfig(Settings):
             # A plain folder of that name, such as the one that wandb leaves behind, has no origin.
             if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:
                 raise Refused(f"report_to has {package}, which is not installed", f"pip install {package}")
-        if self.augment_copies and self.task == "generation":
+        if self.augment_copies and self.task not in CLASSIFIERS:
             raise Refused("augment_copies is given", "it is for classifiers: answers must not be changed")
-        if self.labels and self.task == "generation":
-            raise Refused("labels are given", "generation has no labels")
+        if self.labels and self.task not in CLASSIFIERS:
+            raise Refused("labels are given", f"{self.task} has no labels")
         return self
 
     def public(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -16,12 +16,14 @@ from pydantic import (
 )
 
 from tuneserve.formats import FORMATS
-from tuneserve.settings import Listed, Refused, Text
+from tuneserve.settings import Count, Listed, Refused, Text
+
+T = TypeVar("T")
 
 # fmt: off
 Column = Literal[
     "text", "text_pair", "label", "labels", "head", "tail", "tokens", "tags", "entities", "messages", "tools",
-    "prompt", "completion",
+    "prompt", "completion", "query", "positive", "negatives",
 ]
 # fmt: on
 
@@ -49,7 +51,7 @@ def _template(text: str) -> str:
     return text
 
 
-def _different(texts: tuple[str, ...]) -> tuple[str, ...]:
+def _different(texts: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise Refused(f"{twice!r} is a duplicate", "allowed: a list of different texts")
@@ -99,6 +101,9 @@ PathOrId = Annotated[Text, AfterValidator(_path_or_id)]
 LocalText = Annotated[Text, AfterValidator(lambda text, info: str(_local(text, info)))]
 Output = Annotated[Path, BeforeValidator(_output)]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_different), Listed]
+Pooling = Literal["mean", "cls", "last-token"]
+Prompts = Mapping[Literal["query", "passage"], Text]
+Sizes = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_different), Listed]
 Number = BeforeValidator(number_from_text)
 Share = Annotated[float, Field(gt=0, le=0.9), Number]
 Part = Annotated[float, Field(ge=0, le=0.9), Number]

@@ -31,7 +31,7 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "sentence-transformers", "datasets")
 
 
 def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = False) -> Path:
@@ -66,6 +66,8 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     logger.info("training on %d rows, %d held out", len(ready.train), len(split.test))
     entry = checkpoint.step("finetune", _name(config.base_model), config.public(), PACKAGES)
     entry.config["max_length"] = target.max_length
+    if target.pooling:
+        entry.config.update({"pooling": target.pooling, "prompts": dict(target.prompts)})
     entry.seed = config.seed
     entry.data_sha256 = rows.sha256(ready.train)
     if split.left_out:

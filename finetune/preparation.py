@@ -13,7 +13,7 @@ from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data import augmentation, dataset, tokens
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.tokens import Target, encode
-from tuneserve.finetune.model import base_models
+from tuneserve.finetune.model import base_models, pooling
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,9 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
         problem_type=config.problem_type,
         max_length=min(config.max_length, longest),
     )
+    if config.task == "embedding":
+        how, prompts = pooling.of(config)
+        target = replace(target, pooling=how, prompts=prompts)
     if config.temperature_scaling:
         # Imported late, because it imports scipy.
         from tuneserve.finetune.eval import temperature

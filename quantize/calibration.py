@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tuneserve.checkpoint import examples, sha256_file
+from tuneserve.checkpoint import encoders, examples, sha256_file
 from tuneserve.checkpoint.rows import Row, input_key, read
 from tuneserve.errors import UserError
 from tuneserve.evaluation.evaluate import check_rows
@@ -59,9 +59,13 @@ def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def encode(tokenizer: Any, manifest: pb.Checkpoint, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
-    """Returns the model's inputs for each row, answer included, truncated to the length that it was trained at."""
+    """Returns the model's inputs for each row, answer included, truncated to the length that it was trained at.
+
+    A row of embedding has two: its query and its passage.
+    """
     limit = min(TOKENS, manifest.max_length or TOKENS)
-    return [{key: ids[:limit] for key, ids in _encoded(tokenizer, row, limit).items()} for row in rows]
+    encoded = (_encoded(tokenizer, one, limit) for row in rows for one in _parts(manifest, row))
+    return [{key: ids[:limit] for key, ids in one.items()} for one in encoded]
 
 
 def tensors(encoded: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Any]]:
@@ -75,6 +79,13 @@ def tensors(encoded: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Any]]
 
 def _length(row: dict[str, list[int]]) -> int:
     return len(row["input_ids"])
+
+
+def _parts(manifest: pb.Checkpoint, row: Row) -> list[Row]:
+    if manifest.task != pb.TASK_EMBEDDING:
+        return [row]
+    texts = (encoders.QUERY, row["query"]), (encoders.PASSAGE, row["positive"])
+    return [{"text": encoders.prompt(manifest.prompts, names) + text} for names, text in texts]
 
 
 def _encoded(tokenizer: Any, row: Row, limit: int) -> dict[str, list[int]]:

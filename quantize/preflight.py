@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tuneserve.checkpoint.layers import block_of
-from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.machine import tiers
 from tuneserve.machine.tiers import Tier
@@ -99,10 +98,6 @@ def check(
 
 def check_checkpoint(manifest: pb.Checkpoint, directory: Path) -> None:
     """Raises UserError for a checkpoint that no scheme quantizes."""
-    if manifest.task not in TRAINABLE.values():
-        raise UserError(
-            f"{directory}: an encoder of embeddings has no measure of quality here, so it can't be quantized"
-        )
     if manifest.quantization:
         raise UserError(
             f"{directory}: already quantized ({manifest.quantization})",

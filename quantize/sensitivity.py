@@ -32,7 +32,7 @@ def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequen
     """Returns for each block number how far the outputs move if only that block is quantized; the worst first.
 
     The distance is the Kullback-Leibler divergence from the original's probabilities in nats, the mean over all tokens
-    or texts; for regression and multi-label outputs, the mean squared difference.
+    or texts; for vectors, and regression and multi-label outputs, the mean squared difference.
     """
     import torch
     from transformers import AutoTokenizer
@@ -46,7 +46,8 @@ def order(original: Path, quantized: Path, manifest: pb.Checkpoint, rows: Sequen
         batches = list(calibration.tensors(encoded))
 
         def outputs() -> list[Any]:
-            logits = (whole(**batch).logits for batch in batches)
+            # Logits, or an encoder's vectors of the tokens.
+            logits = (whole(**batch)[0] for batch in batches)
             return [(one[:, -POSITIONS:] if one.ndim == 3 else one).float().flatten(0, -2) for one in logits]
 
         # A complete pass first, because the first one unpacks the weights.
@@ -83,7 +84,8 @@ def _replaced(model: Any, name: str, block: Any) -> Iterator[None]:
 
 
 def _divergence(expected: Any, given: Any, manifest: pb.Checkpoint) -> Any:
-    if manifest.problem_type in (pb.PROBLEM_TYPE_MULTI_LABEL, pb.PROBLEM_TYPE_REGRESSION):
+    independent = manifest.problem_type in (pb.PROBLEM_TYPE_MULTI_LABEL, pb.PROBLEM_TYPE_REGRESSION)
+    if independent or manifest.task == pb.TASK_EMBEDDING:
         return (expected - given).square().mean(-1)
     # In float64: in float32, the difference of nearly equal outputs would be only noise.
     before, after = expected.double().log_softmax(-1), given.double().log_softmax(-1)

@@ -32,6 +32,10 @@ _METRICS = {
     "spearman": "spearmanr",
     "mean_absolute_error": "mae",
     "perplexity": "perplexity",
+    "ndcg@10": "ndcg_at_10",
+    "mrr@10": "mrr_at_10",
+    "recall@1": "recall_at_1",
+    "recall@10": "recall_at_10",
 }
 
 
@@ -82,7 +86,7 @@ def _front_matter(manifest: pb.Checkpoint, name: str, base: str, settings: dict[
         ModelCardData(
             base_model=base,
             base_model_relation="quantized" if manifest.quantization else "finetune",
-            library_name="transformers",
+            library_name="sentence-transformers" if manifest.task == pb.TASK_EMBEDDING else "transformers",
             pipeline_tag=task,
             tags=["tuneserve", settings["method"], *filter(None, [manifest.quantization])],
             model_name=name,
@@ -95,6 +99,7 @@ def _about(manifest: pb.Checkpoint, trained: pb.Step, base: str, settings: dict[
     kinds = {
         pb.TASK_TOKEN_CLASSIFICATION: "a model that finds entities in texts",
         pb.TASK_GENERATION: "a text generator",
+        pb.TASK_EMBEDDING: "an encoder for search: texts as vectors, a query near the passages that answer it",
     }
     kind = kinds.get(manifest.task) or _KINDS[manifest.problem_type]
     rows, steps = trained.metrics["train_rows"], " -> ".join(step.name for step in manifest.lineage)
@@ -167,8 +172,13 @@ def _use(manifest: pb.Checkpoint) -> str:
         "",
         f'print(pipeline("{TASKS[manifest.task].pipeline}", model="PATH")({example}))',
     ]
+    library = "transformers"
+    if manifest.task == pb.TASK_EMBEDDING:
+        library, prompt = "sentence-transformers", ', prompt_name="query"' if "query" in manifest.prompts else ""
+        loaded[0] = "from sentence_transformers import SentenceTransformer"
+        loaded[2] = f'print(SentenceTransformer("PATH").encode({example}{prompt}))'
     lines = ["Served over gRPC on vLLM:", "", "```sh", *served, "```", ""]
-    lines += ["In transformers:", "", "```python", *loaded, "```"]
+    lines += [f"In {library}:", "", "```python", *loaded, "```"]
     return "\n".join(["## Use", "", *lines])
 
 
@@ -180,6 +190,8 @@ def _limits(manifest: pb.Checkpoint) -> str:
     ]
     if manifest.task == pb.TASK_GENERATION:
         lines.append("It writes likely text, which is not always true.")
+    elif manifest.task == pb.TASK_EMBEDDING:
+        lines.append("Its cosines order passages; they are no probabilities.")
     elif manifest.problem_type != pb.PROBLEM_TYPE_REGRESSION:
         lines.append("It knows only its own labels, and answers with them whatever the text is.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)

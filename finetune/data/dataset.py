@@ -18,7 +18,7 @@ from tuneserve import formats
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row, digest, dumps, input_key
 from tuneserve.errors import UserError
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.config import CLASSIFIERS, FinetuneConfig
 from tuneserve.finetune.data import kept_rows, parents, previous, schema
 from tuneserve.finetune.data.disk_rows import Places
 from tuneserve.finetune.data.parents import Parents
@@ -38,7 +38,7 @@ class Data:
     train: Sequence[Row]
     test: Sequence[Row]
     validation: Sequence[Row]  # a part of the training rows, to choose the best epoch; empty unless asked for
-    labels: list[str]  # the position is the class index; empty for generation
+    labels: list[str]  # the position is the class index; empty for tasks without labels
     names: list[str]  # what rows are labelled with: the labels, or the types of entities
     duplicates: int  # training rows dropped because their input is in the new or the old test rows
     old: Old = field(default_factory=Old)  # the checkpoint that training continues from
@@ -152,7 +152,7 @@ def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) ->
 
     For tokens: O, and then B- and I- of each type.
     """
-    if config.task == "generation":
+    if config.task not in CLASSIFIERS:
         return []
     if config.problem_type == "regression":
         return [NUMBER]

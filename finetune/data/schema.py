@@ -30,6 +30,7 @@ _FORMATS: dict[str, list[tuple[set[str], ...]]] = {
         ({"tokens", "tags"}, {"text", "label", "labels"}),
         ({"label", "labels"}, {"entities", "spans"}),
     ],
+    "embedding": [],
     "generation": [({"prompt", "completion"}, {"messages"}, {"conversations"}, {"instruction", "input", "output"})],
 }
 
@@ -231,8 +232,22 @@ def _chat(raw: Row, value: Any) -> Row:
     return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
+def _pair_row(raw: Row) -> Row:
+    row = {"query": _text(raw, "query"), "positive": _text(raw, "positive")}
+    negatives = raw.get("negatives") or []
+    # A single one, as in a CSV cell.
+    negatives = [negatives] if isinstance(negatives, str) else negatives
+    if not isinstance(negatives, list):
+        raise BadRow("negatives is not a list of texts")
+    found = [_good_text(text, f"negative {number}") for number, text in enumerate(negatives, start=1)]
+    if row["positive"] in found:
+        raise BadRow("the positive is among the negatives")
+    return row | ({"negatives": found} if found else {})
+
+
 _BY_TASK: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
     "sequence-classification": _sequence_row,
     "token-classification": lambda raw, _: _token_row(raw),
     "generation": _generation_row,
+    "embedding": lambda raw, _: _pair_row(raw),
 }

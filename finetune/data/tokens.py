@@ -5,13 +5,13 @@ IGNORED marks positions that no loss and no metric counts.
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tuneserve.checkpoint import entities, examples
+from tuneserve.checkpoint import encoders, entities, examples
 from tuneserve.checkpoint.rows import Row
 from tuneserve.finetune.data.disk_rows import DiskRows, View
 
@@ -23,15 +23,18 @@ class Target:
     """The outputs of a model, and how many tokens of a row it reads."""
 
     task: str
-    labels: tuple[str, ...]  # the position is the class index; empty for generation
+    labels: tuple[str, ...]  # the position is the class index; empty for tasks without labels
     problem_type: str  # of sequence classification: single-label, multi-label or regression
     max_length: int  # tokens
     temperature: float = 1.0  # logits are divided by it before they become probabilities
+    pooling: str = ""  # of embedding: see checkpoint/encoders.py
+    prompts: Mapping[str, str] = field(default_factory=dict)  # of embedding, by name
 
 
 def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> DiskRows:
     """Returns `input_ids`, `attention_mask`, `labels` and the model's other inputs, one dict a row, not padded.
 
+    A row of embedding is its query, with the passages as `documents`: dicts of the same kind, the right one first.
     With `train_on: all-turns` every answer of a conversation has labels, and some conversations give several dicts.
     Metrics are always of the last answer, because a later measurement does not know how the model was trained.
     """
@@ -39,6 +42,8 @@ def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = 
         return DiskRows(_sequences(tokenizer, rows, target.labels, target.max_length))
     if target.task == "token-classification":
         return DiskRows(_entities(tokenizer, rows, target.labels, target.max_length))
+    if target.task == "embedding":
+        return DiskRows(_pairs(tokenizer, rows, target))
     return DiskRows(_answers(tokenizer, rows, target.max_length, train_on))
 
 
@@ -59,8 +64,9 @@ def usable(
 
 
 def lengths(encoded: Iterable[Row]) -> Sequence[int]:
-    """Returns the number of tokens of each row, in 4 bytes each."""
-    return array("i", (len(row["input_ids"]) for row in encoded))
+    """Returns the number of tokens of each row, or of its longest text, in 4 bytes each."""
+    texts = ((row, *row.get("documents", ())) for row in encoded)
+    return array("i", (max(len(one["input_ids"]) for one in some) for some in texts))
 
 
 def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:
@@ -75,6 +81,20 @@ def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_l
         else:
             item["labels"] = index[row["label"]]
         yield item
+
+
+def texts(tokenizer: Any, given: Iterable[str], max_length: int) -> Iterator[Row]:
+    """Yields the model's inputs for each text."""
+    for text in given:
+        yield dict(tokenizer(text, truncation=True, max_length=max_length))
+
+
+def _pairs(tokenizer: Any, rows: Iterable[Row], target: Target) -> Iterator[Row]:
+    query, passage = (encoders.prompt(target.prompts, names) for names in (encoders.QUERY, encoders.PASSAGE))
+    for row in rows:
+        given = [query + row["query"], *(passage + text for text in (row["positive"], *row.get("negatives", ())))]
+        first, *documents = texts(tokenizer, given, target.max_length)
+        yield first | {"documents": documents}
 
 
 def _entities(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_length: int) -> Iterator[Row]:

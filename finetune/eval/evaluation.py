@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve.checkpoint import entities, examples
+from tuneserve.checkpoint import encoders, entities, examples
 from tuneserve.checkpoint.rows import Row
-from tuneserve.evaluation import quality, significance
+from tuneserve.evaluation import quality, retrieval, significance
+from tuneserve.finetune.data import tokens
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
@@ -22,8 +23,10 @@ class Answers:
     """A model's answers, row by row, and the metrics over all rows."""
 
     metrics: dict[str, float]
-    losses: list[float]  # of each row, the mean over its labels or tokens; for regression, the absolute error
-    predicted: list[Any] = field(default_factory=list)  # labels, numbers or entities; empty for generation
+    # Of each row, the mean over its labels or tokens; for regression, the absolute error; for embedding, what its nDCG
+    # lacks.
+    losses: list[float]
+    predicted: list[Any] = field(default_factory=list)  # labels, numbers, entities or passages; empty for generation
     scores: list[list[float]] = field(default_factory=list)  # texts: probabilities by label, or the predicted number
     row_sums: quality.RowSums = field(default_factory=list)
 
@@ -35,6 +38,8 @@ class Answers:
 
 def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
     """Returns the model's answers to rows, with the metrics of the target's task."""
+    if target.task == "embedding":
+        return _retrieval(model, tokenizer, target, rows, bf16)
     encoded = encode(tokenizer, target, rows)
     if target.task == "generation":
         return _generation(model, tokenizer, encoded, bf16)
@@ -42,6 +47,26 @@ def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf
     if target.task == "token-classification":
         return _entities(tokenizer, target, rows, encoded, outputs)
     return texts(target, rows, torch.cat(outputs))
+
+
+def _retrieval(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
+    """Each query is searched for among the passages of all rows."""
+    library = retrieval.Library.of(rows)
+
+    def vectors(names: tuple[str, ...], given: Sequence[str]) -> Any:
+        before = encoders.prompt(target.prompts, names)
+        encoded = list(tokens.texts(tokenizer, (before + text for text in given), target.max_length))
+        return torch.cat(logits(model, tokenizer, target, encoded, bf16)).numpy()
+
+    queries, passages = vectors(encoders.QUERY, library.queries), vectors(encoders.PASSAGE, library.passages)
+    found = retrieval.search(queries, passages)
+    metrics, sums = quality.retrieval(library.right(found), library.relevant)
+    return Answers(
+        metrics,
+        [1 - value for value, _ in sums],
+        [library.passages[places[0]] for places in found],
+        row_sums=sums,
+    )
 
 
 def texts(target: Target, rows: Sequence[Row], outputs: torch.Tensor) -> Answers:
@@ -115,8 +140,9 @@ def logits(
 ) -> list[torch.Tensor]:
     """Returns a float32 tensor [positions, classes] for each encoded row, on the CPU, in the rows' order.
 
-    Positions: one for a sequence classifier; every token but special ones for a token classifier; for generation, the
-    positions that predict the answer's tokens. `limit` keeps only the first ones.
+    Positions: one for a sequence classifier; one for an encoder, and its "logits" are the vector; every token but
+    special ones for a token classifier; for generation, the positions that predict the answer's tokens. `limit` keeps
+    only the first ones.
     """
     found = dict(each(model, tokenizer, target, encoded, bf16, limit))
     return [found[index] for index in range(len(encoded))]
@@ -126,9 +152,9 @@ def each(
     model: Any, tokenizer: Any, target: Target, encoded: Sequence[Row], bf16: bool, limit: int | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields (index of a row, its tensor as in `logits`), in the order in which rows are computed."""
-    for indices, output in _forward(model, tokenizer, encoded, bf16):
+    for indices, output in _forward(model, tokenizer, encoded, bf16, target.pooling):
         for place, index in enumerate(indices):
-            if target.task == "sequence-classification":
+            if target.task in ("sequence-classification", "embedding"):
                 chosen = output[place : place + 1]
             else:
                 counted = torch.tensor(encoded[index]["labels"]) != IGNORED
@@ -179,18 +205,22 @@ def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) 
 
 
 def _forward(
-    model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool
+    model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool, pooling: str = ""
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Yields (indices, logits) of batches of rows that have about the same length."""
+    """Yields (indices, logits, or vectors) of batches of rows that have about the same length."""
     autocast: AbstractContextManager[Any] = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
     model.eval()
     batches = _batches(lengths(encoded))
     for indices in tqdm(batches, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True):
-        inputs = [{key: value for key, value in encoded[index].items() if key != "labels"} for index in indices]
+        rows = (encoded[index] for index in indices)
+        inputs = [{key: row[key] for key in tokenizer.model_input_names if key in row} for row in rows]
         batch = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
         batch = {key: value.to(model.device) for key, value in batch.items()}
         with torch.inference_mode(), autocast:
-            output = model(**batch).logits
+            output = model(**batch)
+        output = (
+            encoders.pooled(output.last_hidden_state, batch["attention_mask"], pooling) if pooling else output.logits
+        )
         yield indices, output
 
 

@@ -23,7 +23,7 @@ from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
 from tuneserve import card, checkpoint
-from tuneserve.checkpoint import rows, seen, spacing
+from tuneserve.checkpoint import encoders, rows, seen, spacing
 from tuneserve.checkpoint.rows import Row
 from tuneserve.checkpoint.tasks import TASK_NAMES, TRAINABLE, auto_class
 from tuneserve.errors import StepFailed
@@ -114,6 +114,9 @@ def export(
     """
     exact = _settings([*source.lineage, entry]).get("save_dtype") == "float32"
     save(model if exact else rounding.to_bf16(model), tokenizer, directory)
+    if target.pooling:
+        size = model.config.get_text_config().hidden_size
+        encoders.write(directory, target.pooling, target.prompts, size, target.max_length)
     saved = auto_class(TRAINABLE[target.task]).from_pretrained(directory, dtype=torch.float32)
     saved.to("cuda" if torch.cuda.is_available() else "cpu")
     probes = test if source.test_split.path else []
@@ -121,9 +124,10 @@ def export(
     if exact:
         entry.metrics["saved_logits_max_difference"] = compare_fp32(reference, answered)
     else:
-        error, agreement = compare_bf16(reference, answered)
+        error, agreement = compare_bf16(reference, answered, classes=not target.pooling)
         entry.metrics["bf16_logits_relative_difference"] = error
-        entry.metrics["bf16_same_best_class"] = agreement
+        if not target.pooling:
+            entry.metrics["bf16_same_best_class"] = agreement
     answers = Answers({}, [])
     if test:
         answers = evaluation.evaluate(saved, tokenizer, target, test, not exact and base_models.bf16_is_fast())
@@ -178,12 +182,15 @@ def _settings(lineage: Sequence[pb.Step]) -> dict[str, Any]:
 
 def target_of(manifest: pb.Checkpoint) -> Target:
     """Returns the outputs of a manifest's model, with the length that it was trained at."""
+    settings = _settings(manifest.lineage)
     return Target(
         task=TASK_NAMES[manifest.task],
         labels=tuple(manifest.labels),
-        problem_type=_settings(manifest.lineage)["problem_type"],
-        max_length=int(_settings(manifest.lineage)["max_length"]),
+        problem_type=settings["problem_type"],
+        max_length=int(settings["max_length"]),
         temperature=checkpoint.temperature_of(manifest),
+        pooling=settings.get("pooling", ""),
+        prompts=settings.get("prompts", {}),
     )
 
 
@@ -230,8 +237,11 @@ def compare_fp32(trained: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
     return difference
 
 
-def compare_bf16(trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """Returns (relative difference, share of places with the same best class) of what was saved in bf16.
+def compare_bf16(
+    trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor], classes: bool = True
+) -> tuple[float, float]:
+    """Returns (relative difference, share of places with the same best class) of what was saved in bf16. Vectors have
+    no classes, and no place differs.
 
     Raises StepFailed if they are worse than rounding to bf16 explains.
     """
@@ -239,7 +249,7 @@ def compare_bf16(trained: Sequence[torch.Tensor], saved: Sequence[torch.Tensor])
     # Logits that are all about the same (a regression that learned little) are compared with their size, too.
     spread = max(float(before.std(correction=0)), float(before.square().mean().sqrt()) / 10, 1e-6)
     error = float((before - after).square().mean().sqrt()) / spread
-    agreement = float((before.argmax(-1) == after.argmax(-1)).float().mean())
+    agreement = float((before.argmax(-1) == after.argmax(-1)).float().mean()) if classes else 1.0
     if not (error <= BF16_TOLERANCE and agreement >= BF16_AGREEMENT):
         raise StepFailed(
             f"saving in bf16 changed the model: logits differ by {error:.1%} (allowed {BF16_TOLERANCE:.0%}),"

@@ -26,6 +26,8 @@ _TAGGERS = (
     "Apertus", "DeepseekV3", "Exaone4", "Gemma", "Gemma2", "Glm4", "GptOss", "Llama", "Mistral", "Mixtral", "Nemotron",
     "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Qwen3Next", "StableLm",
 )
+# Those of them that vLLM knows without a head.
+_EMBEDDERS = ("Gemma2", "Llama", "Mistral", "Qwen2")
 # fmt: on
 SERVABLE = {
     "token-classification": [
@@ -35,6 +37,7 @@ SERVABLE = {
         f"{name}ForSequenceClassification"
         for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", "GPT2", *_DECODERS)
     ],
+    "embedding": [f"{name}Model" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", *_EMBEDDERS)],
     "generation": ["GPT2LMHeadModel", *(f"{name}ForCausalLM" for name in _DECODERS)],
 }
 
@@ -90,6 +93,10 @@ def load_model(
         kind = target.problem_type.replace("-", "_")
         options["problem_type"] = kind if kind == "regression" else f"{kind}_classification"
     model, info = auto_class(TRAINABLE[target.task]).from_pretrained(base_model, **options)
+    if target.pooling and getattr(model, "pooler", None) is not None:
+        # BERT's own pooling, which no vector is made with.
+        model.pooler = None
+        info["missing_keys"] = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     for module in model.modules() if nf4 else ():
         # On some CPUs bitsandbytes computes differently in evaluation than in training, and less exactly.
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 PAGE, NUMBERS = "report.html", "metrics.json"
 # By task, the metrics at the top of the page beside the headline metric.
-_TILES = ("macro_f1", "calibration_error", "entity_precision", "entity_recall", "spearman", "mean_absolute_error")
+# fmt: off
+_TILES = (
+    "macro_f1", "calibration_error", "entity_precision", "entity_recall", "spearman", "mean_absolute_error",
+    "recall@1", "recall@10", "mrr@10",
+)
+# fmt: on
 
 
 def write(directory: Path, run: Finished, tensorboard: Path, overwrite: bool) -> None:

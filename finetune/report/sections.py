@@ -89,6 +89,9 @@ def _quality(run: Finished) -> Iterator[Section]:
     if run.config.task == "generation":
         note = "Loss of the right answer per token, in nats: the mean of each held-out row."
         yield Section("Loss of the answers", note, [plots.histogram(answers.losses, "loss")])
+    elif run.config.task == "embedding":
+        note = "Each held-out query, searched for among the passages of all held-out rows: its nDCG at 10."
+        yield Section("Search", note, [plots.histogram([1 - loss for loss in answers.losses], "nDCG@10")])
     elif run.config.task == "token-classification":
         pairs = Counter(
             pair
@@ -163,6 +166,8 @@ def _mistakes(run: Finished) -> Section:
     config, test, answers = run.config, run.split.test, run.answers
     if config.task == "generation":
         return _surprises(run)
+    if config.task == "embedding":
+        return _missed(run)
     wrong = [index for index, row in enumerate(test) if _gold(row) != answers.predicted[index]]
     name, badness, note = "loss", answers.losses, f"{len(wrong):,} of {len(test):,} rows are predicted wrong."
     if config.problem_type == "regression":
@@ -184,6 +189,19 @@ def _surprises(run: Finished) -> Section:
     rows = [(*_exchange(run.split.test[index]), f"{losses[index]:.2f}") for index in order]
     note = "The held-out answers with the highest loss."
     return Section("Highest loss", note, (), ("prompt", "right answer", "loss"), rows, (2,))
+
+
+def _missed(run: Finished) -> Section:
+    test, answers = run.split.test, run.answers
+    order = sorted(
+        (place for place, loss in enumerate(answers.losses) if loss), key=lambda place: -answers.losses[place]
+    )
+    texts = [(test[place]["query"], test[place]["positive"], answers.predicted[place]) for place in order[:SHOWN_ROWS]]
+    rows = [
+        (*map(_shortened, some), f"{1 - answers.losses[place]:.2f}") for some, place in zip(texts, order, strict=False)
+    ]
+    note = f"{len(order):,} of {len(test):,} queries find another passage before theirs. The worst ones:"
+    return Section("Missed passages", note, (), ("query", "right passage", "found first", "nDCG@10"), rows, (3,))
 
 
 def _samples(run: Finished) -> Iterator[Section]:

@@ -1,6 +1,7 @@
 """Tables for people, on stdout: the findings of `validate`, and the results of training."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from tuneserve.checkpoint import examples
 from tuneserve.finetune import config as config_module
 from tuneserve.finetune import preparation
 from tuneserve.finetune.data import dataset
-from tuneserve.finetune.data.tokens import lost_entities
+from tuneserve.finetune.data.tokens import Target, encode, lengths, lost_entities
 from tuneserve.finetune.model import base_models
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # `validate` points out a label with this many times the rows of another.
 _IMBALANCE = 5
+_UNTRUNCATED = 1 << 30
 
 
 def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
@@ -37,9 +39,9 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     target, tokenizer = preparation.check(config, split)
     split = preparation.usable(config, split, target, tokenizer)
     longest = target.max_length
-    lengths = np.sort(np.fromiter((_length(tokenizer, row) for row in chain(split.train, split.test)), int))
+    counts = np.sort(np.fromiter((_length(tokenizer, row, target) for row in chain(split.train, split.test)), int))
     shares = split.label_distribution()
-    truncated = int((lengths > longest).sum())
+    truncated = int((counts > longest).sum())
     console.print(f"{path}: good. {config.task}, {config.method}, base model {config.public()['base_model']}")
     console.print(
         f"{len(split.train)} rows to train on, {len(split.test)} held out, "
@@ -63,8 +65,11 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         console.print(table)
         if max(shares.values()) > _IMBALANCE * min(shares.values()):
             console.print("some labels are rare: `class_weights: balanced` gives all the same weight")
-    console.print(_histogram(lengths, longest))
-    console.print(f"{truncated} of {len(lengths)} rows are longer than max_length ({longest}) and are truncated")
+    if target.pooling:
+        prompts = ", ".join(f"{name} {text!r}" for name, text in target.prompts.items()) or "none"
+        console.print(f"pooling: {target.pooling}; prompts: {prompts}", markup=False)
+    console.print(_histogram(counts, longest))
+    console.print(f"{truncated} of {len(counts)} rows are longer than max_length ({longest}) and are truncated")
     inexact = 0
     if config.task == "token-classification":
         inexact = sum(lost_entities(tokenizer, row) for row in chain(split.train, split.test))
@@ -80,10 +85,10 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
         "contradictory": contradictory,
         "labels": shares,
         "lengths": {
-            "median": int(lengths[len(lengths) // 2]),
-            "p95": int(lengths[int(len(lengths) * 0.95)]),
-            "longest": int(lengths[-1]),
-            "truncated": truncated / len(lengths),
+            "median": int(counts[len(counts) // 2]),
+            "p95": int(counts[int(len(counts) * 0.95)]),
+            "longest": int(counts[-1]),
+            "truncated": truncated / len(counts),
         },
         "inexact": inexact,
     }
@@ -104,7 +109,10 @@ def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console |
             console.print(f"  answered: {sample['answer']}", markup=False)
 
 
-def _length(tokenizer: Any, row: dict[str, Any]) -> int:
+def _length(tokenizer: Any, row: dict[str, Any], target: Target) -> int:
+    if "query" in row:
+        [one] = encode(tokenizer, replace(target, max_length=_UNTRUNCATED), [row])
+        return lengths([one])[0]
     if "text" in row:
         return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
     return len(examples.answer(tokenizer, row)[0])

@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer for the classifiers, TRL's SFTTrainer for generation."""
+"""The training loop: transformers' Trainer for classifiers and embeddings, TRL's SFTTrainer for generation."""
 
 import json
 import math
@@ -154,6 +154,11 @@ def _trainer(run: Run) -> Any:
         from tuneserve.finetune.train import sft
 
         return sft.trainer(run, common)
+    if config.task == "embedding":
+        # Imported here, because sentence-transformers takes seconds to import.
+        from tuneserve.finetune.train import contrastive
+
+        return contrastive.trainer(run, common)
     collators = {
         "sequence-classification": DataCollatorWithPadding,
         "token-classification": DataCollatorForTokenClassification,

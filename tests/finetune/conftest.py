@@ -132,6 +132,23 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "talk.jsonl", rows)
 
 
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 passages, each with two queries for it, and some with a wrong one; asked.jsonl beside it has a third query."""
+    directory = tmp_path_factory.mktemp("data")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    rows: list[dict[str, object]] = []
+    for word in ("what", "where", "who"):
+        for number in range(30):
+            query = f"{word} is {letters[number % 26]}{letters[number // 26]}"
+            # The passage has another word, so that its words don't tell.
+            passage = f"the story was {letters[(number + 7) % 26]}{letters[number // 26]}"
+            negatives = {"negatives": ["the sky is blue"]} if number % 5 == 0 else {}
+            rows.append({"query": query, "positive": passage, **negatives})
+    write_jsonl(directory / "asked.jsonl", rows[60:])
+    return write_jsonl(directory / "pairs.jsonl", rows[:60])
+
+
 @pytest.fixture
 def new(tmp_path: Path) -> Path:
     """24 sentences, all of a label that the reviews don't have."""

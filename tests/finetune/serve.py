@@ -1,8 +1,8 @@
 """Run as a script: what plain vLLM, in process, makes of many checkpoints.
 
 Reads [{"directory", "engine", "dtype", "inputs": [[token ids]]}] and writes one list a checkpoint and input: logits of
-a text, logits of each token, or the log probability of each token but the first. Neighbours with the same `engine`, any
-text, share one, which gets the weights of each in turn.
+a text or its vector, logits of each token, or the log probability of each token but the first. Neighbours with the same
+`engine`, any text, share one, which gets the weights of each in turn.
 """
 
 import gc
@@ -26,7 +26,11 @@ from tuneserve.server.engine import options as engine_options
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-POOLING = {pb.TASK_SEQUENCE_CLASSIFICATION: "classify", pb.TASK_TOKEN_CLASSIFICATION: "token_classify"}
+POOLING = {
+    pb.TASK_SEQUENCE_CLASSIFICATION: "classify",
+    pb.TASK_TOKEN_CLASSIFICATION: "token_classify",
+    pb.TASK_EMBEDDING: "embed",
+}
 
 
 def engine(directory: Path, manifest: pb.Checkpoint, dtype: str) -> Any:
@@ -38,7 +42,8 @@ def engine(directory: Path, manifest: pb.Checkpoint, dtype: str) -> Any:
             break
     hardware = Hardware(dtype, 1 << 26, enforce_eager=True)
     known = engine_options.arguments("m", ModelConfig(path=directory), manifest, hardware)
-    options = {key: known[key] for key in ("hf_overrides", "pooler_config", "worker_extension_cls") if key in known}
+    passed = ("runner", "convert", "hf_overrides", "pooler_config", "worker_extension_cls")
+    options = {key: known[key] for key in passed if key in known}
     if "pooler_config" in options:
         options["pooler_config"] = PoolerConfig(**options["pooler_config"])
     return LLM(

@@ -126,6 +126,16 @@ def test_the_choices_are_those_that_the_code_has() -> None:
         ({"temperature_scaling": True, "validation_size": 0.1, "problem_type": "regression"}, "temperature_scaling is"),
         ({"report_to": ["tensorboard"]}, r"report_to\[0\]: 'tensorboard' is not allowed"),
         ({"report_to": "wandb"}, "report_to: expected a list, found 'wandb'"),
+        ({"pooling": "mean"}, "pooling is given"),
+        ({"prompts": {}}, "prompts is given"),
+        ({"task": "embedding", "pooling": "max"}, "pooling: 'max' is not allowed"),
+        ({"task": "embedding", "prompts": {"title": "t"}}, "prompts: 'title' is not allowed"),
+        ({"task": "embedding", "matryoshka": [64, 64]}, "matryoshka: 64 is a duplicate"),
+        ({"task": "embedding", "method": "adalora"}, "method is adalora"),
+        ({"task": "embedding", "teacher": "big"}, "teacher is given"),
+        ({"task": "embedding", "labels": ["a"]}, "labels are given"),
+        ({"task": "embedding", "focal_gamma": 1.0}, "focal_gamma is given"),
+        ({"task": "embedding", "augment_copies": 1}, "augment_copies is given"),
         ({"class_weights": "rare"}, "class_weights: 'rare' is not allowed"),
         ({"class_weights": {"a": 0}}, "class_weights: {'a': 0} is not allowed"),
     ],
@@ -168,5 +178,6 @@ def test_the_examples_are_good() -> None:
     assert [config.load(example).task for example in examples] == [
         "generation",
         "token-classification",
+        "embedding",
         "sequence-classification",
     ]

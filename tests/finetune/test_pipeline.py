@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from tuneserve import card, checkpoint
 from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
+from tuneserve.finetune.data.tokens import encode
+from tuneserve.finetune.eval import evaluation
 from tuneserve.finetune.export import merging
 from tuneserve.finetune.model import base_models
 from tuneserve.finetune.report.tables import validate
@@ -285,6 +288,69 @@ def test_tuning_a_checkpoint_again_keeps_its_history(run: Run, tmp_path: Path, t
     assert [step.name for step in checkpoint.load(output).lineage] == [
         "base", "finetune", "merge", "finetune", "merge"
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searching(run: Run, tmp_path_factory: pytest.TempPathFactory, encoder: Path, pairs: Path) -> Path:
+    """An encoder that learned pairs, with prompts."""
+    return run(
+        tmp_path_factory.mktemp("search"),
+        task="embedding",
+        base_model=str(encoder),
+        train=str(pairs),
+        test=str(pairs.with_name("asked.jsonl")),
+        pooling="mean",
+        prompts={"query": "what ", "passage": "the "},
+        method="full",
+        epochs=40,
+        batch_size=10,
+        learning_rate=3e-3,
+    )
+
+
+def test_an_encoder_learns_which_passage_answers(searching: Path, encoder: Path, pairs: Path) -> None:
+    manifest = checkpoint.load(searching)
+    assert (manifest.task, manifest.architecture, manifest.pooling) == (pb.TASK_EMBEDDING, "BertModel", "mean")
+    assert dict(manifest.prompts) == {"query": "what ", "passage": "the "}
+    assert manifest.max_length == 64
+    assert not any("pooler" in name for name in load_file(searching / "model.safetensors"))
+    metrics = manifest.lineage[-1].metrics
+    target = replace(merging.target_of(manifest), prompts={})
+    tokenizer = base_models.load_tokenizer(str(encoder))
+    before = evaluation.evaluate(
+        base_models.load_model(target, str(encoder))[0],
+        tokenizer,
+        target,
+        rows.read(searching / checkpoint.TEST_SPLIT),
+        bf16=False,
+    )
+    assert before.metrics["ndcg@10"] < 0.5 < 0.8 < metrics["ndcg@10_low"] <= metrics["ndcg@10"]
+    assert metrics["recall@1"] > 0.9
+    assert metrics["bf16_logits_relative_difference"] < 0.1
+
+
+def test_sentence_transformers_makes_the_same_vectors(searching: Path, pairs: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(searching), device="cpu", model_kwargs={"dtype": torch.float32})
+    target, tokenizer = merging.target_of(checkpoint.load(searching)), base_models.load_tokenizer(str(searching))
+    model, _ = base_models.load_model(target, str(searching))
+    encoded = encode(tokenizer, target, rows.read(pairs)[:5])
+    ours = torch.nn.functional.normalize(torch.cat(evaluation.logits(model, tokenizer, target, encoded)))
+    found = theirs.encode([row["query"] for row in rows.read(pairs)[:5]], prompt_name="query")
+    assert torch.allclose(torch.from_numpy(found), ours, atol=1e-5)
+
+
+def test_validate_says_how_an_encoder_is_asked(
+    tmp_path: Path, encoder: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"task": "embedding", "base_model": str(encoder), "train": str(pairs), "output": "out", "max_length": 8}
+    (tmp_path / "run.yaml").write_text(json.dumps(given | {"pooling": "cls", "prompts": {"query": "what "}}))
+    found = validate(tmp_path / "run.yaml")
+    assert "pooling: cls; prompts: query 'what '" in capsys.readouterr().out
+    # [CLS] the story was h ##a [SEP], and no longer query: [CLS] what where is a ##a [SEP]
+    assert found["lengths"]["longest"] == 7
+    assert found["labels"] == {}
 
 
 def test_nothing_is_left_when_the_data_is_bad(run: Run, tmp_path: Path, encoder: Path) -> None:

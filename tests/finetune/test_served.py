@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tuneserve import checkpoint
-from tuneserve.checkpoint import rows
+from tuneserve.checkpoint import encoders, rows
 from tuneserve.checkpoint.tasks import auto_class
 from tuneserve.finetune.data.tokens import encode
 from tuneserve.finetune.export.merging import target_of
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-SEQUENCE, TOKENS, GENERATION = "sequence-classification", "token-classification", "generation"
+SEQUENCE, TOKENS, GENERATION, SEARCH = "sequence-classification", "token-classification", "generation", "embedding"
 # What changes each kind of weights enough to be seen.
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 2e-3, "lora_rank": 16, "lora_alpha": 32},
@@ -49,6 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
 RUNS = [
     *((SEQUENCE, "bert", method) for method in METHODS),
     *((TOKENS, "bert", method) for method in METHODS),
+    (SEARCH, "bert", "lora"),
+    (SEARCH, "llama", "lora"),
     *((GENERATION, "llama", method) for method in METHODS if method != "head"),
     (SEQUENCE, "roberta", "lora"),
     (TOKENS, "roberta", "lora"),
@@ -64,9 +66,11 @@ RUNS = [
 QUANTIZED: dict[tuple[str, str, str], list[str]] = {
     (SEQUENCE, "bert", "lora"): ["w8a8", "w4a16"],
     (TOKENS, "bert", "lora"): ["w8a8"],
+    (SEARCH, "bert", "lora"): ["w8a8"],
     (GENERATION, "llama", "lora"): ["w8a8", "w4a16", "int8"],
     (SEQUENCE, "roberta", "lora"): ["nf4"],
 }
+POOLING = {"bert": "mean", "llama": "last-token"}
 INPUTS = 4
 
 ByMethod = Callable[[str, str, str, Path], Path]
@@ -122,10 +126,10 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_method(
-    run: Callable[..., Path], base: Callable[[str], Path], reviews: Path, people: Path, talk: Path
+    run: Callable[..., Path], base: Callable[[str], Path], reviews: Path, people: Path, talk: Path, pairs: Path
 ) -> ByMethod:
     """by_method(task, kind, method, folder) trains a little, and returns the finished checkpoint, `folder / "out"`."""
-    data = {SEQUENCE: reviews, TOKENS: people, GENERATION: talk}
+    data = {SEQUENCE: reviews, TOKENS: people, GENERATION: talk, SEARCH: pairs}
 
     def make(task: str, kind: str, method: str, folder: Path) -> Path:
         return run(
@@ -136,6 +140,7 @@ def by_method(
             test_size=0.2,
             epochs=3,
             batch_size=8,
+            **({"pooling": POOLING[kind]} if task == SEARCH else {}),
             **{"method": method, **METHODS[method]},
         )
 
@@ -150,7 +155,7 @@ def inputs_of(directory: Path) -> list[list[int]]:
 
 
 def expected(directory: Path) -> list[Any]:
-    """What transformers answers, in float32: logits, or log probabilities of the tokens."""
+    """What transformers answers, in float32: logits, vectors, or log probabilities of the tokens."""
     import torch
 
     manifest = checkpoint.load(directory)
@@ -158,7 +163,9 @@ def expected(directory: Path) -> list[Any]:
     answers = []
     for ids in inputs_of(directory):
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([ids])).logits[0]
+            [logits] = model(input_ids=torch.tensor([ids]))[0]
+        if manifest.task == pb.TASK_EMBEDDING:
+            logits = encoders.pooled(logits[None], torch.ones(1, len(ids), dtype=torch.int64), manifest.pooling)
         if manifest.task == pb.TASK_GENERATION:
             logits = logits[:-1].log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
         answers.append(logits.tolist())

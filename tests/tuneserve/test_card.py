@@ -77,6 +77,21 @@ def test_a_quantized_checkpoint_says_so() -> None:
     assert "a drop of 0.0100, and with 95 % confidence of at most 0.0200" in text
 
 
+def test_an_encoder_is_read_by_sentence_transformers() -> None:
+    made = manifest(pooling="mean", prompts={"query": "q: "})
+    made.task = pb.TASK_EMBEDDING
+    del made.labels[:]
+    made.lineage[-1].metrics.update({"ndcg@10": 0.8, "ndcg@10_low": 0.7, "ndcg@10_high": 0.9})
+    text = card.text(made)
+    assert "an encoder for search" in text
+    assert 'SentenceTransformer("PATH").encode("The film was good.", prompt_name="query")' in text
+    assert "call embed" in text
+    assert "| ndcg@10 | 0.8000 | 0.7000 to 0.9000 |" in text
+    data = ModelCard(text).data
+    assert data.library_name == "sentence-transformers"
+    assert ("ndcg_at_10", 0.8) in [(one.metric_type, one.metric_value) for one in data.eval_results]
+
+
 @pytest.mark.parametrize(
     ("task", "template", "call"),
     [

@@ -69,6 +69,17 @@ def further_steps(directory: Path) -> list[str]:
     return [kind for kind, _ in _steps(directory) if kind not in _PLAIN]
 
 
+def pooled(hidden: Any, mask: Any, pooling: str) -> Any:
+    """Returns one vector for each text, in fp32: [texts, width] of [texts, tokens, width]. Padding is on the right."""
+    hidden = hidden.float()
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last-token":
+        return hidden[list(range(len(hidden))), mask.sum(1) - 1]
+    weights = mask[..., None].to(hidden)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
 def write(directory: Path, pooling: str, prompts: Mapping[str, str], size: int, max_length: int) -> None:
     """Writes the files; `size` is that of a vector."""
     steps = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]

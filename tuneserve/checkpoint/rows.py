@@ -8,6 +8,7 @@
     generation               {"messages": [{"role": str, "content": str}, ...]}   the last one is the answer
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"prompt": str, "completion": str}
+    embedding                {"query": str, "positive": str, "negatives": [str, ...] (optional)}
 
 finetune reads users' own files, in all formats; this module only writes and reads this schema.
 """
@@ -36,7 +37,7 @@ def input_key(row: Row) -> str:
     if "messages" in row:
         tools = {"tools": row["tools"]} if row.get("tools") else {}
         return dumps({"messages": row["messages"][:-1]} | tools)
-    return dumps({key: row[key] for key in ("text", "text_pair", "prompt") if key in row})
+    return dumps({key: row[key] for key in ("text", "text_pair", "prompt", "query") if key in row})
 
 
 def digest(key: str) -> bytes:

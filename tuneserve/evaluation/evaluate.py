@@ -15,7 +15,7 @@ from tuneserve import checkpoint
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row, read
 from tuneserve.checkpoint.seen import unseen
-from tuneserve.checkpoint.tasks import TRAINABLE, Headline
+from tuneserve.checkpoint.tasks import Headline
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality, significance
 from tuneserve.evaluation.measurement import MODEL, PROMPTS, Measurement, measure_at
@@ -101,8 +101,6 @@ def kept_rows(directory: Path, split: pb.TestSplit, instead: str) -> list[Row]:
 
 def check_rows(manifest: pb.Checkpoint, rows: Sequence[Row]) -> None:
     """Raises UserError naming the first row that does not fit the checkpoint's task or labels."""
-    if manifest.task not in TRAINABLE.values():
-        raise UserError("an encoder of embeddings can't be measured", "measure a classifier or a generation model")
     if not rows:
         raise UserError("no rows to measure on", "give at least one row")
     for number, row in enumerate(rows, start=1):
@@ -141,6 +139,14 @@ def _problem(manifest: pb.Checkpoint, row: Row) -> str:
         if not isinstance(messages, list) or len(messages) < 2 or messages[-1].get("role") != "assistant":
             return "needs `messages` that end with the assistant's answer, or `prompt` and `completion`"
         return ""
+    if manifest.task == pb.TASK_EMBEDDING:
+        negatives = row.get("negatives", [])
+        texts = [row.get("query"), row.get("positive"), *(negatives if isinstance(negatives, list) else [None])]
+        return (
+            ""
+            if all(map(_is_text, texts))
+            else "needs `query` and `positive`, and `negatives`, if any, as a list of texts"
+        )
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
         if not _is_text(row.get("text")) or not isinstance(row.get("entities"), list):
             return "needs `text` and `entities`, or `tokens` and `tags`, lists of the same length"

@@ -2,6 +2,7 @@
 
     sequence classification   every row once, in batches: accuracy and texts a second
     token classification      the same: entity F1 of the spans
+    embedding                 every query and passage once, in batches: nDCG of each query's search among all passages
     generation                every answer scored token by token: perplexity; then greedy answers, compared with the
                               expected ones: token F1; then, separately, greedy generation for PROMPTS prompts at
                               once, NEW_TOKENS tokens each: output tokens a second, prompt processing included
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import grpc
+import numpy as np
 from google.protobuf import json_format
 from tqdm import tqdm
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint import encoders
 from tuneserve.checkpoint.entities import Span, spans_of
 from tuneserve.checkpoint.examples import Example, example
 from tuneserve.checkpoint.rows import Row
@@ -34,9 +37,11 @@ from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation import quality
 from tuneserve.evaluation.latency import Latency, latency
+from tuneserve.evaluation.retrieval import Library, search
 from tuneserve.v1 import checkpoint_pb2 as pb
-from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2, generation_pb2, model_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
@@ -77,7 +82,7 @@ class Measurement:
     seconds: float
     throughput: float
     unit: Literal["texts/s", "tokens/s"]
-    # The predicted label, labels or entities of each row, for comparing two checkpoints. Empty for generation.
+    # The predicted label, labels, entities or passage of each row, for comparing two checkpoints. Empty for generation.
     predictions: list[Any] = field(default_factory=list, repr=False)
     # The terms of the headline metric, row by row, for `significance`.
     row_sums: quality.RowSums = field(default_factory=list, repr=False)
@@ -92,6 +97,8 @@ def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], direc
     with calling(address) as channel:
         if manifest.task == pb.TASK_GENERATION:
             return _measure_generation(channel, manifest, rows, directory)
+        if manifest.task == pb.TASK_EMBEDDING:
+            return _measure_retrieval(channel, manifest, rows)
         tagging = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
         return (_measure_tagging if tagging else _measure_classification)(channel, manifest, rows)
 
@@ -192,6 +199,26 @@ def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seque
     return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
 
 
+def _measure_retrieval(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
+    library, call = Library.of(rows), EmbeddingServiceStub(channel).Embed
+    query, passage = (encoders.prompt(manifest.prompts, names) for names in (encoders.QUERY, encoders.PASSAGE))
+    texts = [{"text": query + text} for text in library.queries]
+    texts += [{"text": passage + text} for text in library.passages]
+
+    def embed(batch: Sequence[Row]) -> list[Sequence[float]]:
+        request = embedding_pb2.EmbedRequest(
+            model=MODEL, texts=[row["text"] for row in batch], truncation=common_pb2.TRUNCATION_END
+        )
+        return [list(result.values) for result in call(request, timeout=CALL_SECONDS).results]
+
+    vectors, seconds = _timed_batches(channel, embed, texts)
+    single = latency(lambda row: embed([_unseen_text(row)]), texts[:SINGLE_TEXTS])
+    found = search(*np.split(np.asarray(vectors), [len(library.queries)]))
+    metrics, sums = quality.retrieval(library.right(found), library.relevant)
+    predictions = [library.passages[places[0]] for places in found]
+    return Measurement(metrics, len(rows), seconds, len(texts) / seconds, "texts/s", predictions, sums, single)
+
+
 def _measure_generation(
     channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path
 ) -> Measurement:
@@ -254,8 +281,9 @@ def _unseen(ready: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 
 
 def _unseen_text(row: Row) -> Row:
-    """Returns the row with a random number before its text, which no server has seen; its answer is not used."""
-    return row | {"text": f"{random.randrange(10**7, 10**8)} {row['text']}"}
+    """Returns the row with a random number before its texts, which no server has seen; its answer is not used."""
+    number = random.randrange(10**7, 10**8)
+    return row | {key: f"{number} {row[key]}" for key in ("text", "query", "positive") if key in row}
 
 
 def _tokens_per_second(service: GenerationServiceStub, ready: Sequence[Sequence[int]], new: int) -> float:

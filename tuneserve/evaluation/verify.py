@@ -2,6 +2,7 @@
 
     classification        the best label of each text, and every score
     token classification  the entities of each text, and their scores
+    embedding             the cosine of the two vectors of each text; the difference is what it lacks to 1
     generation            the token ids of each prompt, and the log probability of each token of it and its answer
 
 A classifier's temperature is left out of both: the raw outputs are compared, as probabilities. transformers computes in
@@ -17,7 +18,7 @@ from typing import Any
 import grpc
 
 from tuneserve import checkpoint
-from tuneserve.checkpoint import entities
+from tuneserve.checkpoint import encoders, entities
 from tuneserve.checkpoint.examples import answer, example
 from tuneserve.checkpoint.rows import Row
 from tuneserve.checkpoint.tasks import auto_class
@@ -26,8 +27,9 @@ from tuneserve.evaluation import measurement
 from tuneserve.evaluation.evaluate import check_rows, held_out_rows
 from tuneserve.serving import serving
 from tuneserve.v1 import checkpoint_pb2 as pb
-from tuneserve.v1 import classification_pb2, common_pb2, generation_pb2
+from tuneserve.v1 import classification_pb2, common_pb2, embedding_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
+from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,11 @@ TOLERANCE = 0.05
 # The differences that rounding explains, mean and maximum: of probabilities, and of log probabilities in nats. Seen:
 # 0.05 nats in the mean for a small model in bf16, 0.2 when one of its layers was halved.
 _PROBABILITIES = (0.01, 0.25)
-_LIMITS = {pb.TASK_GENERATION: (0.1, 1.0)}
+_LIMITS = {
+    pb.TASK_GENERATION: (0.1, 1.0),
+    # Of cosines. Another pooling is 0.07 and more away.
+    pb.TASK_EMBEDDING: (0.005, 0.05),
+}
 _BATCH = 16
 # Inputs for checkpoints that keep no rows; only the agreement of the answers counts.
 _TEXTS = (
@@ -95,6 +101,7 @@ def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint,
         pb.TASK_SEQUENCE_CLASSIFICATION: _texts,
         pb.TASK_TOKEN_CLASSIFICATION: _words,
         pb.TASK_GENERATION: _answers,
+        pb.TASK_EMBEDDING: _vectors,
     }
     with measurement.calling(address) as channel:
         found = list(by_task[manifest.task](channel, name, directory, manifest, rows))
@@ -174,6 +181,28 @@ def _words(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
         yield same, [abs(served[key] - ours[key]) for key in served.keys() & ours.keys()]
 
 
+def _vectors(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
+    import torch
+
+    model, tokenizer = _load(directory, manifest.task, _limit(channel, name))
+    for prompts, key in ((encoders.QUERY, "query"), (encoders.PASSAGE, "positive")):
+        prompt = next((one for one in prompts if one in manifest.prompts), None)
+        for batch in measurement.batches(rows, _BATCH):
+            texts = [row[key] for row in batch]
+            request = embedding_pb2.EmbedRequest(
+                model=name, texts=texts, prompt_name=prompt, truncation=common_pb2.TRUNCATION_END
+            )
+            results = EmbeddingServiceStub(channel).Embed(request, timeout=measurement.CALL_SECONDS).results
+            for text, result in zip(texts, results, strict=True):
+                whole = encoders.prompt(manifest.prompts, prompts) + text
+                encoded = tokenizer(whole, truncation=True, return_tensors="pt")
+                with torch.inference_mode():
+                    hidden = model(**encoded).last_hidden_state
+                ours = encoders.pooled(hidden, encoded["attention_mask"], manifest.pooling)[0]
+                served = torch.tensor(list(result.values))
+                yield True, [1 - float(torch.cosine_similarity(ours, served, dim=0))]
+
+
 def _answers(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
     import torch
 
@@ -224,6 +253,8 @@ def sentences(manifest: pb.Checkpoint) -> list[Row]:
     """Returns rows for a checkpoint that keeps none; their expected answers are not used."""
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
         return [{"text": text, "entities": []} for text in _TEXTS]
+    if manifest.task == pb.TASK_EMBEDDING:
+        return [{"query": text, "positive": text} for text in _TEXTS]
     if manifest.task == pb.TASK_GENERATION:
         return [{"prompt": text, "completion": " It was."} for text in _TEXTS]
     label: Any = 0.0 if manifest.problem_type == pb.PROBLEM_TYPE_REGRESSION else manifest.labels[0]

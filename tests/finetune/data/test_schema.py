@@ -27,6 +27,41 @@ def test_several_labels_in_a_csv_cell(tmp_path: Path) -> None:
     assert dataset.load(settings(path, problem_type="multi-label")).train[0]["labels"] == ["x", "y"]
 
 
+def test_pairs_and_triplets(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "d.jsonl",
+        *({"query": f"q{n}", "positive": f"p{n}"} for n in range(8)),
+        {"query": "q8", "positive": "p8", "negatives": ["p1", "p2"]},
+        {"query": "q9", "positive": "p9", "negatives": None},
+    )
+    found = dataset.load(settings(path, "embedding"))
+    rows = {row["query"]: row for row in [*found.train, *found.test]}
+    assert rows["q8"] == {"query": "q8", "positive": "p8", "negatives": ["p1", "p2"]}
+    assert rows["q9"] == {"query": "q9", "positive": "p9"}
+    assert (found.labels, found.label_distribution()) == ([], {})
+    path = tmp_path / "d.csv"
+    path.write_text("anchor,positive,negative\n" + "".join(f"a{n},b{n},{'c' * (n % 2)}\n" for n in range(10)))
+    names = {"query": "anchor", "negatives": "negative"}
+    rows = {row["query"]: row for row in dataset.load(settings(path, "embedding", columns=names)).train}
+    assert {len(row.get("negatives", [])) for row in rows.values()} == {0, 1}
+
+
+def test_bad_pairs(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "d.jsonl",
+        {"query": "a"},
+        {"query": " ", "positive": "b"},
+        {"query": "a", "positive": "b", "negatives": 3},
+        {"query": "a", "positive": "b", "negatives": ["c", ""]},
+        {"query": "a", "positive": "b", "negatives": ["c", "b"]},
+    )
+    with pytest.raises(UserError, match="5 bad rows") as caught:
+        dataset.load(settings(path, "embedding"))
+    text = str(caught.value)
+    for part in ("no positive", "query is blank", "not a list of texts", "negative 2 is blank", "among the negatives"):
+        assert part in text
+
+
 def test_tags_become_iob2(tmp_path: Path) -> None:
     path = tmp_path / "d.conll"
     path.write_text("in O\nNew I-LOC\nYork I-LOC\nAnna I-PER\nBob B-PER\n\n" * 3 + "a O\nb I-PER\nc B-LOC\nd I-LOC\n\n")

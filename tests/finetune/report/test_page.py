@@ -16,6 +16,7 @@ from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row
 from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
+from tuneserve.evaluation import quality
 from tuneserve.finetune import config
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.tokens import Target
@@ -135,6 +136,18 @@ def test_texts_and_labels_are_only_shown() -> None:
     page = page_of(classified())
     assert f"text 9 {EVIL}" in page.cells
     assert EVIL in page.cells
+
+
+def test_a_search_shows_what_it_missed() -> None:
+    rows: list[Row] = [{"query": f"query {n} {EVIL}", "positive": f"passage {n}"} for n in range(6)]
+    metrics, sums = quality.retrieval([[True], [False, True], *[[True]] * 4], [1] * 6)
+    predicted = ["passage 0", "passage 9", *(f"passage {n}" for n in range(2, 6))]
+    answers = Answers(metrics, [1 - value for value, _ in sums], predicted, row_sums=sums)
+    page = page_of(finished(rows, answers, [], task="embedding", pooling="mean"))
+    assert page.headings[:3] == ["Training", "Search", "Missed passages"]
+    missed = page.cells.index(f"query 1 {EVIL}")
+    assert page.cells[missed + 1 : missed + 4] == ["passage 1", "passage 9", "0.63"]
+    assert not any(cell.startswith("query 0") for cell in page.cells)
 
 
 def test_many_labels_fit(tmp_path: Path) -> None:

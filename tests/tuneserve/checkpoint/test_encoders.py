@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tuneserve import checkpoint
 from tuneserve.checkpoint import encoders
@@ -93,6 +94,16 @@ def test_nothing_outside_of_the_checkpoint_is_read(tmp_path: Path) -> None:
     steps[1]["path"] = "../../1_Pooling"
     (tmp_path / "modules.json").write_text(json.dumps(steps))
     assert encoders.pooling(tmp_path) == "mean"
+
+
+def test_pooled_vectors() -> None:
+    hidden = torch.arange(24, dtype=torch.bfloat16).view(2, 3, 4)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    found = {how: encoders.pooled(hidden, mask, how) for how in encoders.POOLINGS}
+    assert {vectors.dtype for vectors in found.values()} == {torch.float32}
+    assert found["mean"].tolist() == [[4, 5, 6, 7], [14, 15, 16, 17]]
+    assert found["cls"].tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
+    assert found["last-token"].tolist() == [[8, 9, 10, 11], [16, 17, 18, 19]]
 
 
 def test_the_first_known_prompt_counts() -> None:

@@ -24,6 +24,7 @@ TOPICS = pb.Checkpoint(
 )
 TAGGER = pb.Checkpoint(task=pb.TASK_TOKEN_CLASSIFICATION, labels=["O", "B-PER", "I-PER"])
 GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
+ENCODER = pb.Checkpoint(task=pb.TASK_EMBEDDING)
 PERSON = {"start": 0, "end": 1, "label": "PER"}
 
 
@@ -47,6 +48,10 @@ PERSON = {"start": 0, "end": 1, "label": "PER"}
         (TAGGER, {"text": "ab", "entities": ["PER"]}, "{start, end, label}"),
         (TAGGER, {"text": "", "entities": []}, "needs `text` and `entities`"),
         (GENERATOR, {"prompt": "", "completion": "x"}, "needs `messages`"),
+        (ENCODER, {"query": "x", "positive": ""}, "needs `query` and `positive`"),
+        (ENCODER, {"query": "x", "positive": "y", "negatives": [1]}, "a list of texts"),
+        (ENCODER, {"query": "x", "positive": "y", "negatives": "z"}, "a list of texts"),
+        (ENCODER, {"text": "x"}, "needs `query` and `positive`"),
         (GENERATOR, {"messages": [{"role": "user", "content": "hi"}]}, "needs `messages`"),
     ],
 )
@@ -55,6 +60,7 @@ def test_rows_that_do_not_fit_are_named(manifest: pb.Checkpoint, row: rows.Row, 
         CLASSIFIER.task: {"text": "x", "label": "good", "labels": []},
         TAGGER.task: {"text": "a", "entities": [PERSON]},
         GENERATOR.task: {"prompt": "x", "completion": "y"},
+        ENCODER.task: {"query": "x", "positive": "y", "negatives": ["z"]},
     }[manifest.task]
     evaluate.check_rows(manifest, [good])
     with pytest.raises(UserError) as caught:

@@ -17,7 +17,8 @@ from tuneserve.errors import StepFailed
 from tuneserve.evaluation import measurement
 from tuneserve.v1 import checkpoint_pb2 as pb
 from tuneserve.v1 import classification_pb2 as cls
-from tuneserve.v1 import classification_pb2_grpc, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from tuneserve.v1 import classification_pb2_grpc, embedding_pb2_grpc, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from tuneserve.v1 import embedding_pb2 as emb
 from tuneserve.v1 import generation_pb2 as gen
 
 Measured = Callable[..., Awaitable[measurement.Measurement]]
@@ -34,6 +35,7 @@ GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
 
 class Fake(
     classification_pb2_grpc.ClassificationServiceServicer,
+    embedding_pb2_grpc.EmbeddingServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
 ):
@@ -75,6 +77,13 @@ class Fake(
             results.append(cls.TokenClassification(spans=spans))
         return cls.ClassifyTokensResponse(results=results)
 
+    async def Embed(self, request: emb.EmbedRequest, context: Any) -> emb.EmbedResponse:
+        self.batches.append(len(request.texts))
+        self.texts += request.texts
+        # One number for each letter: a text is near to those of the same letters.
+        counts = ([text.count(chr(code)) for code in range(ord("a"), ord("z") + 1)] for text in request.texts)
+        return emb.EmbedResponse(results=[emb.Embedding(values=values) for values in counts])
+
     async def Generate(self, request: gen.GenerateRequest, context: Any) -> gen.GenerateResponse:
         self.generated.append(request)
         ids, sampling = request.prompt.token_ids.ids, request.sampling
@@ -98,6 +107,7 @@ def fake() -> Fake:
 async def address(fake: Fake) -> AsyncIterator[str]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(fake, server)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(fake, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -146,6 +156,22 @@ async def test_classification(fake: Fake, address: str, measured: Measured) -> N
     assert sorted(fake.batches) == [1] * 51 + [8, 64, 64, 64, 64]
     assert result.latency
     assert 0 < result.latency.p50_ms <= result.latency.p95_ms
+
+
+async def test_search(fake: Fake, address: str, measured: Measured) -> None:
+    encoder = pb.Checkpoint(task=pb.TASK_EMBEDDING, prompts={"query": "0 ", "document": "1 "})
+    words = ["film", "sky", "law", "rain"]
+    test_rows: list[rows.Row] = [{"query": word, "positive": f"{word} {word}"} for word in words]
+    # The last one is nearer to another passage than to its own.
+    test_rows += [{"query": "art", "positive": "a bb", "negatives": ["rat"]}]
+    result = await measured(address, encoder, test_rows)
+    assert result.metrics["recall@1"] == 4 / 5
+    assert result.metrics["recall@10"] == 1
+    assert 0.8 < result.metrics["ndcg@10"] < 1
+    assert result.predictions == ["film film", "sky sky", "law law", "rain rain", "rat"]
+    assert [value for value, _ in result.row_sums[:4]] == [1, 1, 1, 1]
+    assert {"0 film", "1 film film", "1 rat"} <= set(fake.texts)
+    assert result.throughput == pytest.approx(11 / result.seconds)
 
 
 async def test_batches_fit_the_server(fake: Fake, address: str, measured: Measured) -> None:
