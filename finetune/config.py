@@ -47,8 +47,11 @@ METHODS: Mapping[Method, float] = {
 ENTITIES: Mapping[str, Any] = {"learning_rate": 2e-4, "epochs": 14.0, "lora_rank": 64}
 ENTITIES_SCALE = 4
 _OF_ENTITIES = "token-classification with lora: "
-# The tasks with labels.
+# The tasks with labels, and those of queries and passages.
 CLASSIFIERS = ("sequence-classification", "token-classification")
+PAIRS = ("embedding", "ranking")
+# Wrong passages for each right one, by default.
+RANKED = 4
 # Settings whose values may be paths.
 PATHS = ("base_model", "continue_from", "train", "replay", "test", "teacher", "output")
 # Settings that change the loss.
@@ -69,7 +72,7 @@ class FinetuneConfig(Settings):
 
     model_config = ConfigDict(json_schema_extra=_schema)
 
-    task: Literal["sequence-classification", "token-classification", "generation", "embedding"] = Field(
+    task: Literal["sequence-classification", "token-classification", "generation", "embedding", "ranking"] = Field(
         description="the model's task"
     )
     base_model: PathOrId = Field(
@@ -117,6 +120,17 @@ class FinetuneConfig(Settings):
     matryoshka: Sizes | None = Field(
         default=None,
         description="embedding: numbers of first dimensions that are trained to be good vectors by themselves",
+    )
+    mined_negatives: int | None = Field(
+        default=None,
+        ge=0,
+        description="embedding and ranking: number of wrong passages added to each row: the most similar ones of other "
+        f"rows; null: {RANKED} for ranking, 0 for embedding",
+    )
+    ranking_loss: Literal["bce", "listwise"] = Field(
+        default="bce",
+        description="ranking: bce: whether each pair is right, so that scores are probabilities; listwise: the right "
+        "passage among the wrong ones",
     )
     group_column: Text | None = Field(
         default=None, description="rows with the same value in this column are either all trained on or all held out"
@@ -273,6 +287,10 @@ class FinetuneConfig(Settings):
         for key in ("pooling", "prompts", "matryoshka"):
             if key in given and self.task != "embedding":
                 raise Refused(f"{key} is given", "only embedding has vectors")
+        if "mined_negatives" in given and self.task not in PAIRS:
+            raise Refused("mined_negatives is given", f"it is for {' and '.join(PAIRS)}")
+        if "ranking_loss" in given and self.task != "ranking":
+            raise Refused("ranking_loss is given", "it is for ranking")
         for key in ("labels", "class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha", "teacher"):
             if getattr(self, key) and self.problem_type == "regression":
                 raise Refused(f"{key} is given", "a regression has numbers, not classes")
@@ -294,14 +312,14 @@ class FinetuneConfig(Settings):
             raise Refused("teacher is given", "adalora has a loss of its own: choose another method")
         if self.packing and self.task != "generation":
             raise Refused("packing is given", "it is for generation; classifiers have one answer a row")
-        if self.teacher and self.task == "embedding":
-            raise Refused("teacher is given", "embedding learns from pairs alone")
+        if self.teacher and self.task in PAIRS:
+            raise Refused("teacher is given", f"{self.task} learns from pairs alone")
         for key in OBJECTIVE:
             if getattr(self, key) and self.task not in CLASSIFIERS:
                 raise Refused(f"{key} is given", "it is for classifiers; neftune_alpha is for every task")
             if getattr(self, key) and self.method == "adalora":
                 raise Refused(f"{key} is given", "adalora has a loss of its own: choose another method")
-        if self.method == "adalora" and self.task == "embedding":
+        if self.method == "adalora" and self.task in PAIRS:
             raise Refused("method is adalora", "it has a loss of its own: choose another method")
         if self.method == "adalora" and (self.validation_size or self.save_steps):
             key = "validation_size" if self.validation_size else "save_steps"
@@ -380,4 +398,6 @@ def _defaults(config: FinetuneConfig) -> dict[str, Any]:
     if config.task == "token-classification" and config.method == "lora":
         rank = config.lora_rank if "lora_rank" in config.model_fields_set else ENTITIES["lora_rank"]
         defaults = {**ENTITIES, "lora_alpha": ENTITIES_SCALE * rank}
+    if config.task in PAIRS:
+        defaults["mined_negatives"] = RANKED if config.task == "ranking" else 0
     return {key: value for key, value in defaults.items() if key not in config.model_fields_set}

@@ -19,7 +19,7 @@ from tuneserve.checkpoint.tasks import TRAINABLE
 from tuneserve.errors import UserError
 from tuneserve.finetune import preparation
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import dataset, kept_rows, previous
+from tuneserve.finetune.data import dataset, kept_rows, negatives, previous
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import encode, lengths
@@ -144,7 +144,7 @@ def train_model(
             encoded = DiskRows(row | answer for row, answer in zip(encoded, answers, strict=True))
             # Frees its memory.
             teacher = None
-    validation = encode(tokenizer, target, split.validation)
+    validation = encode(tokenizer, target, negatives.mined(split.validation, config))
     if config.packing:
         from tuneserve.finetune.data import packing
 

@@ -10,7 +10,7 @@ from tuneserve.checkpoint import examples
 from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import augmentation, dataset, tokens
+from tuneserve.finetune.data import augmentation, dataset, negatives, tokens
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.model import base_models, pooling
@@ -38,7 +38,7 @@ def prepare(config: FinetuneConfig, split: Data) -> Ready:
     split = usable(config, split, target, tokenizer)
     if split.left_out:
         logger.warning(dataset.left_out(split))
-    train = augmentation.augmented(split.train, config)
+    train = negatives.mined(augmentation.augmented(split.train, config), config)
     encoded = encode(tokenizer, target, train, config.train_on)
     if more := len(encoded) - len(train):
         logger.info("%d answers are rendered differently when turns follow: each is trained in a row of its own", more)

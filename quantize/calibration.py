@@ -82,6 +82,8 @@ def _length(row: dict[str, list[int]]) -> int:
 
 
 def _parts(manifest: pb.Checkpoint, row: Row) -> list[Row]:
+    if manifest.task == pb.TASK_RANKING:
+        return [{"text": row["query"], "text_pair": row["positive"]}]
     if manifest.task != pb.TASK_EMBEDDING:
         return [row]
     texts = (encoders.QUERY, row["query"]), (encoders.PASSAGE, row["positive"])

@@ -21,6 +21,7 @@ _KINDS = {
     pb.PROBLEM_TYPE_MULTI_LABEL: "a classifier: any number of its labels for each text",
     pb.PROBLEM_TYPE_REGRESSION: "a model that gives each text a number",
 }
+_SEARCH = (pb.TASK_EMBEDDING, pb.TASK_RANKING)
 # The metrics for which the hub has a name.
 _METRICS = {
     "accuracy": "accuracy",
@@ -86,7 +87,7 @@ def _front_matter(manifest: pb.Checkpoint, name: str, base: str, settings: dict[
         ModelCardData(
             base_model=base,
             base_model_relation="quantized" if manifest.quantization else "finetune",
-            library_name="sentence-transformers" if manifest.task == pb.TASK_EMBEDDING else "transformers",
+            library_name="sentence-transformers" if manifest.task in _SEARCH else "transformers",
             pipeline_tag=task,
             tags=["tuneserve", settings["method"], *filter(None, [manifest.quantization])],
             model_name=name,
@@ -99,6 +100,7 @@ def _about(manifest: pb.Checkpoint, trained: pb.Step, base: str, settings: dict[
     kinds = {
         pb.TASK_TOKEN_CLASSIFICATION: "a model that finds entities in texts",
         pb.TASK_GENERATION: "a text generator",
+        pb.TASK_RANKING: "a cross-encoder: the score of a query with a passage",
         pb.TASK_EMBEDDING: "an encoder for search: texts as vectors, a query near the passages that answer it",
     }
     kind = kinds.get(manifest.task) or _KINDS[manifest.problem_type]
@@ -177,6 +179,11 @@ def _use(manifest: pb.Checkpoint) -> str:
         library, prompt = "sentence-transformers", ', prompt_name="query"' if "query" in manifest.prompts else ""
         loaded[0] = "from sentence_transformers import SentenceTransformer"
         loaded[2] = f'print(SentenceTransformer("PATH").encode({example}{prompt}))'
+    if manifest.task == pb.TASK_RANKING:
+        library, pair = "sentence-transformers", '"How was the film?", "The film was good."'
+        served[1] = f"echo {example} | tuneserve call rank --model mine " + '"How was the film?"'
+        loaded[0] = "from sentence_transformers import CrossEncoder"
+        loaded[2] = f'print(CrossEncoder("PATH").predict([({pair})]))'
     lines = ["Served over gRPC on vLLM:", "", "```sh", *served, "```", ""]
     lines += [f"In {library}:", "", "```python", *loaded, "```"]
     return "\n".join(["## Use", "", *lines])
@@ -190,8 +197,8 @@ def _limits(manifest: pb.Checkpoint) -> str:
     ]
     if manifest.task == pb.TASK_GENERATION:
         lines.append("It writes likely text, which is not always true.")
-    elif manifest.task == pb.TASK_EMBEDDING:
-        lines.append("Its cosines order passages; they are no probabilities.")
+    elif manifest.task in _SEARCH:
+        lines.append("Its scores order passages. Which score is good enough depends on the queries.")
     elif manifest.problem_type != pb.PROBLEM_TYPE_REGRESSION:
         lines.append("It knows only its own labels, and answers with them whatever the text is.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)

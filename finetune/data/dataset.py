@@ -28,7 +28,7 @@ from tuneserve.finetune.data.split import GROUP, Table, counted_labels, first_of
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 20
-NUMBER = "score"  # the name of a regression's only output
+NUMBER = "score"  # the name of the only output of a regression, and of ranking
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def _labels(config: FinetuneConfig, found: Iterable[str], old: Sequence[str]) ->
 
     For tokens: O, and then B- and I- of each type.
     """
+    if config.task == "ranking" or config.problem_type == "regression":
+        return [NUMBER]
     if config.task not in CLASSIFIERS:
         return []
-    if config.problem_type == "regression":
-        return [NUMBER]
     known = dict.fromkeys(_names(config, old))
     names = list(config.labels) if config.labels else list(dict.fromkeys([*known, *sorted(found)]))
     if lacking := [name for name in known if name not in names]:

@@ -31,6 +31,7 @@ _FORMATS: dict[str, list[tuple[set[str], ...]]] = {
         ({"label", "labels"}, {"entities", "spans"}),
     ],
     "embedding": [],
+    "ranking": [],
     "generation": [({"prompt", "completion"}, {"messages"}, {"conversations"}, {"instruction", "input", "output"})],
 }
 
@@ -250,4 +251,5 @@ _BY_TASK: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
     "token-classification": lambda raw, _: _token_row(raw),
     "generation": _generation_row,
     "embedding": lambda raw, _: _pair_row(raw),
+    "ranking": lambda raw, _: _pair_row(raw),
 }

@@ -34,7 +34,8 @@ class Target:
 def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> DiskRows:
     """Returns `input_ids`, `attention_mask`, `labels` and the model's other inputs, one dict a row, not padded.
 
-    A row of embedding is its query, with the passages as `documents`: dicts of the same kind, the right one first.
+    A row of embedding is its query, with the passages as `documents`: dicts of the same kind, the right one first. One
+    of ranking is the query with the right passage, and `documents` are the query with each of the others.
     With `train_on: all-turns` every answer of a conversation has labels, and some conversations give several dicts.
     Metrics are always of the last answer, because a later measurement does not know how the model was trained.
     """
@@ -43,7 +44,9 @@ def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = 
     if target.task == "token-classification":
         return DiskRows(_entities(tokenizer, rows, target.labels, target.max_length))
     if target.task == "embedding":
-        return DiskRows(_pairs(tokenizer, rows, target))
+        return DiskRows(_queries(tokenizer, rows, target))
+    if target.task == "ranking":
+        return DiskRows(_pairs(tokenizer, rows, target.max_length))
     return DiskRows(_answers(tokenizer, rows, target.max_length, train_on))
 
 
@@ -83,17 +86,24 @@ def _sequences(tokenizer: Any, rows: Iterable[Row], labels: Sequence[str], max_l
         yield item
 
 
-def texts(tokenizer: Any, given: Iterable[str], max_length: int) -> Iterator[Row]:
-    """Yields the model's inputs for each text."""
-    for text in given:
-        yield dict(tokenizer(text, truncation=True, max_length=max_length))
+def texts(tokenizer: Any, given: Iterable[tuple[str, ...]], max_length: int) -> Iterator[Row]:
+    """Yields the model's inputs for each text, or pair of texts."""
+    for one in given:
+        yield dict(tokenizer(*one, truncation=True, max_length=max_length))
 
 
-def _pairs(tokenizer: Any, rows: Iterable[Row], target: Target) -> Iterator[Row]:
+def _pairs(tokenizer: Any, rows: Iterable[Row], max_length: int) -> Iterator[Row]:
+    for row in rows:
+        pairs = ((row["query"], passage) for passage in (row["positive"], *row.get("negatives", ())))
+        first, *documents = texts(tokenizer, pairs, max_length)
+        yield first | {"documents": documents}
+
+
+def _queries(tokenizer: Any, rows: Iterable[Row], target: Target) -> Iterator[Row]:
     query, passage = (encoders.prompt(target.prompts, names) for names in (encoders.QUERY, encoders.PASSAGE))
     for row in rows:
         given = [query + row["query"], *(passage + text for text in (row["positive"], *row.get("negatives", ())))]
-        first, *documents = texts(tokenizer, given, target.max_length)
+        first, *documents = texts(tokenizer, ((text,) for text in given), target.max_length)
         yield first | {"documents": documents}
 
 

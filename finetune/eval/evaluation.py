@@ -12,7 +12,9 @@ from tqdm import tqdm
 from tuneserve.checkpoint import encoders, entities, examples
 from tuneserve.checkpoint.rows import Row
 from tuneserve.evaluation import quality, retrieval, significance
+from tuneserve.finetune.config import PAIRS
 from tuneserve.finetune.data import tokens
+from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
 
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
@@ -38,8 +40,8 @@ class Answers:
 
 def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
     """Returns the model's answers to rows, with the metrics of the target's task."""
-    if target.task == "embedding":
-        return _retrieval(model, tokenizer, target, rows, bf16)
+    if target.task in PAIRS:
+        return (_retrieval if target.task == "embedding" else _ranking)(model, tokenizer, target, rows, bf16)
     encoded = encode(tokenizer, target, rows)
     if target.task == "generation":
         return _generation(model, tokenizer, encoded, bf16)
@@ -55,11 +57,21 @@ def _retrieval(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], 
 
     def vectors(names: tuple[str, ...], given: Sequence[str]) -> Any:
         before = encoders.prompt(target.prompts, names)
-        encoded = list(tokens.texts(tokenizer, (before + text for text in given), target.max_length))
+        encoded = DiskRows(tokens.texts(tokenizer, ((before + text,) for text in given), target.max_length))
         return torch.cat(logits(model, tokenizer, target, encoded, bf16)).numpy()
 
     queries, passages = vectors(encoders.QUERY, library.queries), vectors(encoders.PASSAGE, library.passages)
-    found = retrieval.search(queries, passages)
+    return _found(library, retrieval.search(queries, passages))
+
+
+def _ranking(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
+    """Each query's shortlist is ranked."""
+    library = retrieval.Library.of(rows)
+    encoded = DiskRows(tokens.texts(tokenizer, library.pairs, target.max_length))
+    return _found(library, library.ranked(torch.cat(logits(model, tokenizer, target, encoded, bf16))[:, 0].tolist()))
+
+
+def _found(library: retrieval.Library, found: Sequence[Sequence[int]]) -> Answers:
     metrics, sums = quality.retrieval(library.right(found), library.relevant)
     return Answers(
         metrics,
@@ -154,7 +166,7 @@ def each(
     """Yields (index of a row, its tensor as in `logits`), in the order in which rows are computed."""
     for indices, output in _forward(model, tokenizer, encoded, bf16, target.pooling):
         for place, index in enumerate(indices):
-            if target.task in ("sequence-classification", "embedding"):
+            if target.task in ("sequence-classification", *PAIRS):
                 chosen = output[place : place + 1]
             else:
                 counted = torch.tensor(encoded[index]["labels"]) != IGNORED

@@ -197,8 +197,8 @@ def target_of(manifest: pb.Checkpoint) -> Target:
 def probe_logits(model: Any, tokenizer: Any, target: Target, test: Sequence[Row]) -> list[torch.Tensor]:
     """Returns fp32 logits on the first test rows, or on random tokens when no test rows were kept."""
     encoded: list[Sequence[Row]] = [encode(tokenizer, target, test[:PROBES])] if test else []
-    if not test or target.problem_type == "regression":
-        # The only output of a regression may have no spread to compare a difference with.
+    if not test or len(target.labels) == 1:
+        # A single output may have no spread to compare a difference with.
         encoded.append(_random_tokens(tokenizer, target))
     found = (evaluation.logits(model, tokenizer, target, some, limit=POSITIONS) for some in encoded)
     return list(chain.from_iterable(found))

@@ -59,6 +59,7 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
         "token-classification": peft.TaskType.TOKEN_CLS,
         "sequence-classification": peft.TaskType.SEQ_CLS,
         "generation": peft.TaskType.CAUSAL_LM,
+        "ranking": peft.TaskType.SEQ_CLS,
         "embedding": peft.TaskType.FEATURE_EXTRACTION,
     }
     common: dict[str, Any] = {"task_type": types[config.task], "modules_to_save": list(new_modules) or None}

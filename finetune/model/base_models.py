@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from tuneserve.checkpoint import encoders
 from tuneserve.checkpoint.layers import heads
 from tuneserve.checkpoint.tasks import TRAINABLE, auto_class
 from tuneserve.errors import UserError
@@ -37,6 +38,7 @@ SERVABLE = {
         f"{name}ForSequenceClassification"
         for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", "GPT2", *_DECODERS)
     ],
+    "ranking": [f"{name}ForSequenceClassification" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert")],
     "embedding": [f"{name}Model" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", *_EMBEDDERS)],
     "generation": ["GPT2LMHeadModel", *(f"{name}ForCausalLM" for name in _DECODERS)],
 }
@@ -93,6 +95,8 @@ def load_model(
         kind = target.problem_type.replace("-", "_")
         options["problem_type"] = kind if kind == "regression" else f"{kind}_classification"
     model, info = auto_class(TRAINABLE[target.task]).from_pretrained(base_model, **options)
+    if target.task == "ranking":
+        model.config.sentence_transformers = encoders.CROSS_ENCODER
     if target.pooling and getattr(model, "pooler", None) is not None:
         # BERT's own pooling, which no vector is made with.
         model.pooler = None

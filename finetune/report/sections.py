@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.entities import Span
 from tuneserve.checkpoint.rows import Row, dumps
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.config import PAIRS, FinetuneConfig
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.eval.evaluation import Answers
 from tuneserve.finetune.report import plots
@@ -89,8 +89,10 @@ def _quality(run: Finished) -> Iterator[Section]:
     if run.config.task == "generation":
         note = "Loss of the right answer per token, in nats: the mean of each held-out row."
         yield Section("Loss of the answers", note, [plots.histogram(answers.losses, "loss")])
-    elif run.config.task == "embedding":
+    elif run.config.task in PAIRS:
         note = "Each held-out query, searched for among the passages of all held-out rows: its nDCG at 10."
+        if run.config.task == "ranking":
+            note = "Each held-out query with its shortlist of held-out passages: the nDCG at 10."
         yield Section("Search", note, [plots.histogram([1 - loss for loss in answers.losses], "nDCG@10")])
     elif run.config.task == "token-classification":
         pairs = Counter(
@@ -166,7 +168,7 @@ def _mistakes(run: Finished) -> Section:
     config, test, answers = run.config, run.split.test, run.answers
     if config.task == "generation":
         return _surprises(run)
-    if config.task == "embedding":
+    if config.task in PAIRS:
         return _missed(run)
     wrong = [index for index, row in enumerate(test) if _gold(row) != answers.predicted[index]]
     name, badness, note = "loss", answers.losses, f"{len(wrong):,} of {len(test):,} rows are predicted wrong."

@@ -53,13 +53,26 @@ def collate(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Any]:
     return {"queries": pad(queried), "passages": pad(passages), "not_negative": torch.tensor(right)}
 
 
-class ContrastiveTrainer(Trainer):  # type: ignore[misc]
+class PairTrainer(Trainer):  # type: ignore[misc]
+    """Trainer for batches without labels, whose loss is a mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Trainer has to divide the loss by the number of batches in a step.
+        self.model_accepts_loss_kwargs = False
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """See Trainer, which would look for labels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+
+class ContrastiveTrainer(PairTrainer):
     """Trainer with the loss of this module."""
 
     def __init__(self, *, pooling: str, sizes: Sequence[int], **options: Any) -> None:
         super().__init__(**options)
-        # The loss is a mean over its batch, so Trainer has to divide it by the number of batches in a step.
-        self.model_accepts_loss_kwargs = False
         self._pooling = pooling
         self._sizes = (None, *sizes)
 
@@ -71,12 +84,6 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         losses = [loss(queries[:, :size], passages[:, :size], inputs["not_negative"]) for size in self._sizes]
         total = torch.stack(losses).mean()
         return (total, None) if return_outputs else total
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
-        """See Trainer, which would look for labels."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
 
     def _vectors(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         found: Tensor = pooled(model(**batch).last_hidden_state, batch["attention_mask"], self._pooling)

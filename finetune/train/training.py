@@ -159,6 +159,10 @@ def _trainer(run: Run) -> Any:
         from tuneserve.finetune.train import contrastive
 
         return contrastive.trainer(run, common)
+    if config.task == "ranking":
+        from tuneserve.finetune.train import ranking
+
+        return ranking.trainer(run, common)
     collators = {
         "sequence-classification": DataCollatorWithPadding,
         "token-classification": DataCollatorForTokenClassification,

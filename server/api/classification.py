@@ -29,6 +29,8 @@ from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
 
+# The tasks of models that give scores to a text, or to a pair of texts.
+_SCORERS = checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION, checkpoint_pb2.TASK_RANKING
 # Requests of one stream that run or whose answers are unread, at most.
 STREAM_AHEAD = 64
 # Spans of calls with more tokens are found in threads; of fewer on the event loop, because that is faster.
@@ -47,8 +49,7 @@ class ClassificationService(ClassificationServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See classification.proto."""
-        tasks = checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION, checkpoint_pb2.TASK_GENERATION
-        model = self._models.for_task(request.model, *tasks)
+        model = self._models.for_task(request.model, *_SCORERS, checkpoint_pb2.TASK_GENERATION)
         most, is_zero_shot = model.config.max_inputs, model.manifest.task == checkpoint_pb2.TASK_GENERATION
         with Violations() as wrong:
             texts = convert.checked_pairs(wrong, request, most)
@@ -152,7 +153,7 @@ class ClassificationService(ClassificationServiceServicer):
 
     async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         """See classification.proto."""
-        model = self._models.for_task(request.model, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
+        model = self._models.for_task(request.model, *_SCORERS)
         with Violations() as wrong:
             check_text(wrong, "query", request.query)
             convert.plain_texts(wrong, "candidates", request.candidates, model.config.max_inputs)

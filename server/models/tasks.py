@@ -26,6 +26,7 @@ TASKS: Mapping[int, Task] = {
         _CLASSIFICATION, "ClassificationService.Classify, ClassifyStream and Rank", "classify"
     ),
     pb.TASK_TOKEN_CLASSIFICATION: Task(_CLASSIFICATION, "ClassificationService.ClassifyTokens", "token_classify"),
+    pb.TASK_RANKING: Task(_CLASSIFICATION, "ClassificationService.Rank, Classify and ClassifyStream", "classify"),
     pb.TASK_EMBEDDING: Task(_EMBEDDING, "EmbeddingService.Embed", "embed"),
     pb.TASK_GENERATION: Task(
         _GENERATION, "GenerationService.Generate, GenerateStream and Tokenize, and Classify with labels", None

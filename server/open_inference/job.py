@@ -39,16 +39,18 @@ class Form:
     outputs: Sequence[Spec]
 
 
-FORMS = {
-    checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: Form(
-        inputs=(Spec("text"), Spec("text_pair")),
-        outputs=(
-            Spec("label"),  # the best one
-            Spec("score", "FP32"),
-            Spec("labels", "BYTES", (-1, -1)),  # best first
-            Spec("scores", "FP32", (-1, -1)),
-        ),
+_CLASSIFY = Form(
+    inputs=(Spec("text"), Spec("text_pair")),
+    outputs=(
+        Spec("label"),  # the best one
+        Spec("score", "FP32"),
+        Spec("labels", "BYTES", (-1, -1)),  # best first
+        Spec("scores", "FP32", (-1, -1)),
     ),
+)
+FORMS = {
+    checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: _CLASSIFY,
+    checkpoint_pb2.TASK_RANKING: _CLASSIFY,
     checkpoint_pb2.TASK_TOKEN_CLASSIFICATION: Form(
         inputs=(Spec("text"),),
         outputs=(Spec("spans"),),  # a JSON list of objects with label, score, start, end and text

@@ -60,6 +60,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._version = version("tuneserve")
         self._answers = {
             checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION: self._classify,
+            checkpoint_pb2.TASK_RANKING: self._classify,
             checkpoint_pb2.TASK_TOKEN_CLASSIFICATION: self._classify_tokens,
             checkpoint_pb2.TASK_EMBEDDING: self._embed,
             checkpoint_pb2.TASK_GENERATION: self._generate,

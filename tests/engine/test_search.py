@@ -1,4 +1,4 @@
-"""An encoder trained for search: the server's vectors are those of its training, with its prompts by name."""
+"""Models trained for search: the server answers as they did in training; vectors with their prompts by name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +26,8 @@ class Served(NamedTuple):
     address: str
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture(scope="module", params=["embedding", "ranking"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("search")
     kinds = [("eat", "kitchen"), ("sleep", "hotels"), ("drive", "streets"), ("read", "libraries")]
     pairs = [
@@ -38,8 +38,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     # Nothing says which of these belong together: a search finds some of them by chance.
     pairs += [{"query": f"What is the number of {place}?", "positive": f"{97 * n}"} for n, place in enumerate(PLACES)]
     rows.write(directory / "pairs.jsonl", pairs)
-    settings = {"task": "embedding", "base_model": str(samples.embedding_model()), "train": "pairs.jsonl"}
-    finetuned(directory, **settings, test_size=0.5, max_length=32, epochs=1, prompts={"query": "query: "})
+    settings = {"task": request.param, "base_model": str(samples.embedding_model()), "train": "pairs.jsonl"}
+    if request.param == "embedding":
+        settings["prompts"] = {"query": "query: "}
+    finetuned(directory, **settings, test_size=0.5, max_length=32, epochs=2, learning_rate=1e-3)
     manifest = checkpoint.load(directory / "out")
     with serving({measurement.MODEL: directory / "out"}) as addresses:
         yield Served(directory / "out", manifest, addresses.grpc)
@@ -50,20 +52,21 @@ def verdict(trained: Served, manifest: pb.Checkpoint) -> verify.Verdict:
     return verify.verify_at(trained.address, measurement.MODEL, trained.directory, manifest, held_out)
 
 
-def test_vectors_are_those_of_transformers(trained: Served) -> None:
+def test_the_server_answers_as_transformers_does(trained: Served) -> None:
     found = verdict(trained, trained.manifest)
     assert found.is_good, found
-    assert found.largest < 0.001
-    # Another pooling would have been seen.
-    other = pb.Checkpoint()
-    other.CopyFrom(trained.manifest)
-    other.pooling = "cls"
-    assert not verdict(trained, other).is_good
+    if trained.manifest.task == pb.TASK_EMBEDDING:
+        assert found.largest < 0.001
+        # Another pooling would have been seen.
+        other = pb.Checkpoint()
+        other.CopyFrom(trained.manifest)
+        other.pooling = "cls"
+        assert not verdict(trained, other).is_good
 
 
 def test_the_served_search_is_as_good_as_the_trained_one(trained: Served) -> None:
     held_out = held_out_rows(trained.directory, trained.manifest)
     found = measurement.measure_at(trained.address, trained.manifest, held_out, trained.directory)
     metrics = trained.manifest.lineage[-1].metrics
-    assert found.metrics == pytest.approx({name: metrics[name] for name in found.metrics}, abs=0.03)
-    assert 0.5 < found.metrics["ndcg@10"] < 1
+    assert found.metrics == pytest.approx({name: metrics[name] for name in found.metrics}, abs=0.05)
+    assert 0.4 < found.metrics["ndcg@10"] < 1

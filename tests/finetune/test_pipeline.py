@@ -353,6 +353,49 @@ def test_validate_says_how_an_encoder_is_asked(
     assert found["labels"] == {}
 
 
+@pytest.mark.parametrize("loss", ["bce", "listwise"])
+def test_a_cross_encoder_learns_which_passages_are_good(run: Run, tmp_path: Path, encoder: Path, loss: str) -> None:
+    from sentence_transformers import CrossEncoder
+
+    def row(number: int, wrong: int) -> rows.Row:
+        named = [
+            f"the {thing} was {word}" for word in ("bad", "awful", "dull") for thing in ("film", "story", "acting")
+        ]
+        return {
+            "query": f"what was good in {'abcdefghij'[number]}",
+            "positive": f"the {('film', 'story', 'acting')[number % 3]} was {('good', 'great', 'fun')[number % 3]}",
+            "negatives": named[-wrong:],
+        }
+
+    rows.write(tmp_path / "d.jsonl", [row(number, 1 + number) for number in range(9)] * 4)
+    rows.write(tmp_path / "t.jsonl", [row(9, 9)])
+    output = run(
+        tmp_path,
+        task="ranking",
+        base_model=str(encoder),
+        train="d.jsonl",
+        test="t.jsonl",
+        ranking_loss=loss,
+        mined_negatives=0,
+        epochs=12,
+        batch_size=8,
+        learning_rate=5e-3,
+    )
+    manifest = checkpoint.load(output)
+    assert (manifest.task, manifest.problem_type) == (pb.TASK_RANKING, pb.PROBLEM_TYPE_MULTI_LABEL)
+    assert list(manifest.labels) == ["score"]
+    # The right one of ten.
+    assert manifest.lineage[-1].metrics["ndcg@10"] == 1
+    # That library reads the checkpoint, and its scores are probabilities.
+    target, tokenizer = merging.target_of(manifest), base_models.load_tokenizer(str(output))
+    model, _ = base_models.load_model(target, str(output))
+    asked = row(9, 9)
+    [ours] = evaluation.logits(model, tokenizer, target, encode(tokenizer, target, [asked]))
+    theirs = CrossEncoder(str(output), device="cpu", model_kwargs={"dtype": torch.float32})
+    found = theirs.predict([(asked["query"], asked["positive"])])
+    assert float(found[0]) == pytest.approx(float(ours.sigmoid()), abs=1e-5)
+
+
 def test_nothing_is_left_when_the_data_is_bad(run: Run, tmp_path: Path, encoder: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "", "label": "a"}\n')
     with pytest.raises(UserError, match="1 bad rows"):

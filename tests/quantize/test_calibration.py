@@ -74,6 +74,21 @@ def test_tokens_are_cut_with_their_end(bert: Path) -> None:
     assert tokenizer.decode(words["input_ids"]) == "[CLS] question 7 [SEP]"
 
 
+def test_rows_of_search_have_their_passages(bert: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    row = {"query": "question 1", "positive": "answer 2", "negatives": ["answer 3"]}
+    encoder = pb.Checkpoint(
+        task=pb.TASK_EMBEDDING, max_length=16, prompts={"query": "number ", "document": "sentence "}
+    )
+    texts = [tokenizer.decode(one["input_ids"]) for one in calibration.encode(tokenizer, encoder, [row])]
+    assert texts == ["[CLS] number question 1 [SEP]", "[CLS] sentence answer 2 [SEP]"]
+    ranker = pb.Checkpoint(task=pb.TASK_RANKING, max_length=16)
+    [pair] = calibration.encode(tokenizer, ranker, [row])
+    assert tokenizer.decode(pair["input_ids"]) == "[CLS] question 1 [SEP] answer 2 [SEP]"
+
+
 def test_rows_of_generation_have_their_answers(llama: Path) -> None:
     from transformers import AutoTokenizer
 

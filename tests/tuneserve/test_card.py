@@ -92,6 +92,14 @@ def test_an_encoder_is_read_by_sentence_transformers() -> None:
     assert ("ndcg_at_10", 0.8) in [(one.metric_type, one.metric_value) for one in data.eval_results]
 
 
+def test_a_cross_encoder_is_given_pairs() -> None:
+    made = manifest()
+    made.task = pb.TASK_RANKING
+    text = card.text(made)
+    assert 'echo "The film was good." | tuneserve call rank --model mine "How was the film?"' in text
+    assert 'CrossEncoder("PATH").predict([("How was the film?", "The film was good.")])' in text
+
+
 @pytest.mark.parametrize(
     ("task", "template", "call"),
     [

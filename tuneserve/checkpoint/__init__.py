@@ -149,6 +149,8 @@ def describe(directory: Path) -> pb.Checkpoint:
     )
     if manifest.task in (pb.TASK_SEQUENCE_CLASSIFICATION, pb.TASK_TOKEN_CLASSIFICATION):
         manifest.labels.extend(_labels(config))
+    if manifest.task == pb.TASK_SEQUENCE_CLASSIFICATION and len(manifest.labels) == 1 and encoders.ranks(config):
+        manifest.task, manifest.problem_type = pb.TASK_RANKING, pb.PROBLEM_TYPE_MULTI_LABEL
     if manifest.task == pb.TASK_SEQUENCE_CLASSIFICATION:
         manifest.problem_type = _PROBLEM_TYPES.get(str(config.get("problem_type")), pb.PROBLEM_TYPE_SINGLE_LABEL)
     if manifest.task == pb.TASK_EMBEDDING:

@@ -5,6 +5,8 @@
     sentence_bert_config.json           the longest text, in tokens
     config_sentence_transformers.json   prompts by name, which are put before a text: "query: ", "passage: "
 
+A model that reads a query together with a passage, a cross-encoder, has the key `sentence_transformers` in config.json.
+
 Without the first two nobody knows which pooling a model was trained with, and vLLM would take one by the class of the
 model.
 """
@@ -24,6 +26,8 @@ POOLINGS = {
 }
 # The names of prompts that go before a query and before what is searched, the usual one first.
 QUERY, PASSAGE = ("query",), ("passage", "document")
+# Of a cross-encoder: its number is a logit.
+CROSS_ENCODER = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
 # Steps that need no weights of their own.
 _PLAIN = ("Transformer", "Pooling", "Normalize")
 _MODULES = "modules.json"
@@ -48,6 +52,11 @@ def pooling(directory: Path) -> str:
         what = ", ".join(sorted(chosen)) or "none"
         raise CheckpointError(f"{path}: its pooling ({what}) is not supported", f"supported: {', '.join(POOLINGS)}")
     return found[0]
+
+
+def ranks(config: Mapping[str, Any]) -> bool:
+    """Returns whether a model with one output, of this config.json, is a cross-encoder of sentence-transformers."""
+    return "sentence_transformers" in config or "sbert_ce_default_activation_function" in config
 
 
 def prompts(directory: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@
     generation               {"messages": [{"role": str, "content": str}, ...]}   the last one is the answer
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"prompt": str, "completion": str}
-    embedding                {"query": str, "positive": str, "negatives": [str, ...] (optional)}
+    embedding, ranking       {"query": str, "positive": str, "negatives": [str, ...] (optional)}
 
 finetune reads users' own files, in all formats; this module only writes and reads this schema.
 """

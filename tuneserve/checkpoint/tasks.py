@@ -51,6 +51,13 @@ TASKS: Mapping[pb.Task, Task] = {
     pb.TASK_EMBEDDING: Task(
         "embedding", "AutoModel", "feature-extraction", "embed", Headline("ndcg@10", higher_is_better=True)
     ),
+    pb.TASK_RANKING: Task(
+        "ranking",
+        "AutoModelForSequenceClassification",
+        "text-classification",
+        "rank",
+        Headline("ndcg@10", higher_is_better=True),
+    ),
 }
 # By name: each can be trained and measured.
 TRAINABLE = {task.name: value for value, task in TASKS.items()}

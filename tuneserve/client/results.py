@@ -247,7 +247,7 @@ class Model:
     name: str
     version: str  # equal for equal weights
     id: str  # NAME@VERSION: reaches this version, whatever the aliases say
-    task: str  # sequence-classification, token-classification, generation or embedding
+    task: str  # sequence-classification, token-classification, generation, embedding or ranking
     state: str  # loading, ready, draining or failed
     load_step: str  # while it is loading: waiting, starting or warming-up
     failure: str  # the reason, if it is failed

@@ -139,7 +139,7 @@ def _problem(manifest: pb.Checkpoint, row: Row) -> str:
         if not isinstance(messages, list) or len(messages) < 2 or messages[-1].get("role") != "assistant":
             return "needs `messages` that end with the assistant's answer, or `prompt` and `completion`"
         return ""
-    if manifest.task == pb.TASK_EMBEDDING:
+    if manifest.task in (pb.TASK_EMBEDDING, pb.TASK_RANKING):
         negatives = row.get("negatives", [])
         texts = [row.get("query"), row.get("positive"), *(negatives if isinstance(negatives, list) else [None])]
         return (

@@ -3,6 +3,7 @@
     sequence classification   every row once, in batches: accuracy and texts a second
     token classification      the same: entity F1 of the spans
     embedding                 every query and passage once, in batches: nDCG of each query's search among all passages
+    ranking                   each query with the passages of its shortlist: nDCG of each query's ranking
     generation                every answer scored token by token: perplexity; then greedy answers, compared with the
                               expected ones: token F1; then, separately, greedy generation for PROMPTS prompts at
                               once, NEW_TOKENS tokens each: output tokens a second, prompt processing included
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -97,10 +99,12 @@ def measure_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], direc
     with calling(address) as channel:
         if manifest.task == pb.TASK_GENERATION:
             return _measure_generation(channel, manifest, rows, directory)
-        if manifest.task == pb.TASK_EMBEDDING:
-            return _measure_retrieval(channel, manifest, rows)
-        tagging = manifest.task == pb.TASK_TOKEN_CLASSIFICATION
-        return (_measure_tagging if tagging else _measure_classification)(channel, manifest, rows)
+        by_task = {
+            pb.TASK_TOKEN_CLASSIFICATION: _measure_tagging,
+            pb.TASK_EMBEDDING: _measure_retrieval,
+            pb.TASK_RANKING: _measure_ranking,
+        }
+        return by_task.get(manifest.task, _measure_classification)(channel, manifest, rows)
 
 
 def speed_at(address: str, manifest: pb.Checkpoint, rows: Sequence[Row], directory: Path) -> float:
@@ -144,14 +148,7 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
-    call = ClassificationServiceStub(channel).Classify
-
-    def classify(batch: Sequence[Row]) -> list[list[tuple[str, float]]]:
-        inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
-        request = classification_pb2.ClassifyRequest(model=MODEL, inputs=inputs, truncation=common_pb2.TRUNCATION_END)
-        results = call(request, timeout=CALL_SECONDS).results
-        return [[(entry.label, entry.score) for entry in result.labels] for result in results]
-
+    classify = partial(_classify, channel)
     answers, seconds = _timed_batches(channel, classify, rows)
     single = latency(lambda row: classify([_unseen_text(row)]), rows[:SINGLE_TEXTS])
     predictions: list[Any]
@@ -176,6 +173,15 @@ def _measure_classification(channel: grpc.Channel, manifest: pb.Checkpoint, rows
         confidence = [answer[0][1] for answer in answers]
         metrics["calibration_error"] = quality.calibration_error(confidence, [right > 0 for right, _ in sums])
     return Measurement(metrics, len(rows), seconds, len(rows) / seconds, "texts/s", predictions, sums, single)
+
+
+def _classify(channel: grpc.Channel, batch: Sequence[Row], raw_scores: bool = False) -> list[list[tuple[str, float]]]:
+    inputs = [classification_pb2.ClassifyInput(text=row["text"], text_pair=row.get("text_pair")) for row in batch]
+    request = classification_pb2.ClassifyRequest(
+        model=MODEL, inputs=inputs, raw_scores=raw_scores, truncation=common_pb2.TRUNCATION_END
+    )
+    results = ClassificationServiceStub(channel).Classify(request, timeout=CALL_SECONDS).results
+    return [[(entry.label, entry.score) for entry in result.labels] for result in results]
 
 
 def _measure_tagging(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
@@ -214,9 +220,26 @@ def _measure_retrieval(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Seq
     vectors, seconds = _timed_batches(channel, embed, texts)
     single = latency(lambda row: embed([_unseen_text(row)]), texts[:SINGLE_TEXTS])
     found = search(*np.split(np.asarray(vectors), [len(library.queries)]))
+    return _of_search(library, found, seconds, len(texts) / seconds, single)
+
+
+def _measure_ranking(channel: grpc.Channel, manifest: pb.Checkpoint, rows: Sequence[Row]) -> Measurement:
+    library = Library.of(rows)
+    pairs = [{"text": query, "text_pair": passage} for query, passage in library.pairs]
+    # Raw, because probabilities near 1 would be equal.
+    classify = partial(_classify, channel, raw_scores=True)
+    answers, seconds = _timed_batches(channel, classify, pairs)
+    single = latency(lambda row: classify([_unseen_text(row)]), pairs[:SINGLE_TEXTS])
+    found = library.ranked(answer[0][1] for answer in answers)
+    return _of_search(library, found, seconds, len(pairs) / seconds, single)
+
+
+def _of_search(
+    library: Library, found: Sequence[Sequence[int]], seconds: float, throughput: float, single: Latency
+) -> Measurement:
     metrics, sums = quality.retrieval(library.right(found), library.relevant)
     predictions = [library.passages[places[0]] for places in found]
-    return Measurement(metrics, len(rows), seconds, len(texts) / seconds, "texts/s", predictions, sums, single)
+    return Measurement(metrics, len(sums), seconds, throughput, "texts/s", predictions, sums, single)
 
 
 def _measure_generation(

@@ -1,5 +1,6 @@
 """Checks that a served checkpoint answers as transformers does, with the same inputs through both.
 
+    ranking               the score of each query's pair
     classification        the best label of each text, and every score
     token classification  the entities of each text, and their scores
     embedding             the cosine of the two vectors of each text; the difference is what it lacks to 1
@@ -102,6 +103,7 @@ def verify_at(address: str, name: str, directory: Path, manifest: pb.Checkpoint,
         pb.TASK_TOKEN_CLASSIFICATION: _words,
         pb.TASK_GENERATION: _answers,
         pb.TASK_EMBEDDING: _vectors,
+        pb.TASK_RANKING: _pairs,
     }
     with measurement.calling(address) as channel:
         found = list(by_task[manifest.task](channel, name, directory, manifest, rows))
@@ -136,6 +138,11 @@ def _texts(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Check
             by_label = {entry.label: entry.score for entry in result.labels}
             served = torch.tensor([by_label[label] for label in manifest.labels])
             yield _compared(_probabilities(logits, manifest), _probabilities(served, manifest), manifest)
+
+
+def _pairs(channel: grpc.Channel, name: str, directory: Path, manifest: pb.Checkpoint, rows: Sequence[Row]) -> _Found:
+    pairs = [{"text": row["query"], "text_pair": row["positive"]} for row in rows]
+    return _texts(channel, name, directory, manifest, pairs)
 
 
 def _compared(ours: Any, served: Any, manifest: pb.Checkpoint) -> tuple[bool, list[float]]:
@@ -253,7 +260,7 @@ def sentences(manifest: pb.Checkpoint) -> list[Row]:
     """Returns rows for a checkpoint that keeps none; their expected answers are not used."""
     if manifest.task == pb.TASK_TOKEN_CLASSIFICATION:
         return [{"text": text, "entities": []} for text in _TEXTS]
-    if manifest.task == pb.TASK_EMBEDDING:
+    if manifest.task in (pb.TASK_EMBEDDING, pb.TASK_RANKING):
         return [{"query": text, "positive": text} for text in _TEXTS]
     if manifest.task == pb.TASK_GENERATION:
         return [{"prompt": text, "completion": " It was."} for text in _TEXTS]

@@ -15,7 +15,7 @@ Call = Callable[[Tally, float], Awaitable[None]]
 CALLS = {
     "classify": "sequence-classification",
     "tokens": "token-classification",
-    "rank": "sequence-classification",
+    "rank": "ranking",
     "embed": "embedding",
     "chat": "generation",
     "generate": "generation",

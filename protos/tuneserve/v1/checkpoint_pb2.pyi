@@ -18,6 +18,7 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_TOKEN_CLASSIFICATION: _ClassVar[Task]
     TASK_GENERATION: _ClassVar[Task]
     TASK_EMBEDDING: _ClassVar[Task]
+    TASK_RANKING: _ClassVar[Task]
 
 class ProblemType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -30,6 +31,7 @@ TASK_SEQUENCE_CLASSIFICATION: Task
 TASK_TOKEN_CLASSIFICATION: Task
 TASK_GENERATION: Task
 TASK_EMBEDDING: Task
+TASK_RANKING: Task
 PROBLEM_TYPE_UNSPECIFIED: ProblemType
 PROBLEM_TYPE_SINGLE_LABEL: ProblemType
 PROBLEM_TYPE_MULTI_LABEL: ProblemType

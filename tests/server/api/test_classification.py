@@ -1,3 +1,5 @@
+import math
+
 import grpc
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
-from ..conftest import loopback
+from ..conftest import loopback, served_by
 
 
 def request(*texts: str, model: str = "sentiment", **fields) -> pb.ClassifyRequest:
@@ -466,3 +468,18 @@ async def test_spans_of_windows_are_those_of_the_whole_text(served, overlap):
         engine.max_length = before
     assert found.results == whole.results
     assert len(found.results[1].spans) > 40
+
+
+async def test_a_cross_encoder_ranks_and_gives_scores(make_bert, refused):
+    key = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
+    async with served_by(loopback({"reranker": make_bert(labels=["LABEL_0"], **key)})) as server:
+        stub = ClassificationServiceStub(server.channel)
+        # The fake's only output is 2.
+        ranked = await stub.Rank(pb.RankRequest(model="reranker", query="film", candidates=["good", "bad"]))
+        assert [one.score for one in ranked.results] == pytest.approx([1 / (1 + math.exp(-2))] * 2)
+        pair = pb.ClassifyInput(text="film", text_pair="good")
+        [scored] = (await stub.Classify(pb.ClassifyRequest(model="reranker", inputs=[pair], raw_scores=True))).results
+        assert [(one.label, one.score) for one in scored.labels] == [("LABEL_0", 2)]
+        tokens = stub.ClassifyTokens(pb.ClassifyTokensRequest(model="reranker", texts=["film"]))
+        error = await refused(tokens, grpc.StatusCode.FAILED_PRECONDITION)
+        assert "ClassificationService.Rank" in error.details()

@@ -51,6 +51,18 @@ def test_plain_directories_load_with_a_warning(make_bert, caplog):
     assert "not verified" in caplog.text
 
 
+def test_a_cross_encoder_is_for_ranking(make_bert):
+    key = {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "6.2.0"}}
+    manifest = checkpoint.describe(make_bert(labels=["LABEL_0"], **key))
+    assert (manifest.task, manifest.problem_type) == (pb.TASK_RANKING, pb.PROBLEM_TYPE_MULTI_LABEL)
+    assert list(manifest.labels) == ["LABEL_0"]
+    older = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
+    assert checkpoint.describe(make_bert(labels=["LABEL_0"], **older)).task == pb.TASK_RANKING
+    # A classifier of pairs, and one that says nothing.
+    assert checkpoint.describe(make_bert(labels=["no", "yes"], **key)).task == pb.TASK_SEQUENCE_CLASSIFICATION
+    assert checkpoint.describe(make_bert(labels=["LABEL_0"])).task == pb.TASK_SEQUENCE_CLASSIFICATION
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_one_flipped_byte_is_found(sealed, name):
     content = bytearray((sealed / name).read_bytes())

@@ -25,6 +25,7 @@ TOPICS = pb.Checkpoint(
 TAGGER = pb.Checkpoint(task=pb.TASK_TOKEN_CLASSIFICATION, labels=["O", "B-PER", "I-PER"])
 GENERATOR = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
 ENCODER = pb.Checkpoint(task=pb.TASK_EMBEDDING)
+RANKER = pb.Checkpoint(task=pb.TASK_RANKING)
 PERSON = {"start": 0, "end": 1, "label": "PER"}
 
 
@@ -52,6 +53,7 @@ PERSON = {"start": 0, "end": 1, "label": "PER"}
         (ENCODER, {"query": "x", "positive": "y", "negatives": [1]}, "a list of texts"),
         (ENCODER, {"query": "x", "positive": "y", "negatives": "z"}, "a list of texts"),
         (ENCODER, {"text": "x"}, "needs `query` and `positive`"),
+        (RANKER, {"text": "x"}, "needs `query` and `positive`"),
         (GENERATOR, {"messages": [{"role": "user", "content": "hi"}]}, "needs `messages`"),
     ],
 )
@@ -61,6 +63,7 @@ def test_rows_that_do_not_fit_are_named(manifest: pb.Checkpoint, row: rows.Row, 
         TAGGER.task: {"text": "a", "entities": [PERSON]},
         GENERATOR.task: {"prompt": "x", "completion": "y"},
         ENCODER.task: {"query": "x", "positive": "y", "negatives": ["z"]},
+        RANKER.task: {"query": "x", "positive": "y"},
     }[manifest.task]
     evaluate.check_rows(manifest, [good])
     with pytest.raises(UserError) as caught:

@@ -59,6 +59,8 @@ class Fake(
 
     def _scores(self, item: cls.ClassifyInput) -> list[cls.LabelScore]:
         words = f"{item.text} {item.text_pair}".split()
+        if item.text.startswith("?"):
+            return [cls.LabelScore(label="score", score=sum(word in item.text for word in item.text_pair.split()))]
         if set(words) & {"art", "law"}:
             return [cls.LabelScore(label=name, score=0.9 if name in words else 0.1) for name in ("art", "law")]
         best = "good" if "fine" in words else "bad"
@@ -172,6 +174,17 @@ async def test_search(fake: Fake, address: str, measured: Measured) -> None:
     assert [value for value, _ in result.row_sums[:4]] == [1, 1, 1, 1]
     assert {"0 film", "1 film film", "1 rat"} <= set(fake.texts)
     assert result.throughput == pytest.approx(11 / result.seconds)
+
+
+async def test_ranking(fake: Fake, address: str, measured: Measured) -> None:
+    """The fake's score is the number of words that query and passage share."""
+    ranker = pb.Checkpoint(task=pb.TASK_RANKING, problem_type=pb.PROBLEM_TYPE_MULTI_LABEL, labels=["score"])
+    test_rows: list[rows.Row] = [{"query": f"? {word} x", "positive": f"{word} x"} for word in ("sky", "sea", "sun")]
+    test_rows += [{"query": "? red blue", "positive": "red", "negatives": ["red blue"]}]
+    result = await measured(address, ranker, test_rows)
+    assert result.metrics["mrr@10"] == (3 + 1 / 2) / 4
+    assert result.predictions == ["sky x", "sea x", "sun x", "red blue"]
+    assert result.throughput == pytest.approx(20 / result.seconds)
 
 
 async def test_batches_fit_the_server(fake: Fake, address: str, measured: Measured) -> None:

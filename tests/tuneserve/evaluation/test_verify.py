@@ -59,6 +59,7 @@ def test_rounding_explains_small_differences_and_no_other_answer(verdict: Verdic
         pb.Checkpoint(task=pb.TASK_TOKEN_CLASSIFICATION, labels=["O", "B-PER", "I-PER"]),
         pb.Checkpoint(task=pb.TASK_GENERATION),
         pb.Checkpoint(task=pb.TASK_EMBEDDING),
+        pb.Checkpoint(task=pb.TASK_RANKING, problem_type=MULTI, labels=["score"]),
     ],
 )
 def test_a_checkpoint_that_keeps_no_rows_is_asked_about_some_that_fit(manifest: pb.Checkpoint) -> None:
