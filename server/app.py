@@ -7,7 +7,6 @@ poll health keep sending calls until they notice.
 """
 
 import asyncio
-import json
 import logging
 import signal
 import time
@@ -20,7 +19,6 @@ from prometheus_client import disable_created_metrics
 
 from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.machine import disk
 from tuneserve.server import concurrency, garbage, turns
 from tuneserve.server.call import arrivals, failures, logs
 from tuneserve.server.call.arrivals import Arrivals
@@ -50,6 +48,7 @@ from tuneserve.server.transport.interceptor import CallInterceptor
 from tuneserve.server.transport.metrics_http import MetricsServer
 from tuneserve.server.transport.unauthenticated import UnauthenticatedConnections
 from tuneserve.server.transport.wakeups import Loop
+from tuneserve.serving import Addresses
 
 logger = logging.getLogger(__name__)
 
@@ -320,16 +319,7 @@ class App:
     def _announce(self, ready_file: Path | None) -> None:
         logger.info("ready")
         if ready_file:
-            addresses = {
-                "grpc": self.address,
-                "metrics": self.metrics_address,
-                "admin": self.admin_address,
-                "health": self.health_address,
-            }
-            temporary = ready_file.with_suffix(".tmp")
-            with disk.watched(ready_file):
-                temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-                temporary.replace(ready_file)
+            Addresses(self.address, self.metrics_address, self.admin_address, self.health_address).write(ready_file)
 
 
 def serve(config: ServerConfig, ready_file: Path | None = None, file: ConfigFile | None = None) -> None:

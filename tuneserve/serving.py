@@ -18,6 +18,7 @@ import psutil
 from tqdm import tqdm
 
 from tuneserve.errors import StepFailed
+from tuneserve.machine import disk
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,18 @@ class Addresses:
     metrics: str
     admin: str = ""  # empty without `admin_listen`
     health: str = ""  # empty without `health_listen`
+
+    @classmethod
+    def read(cls, file: Path) -> "Addresses":
+        """Reads a ready file."""
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+    def write(self, file: Path) -> None:
+        """Writes a ready file, whole or not at all."""
+        temporary = file.with_suffix(".tmp")
+        with disk.watched(file):
+            temporary.write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
+            temporary.replace(file)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: flo
     with tqdm(desc="starting the server", bar_format="{desc}: {elapsed}", leave=False, mininterval=1) as clock:
         while time.monotonic() < deadline:
             if ready.exists():
-                return Addresses(**json.loads(ready.read_text(encoding="utf-8")))
+                return Addresses.read(ready)
             if process.poll() is not None:
                 raise StepFailed(f"the server {_end(process.returncode)} before it answered: {_cause(log)}", _HINT)
             clock.update(0)
