@@ -1,7 +1,8 @@
 """The server as a whole: bind, load, serve, drain.
 
 Ports are bound and health answers NOT_SERVING before any model loads, so that a port in use fails at once and probes
-can see the loading. On SIGTERM, SIGINT and SIGHUP the server first sets health to NOT_SERVING, then refuses new calls,
+can see the loading. One of several processes binds the ports that it shares once its models are loaded: until then, the
+others get all calls. On SIGTERM, SIGINT and SIGHUP the server first sets health to NOT_SERVING, then refuses new calls,
 lets running calls end, and stops. After SIGTERM it still accepts new calls for `linger_seconds`, because proxies that
 poll health keep sending calls until they notice.
 """
@@ -41,7 +42,7 @@ from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
 from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
-from tuneserve.server.transport.accepting import Services
+from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.server.transport.authentication import Authentication
 from tuneserve.server.transport.intake import Intake
 from tuneserve.server.transport.interceptor import CallInterceptor
@@ -74,6 +75,7 @@ class App:
         """Checks every setting and checkpoint and binds all ports. Raises UserError before anything loads."""
         failures.redact_libraries()
         self.config = config
+        self._shares = config.processes > 1  # its ports, with other processes
         self.metrics = Metrics()
         self.models = Models()
         # A copy, because the exposition runs in a thread of its own.
@@ -163,38 +165,45 @@ class App:
         public = ports.public(
             services(authentication=authentication), self.models, self.operations, self._health, config
         )
-        credentials = tls.credentials(config.tls, self.metrics.certificate_expiry.set) if config.tls else None
-        self.address = ports.bind(public, config.listen, "listen", credentials)
-        if authentication:
-            authentication.unauthenticated.port = host_and_port(self.address)[1]
-        self.admin_address = self.health_address = ""
-        self._servers = [public]
+        self._credentials = tls.credentials(config.tls, self.metrics.certificate_expiry.set) if config.tls else None
+        self.address = self.admin_address = self.health_address = ""
+        self._servers, self._beside = [public], list[Server]()
         if config.admin_listen:
-            admin = ports.admin(services(everybody=ADMINISTRATOR), self.models, self.operations, self._health, config)
-            self.admin_address = ports.bind(admin, config.admin_listen, "admin_listen")
-            if host_and_port(config.admin_listen)[0] not in _LOOPBACK:
-                logger.warning("admin_listen: anybody who can reach %s is an administrator", self.admin_address)
-            self._servers.append(admin)
+            admin = services(everybody=ADMINISTRATOR)
+            self._servers.append(ports.admin(admin, self.models, self.operations, self._health, config))
         if config.health_listen:
-            plain = ports.health_only(self._health, config)
+            plain = ports.health_only(self._health.servicer, config)
             self.health_address = ports.bind(plain, config.health_listen, "health_listen")
-            self._servers.append(plain)
+            self._beside.append(plain)
+        if not self._shares:
+            self._bind_for_callers()
         bound = connections.sockets(config.metrics_listen, "metrics_listen")
         host, _ = host_and_port(config.metrics_listen)
         self.metrics_address = connections.shown(host, bound[0].getsockname()[1])
         self._metrics_server = MetricsServer(self.metrics.page, bound)
 
+    def _bind_for_callers(self) -> None:
+        config, (public, *admin) = self.config, self._servers
+        self.address = ports.bind(public, config.listen, "listen", self._credentials, self._shares)
+        if self._authentication:
+            self._authentication.unauthenticated.port = host_and_port(self.address)[1]
+        if config.admin_listen:
+            self.admin_address = ports.bind(admin[0], config.admin_listen, "admin_listen", shared=self._shares)
+            if host_and_port(config.admin_listen)[0] not in _LOOPBACK:
+                logger.warning("admin_listen: anybody who can reach %s is an administrator", self.admin_address)
+
     async def start(self) -> None:
         """Serves health and the model list, then loads every model and puts it into service."""
         await self._health.publish()
-        for server in self._servers:
+        for server in self._beside:
             await server.start()
+        if not self._shares:
+            await self._accept()
         await self._metrics_server.start()
         self._reloading = asyncio.create_task(self._reload())
         if self._authentication:
             self._keeping_few = asyncio.create_task(self._authentication.unauthenticated.keep_few())
         self._guarding = asyncio.create_task(arrivals.guard(self._arrivals, hardware.available_memory))
-        logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
         models = list(self.models)
         await concurrency.together(self._load, models, len(models))
         await garbage.keep_what_there_is()
@@ -202,6 +211,14 @@ class App:
         await self._health.publish()
         if self._config_file:
             self._following = asyncio.create_task(self._follow(self._config_file))
+        if self._shares:
+            self._bind_for_callers()
+            await self._accept()
+
+    async def _accept(self) -> None:
+        for server in self._servers:
+            await server.start()
+        logger.info("gRPC on %s, metrics on http://%s/metrics", self.address, self.metrics_address)
 
     async def _load(self, model: Model) -> None:
         started = time.monotonic()
@@ -295,7 +312,7 @@ class App:
         await asyncio.gather(*(model.drain(seconds) for model in self.models), asyncio.wait((calls,), timeout=seconds))
         calls.cancel()
         await self._running.hold()
-        closing = asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers))
+        closing = asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers + self._beside))
         asyncio.get_running_loop().call_soon(self._running.release)
         await closing
         for task in (self._reloading, self._guarding, self._collecting, self._keeping_few):

@@ -225,6 +225,11 @@ class ServerConfig(Settings):
         default=None,
         description="authentication: the directory from which administrators may load models while the server runs",
     )
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="cost: complete servers behind one port, each with its own engines and its share of cores, limits "
+        "and GPU memory",
+    )
     max_connections: Count = Field(
         default=1024, description="bounds: connections to `listen`; one more is closed at once"
     )

@@ -90,6 +90,7 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
   "listen" (printf "0.0.0.0:%d" (int .Values.grpcPort))
   "metrics_listen" (printf "0.0.0.0:%d" (int .Values.metricsPort))
   "health_listen" (printf "0.0.0.0:%d" (int .Values.healthPort))
+  "processes" .Values.processes
   "max_connections" .Values.maxConnections
   "max_connection_age_seconds" .Values.maxConnectionAgeSeconds
   "max_connection_idle_seconds" .Values.maxConnectionIdleSeconds

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import NotAllowed
+from tuneserve.server.call.errors import NotAllowed, WrongState
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
 from tuneserve.v1 import model_admin_pb2 as pb
@@ -20,45 +20,47 @@ class ModelAdminService(ModelAdminServiceServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         return pb.LoadModelResponse(model=(await self._operations.load(request)).to_proto())
 
     async def CancelLoad(self, request: pb.CancelLoadRequest, context: Any) -> pb.CancelLoadResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         await self._operations.cancel_load(request.model)
         return pb.CancelLoadResponse()
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         await self._operations.unload(request.model)
         return pb.UnloadModelResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         return pb.SetAliasResponse(alias=await self._operations.set_alias(request.alias, request.unload_unused))
 
     async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Any) -> pb.DeleteAliasResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         await self._operations.delete_alias(request.name, request.etag, request.unload_unused)
         return pb.DeleteAliasResponse()
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         version = await self._operations.load_adapter(self._models.only(request.model), request.adapter, request.path)
         return pb.LoadAdapterResponse(adapter=model_pb2.Adapter(name=request.adapter, version=version))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
         """See model_admin.proto."""
-        _require_administrator()
+        self._check()
         await self._models.only(request.model).adapters.remove(request.adapter)
         return pb.UnloadAdapterResponse()
 
-
-def _require_administrator() -> None:
-    if current().tenant.role != "admin":
-        raise NotAllowed("this call is for administrators: use admin_listen, or a key of role admin")
+    def _check(self) -> None:
+        if current().tenant.role != "admin":
+            raise NotAllowed("this call is for administrators: use admin_listen, or a key of role admin")
+        if self._operations.is_one_of_several:
+            # The other processes would not hear of it.
+            raise WrongState("models can't be changed while `processes` is more than 1", "SEVERAL_PROCESSES")

@@ -64,6 +64,11 @@ class Operations:
         self._store = adapters.Store()
         self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")
 
+    @property
+    def is_one_of_several(self) -> bool:
+        """Whether other processes serve the same models on the same port."""
+        return self._config.processes > 1
+
     def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
         """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
         config.check_directories(model, where)

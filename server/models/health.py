@@ -45,7 +45,7 @@ class Health:
 
     def __init__(self, models: Models, names: bool = True) -> None:
         """With `names`, anybody can ask for `models/ALIAS`, and so learn which aliases exist."""
-        self.servicer = _Servicer()
+        self.servicer = HealthServicer()
         self._models = models
         self._names = names
 
@@ -69,7 +69,7 @@ def _any_serves(routes: Collection[Route]) -> bool:
     return any(route.serves for route in routes) and not any(route.is_loading for route in routes)
 
 
-class _Servicer:
+class HealthServicer:
     """The health servicer.
 
     The library's own is not used: it has no limits and no way to forget a service, and when one of several watchers of

@@ -33,11 +33,11 @@ _KEPT_FILES = 256
 _FILES = 1 << 16
 
 
-def options(config: ServerConfig, connections: int) -> list[tuple[str, int]]:
-    """Returns gRPC's own limits, which apply before our code sees a call."""
+def options(config: ServerConfig, connections: int, shared: bool = False) -> list[tuple[str, int]]:
+    """Returns gRPC's own limits, which apply before our code sees a call, for a port that may be `shared`."""
     return [
-        # Otherwise a second server would silently share the port.
-        ("grpc.so_reuseport", 0),
+        # Only among the processes of one server: otherwise a second server would silently share the port.
+        ("grpc.so_reuseport", int(shared)),
         # Checked once a message is complete: `arrivals` bounds messages that are not. This is gRPC's own default; a
         # thousand texts of 512 tokens fit. `wire` bounds the number of fields.
         ("grpc.max_receive_message_length", 4 * _MIB),
@@ -97,8 +97,9 @@ def within_memory(wanted: int, streams: int) -> int:
     return min(wanted, most)
 
 
-def sockets(address: str, key: str) -> list[socket.socket]:
-    """Returns a bound socket for each address that a host name has on this machine: localhost often has two.
+def sockets(address: str, key: str, shared: bool = False) -> list[socket.socket]:
+    """Returns a bound socket for each address that a host name has on this machine: localhost often has two. Sockets
+    that are `shared` may have the same port; Linux gives each new connection to one of those that listen.
 
     Raises UserError naming the setting if another program uses the port at one of them, or if none can be bound.
     """
@@ -111,6 +112,7 @@ def sockets(address: str, key: str) -> list[socket.socket]:
             one = socket.socket(family, kind, protocol)
             bound.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:

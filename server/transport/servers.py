@@ -13,7 +13,7 @@ from tuneserve.server.api.model_service import ModelService
 from tuneserve.server.config import ServerConfig, host_and_port
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
-from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health
+from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health, HealthServicer
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
@@ -32,7 +32,7 @@ _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceSer
 def public(services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig) -> Server:
     """Returns the server of the callers' port, and adds all services to `services`."""
     most = connections.within_memory(connections.within_files(config.max_connections), config.max_streams)
-    options = connections.options(config, most)
+    options = connections.options(config, most, config.processes > 1)
     _add_models(services, models, operations, health)
     classification = ClassificationService(models)
     embedding = EmbeddingService(models)
@@ -48,27 +48,29 @@ def public(services: Services, models: Models, operations: Operations, health: H
 
 def admin(services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig) -> Server:
     """Returns the server of the administrators' port, and adds to `services` those for models and health."""
-    options = connections.options(config, connections.MOST_BESIDE)
+    options = connections.options(config, connections.MOST_BESIDE, config.processes > 1)
     _add_models(services, models, operations, health)
     _reflect(services, *MODEL_SERVICES, HEALTH_SERVICE)
     return Server(services, options)
 
 
-def health_only(health: Health, config: ServerConfig) -> Server:
+def health_only(servicer: HealthServicer, config: ServerConfig) -> Server:
     """Returns the server of the probes' port, with health alone."""
     idle = min(config.max_connection_idle_seconds, connections.PROBE_SECONDS)
     probed = config.model_copy(update={"max_connection_idle_seconds": idle})
     options = connections.options(probed, connections.MOST_BESIDE)
     services = Services()
-    health.servicer.add_to(services)
+    servicer.add_to(services)
     return Server(services, options)
 
 
-def bind(server: Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
+def bind(
+    server: Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None, shared: bool = False
+) -> str:
     """Binds the server to an address, and returns it as host:port. Raises UserError naming the setting."""
     host, port = host_and_port(address)
     # gRPC is satisfied with one address of a name, even if another program uses the port at the other addresses.
-    for one in connections.sockets(address, key):
+    for one in connections.sockets(address, key, shared):
         one.close()
     try:
         add = server.port.add_insecure_port

@@ -149,6 +149,7 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
         "tenantsSecret": "keys",
         "adminEnabled": True,
         "modelsRoot": "/models",
+        "processes": 2,
         "maxConnections": 10,
         "maxConnectionAgeSeconds": 11,
         "maxConnectionIdleSeconds": 12.5,
@@ -172,7 +173,7 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     config = read_server_config(manifests, tmp_path)
     assert (config.linger_seconds, config.drain_seconds, config.stall_seconds) == (6, 7, 8)
     assert (config.watchdog_seconds, config.load_seconds, config.keepalive_seconds) == (9.5, 90, 13)
-    assert (config.max_connections, config.max_streams, config.max_calls) == (10, 14, 15)
+    assert (config.processes, config.max_connections, config.max_streams, config.max_calls) == (2, 10, 14, 15)
     assert (config.max_connection_age_seconds, config.max_connection_idle_seconds) == (11, 12.5)
     assert (config.on_engine_failure, config.log_requests, config.log_content) == ("exit", False, True)
     assert (config.health_listen, config.admin_listen) == ("0.0.0.0:8034", "127.0.0.1:8035")

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import signal
 import urllib.request
 
 import grpc
@@ -13,11 +14,12 @@ from tuneserve import checkpoint
 from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server.app import App
 from tuneserve.server.engine.interface import EngineFailed
+from tuneserve.server.transport import connections
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from .conftest import loopback
+from .conftest import FakeEngine, loopback
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -56,6 +58,44 @@ async def test_health_and_calls_while_loading(make_bert, refused):
     with pytest.raises(StepFailed, match="model sentiment: the engine did not start: never starts"):
         await starting
     await app.stop()
+
+
+async def test_one_of_several_processes_gets_no_calls_before_its_models_are_loaded(make_bert):
+    go = asyncio.Event()
+
+    async def slow_engine(name, config, manifest):
+        await go.wait()
+        return FakeEngine(len(manifest.labels))
+
+    [kept] = connections.sockets("127.0.0.1:0", "listen", shared=True)
+    address = f"127.0.0.1:{kept.getsockname()[1]}"
+    app = App(
+        loopback({"sentiment": make_bert()}, listen=address, health_listen="127.0.0.1:0", processes=2), slow_engine
+    )
+    starting = asyncio.create_task(app.start())
+    with kept:
+        async with grpc.aio.insecure_channel(app.health_address) as probes:
+            await asyncio.wait_for(probes.channel_ready(), 10)
+            assert await health(probes) == NOT_SERVING
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address.split(":"))
+        go.set()
+        await starting
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert (await ClassificationServiceStub(channel).Classify(GOOD)).results
+    await app.stop()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_server_that_is_told_to_stop_while_it_loads_stops(make_bert, processes):
+    async def endless(name, config, manifest):
+        await asyncio.Event().wait()
+
+    app = App(loopback({"sentiment": make_bert()}, processes=processes), endless)
+    running = asyncio.create_task(app.run())
+    await asyncio.sleep(0.1)
+    app._end(signal.SIGTERM)
+    await asyncio.wait_for(running, 20)
 
 
 async def test_a_full_queue_says_when_to_come_back(served, refused, until):

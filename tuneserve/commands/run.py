@@ -23,14 +23,22 @@ from tuneserve.machine.runtime import preload
     "--metrics-listen", metavar="HOST:PORT", help="Address for /metrics over HTTP.  [default: 127.0.0.1:9033]"
 )
 @click.option("--drain-seconds", type=float, help="Time for running calls after SIGTERM.  [default: 30]")
+@click.option("--processes", type=int, help="Complete servers behind one port, each with its engines.  [default: 1]")
 @click.option("--ready-file", type=FilePath, help="Write the addresses here, as JSON, once every model answers.")
 @click.option(
     "--end-with-input",
     is_flag=True,
     help="Kill the server when the pipe at standard input is closed, or its writer ends.",
 )
+# For the processes that `--processes` starts: the folder that they share.
+@click.option("--shared", type=click.Path(file_okay=False, path_type=Path), hidden=True)
 def serve(
-    models: tuple[str, ...], config: Path | None, ready_file: Path | None, end_with_input: bool, **flags: Any
+    models: tuple[str, ...],
+    config: Path | None,
+    ready_file: Path | None,
+    end_with_input: bool,
+    shared: Path | None,
+    **flags: Any,
 ) -> None:
     """Serve checkpoints over gRPC, each with its own vLLM engine.
 
@@ -55,6 +63,11 @@ def serve(
     else:
         given["models"] = server_config.parse_models(models)
         chosen = server_config.checked(settings.build(server_config.ServerConfig, given))
+    if chosen.processes > 1 and not shared:
+        from tuneserve.server.processes.parent import serve as run_all
+
+        run_all(chosen, ready_file)
+        return
     preload()
     from tuneserve.server.app import serve as run
     from tuneserve.server.call import request_log

@@ -21,11 +21,12 @@ FILES, CONNECTIONS = 256, 256
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
 
 
-@pytest.fixture
-def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Those of a server in a process of its own, without models."""
+@pytest.fixture(params=[1, 2])
+def addresses(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Those of a server in a process of its own, or in two, without models."""
     config, ready = tmp_path / "server.yaml", tmp_path / "ready.json"
-    config.write_text(json.dumps({f"{name}listen": "127.0.0.1:0" for name in ("", "metrics_", "health_", "admin_")}))
+    ports = {f"{name}listen": "127.0.0.1:0" for name in ("", "metrics_", "health_", "admin_")}
+    config.write_text(json.dumps({**ports, "processes": request.param}))
     command = [sys.executable, "-P", "-m", "tuneserve.cli", "serve", "--config", str(config)]
     with subprocess.Popen(
         [*command, "--ready-file", str(ready)],

@@ -19,6 +19,14 @@ with launched("--config", sys.argv[1]) as server:
     print(server.process.pid, flush=True)
     time.sleep(300)
 """
+# The same with two processes: says one of them.
+LAUNCHES_TWO = """
+import psutil, sys, time
+from tuneserve.serving import launched
+with launched("--config", sys.argv[1], "--processes", "2") as server:
+    print(psutil.Process(server.process.pid).children()[1].pid, flush=True)
+    time.sleep(300)
+"""
 # As vLLM does it, from a thread that does not live as long as the process; `tuneserve.cli` is the server's main module.
 SPAWNS = """
 import multiprocessing, os, threading, time
@@ -73,7 +81,8 @@ def test_a_killed_server_leaves_no_engine(tmp_path, state):
     end_alone(starter, engine)
 
 
-def test_a_killed_program_leaves_no_server(tmp_path):
+@pytest.mark.parametrize("launches", [LAUNCHES, LAUNCHES_TWO], ids=["one process", "two"])
+def test_a_killed_program_leaves_no_server(tmp_path, launches):
     config = tmp_path / "server.yaml"
     config.write_text("admin_listen: 127.0.0.1:0\n")
-    end_alone(*started_by(LAUNCHES, tmp_path, config))
+    end_alone(*started_by(launches, tmp_path, config))

@@ -1,4 +1,6 @@
-"""Signals to the real command, in a process of its own, without models: what is served after them; its exit status."""
+"""Signals to the real command, in a process of its own, or in several, without models: what is served after them; its
+exit status.
+"""
 
 import asyncio
 import json
@@ -35,11 +37,20 @@ class Server:
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), 120)
 
 
+@pytest.fixture(params=[1, 2])
+def processes(request: pytest.FixtureRequest) -> int:
+    """How many the server has."""
+    count: int = request.param
+    return count
+
+
 @contextmanager
-def running(folder: Path, linger: float, *before: str) -> Iterator[Server]:
+def running(folder: Path, processes: int, linger: float, *before: str) -> Iterator[Server]:
     """The server, started by a command when one is given."""
     config, ready = folder / "server.yaml", folder / "ready.json"
-    config.write_text(json.dumps({**PORTS, "drain_seconds": 5, "linger_seconds": linger}))
+    config.write_text(
+        json.dumps({**PORTS, "drain_seconds": 5, "linger_seconds": linger, "processes": processes}),
+    )
     command = [*before, sys.executable, "-P", "-m", "tuneserve.cli", "serve", "--config", str(config)]
     # Its own session: what is sent to it is not sent to us.
     with subprocess.Popen(
@@ -76,8 +87,8 @@ async def not_serving(channel: grpc.aio.Channel) -> None:
             return
 
 
-async def test_sigterm_serves_on_while_health_says_no(tmp_path):
-    with running(tmp_path, FOREVER) as server:
+async def test_sigterm_serves_on_while_health_says_no(tmp_path, processes):
+    with running(tmp_path, processes, FOREVER) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             assert await serving(channel)
             server.process.send_signal(signal.SIGTERM)
@@ -91,21 +102,21 @@ async def test_sigterm_serves_on_while_health_says_no(tmp_path):
             assert await server.exit_status() == 0, "whoever says it twice does not wait"
 
 
-async def test_lingering_ends(tmp_path):
-    with running(tmp_path, 0.5) as server:
+async def test_lingering_ends(tmp_path, processes):
+    with running(tmp_path, processes, 0.5) as server:
         server.process.send_signal(signal.SIGTERM)
         assert await server.exit_status() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-async def test_who_sits_at_the_terminal_waits_for_no_proxy(tmp_path, number):
-    with running(tmp_path, FOREVER) as server:
+async def test_who_sits_at_the_terminal_waits_for_no_proxy(tmp_path, processes, number):
+    with running(tmp_path, processes, FOREVER) as server:
         server.process.send_signal(number)
         assert await server.exit_status() == 0
 
 
-async def test_nohup(tmp_path):
-    with running(tmp_path, 0, "nohup") as server:
+async def test_nohup(tmp_path, processes):
+    with running(tmp_path, processes, 0, "nohup") as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             server.process.send_signal(signal.SIGHUP)
             assert await models(channel) == grpc.StatusCode.OK

@@ -96,6 +96,17 @@ def test_a_port_in_use_is_named_and_leaves_no_socket_open():
     again.close()
 
 
+def test_a_port_is_shared_only_among_those_that_say_so():
+    [first] = connections.sockets("127.0.0.1:0", "listen", shared=True)
+    address = f"127.0.0.1:{first.getsockname()[1]}"
+    [second] = connections.sockets(address, "listen", shared=True)
+    with first, second:
+        first.listen()
+        second.listen()
+        with pytest.raises(UserError, match="listen: can't bind"):
+            connections.sockets(address, "listen")
+
+
 def test_addresses_are_shown_as_they_are_written():
     assert connections.shown("127.0.0.1", 80) == "127.0.0.1:80"
     assert connections.shown("::1", 80) == "[::1]:80"
