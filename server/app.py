@@ -32,6 +32,7 @@ from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.config import ConfigFile, ServerConfig, host_and_port
 from tuneserve.server.engine import hardware, making
 from tuneserve.server.engine.making import EngineFactory
+from tuneserve.server.ledger import Ledger
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
@@ -70,9 +71,15 @@ class App:
     """One server process."""
 
     def __init__(
-        self, config: ServerConfig, make_engine: EngineFactory | None = None, file: ConfigFile | None = None
+        self,
+        config: ServerConfig,
+        make_engine: EngineFactory | None = None,
+        file: ConfigFile | None = None,
+        shared: Path | None = None,
     ) -> None:
-        """Checks every setting and checkpoint and binds all ports. Raises UserError before anything loads."""
+        """Checks every setting and checkpoint and binds all ports. Raises UserError before anything loads. Changes of
+        `file` are followed, if the settings say so. With `processes`, `shared` is the folder of all of them.
+        """
         failures.redact_libraries()
         self.config = config
         self._shares = config.processes > 1  # its ports, with other processes
@@ -101,7 +108,8 @@ class App:
         self.metrics.requests.set_function(lambda: self._requests.bytes)
         self.metrics.unread.set_function(lambda: self._departures.shares.bytes)
         self._shadows = Shadows(self.models, self.metrics)
-        self._tenants = Tenants(config.tenants) if config.tenants else None
+        ledger = Ledger(shared) if shared else None
+        self._tenants = Tenants(config.tenants, ledger=ledger) if config.tenants else None
         if self._tenants and self._tenants.by_certificate and not (config.tls and config.tls.client_ca):
             raise UserError(
                 "tenants: some have `certificates`, which need tls.client_ca", "set it to the CA of these certificates"
@@ -339,15 +347,19 @@ class App:
             Addresses(self.address, self.metrics_address, self.admin_address, self.health_address).write(ready_file)
 
 
-def serve(config: ServerConfig, ready_file: Path | None = None, file: ConfigFile | None = None) -> None:
-    """Runs a server until it is told to stop. `file` is where the config is from, to follow its changes."""
+def serve(
+    config: ServerConfig, ready_file: Path | None = None, file: ConfigFile | None = None, shared: Path | None = None
+) -> None:
+    """Runs a server until it is told to stop. `file` is where the config is from, to follow its changes. With
+    `processes`, `shared` is the folder of all of them.
+    """
 
     # Disables the `_created` series of each metric: nobody uses them, and they would be in every scrape.
     disable_created_metrics()
     stderr = logs.never_wait()
 
     async def run() -> None:
-        app = App(config, file=file)
+        app = App(config, file=file, shared=shared)
         stderr.dropped = app.metrics.log_lines_dropped.inc
         await app.run(ready_file)
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from tuneserve.errors import UserError
 from tuneserve.server.call import tenants_file
 from tuneserve.server.call.errors import Unauthenticated
-from tuneserve.server.call.quota import Quota
+from tuneserve.server.call.quota import Quota, SharedQuota
 from tuneserve.server.call.tenants_file import TenantConfig
 from tuneserve.server.files import stamp
+from tuneserve.server.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,12 @@ def hashed(key: str) -> str:
 class Tenants:
     """The tenants of a file, and how much of its quota each has left."""
 
-    def __init__(self, path: Path, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Reads the file. Raises UserError naming the file and the key. `clock` gives nanoseconds."""
+    def __init__(self, path: Path, clock: Callable[[], int] = time.monotonic_ns, ledger: Ledger | None = None) -> None:
+        """Reads the file. Raises UserError naming the file and the key. `clock` gives nanoseconds, the same in all
+        processes that share the `ledger`.
+        """
         self._path = path
+        self._ledger = ledger
         self._clock = clock
         self._seen = stamp(path)
         self._by_hash: Mapping[str, tuple[Tenant, float]] = {}  # with the key's expiry, in seconds since 1970
@@ -144,13 +148,13 @@ class Tenants:
         self._seen = seen
         try:
             entries = tenants_file.read(self._path, self._path.name)
+            self._take(entries)
         except Exception as error:
             # Any error: the next version of the file must still be read. Only our own errors are known to quote no key.
             reason = str(error) if isinstance(error, UserError) else type(error).__name__
             logger.error("tenants not reloaded, the old ones stay: %s", reason)
             self.is_current = False
             return False
-        self._take(entries)
         self.is_current = True
         logger.info("tenants reloaded: %d", len(entries))
         return True
@@ -161,13 +165,16 @@ class Tenants:
         by_name: dict[str, Tenant] = {}
         quotas: dict[str, Quota] = {}
         owned = {adapter for entry in entries.values() for adapter in entry.adapters or ()}
+        accounts = self._ledger.accounts(entries) if self._ledger else {}
         for name, entry in entries.items():
             tenant = Tenant(name, entry.role, entry.priority, entry.models, entry.adapters, owned)
             for hash_, expiry in map(tenants_file.hash_and_expiry, entry.keys):
                 by_hash[hash_] = tenant, expiry
             by_name.update(dict.fromkeys(entry.certificates, tenant))
             limits = entry.requests_per_second, entry.tokens_per_minute
-            if any(limits):
+            if any(limits) and self._ledger:
+                quotas[name] = SharedQuota(*limits, accounts[name], self._clock())
+            elif any(limits):
                 quotas[name] = Quota(*limits, self._quotas.get(name), self._clock())
         self._quotas = quotas
         self._by_hash = by_hash

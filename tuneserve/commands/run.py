@@ -73,7 +73,7 @@ def serve(
     from tuneserve.server.call import request_log
 
     request_log.to_stderr()
-    run(chosen, ready_file, file)
+    run(chosen, ready_file, file, shared)
 
 
 @click.command()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tuneserve.server import ledger
 from tuneserve.server.call.errors import Overloaded, Unauthenticated
 from tuneserve.server.call.tenants import ADMINISTRATOR, ANYBODY, Tenants, hashed, new_key
+from tuneserve.server.ledger import Ledger
 
 SECOND = 1_000_000_000
 
@@ -350,3 +352,26 @@ def test_a_certificate_names_a_tenant(load):
     ]:
         with pytest.raises(Unauthenticated, match=text):
             tenants.authenticate(metadata, names)
+
+
+def test_the_tenants_of_several_processes_have_one_quota_each(path, tmp_path, monkeypatch, caplog):
+    text = "tenants:\n" + entry("a", "k", more=", requests_per_second: 1") + entry("free", "f")
+    path.write_text(text)
+    clock = Clock()
+    first, second = (Tenants(path, clock, Ledger(tmp_path)) for _ in range(2))
+    first.admit(first.authenticate(bearer("k")))
+    with pytest.raises(Overloaded):
+        second.admit(second.authenticate(bearer("k")))
+    for _ in range(2):
+        second.admit(second.authenticate(bearer("f")))
+    # One that is added by a change of the file.
+    rewrite(path, text + entry("b", "other", more=", requests_per_second: 1"))
+    for tenants in (second, first):
+        assert tenants.reload_if_changed()
+    second.admit(second.authenticate(bearer("other")))
+    with pytest.raises(Overloaded):
+        first.admit(first.authenticate(bearer("other")))
+    monkeypatch.setattr(ledger, "_MOST", 3)
+    rewrite(path, text + entry("c", "third"))
+    assert not first.reload_if_changed()
+    assert "the old ones stay: 4 tenants since the start" in caplog.text

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tuneserve.server.call.tenants import hashed
 from tuneserve.v1 import model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -64,6 +66,21 @@ def test_models_can_not_be_changed_in_one_process_alone(two):
         ModelAdminServiceStub(channel).LoadModel(model_admin_pb2.LoadModelRequest(model="a", path="a"))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert "while `processes` is more than 1" in caught.value.details()
+
+
+def test_a_quota_is_one_for_all_processes(serve, tmp_path):
+    tenants = tmp_path / "tenants.yaml"
+    tenants.write_text(f"tenants: {{a: {{keys: ['{hashed('key')}'], requests_per_second: 0.01}}}}")
+    with serve(tenants=str(tenants)) as server:
+        ends = [end(server.addresses.grpc, (("x-api-key", "key"),)) for _ in range(20)]
+    assert Counter(ends) == {grpc.StatusCode.OK: 1, grpc.StatusCode.RESOURCE_EXHAUSTED: 19}
+
+
+def end(address: str, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode:
+    """Makes a call on a connection of its own. Returns its status."""
+    with grpc.insecure_channel(address, OWN_CONNECTION) as channel:
+        call = ModelServiceStub(channel).ListModels.future(model_pb2.ListModelsRequest(), metadata=metadata, timeout=20)
+        return call.code()
 
 
 @pytest.mark.parametrize("key", ["listen", "admin_listen", "metrics_listen", "health_listen"])
