@@ -34,8 +34,8 @@ TOWERS = {
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training gpu",
     "tuneserve.benchmarks.serving": """
-        load workers systems small_model interleave overload cost_report caller crowd flood cost front_end before
-        predict command
+        load workers systems small_model interleave overload cost_report caller crowd flood cost front_end front_ends
+        before predict command
     """,
     "tuneserve.benchmarks.gpu": "shapes loads|checkpoints|results|roofs|together|phases phase|report __main__",
 }

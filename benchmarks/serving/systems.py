@@ -107,6 +107,7 @@ def ours(
     scratch: Path,
     engine: Engine | None,
     python: Path | None = None,
+    processes: int = 1,
     **settings: Any,
 ) -> Iterator[System]:
     """Our server, started as users start it. Without `engine`, all but `settings` and `_SHARE` is at its default.
@@ -119,7 +120,9 @@ def ours(
         name: (engine.model(path) if engine else {"path": str(path.resolve()), **plain}) | settings
         for name, path in models.items()
     }
-    config.write_text(yaml.safe_dump({"models": entries}), encoding="utf-8")
+    # Servers of other checkouts may not know the setting.
+    several = {"processes": processes} if processes > 1 else {}
+    config.write_text(yaml.safe_dump({"models": entries, **several}), encoding="utf-8")
     # Our server preloads libraries itself, and its time to the first answer includes that.
     environment = {key: value for key, value in os.environ.items() if key not in _PRELOADED}
     with launched("--config", str(config), environment=environment, python=python) as server:
