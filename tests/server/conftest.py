@@ -1,6 +1,7 @@
 """A fake engine over a real wire: the real server, tokenizers and gRPC, and numbers in place of a model."""
 
 import asyncio
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 from .troubled_engine import TroubledEngine
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+# With 2, the servers here are as one of two: only what changes models is refused then.
+PROCESSES = int(os.environ.get("TUNESERVE_PROCESSES", "1"))
 # Free ports of this machine's own.
 PORTS = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
 
@@ -41,7 +44,7 @@ class Served:
 def loopback(models: Mapping[str, Path | ModelConfig], **settings: Any) -> ServerConfig:
     """Settings of a server of these models, or directories, on free ports."""
     configs = {name: ModelConfig(path=one) if isinstance(one, Path) else one for name, one in models.items()}
-    return ServerConfig(models=configs, **PORTS | settings)
+    return ServerConfig(models=configs, **PORTS | {"processes": PROCESSES} | settings)
 
 
 @asynccontextmanager
