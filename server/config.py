@@ -323,6 +323,10 @@ def checked(config: ServerConfig) -> ServerConfig:
     """Returns the config if it is complete and its files exist. Raises UserError naming the key."""
     if not config.models and not (config.admin_listen or config.tenants):
         raise UserError("models: none given", "pass --model NAME=PATH, or list them in the file's `models`")
+    if config.reload_models and config.processes > 1:
+        raise UserError(
+            "reload_models: can't be true with several processes", "restart for other models, or set processes: 1"
+        )
     files = {"tenants": config.tenants}
     if config.tls:
         files |= {f"tls.{key}": file for key, file in config.tls}

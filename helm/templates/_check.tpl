@@ -16,6 +16,9 @@
 {{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
 {{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
 {{- end }}
+{{- if and .Values.reloadModels (gt (int .Values.processes) 1) }}
+{{- fail "reloadModels: needs processes to be 1, because several processes take no other models while they run" }}
+{{- end }}
 {{- if .Values.kedaEnabled }}
 {{- if .Values.autoscalingEnabled }}
 {{- fail "kedaEnabled and autoscalingEnabled: give one of them, because each makes a HorizontalPodAutoscaler" }}

@@ -531,6 +531,7 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"models": {"a": {"path": "/a", "adapters": {"b": "/b"}}}}, "models.a.maxAdapters: must be at least 1"),
         (FETCH | {"modelsClaim": "a"}, "fetch: needs modelsClaim and modelsVolume to be empty"),
         (FETCH | {"reloadModels": True}, "fetch: needs reloadModels to be false"),
+        ({"reloadModels": True, "processes": 2}, "reloadModels: needs processes to be 1"),
         (FETCH | {"models": {"b": {"path": "/models/b"}}}, "models.b.path: /models/b is not fetched"),
         ({"aliases": {"a": {"targets": {}}}}, "aliases.a.targets: name at least one"),
         ({"aliases": {"a": {"targets": {"b": 1}}}}, "aliases.a: b is not one of models"),

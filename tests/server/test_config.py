@@ -54,6 +54,7 @@ def test_a_whole_file(load, tmp_path):
         ("listen: a:70000\nmodels: {a: {path: m}}", "listen: 'a:70000' is not HOST:PORT"),
         ("drain_seconds: .inf\nmodels: {a: {path: m}}", "drain_seconds: inf is not allowed"),
         ("models: {a: {path: m, adapters: {b: m}}}", "models.a.max_adapters: 0 is not allowed"),
+        ("models: {a: {path: m}}\nreload_models: true\nprocesses: 2", "reload_models: can't be true with several"),
         ("drain_seconds: -1\nmodels: {a: {path: m}}", "drain_seconds: -1 is not allowed"),
     ],
 )
