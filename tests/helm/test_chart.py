@@ -143,7 +143,6 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
 def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Chart, tmp_path: Path) -> None:
     values = MINIMAL | {
         "aliases": {"reviews": {"targets": {"sentiment": 9}}},
-        "reloadModels": True,
         "tlsSecret": "web",
         "clientCaSecret": "clients",
         "tenantsSecret": "keys",
@@ -178,7 +177,9 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     assert (config.on_engine_failure, config.log_requests, config.log_content) == ("exit", False, True)
     assert (config.health_listen, config.admin_listen) == ("0.0.0.0:8034", "127.0.0.1:8035")
     assert config.otlp_endpoint == "http://collector.observability:4317"
-    assert (config.aliases["reviews"].targets, config.reload_models) == ({"sentiment": 9}, True)
+    assert (config.aliases["reviews"].targets, config.reload_models) == ({"sentiment": 9}, False)
+    following = read_server_config(render(chart, MINIMAL | {"reloadModels": True}), tmp_path)
+    assert following.reload_models
 
 
 def test_the_chart_has_the_servers_own_defaults(chart: helm_python.Chart, tmp_path: Path) -> None:

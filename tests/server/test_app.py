@@ -19,7 +19,8 @@ from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 
-from .conftest import FakeEngine, loopback
+from .conftest import loopback
+from .troubled_engine import TroubledEngine
 
 GOOD = classification_pb2.ClassifyRequest(model="sentiment", inputs=[classification_pb2.ClassifyInput(text="good")])
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -65,7 +66,7 @@ async def test_one_of_several_processes_gets_no_calls_before_its_models_are_load
 
     async def slow_engine(name, config, manifest):
         await go.wait()
-        return FakeEngine(len(manifest.labels))
+        return TroubledEngine(len(manifest.labels))
 
     [kept] = connections.sockets("127.0.0.1:0", "listen", shared=True)
     address = f"127.0.0.1:{kept.getsockname()[1]}"

@@ -282,7 +282,7 @@ async def test_flags_stay_in_force(serve_config, file, models, reload):
         assert server.app.config.drain_seconds == 2.0
 
 
-async def test_the_server_stops_while_a_model_is_loaded(serve_troubled, file, models, until, monkeypatch):
+async def test_the_server_stops_while_a_model_is_loaded(serve_config, file, models, until, monkeypatch):
     monkeypatch.setattr(app, "_RELOAD_SECONDS", 0.01)
     engines: list[Any] = []
 
@@ -291,7 +291,7 @@ async def test_the_server_stops_while_a_model_is_loaded(serve_troubled, file, mo
         engines.append(engine)
 
     followed = ConfigFile(file.path)
-    async with serve_troubled(followed.load(), made, file=followed):
+    async with serve_config(followed.load(), made, file=followed):
         file.write(models={"a": models["three"]})
         await until(lambda: len(engines) == 2)
     assert all(engine.closed for engine in engines)
