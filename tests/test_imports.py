@@ -20,8 +20,7 @@ FOLDERS = {"tuneserve": "tuneserve"} | {
 TOWERS = {
     "tuneserve": """
         v1 oip errors formats page yamls settings machine checkpoint fetch client serving evaluation card inspect
-        sample_e5 samples sample_files predict call finetune|quantize|server|benchmarks schema demo api verbs commands
-        cli
+        samples predict call finetune|quantize|server|benchmarks schema demo api verbs commands cli
     """,
     "tuneserve.finetune": """
         fields config data model eval train export preparation report pipeline soup search

@@ -64,7 +64,7 @@ def samples() -> None:
 @samples_directory_option
 def samples_list(directory: Path) -> None:
     """List the samples, and which of them are in the directory."""
-    from tuneserve.sample_files import SAMPLES, size
+    from tuneserve.samples.files import SAMPLES, size
 
     rows = []
     for name, sample in SAMPLES.items():
@@ -79,7 +79,7 @@ def samples_list(directory: Path) -> None:
 @samples_directory_option
 def samples_fetch(names: tuple[str, ...], directory: Path) -> None:
     """Write the samples NAMES, by default all, into the directory. Existing ones are kept."""
-    from tuneserve.sample_files import SAMPLES, fetch, size
+    from tuneserve.samples.files import SAMPLES, fetch, size
 
     if unknown := [name for name in names if name not in SAMPLES]:
         raise click.UsageError(f"{unknown[0]}: no such sample; allowed: {', '.join(SAMPLES)}")

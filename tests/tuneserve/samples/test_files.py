@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tuneserve import sample_files
 from tuneserve.errors import UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.report import tables
+from tuneserve.samples import files as sample_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "finetune" / "examples").glob("*.yaml"))
 
 
