@@ -1,6 +1,7 @@
 """What the chart renders, and what it refuses."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -340,6 +341,21 @@ def test_models_are_fetched_before_the_server_starts(chart: helm_python.Chart) -
     assert [port["port"] for port in rule["ports"]] == [443, 53, 53]
     assert manifests["deployment"]["spec"]["progressDeadlineSeconds"] == 1800 + 120 + 3600
     assert "initContainers" not in render(chart, MINIMAL)["deployment"]["spec"]["template"]["spec"]
+
+
+def test_the_values_of_the_documentation_render(chart: helm_python.Chart) -> None:
+    page = (CHART.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    written = textwrap.dedent(re.search(r"values\.yaml <<END\n(.*?)    END\n", page, re.DOTALL)[1])
+    values = yaml.safe_load(written.replace("REGISTRY", "registry.example.com").replace("BUCKET", "bucket"))
+    manifests = render(chart, values, name="tuned")
+    assert {
+        "deployment",
+        "servicemonitor",
+        "prometheusrule",
+        "configmap-dashboards",
+        "scaledobject",
+    } <= manifests.keys()
+    assert f"deployment/{manifests['deployment']['metadata']['name']} " in page
 
 
 def test_new_configuration_makes_new_pods(chart: helm_python.Chart) -> None:
