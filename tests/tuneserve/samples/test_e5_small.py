@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from tuneserve import checkpoint
-from tuneserve.samples import e5
+from tuneserve.samples import e5_small
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁que", "ry", ":", "▁blue", "▁sky", "▁fi", "<mask>"]
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Any]) -> P
         head += struct.pack("<BIQQ", name in packed, weights[name].size, start, len(block))
         start += len(block)
     target = tmp_path_factory.mktemp("e5") / "model"
-    e5.make(head + b"".join(blocks.values()), target)
+    e5_small.make(head + b"".join(blocks.values()), target)
     return target
 
 
