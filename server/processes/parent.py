@@ -35,6 +35,7 @@ from tuneserve.serving import Addresses
 
 logger = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ASK_SECONDS = 0.5
 # The pause before a process is started again: doubled each time it does not become ready, from the first value up to
 # the second.
@@ -74,7 +75,7 @@ class Parent:
     async def run(self, ready_file: Path | None) -> int:
         """Runs until it is told to stop, or a process ends that is not started again. Returns the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _SIGNALS:
             # SIGHUP stays ignored if it was, here and in the processes: see App.run.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end, number)
@@ -110,7 +111,8 @@ class Parent:
             was_ready = self._serving.pop(process.number, None) is not None
             self._show()
             if self._stopping.is_set():
-                self._status = self._status or _exit_status(status)
+                # One that only just started does not handle the signal yet.
+                self._status = self._status or (0 if -status in _SIGNALS else _exit_status(status))
                 return
             logger.error("process %d ended with status %d", process.number, status)
             if not self._all_ready.is_set() or self._config.on_engine_failure == "exit":

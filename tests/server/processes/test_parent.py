@@ -129,6 +129,16 @@ def test_a_process_is_started_again_and_the_others_go_on(serve, children, metric
         assert server.process.wait(60) == 0
 
 
+def test_sigterm_while_a_process_is_started_again(serve, children):
+    """It may not even listen to signals yet."""
+    with serve() as server:
+        lost, other = children(server)
+        lost.kill()
+        wait(lambda: set(children(server)) - {lost, other})
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
 def test_a_process_is_not_started_again_where_a_failure_ends_the_server(serve, children):
     with serve(on_engine_failure="exit") as server:
         children(server)[0].kill()
