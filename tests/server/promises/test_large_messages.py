@@ -151,7 +151,7 @@ def right(method: MethodDescriptor, served) -> list[Message]:
         ],
         "ClassifyTokens": [classification_pb2.ClassifyTokensRequest(model="ner", texts=["good"])],
         "Rank": [classification_pb2.RankRequest(model="sentiment", query="good", candidates=["bad"], label="pos")],
-        "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"])],
+        "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"], prompt_name="query")],
         "Generate": generating(),
         "GenerateStream": generating(),
         "Tokenize": [
