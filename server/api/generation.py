@@ -20,7 +20,7 @@ from tuneserve.server.text import required_calls, spans
 from tuneserve.server.text.answers import Answers
 from tuneserve.server.text.required_calls import RequiredCalls
 from tuneserve.server.text.structured_output import check_sizes
-from tuneserve.server.text.tokenizer import TemplateRefused, Tokens
+from tuneserve.server.text.tokenizer import DocumentsIgnored, TemplateRefused, Tokens
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import generation_pb2 as pb
@@ -300,3 +300,6 @@ async def _render(model: Model, chat: convert.Conversation) -> str:
         )
     except TemplateRefused as error:
         raise InvalidInput("prompt.chat", str(error)) from None
+    except DocumentsIgnored:
+        ignored = "are ignored by the model's chat template; put them into a message, or use another model"
+        raise InvalidInput("prompt.chat.documents", ignored) from None

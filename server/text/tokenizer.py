@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,10 @@ T = TypeVar("T")
 
 class TemplateRefused(Exception):
     """The chat template can't render the conversation. The message contains nothing from the caller."""
+
+
+class DocumentsIgnored(Exception):
+    """The chat template renders the conversation as it would without its documents."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,20 @@ class Tokenizer:
         documents: Sequence[Mapping[str, Any]] = (),
         arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """Returns the text that the checkpoint's chat template makes of a conversation. Raises TemplateRefused."""
+        """Returns the text that the checkpoint's chat template makes of a conversation.
+
+        Raises TemplateRefused and DocumentsIgnored.
+        """
         given = {**arguments, "tools": tools or None, "documents": documents or None}
-        return await self.apart(self._render, messages, add_generation_prompt, given)
+        text = await self.apart(self._render, messages, add_generation_prompt, given)
+        if documents:
+            # Rendered, because a template that names documents may still write none: by its arguments, say.
+            without, other = given | {"documents": None}, ""
+            with suppress(TemplateRefused):
+                other = await self.apart(self._render, messages, add_generation_prompt, without)
+            if text == other:
+                raise DocumentsIgnored
+        return text
 
     def close(self) -> None:
         """Ends the threads."""

@@ -157,6 +157,18 @@ async def test_documents_names_and_arguments(stub):
     assert response.text == "[Sky: It is blue.]Ann: Why?\n<|end|>7"
 
 
+async def test_documents_that_the_template_ignores_are_refused(stub, refused):
+    """The model would answer without them, and nobody would know."""
+    request = chat(model="tools", documents=[struct(title="Sky", text="It is blue.")])
+    generate = pb.GenerateRequest(model="tools", prompt=request.prompt)
+    for call in (stub.Tokenize(request), stub.Generate(generate)):
+        error = await refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+        assert error.details().startswith("prompt.chat.documents: are ignored by the model's chat template")
+    # Of these documents its template has nothing to say.
+    error = await refused(stub.Tokenize(chat(model="tools", documents=[struct()])), grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details().startswith("prompt.chat.documents: ")
+
+
 @pytest.mark.parametrize(
     ("value", "written"), [(1, "1"), (-0.5, "-0.5"), (2**53, str(2**53)), (True, "True"), (None, "None"), ("x", "x")]
 )
