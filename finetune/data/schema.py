@@ -227,10 +227,14 @@ def _chat(raw: Row, value: Any) -> Row:
         messages.append({"role": message["role"], "content": content} | more)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise BadRow("messages does not end with an assistant's answer")
-    tools = raw.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise BadRow("tools is not a list of JSON objects")
-    return {"messages": messages} | ({"tools": tools} if tools else {})
+    row: Row = {"messages": messages}
+    for key in ("tools", "documents"):
+        given = raw.get(key)
+        if given is not None and not (isinstance(given, list) and all(isinstance(one, dict) for one in given)):
+            raise BadRow(f"{key} is not a list of JSON objects")
+        if given:
+            row[key] = given
+    return row
 
 
 def _pair_row(raw: Row) -> Row:

@@ -42,7 +42,8 @@ def ordered(value: Any) -> Any:
 def token_ids(
     tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *, add_generation_prompt: bool
 ) -> list[int]:
-    """Returns the token ids of some messages of a row, rendered with its tools by the checkpoint's template.
+    """Returns the token ids of some messages of a row, rendered with its tools and documents by the checkpoint's
+    template.
 
     Raises UserError if the template refuses them.
     """
@@ -64,7 +65,11 @@ def _rendered(tokenizer: Any, row: Mapping[str, Any], messages: Sequence[Any], *
 
     try:
         return tokenizer.apply_chat_template(
-            ordered(list(messages)), tools=ordered(row.get("tools")), tokenize=True, **options
+            ordered(list(messages)),
+            tools=ordered(row.get("tools")),
+            documents=ordered(row.get("documents")),
+            tokenize=True,
+            **options,
         )
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in messages)

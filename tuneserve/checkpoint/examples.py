@@ -8,6 +8,7 @@ Nothing here needs torch; a tokenizer is one of transformers'.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,8 @@ def of_all_turns(tokenizer: Any, row: Mapping[str, Any], max_length: int) -> lis
 def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
     """Returns the token ids of a whole row and the position where its answer begins.
 
-    Raises UserError if the chat template renders the prompt differently when the answer follows it, refuses the
-    conversation, or is missing.
+    Raises UserError if the chat template renders the prompt differently when the answer follows it, ignores the row's
+    documents, refuses the conversation, or is missing.
     """
     if "prompt" in row:
         # Tokenized separately, so that the prompt has the same ids as when it is served.
@@ -74,6 +75,11 @@ def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
             "base_model has no chat template", "give one as `chat_template`, or rows of prompt and completion"
         )
     prompt = chat.token_ids(tokenizer, row, row["messages"][:-1], add_generation_prompt=True)
+    if row.get("documents") and prompt == _without_documents(tokenizer, row):
+        raise UserError(
+            "the chat template ignores the documents of a row",
+            "put them into a message, or give a `chat_template` that writes them",
+        )
     whole = chat.token_ids(tokenizer, row, row["messages"], add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise UserError(
@@ -81,6 +87,13 @@ def answer(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], int]:
             "use rows of prompt and completion with this model, or another `chat_template`",
         )
     return whole[: _end_of_turn(tokenizer, whole, len(prompt))], len(prompt)
+
+
+def _without_documents(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+    """Returns the prompt as it would be rendered without its documents; an empty list if it can't be."""
+    with suppress(UserError):
+        return chat.token_ids(tokenizer, {**row, "documents": None}, row["messages"][:-1], add_generation_prompt=True)
+    return []
 
 
 def _end_of_turn(tokenizer: Any, ids: Sequence[int], start: int) -> int:

@@ -7,6 +7,7 @@
                              code points, in order, without overlap
     generation               {"messages": [{"role": str, "content": str}, ...]}   the last one is the answer
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
+                             {"messages": ..., "documents": [{...}, ...]}         to answer from, for the template
                              {"prompt": str, "completion": str}
     embedding, ranking       {"query": str, "positive": str, "negatives": [str, ...] (optional)}
 
@@ -35,8 +36,8 @@ def dumps(row: Row) -> str:
 def input_key(row: Row) -> str:
     """Returns a row's input without the answer, as a key: equal keys in train and test would be a leak."""
     if "messages" in row:
-        tools = {"tools": row["tools"]} if row.get("tools") else {}
-        return dumps({"messages": row["messages"][:-1]} | tools)
+        more = {key: row[key] for key in ("tools", "documents") if row.get(key)}
+        return dumps({"messages": row["messages"][:-1]} | more)
     return dumps({key: row[key] for key in ("text", "text_pair", "prompt", "query") if key in row})
 
 

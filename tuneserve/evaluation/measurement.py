@@ -322,8 +322,11 @@ def prompts(row: Row) -> tuple[generation_pb2.Prompt, generation_pb2.Prompt | No
     """
     if "prompt" in row:
         return generation_pb2.Prompt(text=row["prompt"]), None
-    chat = json_format.ParseDict({key: row[key] for key in ("messages", "tools") if key in row}, generation_pb2.Chat())
-    question = generation_pb2.Chat(messages=chat.messages[:-1], tools=chat.tools, add_generation_prompt=True)
+    given: Row = {key: row[key] for key in ("messages", "tools", "documents") if key in row}
+    chat = json_format.ParseDict(given, generation_pb2.Chat())
+    question = generation_pb2.Chat(
+        messages=chat.messages[:-1], tools=chat.tools, documents=chat.documents, add_generation_prompt=True
+    )
     chat.add_generation_prompt = False
     return generation_pb2.Prompt(chat=question), generation_pb2.Prompt(chat=chat)
 

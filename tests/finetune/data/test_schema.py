@@ -138,6 +138,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, {}),
         ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, {}),
         ({"messages": CHAT, "tools": [TOOL]}, {"tools": [TOOL]}),
+        ({"messages": CHAT, "documents": [{"text": "It is 4."}]}, {"documents": [{"text": "It is 4."}]}),
     ],
 )
 def test_formats_of_conversations(tmp_path: Path, raw: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def test_formats_of_conversations(tmp_path: Path, raw: dict[str, Any], expected:
     [row] = [row for row in [*found.train, *found.test] if "messages" in row]
     assert row["messages"][0]["content"] == expected.get("content", "2 + 2?")
     assert row["messages"][1] == CHAT[1]
-    assert row.get("tools") == expected.get("tools")
+    assert [row.get(key) for key in ("tools", "documents")] == [expected.get(key) for key in ("tools", "documents")]
 
 
 def test_system_and_tool_turns(tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ def test_system_and_tool_turns(tmp_path: Path) -> None:
         {"conversations": [{"from": "robot", "value": "4"}]},
         {"messages": [*CHAT[:1], {"role": "critic", "content": "4"}]},
         {"messages": CHAT, "tools": ["add"]},
+        {"messages": CHAT, "documents": {"text": "It is 4."}},
     )
     with pytest.raises(UserError) as caught:
         dataset.load(settings(path, "generation"))
@@ -174,6 +176,7 @@ def test_system_and_tool_turns(tmp_path: Path) -> None:
         "observation",
         "d.jsonl:4: message 2: role is 'critic', not system, user, assistant or tool",
         "d.jsonl:5: tools is not a list of JSON objects",
+        "d.jsonl:6: documents is not a list of JSON objects",
     ]
 
 

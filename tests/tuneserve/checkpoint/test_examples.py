@@ -20,6 +20,8 @@ from tuneserve.errors import UserError
 from tuneserve.evaluation import measurement, verify
 from tuneserve.finetune.data import tokens
 from tuneserve.finetune.eval import evaluation
+from tuneserve.server.api.generation_messages import conversation
+from tuneserve.server.call.errors import Violations
 from tuneserve.server.text.tokenizer import Tokenizer as Served
 from tuneserve.v1 import generation_pb2 as gen
 from tuneserve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
@@ -251,6 +253,28 @@ def test_what_a_template_puts_after_a_turn_is_never_asked_for(tokenizer: Any, en
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}" + end + "{% endfor %}"
     ids, start = examples.answer(tokenizer, chat("how was it", "good"))
     assert tokenizer.decode(ids[start:]) == counted
+
+
+def test_documents_are_rendered_as_they_are_served(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.chat_template = "{% for document in documents or [] %}{{ document | tojson }}\n{% endfor %}" + TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    row = CHATS[0] | {"documents": [{"title": "The film", "text": "It was good.", "stars": 4.0}, {"a": [1, None]}]}
+    ids, start = examples.answer(tokenizer, row)
+    asked, _ = measurement.prompts(row)
+    with Violations() as wrong:
+        given = conversation(wrong, asked.chat, READS)
+    rendered = asyncio.run(Served(tmp_path, READS).render(given.messages, True, documents=given.documents))
+    assert rendered.count("The film") == 1
+    assert ids[:start] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def test_documents_that_the_template_ignores_are_told(tokenizer: Any) -> None:
+    row = CHATS[0] | {"documents": [{"text": "It was good."}]}
+    with pytest.raises(UserError, match="ignores the documents"):
+        examples.answer(tokenizer, row)
+    # One that can't do without any.
+    tokenizer.chat_template = "{% if not documents %}{{ raise_exception('none') }}{% endif %}" + TEMPLATE
+    examples.answer(tokenizer, row)
 
 
 def test_templates_that_do_not_fit_are_told(tokenizer: Any) -> None:

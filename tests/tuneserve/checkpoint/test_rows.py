@@ -27,10 +27,11 @@ def test_the_hash_of_rows_is_that_of_their_file(tmp_path: Path) -> None:
     assert row["entities"] == [{"start": 0, "end": 3, "label": "PER"}]
 
 
-def test_rows_that_differ_in_tools_ask_something_else() -> None:
+def test_rows_that_differ_in_tools_or_documents_ask_something_else() -> None:
     row = {"messages": [{"role": "user", "content": "weather?"}, {"role": "assistant", "content": "sunny"}]}
-    tools = [{"type": "function", "function": {"name": "weather"}}]
-    assert rows.input_key(row) != rows.input_key(row | {"tools": tools})
-    assert rows.input_key(row) == rows.input_key(row | {"tools": []})
+    more = {"tools": [{"type": "function", "function": {"name": "weather"}}], "documents": [{"text": "It rains."}]}
+    for key in more:
+        assert rows.input_key(row) != rows.input_key(row | {key: more[key]})
+        assert rows.input_key(row) == rows.input_key(row | {key: []})
     answered = [*row["messages"][:1], {"role": "assistant", "content": "rainy"}]
     assert rows.input_key(row) == rows.input_key({"messages": answered})
