@@ -29,6 +29,8 @@ Method: TypeAlias = Callable[..., Any]
 
 OURS = ("/tuneserve.", "/inference.")
 REFLECTION = "/grpc.reflection."
+# After each answer, in seconds: a tool asks for some tens of descriptions, and anybody may ask.
+_REFLECTION_PAUSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class CallInterceptor:
             async with self.reflecting.place(), aclosing(handler.stream_stream(requests, context)) as messages:
                 async for message in messages:
                     await context.write(message)
+                    await asyncio.sleep(_REFLECTION_PAUSE)
 
         return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 

@@ -5,11 +5,14 @@ import gzip
 import json
 import logging
 import statistics
+import time
 
 import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from grpc_status import rpc_status
 
 from tuneserve.server.call import arrivals
@@ -235,6 +238,19 @@ async def test_reflection_is_for_a_few_at_a_time(start, raw):
             client.open(stream, REFLECT)
         assert await client.until(lambda: len(client.reset) == 20 - 8)
         assert all(status(grpc.StatusCode.UNAVAILABLE) in client.answers[stream] for stream in client.reset)
+
+
+async def test_reflection_answers_at_a_bounded_rate(start):
+    async with start(keys=True) as server:
+        stub = ServerReflectionStub(server.channel)
+        asked = [ServerReflectionRequest(file_containing_symbol="tuneserve.v1.GenerationService")] * 1000
+        answers, began = 0, time.monotonic()
+        call = stub.ServerReflectionInfo(iter(asked))
+        while answers < 20:
+            assert (await call.read()).file_descriptor_response.file_descriptor_proto
+            answers += 1
+        assert time.monotonic() - began >= 19 * 0.01
+        call.cancel()
 
 
 async def test_connections_are_few_and_say_what_they_are(start, monkeypatch):

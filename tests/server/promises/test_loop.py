@@ -355,11 +355,11 @@ async def test_a_watch_of_health(large, soon, send):
 
 
 @pytest.mark.parametrize("field", ["list_services", "file_containing_symbol", "file_by_filename"])
-async def test_thousands_of_reflections(large, soon, send, field):
+async def test_reflections(large, soon, send, field):
     value = "tuneserve/v1/generation.proto" if field == "file_by_filename" else "tuneserve.v1.GenerationService"
     data = reflection_pb2.ServerReflectionRequest(**{field: value}).SerializeToString()
     path = f"{REFLECTION}ServerReflectionInfo"
-    code, details = await soon(lambda: send(large.app.address, path, [data] * 2000), field)
+    code, details = await soon(lambda: send(large.app.address, path, [data] * 100), field)
     assert code == grpc.StatusCode.OK, details
 
 
