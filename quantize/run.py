@@ -159,7 +159,12 @@ class _Work:
         """Quantizes."""
         logger.info("quantizing to %s", recipe.label)
         directory = self.directory / secrets.token_hex(4)
-        shutil.copytree(self.source, directory, ignore=_REPLACED)
+        # In the checkpoint's own folder alone: the folder of an encoder's pooling has a config.json, too.
+        shutil.copytree(
+            self.source,
+            directory,
+            ignore=lambda folder, names: _REPLACED(folder, names) if Path(folder) == self.source else set(),
+        )
         weights.write(self.source, directory, self.manifest, recipe, self.calibrating)
         result = self._manifest(recipe)
         if (known := trained_on(self.source)) is not None:

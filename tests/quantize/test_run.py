@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tuneserve import card, checkpoint
-from tuneserve.checkpoint import rows, seen
+from tuneserve.checkpoint import encoders, rows, seen
 from tuneserve.checkpoint.rows import Row, input_key, read, sha256
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation.evaluate import held_out_rows
@@ -100,6 +100,17 @@ def test_a_checkpoint_with_its_past_and_what_it_cost(bert: Path, tmp_path: Path,
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (bert / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_files_in_folders_are_copied(bert: Path, tmp_path: Path, measures: Measures) -> None:
+    """The pooling of an encoder is in a config.json of its own: without it, vLLM would take another."""
+    source = Path(shutil.copytree(bert, tmp_path / "source"))
+    encoders.write(source, "mean", {"query": "query: "}, size=64, max_length=64)
+    checkpoint.seal(source, checkpoint.read_manifest(source))
+    measures(GOOD)
+    quantize(source, tmp_path / "out", "w8a8", max_drop=None)
+    assert encoders.pooling(tmp_path / "out") == "mean"
+    assert encoders.prompts(tmp_path / "out") == {"query": "query: "}
 
 
 def test_the_card_says_that_it_is_quantized(bert: Path, tmp_path: Path, measures: Measures) -> None:
