@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     help="What happens to texts that are too long: truncated, rejected, or read in overlapping windows.",
 )
 @click.option("--scores", is_flag=True, help="Classification: also the score of every label.")
+@click.option("--prompt", metavar="NAME", help="Embedding: the checkpoint's prompt to put before each text.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Generation: tokens at most."
 )
@@ -59,7 +60,9 @@ def predict_command(
         checkpoint,
         Source.at(rows, _shard(options["shard"])),
         dict(map(_named, columns)),
-        Options(options["truncation"], options["scores"], options["max_tokens"], options["temperature"]),
+        Options(
+            options["truncation"], options["scores"], options["max_tokens"], options["temperature"], options["prompt"]
+        ),
     )
     counts = predict(job, output, resume=resume, overwrite=overwrite)
     if counts.rows:

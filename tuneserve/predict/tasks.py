@@ -26,6 +26,7 @@ class Options:
     all_scores: bool = False
     max_tokens: int = 256
     temperature: float = 0.0
+    prompt_name: str | None = None
 
 
 Answer = dict[str, Any]
@@ -55,6 +56,9 @@ def task_of(manifest: pb.Checkpoint, row: Row, options: Options) -> Task:
     if options.truncation == "windows" and (manifest.task == pb.TASK_EMBEDDING or "query" in row):
         raise UserError("--truncation windows is for labels and entities", "allowed here: end, reject")
     if manifest.task == pb.TASK_EMBEDDING:
+        if options.prompt_name is not None and options.prompt_name not in manifest.prompts:
+            known = ", ".join(sorted(manifest.prompts)) or "none"
+            raise UserError(f"--prompt {options.prompt_name}: not a prompt of the checkpoint", f"it has: {known}")
         return _embeddings(options)
     return _ranking(options) if "query" in row else _classification(manifest.problem_type, options)
 
@@ -102,7 +106,9 @@ def _entities(options: Options) -> Task:
 
 def _embeddings(options: Options) -> Task:
     async def ask(client: AsyncClient, model: str, inputs: Sequence[str]) -> list[Answer]:
-        answers = await client.embed(model, inputs, truncation=_plain(options), timeout=_SECONDS)
+        answers = await client.embed(
+            model, inputs, prompt_name=options.prompt_name, truncation=_plain(options), timeout=_SECONDS
+        )
         return [{f"{PREFIX}embedding": list(answer.values)} for answer in answers]
 
     return Task(lambda row: _text(row, "text"), ask)

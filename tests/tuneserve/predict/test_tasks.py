@@ -58,6 +58,14 @@ def test_columns_have_other_names():
     assert renamed({"id": 1}, {"text": "review"}) == {"id": 1}
 
 
+def test_a_prompt_is_one_of_the_checkpoint():
+    encoder = pb.Checkpoint(task=pb.TASK_EMBEDDING, prompts={"query": "q: ", "passage": "p: "})
+    task_of(encoder, {"text": "a"}, Options(prompt_name="query"))
+    with pytest.raises(UserError, match="--prompt title: not a prompt of the checkpoint") as caught:
+        task_of(encoder, {"text": "a"}, Options(prompt_name="title"))
+    assert caught.value.hint == "it has: passage, query"
+
+
 def test_windows_are_for_labels():
     with pytest.raises(UserError, match="windows"):
         task_of(ENCODER, {"text": "a"}, Options(truncation="windows"))
