@@ -91,7 +91,7 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     )
     if config.task == "embedding":
         how, prompts = pooling.of(config)
-        target = replace(target, pooling=how, prompts=prompts)
+        target = replace(target, pooling=how, prompts=prompts, sizes=config.matryoshka or ())
     if config.temperature_scaling:
         # Imported late, because it imports scipy.
         from tuneserve.finetune.eval import temperature

@@ -29,6 +29,7 @@ class Target:
     temperature: float = 1.0  # logits are divided by it before they become probabilities
     pooling: str = ""  # of embedding: see checkpoint/encoders.py
     prompts: Mapping[str, str] = field(default_factory=dict)  # of embedding, by name
+    sizes: tuple[int, ...] = ()  # of embedding: numbers of first dimensions that are vectors of their own
 
 
 def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = "last-turn") -> DiskRows:

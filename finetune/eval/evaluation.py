@@ -61,7 +61,11 @@ def _retrieval(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], 
         return torch.cat(logits(model, tokenizer, target, encoded, bf16)).numpy()
 
     queries, passages = vectors(encoders.QUERY, library.queries), vectors(encoders.PASSAGE, library.passages)
-    return _found(library, retrieval.search(queries, passages))
+    answers = _found(library, retrieval.search(queries, passages))
+    for size in target.sizes:
+        shorter = _found(library, retrieval.search(queries[:, :size], passages[:, :size]))
+        answers.metrics[f"{size} dimensions/ndcg@10"] = shorter.metrics["ndcg@10"]
+    return answers
 
 
 def _ranking(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:

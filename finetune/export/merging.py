@@ -191,6 +191,7 @@ def target_of(manifest: pb.Checkpoint) -> Target:
         temperature=checkpoint.temperature_of(manifest),
         pooling=settings.get("pooling", ""),
         prompts=settings.get("prompts", {}),
+        sizes=tuple(map(int, settings.get("matryoshka", ()))),
     )
 
 

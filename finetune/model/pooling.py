@@ -6,6 +6,7 @@ from pathlib import Path
 from tuneserve.checkpoint import encoders
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.model import base_models
 
 
 def of(config: FinetuneConfig) -> tuple[str, Mapping[str, str]]:
@@ -15,6 +16,11 @@ def of(config: FinetuneConfig) -> tuple[str, Mapping[str, str]]:
         raise UserError(
             f"base_model: {config.base_model} has a {further[0]} layer after its pooling, which can't be trained here",
             "choose an encoder without one",
+        )
+    width = base_models.read(config.base_model, "AutoConfig").get_text_config().hidden_size
+    if too_large := [size for size in config.matryoshka or () if size >= width]:
+        raise UserError(
+            f"matryoshka: {too_large[0]} dimensions, and a vector has {width}", f"give numbers below {width}"
         )
     pooling = config.pooling or encoders.pooling(directory)
     if not pooling:

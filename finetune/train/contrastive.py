@@ -23,7 +23,7 @@ def trainer(run: Any, common: dict[str, Any]) -> Trainer:
     """Returns the trainer of a `training.Run`; `common` are the arguments of every trainer."""
     return ContrastiveTrainer(
         pooling=run.target.pooling,
-        sizes=run.config.matryoshka or (),
+        sizes=run.target.sizes,
         model=run.model,
         # The columns of the rows are not arguments of the model.
         args=TrainingArguments(**common, remove_unused_columns=False),

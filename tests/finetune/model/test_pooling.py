@@ -38,6 +38,12 @@ def test_nothing_is_guessed(base: Path) -> None:
     assert of(base, pooling="last-token") == ("last-token", {})
 
 
+def test_fewer_dimensions_than_a_vector_has(base: Path) -> None:
+    assert of(base, pooling="mean", matryoshka=[8, 31])[0] == "mean"
+    with pytest.raises(UserError, match="matryoshka: 32 dimensions, and a vector has 32"):
+        of(base, pooling="mean", matryoshka=[8, 32])
+
+
 def test_a_layer_after_the_pooling_is_refused(base: Path) -> None:
     encoders.write(base, "mean", {}, 32, 64)
     steps = json.loads((base / "modules.json").read_text())

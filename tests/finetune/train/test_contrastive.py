@@ -1,5 +1,6 @@
 """The loss of embeddings, and its batches."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,12 @@ def test_a_batch_has_queries_and_all_passages(encoder: Path) -> None:
 def test_first_dimensions_are_trained_too(tune: Run, pairs: Path) -> None:
     given: dict[str, Any] = {"task": "embedding", "train": str(pairs), "pooling": "mean", "validation_size": 0.2}
 
-    def losses(name: str, **more: Any) -> float:
+    def metrics(name: str, **more: Any) -> Mapping[str, float]:
         manifest = checkpoint.load(tune(name, **given, epochs=4, **more))
-        return manifest.lineage[1].metrics["train_loss"]
+        return manifest.lineage[1].metrics
 
-    whole, both = losses("whole"), losses("both", matryoshka=[2])
+    measured = metrics("both", matryoshka=[2])
+    whole, both = metrics("whole")["train_loss"], measured["train_loss"]
     # Two numbers can't tell as many passages apart as all of them.
     assert both > whole + 0.05
+    assert 0 < measured["2 dimensions/ndcg@10"] != measured["ndcg@10"]
