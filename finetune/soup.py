@@ -72,7 +72,7 @@ def _check(runs: Sequence[Path], manifests: Sequence[pb.Checkpoint]) -> None:
             raise UserError(f"{run}: quantized", "average first, then quantize")
         if not any(step.name == "finetune" for step in manifest.lineage):
             raise UserError(f"{run}: not trained here", "give checkpoints that finetune made")
-        for field in ("architecture", "task", "problem_type", "labels"):
+        for field in ("architecture", "task", "problem_type", "labels", "pooling", "prompts"):
             if getattr(manifest, field) != getattr(first, field):
                 raise UserError(f"{run}: another {field} than {runs[0]}", "average runs that differ in settings only")
         # Otherwise, one run may have been trained on the test rows of another.

@@ -13,6 +13,7 @@ from tuneserve import checkpoint
 from tuneserve.checkpoint import rows
 from tuneserve.errors import UserError
 from tuneserve.finetune.soup import soup
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 pytestmark = [
     pytest.mark.train,
@@ -64,4 +65,11 @@ def test_what_can_not_be_averaged(runs: list[Path], trained: Path, tmp_path: Pat
     (foreign / checkpoint.MANIFEST).unlink()
     with pytest.raises(UserError, match="not trained here"):
         soup([runs[0], foreign], tmp_path / "soup")
+    for field, value in {"pooling": "cls", "prompts": {"query": "q: "}}.items():
+        other = Path(shutil.copytree(runs[1], tmp_path / field))
+        manifest = checkpoint.read_manifest(other)
+        manifest.MergeFrom(pb.Checkpoint(**{field: value}))
+        checkpoint.seal(other, manifest)
+        with pytest.raises(UserError, match=f"another {field} than"):
+            soup([runs[0], other], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
