@@ -66,6 +66,18 @@ def test_a_search_goes_on_and_its_result_can_be_trained(
         search(write(parts, **common | {"batch_size": 4}), 4)
 
 
+@pytest.mark.train
+@pytest.mark.parametrize(("task", "more"), [("embedding", {"pooling": "mean"}), ("ranking", {})])
+def test_search_and_ranking_are_searched_by_their_ndcg(
+    tmp_path: Path, encoder: Path, pairs: Path, capsys: pytest.CaptureFixture[str], task: str, more: dict[str, Any]
+) -> None:
+    given = {"task": task, "base_model": str(encoder), "train": str(pairs), "epochs": 1, "precision": "fp32", **more}
+    best = search(write(tmp_path / "train.yaml", **given, search={"learning_rate": [1e-3, 1e-4]}), 2)
+    assert "validation ndcg@10" in capsys.readouterr().out
+    assert all(0 < value < 1 for _, value, _ in trials(tmp_path))
+    assert config.load(best).task == task
+
+
 def test_who_is_worse_than_most_is_ended() -> None:
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
     study.add_trial(optuna.trial.create_trial(value=0.9, intermediate_values={1: 0.8, 2: 0.9}))
