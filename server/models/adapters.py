@@ -27,6 +27,10 @@ from tuneserve.server.engine.interface import Engine, EngineFailed
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+# Kinds of PEFT that put learned vectors before a prompt.
+_VIRTUAL_TOKENS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
+# Settings of LoRA for which vLLM has no computation beside a base model.
+_UNSERVED = ("use_dora", "lora_bias", "modules_to_save")
 _CHUNK = 1 << 20
 
 
@@ -237,10 +241,17 @@ def _check(content: bytes, name: str, max_rank: int) -> None:
     """Raises CheckpointError for an adapter_config.json of an adapter that can't be served."""
     try:
         settings = json.loads(content)
-        kind, rank = settings["peft_type"], int(settings["r"])
-    except (ValueError, KeyError, TypeError):
+        kind = settings["peft_type"]
+        rank = int(settings["r"]) if kind == "LORA" else 0
+        also = [key for key in _UNSERVED if settings.get(key)]
+        if not isinstance(kind, str):
+            raise TypeError
+    except (AttributeError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{name}/{_CONFIG}: not the settings of a PEFT LoRA adapter") from None
     if kind != "LORA":
-        raise CheckpointError(f"{name}/{_CONFIG}: peft_type is {kind!r}", "only LORA is served; merge it")
+        what = "has no weights to merge: train LoRA" if kind in _VIRTUAL_TOKENS else "merge it"
+        raise CheckpointError(f"{name}/{_CONFIG}: peft_type is {kind!r}", f"only LORA is served; {what}")
+    if also:
+        raise CheckpointError(f"{name}/{_CONFIG}: {also[0]} is set, which vLLM does not serve", "merge the adapter")
     if rank > max_rank:
         raise CheckpointError(f"{name}/{_CONFIG}: rank {rank} is over the model's max_adapter_rank of {max_rank}")

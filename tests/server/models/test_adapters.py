@@ -80,7 +80,11 @@ def test_settings_are_content_too(store, make):
     ("config", "message"),
     [
         ({"peft_type": "LORA", "r": 9}, "rank 9 is over the model's max_adapter_rank of 8"),
-        ({"peft_type": "IA3", "r": 8}, "peft_type is 'IA3'"),
+        ({"peft_type": "IA3", "target_modules": ["k_proj"]}, "peft_type is 'IA3'"),
+        ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 20}, "peft_type is 'PREFIX_TUNING'"),
+        ({"peft_type": "LORA", "r": 8, "use_dora": True}, "use_dora is set"),
+        ({"peft_type": "LORA", "r": 8, "modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": ["LORA"], "r": 8}, "not the settings"),
         ({"r": 8}, "not the settings of a PEFT LoRA adapter"),
         ({"peft_type": "LORA", "r": "many"}, "not the settings"),
         ({"peft_type": "LORA", "r": None}, "not the settings"),
