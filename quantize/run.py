@@ -60,7 +60,7 @@ def quantize(
     """Writes the checkpoint `source`, quantized, to `output`; returns and prints what that changed.
 
     `scheme`: a name in SCHEMES, or `auto` for the fastest of those that can be served here. `max_drop`: the most
-    quality that may be lost, with 95 % confidence, as a share (0.01 is one point of accuracy or F1, or 1 % of
+    quality that may be lost, with 95 % confidence, as a share (0.01 is one point of accuracy, F1 or nDCG, or 1 % of
     perplexity); with None any result is written; `point_estimate` compares the measured drop itself with it, however
     few the rows are. `data`: rows to measure on in place of the checkpoint's own held-out rows. `before`: an earlier
     measurement of `source` on the same rows. `method`: the only method to try (methods.py). `calibration_file`: rows

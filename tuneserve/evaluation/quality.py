@@ -32,7 +32,7 @@ def headline(task: pb.Task, metrics: Mapping[str, float]) -> Headline:
 
 
 def drop(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> float:
-    """Returns how much worse `after` is, as a share: 0.01 is one point of accuracy or F1, or 1 % of perplexity.
+    """Returns how much worse `after` is, as a share: 0.01 is one point of accuracy, F1 or nDCG, or 1 % of perplexity.
 
     Negative when it is better.
     """
