@@ -3,7 +3,9 @@
 import pytest
 
 from tuneserve.benchmarks.serving.load.bench import measure
+from tuneserve.benchmarks.serving.load.calls import CALLS, default_call
 from tuneserve.call.channel import CallFailed
+from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import UserError
 from tuneserve.v1 import (
     classification_pb2,
@@ -40,3 +42,8 @@ async def test_no_input_is_sent_twice_not_even_by_the_next_run(served: tuple[Ser
             sent.append(request.prompt.text or request.prompt.chat.messages[0].content)
     assert len(sent) > 100
     assert len(set(sent)) == len(sent)
+
+
+def test_each_task_has_a_call() -> None:
+    assert {default_call(task, is_chat=False) for task in TASK_NAMES.values()} == CALLS.keys() - {"chat"}
+    assert default_call("generation", is_chat=True) == "chat"
