@@ -74,6 +74,7 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     """
     base_models.check_servable(config.task, config.base_model)
     augmentation.check(config)
+    negatives.check(split.train, config)
     tokenizer = base_models.load_tokenizer(config.base_model)
     if config.chat_template:
         tokenizer.chat_template = config.chat_template

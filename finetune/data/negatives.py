@@ -9,20 +9,20 @@ from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.finetune.data.disk_rows import DiskRows
 
 
-def mined(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
-    """Returns the rows, each with `mined_negatives` more negatives: the other rows' passages that are most similar to
-    its query and don't answer it.
-
-    Raises UserError for ranking if no row has a negative then.
-    """
-    if config.mined_negatives and len(rows):
-        rows = DiskRows(_mined(rows, config.mined_negatives))
-    if config.task == "ranking" and len(rows) and not any("negatives" in row for row in rows):
+def check(rows: Sequence[Row], config: FinetuneConfig) -> None:
+    """Raises UserError for ranking if no row has a wrong passage, and none are mined."""
+    if config.task == "ranking" and not config.mined_negatives and not any("negatives" in row for row in rows):
         raise UserError(
             "no row has negatives, so there is nothing to rank the right passages above",
             "give negatives in the rows, or mined_negatives: 4",
         )
-    return rows
+
+
+def mined(rows: Sequence[Row], config: FinetuneConfig) -> Sequence[Row]:
+    """Returns the rows, each with `mined_negatives` more negatives: the other rows' passages that are most similar to
+    its query and don't answer it.
+    """
+    return DiskRows(_mined(rows, config.mined_negatives)) if config.mined_negatives and len(rows) else rows
 
 
 def _mined(rows: Sequence[Row], count: int) -> Iterator[Row]:

@@ -22,9 +22,13 @@ ROWS: list[Row] = [
 ]
 
 
-def mined(rows: list[Row], task: str = "ranking", **values: Any) -> list[Row]:
+def settings(task: str, **values: Any) -> config.FinetuneConfig:
     given = {"task": task, "base_model": "org/model", "train": "d.jsonl", "output": "out"}
-    return list(negatives.mined(rows, config.parse(given | values, Path())))
+    return config.parse(given | values, Path())
+
+
+def mined(rows: list[Row], task: str = "ranking", **values: Any) -> list[Row]:
+    return list(negatives.mined(rows, settings(task, **values)))
 
 
 def test_the_most_similar_passages_that_are_no_answers() -> None:
@@ -46,8 +50,10 @@ def test_ranking_mines_by_default() -> None:
 
 def test_ranking_needs_something_wrong() -> None:
     assert mined(ROWS, mined_negatives=0) == ROWS
-    with pytest.raises(UserError, match="no row has negatives"):
-        mined([ROWS[0], ROWS[3]], mined_negatives=0)
-    with pytest.raises(UserError, match="no row has negatives"):
-        mined([ROWS[0]])
     assert mined([]) == []
+    right = [ROWS[0], ROWS[3]]
+    negatives.check(right, settings("ranking"))
+    negatives.check(right, settings("embedding"))
+    negatives.check(ROWS, settings("ranking", mined_negatives=0))
+    with pytest.raises(UserError, match="no row has negatives"):
+        negatives.check(right, settings("ranking", mined_negatives=0))
