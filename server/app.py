@@ -41,6 +41,7 @@ from tuneserve.server.models.model import Model
 from tuneserve.server.models.reloading import Reloading, routes
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
+from tuneserve.server.processes.administration import JointOperations
 from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
 from tuneserve.server.transport.accepting import Server, Services
@@ -95,6 +96,7 @@ class App:
         self._guarding: asyncio.Task[None] | None = None
         self._collecting: asyncio.Task[None] | None = None
         self._keeping_few: asyncio.Task[None] | None = None
+        self._agreeing: asyncio.Task[None] | None = None
         # A thread of its own, so that no other work can delay the removal of a revoked key.
         self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
         # Health needs no key, so on a server with keys it does not reveal model names.
@@ -124,7 +126,9 @@ class App:
             config.on_engine_failure == "restart",
             self._health.publish,
         )
-        self.operations = Operations(config, self.models, self.metrics, self.supervisor, self._health)
+        given = config, self.models, self.metrics, self.supervisor, self._health
+        self._joint = JointOperations(shared, *given) if shared else None
+        self.operations = self._joint or Operations(*given)
         versions = {
             name: self.operations.prepare(name, model, f"models.{name}") for name, model in config.models.items()
         }
@@ -219,6 +223,9 @@ class App:
         await self._health.publish()
         if self._config_file:
             self._following = asyncio.create_task(self._follow(self._config_file))
+        if self._joint:
+            await self._joint.join()
+            self._agreeing = asyncio.create_task(self._joint.follow())
         if self._shares:
             self._bind_for_callers()
             await self._accept()
@@ -323,7 +330,7 @@ class App:
         closing = asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers + self._beside))
         asyncio.get_running_loop().call_soon(self._running.release)
         await closing
-        for task in (self._reloading, self._guarding, self._collecting, self._keeping_few):
+        for task in (self._reloading, self._guarding, self._collecting, self._keeping_few, self._agreeing):
             if task:
                 task.cancel()
         self._reading_keys.shutdown(wait=False)

@@ -101,11 +101,11 @@ async def end(tasks: list[asyncio.Task[Any]]) -> None:
     tasks.clear()
 
 
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+async def to_the_end(work: Coroutine[Any, Any, Out]) -> Out:
     """Completes work that must not be left half done: a cancellation of the caller takes effect only afterwards."""
     task = asyncio.create_task(work)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise

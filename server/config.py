@@ -325,7 +325,7 @@ def checked(config: ServerConfig) -> ServerConfig:
         raise UserError("models: none given", "pass --model NAME=PATH, or list them in the file's `models`")
     if config.reload_models and config.processes > 1:
         raise UserError(
-            "reload_models: can't be true with several processes", "restart for other models, or set processes: 1"
+            "reload_models: can't be true with several processes", "load other models by LoadModel, or set processes: 1"
         )
     files = {"tenants": config.tenants}
     if config.tls:

@@ -17,7 +17,7 @@
 {{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
 {{- end }}
 {{- if and .Values.reloadModels (gt (int .Values.processes) 1) }}
-{{- fail "reloadModels: needs processes to be 1, because several processes take no other models while they run" }}
+{{- fail "reloadModels: needs processes to be 1, because several processes do not follow their file" }}
 {{- end }}
 {{- if .Values.kedaEnabled }}
 {{- if .Values.autoscalingEnabled }}

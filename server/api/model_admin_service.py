@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuneserve.server.call.context import current
-from tuneserve.server.call.errors import NotAllowed, WrongState
+from tuneserve.server.call.errors import NotAllowed
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
 from tuneserve.v1 import model_admin_pb2 as pb
@@ -55,12 +55,9 @@ class ModelAdminService(ModelAdminServiceServicer):
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
         """See model_admin.proto."""
         self._check()
-        await self._models.only(request.model).adapters.remove(request.adapter)
+        await self._operations.unload_adapter(self._models.only(request.model), request.adapter)
         return pb.UnloadAdapterResponse()
 
     def _check(self) -> None:
         if current().tenant.role != "admin":
             raise NotAllowed("this call is for administrators: use admin_listen, or a key of role admin")
-        if self._operations.is_one_of_several:
-            # The other processes would not hear of it.
-            raise WrongState("models can't be changed while `processes` is more than 1", "SEVERAL_PROCESSES")

@@ -149,6 +149,9 @@ class Adapters:
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
     def known(self) -> dict[str, Adapter]:
         """The adapters that the current caller may use, by name, sorted."""
         tenant = current().tenant

@@ -64,11 +64,6 @@ class Operations:
         self._store = adapters.Store()
         self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")
 
-    @property
-    def is_one_of_several(self) -> bool:
-        """Whether other processes serve the same models on the same port."""
-        return self._config.processes > 1
-
     def prepare(self, name: str, model: ModelConfig, where: str) -> Model:
         """Checks a model's settings, checkpoint and adapters, without loading it. Raises UserError."""
         config.check_directories(model, where)
@@ -85,6 +80,12 @@ class Operations:
 
     async def load(self, request: pb.LoadModelRequest) -> Model:
         """Begins to load a version next to the existing ones. See ModelAdminService.LoadModel."""
+        model = await self._new(request)
+        await self.loading.begin(model)
+        return model
+
+    async def _new(self, request: pb.LoadModelRequest) -> Model:
+        """Returns the version that a request asks for, prepared."""
         with Violations() as wrong:
             if not config.is_name(request.model):
                 wrong.add("model", f"is not a name: {config.A_NAME}")
@@ -93,14 +94,20 @@ class Operations:
             problems = settings.problems(ModelConfig, values, "settings")
             wrong.each(problems, lambda error: ("settings", _public(error, path)))
         try:
-            given = request.model, settings.build(ModelConfig, values, "settings"), "settings"
-            model = await asyncio.get_running_loop().run_in_executor(self._preparing, self.prepare, *given)
+            built = self._built(request, settings.build(ModelConfig, values, "settings"))
+            return await self._prepared(request.model, built)
         except CheckpointError as error:
             raise InvalidInput("path", _public(error, path)) from error
         except UserError as error:
             raise InvalidInput("settings", _public(error, path)) from error
-        await self.loading.begin(model)
-        return model
+
+    def _built(self, request: pb.LoadModelRequest, built: ModelConfig) -> ModelConfig:
+        """Returns the settings of a version, as this process takes them."""
+        return built
+
+    async def _prepared(self, name: str, model: ModelConfig) -> Model:
+        given = name, model, "settings"
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, self.prepare, *given)
 
     async def cancel_load(self, id_: str) -> None:
         """Cancels the loading of a version, NAME@VERSION. See ModelAdminService.CancelLoad."""
@@ -149,6 +156,13 @@ class Operations:
             if not config.is_name(name):
                 wrong.add("adapter", f"is not a name: {config.A_NAME}")
             directory = await self._below_root(wrong, path)
+        return await self._take_adapter(model, name, directory)
+
+    async def unload_adapter(self, model: Model, name: str) -> None:
+        """Unloads a LoRA adapter. See ModelAdminService.UnloadAdapter."""
+        await model.adapters.remove(name)
+
+    async def _take_adapter(self, model: Model, name: str, directory: Path) -> str:
         taking = self._preparing.submit(self._store.take, directory, model.config.max_adapter_rank)
         try:
             copy = await asyncio.shield(asyncio.wrap_future(taking))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server import concurrency
@@ -18,6 +19,10 @@ from tuneserve.v1 import model_pb2 as pb
 logger = logging.getLogger(__name__)
 
 
+async def _at_once(model: Model) -> None:
+    """Does not wait."""
+
+
 class Loading:
     """The versions that are being loaded."""
 
@@ -27,11 +32,14 @@ class Loading:
         self._health = health
         self._turn = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        # Waits until a loaded version may be put into service.
+        self.agreed: Callable[[Model], Awaitable[None]] = _at_once
 
     async def start(self, model: Model) -> None:
         """Loads a prepared model, starts to watch it and puts it into service. Closes the model if loading fails."""
         try:
             await self._supervisor.load(model)
+            await self.agreed(model)
         except BaseException:
             await model.close()
             raise
@@ -40,9 +48,11 @@ class Loading:
         self._models.give_alias(model)
         model.serve()
 
-    async def begin(self, model: Model) -> None:
-        """Adds a prepared version, and begins to load it. Raises AlreadyLoaded and WrongState."""
-        await concurrency.apart(memory.check, model.config, model.manifest)
+    async def begin(self, model: Model, copies: int = 1) -> None:
+        """Adds a prepared version, and begins to load it. Raises AlreadyLoaded, and WrongState if memory is short for
+        that many copies.
+        """
+        await concurrency.apart(memory.check, model.config, model.manifest, copies)
         if there := self._models.same(model):
             if not there.load_failed:
                 raise AlreadyLoaded(model.id)
@@ -59,10 +69,13 @@ class Loading:
         if not model.is_ready:
             raise StepFailed(f"model {model.id}: its engine {model.failure}")
 
-    async def cancel(self, model: Model) -> None:
-        """Cancels the loading of a version and removes the version. Raises WrongState."""
+    async def cancel(self, model: Model, failure: str = "") -> None:
+        """Cancels the loading of a version and removes the version; with a failure, it stays FAILED. Raises
+        WrongState.
+        """
         if (task := self._tasks.get(model.id)) is None:
             raise WrongState(f"{model.id} is not being loaded by LoadModel", "NOT_LOADING", model.id)
+        model.failure = failure
         await concurrency.end([task])
 
     async def stop(self) -> None:
@@ -93,7 +106,9 @@ class Loading:
     def _ended(self, model: Model, task: asyncio.Task[None]) -> None:
         del self._tasks[model.id]
         # Also if the task was cancelled before it began.
-        if task.cancelled():
+        if task.cancelled() and model.failure:
+            model.failed(model.failure)
+        elif task.cancelled():
             self._models.remove(model)
             model.failure = "was stopped: loading was cancelled"
             model.show(pb.MODEL_STATE_FAILED)

@@ -17,8 +17,8 @@ _GIB = 1 << 30
 _PROCESSES = int(1.5 * _GIB)
 
 
-def check(config: ModelConfig, manifest: pb.Checkpoint) -> None:
-    """Raises WrongState if the model would not fit, saying how much it needs and how much is free."""
+def check(config: ModelConfig, manifest: pb.Checkpoint, copies: int = 1) -> None:
+    """Raises WrongState if `copies` of the model would not fit, saying how much they need and how much is free."""
     if has_nvidia_gpu():
         total, free = _gpu_memory()
         needed, where = int(total * config.gpu_memory_utilization), "on the GPU; lower gpu_memory_utilization"
@@ -30,6 +30,7 @@ def check(config: ModelConfig, manifest: pb.Checkpoint) -> None:
         widened = 2 if hardware.dtype == "float32" and manifest.dtype != "float32" else 1
         needed, free = checkpoint.size_of(manifest) * widened + cache + _PROCESSES, available_memory()
         where = "on this machine"
+    needed *= copies
     if needed > free:
         raise WrongState(
             f"the model needs about {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free {where}; unload another",

@@ -54,6 +54,7 @@ class Model:
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSING))  # limits answers.Answers
     runner: Runner = field(init=False)
     _admission: Admission | None = None
+    _has_served: bool = False
     # Set when the state changes; each state has its own event.
     _shown: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -121,7 +122,7 @@ class Model:
     @property
     def load_failed(self) -> bool:
         """Whether its first load failed; it is not being tried again."""
-        return self._admission is None and self.state == model_pb2.MODEL_STATE_FAILED
+        return not self._has_served and self.state == model_pb2.MODEL_STATE_FAILED
 
     def show(self, state: model_pb2.ModelState, step: model_pb2.LoadStep = model_pb2.LOAD_STEP_UNSPECIFIED) -> None:
         """Sets the state, or the step of loading, and notifies the watchers."""
@@ -175,7 +176,7 @@ class Model:
 
     def serve(self) -> None:
         """Puts a loaded model into service."""
-        self.failure = ""
+        self.failure, self._has_served = "", True
         self.show(model_pb2.MODEL_STATE_READY)
 
     def check_ready(self) -> None:

@@ -25,6 +25,7 @@ from tuneserve.server.config import ServerConfig, host_and_port
 from tuneserve.server.models.health import MODEL_SERVICES, HealthServicer
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.processes import sharing
+from tuneserve.server.processes.journal import Entry, Journal
 from tuneserve.server.processes.merged_metrics import MergedMetrics, Source
 from tuneserve.server.processes.process import Process
 from tuneserve.server.transport import connections
@@ -62,6 +63,7 @@ class Parent:
         own = sharing.settings(config.model_copy(update={"listen": listen, "admin_listen": admin}))
         cores = sharing.cores(sharing.available_cores(), config.processes)
         self._environment = sharing.environment(os.environ, min(map(len, cores)), config.processes)
+        self._journal = Journal(folder)
         self._processes = [Process(number, own, folder, mine) for number, mine in enumerate(cores)]
         # What health is asked for. Without `health_listen`, only whether a process answers.
         names = [*MODEL_SERVICES, *(task.service for task in TASKS.values())]
@@ -108,6 +110,7 @@ class Parent:
             watching = asyncio.create_task(self._watch(process))
             status = await process.ended()
             watching.cancel()
+            self._journal.append(Entry("left", process.pid))
             was_ready = self._serving.pop(process.number, None) is not None
             self._show()
             if self._stopping.is_set():

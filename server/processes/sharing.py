@@ -24,7 +24,7 @@ def settings(config: ServerConfig) -> ServerConfig:
     connected = connections.within_memory(config.max_connections, config.max_streams)
     return config.model_copy(
         update={
-            "models": {name: _model(model, count) for name, model in config.models.items()},
+            "models": {name: part(model, count) for name, model in config.models.items()},
             "metrics_listen": _OWN_PORT,
             "health_listen": _OWN_PORT,
             "max_connections": _part(connected, count),
@@ -33,7 +33,8 @@ def settings(config: ServerConfig) -> ServerConfig:
     )
 
 
-def _model(model: ModelConfig, count: int) -> ModelConfig:
+def part(model: ModelConfig, count: int) -> ModelConfig:
+    """Returns the settings of a model in one process."""
     return model.model_copy(
         update={
             "max_queue": _part(model.max_queue, count),

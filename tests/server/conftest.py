@@ -25,7 +25,7 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 from .troubled_engine import TroubledEngine
 
 NER_LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-# With 2, the servers here are as one of two: only what changes models is refused then.
+# With 2, the servers here are as one of two that does not know the other.
 PROCESSES = int(os.environ.get("TUNESERVE_PROCESSES", "1"))
 # Free ports of this machine's own.
 PORTS = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")

@@ -373,7 +373,7 @@ async def test_the_same_content_is_not_loaded_twice(admin, refused):
 
 
 async def test_no_memory_is_said_before_anything_is_touched(admin, classify, server, monkeypatch):
-    def full(config, manifest):
+    def full(*_):
         raise WrongState("the model needs about 9.0 GiB and 1.0 GiB are free", "NO_MEMORY")
 
     monkeypatch.setattr(memory, "check", full)

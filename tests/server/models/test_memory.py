@@ -37,6 +37,15 @@ def needs(monkeypatch):
     return ask
 
 
+def test_copies_need_as_much_each(monkeypatch):
+    monkeypatch.setattr(memory, "has_nvidia_gpu", lambda: False)
+    monkeypatch.setattr(memory, "available_memory", lambda: 6 * GIB)
+    monkeypatch.setattr(memory, "detect", lambda *_: Hardware("bfloat16", GIB // 2, enforce_eager=True))
+    memory.check(ModelConfig(path="/m"), manifest())
+    with pytest.raises(WrongState, match=r"needs about 8\.0 GiB and 6\.0 GiB are free"):
+        memory.check(ModelConfig(path="/m"), manifest(), 2)
+
+
 def test_weights_cache_and_processes(needs):
     assert needs(manifest()) == "4.0"
     assert needs(manifest(), cache=4) == "7.5"

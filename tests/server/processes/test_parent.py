@@ -61,13 +61,6 @@ def test_health_answers_for_all(two):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_models_can_not_be_changed_in_one_process_alone(two):
-    with grpc.insecure_channel(two.addresses.admin) as channel, pytest.raises(grpc.RpcError) as caught:
-        ModelAdminServiceStub(channel).LoadModel(model_admin_pb2.LoadModelRequest(model="a", path="a"))
-    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert "while `processes` is more than 1" in caught.value.details()
-
-
 def test_a_quota_is_one_for_all_processes(serve, tmp_path):
     tenants = tmp_path / "tenants.yaml"
     tenants.write_text(f"tenants: {{a: {{keys: ['{hashed('key')}'], requests_per_second: 0.01}}}}")
@@ -127,6 +120,42 @@ def test_a_process_is_started_again_and_the_others_go_on(serve, children, metric
         assert other in children(server)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
+
+
+def test_a_process_that_is_started_again_has_what_was_changed(serve, children, metric, fakes, make_bert, tmp_path):
+    models = {"m": {"path": str(make_bert())}}
+    make_bert(labels=["x", "y"]).rename(tmp_path / "new")
+    with serve(models=models, models_root=str(tmp_path)) as server:
+        new = administer(server, "LoadModel", model="m", path="new").model.id
+        wait(lambda: serves(server, new))
+        alias = model_pb2.Alias(name="m", targets=[model_pb2.AliasTarget(model=new, weight=1)])
+        administer(server, "SetAlias", alias=alias, unload_unused=True)
+        lost = children(server)[0]
+        lost.kill()
+        wait(lambda: lost not in children(server) and len(children(server)) == 2)
+        with pytest.raises(grpc.RpcError) as caught:
+            administer(server, "DeleteAlias", name="m")
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "while one of the server's processes starts" in caught.value.details()
+        wait(lambda: metric(server, "tuneserve_process_up") == 2)
+        for _ in range(20):
+            assert [one.id for one in listed(server)] == [new]
+        administer(server, "DeleteAlias", name="m")
+
+
+def administer(server, method: str, **fields):
+    with grpc.insecure_channel(server.addresses.admin, OWN_CONNECTION) as channel:
+        request = getattr(model_admin_pb2, f"{method}Request")(**fields)
+        return getattr(ModelAdminServiceStub(channel), method)(request, timeout=60)
+
+
+def listed(server) -> list[model_pb2.Model]:
+    with grpc.insecure_channel(server.addresses.grpc, OWN_CONNECTION) as channel:
+        return list(ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(), timeout=60).models)
+
+
+def serves(server, id_: str) -> bool:
+    return any(one.id == id_ and one.state == model_pb2.MODEL_STATE_READY for one in listed(server))
 
 
 def test_sigterm_while_a_process_is_started_again(serve, children):

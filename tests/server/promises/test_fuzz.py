@@ -306,7 +306,7 @@ ADMINISTRATION = [method for method in METHODS if method.containing_service.name
 async def administered(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     """A server that its administrators may change, with something to load."""
     # Models that are loaded again and again, on a machine that may have other work.
-    monkeypatch.setattr(memory, "check", lambda config, manifest: None)
+    monkeypatch.setattr(memory, "check", lambda *_: None)
     make_bert(labels=["neg", "pos", "mixed"]).rename(tmp_path / "spare")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')

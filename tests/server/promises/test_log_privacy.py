@@ -66,7 +66,7 @@ def ear() -> Iterator[Ear]:
 @pytest.fixture
 async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
     """Every kind of model, in directories of the canary's name, for callers with keys."""
-    monkeypatch.setattr(memory, "check", lambda config, manifest: None)
+    monkeypatch.setattr(memory, "check", lambda *_: None)
     root = tmp_path / f"root-{CANARY}"
     root.mkdir()
 

@@ -1,0 +1,47 @@
+"""A process that ends, and one that takes its place (`test_parent.py` has real ones)."""
+
+import asyncio
+
+import grpc
+
+from tuneserve.server.processes.journal import Entry, Journal
+from tuneserve.v1 import model_admin_pb2 as pb
+
+from .test_administration import FAILED, READY, set_alias
+
+
+async def test_one_that_ends_is_not_waited_for_and_another_makes_up_for_it(pair, refused):
+    chat = await pair.ones[0].admin.load("chat", "chat", max_adapters=2)
+    await pair.ones[0].admin.LoadAdapter(pb.LoadAdapterRequest(model="chat", adapter="tuned", path="adapter"))
+    new = await pair.ones[0].admin.load("m", "b")
+    await pair.both()
+    # It hears nothing any more.
+    pair.ones[1].app._agreeing.cancel()
+    moving = asyncio.ensure_future(pair.ones[0].admin.SetAlias(set_alias("m", new.id, unload_unused=True)))
+    await asyncio.sleep(0.3)
+    assert not moving.done()
+    Journal(pair.folder).append(Entry("left", 1))
+    await moving
+    error = await refused(
+        pair.ones[0].admin.DeleteAlias(pb.DeleteAliasRequest(name="chat")), grpc.StatusCode.UNAVAILABLE
+    )
+    assert "while one of the server's processes starts" in error.details()
+    async with pair.start(2) as another:
+        assert another.serves() == pair.ones[0].serves()
+        assert another.serves()[0][chat.id] == (READY, ("tuned",))
+        assert another.serves()[1]["m"] == ((new.id, 1),)
+        await another.admin.DeleteAlias(pb.DeleteAliasRequest(name="chat"))
+        assert "chat" not in pair.ones[0].serves()[1]
+
+
+async def test_a_version_that_was_loading_when_one_ended_fails(pair, until):
+    pair.troubles.append(lambda number, engine: setattr(engine, "starts", number != 1))
+    loading = asyncio.create_task(pair.ones[0].admin.load("n", "b"))
+    await until(lambda: all("n" in one.engines for one in pair.ones))
+    pair.ones[1].app._agreeing.cancel()
+    Journal(pair.folder).append(Entry("left", 1))
+    async with pair.start(2) as another:
+        failed = await loading
+        assert failed.state == FAILED
+        assert "another of the server's processes could not load it" in failed.failure
+        assert another.serves() == pair.ones[0].serves()
