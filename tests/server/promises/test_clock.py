@@ -30,7 +30,7 @@ async def test_times_are_those_that_passed(served, monkeypatch):
         assert stages["engine"] >= 20
 
 
-def test_the_clock_of_the_day_tells_when_a_call_began_or_was_logged_and_nothing_else():
+def test_the_clock_of_the_day_tells_when_a_call_began_or_was_logged_or_a_key_expires_and_nothing_else():
     uses = [
         f"{path.relative_to(SERVER)}: {line.strip()}"
         for path in sorted(SERVER.glob("**/*.py"))
@@ -40,4 +40,6 @@ def test_the_clock_of_the_day_tells_when_a_call_began_or_was_logged_and_nothing_
     assert uses == [
         "call/context.py: started_ns: int = field(init=False, default_factory=time.time_ns)",
         'call/request_log.py: "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),',
+        "call/tenants.py: if expiry <= time.time():",
+        "call/tenants.py: now = time.time()",
     ]
