@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,24 +146,43 @@ def vllm_serve(
     `like_ours`: with the process layout of our server, see `peer_environment`; otherwise with its own layout. `rust`:
     with vLLM's front end in Rust, see `has_rust`.
     """
-    port = _free_port()
-    log = scratch / f"vllm-serve-{port}.log"
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path.resolve())]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"]
     command += ["--runner", "pooling"] if pooling else []
     command += ["--api-server-count", str(api_servers)] if api_servers > 1 else []
+    command += engine.flags() if engine else ["--gpu-memory-utilization", str(_SHARE)]
+    environment = peer_environment(scratch, like_ours) | {"VLLM_USE_RUST_FRONTEND": str(int(rust))}
+    with peer_server("vllm serve", command, port, scratch, environment) as session:
+        yield System(session, client, "model", f"127.0.0.1:{port}")
+
+
+@contextmanager
+def peer_server(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    scratch: Path,
+    environment: Mapping[str, str],
+    health: str = "/health",
+) -> Iterator[int]:
+    """Runs another project's server while the block runs. Yields its session when its `health` answers.
+
+    Raises StepFailed.
+    """
+    log = scratch / f"{name}-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command + (engine.flags() if engine else ["--gpu-memory-utilization", str(_SHARE)]),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=peer_environment(scratch, like_ours) | {"VLLM_USE_RUST_FRONTEND": str(int(rust))},
+            env=environment,
         )
     try:
-        _await(process, f"http://127.0.0.1:{port}/health", log)
-        yield System(process.pid, client, "model", f"127.0.0.1:{port}")
+        _await(name, process, f"http://127.0.0.1:{port}{health}", log)
+        yield process.pid
     finally:
         _end(process)
 
@@ -207,23 +226,24 @@ def peer_environment(scratch: Path, like_ours: bool) -> dict[str, str]:
     return environment
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a local port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+def _await(name: str, process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            raise StepFailed(f"vllm serve ended with status {process.returncode}", "\n".join(lines[-15:]))
+            raise StepFailed(f"{name} ended with status {process.returncode}", "\n".join(lines[-15:]))
         with suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(_POLL_SECONDS)
-    raise StepFailed(f"vllm serve did not answer within {START_SECONDS:.0f} s")
+    raise StepFailed(f"{name} did not answer within {START_SECONDS:.0f} s")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -3,6 +3,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,36 @@ def test_the_front_end_in_rust_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("VLLM_RUST_FRONTEND_PATH")
     [folder] = importlib.util.find_spec("vllm").submodule_search_locations or [""]  # type: ignore[union-attr]
     assert systems.has_rust() == Path(folder, "vllm-rs").exists()
+
+
+# The server of a peer: it is ready some time after its start.
+SERVER = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/ready" else 404)
+        self.end_headers()
+time.sleep(0.3)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_peer_runs_while_the_block_does(tmp_path: Path) -> None:
+    port = systems.free_port()
+    command = [sys.executable, "-c", SERVER, str(port)]
+    with systems.peer_server("peer", command, port, tmp_path, os.environ, "/ready") as session:
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=60).status == 200
+        assert os.getsid(session) == session
+    with pytest.raises(ProcessLookupError):
+        os.kill(session, 0)
+
+
+def test_a_peer_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    start = systems.peer_server("peer", command, systems.free_port(), tmp_path, os.environ)
+    with pytest.raises(StepFailed, match=r"^peer ended with status 1") as caught, start:
+        pass
+    assert caught.value.hint == "no such model"
 
 
 @pytest.mark.engine
