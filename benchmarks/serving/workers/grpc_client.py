@@ -41,6 +41,7 @@ async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Seque
         )
         outcome.texts += len(response.results)
         outcome.prompt_tokens += response.usage.prompt_tokens
+        outcome.labels += [one.labels[0].label for one in response.results] if job.labels else []
         return
     prompt = generation.Prompt(token_ids=generation.TokenIds(ids=[int(id_) for id_ in piece]))
     sampling = generation.SamplingParams(max_tokens=job.max_tokens, temperature=0, ignore_eos=True)

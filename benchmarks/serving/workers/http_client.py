@@ -45,6 +45,7 @@ async def send(
         answer = await _post(connection, "/classify", {"model": job.model, "input": list(piece)})
         outcome.texts += len(answer["data"])
         outcome.prompt_tokens += answer["usage"]["prompt_tokens"]
+        outcome.labels += map(_label, answer["data"]) if job.labels else []
         return
     body = {
         "model": job.model,
@@ -70,6 +71,12 @@ async def send(
                 yield len(message["choices"])
 
     await watch(tokens(), outcome)
+
+
+def _label(answer: Any) -> str:
+    """The best label of a text: vLLM tells that one, Infinity all with their scores, in no order."""
+    best = max(answer, key=lambda one: one["score"]) if isinstance(answer, list) else answer
+    return str(best["label"])
 
 
 async def _post(connection: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:

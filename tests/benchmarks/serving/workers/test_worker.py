@@ -41,7 +41,10 @@ class Grpc(classification_pb2_grpc.ClassificationServiceServicer, generation_pb2
         self.seen.batches.append([one.text for one in request.inputs])
         await asyncio.sleep(0.005)
         return classification_pb2.ClassifyResponse(
-            results=[classification_pb2.Classification()] * len(request.inputs),
+            results=[
+                classification_pb2.Classification(labels=[classification_pb2.LabelScore(label=one.text.lower())])
+                for one in request.inputs
+            ],
             usage=common_pb2.Usage(prompt_tokens=3 * len(request.inputs)),
         )
 
@@ -76,7 +79,10 @@ class Http:
         self.seen.batches.append(body["input"])
         await asyncio.sleep(0.005)
         size = len(body["input"])
-        return web.json_response({"data": [{}] * size, "usage": {"prompt_tokens": 3 * size}})
+        best = [{"label": text.lower(), "score": 0.9} for text in body["input"]]
+        # Of two texts, the second is answered as Infinity does.
+        data = [[{"label": "x", "score": 0.1}, one] if index % 2 else one for index, one in enumerate(best)]
+        return web.json_response({"data": data, "usage": {"prompt_tokens": 3 * size}})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -133,6 +139,14 @@ async def test_texts(served: tuple[Seen, worker.Worker, str]) -> None:
     assert outcome.rate == 40 / outcome.seconds
     assert outcome.client_cpu > 0
     assert outcome.first_tokens == []
+
+
+async def test_labels_in_the_order_of_the_texts(served: tuple[Seen, worker.Worker, str]) -> None:
+    _, client, target = served
+    texts = job.texts(20, seed=1)
+    outcome = await do(client, Job(texts=texts, batch=3, labels=True, target=target, model="m"))
+    assert outcome.labels == [text.lower() for text in texts]
+    assert (await do(client, Job(texts=texts, batch=3, target=target, model="m"))).labels == []
 
 
 @pytest.mark.parametrize("stream", [True, False])
