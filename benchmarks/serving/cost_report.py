@@ -21,6 +21,21 @@ from tuneserve.benchmarks.serving.overload import Overload
 RESULTS = Path(__file__).parents[1] / "results"
 # If unrelated programs use this many cores or more, the results are not valid.
 DISTURBED_CORES = 0.1
+# Of texts that two forms of one model label alike: rounding and 8 bits may turn those on the border.
+_SAME = 0.95
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How many texts got the same label from a peer as from ours."""
+
+    same: int
+    texts: int
+
+    @property
+    def mark(self) -> str:
+        """A peer that answers otherwise does other work."""
+        return "" if self.same >= _SAME * self.texts else "answers otherwise"
 
 
 @dataclass
@@ -36,6 +51,7 @@ class Report:
     ratios: list[Ratio] = field(default_factory=list)
     overload: Overload | None = None
     missing: list[str] = field(default_factory=list)  # what could not be measured, and why
+    answers: dict[str, Answers] = field(default_factory=dict)  # by peer
 
     def add(
         self, name: str, samples: dict[str, list[Sample]], rates: Sequence[Claim], cpu: Sequence[Claim] = ()
@@ -66,6 +82,7 @@ class Report:
             },
             "overload": self.overload.to_json() if self.overload else None,
             "missing": self.missing,
+            "answers": {name: asdict(one) for name, one in self.answers.items()},
         }
 
 
@@ -86,13 +103,14 @@ def compared(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("classifier", type=path)(click.argument("chat", type=path)(rounds(command)))
 
 
-def conclude(report: Report, as_file: bool) -> None:
-    """Prints the tables and one JSON object, and writes a file if asked to. Exits with status 1 unless all promises
-    are kept and everything was measured.
+def conclude(report: Report, file: Path | bool) -> None:
+    """Prints the tables and one JSON object, and writes `file`, or where it is true one of benchmarks/results.
+
+    Exits with status 1 unless all promises are kept and everything was measured.
     """
     show(report)
-    if as_file:
-        click.echo(f"written: {write(report)}", err=True)
+    if file:
+        click.echo(f"written: {write(report, file if isinstance(file, Path) else None)}", err=True)
     click.echo(json.dumps(report.to_json(), separators=(",", ":")))
     if report.missing or any(ratio.verdict not in (None, "kept") for ratio in report.ratios):
         sys.exit(1)
@@ -112,14 +130,10 @@ def show(report: Report) -> None:
         console.print(line)
 
 
-def write(report: Report) -> Path:
-    """Writes the tables to benchmarks/results/ and returns the file."""
+def write(report: Report, path: Path | None = None) -> Path:
+    """Writes the tables to a file, or to a new one of benchmarks/results, and returns it."""
     facts, today = machine(), date.today().isoformat()
-    path = first = RESULTS / f"{today}-{report.name}{facts['kind']}.md"
-    for number in itertools.count(2):
-        if not path.exists():
-            break
-        path = first.with_name(f"{first.stem}-{number}.md")
+    path = path or _new(f"{today}-{report.name}{facts['kind']}")
     lines = [f"# {today}, {report.name.replace('-', ' ')}{facts['kind'].upper()}", ""]
     lines += [f"Machine: {facts['tier']}, {facts['cpu']}. {facts['versions']}. Preloaded: {facts['preloaded']}.", ""]
     regime = f"regime in `benchmarks/serving/{report.regime}.py`"
@@ -129,8 +143,18 @@ def write(report: Report) -> Path:
         lines += ["", f"## {table.title}", "", _line(table.heading), "|---|" + "---:|" * (len(table.heading) - 1)]
         lines += [_line(row) for row in table.rows]
     lines += ["", *_notes(report), ""]
-    RESULTS.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _new(name: str) -> Path:
+    """A result does not replace another one of its day."""
+    path = RESULTS / f"{name}.md"
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        path = RESULTS / f"{name}-{number}.md"
     return path
 
 
@@ -149,6 +173,9 @@ def _tables(report: Report) -> list[_Rows]:
     if report.starts:
         rows = [[name, interval(values).text(1)] for name, values in report.starts.items()]
         tables.append(_Rows(f"Process start to first answer, on {tier}", ["", "seconds"], rows))
+    if report.answers:
+        rows = [[name, f"{one.same} of {one.texts}", one.mark] for name, one in report.answers.items()]
+        tables.append(_Rows("The label that ours gives", ["", "texts", ""], rows))
     heading = ["", "per second", "TTFT, ms", "front end", "engine", "client"]
     for name, samples in report.samples.items():
         rows = [[scenario, *_cells(each)] for scenario, each in samples.items()]

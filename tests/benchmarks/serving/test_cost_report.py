@@ -18,3 +18,13 @@ def test_a_second_report_of_a_day_does_not_replace_the_first(monkeypatch, tmp_pa
     assert first != second
     assert second.name == f"{first.stem}-2.md"
     assert set((tmp_path / "results").iterdir()) == {first, second}
+
+
+def test_a_report_is_written_where_it_is_wanted(tmp_path):
+    assert cost_report.write(cost_report.Report(1), tmp_path / "new" / "peers.md") == tmp_path / "new" / "peers.md"
+    assert "1 rounds" in (tmp_path / "new" / "peers.md").read_text()
+
+
+def test_a_peer_that_labels_many_texts_otherwise_is_marked():
+    assert cost_report.Answers(95, 100).mark == ""
+    assert cost_report.Answers(94, 100).mark == "answers otherwise"
