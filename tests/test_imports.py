@@ -35,7 +35,7 @@ TOWERS = {
     "tuneserve.benchmarks": "processes machine claims serving|training gpu",
     "tuneserve.benchmarks.serving": """
         load workers systems small_model interleave overload cost_report caller crowd flood cost front_end front_ends
-        before predict command
+        before predict command peers
     """,
     "tuneserve.benchmarks.gpu": "shapes loads|checkpoints|results|roofs|together|phases phase|report __main__",
 }
@@ -125,6 +125,12 @@ ELSEWHERE = {
     "tuneserve.benchmarks.gpu.phase": "test_main.py runs phases of each kind",
     "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py: its jobs are done by each client",
     "tuneserve.benchmarks.serving.workers.http_client": "test_worker.py: its jobs are done by each client",
+    "tuneserve.benchmarks.serving.peers.peer": "classes without behaviour; peers/test_main.py has some of them",
+    "tuneserve.benchmarks.serving.peers.vllm": "test_systems.py and gpu/test_main.py: what it calls",
+    "tuneserve.benchmarks.serving.peers.apps.onnx_classifier": "peers/test_onnx_runtime.py, where its environment is",
+    "tuneserve.benchmarks.serving.peers.apps.onnx_export": "peers/test_onnx_runtime.py, where its environment is",
+    "tuneserve.benchmarks.serving.peers.apps.onnx_litserve": "peers/test_onnx_runtime.py, where its environment is",
+    "tuneserve.benchmarks.serving.workers.pipeline": "peers/test_transformers.py: does its jobs",
     "tuneserve.benchmarks.serving.workers.offline": "runs plain vLLM; gpu/test_main.py: a system of its phases",
 }
 

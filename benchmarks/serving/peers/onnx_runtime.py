@@ -1,0 +1,37 @@
+"""ONNX Runtime behind LitServe, in fp32 and in int8: what a user would build for an encoder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneserve.benchmarks.serving.peers import environment
+from tuneserve.benchmarks.serving.peers.peer import Setting
+from tuneserve.benchmarks.serving.systems import System, free_port, peer_server
+
+PACKAGES = (
+    "litserve==0.2.19",
+    "numpy==2.4.6",
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "onnxscript==0.7.2",
+    "tokenizers==0.23.3",
+    "torch==2.13.0",
+    "transformers==5.17.0",
+)
+_APPS = Path(__file__).with_name("apps")
+
+
+@contextmanager
+def start(kind: str, setting: Setting) -> Iterator[System]:
+    """`kind` is fp32 or int8; both are written at the first start."""
+    python = str(environment.made("onnx", PACKAGES))
+    checkpoint, models = str(setting.checkpoint.resolve()), setting.scratch / "onnx"
+    variables = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if not models.exists():
+        export = [python, str(_APPS / "onnx_export.py"), checkpoint, str(models)]
+        environment.run("export to ONNX", export, variables)
+    port = free_port()
+    command = [python, str(_APPS / "onnx_litserve.py"), checkpoint, str(models / f"{kind}.onnx"), str(port)]
+    with peer_server(f"onnx-{kind}", command, port, setting.scratch, variables) as session:
+        yield System(session, setting.http, "model", f"127.0.0.1:{port}")

@@ -1,0 +1,31 @@
+"""What every peer has: a name, how it starts, and what it can be asked."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneserve.benchmarks.serving.systems import Engine, System
+from tuneserve.benchmarks.serving.workers.worker import Worker
+
+SINGLE, BATCHES = "single texts", "batches"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a peer is started with."""
+
+    checkpoint: Path
+    scratch: Path
+    http: Worker
+    engine: Engine  # of those that are vLLM
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`start` raises StepFailed where the peer can't run."""
+
+    name: str
+    start: Callable[[Setting], AbstractContextManager[System]]
+    kinds: Sequence[str] = (SINGLE, BATCHES)
+    is_int8: bool = False  # also compared with our checkpoint in w8a8
