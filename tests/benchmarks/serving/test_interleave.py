@@ -22,10 +22,12 @@ class Pretender:
     process: object
     done: list[tuple[str, str]] = field(default_factory=list)
     missing: int = 0
+    tokens: int = 0
 
     def do(self, job: Job) -> Outcome:
         self.done.append((job.model, job.texts[0]))
-        return Outcome(seconds=0.5, texts=len(job.texts) - self.missing, client_cpu=0.001 * len(job.texts))
+        texts, cpu = len(job.texts) - self.missing, 0.001 * len(job.texts)
+        return Outcome(seconds=0.5, texts=texts, prompt_tokens=self.tokens, client_cpu=cpu)
 
 
 @pytest.fixture
@@ -94,6 +96,16 @@ def test_less_work_is_no_better_result(session: int) -> None:
     scenarios = [Scenario(str(one.missing), System(session, one, "m"), job) for one in (whole, part)]  # type: ignore[arg-type]
     with pytest.raises(StepFailed, match=r"not the same work.*'0': \(4, 0, 0\), '1': \(3, 0, 0\)"):
         measure(scenarios, 1, lambda line: None)
+
+
+def test_tokens_are_compared_where_all_count_them_alike(session: int) -> None:
+    def told(name: str, tokens: int, counts_tokens: bool = True) -> Scenario:
+        one = Pretender(SimpleNamespace(pid=session), tokens=tokens)
+        return Scenario(name, System(session, one, "m"), job, counts_tokens=counts_tokens)  # type: ignore[arg-type]
+
+    assert measure([told("a", 8), told("b", 8), told("c", 9, False)], 1, lambda line: None).keys() == {"a", "b", "c"}
+    with pytest.raises(StepFailed, match=r"not the same work.*'b': \(4, 9, 0\)"):
+        measure([told("a", 8), told("b", 9)], 1, lambda line: None)
 
 
 def test_a_system_that_works_unasked_is_no_background(monkeypatch: pytest.MonkeyPatch) -> None:
