@@ -31,7 +31,7 @@ from tuneserve.benchmarks.serving import cost_report, front_end, interleave, sys
 from tuneserve.benchmarks.serving.cost_report import Answers, Report
 from tuneserve.benchmarks.serving.interleave import Scenario
 from tuneserve.benchmarks.serving.load.texts import SENTENCES
-from tuneserve.benchmarks.serving.peers import onnx_runtime, transformers, vllm
+from tuneserve.benchmarks.serving.peers import infinity, onnx_runtime, transformers, vllm
 from tuneserve.benchmarks.serving.peers.peer import BATCHES, Peer, Setting
 from tuneserve.benchmarks.serving.systems import Engine, System
 from tuneserve.benchmarks.serving.workers import worker
@@ -51,6 +51,7 @@ PEERS = {
         Peer("vllm-serve", vllm.serve),
         Peer("transformers", transformers.start, [BATCHES]),
         Peer("vllm-in-process", vllm.in_process, [BATCHES]),
+        Peer("infinity", infinity.start, counts_tokens=False),
     )
 }
 
@@ -83,9 +84,9 @@ def measure(report: Report, peer: Peer, setting: Setting, ours: dict[str, System
         expected, found = labels(ours["ours"]), labels(system)
         same = sum(one == other for one, other in zip(expected, found, strict=True))
         report.answers[peer.name] = Answers(same, len(expected))
-        compared = [
-            one for name, each in {**ours, peer.name: system}.items() for one in scenarios(name, each, peer.kinds)
-        ]
+        compared = [one for name, each in ours.items() for one in scenarios(name, each, peer.kinds)]
+        for one in scenarios(peer.name, system, peer.kinds):
+            compared.append(replace(one, counts_tokens=peer.counts_tokens))
         samples = interleave.measure(compared, rounds, show)
     report.add(f"{peer.name}, classification", samples, *claims(list(ours), peer))
 

@@ -28,4 +28,5 @@ class Peer:
     name: str
     start: Callable[[Setting], AbstractContextManager[System]]
     kinds: Sequence[str] = (SINGLE, BATCHES)
+    counts_tokens: bool = True  # see Scenario
     is_int8: bool = False  # also compared with our checkpoint in w8a8

@@ -50,12 +50,13 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
         Peer("onnx-int8", lambda setting: system(50), is_int8=True),
         Peer("vllm-serve", broken),
-        Peer("transformers", lambda setting: system(2), [BATCHES]),
+        Peer("transformers", lambda setting: system(2), [BATCHES], counts_tokens=False),
     ]
 
     def measure(scenarios: Sequence[Scenario], rounds: int, show: object) -> dict[str, list[Sample]]:
         sent = {(len(job.texts), job.batch, job.connections) for job in (one.job(1) for one in scenarios)}
         assert sent <= {(512, 1, 64), (512, 64, 4)}
+        assert [one.name for one in scenarios if not one.counts_tokens] in ([], ["transformers, batches"])
         rates = {one.name: RATES[one.name.rpartition(", ")[0]] for one in scenarios}
         return {name: [Sample(rate, 1.0, 1.0, 0.5, None, 0.02)] * rounds for name, rate in rates.items()}
 
