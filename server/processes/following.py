@@ -42,10 +42,11 @@ Body = Mapping[str, Any]
 
 
 @dataclass
-class _Load:
+class Load:
     """A version that is loaded in all processes."""
 
-    model: Model
+    model: Model | None = None  # once its loading has begun here
+    failure: str | None = None  # why it will not be served; "" if it was cancelled
     ready: set[int] = field(default_factory=set)  # the processes that have it ready
     serves: asyncio.Event = field(default_factory=asyncio.Event)  # set once all have
 
@@ -70,7 +71,7 @@ class Follower(Operations):
         self._process = os.getpid()
         self._running = set[int]()  # the processes that follow the journal
         self._answers: dict[str, dict[int, str | None]] = {}  # to its operations: why one was refused, or ""
-        self._loads: dict[str, _Load] = {}  # by operation, until it is decided
+        self._loads: dict[str, Load] = {}  # by operation, until it is decided
         self._refused: int | None = None  # the process that is to undo what this one could not do
         self._one_at_a_time = asyncio.Lock()
         self._tasks = set[asyncio.Task[None]]()
@@ -115,8 +116,8 @@ class Follower(Operations):
         elif entry.process != self._process:
             self._refused = None if entry.process == self._refused else self._refused
             task = asyncio.create_task(self._carry_out(entry))
-            if entry.kind == "unload" or (entry.kind == "adapter" and "directory" not in entry.body):
-                # It waits for running calls: what comes next does not.
+            if entry.kind in ("load", "unload") or (entry.kind == "adapter" and "directory" not in entry.body):
+                # It takes long to read a checkpoint, or waits for running calls: what comes next does not.
                 self._keep(task)
                 await asyncio.sleep(0)
             else:
@@ -154,9 +155,12 @@ class Follower(Operations):
         self._journal.append(Entry(kind, self._process, entry.operation, body))
 
     async def _load(self, entry: Entry) -> None:
+        load = self._loads[entry.operation] = Load()
         model = await self._from(entry.body)
         await self.loading.begin(model)
-        self._expect(entry.operation, model)
+        load.model = model
+        self._keep(asyncio.create_task(self._tell_failure(entry.operation, model)))
+        await self._give_up(load)
 
     async def _unload_one(self, body: Body) -> None:
         with suppress(NotFound):
@@ -165,7 +169,7 @@ class Follower(Operations):
     async def _ready(self, entry: Entry) -> None:
         if load := self._loads.get(entry.body["load"]):
             load.ready.add(entry.process)
-            if len(load.ready) == self._count:
+            if len(load.ready) == self._count and load.model:
                 del self._loads[entry.body["load"]]
                 load.serves.set()
                 # What comes next may be for this version.
@@ -173,18 +177,22 @@ class Follower(Operations):
 
     async def _failed(self, entry: Entry) -> None:
         if load := self._loads.pop(entry.body["load"], None):
-            is_cancelled = bool(entry.operation)
-            with suppress(WrongState):
-                await self.loading.cancel(load.model, "" if is_cancelled else _NOT_IN_ALL)
-            if is_cancelled and self._models.same(load.model) is load.model:
-                await self._unload([load.model])
+            load.failure = "" if entry.operation else _NOT_IN_ALL
+            await self._give_up(load)
         if entry.operation and entry.process != self._process:
             self._answer(entry, "done")
 
-    def _expect(self, operation: str, model: Model) -> None:
-        """Follows the loading of a version that has just begun."""
-        self._loads[operation] = _Load(model)
-        self._keep(asyncio.create_task(self._tell_failure(operation, model)))
+    async def _give_up(self, load: Load) -> None:
+        """Ends the loading of a version that will not be served, if it has begun."""
+        if load.failure is None or load.model is None:
+            return
+        with suppress(WrongState):
+            await self.loading.cancel(load.model, load.failure)
+        # One that was cancelled after it had failed.
+        if not load.failure and self._models.same(load.model) is load.model:
+            await self._unload([load.model])
+
+    # What both do.
 
     async def _tell_failure(self, operation: str, model: Model) -> None:
         await _loaded(model)

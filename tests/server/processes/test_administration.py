@@ -6,6 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tuneserve.server.call.errors import WrongState
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.v1 import model_admin_pb2 as pb
 from tuneserve.v1 import model_pb2
@@ -119,6 +120,42 @@ async def test_an_alias_moves_back_if_one_can_not_move_it(pair, refused, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(pair.ones[1].app.operations, "_set", fail)
         await refused(pair.ones[0].admin.SetAlias(set_alias("n", old)), CODES.FAILED_PRECONDITION)
+    assert await pair.both() == before
+
+
+async def test_aliases_move_while_the_other_reads_a_checkpoint(pair, monkeypatch):
+    before = await pair.both()
+    [old] = before[0]
+    other, read = pair.ones[1].app.operations, asyncio.Event()
+    prepare = other._prepared
+
+    async def slow(*given):
+        await read.wait()
+        return await prepare(*given)
+
+    monkeypatch.setattr(other, "_prepared", slow)
+    loading = asyncio.ensure_future(pair.ones[0].admin.LoadModel(pb.LoadModelRequest(model="n", path="b")))
+    await asyncio.sleep(0.3)
+    await pair.ones[0].admin.SetAlias(set_alias("other", old))
+    assert all("other" in one.serves()[1] for one in pair.ones)
+    assert not loading.done()
+    [id_] = pair.ones[0].serves()[0].keys() - {old}
+    await pair.ones[0].admin.CancelLoad(pb.CancelLoadRequest(model=id_))
+    read.set()
+    await loading
+    assert (await pair.both())[0] == before[0]
+
+
+async def test_a_version_that_the_other_refuses_is_in_none(pair, refused, monkeypatch):
+    before = await pair.both()
+
+    async def refuse(*given):
+        raise WrongState("there is no memory", "NO_MEMORY")
+
+    monkeypatch.setattr(pair.ones[1].app.operations, "_prepared", refuse)
+    load = pair.ones[0].admin.LoadModel(pb.LoadModelRequest(model="n", path="b"))
+    error = await refused(load, CODES.FAILED_PRECONDITION)
+    assert "so none did: there is no memory" in error.details()
     assert await pair.both() == before
 
 

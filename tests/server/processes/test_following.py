@@ -45,3 +45,19 @@ async def test_a_version_that_was_loading_when_one_ended_fails(pair, until):
         assert failed.state == FAILED
         assert "another of the server's processes could not load it" in failed.failure
         assert another.serves() == pair.ones[0].serves()
+
+
+async def test_one_that_could_not_do_it_starts_again_if_the_first_ends_before_it_is_undone(pair, monkeypatch, until):
+    [[old], _] = await pair.both()
+    ends: list[str] = []
+    for one in pair.ones:
+        monkeypatch.setattr(one.app.operations, "_start_again", ends.append)
+    missing = {"name": "n", "targets": [{"model": "m@000000000000", "weight": 1}]}
+    Journal(pair.folder).append(Entry("alias", 9, "x", missing))
+    Journal(pair.folder).append(Entry("alias", 9, "y", {"name": "n", "targets": [{"model": old, "weight": 1}]}))
+    Journal(pair.folder).append(Entry("left", 9))
+    await until(lambda: all("n" in one.serves()[1] for one in pair.ones))
+    assert not ends, "it was undone"
+    Journal(pair.folder).append(Entry("alias", 9, "z", missing))
+    Journal(pair.folder).append(Entry("left", 9))
+    await until(lambda: len(ends) == 2)
