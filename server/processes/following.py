@@ -86,10 +86,7 @@ class Follower(Operations):
     async def follow(self) -> None:
         """Does what the others do, until it is cancelled."""
         while True:
-            try:
-                await self._catch_up()
-            except Exception as error:
-                self._start_again(failures.where(error))
+            await self._catch_up()
             await asyncio.sleep(POLL_SECONDS)
 
     async def _catch_up(self) -> None:
@@ -98,8 +95,11 @@ class Follower(Operations):
 
     async def _take_all(self) -> None:
         async with self._one_at_a_time:
-            for entry in self._journal.new():
-                await self._take(entry)
+            try:
+                for entry in self._journal.new():
+                    await self._take(entry)
+            except Exception as error:
+                self._start_again(failures.where(error))
 
     async def _take(self, entry: Entry) -> None:
         if entry.kind == "joined":
