@@ -43,7 +43,10 @@ TOWERS = {
 CALLABLE = ("tuneserve", "tuneserve.finetune", "tuneserve.quantize")
 # What goes into vLLM and comes out of it stands beside the engine. The benchmarks measure plain vLLM too, in a process
 # of its own.
-ENGINE = {f"tuneserve.server.engine.{one}" for one in ("vllm_engine", "requests", "parsers", "lora_cpu", "nf4_cpu")}
+ENGINE = {
+    f"tuneserve.server.engine.{one}"
+    for one in ("vllm_engine", "requests", "parsers", "seeds_cpu", "lora_cpu", "nf4_cpu")
+}
 ENGINE |= {"tuneserve.benchmarks.serving.workers.offline"}
 
 

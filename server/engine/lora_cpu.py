@@ -3,7 +3,7 @@
 vLLM's own CPU operators use the index -1 of such a row as the index of the last adapter. So a request for the model
 itself gets another request's adapter when they share a step, and the result stays in the prefix cache (vLLM issue
 48421). These operators process the rows of each adapter together, which also avoids a copy of the weights for every
-row.
+row. Includes the seeds, because vLLM accepts only one worker extension.
 
 Knows only the contract of vLLM's operators. The import fails if vLLM does not have them where they are expected.
 """
@@ -14,9 +14,9 @@ import torch
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 
+from tuneserve.server.engine.seeds_cpu import Worker
 
-class Worker:
-    """The class that vLLM's `worker_extension_cls` names; only the import of this file matters."""
+__all__ = ["Worker"]
 
 
 def _by_adapter(indices: torch.Tensor, count: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -100,6 +100,8 @@ def arguments(
             options["worker_extension_cls"] = "tuneserve.server.engine.nf4_cpu.Worker"
         elif config.max_adapters:
             options["worker_extension_cls"] = "tuneserve.server.engine.lora_cpu.Worker"
+        elif task == pb.TASK_GENERATION:
+            options["worker_extension_cls"] = "tuneserve.server.engine.seeds_cpu.Worker"
     if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
         # vLLM has no token classifier for this model; its classifier for whole texts can classify each token, too.
         whole = manifest.architecture.replace("ForTokenClassification", "ForSequenceClassification")

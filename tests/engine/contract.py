@@ -90,7 +90,7 @@ def missing() -> list[str]:
             use_tqdm_on_load otlp_traces_endpoint enable_lora max_loras max_cpu_loras max_lora_rank
             worker_extension_cls structured_outputs_config hf_overrides pooler_config max_num_batched_tokens""",
         BackgroundResources: "engine_manager coordinator",
-        CacheConfig: "block_size",
+        CacheConfig: "block_size enable_prefix_caching",
         CompletionOutput: "index text token_ids logprobs finish_reason stop_reason",
         PoolerConfig: "task",
         PoolingOutput: "data",

@@ -80,6 +80,21 @@ def test_several_completions_by_seed(real):
     assert first.usage.completion_tokens == sum(len(one.token_ids) for one in first.completions)
 
 
+def test_a_seed_holds_for_a_prompt_that_is_read_in_many_steps(real):
+    """vLLM's own engine would end: generators of CPUs have no offset that could be taken back."""
+    ids = [1000 + 7 * number % 5000 for number in range(1500)]
+    sampling = pb.SamplingParams(max_tokens=6, seed=4, temperature=1.0, ignore_eos=True)
+    asked = pb.GenerateRequest(model="chat", prompt=pb.Prompt(token_ids=pb.TokenIds(ids=ids)), sampling=sampling)
+    other = pb.SamplingParams(max_tokens=400, ignore_eos=True)
+    stream = real.generation.GenerateStream(
+        pb.GenerateRequest(model="chat", prompt=pb.Prompt(text="Once"), sampling=other)
+    )
+    next(stream)
+    answer = real.generation.Generate(asked)
+    stream.cancel()
+    assert len(answer.completions[0].token_ids) == 6
+
+
 def test_the_first_of_several_completions_is_whole(real):
     """The engine tells when it has read its prompt: for the others, and before it goes on."""
     prompt = pb.Prompt(text="One, two, three, four,")

@@ -165,11 +165,12 @@ def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: True)
     assert not {"worker_extension_cls", "block_size"} & arguments(max_adapters=1).keys()
     assert "worker_extension_cls" not in arguments(quantization="nf4")
+    assert "worker_extension_cls" not in arguments()
 
 
 def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
     assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine.nf4_cpu.Worker")
-    assert "worker_extension_cls" not in arguments(quantization="w8a8")
+    assert arguments(quantization="w8a8")["worker_extension_cls"].endswith("engine.seeds_cpu.Worker")
 
 
 def test_the_steps_of_generation_on_cpus_are_short(arguments):
