@@ -83,7 +83,8 @@ def started_by(engine: Any) -> list[psutil.Process]:
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> dict[int, float]:
     """Returns, by process id, the CPU time of each process, and of each child that it started since. Bytes read count
-    as time, too: a process may be loading its model from a slow disk.
+    as time, too: a process may be loading its model from a slow disk. So does the time that its main thread waited for
+    a CPU: other programs may leave it next to nothing.
 
     A process's time includes that of its children that have ended.
     """
@@ -96,8 +97,17 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> dict[int, float]:
         with contextlib.suppress(psutil.NoSuchProcess):
             used = process.cpu_times()
             seconds[process.pid] = used.user + used.system + used.children_user + used.children_system
-            seconds[process.pid] += _bytes_read(process) / _READ_IN_A_SECOND
+            seconds[process.pid] += _bytes_read(process) / _READ_IN_A_SECOND + _waited(process.pid)
     return seconds
+
+
+def _waited(process: int) -> float:
+    """Returns the seconds that a process's main thread could have run and had no CPU; 0 if the system does not tell."""
+    try:
+        _, waited, _ = Path(f"/proc/{process}/schedstat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return 0.0
+    return int(waited) / 1e9
 
 
 def _bytes_read(process: psutil.Process) -> int:

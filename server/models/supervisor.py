@@ -31,7 +31,8 @@ _LOOKS = 10
 # A check that is late by this factor does not count: the event loop was blocked, and answers may be there unread.
 _HELD = 2
 # A process that uses less than this share of one core does not compute. A blocked engine uses 0.02, because its gloo
-# threads poll for messages. An engine that computes uses all cores, or its share of a busy machine.
+# threads poll for messages. An engine that computes uses all cores; on a busy machine the time that it waits for one
+# counts, too.
 _COMPUTES = 0.1
 # The longest step, in `watchdog_seconds`.
 _LONGEST_STEP = 10

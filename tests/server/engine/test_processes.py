@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import psutil
@@ -82,6 +83,22 @@ def test_cpu_time_counts_children_that_came_later_and_those_that_ended():
         assert after[started.pid] - before[started.pid] >= 0.2
         [later] = after.keys() - before.keys()
         assert after[later] >= 0.2
+
+
+def test_a_process_that_others_leave_no_cpu_is_alive():
+    """As an engine on a starved machine, which a watchdog must not take for one that hangs."""
+    spinning = [sys.executable, "-c", "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile 1: 1"]
+    with ExitStack() as stack:
+        spinners = [stack.enter_context(subprocess.Popen(spinning)) for _ in range(12)]
+        for one in spinners:
+            stack.callback(one.kill)
+        starved = psutil.Process(spinners[0].pid)
+        time.sleep(1)
+        before, own, began = engine_processes.cpu_seconds([starved]), starved.cpu_times().user, time.monotonic()
+        time.sleep(3)
+        after, passed = engine_processes.cpu_seconds([starved]), time.monotonic() - began
+        assert starved.cpu_times().user - own < 0.5 * passed
+        assert after[starved.pid] - before[starved.pid] > 0.5 * passed
 
 
 def test_processes_that_are_stopped_or_gone_use_no_cpu_time(process):
