@@ -238,12 +238,13 @@ class Model:
 
     def to_proto(self) -> model_pb2.Model:
         """The public description, for the current caller."""
+        has_failed = self.state == model_pb2.MODEL_STATE_FAILED and self.failure
         return model_pb2.Model(
             name=self.name,
             task=self.manifest.task,
             state=self.state,
             load_step=self.load_step,
-            failure=f"its engine {self.failure}" if self.failure else "",
+            failure=f"its engine {self.failure}" if has_failed else "",
             version=self.version,
             id=self.id,
             quantization=self.manifest.quantization,

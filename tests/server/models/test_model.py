@@ -143,6 +143,9 @@ async def test_a_model_says_why_it_does_not_answer(model, start):
     with pytest.raises(Unavailable, match="'m': its engine ran out of memory"):
         model.check_ready()
     assert model.to_proto().failure == "its engine ran out of memory"
+    model.show(model_pb2.MODEL_STATE_LOADING)
+    assert model.to_proto().failure == "", "it is told in the state FAILED alone"
+    model.show(model_pb2.MODEL_STATE_FAILED)
     assert not model.load_failed, "it did answer"
     model.serve()
     assert model.to_proto().failure == ""
