@@ -185,13 +185,13 @@ class VllmEngine:
             while not finished:
                 output = await _next(queue)
                 finished = output.finished
-                if ticket.read:
-                    ticket.read()
                 delta = await engine_requests.delta(output.outputs[0], output, sampling)
                 kept = engine_requests.joined(kept, delta) if kept else delta
                 if stream or finished:
                     whole, kept = kept, None
                     yield whole
+                elif ticket.read:
+                    ticket.read()
         finally:
             if not finished:
                 await self._abort([ticket.request_id])
