@@ -5,7 +5,7 @@ The loss is sentence-transformers' MultipleNegativesRankingLoss (InfoNCE; van de
 vector and of its first dimensions (Kusupati et al. 2022).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,16 +21,7 @@ from tuneserve.checkpoint.rows import Row
 
 def trainer(run: Any, common: dict[str, Any]) -> Trainer:
     """Returns the trainer of a `training.Run`; `common` are the arguments of every trainer."""
-    return ContrastiveTrainer(
-        pooling=run.target.pooling,
-        sizes=run.target.sizes,
-        model=run.model,
-        # The columns of the rows are not arguments of the model.
-        args=TrainingArguments(**common, remove_unused_columns=False),
-        train_dataset=run.encoded,
-        eval_dataset=run.validation or None,
-        data_collator=partial(collate, run.tokenizer),
-    )
+    return ContrastiveTrainer(run, common, collate, pooling=run.target.pooling, sizes=run.target.sizes)
 
 
 def collate(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Any]:
@@ -54,10 +45,17 @@ def collate(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class PairTrainer(Trainer):  # type: ignore[misc]
-    """Trainer for batches without labels, whose loss is a mean."""
+    """Trainer of a `training.Run` for batches without labels, whose loss is a mean. `collate` makes them of rows."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, run: Any, common: dict[str, Any], collate: Callable[[Any, Sequence[Row]], Any]) -> None:
+        super().__init__(
+            model=run.model,
+            # The columns of the rows are not arguments of the model.
+            args=TrainingArguments(**common, remove_unused_columns=False),
+            train_dataset=run.encoded,
+            eval_dataset=run.validation or None,
+            data_collator=partial(collate, run.tokenizer),
+        )
         # Trainer has to divide the loss by the number of batches in a step.
         self.model_accepts_loss_kwargs = False
 
@@ -71,8 +69,8 @@ class PairTrainer(Trainer):  # type: ignore[misc]
 class ContrastiveTrainer(PairTrainer):
     """Trainer with the loss of this module."""
 
-    def __init__(self, *, pooling: str, sizes: Sequence[int], **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *given: Any, pooling: str, sizes: Sequence[int]) -> None:
+        super().__init__(*given)
         self._pooling = pooling
         self._sizes = (None, *sizes)
 

@@ -5,13 +5,12 @@ listwise   the right passage of a query among its wrong ones: softmax over them 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from tuneserve.checkpoint.rows import Row
 from tuneserve.finetune.train.contrastive import PairTrainer
@@ -19,14 +18,7 @@ from tuneserve.finetune.train.contrastive import PairTrainer
 
 def trainer(run: Any, common: dict[str, Any]) -> Trainer:
     """Returns the trainer of a `training.Run`; `common` are the arguments of every trainer."""
-    return RankingTrainer(
-        kind=run.config.ranking_loss,
-        model=run.model,
-        args=TrainingArguments(**common, remove_unused_columns=False),
-        train_dataset=run.encoded,
-        eval_dataset=run.validation or None,
-        data_collator=partial(collate, run.tokenizer),
-    )
+    return RankingTrainer(run, common, collate, kind=run.config.ranking_loss)
 
 
 def collate(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Any]:
@@ -40,8 +32,8 @@ def collate(tokenizer: Any, rows: Sequence[Row]) -> dict[str, Any]:
 class RankingTrainer(PairTrainer):
     """Trainer with the losses of this module."""
 
-    def __init__(self, *, kind: str, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *given: Any, kind: str) -> None:
+        super().__init__(*given)
         self._loss = {"bce": pointwise, "listwise": listwise}[kind]
 
     def compute_loss(
