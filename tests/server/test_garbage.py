@@ -19,13 +19,22 @@ async def test_python_s_own_way_is_back_when_the_last_server_is_gone():
     assert gc.get_threshold() == before
 
 
-@pytest.mark.parametrize("calls", [0, 1000])
-async def test_it_collects_while_few_calls_run(monkeypatch, calls):
+@pytest.mark.parametrize(
+    "calls, much, collects",
+    [
+        pytest.param(0, 1 << 30, True, id="few calls"),
+        pytest.param(1000, 1 << 30, False, id="many calls"),
+        # The process's own count, which depends on what ran before, is never below zero.
+        pytest.param(1000, 0, True, id="many calls and much garbage"),
+    ],
+)
+async def test_it_collects_while_few_calls_run_or_when_there_is_much(monkeypatch, calls, much, collects):
     monkeypatch.setattr(garbage, "_SECONDS", 0.01)
+    monkeypatch.setattr(garbage, "_MUCH", much)
     collected = []
     monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
     collecting = asyncio.create_task(garbage.collect(range(calls)))
     await asyncio.sleep(0.2)
     collecting.cancel()
     await asyncio.gather(collecting, return_exceptions=True)
-    assert bool(collected) == (not calls)
+    assert bool(collected) == collects
