@@ -29,6 +29,7 @@ class Start:
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.done: Future[None] = Future()
+        self.done.set_running_or_notify_cancel()
         self._ended = False
         # Starts Python's resource tracker now, if it does not run: otherwise it would count as one of the engine's
         # processes.
@@ -39,6 +40,10 @@ class Start:
     def processes(self) -> list[psutil.Process]:
         """Returns the processes that the thread has started so far; empty once it is done."""
         return [] if self.done.done() else _children(self._thread)
+
+    async def wait(self) -> None:
+        """Waits until the work is done, and raises what it raised. The work goes on when its caller is cancelled."""
+        await asyncio.wrap_future(self.done)
 
     async def end(self, seconds: float) -> None:
         """Ends the processes that the work has started or still starts. Waits at most `seconds` for the thread."""

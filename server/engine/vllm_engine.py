@@ -110,7 +110,7 @@ class VllmEngine:
     async def start(self) -> None:
         """See interface.Engine."""
         self._start = engine_processes.Start(self._load)
-        await asyncio.shield(asyncio.wrap_future(self._start.done))
+        await self._start.wait()
 
     def _load(self) -> None:
         options = self._options

@@ -1,6 +1,7 @@
 """An engine's processes are found, killed when stopped, and waited for. Small real processes stand for vLLM's."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -167,3 +168,26 @@ async def test_a_thread_that_does_not_end_is_waited_for_no_longer_than_asked(unt
     assert not start.done.done()
     hanging.set()
     await until(start.done.done)
+
+
+async def test_a_start_that_fails_after_its_caller_was_cancelled_logs_nothing(until):
+    going, told, loop = threading.Event(), [], asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+
+    def work() -> None:
+        going.wait(60)
+        raise RuntimeError("ended on purpose")
+
+    start = engine_processes.Start(work)
+    waiting = asyncio.create_task(start.wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert waiting.cancelled()
+    going.set()
+    await until(start.done.done)
+    assert str(start.done.exception()) == "ended on purpose"
+    await asyncio.sleep(0.1)
+    del waiting, start
+    gc.collect()
+    assert told == []
