@@ -20,7 +20,7 @@ async def test_python_s_own_way_is_back_when_the_last_server_is_gone():
 
 
 @pytest.mark.parametrize(
-    "calls, much, collects",
+    ("calls", "much", "collects"),
     [
         pytest.param(0, 1 << 30, True, id="few calls"),
         pytest.param(1000, 1 << 30, False, id="many calls"),
