@@ -133,6 +133,7 @@ ELSEWHERE = {
     "tuneserve.benchmarks.serving.peers.apps.onnx_classifier": "peers/test_onnx_runtime.py, where its environment is",
     "tuneserve.benchmarks.serving.peers.apps.onnx_export": "peers/test_onnx_runtime.py, where its environment is",
     "tuneserve.benchmarks.serving.peers.apps.onnx_litserve": "peers/test_onnx_runtime.py, where its environment is",
+    "tuneserve.benchmarks.serving.peers.apps.onnx_mlserver": "peers/test_mlserver.py, where its environment is",
     "tuneserve.benchmarks.serving.workers.pipeline": "peers/test_transformers.py: does its jobs",
     "tuneserve.benchmarks.serving.workers.offline": "runs plain vLLM; gpu/test_main.py: a system of its phases",
 }

@@ -31,7 +31,7 @@ from tuneserve.benchmarks.serving import cost_report, front_end, interleave, sys
 from tuneserve.benchmarks.serving.cost_report import Answers, Report
 from tuneserve.benchmarks.serving.interleave import Scenario
 from tuneserve.benchmarks.serving.load.texts import SENTENCES
-from tuneserve.benchmarks.serving.peers import infinity, onnx_runtime, transformers, vllm
+from tuneserve.benchmarks.serving.peers import infinity, mlserver, onnx_runtime, transformers, vllm
 from tuneserve.benchmarks.serving.peers.peer import BATCHES, Peer, Setting
 from tuneserve.benchmarks.serving.systems import Engine, System
 from tuneserve.benchmarks.serving.workers import worker
@@ -52,6 +52,7 @@ PEERS = {
         Peer("transformers", transformers.start, [BATCHES]),
         Peer("vllm-in-process", vllm.in_process, [BATCHES]),
         Peer("infinity", infinity.start, counts_tokens=False),
+        Peer("mlserver", mlserver.start, counts_tokens=False),
     )
 }
 

@@ -19,19 +19,24 @@ PACKAGES = (
     "torch==2.13.0",
     "transformers==5.17.0",
 )
-_APPS = Path(__file__).with_name("apps")
+APPS = Path(__file__).with_name("apps")
+_VARIABLES = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def exported(setting: Setting) -> Path:
+    """The folder of fp32.onnx and int8.onnx, which are written at the first call."""
+    models = setting.scratch / "onnx"
+    if not models.exists():
+        python = str(environment.made("onnx", PACKAGES))
+        export = [python, str(APPS / "onnx_export.py"), str(setting.checkpoint.resolve()), str(models)]
+        environment.run("export to ONNX", export, os.environ | _VARIABLES)
+    return models
 
 
 @contextmanager
 def start(kind: str, setting: Setting) -> Iterator[System]:
-    """`kind` is fp32 or int8; both are written at the first start."""
-    python = str(environment.made("onnx", PACKAGES))
-    checkpoint, models = str(setting.checkpoint.resolve()), setting.scratch / "onnx"
-    variables = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    if not models.exists():
-        export = [python, str(_APPS / "onnx_export.py"), checkpoint, str(models)]
-        environment.run("export to ONNX", export, variables)
-    port = free_port()
-    command = [python, str(_APPS / "onnx_litserve.py"), checkpoint, str(models / f"{kind}.onnx"), str(port)]
-    with peer_server(f"onnx-{kind}", command, port, setting.scratch, variables) as session:
+    """`kind` is fp32 or int8."""
+    python, model, port = str(environment.made("onnx", PACKAGES)), exported(setting) / f"{kind}.onnx", free_port()
+    command = [python, str(APPS / "onnx_litserve.py"), str(setting.checkpoint.resolve()), str(model), str(port)]
+    with peer_server(f"onnx-{kind}", command, port, setting.scratch, os.environ | _VARIABLES) as session:
         yield System(session, setting.http, "model", f"127.0.0.1:{port}")

@@ -53,7 +53,7 @@ def _pooling(channel: grpc.aio.Channel, name: str, is_ours: bool, settings: Sett
     stub = GRPCInferenceServiceStub(channel)
 
     async def send(request: Request) -> AsyncIterator[Message]:
-        message = pb.ModelInferRequest(model_name=settings.model, inputs=[_texts(name, request.texts)])
+        message = pb.ModelInferRequest(model_name=settings.model, inputs=[text_tensor(name, request.texts)])
         if is_ours:
             message.parameters["truncation"].string_param = "TRUNCATION_END"
         yield _message(await answered(stub.ModelInfer, message, settings))
@@ -66,7 +66,7 @@ def _generating(channel: grpc.aio.Channel, name: str, is_ours: bool, settings: S
 
     def infer(request: Request) -> pb.ModelInferRequest:
         sampling = {"max_tokens": request.max_tokens, "temperature": 0, "ignore_eos": True}
-        inputs = [_texts(name, request.texts), _texts("sampling_parameters", [json.dumps(sampling)])]
+        inputs = [text_tensor(name, request.texts), text_tensor("sampling_parameters", [json.dumps(sampling)])]
         inputs += [_flag("stream", settings.stream), _flag("exclude_input_in_output", True)]
         return pb.ModelInferRequest(model_name=settings.model, inputs=inputs)
 
@@ -85,7 +85,8 @@ def _generating(channel: grpc.aio.Channel, name: str, is_ours: bool, settings: S
     return send
 
 
-def _texts(name: str, texts: Any) -> Any:
+def text_tensor(name: str, texts: Any) -> Any:
+    """An input of texts."""
     contents = pb.InferTensorContents(bytes_contents=[text.encode() for text in texts])
     return pb.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[len(texts)], contents=contents)
 
