@@ -119,7 +119,16 @@
 {{- fail (printf "aliases.%s.shadow: %s is also a target" $alias $route.shadow) }}
 {{- end }}
 {{- end }}
-{{- if and .Values.autoscalingEnabled (gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas)) }}
+{{- if .Values.autoscalingEnabled }}
+{{- if gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas) }}
 {{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}
+{{- end }}
+{{- $given := merge dict (default dict .Values.resources.requests) (default dict .Values.resources.limits) }}
+{{- range .Values.autoscalingMetrics }}
+{{- $resource := default dict .resource }}
+{{- if and (eq (dig "target" "type" "" $resource) "Utilization") (not (hasKey $given $resource.name)) }}
+{{- fail (printf "autoscalingMetrics: Utilization of %s needs resources.requests.%s, of which it is a share" $resource.name $resource.name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}

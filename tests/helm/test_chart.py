@@ -37,6 +37,10 @@ JOBS = {
     "predictRows": "/models/rows.csv",
     "predictOutput": "/models/answers",
 }
+CPU_USE = {
+    "type": "Resource",
+    "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}},
+}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -557,6 +561,10 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
             "aliases.a.shadow: sentiment is also a target",
         ),
         ({"autoscalingEnabled": True, "autoscalingMinReplicas": 9}, "autoscalingMinReplicas: must not"),
+        (
+            {"autoscalingEnabled": True, "autoscalingMetrics": [CPU_USE], "resources": {"requests": {"cpu": None}}},
+            "autoscalingMetrics: Utilization of cpu needs resources.requests.cpu",
+        ),
         ({"kedaEnabled": True, "autoscalingEnabled": True}, "kedaEnabled and autoscalingEnabled: give one"),
         ({"kedaEnabled": True}, "kedaPrometheusAddress: needed with kedaEnabled"),
         (KEDA | {"kedaMinReplicas": 5}, "kedaMinReplicas: must not be more"),
@@ -601,11 +609,10 @@ def test_every_string_of_the_schema_is_bounded_and_every_value_is_known(chart: h
 
 
 SELECTOR = {"matchLabels": {"app": "x"}}
-CPU = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}
 # What only Kubernetes knows the shape of, by the key that holds it.
 SAMPLES: dict[str, list[Any]] = {
     "affinity": [{}, {"podAffinity": {}}],
-    "autoscalingMetrics": [[{"type": "Resource", "resource": CPU}]],
+    "autoscalingMetrics": [[CPU_USE]],
     "kedaActivationQuery": ["", "sum(rate(calls_total[2m]))"],
     "engine": [{}, {"max_num_batched_tokens": 4096, "enable_prefix_caching": False, "compilation_config": {"mode": 0}}],
     "finetuneConfig": [{}, {"task": "generation", "output": "/models/chat"}],

@@ -1,7 +1,9 @@
-"""What finds the pods and scales them: routes, pools and KEDA."""
+"""What finds the pods and scales them: routes, pools, KEDA and HorizontalPodAutoscalers."""
 
 import helm_python
 import promql_parser
+
+from tuneserve.server.metrics import Metrics
 
 from .rendering import MINIMAL, render
 
@@ -59,3 +61,11 @@ def test_no_pod_is_left_until_somebody_calls(chart: helm_python.Chart) -> None:
     _, awake = spec["triggers"]
     assert awake["metadata"]["query"] == asked
     assert float(awake["metadata"]["activationThreshold"]) == 0
+
+
+def test_an_autoscaler_counts_what_waits_and_what_runs(chart: helm_python.Chart) -> None:
+    """Not CPU use, which one stream on a CPU drives to its limit, and calls that wait for a GPU do not."""
+    autoscaler = render(chart, MINIMAL | {"autoscalingEnabled": True})["horizontalpodautoscaler"]
+    metrics = [one["pods"]["metric"]["name"] for one in autoscaler["spec"]["metrics"]]
+    assert metrics == ["tuneserve_requests_running", "tuneserve_requests_waiting"]
+    assert set(metrics) <= {metric.name for metric in Metrics().registry.collect() if metric.type == "gauge"}
