@@ -134,6 +134,15 @@ def scaled(name: str, *current: tuple[float, int]) -> list[Series]:
     ]
 
 
+def blind(active: Sequence[tuple[float, int]], *current: tuple[float, int]) -> list[Series]:
+    labels, kube = {"namespace": "ml", "horizontalpodautoscaler": "rel-tuneserve"}, "kube_horizontalpodautoscaler_"
+    condition = {**labels, "condition": "ScalingActive", "status": "false"}
+    return [
+        gauge(f"{kube}status_condition", condition, *active),
+        gauge(f"{kube}status_current_replicas", labels, *current),
+    ]
+
+
 KEDA = {
     "kedaEnabled": True,
     "kedaPrometheusAddress": "http://prometheus:9090",
@@ -182,6 +191,15 @@ CASES = [
         [10, 21],
         KEDA,
     ),
+    Case(
+        "TuneserveAutoscalerBlind",
+        blind([(0, 10), (1, 20), (0, 10)], (2, 40)),
+        {"namespace": "ml", "horizontalpodautoscaler": "rel-tuneserve"},
+        27,
+        [20, 31],
+    ),
+    # Scaled to zero, which also ends the autoscaler's work.
+    Case("TuneserveAutoscalerBlind", blind([(1, 40)], (0, 40)), {}, None, [30]),
     Case("TuneserveDrainDoesNotEnd", [gauge("kube_pod_deletion_timestamp", POD, (600, 15))], POD, 12, [10, 25]),
     Case(
         "TuneserveKvCacheFull",
