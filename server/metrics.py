@@ -91,7 +91,7 @@ class Metrics:
         self.texts = Counter("tuneserve_texts_classified", "Texts classified.", model, registry=registry)
         self.predictions = Counter(
             "tuneserve_predictions",
-            "Best labels of texts, or labels of spans.",
+            "Best labels of texts, all labels of texts that may have several, or labels of spans.",
             (*model, "label"),
             registry=registry,
         )

@@ -84,7 +84,9 @@ class ClassificationService(ClassificationServiceServicer):
             explanation.add_weights(response.results, scores, without, shown)
         current().note("output", *(label for label, _ in best))
         # The labels that a call brings are not counted in a metric: their number is unbounded.
-        await answers.count(model.name, len(texts), [] if is_zero_shot else best)
+        if is_zero_shot:
+            best = []
+        await answers.count(model.name, len(texts), best, answers.per_label(scores, shown))
         return response
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:

@@ -4,7 +4,7 @@ What takes more than some milliseconds is done in steps, between which other cal
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ from tuneserve.v1 import classification_pb2 as pb
 
 # Scores computed at a time.
 _SCORES = 1 << 16
+# A label of a multi-label model is predicted from this probability on, as in evaluations.
+LIKELY = 0.5
 
 
 class Result(NamedTuple):
@@ -144,8 +146,20 @@ def _check_numbers(values: NDArray[np.floating[Any]]) -> None:
         raise ArithmeticError("the model's outputs contain NaN or infinity")
 
 
-async def count(model: str, texts: int, predictions: Iterable[tuple[str, float]]) -> None:
-    """Counts a call's texts, and its predictions with their probabilities, in the metrics."""
+def per_label(scores: NDArray[np.float32], shown: Shown) -> Mapping[str, int] | None:
+    """Returns how many texts have each label, for a multi-label model; None for others. `scores` is (texts, labels)."""
+    if shown.problem != checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL:
+        return None
+    numbers = np.count_nonzero(scores >= LIKELY, axis=0).tolist()
+    return {label: number for label, number in zip(shown.labels, numbers, strict=True) if number}
+
+
+async def count(
+    model: str, texts: int, predictions: Iterable[tuple[str, float]], per_label: Mapping[str, int] | None = None
+) -> None:
+    """Counts a call's texts, and its predictions with their probabilities, in the metrics. `per_label` has the count of
+    each label where a text may have any number of them: `predictions` are the best ones then.
+    """
     metrics = current().metrics
     metrics.texts.labels(model).inc(texts)
     counts, confidence = Counter[str](), metrics.confidence.labels(model)
@@ -154,5 +168,5 @@ async def count(model: str, texts: int, predictions: Iterable[tuple[str, float]]
         # Regression outputs outside 0 to 1 are not probabilities and are left out of the histogram.
         if 0 <= score <= 1:
             confidence.observe(score)
-    for label, number in counts.items():
+    for label, number in (counts if per_label is None else per_label).items():
         metrics.predictions.labels(model, label).inc(number)

@@ -406,6 +406,24 @@ async def test_outputs_that_are_no_numbers_are_no_answer(served, refused, monkey
         assert error.details().startswith("internal error")
 
 
+async def test_each_label_of_a_multi_label_model_is_counted(own_server, monkeypatch):
+    async def pool(ticket, inputs, task):
+        return [np.array(row, np.float32) for row in ([2, 1, -1], [-3, 1, -1], [-3, -2, -1])]
+
+    monkeypatch.setattr(own_server.engines["topics"], "pool", pool)
+    metrics = own_server.app.metrics.registry
+
+    def counted(name: str, **labels: str) -> float | None:
+        return metrics.get_sample_value(f"tuneserve_{name}", {"model": "topics", **labels})
+
+    stub = ClassificationServiceStub(own_server.channel)
+    # What a call wants to see changes nothing.
+    await stub.Classify(request("good", "bad", "film", model="topics", top_k=1, threshold=0.9))
+    assert [counted("predictions_total", label=label) for label in "abc"] == [1, 2, 0]
+    assert counted("texts_classified_total") == 3
+    assert counted("prediction_confidence_count") == 3
+
+
 async def test_tokens_are_counted(own_server, refused):
     metrics = own_server.app.metrics.registry
     stub = ClassificationServiceStub(own_server.channel)
