@@ -15,7 +15,6 @@ from tuneserve.server.api.label_prompts import Question, check_question
 from tuneserve.server.api.occlusion import Explanation, check_explain
 from tuneserve.server.api.pooling import Classifier, encoded, note, windowed
 from tuneserve.server.api.zero_shot import ZeroShot
-from tuneserve.server.call import failures
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import Violations
 from tuneserve.server.call.wire import Received
@@ -141,17 +140,12 @@ class ClassificationService(ClassificationServiceServicer):
                 yield response
 
     async def _one(self, received: Received) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
-        item: pb.ClassifyStreamRequest = received.message
-        with streams.part() as call:
-            try:
-                call.admit()
-                call.hold(received.size)
-                answer = pb.ClassifyStreamResponse(id=item.id, response=await self.Classify(item.request, None))
-            except Exception as error:
-                status = failures.status(error, call)
-                described = pb.Error(code=status.code, message=status.message, details=status.details)
-                answer = pb.ClassifyStreamResponse(id=item.id, error=described)
-        yield answer
+        id_ = received.message.id
+        outcome = await streams.outcome(received, lambda item: self.Classify(item.request, None))
+        if isinstance(outcome, pb.Error):
+            yield pb.ClassifyStreamResponse(id=id_, error=outcome)
+        else:
+            yield pb.ClassifyStreamResponse(id=id_, response=outcome)
 
     async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         """See classification.proto."""

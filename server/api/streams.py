@@ -6,12 +6,14 @@ than the models answer, or reads more slowly. Knows nothing of the content of re
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tuneserve.server.call import context
+from tuneserve.server.call import context, failures
+from tuneserve.server.call.wire import Received
 from tuneserve.server.concurrency import Put, passed_on, produced
+from tuneserve.v1 import classification_pb2 as pb
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -40,6 +42,18 @@ def answered(
                 group.create_task(answer(request, put))
 
     return produced(produce)
+
+
+async def outcome(received: Received, answer: Callable[[Any], Awaitable[Response]]) -> Response | pb.Error:
+    """Answers one request of a stream as a call of its own. Returns why it failed, if it does."""
+    with part() as call:
+        try:
+            call.admit()
+            call.hold(received.size)
+            return await answer(received.message)
+        except Exception as error:
+            status = failures.status(error, call)
+            return pb.Error(code=status.code, message=status.message, details=status.details)
 
 
 @contextmanager
