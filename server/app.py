@@ -41,6 +41,7 @@ from tuneserve.server.models.model import Model
 from tuneserve.server.models.reloading import Reloading, routes
 from tuneserve.server.models.shadow import Shadows
 from tuneserve.server.models.supervisor import Supervisor
+from tuneserve.server.monitor.monitors import Monitors
 from tuneserve.server.processes.administration import JointOperations
 from tuneserve.server.transport import connections, tls
 from tuneserve.server.transport import servers as ports
@@ -136,6 +137,7 @@ class App:
             self.models.add(version)
         for alias, route in routes(config, versions).items():
             self.models.set_route(alias, route)
+        self._monitors = Monitors(config.monitors, self.models, self.metrics)
         self._config_file = (
             Reloading(file, config, versions, self.models, self.operations) if file and config.reload_models else None
         )
@@ -175,7 +177,7 @@ class App:
             else None
         )
         public = ports.public(
-            services(authentication=authentication), self.models, self.operations, self._health, config
+            services(authentication=authentication), self.models, self.operations, self._health, config, self._monitors
         )
         self._credentials = tls.credentials(config.tls, self.metrics.certificate_expiry.set) if config.tls else None
         self.address = self.admin_address = self.health_address = ""

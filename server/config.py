@@ -182,6 +182,19 @@ class AliasConfig(Settings):
     )
 
 
+class MonitorConfig(Settings):
+    """A monitor: two classifiers that label each text of a stream at once, counted by pairs of their labels."""
+
+    topic: _ModelName = Field(
+        description="a classifier of this file, or an alias: what a text is about; it may be a multi-label model"
+    )
+    sentiment: _ModelName = Field(description="a classifier of this file, or an alias: the tone of a text")
+    examples: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=0,
+        description="the last texts of each topic and sentiment that are kept in memory, for the tenant that sent them",
+    )
+
+
 class TlsConfig(Settings):
     """PEM files of the gRPC port, read again when they change."""
 
@@ -201,6 +214,9 @@ class ServerConfig(Settings):
     )
     aliases: Annotated[Mapping[_ModelName, AliasConfig], Named] = Field(
         default={}, description="further names for models, or shares between them"
+    )
+    monitors: Annotated[Mapping[_ModelName, MonitorConfig], Named] = Field(
+        default={}, description="what streams of texts are counted by, by the names that callers use"
     )
     reload_models: bool = Field(
         default=False, description="whether changes of `models` and `aliases` in this file apply without a restart"
@@ -286,6 +302,14 @@ class ServerConfig(Settings):
                     raise Refused(f"{target} is not a model of this file", key=f"aliases.{name}.{key}")
             if alias.shadow in alias.targets:
                 raise Refused(f"{alias.shadow} is also a target", key=f"aliases.{name}.shadow")
+        return self
+
+    @model_validator(mode="after")
+    def _monitors_know_their_models(self) -> "ServerConfig":
+        for name, monitor in self.monitors.items():
+            for key, model in (("topic", monitor.topic), ("sentiment", monitor.sentiment)):
+                if model not in self.models and model not in self.aliases:
+                    raise Refused(f"{model} is not a model or alias of this file", key=f"monitors.{name}.{key}")
         return self
 
 

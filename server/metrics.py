@@ -95,6 +95,12 @@ class Metrics:
             (*model, "label"),
             registry=registry,
         )
+        self.observed = Counter(
+            "tuneserve_observed",
+            "Texts of a monitor, once for each of their topics.",
+            ("monitor", "topic", "sentiment"),
+            registry=registry,
+        )
         self.confidence = Histogram(
             "tuneserve_prediction_confidence",
             "Probability of the best label, or of a span.",
@@ -180,7 +186,7 @@ class Metrics:
         for metric in (
             *(self.started, self.handled, self.handling, self.refused, self.tenant_calls, self.tenant_tokens),
             *(self.queue_depth, self.queue_wait, self.tokens_in, self.tokens_out, self.first_token, self.token_gap),
-            *(self.texts, self.predictions, self.confidence),
+            *(self.texts, self.predictions, self.observed, self.confidence),
         ):
             metric.labels = cache(metric.labels)  # type: ignore[assignment, method-assign]
         self._engines: dict[tuple[str, str], CollectorRegistry] = {}

@@ -29,8 +29,8 @@ TOWERS = {
         schemes methods calibration weights sensitivity race report attempts gate preflight run
     """,
     "tuneserve.server": """
-        files ledger turns concurrency garbage config metrics engine call text models api open_inference transport
-        processes app
+        files ledger turns concurrency garbage config metrics engine call text models api monitor open_inference
+        transport processes app
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training gpu",
     "tuneserve.benchmarks.serving": """

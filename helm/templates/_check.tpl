@@ -119,6 +119,13 @@
 {{- fail (printf "aliases.%s.shadow: %s is also a target" $alias $route.shadow) }}
 {{- end }}
 {{- end }}
+{{- range $name, $monitor := .Values.monitors }}
+{{- range $model := list $monitor.topic $monitor.sentiment }}
+{{- if not (or (hasKey $.Values.models $model) (hasKey $.Values.aliases $model)) }}
+{{- fail (printf "monitors.%s: %s is not one of models or aliases" $name $model) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if .Values.autoscalingEnabled }}
 {{- if gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas) }}
 {{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}

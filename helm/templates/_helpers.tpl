@@ -107,6 +107,7 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
   "log_content" .Values.logContent
   "models" $models
   "aliases" .Values.aliases
+  "monitors" .Values.monitors
   "reload_models" .Values.reloadModels }}
 {{- if .Values.tlsSecret }}
 {{- $tls := dict "certificate" "/etc/tuneserve-tls/tls.crt" "key" "/etc/tuneserve-tls/tls.key" }}

@@ -15,6 +15,8 @@ from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, Health, HealthServicer
 from tuneserve.server.models.tasks import TASKS
+from tuneserve.server.monitor.monitors import Monitors
+from tuneserve.server.monitor.service import MonitorService
 from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.accepting import Server, Services
@@ -24,12 +26,17 @@ from tuneserve.v1 import (
     generation_pb2_grpc,
     model_admin_pb2_grpc,
     model_pb2_grpc,
+    monitor_pb2,
+    monitor_pb2_grpc,
 )
 
 _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_MONITOR_SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 
 
-def public(services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig) -> Server:
+def public(
+    services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig, monitors: Monitors
+) -> Server:
     """Returns the server of the callers' port, and adds all services to `services`."""
     most = connections.within_memory(connections.within_files(config.max_connections), config.max_streams)
     options = connections.options(config, most, config.processes > 1)
@@ -40,9 +47,11 @@ def public(services: Services, models: Models, operations: Operations, health: H
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, services)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, services)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, services)
+    monitor_pb2_grpc.add_MonitorServiceServicer_to_server(MonitorService(models, monitors), services)
     inference = InferenceService(models, classification, embedding, generation)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, services)
-    _reflect(services, *(task.service for task in TASKS.values()), *MODEL_SERVICES, _INFERENCE_SERVICE, HEALTH_SERVICE)
+    ours = (*(task.service for task in TASKS.values()), *MODEL_SERVICES, _MONITOR_SERVICE)
+    _reflect(services, *ours, _INFERENCE_SERVICE, HEALTH_SERVICE)
     return Server(services, options)
 
 

@@ -148,6 +148,7 @@ def test_server_config_holds_every_setting_of_a_model(chart: helm_python.Chart, 
 def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Chart, tmp_path: Path) -> None:
     values = MINIMAL | {
         "aliases": {"reviews": {"targets": {"sentiment": 9}}},
+        "monitors": {"news": {"topic": "sentiment", "sentiment": "reviews", "examples": 5}},
         "tlsSecret": "web",
         "clientCaSecret": "clients",
         "tenantsSecret": "keys",
@@ -183,6 +184,8 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     assert (config.health_listen, config.admin_listen) == ("0.0.0.0:8034", "127.0.0.1:8035")
     assert config.otlp_endpoint == "http://collector.observability:4317"
     assert (config.aliases["reviews"].targets, config.reload_models) == ({"sentiment": 9}, False)
+    news = server_config.MonitorConfig(topic="sentiment", sentiment="reviews", examples=5)
+    assert config.monitors == {"news": news}
     following = read_server_config(render(chart, MINIMAL | {"reloadModels": True}), tmp_path)
     assert following.reload_models
 
@@ -517,6 +520,7 @@ def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_pytho
         ({"models": {"a": {"path": "/a", "gpuMemoryUtilization": 1.5}}}, "/models/a/gpuMemoryUtilization"),
         ({"models": {"-a": {"path": "/a"}}}, "-a"),
         ({"aliases": {"a": {"targets": {"sentiment": 0}}}}, "/aliases/a/targets/sentiment"),
+        ({"monitors": {"news": {"topic": "sentiment"}}}, "/monitors/news"),
         ({"fetch": {"a": "ftp://host/a"}}, "/fetch/a"),
         ({"fetch": {"a": "s3://bucket/a;b"}}, "/fetch/a"),
         ({"replicaCount": "2"}, "/replicaCount"),
@@ -560,6 +564,7 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
             {"aliases": {"a": {"targets": {"sentiment": 1}, "shadow": "sentiment"}}},
             "aliases.a.shadow: sentiment is also a target",
         ),
+        ({"monitors": {"news": {"topic": "sentiment", "sentiment": "b"}}}, "monitors.news: b is not one of"),
         ({"autoscalingEnabled": True, "autoscalingMinReplicas": 9}, "autoscalingMinReplicas: must not"),
         (
             {"autoscalingEnabled": True, "autoscalingMetrics": [CPU_USE], "resources": {"requests": {"cpu": None}}},

@@ -8,7 +8,7 @@ import pytest
 
 MODELS, ADMIN = "tuneserve.v1.ModelService/", "tuneserve.v1.ModelAdminService/"
 CLASSIFICATION, EMBEDDING = "tuneserve.v1.ClassificationService/", "tuneserve.v1.EmbeddingService/"
-GENERATION = "tuneserve.v1.GenerationService/"
+GENERATION, MONITOR = "tuneserve.v1.GenerationService/", "tuneserve.v1.MonitorService/"
 INFERENCE, HEALTH = "inference.GRPCInferenceService/", "grpc.health.v1.Health/"
 
 PROMPT = {"model": "chat", "prompt": {"text": "good"}, "sampling": {"max_tokens": 3}}
@@ -83,6 +83,19 @@ def every_rpc(version: str) -> list[Call]:
             CLASSIFICATION + "Rank",
             [{"model": "sentiment", "query": "good", "candidates": ["good film", "film"], "label": "pos"}],
             [{"results": [{"index": 1, "score": SCORE}, {"index": 0}]}],
+        ),
+        Call(
+            MONITOR + "ObserveStream",
+            [{"id": 1, "monitor": "news", "text": "good"}, {"id": 2, "monitor": "nobody"}],
+            [
+                {"id": "1", "observation": {"topics": [{"label": "a"}, {}, {}], "sentiment": scores["labels"][0]}},
+                {"id": "2", "error": {"code": 5}},
+            ],
+        ),
+        Call(
+            MONITOR + "Examples",
+            [{"monitor": "news", "topic": "a", "sentiment": "pos"}],
+            [{"examples": [{"text": "good"}]}],
         ),
         Call(
             EMBEDDING + "Embed",

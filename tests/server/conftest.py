@@ -16,7 +16,7 @@ from tokenizers.decoders import DecodeStream
 
 from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
-from tuneserve.server.config import ConfigFile, ModelConfig, ServerConfig
+from tuneserve.server.config import ConfigFile, ModelConfig, MonitorConfig, ServerConfig
 from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
@@ -79,7 +79,7 @@ async def served_by(
 
 @asynccontextmanager
 async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
-    """Five models, one of each kind, on fake engines."""
+    """Five models, one of each kind, on fake engines, and a monitor."""
     models = {
         "sentiment": ModelConfig(path=make_bert(), max_queue=4, max_inputs=8),
         "topics": make_bert(labels=["a", "b", "c"], problem_type="multi_label_classification"),
@@ -87,7 +87,8 @@ async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
         "chat": ModelConfig(path=make_llama(), max_queue=4, max_adapters=2),
         "vectors": make_bert("Model", []),
     }
-    async with served_by(loopback(models, **{"drain_seconds": 5} | settings)) as server:
+    monitors = {"news": MonitorConfig(topic="topics", sentiment="sentiment", examples=3)}
+    async with served_by(loopback(models, **{"drain_seconds": 5, "monitors": monitors} | settings)) as server:
         yield server
 
 

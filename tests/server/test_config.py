@@ -55,6 +55,15 @@ def test_a_whole_file(load, tmp_path):
         ("drain_seconds: .inf\nmodels: {a: {path: m}}", "drain_seconds: inf is not allowed"),
         ("models: {a: {path: m, adapters: {b: m}}}", "models.a.max_adapters: 0 is not allowed"),
         ("models: {a: {path: m}}\nreload_models: true\nprocesses: 2", "reload_models: can't be true with several"),
+        ("models: {a: {path: m}}\nmonitors: {x: {topic: a}}", "monitors.x: sentiment is missing"),
+        (
+            "models: {a: {path: m}}\nmonitors: {x: {topic: a, sentiment: b}}",
+            "monitors.x.sentiment: b is not a model or alias of this file",
+        ),
+        (
+            "models: {a: {path: m}}\nmonitors: {x: {topic: a, sentiment: a, examples: 101}}",
+            "monitors.x.examples: 101 is not allowed",
+        ),
         ("drain_seconds: -1\nmodels: {a: {path: m}}", "drain_seconds: -1 is not allowed"),
     ],
 )

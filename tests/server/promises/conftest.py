@@ -13,7 +13,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve.server.config import ModelConfig
+from tuneserve.server.config import ModelConfig, MonitorConfig
 from tuneserve.server.text import redaction
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -147,6 +147,10 @@ async def large(serve_config, make_bert, make_llama, tmp_path_factory) -> AsyncI
                 path=make_bert(labels=["a", "b"], max_position_embeddings=LENGTH),
                 redact=list(redaction.KINDS),
             ),
+        },
+        monitors={
+            "news": MonitorConfig(topic="topics", sentiment="sentiment", examples=3),
+            "masked": MonitorConfig(topic="masked-topics", sentiment="sentiment", examples=3),
         },
         models_root=root,
     )

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2, monitor_pb2
 
 from ..conftest import loopback
 
-FILES = (classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, oip)
+FILES = (classification_pb2, embedding_pb2, generation_pb2, monitor_pb2, model_pb2, model_admin_pb2, oip)
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 ]
@@ -200,6 +200,11 @@ def good(method: MethodDescriptor) -> list[Message]:
         "Classify": classify,
         "ClassifyStream": [{"id": 7, "request": one} for one in classify],
         "ClassifyTokens": [{"model": "ner", "texts": ["angela merkel née"], "truncation": 3, "offset_unit": 3}],
+        "ObserveStream": [
+            {"id": 7, "monitor": "news", "text": CANARY},
+            {"monitor": "news", "text": "good " * 60, "truncation": 2},
+        ],
+        "Examples": [{"monitor": "news", "topic": "a", "sentiment": "pos"}],
         "Rank": [{"model": "sentiment", "query": CANARY, "candidates": ["good", "bad"], "label": "pos"}],
         "Embed": [{"model": "vectors", "texts": [CANARY, "good"], "dimensions": 2}],
         "Generate": generate,
@@ -244,6 +249,9 @@ def attacks(method: MethodDescriptor) -> st.SearchStrategy[Message]:
     return st.one_of(some, some, some, messages(method.input_type))
 
 
+STREAMED = classification_pb2.ClassifyStreamResponse, monitor_pb2.ObserveStreamResponse
+
+
 async def answer(channel: grpc.aio.Channel, method: MethodDescriptor, sent: list[bytes]) -> list[str]:
     """Sends bytes as a call's messages and checks how it ends. Returns what is said where it, or a part, is refused."""
     kinds = {(False, False): "unary_unary", (False, True): "unary_stream", (True, True): "stream_stream"}
@@ -264,7 +272,7 @@ async def answer(channel: grpc.aio.Channel, method: MethodDescriptor, sent: list
     assert code in ALLOWED, (method.name, code, details)
     said = [] if code == CODE.OK else [f"{details} {await call.trailing_metadata()}"]
     for one in received:
-        if isinstance(one, classification_pb2.ClassifyStreamResponse) and one.HasField("error"):
+        if isinstance(one, STREAMED) and one.HasField("error"):
             assert one.error.code in [code.value[0] for code in ALLOWED], one.error
             said.append(str(one.error))
         if isinstance(one, oip.ModelStreamInferResponse):

@@ -12,13 +12,14 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tuneserve.oip import inference_pb2
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2, monitor_pb2
 
 from ..api.test_chat import TOOL, struct
 from .test_loop import infer
 
 FILES = (
-    *(classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, inference_pb2),
+    *(classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+    *(model_pb2, model_admin_pb2, inference_pb2),
     *(health_pb2, reflection_pb2),
 )
 METHODS = [
@@ -149,6 +150,10 @@ def right(method: MethodDescriptor, served) -> list[Message]:
                 for model in ("chat", "masked")
             ),
         ],
+        "ObserveStream": [
+            monitor_pb2.ObserveStreamRequest(monitor=monitor, text="good") for monitor in ("news", "masked")
+        ],
+        "Examples": [monitor_pb2.ExamplesRequest(monitor="news", topic="topic 1", sentiment="pos")],
         "ClassifyTokens": [classification_pb2.ClassifyTokensRequest(model="ner", texts=["good"])],
         "Rank": [classification_pb2.RankRequest(model="sentiment", query="good", candidates=["bad"], label="pos")],
         "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"], prompt_name="query")],

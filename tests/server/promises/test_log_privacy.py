@@ -18,13 +18,14 @@ from google.protobuf.message import Message
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig
+from tuneserve.server.config import ModelConfig, MonitorConfig
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2, monitor_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
 from ..conftest import Models, loopback
 
@@ -99,6 +100,7 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
                 path=named("chat", make_llama()), max_adapters=2, adapters={"polite": root / f"{CANARY}-polite"}
             ),
         },
+        monitors={"news": MonitorConfig(topic="sentiment", sentiment="sentiment", examples=3)},
         tenants=tenants,
         models_root=root,
         drain_seconds=2,
@@ -231,6 +233,14 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
         classify.ClassifyStream,
         [classification_pb2.ClassifyStreamRequest(id=number, request=one) for number, one in enumerate(requests)],
     )
+    monitor = MonitorServiceStub(served.channel)
+    observed = [
+        monitor_pb2.ObserveStreamRequest(monitor="news", text=text, truncation=how)
+        for text in (CANARY, LONG, " ")
+        for how in (0, 2, 3)
+    ]
+    yield monitor.ObserveStream, observed
+    yield monitor.Examples, [monitor_pb2.ExamplesRequest(monitor="news", topic=CANARY, sentiment="pos")]
     for texts in ([CANARY], [LONG], ["", CANARY]):
         yield classify.ClassifyTokens, [classification_pb2.ClassifyTokensRequest(model="ner", texts=texts)]
         yield EmbeddingServiceStub(served.channel).Embed, [embedding_pb2.EmbedRequest(model="vectors", texts=texts)]
@@ -266,7 +276,8 @@ async def said(call) -> list[str]:
             await call
         else:
             async for one in call:
-                parts += [str(one.error)] if isinstance(one, classification_pb2.ClassifyStreamResponse) else []
+                kinds = classification_pb2.ClassifyStreamResponse, monitor_pb2.ObserveStreamResponse
+                parts += [str(one.error)] if isinstance(one, kinds) else []
                 parts += [one.error_message] if isinstance(one, oip.ModelStreamInferResponse) else []
     parts += [(await call.code()).name, await call.details() or "", repr(await call.initial_metadata())]
     return [*parts, repr(await call.trailing_metadata())]

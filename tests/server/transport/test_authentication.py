@@ -31,6 +31,7 @@ from tuneserve.v1 import (
     model_admin_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    monitor_pb2,
 )
 
 from ..conftest import loopback
@@ -70,7 +71,10 @@ NOBODY = [
 
 SERVICES = [
     service
-    for module in (classification_pb2, embedding_pb2, generation_pb2, model_pb2, model_admin_pb2, inference_pb2)
+    for module in (
+        *(classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+        *(model_pb2, model_admin_pb2, inference_pb2),
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 METHODS = [method for service in SERVICES for method in service.methods]

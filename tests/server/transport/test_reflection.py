@@ -23,6 +23,8 @@ CALLS = {
         "candidates": ["bad"],
         "label": "pos",
     },
+    "tuneserve.v1.MonitorService/ObserveStream": {"id": 7, "monitor": "news", "text": "good"},
+    "tuneserve.v1.MonitorService/Examples": {"monitor": "news", "topic": "a", "sentiment": "pos"},
     "tuneserve.v1.EmbeddingService/Embed": {"model": "vectors", "texts": ["good"]},
     "tuneserve.v1.GenerationService/Generate": {"model": "chat", "prompt": PROMPT, "sampling": {"max_tokens": 2}},
     "tuneserve.v1.GenerationService/GenerateStream": {"model": "chat", "prompt": PROMPT, "sampling": {"max_tokens": 2}},
