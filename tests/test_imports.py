@@ -167,6 +167,12 @@ def test_the_client_stands_alone():
                 assert alone or one.startswith(("tuneserve.client", "tuneserve.v1")), f"{name} imports {one}"
 
 
+def test_every_package_is_in_what_is_installed():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    made = {"tuneserve.v1", "tuneserve.oip"}
+    assert set(setuptools["packages"]) == made | {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
 # What comes with an extra that the server is installed with: cpu and gpu bring vLLM, and vLLM brings torch. The plugin
 # is used where somebody installed it.
 WITH_VLLM = {"torch", "vllm", "vllm_bnb_plugin"}
