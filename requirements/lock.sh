@@ -16,7 +16,7 @@ lock() { # name, further packages, what uv chooses from
 }
 
 all() { # extra, further packages
-    lock "$1" "$2" --extra "$1" --extra fetch --extra train --extra quantize --extra dev \
+    lock "$1" "$2" --extra "$1" --extra fetch --extra answer --extra train --extra quantize --extra dev \
         --constraint requirements/pins.txt --constraint "requirements/pins-$1.txt"
 }
 
@@ -25,7 +25,7 @@ images() { # extra, further packages for training, for serving, options: the sam
     shift 3
     lock "train-$extra" "$train" --extra "$extra" --extra fetch --extra train --extra quantize \
         --constraint "requirements/$extra.txt" "$@"
-    lock "serve-$extra" "$serve" --extra "$extra" --extra fetch --excludes requirements/unserved.txt \
+    lock "serve-$extra" "$serve" --extra "$extra" --extra fetch --extra answer --excludes requirements/unserved.txt \
         --constraint "requirements/$extra.txt" "$@"
 }
 

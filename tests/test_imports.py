@@ -29,8 +29,8 @@ TOWERS = {
         schemes methods calibration weights sensitivity race report attempts gate preflight run
     """,
     "tuneserve.server": """
-        files ledger turns concurrency garbage config metrics engine call text models api monitor open_inference
-        transport processes app
+        files ledger turns concurrency garbage config metrics engine call text models api answer monitor
+        open_inference transport processes app
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training gpu",
     "tuneserve.benchmarks.serving": """
@@ -124,6 +124,7 @@ ELSEWHERE = {
     "tuneserve.errors": "classes without behaviour; test_cli.py: how each is shown",
     "tuneserve.client.aio": "client/conftest.py: a test that calls a server does it by both clients",
     "tuneserve.client.sync": "client/conftest.py: a test that calls a server does it by both clients",
+    "tuneserve.server.answer.rows": "classes without behaviour; answer/test_store.py has some of them",
     "tuneserve.server.engine.nf4_cpu": "runs inside vLLM; finetune/test_served.py: four bits in float32",
     "tuneserve.benchmarks.gpu.phase": "test_main.py runs phases of each kind",
     "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py: its jobs are done by each client",
@@ -158,6 +159,11 @@ def test_only_the_engine_knows_vllm_and_the_server_runs_without_torch():
         assert "torch" not in libraries or not name.startswith("tuneserve.server."), name
 
 
+def test_only_the_store_knows_lancedb():
+    for name in MODULES:
+        assert name == STORE or "lancedb" not in {one.split(".")[0] for one in IMPORTS[name]}, name
+
+
 def test_the_client_stands_alone():
     for name in MODULES:
         if name.startswith("tuneserve.client"):
@@ -176,6 +182,10 @@ def test_every_package_is_in_what_is_installed():
 # What comes with an extra that the server is installed with: cpu and gpu bring vLLM, and vLLM brings torch. The plugin
 # is used where somebody installed it.
 WITH_VLLM = {"torch", "vllm", "vllm_bnb_plugin"}
+
+
+# What comes with the extra `answer`: the store is imported by a server that has indexes.
+STORE, WITH_STORE = "tuneserve.server.answer.store", {"lancedb", "pyarrow"}
 
 
 def declared() -> tuple[set[str], set[str]]:
@@ -206,7 +216,7 @@ def test_what_the_server_imports_is_declared():
     (known, namespaces), used = declared(), used_by_the_server()
     assert "tuneserve.checkpoint.entities" in used
     for name in used:
-        others = WITH_VLLM if name in ENGINE else set()
+        others = WITH_VLLM if name in ENGINE else WITH_STORE if name == STORE else set()
         for one in imports(MODULES[name], typing=False):
             top = one.split(".")[0]
             if top == "tuneserve" or top in sys.stdlib_module_names or top in others:

@@ -1,0 +1,1 @@
+"""Documents in indexes, and the passages of them that fit a query."""
