@@ -21,6 +21,7 @@ from prometheus_client import disable_created_metrics
 from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.server import concurrency, garbage, turns
+from tuneserve.server.answer.service import AnswerService
 from tuneserve.server.call import arrivals, failures, logs
 from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.departures import Departures
@@ -138,6 +139,7 @@ class App:
         for alias, route in routes(config, versions).items():
             self.models.set_route(alias, route)
         self._monitors = Monitors(config.monitors, self.models, self.metrics)
+        self._answers = AnswerService(self.models, config.indexes)
         self._config_file = (
             Reloading(file, config, versions, self.models, self.operations) if file and config.reload_models else None
         )
@@ -177,7 +179,13 @@ class App:
             else None
         )
         public = ports.public(
-            services(authentication=authentication), self.models, self.operations, self._health, config, self._monitors
+            services(authentication=authentication),
+            self.models,
+            self._answers,
+            self._monitors,
+            self.operations,
+            self._health,
+            config,
         )
         self._credentials = tls.credentials(config.tls, self.metrics.certificate_expiry.set) if config.tls else None
         self.address = self.admin_address = self.health_address = ""
@@ -337,6 +345,7 @@ class App:
                 task.cancel()
         self._reading_keys.shutdown(wait=False)
         await self._shadows.stop()
+        await self._answers.close()
         await self.supervisor.stop()
         await asyncio.gather(*(model.close() for model in self.models))
         self.operations.close()

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from tuneserve import settings, yamls
 from tuneserve.errors import UserError
-from tuneserve.settings import Count, Local, Named, Refused, Settings, Texts, matching
+from tuneserve.settings import Count, Local, Named, Refused, Settings, Text, Texts, matching
 
 A_NAME = "a name is 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit"
 
@@ -195,6 +195,33 @@ class MonitorConfig(Settings):
     )
 
 
+class IndexConfig(Settings):
+    """Documents that calls search, by models of this file."""
+
+    path: Local = Field(
+        description="the directory that holds it, made when missing; several servers may share it, one writes at a time"
+    )
+    embedding: _ModelName = Field(description="an embedding model of this file; the version that began it stays")
+    ranking: _ModelName | None = Field(
+        default=None, description="a ranking model of this file, which orders the best passages of a search"
+    )
+    query_prompt: Text | None = Field(
+        default=None, description="the embedding model's prompt for queries; null: `query`, if it has one"
+    )
+    passage_prompt: Text | None = Field(
+        default=None, description="the embedding model's prompt for passages; null: `passage`, if it has one"
+    )
+    chunk_tokens: Annotated[int, Field(ge=8)] = Field(
+        default=256, description="tokens of a passage, at most, without its title"
+    )
+    keyword_weight: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="the weight of words (BM25) in a passage's score; the rest is its vector's",
+    )
+
+
 class TlsConfig(Settings):
     """PEM files of the gRPC port, read again when they change."""
 
@@ -217,6 +244,9 @@ class ServerConfig(Settings):
     )
     monitors: Annotated[Mapping[_ModelName, MonitorConfig], Named] = Field(
         default={}, description="what streams of texts are counted by, by the names that callers use"
+    )
+    indexes: Annotated[Mapping[_ModelName, IndexConfig], Named] = Field(
+        default={}, description="indexes of documents, by the names that callers use; need `tuneserve[answer]`"
     )
     reload_models: bool = Field(
         default=False, description="whether changes of `models` and `aliases` in this file apply without a restart"
@@ -293,6 +323,14 @@ class ServerConfig(Settings):
     log_content: bool = Field(
         default=False, description="disables log privacy: prompts and answers in the log line, for debugging"
     )
+
+    @model_validator(mode="after")
+    def _indexes_know_their_models(self) -> "ServerConfig":
+        for name, index in self.indexes.items():
+            for key, model in ("embedding", index.embedding), ("ranking", index.ranking):
+                if model is not None and model not in self.models:
+                    raise Refused(f"{model} is not a model of this file", key=f"indexes.{name}.{key}")
+        return self
 
     @model_validator(mode="after")
     def _aliases_know_their_models(self) -> "ServerConfig":

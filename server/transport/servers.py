@@ -5,6 +5,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tuneserve.errors import UserError
 from tuneserve.oip import inference_pb2, inference_pb2_grpc
+from tuneserve.server.answer.service import AnswerService
 from tuneserve.server.api.classification import ClassificationService
 from tuneserve.server.api.embedding import EmbeddingService
 from tuneserve.server.api.generation import GenerationService
@@ -21,6 +22,8 @@ from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.v1 import (
+    answer_pb2,
+    answer_pb2_grpc,
     classification_pb2_grpc,
     embedding_pb2_grpc,
     generation_pb2_grpc,
@@ -30,12 +33,19 @@ from tuneserve.v1 import (
     monitor_pb2_grpc,
 )
 
+_ANSWER_SERVICE = answer_pb2.DESCRIPTOR.services_by_name["AnswerService"].full_name
 _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _MONITOR_SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 
 
 def public(
-    services: Services, models: Models, operations: Operations, health: Health, config: ServerConfig, monitors: Monitors
+    services: Services,
+    models: Models,
+    answers: AnswerService,
+    monitors: Monitors,
+    operations: Operations,
+    health: Health,
+    config: ServerConfig,
 ) -> Server:
     """Returns the server of the callers' port, and adds all services to `services`."""
     most = connections.within_memory(connections.within_files(config.max_connections), config.max_streams)
@@ -47,10 +57,11 @@ def public(
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, services)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, services)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, services)
+    answer_pb2_grpc.add_AnswerServiceServicer_to_server(answers, services)
     monitor_pb2_grpc.add_MonitorServiceServicer_to_server(MonitorService(models, monitors), services)
     inference = InferenceService(models, classification, embedding, generation)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, services)
-    ours = (*(task.service for task in TASKS.values()), *MODEL_SERVICES, _MONITOR_SERVICE)
+    ours = (*(task.service for task in TASKS.values()), _ANSWER_SERVICE, _MONITOR_SERVICE, *MODEL_SERVICES)
     _reflect(services, *ours, _INFERENCE_SERVICE, HEALTH_SERVICE)
     return Server(services, options)
 

@@ -8,7 +8,8 @@ import pytest
 
 MODELS, ADMIN = "tuneserve.v1.ModelService/", "tuneserve.v1.ModelAdminService/"
 CLASSIFICATION, EMBEDDING = "tuneserve.v1.ClassificationService/", "tuneserve.v1.EmbeddingService/"
-GENERATION, MONITOR = "tuneserve.v1.GenerationService/", "tuneserve.v1.MonitorService/"
+GENERATION, ANSWER = "tuneserve.v1.GenerationService/", "tuneserve.v1.AnswerService/"
+MONITOR = "tuneserve.v1.MonitorService/"
 INFERENCE, HEALTH = "inference.GRPCInferenceService/", "grpc.health.v1.Health/"
 
 PROMPT = {"model": "chat", "prompt": {"text": "good"}, "sampling": {"max_tokens": 3}}
@@ -112,6 +113,17 @@ def every_rpc(version: str) -> list[Call]:
             ],
         ),
         Call(GENERATION + "Tokenize", [PROMPT], [{"text": "good", "tokens": [{"start": 0}, {"end": 4}]}]),
+        Call(
+            ANSWER + "UpsertDocuments",
+            [{"index": "docs", "documents": [{"id": "1", "text": "good", "metadata": {"a": "b"}}]}],
+            [{"written": 1, "usage": {"prompt_tokens": 3}}],
+        ),
+        Call(
+            ANSWER + "Search",
+            [{"index": "docs", "query": "good"}],
+            [{"passages": [{"document_id": "1", "text": "good", "end": 4, "metadata": {"a": "b"}, "score": 1}]}],
+        ),
+        Call(ANSWER + "DeleteDocuments", [{"index": "docs", "ids": ["1"]}], [{"deleted": 1}]),
         Call(INFERENCE + "ServerLive", answers=[{"live": True}]),
         Call(INFERENCE + "ServerReady", answers=[{"ready": True}]),
         Call(INFERENCE + "ModelReady", [{"name": "chat"}], [{"ready": True}]),

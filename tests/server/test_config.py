@@ -64,6 +64,18 @@ def test_a_whole_file(load, tmp_path):
             "models: {a: {path: m}}\nmonitors: {x: {topic: a, sentiment: a, examples: 101}}",
             "monitors.x.examples: 101 is not allowed",
         ),
+        (
+            "models: {a: {path: m}}\nindexes: {d: {path: d, embedding: b}}",
+            "indexes.d.embedding: b is not a model of this file",
+        ),
+        (
+            "models: {a: {path: m}}\nindexes: {d: {path: d, embedding: a, ranking: b}}",
+            "indexes.d.ranking: b is not a model of this file",
+        ),
+        (
+            "models: {a: {path: m}}\nindexes: {d: {path: d, embedding: a, keyword_weight: 2}}",
+            "indexes.d.keyword_weight: 2 is not allowed",
+        ),
         ("drain_seconds: -1\nmodels: {a: {path: m}}", "drain_seconds: -1 is not allowed"),
     ],
 )

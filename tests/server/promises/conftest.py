@@ -13,7 +13,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve.server.config import ModelConfig, MonitorConfig
+from tuneserve.server.config import IndexConfig, ModelConfig, MonitorConfig
 from tuneserve.server.text import redaction
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -153,6 +153,7 @@ async def large(serve_config, make_bert, make_llama, tmp_path_factory) -> AsyncI
             "masked": MonitorConfig(topic="masked-topics", sentiment="sentiment", examples=3),
         },
         models_root=root,
+        indexes={"docs": IndexConfig(path=root / "docs", embedding="vectors")},
     )
     async with serve_config(config) as served:
         yield served

@@ -21,11 +21,22 @@ from hypothesis import strategies as st
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2, monitor_pb2
+from tuneserve.v1 import (
+    answer_pb2,
+    classification_pb2,
+    embedding_pb2,
+    generation_pb2,
+    model_admin_pb2,
+    model_pb2,
+    monitor_pb2,
+)
 
 from ..conftest import loopback
 
-FILES = (classification_pb2, embedding_pb2, generation_pb2, monitor_pb2, model_pb2, model_admin_pb2, oip)
+FILES = (
+    *(answer_pb2, classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+    *(model_pb2, model_admin_pb2, oip),
+)
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 ]
@@ -206,6 +217,15 @@ def good(method: MethodDescriptor) -> list[Message]:
         ],
         "Examples": [{"monitor": "news", "topic": "a", "sentiment": "pos"}],
         "Rank": [{"model": "sentiment", "query": CANARY, "candidates": ["good", "bad"], "label": "pos"}],
+        "UpsertDocuments": [
+            {"index": "docs", "documents": [{"id": CANARY, "title": CANARY, "text": "good", "readers": ["a"]}]},
+            {"index": "docs", "documents": [{"id": "1", "text": f"{CANARY} good", "metadata": {"a": "b"}}]},
+        ],
+        "DeleteDocuments": [{"index": "docs", "ids": [CANARY, "1"]}],
+        "Search": [
+            {"index": "docs", "query": CANARY, "readers": ["a"]},
+            {"index": "docs", "query": "good", "filters": [{"key": "a", "values": ["b", CANARY]}], "offset_unit": 2},
+        ],
         "Embed": [{"model": "vectors", "texts": [CANARY, "good"], "dimensions": 2}],
         "Generate": generate,
         "GenerateStream": generate,

@@ -12,13 +12,21 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tuneserve.oip import inference_pb2
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2, monitor_pb2
+from tuneserve.v1 import (
+    answer_pb2,
+    classification_pb2,
+    embedding_pb2,
+    generation_pb2,
+    model_admin_pb2,
+    model_pb2,
+    monitor_pb2,
+)
 
 from ..api.test_chat import TOOL, struct
 from .test_loop import infer
 
 FILES = (
-    *(classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+    *(classification_pb2, embedding_pb2, answer_pb2, generation_pb2, monitor_pb2),
     *(model_pb2, model_admin_pb2, inference_pb2),
     *(health_pb2, reflection_pb2),
 )
@@ -91,6 +99,7 @@ INFERS = [
         ],
     ),
 ]
+DOCUMENT = answer_pb2.Document(id="1", title="a film", text="good", metadata={"a": "b"}, readers=["ann"], reply="bad")
 CALL = struct(id="call 1", type="function", function={"name": "weather", "arguments": {"city": "Lisbon"}})
 CHAT = generation_pb2.Chat(
     messages=[
@@ -157,6 +166,13 @@ def right(method: MethodDescriptor, served) -> list[Message]:
         "ClassifyTokens": [classification_pb2.ClassifyTokensRequest(model="ner", texts=["good"])],
         "Rank": [classification_pb2.RankRequest(model="sentiment", query="good", candidates=["bad"], label="pos")],
         "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"], prompt_name="query")],
+        "UpsertDocuments": [answer_pb2.UpsertDocumentsRequest(index="docs", documents=[DOCUMENT])],
+        "DeleteDocuments": [answer_pb2.DeleteDocumentsRequest(index="docs", ids=["1"])],
+        "Search": [
+            answer_pb2.SearchRequest(
+                index="docs", query="good", readers=["ann"], filters=[answer_pb2.Filter(key="a", values=["b"])]
+            )
+        ],
         "Generate": generating(),
         "GenerateStream": generating(),
         "Tokenize": [
@@ -236,6 +252,10 @@ def lengthened(message: Message) -> Iterator[tuple[str, Message]]:
                     else:
                         entries[longest(piece)] = entries.pop(key)
                     yield f"{field.name}: {piece!r} as key", copy
+                for piece in PIECES if isinstance(value[key], str) else ():
+                    copy = deepcopy(message)
+                    getattr(copy, field.name)[key] = longest(piece)
+                    yield f"{field.name}: {piece!r} as value", copy
                 for name, inside in lengthened(value[key]) if isinstance(value[key], Message) else ():
                     copy = deepcopy(message)
                     getattr(copy, field.name)[key].CopyFrom(inside)
@@ -292,7 +312,8 @@ def texts_of(message: Message) -> Iterator[str]:
         if field.type in TEXTS:
             yield field.full_name
         if is_map(field):
-            yield field.message_type.fields_by_name["key"].full_name
+            entry = field.message_type.fields_by_name
+            yield from (entry[part].full_name for part in ("key", "value") if entry[part].type in TEXTS)
         if field.message_type:
             inside = value.values() if is_map(field) else value if field.is_repeated else [value]
             for one in inside:

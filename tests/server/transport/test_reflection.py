@@ -11,6 +11,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 PROMPT = {"text": "the film"}
 CALLS = {
+    "tuneserve.v1.AnswerService/UpsertDocuments": {"index": "docs", "documents": [{"id": "1", "text": "good"}]},
+    "tuneserve.v1.AnswerService/Search": {"index": "docs", "query": "good"},
+    "tuneserve.v1.AnswerService/DeleteDocuments": {"index": "docs", "ids": ["1"]},
     "tuneserve.v1.ClassificationService/Classify": {"model": "sentiment", "inputs": [{"text": "good"}]},
     "tuneserve.v1.ClassificationService/ClassifyTokens": {"model": "ner", "texts": ["angela merkel in hamburg"]},
     "tuneserve.v1.ClassificationService/ClassifyStream": {

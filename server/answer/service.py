@@ -1,0 +1,59 @@
+"""AnswerService: checks requests, and passes them on to their index."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tuneserve.server.answer import messages
+from tuneserve.server.api.checks import check_count
+from tuneserve.server.call.errors import NotFound, Violations
+from tuneserve.server.config import IndexConfig
+from tuneserve.server.models.aliases import Models
+from tuneserve.v1 import answer_pb2 as pb
+from tuneserve.v1.answer_pb2_grpc import AnswerServiceServicer
+
+if TYPE_CHECKING:
+    from tuneserve.server.answer.index import Index
+
+
+class AnswerService(AnswerServiceServicer):
+    """Documents, and the passages of them that fit a query."""
+
+    def __init__(self, models: Models, indexes: Mapping[str, IndexConfig]) -> None:
+        """Raises UserError if an index can't be opened. A server without indexes needs no LanceDB."""
+        self._indexes: Mapping[str, Index] = {}
+        if indexes:
+            from tuneserve.server.answer.index import opened
+
+            self._indexes = opened(indexes, models)
+
+    async def UpsertDocuments(self, request: pb.UpsertDocumentsRequest, context: Any) -> pb.UpsertDocumentsResponse:
+        """See answer.proto."""
+        index = self._index(request.index)
+        with Violations() as wrong:
+            messages.check_documents(wrong, request.documents)
+        return await index.upsert(request)
+
+    async def DeleteDocuments(self, request: pb.DeleteDocumentsRequest, context: Any) -> pb.DeleteDocumentsResponse:
+        """See answer.proto."""
+        index = self._index(request.index)
+        with Violations() as wrong:
+            if check_count(wrong, "ids", len(request.ids), messages.MOST_DOCUMENTS):
+                messages.check_ids(wrong, "ids[{}]", request.ids)
+        return await index.delete(request.ids)
+
+    async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchResponse:
+        """See answer.proto."""
+        index = self._index(request.index)
+        with Violations() as wrong:
+            messages.check_search(wrong, request, index.config.ranking is not None)
+        return await index.search(request)
+
+    async def close(self) -> None:
+        """Ends the work in the background."""
+        for index in self._indexes.values():
+            await index.close()
+
+    def _index(self, name: str) -> "Index":
+        if name not in self._indexes:
+            raise NotFound("index", name, list(self._indexes))
+        return self._indexes[name]

@@ -1,0 +1,121 @@
+"""What an index asks of its models, and whom it shows its documents."""
+
+import json
+import random
+
+import grpc
+
+from tuneserve.server.call.tenants import hashed
+from tuneserve.v1 import answer_pb2 as pb
+from tuneserve.v1 import model_admin_pb2, model_pb2
+
+from ..conftest import Models
+from .conftest import Answers
+
+GOOD = {"id": "1", "text": "the film was good"}
+
+
+async def test_texts_get_the_prompts_of_the_settings(answering):
+    async with answering(passage_prompt="query") as answers:
+        engine = answers.server.engines["vectors"]
+        engine.pooled.clear()
+        await answers.upsert(GOOD | {"title": "film"})
+        await answers.search("tokyo")
+        # [CLS] who : film the film was good [SEP], and the same of tokyo
+        assert [len(one.token_ids) for one in engine.pooled] == [9, 5]
+
+
+async def test_the_version_that_made_the_index_answers_until_it_is_gone(answering, make_bert, tmp_path, refused):
+    make_bert("Model", [], hidden_size=48).rename(tmp_path / "other")
+    async with answering({"models_root": tmp_path}) as answers:
+        made_by = (await answers.upsert(GOOD)).model_version
+        admin = Models(answers.server.admin)
+        other = await admin.load("vectors", "other")
+        alias = model_pb2.Alias(name="vectors", targets=[model_pb2.AliasTarget(model=other.id, weight=1)])
+        await admin.SetAlias(model_admin_pb2.SetAliasRequest(alias=alias))
+        assert (await answers.search("film")).model_version == made_by
+        assert (await answers.upsert({"id": "2", "text": "tokyo"})).model_version == made_by
+        await admin.UnloadModel(model_admin_pb2.UnloadModelRequest(model=made_by))
+        error = await refused(answers.search("film"), grpc.StatusCode.FAILED_PRECONDITION)
+        assert error.details().startswith(f"index 'docs' was made by {made_by}, which is not served")
+        await refused(answers.upsert(GOOD), grpc.StatusCode.FAILED_PRECONDITION)
+
+
+async def test_more_passages_than_a_call_to_the_model_may_have(answering, make_bert):
+    async with answering() as answers:
+        limit = answers.server.app.models.latest("vectors").config.max_inputs
+        words = [f"{('good', 'bad')[number % 2]} tokyo ." for number in range(10 * limit)]
+        text = " ".join(words)
+        assert len(text) < 1 << 18
+        written = await answers.upsert({"id": "1", "text": text})
+        assert written.usage.prompt_tokens > 2 * limit + 3 * len(words) - limit
+        assert len(answers.server.engines["vectors"].pooled) > limit
+
+
+async def test_a_refused_model_call_refuses_the_call(answering, refused):
+    async with answering() as answers:
+        await answers.upsert(GOOD)
+        answers.server.engines["vectors"].broken = RuntimeError("canary")
+        for call in (answers.upsert(GOOD | {"text": "tokyo"}), answers.search("film")):
+            error = await refused(call, grpc.StatusCode.INTERNAL)
+            assert "canary" not in error.details()
+        answers.server.engines["vectors"].broken = None
+        assert [one.text for one in (await answers.search("film")).passages] == [GOOD["text"]]
+
+
+async def test_nobody_reads_what_is_not_for_them(answers, caplog):
+    """Whatever a caller asks for, there is no word of a document that its readers do not include."""
+    chance, people = random.Random(7), ["ann", "bob", "o'neil", "group:x"]
+    readers = {f"d{number}": chance.sample(people, chance.randint(0, 3)) for number in range(24)}
+    canaries = {id_: f"canary{id_}x" for id_ in readers}
+    await answers.upsert(
+        *(
+            {
+                "id": id_,
+                "title": f"{canaries[id_]} title",
+                "text": f"the film {canaries[id_]} was good",
+                "readers": names,
+                "metadata": {"canary": canaries[id_]},
+                "reply": canaries[id_],
+            }
+            for id_, names in readers.items()
+        )
+    )
+    for number in range(200):
+        asked = chance.sample([*people, "*", "' OR '1'='1", "x"], chance.randint(0, 3))
+        wrong = {"limit": 99} if not number % 9 else {}
+        fields = {"readers": asked, "limit": 50, **wrong}
+        if not number % 3:
+            fields["filters"] = [pb.Filter(key="canary", values=list(canaries.values())[: chance.randint(1, 24)])]
+        try:
+            said = str(await answers.search(chance.choice([*canaries.values(), "film"]), **fields))
+        except grpc.aio.AioRpcError as error:
+            assert wrong
+            said = f"{error.details()} {error.trailing_metadata()}"
+        allowed = {id_ for id_, names in readers.items() if not names or set(names) & set(asked)}
+        shown = {id_ for id_, canary in canaries.items() if canary in said}
+        assert shown <= allowed
+        if not wrong and "filters" not in fields:
+            assert shown == allowed
+    assert "canary" not in caplog.text
+
+
+async def test_tenants_have_documents_of_their_own(answering, tmp_path, refused):
+    tenants = {
+        "acme": {"keys": [hashed("acme-key"), hashed("acme-other")]},
+        "bolt": {"keys": [hashed("bolt-key")]},
+        "chat": {"keys": [hashed("chat-key")], "models": ["sentiment"]},
+    }
+    (tmp_path / "tenants.yaml").write_text(json.dumps({"tenants": tenants}))
+    async with answering({"tenants": tmp_path / "tenants.yaml"}) as server:
+        acme, other, bolt, chat = (
+            Answers(server.server, key) for key in ("acme-key", "acme-other", "bolt-key", "chat-key")
+        )
+        await acme.upsert(GOOD)
+        assert list((await bolt.search("film")).passages) == []
+        await bolt.upsert(GOOD | {"text": "tokyo"})
+        assert (await bolt.delete("1")).deleted == 1
+        assert [one.text for one in (await other.search("film")).passages] == [GOOD["text"]]
+        # The tenant may not use the model.
+        await refused(chat.search("film"), grpc.StatusCode.PERMISSION_DENIED)
+        await refused(chat.upsert(GOOD), grpc.StatusCode.PERMISSION_DENIED)
