@@ -17,6 +17,7 @@ except ModuleNotFoundError:  # the client is installed alone
 from tuneserve import __version__
 from tuneserve.benchmarks.serving.command import bench_command
 from tuneserve.call.command import call_command
+from tuneserve.call.documents import index_command
 from tuneserve.call.groups import Group
 from tuneserve.commands import more, run, ship, train
 from tuneserve.errors import StepFailed, UserError
@@ -30,7 +31,7 @@ lifetime.end_with_parent()
 HEADINGS = {
     "Train": ("validate", "finetune", "search", "merge", "soup"),
     "Ship": ("evaluate", "compare", "quantize", "verify", "inspect", "fetch"),
-    "Run": ("serve", "call", "predict", "bench", "key"),
+    "Run": ("serve", "call", "index", "predict", "bench", "key"),
     "More": ("demo", "samples", "schema"),
 }
 
@@ -52,7 +53,7 @@ class Command(Group):
             if package in ("", "tuneserve"):
                 raise
             # As in the image that serves.
-            extra = "fetch" if package == "obstore" else "train,quantize"
+            extra = {"obstore": "fetch", "lancedb": "answer"}.get(package, "train,quantize")
             click.echo(f"error: the Python package {package} is not installed", err=True)
             click.echo(f"hint:  pip install 'tuneserve[{extra}]', or use the train image", err=True)
             sys.exit(2)
@@ -99,6 +100,7 @@ for command in (
     more.demo,
     more.samples,
     call_command,
+    index_command,
     bench_command,
     predict_command,
 ):

@@ -27,6 +27,7 @@ VERBS = (
     "key",
     "bench",
     "call",
+    "index",
     "inspect",
     "fetch",
     "demo",

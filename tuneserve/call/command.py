@@ -22,6 +22,7 @@ from tuneserve.call.common import (
     truncate_option,
     truncation,
 )
+from tuneserve.call.documents import search_command
 from tuneserve.call.generate import generate_command
 from tuneserve.call.groups import Group
 
@@ -43,6 +44,7 @@ def call_command() -> None:
     tuneserve call generate --model poet "Once upon a time"
     tuneserve call embed --model vectors --json "A text to find again."
     tuneserve call rank --model reranker "why is the sky blue" < passages.txt
+    tuneserve call search --index docs "why is the sky blue"
 
     Without texts as arguments, standard input is read, one text a line. Exit status: 2 for bad input or an unknown
     model, 1 if the server can't answer.
@@ -52,6 +54,7 @@ def call_command() -> None:
 call_command.add_command(models_command)
 call_command.add_command(chat_command)
 call_command.add_command(generate_command)
+call_command.add_command(search_command)
 call_command.add_command(admin_command)
 
 

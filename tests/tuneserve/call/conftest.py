@@ -14,6 +14,8 @@ from grpc_status import rpc_status
 
 from tuneserve.call.command import call_command
 from tuneserve.v1 import (
+    answer_pb2,
+    answer_pb2_grpc,
     checkpoint_pb2,
     classification_pb2,
     classification_pb2_grpc,
@@ -30,6 +32,7 @@ from tuneserve.v1 import (
 
 
 class Server(
+    answer_pb2_grpc.AnswerServiceServicer,
     model_admin_pb2_grpc.ModelAdminServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
     classification_pb2_grpc.ClassificationServiceServicer,
@@ -44,6 +47,7 @@ class Server(
     def __init__(self) -> None:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
+        self.sizes = list[int]()
 
     def _take(self, request, context) -> None:
         self.request, self.metadata = request, dict(context.invocation_metadata())
@@ -183,6 +187,21 @@ class Server(
         vector = embedding_pb2.Embedding(values=[0.5, -0.5, 0.25, 0, 0.125], token_count=7)
         return embedding_pb2.EmbedResponse(results=[vector] * len(request.texts))
 
+    def UpsertDocuments(self, request, context):
+        self.request = request
+        self.sizes.append(len(request.documents))
+        if request.index == "other":
+            context.set_trailing_metadata((("x-request-id", "abc"),))
+            context.abort(grpc.StatusCode.NOT_FOUND, "index 'other' is not served here; served: docs")
+        return answer_pb2.UpsertDocumentsResponse(written=len(request.documents), unchanged=1, index_version=7)
+
+    def Search(self, request, context):
+        self.request = request
+        passage = answer_pb2.Passage(
+            document_id="faq", title="Who pays?", text="Tenants\n[bold]do.[/bold]", start=3, end=14, score=0.5
+        )
+        return answer_pb2.SearchResponse(passages=[passage], index_version=7)
+
     def ClassifyTokens(self, request, context):
         self._take(request, context)
         spans = [
@@ -224,6 +243,7 @@ def served() -> Iterator[tuple[Server, str]]:
     model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server(servicer, server)
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
+    answer_pb2_grpc.add_AnswerServiceServicer_to_server(servicer, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
