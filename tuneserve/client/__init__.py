@@ -6,7 +6,7 @@
     answers    converts the server's messages to results
     sampling   sampling parameters as keyword arguments
     call       the request of a call, and how its answer is read
-    texts, generation, models, administration
+    texts, documents, generation, models, administration
                a function for each call, which builds it from its arguments
     base       what both clients share
     sync, aio  the two clients
@@ -37,6 +37,8 @@ from tuneserve.client.results import (
     AliasTarget,
     Classification,
     Completion,
+    Deleted,
+    Document,
     Embedding,
     Entities,
     Entity,
@@ -44,6 +46,8 @@ from tuneserve.client.results import (
     LabelScore,
     Limits,
     Model,
+    Passage,
+    Passages,
     RankedCandidate,
     Results,
     StreamedClassification,
@@ -54,6 +58,7 @@ from tuneserve.client.results import (
     ToolCall,
     Usage,
     WordWeight,
+    Written,
 )
 from tuneserve.client.sync import Answers, Client, Stream
 
@@ -70,6 +75,8 @@ __all__ = [
     "Client",
     "Completion",
     "DeadlineExceeded",
+    "Deleted",
+    "Document",
     "Embedding",
     "Entities",
     "Entity",
@@ -82,6 +89,8 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "Overloaded",
+    "Passage",
+    "Passages",
     "RankedCandidate",
     "Results",
     "Stream",
@@ -95,5 +104,6 @@ __all__ = [
     "Unavailable",
     "Usage",
     "WordWeight",
+    "Written",
     "WrongState",
 ]

@@ -1,7 +1,7 @@
 """The request of a call, and how its answer is read. Nothing is sent here.
 
 Both clients have a method for each function that returns a Call, with the same arguments (base.py): texts.py,
-generation.py, models.py and administration.py have them.
+documents.py, generation.py, models.py and administration.py have them.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -20,6 +21,7 @@ from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 R = TypeVar("R")
 
 STUBS = (
+    AnswerServiceStub,
     ClassificationServiceStub,
     EmbeddingServiceStub,
     GenerationServiceStub,

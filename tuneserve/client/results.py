@@ -1,8 +1,8 @@
 """What calls return. Offsets count characters, as Python's strings do: text[entity.start:entity.end] is entity.text."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from tuneserve.client.errors import CallError
@@ -281,3 +281,59 @@ class Alias:
     targets: tuple[AliasTarget, ...]
     shadow: str  # NAME@VERSION that gets copies of the calls; empty for none
     etag: str  # identifies the alias's present state
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text for an index."""
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    readers: Sequence[str] = ()  # names and groups; everybody may read it if there are none
+    reply: str | None = None  # an approved answer to what the title asks
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written to an index."""
+
+    written: int  # documents
+    unchanged: int  # documents that were there already
+    index_version: int
+    usage: Usage
+    model_version: str  # who made the vectors: NAME@VERSION
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What was deleted from an index."""
+
+    deleted: int  # documents that there were
+    index_version: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document: its text[start:end]."""
+
+    document_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+    metadata: dict[str, str]
+    reply: str | None  # the document's approved answer
+    score: float  # what the passages are ordered by
+    dense_score: float  # cosine of query and passage
+    keyword_score: float  # BM25
+    ranking_score: float | None  # None without a ranking model
+
+
+@dataclass(frozen=True)
+class Passages(Results[Passage]):
+    """The passages found, best first."""
+
+    index_version: int
+    ranking_model_version: str  # empty without a ranking model

@@ -6,7 +6,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from tuneserve.client import administration, errors, generation, models, texts
+from tuneserve.client import administration, documents, errors, generation, models, texts
 from tuneserve.client.answers import Parts
 from tuneserve.client.base import Base, like
 from tuneserve.client.call import Call, Requests
@@ -100,6 +100,9 @@ class Client(Base[grpc.Channel]):
     find_entities = _method(texts.find_entities)
     rank = _method(texts.rank)
     embed = _method(texts.embed)
+    upsert_documents = _method(documents.upsert_documents)
+    delete_documents = _method(documents.delete_documents)
+    search = _method(documents.search)
     generate = _method(generation.generate)
     chat = _method(generation.chat)
     stream = _streaming(generation.stream)

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from tuneserve.client import AsyncClient, Client, administration, generation, models, texts
+from tuneserve.client import AsyncClient, Client, administration, documents, generation, models, texts
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_methods_look_like_their_calls(kind: type[Any]) -> None:
     built: list[Any] = [texts.classify, texts.classify_stream, texts.find_entities, texts.rank, texts.embed]
     built += [generation.generate, generation.chat, generation.stream, generation.tokenize, models.watch_model]
+    built += [documents.upsert_documents, documents.delete_documents, documents.search]
     built += [administration.load_model, administration.cancel_load, administration.unload_model]
     built += [administration.load_adapter, administration.unload_adapter]
     built += [administration.set_alias, administration.delete_alias]
