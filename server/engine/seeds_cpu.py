@@ -3,7 +3,7 @@
 After each step that reads only a part of a prompt, vLLM takes back the random number drawn in vain, by the generator's
 offset. Generators of CPUs have none: the error ends the engine, and with it the calls of everybody (seen in vLLM 0.32).
 Here the generator starts anew, which is the same: while the prompt is being read, no number has been used. A request
-that was preempted repeats its numbers.
+that was preempted repeats its numbers. Includes top-p, because vLLM accepts only one worker extension.
 
 The import fails if vLLM does not have its class where it is expected.
 """
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
+from tuneserve.server.engine.top_p_cpu import Worker
 
-class Worker:
-    """The class that vLLM's `worker_extension_cls` names; only the import of this file matters."""
+__all__ = ["Worker"]
 
 
 class Generator(torch.Generator):  # type: ignore[misc]
