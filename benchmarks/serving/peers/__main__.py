@@ -59,7 +59,7 @@ PEERS = {
 
 def labels(system: System) -> list[str]:
     """A system's labels for texts of two sentences each."""
-    return system.do(Job(texts=_TEXTS, batch=32, labels=True)).labels
+    return system.do(Job(texts=_TEXTS, batch=32, answers=True)).answers
 
 
 def scenarios(name: str, system: System, kinds: Sequence[str]) -> list[Scenario]:

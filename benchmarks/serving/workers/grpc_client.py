@@ -41,7 +41,7 @@ async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Seque
         )
         outcome.texts += len(response.results)
         outcome.prompt_tokens += response.usage.prompt_tokens
-        outcome.labels += [one.labels[0].label for one in response.results] if job.labels else []
+        outcome.answers += [one.labels[0].label for one in response.results] if job.answers else []
         return
     prompt = generation.Prompt(token_ids=generation.TokenIds(ids=[int(id_) for id_ in piece]))
     sampling = generation.SamplingParams(max_tokens=job.max_tokens, temperature=0, ignore_eos=True)
@@ -50,6 +50,7 @@ async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Seque
         answer = await stub.Generate(generation.GenerateRequest(model=job.model, prompt=prompt, sampling=sampling))
         outcome.output_tokens += len(answer.completions[0].token_ids)
         outcome.prompt_tokens += answer.usage.prompt_tokens
+        outcome.answers += [answer.completions[0].text] if job.answers else []
         return
 
     async def tokens() -> AsyncIterator[int]:

@@ -45,7 +45,7 @@ async def send(
         answer = await _post(connection, "/classify", {"model": job.model, "input": list(piece)})
         outcome.texts += len(answer["data"])
         outcome.prompt_tokens += answer["usage"]["prompt_tokens"]
-        outcome.labels += map(_label, answer["data"]) if job.labels else []
+        outcome.answers += map(_label, answer["data"]) if job.answers else []
         return
     body = {
         "model": job.model,
@@ -58,6 +58,7 @@ async def send(
         answer = await _post(connection, "/v1/completions", body)
         outcome.output_tokens += answer["usage"]["completion_tokens"]
         outcome.prompt_tokens += answer["usage"]["prompt_tokens"]
+        outcome.answers += [answer["choices"][0]["text"]] if job.answers else []
         return
     body |= {"stream": True, "stream_options": {"include_usage": True}}
 

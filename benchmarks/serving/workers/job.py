@@ -22,7 +22,7 @@ class Job:
     connections: int = 1  # with one call at a time each
     batch: int = 1  # texts of one call
     stream: bool = False
-    labels: bool = False  # whether the outcome has them: with one connection, in the order of the texts
+    answers: bool = False  # whether the outcome has them: with one connection, in the order of the texts
     target: str = ""  # host:port
     model: str = ""
 
@@ -41,7 +41,8 @@ class Outcome:
     texts: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    labels: list[str] = field(default_factory=list)  # the best one of each text, where the job asks for it
+    # Where the job asks for them: the best label of each text, or the text that follows each prompt, but for streams.
+    answers: list[str] = field(default_factory=list)
     first_tokens: list[float] = field(default_factory=list)  # seconds from each call's start; streams only
     gaps: list[float] = field(default_factory=list)  # seconds between messages with tokens; streams only
     client_cpu: float = 0.0  # seconds of the measuring process

@@ -20,9 +20,10 @@ def prepare() -> Callable[[Job], Outcome]:
 
     llm: Any = LLM(**json.loads(sys.argv[1]))
 
-    def labels() -> dict[int, str]:
-        found: dict[int, str] = llm.llm_engine.model_config.hf_config.id2label
-        return found
+    def answer(output: Any) -> str:
+        if hasattr(output.outputs, "data"):
+            return str(llm.llm_engine.model_config.hf_config.id2label[int(output.outputs.data.argmax())])
+        return str(output.outputs[0].text)
 
     def do(job: Job) -> Outcome:
         cpu, started = time.process_time(), time.perf_counter()
@@ -37,7 +38,7 @@ def prepare() -> Callable[[Job], Outcome]:
             seconds=seconds,
             texts=len(outputs) if job.texts else 0,
             prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
-            labels=[labels()[int(output.outputs.data.argmax())] for output in outputs] if job.labels else [],
+            answers=[answer(output) for output in outputs] if job.answers else [],
             output_tokens=0 if job.texts else sum(len(output.outputs[0].token_ids) for output in outputs),
             client_cpu=cpu,
         )

@@ -25,7 +25,7 @@ async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Seque
     outcome.texts += len(labels)
     if "prompt_tokens" in answer.parameters:
         outcome.prompt_tokens += answer.parameters["prompt_tokens"].int64_param
-    outcome.labels += [label.decode() for label in labels] if job.labels else []
+    outcome.answers += [label.decode() for label in labels] if job.answers else []
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def prepare() -> Callable[[Job], Outcome]:
             seconds=seconds,
             texts=len(answers),
             prompt_tokens=sum(map(len, classify.tokenizer(texts, truncation=True).input_ids)),
-            labels=[one["label"] for one in answers] if job.labels else [],
+            answers=[one["label"] for one in answers] if job.answers else [],
             client_cpu=cpu,
         )
 

@@ -29,9 +29,9 @@ class Labels:
 
     def do(self, job: Job) -> Outcome:
         assert job.connections == 1, "answers would have no order"
-        assert job.labels
+        assert job.answers
         numbers = range(1, len(job.texts) + 1)
-        return Outcome(labels=["bad" if self.wrong and not number % self.wrong else "good" for number in numbers])
+        return Outcome(answers=["bad" if self.wrong and not number % self.wrong else "good" for number in numbers])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tuneserve.benchmarks.serving.workers.job import Job
 @pytest.mark.skipif(not (environment.FOLDER / "onnx" / "pins.txt").exists(), reason="its environment is not made")
 def test_both_forms_answer_as_transformers_does(classifier: Path, tmp_path: Path) -> None:
     texts = ["the film was good", "bad", "good film", "a very bad film"] * 20
-    job = Job(texts=texts, batch=50, labels=True)
+    job = Job(texts=texts, batch=50, answers=True)
     with worker.started("http_client", [], tmp_path / "log", os.environ) as http:
         setting = Setting(classifier, tmp_path, http, Engine(dtype="float32"))
         with transformers.start(setting) as system:
@@ -25,4 +25,4 @@ def test_both_forms_answer_as_transformers_does(classifier: Path, tmp_path: Path
                 found = system.do(job)
             assert found.counts == expected.counts
             if kind == "fp32":
-                assert found.labels == expected.labels
+                assert found.answers == expected.answers

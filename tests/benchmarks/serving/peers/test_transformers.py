@@ -16,13 +16,13 @@ def test_it_labels_texts_and_counts_their_tokens(classifier: Path, tmp_path: Pat
     texts = ["the film was good", "bad", "good film", "a very bad film"] * 3
     client = worker.Worker(None, tmp_path)  # type: ignore[arg-type]
     with transformers.start(Setting(classifier, tmp_path, client, Engine(dtype="float32"))) as system:
-        outcome = system.do(Job(texts=texts, batch=5, labels=True))
-        assert system.do(Job(texts=texts)).labels == []
+        outcome = system.do(Job(texts=texts, batch=5, answers=True))
+        assert system.do(Job(texts=texts)).answers == []
     model = AutoModelForSequenceClassification.from_pretrained(classifier, dtype=torch.float32).eval()
     encoded = AutoTokenizer.from_pretrained(classifier)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         best = model(**encoded).logits.argmax(-1).tolist()
     assert set(best) == {0, 1}
-    assert outcome.labels == [model.config.id2label[index] for index in best]
+    assert outcome.answers == [model.config.id2label[index] for index in best]
     assert outcome.counts == (12, int(encoded.attention_mask.sum()), 0)
     assert outcome.rate > 0

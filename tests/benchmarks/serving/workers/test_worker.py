@@ -51,7 +51,8 @@ class Grpc(classification_pb2_grpc.ClassificationServiceServicer, generation_pb2
     async def Generate(self, request, context):
         self.seen.prompts.append(list(request.prompt.token_ids.ids))
         assert request.sampling.ignore_eos
-        completion = generation_pb2.Completion(token_ids=[1] * request.sampling.max_tokens)
+        text = str(self.seen.prompts[-1][0])
+        completion = generation_pb2.Completion(token_ids=[1] * request.sampling.max_tokens, text=text)
         usage = common_pb2.Usage(prompt_tokens=len(self.seen.prompts[-1]))
         return generation_pb2.GenerateResponse(completions=[completion], usage=usage)
 
@@ -90,7 +91,7 @@ class Http:
         assert body["ignore_eos"]
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
         if not body.get("stream"):
-            return web.json_response({"choices": [{}], "usage": usage})
+            return web.json_response({"choices": [{"text": str(body["prompt"][0])}], "usage": usage})
         self.seen.streamed += 1
         assert body["stream_options"] == {"include_usage": True}
         response = web.StreamResponse()
@@ -144,9 +145,9 @@ async def test_texts(served: tuple[Seen, worker.Worker, str]) -> None:
 async def test_labels_in_the_order_of_the_texts(served: tuple[Seen, worker.Worker, str]) -> None:
     _, client, target = served
     texts = job.texts(20, seed=1)
-    outcome = await do(client, Job(texts=texts, batch=3, labels=True, target=target, model="m"))
-    assert outcome.labels == [text.lower() for text in texts]
-    assert (await do(client, Job(texts=texts, batch=3, target=target, model="m"))).labels == []
+    outcome = await do(client, Job(texts=texts, batch=3, answers=True, target=target, model="m"))
+    assert outcome.answers == [text.lower() for text in texts]
+    assert (await do(client, Job(texts=texts, batch=3, target=target, model="m"))).answers == []
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -163,6 +164,13 @@ async def test_prompts(served: tuple[Seen, worker.Worker, str], stream: bool) ->
     gaps = 2 if "grpc" in str(client.process.args) else 1
     assert len(outcome.gaps) == (6 * gaps if stream else 0)
     assert outcome.rate == 30 / outcome.seconds
+
+
+async def test_what_follows_prompts_in_their_order(served: tuple[Seen, worker.Worker, str]) -> None:
+    _, client, target = served
+    prompts = job.prompts(5, 3, vocab_size=500, seed=1)
+    work = Job(prompts=prompts, max_tokens=1, answers=True, target=target, model="m")
+    assert (await do(client, work)).answers == [str(prompt[0]) for prompt in prompts]
 
 
 async def test_several_jobs_one_after_the_other(served: tuple[Seen, worker.Worker, str]) -> None:
