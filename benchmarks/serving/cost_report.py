@@ -21,13 +21,13 @@ from tuneserve.benchmarks.serving.overload import Overload
 RESULTS = Path(__file__).parents[1] / "results"
 # If unrelated programs use this many cores or more, the results are not valid.
 DISTURBED_CORES = 0.1
-# Of texts that two forms of one model label alike: rounding and 8 bits may turn those on the border.
+# Of texts that two forms of one model answer alike: rounding and 8 bits may turn those on the border.
 _SAME = 0.95
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How many texts got the same label from a peer as from ours."""
+    """How many texts got the same answer from a peer as from ours."""
 
     same: int
     texts: int
@@ -175,7 +175,7 @@ def _tables(report: Report) -> list[_Rows]:
         tables.append(_Rows(f"Process start to first answer, on {tier}", ["", "seconds"], rows))
     if report.answers:
         rows = [[name, f"{one.same} of {one.texts}", one.mark] for name, one in report.answers.items()]
-        tables.append(_Rows("The label that ours gives", ["", "texts", ""], rows))
+        tables.append(_Rows("The answer that ours gives", ["", "texts", ""], rows))
     heading = ["", "per second", "TTFT, ms", "front end", "engine", "client"]
     for name, samples in report.samples.items():
         rows = [[scenario, *_cells(each)] for scenario, each in samples.items()]

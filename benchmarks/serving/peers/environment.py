@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneserve.errors import StepFailed
@@ -34,7 +34,7 @@ def made(name: str, packages: Sequence[str]) -> Path:
     return python
 
 
-def run(name: str, command: Sequence[str], environment: dict[str, str]) -> None:
+def run(name: str, command: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
     """Runs a program to its end. Raises StepFailed with the last lines that it printed, but for uv's hints."""
     ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if ended.returncode:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tuneserve.benchmarks.serving.systems import Engine, System
 from tuneserve.benchmarks.serving.workers.worker import Worker
 
-SINGLE, BATCHES = "single texts", "batches"
+SINGLE, BATCHES, STREAMS = "single texts", "batches", "streamed"
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Setting:
     scratch: Path
     http: Worker
     engine: Engine  # of those that are vLLM
+    pooling: bool = True  # a classifier; otherwise it generates
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from tuneserve.benchmarks.serving.systems import System
 def serve(setting: Setting) -> AbstractContextManager[System]:
     """With its own process layout."""
     return systems.vllm_serve(
-        setting.checkpoint, setting.http, setting.scratch, setting.engine, pooling=True, like_ours=False
+        setting.checkpoint, setting.http, setting.scratch, setting.engine, pooling=setting.pooling, like_ours=False
     )
 
 
 def in_process(setting: Setting) -> AbstractContextManager[System]:
-    """It gets all texts in one call."""
-    return systems.in_process(setting.checkpoint, setting.scratch, setting.engine, pooling=True)
+    """It gets all texts or prompts in one call."""
+    return systems.in_process(setting.checkpoint, setting.scratch, setting.engine, pooling=setting.pooling)
