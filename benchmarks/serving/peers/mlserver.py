@@ -10,7 +10,8 @@ from tuneserve.benchmarks.serving.peers.peer import Setting
 from tuneserve.benchmarks.serving.systems import System, free_port, peer_server
 from tuneserve.benchmarks.serving.workers import worker
 
-PACKAGES = ("mlserver==1.7.1", "numpy==2.4.6", "onnxruntime==1.32.0", "tokenizers==0.23.3")
+# MLServer takes for granted that uvloop makes an event loop where there is none, as it did until 0.21.
+PACKAGES = ("mlserver==1.7.1", "numpy==2.4.6", "onnxruntime==1.32.0", "tokenizers==0.23.3", "uvloop==0.21.0")
 
 
 @contextmanager
@@ -39,6 +40,6 @@ def start(setting: Setting) -> Iterator[System]:
     command = [str(python.with_name("mlserver")), "start", str(folder)]
     with (
         worker.started("oip_client", [], setting.scratch / "oip_client.log", os.environ) as client,
-        peer_server("mlserver", command, http, setting.scratch, variables, "/v2/health/ready") as session,
+        peer_server("mlserver", command, http, setting.scratch, variables, "/v2/models/model/ready") as session,
     ):
         yield System(session, client, "model", f"127.0.0.1:{grpc}")
