@@ -126,6 +126,19 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if and .Values.indexes (not .Values.indexesClaim) }}
+{{- fail "indexes: needs indexesClaim, a volume that outlives the pods" }}
+{{- end }}
+{{- range $name, $index := .Values.indexes }}
+{{- range $model := compact (list $index.embedding $index.ranking) }}
+{{- if not (hasKey $.Values.models $model) }}
+{{- fail (printf "indexes.%s: %s is not one of models" $name $model) }}
+{{- end }}
+{{- end }}
+{{- if not (hasPrefix (printf "%s/" (trimSuffix "/" $.Values.indexesMountPath)) $index.path) }}
+{{- fail (printf "indexes.%s.path: %s is not below indexesMountPath" $name $index.path) }}
+{{- end }}
+{{- end }}
 {{- if .Values.autoscalingEnabled }}
 {{- if gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas) }}
 {{- fail "autoscalingMinReplicas: must not be more than autoscalingMaxReplicas" }}

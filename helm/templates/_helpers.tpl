@@ -76,7 +76,7 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
 {{- add .Values.preStopSeconds .Values.lingerSeconds .Values.drainSeconds 25 }}
 {{- end }}
 
-{{/* The server's own file: keys of a model are the values' keys in snake_case. */}}
+{{/* The server's own file: keys of a model or an index are the values' keys in snake_case. */}}
 {{- define "tuneserve.serverConfig" -}}
 {{- $models := dict }}
 {{- range $name, $model := .Values.models }}
@@ -85,6 +85,14 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
 {{- $_ := set $settings (snakecase $key) $value }}
 {{- end }}
 {{- $_ := set $models $name $settings }}
+{{- end }}
+{{- $indexes := dict }}
+{{- range $name, $index := .Values.indexes }}
+{{- $settings := dict }}
+{{- range $key, $value := $index }}
+{{- $_ := set $settings (snakecase $key) $value }}
+{{- end }}
+{{- $_ := set $indexes $name $settings }}
 {{- end }}
 {{- $config := dict
   "listen" (printf "0.0.0.0:%d" (int .Values.grpcPort))
@@ -108,6 +116,7 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
   "models" $models
   "aliases" .Values.aliases
   "monitors" .Values.monitors
+  "indexes" $indexes
   "reload_models" .Values.reloadModels }}
 {{- if .Values.tlsSecret }}
 {{- $tls := dict "certificate" "/etc/tuneserve-tls/tls.crt" "key" "/etc/tuneserve-tls/tls.key" }}

@@ -42,6 +42,15 @@ CPU_USE = {
     "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}},
 }
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+INDEX = {
+    "path": "/indexes/docs",
+    "embedding": "sentiment",
+    "ranking": "sentiment",
+    "queryPrompt": "q",
+    "passagePrompt": "p",
+    "chunkTokens": 64,
+    "keywordWeight": 0.5,
+}
 
 
 def read_server_config(manifests: Manifests, directory: Path) -> server_config.ServerConfig:
@@ -149,6 +158,8 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     values = MINIMAL | {
         "aliases": {"reviews": {"targets": {"sentiment": 9}}},
         "monitors": {"news": {"topic": "sentiment", "sentiment": "reviews", "examples": 5}},
+        "indexes": {"docs": INDEX},
+        "indexesClaim": "texts",
         "tlsSecret": "web",
         "clientCaSecret": "clients",
         "tenantsSecret": "keys",
@@ -186,6 +197,22 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     assert (config.aliases["reviews"].targets, config.reload_models) == ({"sentiment": 9}, False)
     news = server_config.MonitorConfig(topic="sentiment", sentiment="reviews", examples=5)
     assert config.monitors == {"news": news}
+    assert config.indexes["docs"] == server_config.IndexConfig(
+        path=Path("/indexes/docs"),
+        embedding="sentiment",
+        ranking="sentiment",
+        query_prompt="q",
+        passage_prompt="p",
+        chunk_tokens=64,
+        keyword_weight=0.5,
+    )
+    known = chart.schema["properties"]["indexes"]["additionalProperties"]["properties"]
+    assert set(map(snake_case, known)) == names(server_config.IndexConfig) == set(map(snake_case, INDEX))
+    [mounted] = [one for one in container(manifests)["volumeMounts"] if one["name"] == "indexes"]
+    assert mounted == {"name": "indexes", "mountPath": "/indexes"}
+    assert {"name": "indexes", "persistentVolumeClaim": {"claimName": "texts"}} in manifests["deployment"]["spec"][
+        "template"
+    ]["spec"]["volumes"]
     following = read_server_config(render(chart, MINIMAL | {"reloadModels": True}), tmp_path)
     assert following.reload_models
 
@@ -581,6 +608,15 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         (POOL | {"tlsSecret": "web"}, "inferencePoolEnabled: needs tlsSecret to be empty"),
         (POOL | {"models": {"a": {"path": "/a"}, "b": {"path": "/b"}}}, "inferencePoolEnabled: needs exactly one"),
         (JOBS | {"modelsClaim": ""}, "finetuneConfig: needs modelsClaim"),
+        ({"indexes": {"docs": INDEX}}, "indexes: needs indexesClaim"),
+        (
+            {"indexes": {"docs": INDEX | {"embedding": "b"}}, "indexesClaim": "a"},
+            "indexes.docs: b is not one of models",
+        ),
+        (
+            {"indexes": {"docs": INDEX | {"path": "/docs"}}, "indexesClaim": "a"},
+            "indexes.docs.path: /docs is not below",
+        ),
         (JOBS | {"finetuneConfig": {"output": "a"}}, "finetuneConfig.output: must begin with /models/"),
         (JOBS | {"quantizeOutput": ""}, "quantizeOutput: must begin with /models/"),
         (JOBS | {"predictRows": ""}, "predictRows: needed with predictCheckpoint"),

@@ -18,10 +18,19 @@ from google.protobuf.message import Message
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import ModelConfig, MonitorConfig
+from tuneserve.server.config import IndexConfig, ModelConfig, MonitorConfig
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.models import memory
-from tuneserve.v1 import classification_pb2, embedding_pb2, generation_pb2, model_admin_pb2, model_pb2, monitor_pb2
+from tuneserve.v1 import (
+    answer_pb2,
+    classification_pb2,
+    embedding_pb2,
+    generation_pb2,
+    model_admin_pb2,
+    model_pb2,
+    monitor_pb2,
+)
+from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
@@ -101,6 +110,7 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
             ),
         },
         monitors={"news": MonitorConfig(topic="sentiment", sentiment="sentiment", examples=3)},
+        indexes={"docs": IndexConfig(path=root / f"{CANARY}-docs", embedding="vectors")},
         tenants=tenants,
         models_root=root,
         drain_seconds=2,
@@ -247,6 +257,14 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
         for label in ("pos", CANARY):
             rank = classification_pb2.RankRequest(model="sentiment", query=CANARY, candidates=texts, label=label)
             yield classify.Rank, [rank]
+    answer = AnswerServiceStub(served.channel)
+    full = {"id": CANARY, "title": CANARY, "text": CANARY, "metadata": {"a": CANARY}, "readers": [CANARY]}
+    for document in (full, full | {"text": LONG}, full | {"title": LONG}, full | {"metadata": {f"{CANARY} ": "a"}}):
+        yield answer.UpsertDocuments, [answer_pb2.UpsertDocumentsRequest(index="docs", documents=[document] * 2)]
+        yield answer.UpsertDocuments, [answer_pb2.UpsertDocumentsRequest(index="docs", documents=[document])]
+    for filters in ([{"key": "a", "values": [CANARY]}], [{"key": f"{CANARY} ", "values": [CANARY]}]):
+        yield answer.Search, [answer_pb2.SearchRequest(index="docs", query=CANARY, readers=[CANARY], filters=filters)]
+    yield answer.DeleteDocuments, [answer_pb2.DeleteDocumentsRequest(index="docs", ids=[CANARY])]
     for one in generations():
         yield generate.Generate, [generation_pb2.GenerateRequest(**one)]
         yield generate.GenerateStream, [generation_pb2.GenerateRequest(**one)]

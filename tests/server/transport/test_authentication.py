@@ -22,6 +22,7 @@ from tuneserve.oip import inference_pb2, inference_pb2_grpc
 from tuneserve.server.call.tenants import hashed
 from tuneserve.server.config import ServerConfig
 from tuneserve.v1 import (
+    answer_pb2,
     classification_pb2,
     classification_pb2_grpc,
     embedding_pb2,
@@ -72,7 +73,7 @@ NOBODY = [
 SERVICES = [
     service
     for module in (
-        *(classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+        *(answer_pb2, classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
         *(model_pb2, model_admin_pb2, inference_pb2),
     )
     for service in module.DESCRIPTOR.services_by_name.values()
