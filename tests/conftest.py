@@ -44,7 +44,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # In tests/engine, what starts engines of its own.
-_OWN_ENGINES = ("test_contract.py", "test_parallel.py", "test_tiers.py")
+_OWN_ENGINES = ("test_answers.py", "test_contract.py", "test_parallel.py", "test_tiers.py")
 
 
 class _Sides(LoadScopeScheduling):
