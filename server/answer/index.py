@@ -118,13 +118,13 @@ class Index:
         [vector], tokens = await self._vectors(model, [request.query], prompt, request.priority, lambda _: "query")
         filters = [(one.key, list(one.values)) for one in request.filters]
         found = await seen.search(vector, request.query, list(request.readers), filters, _CANDIDATES)
-        best, ranking_version = scores.blended(vector, found, self.config.keyword_weight)[:_CANDIDATES], ""
+        best, ranking_version = scores.scored(vector, found, self.config.keyword_weight), ""
         if best and self.config.ranking and (request.rerank or not request.HasField("rerank")):
             ranked = await self._classification.Rank(
                 classification_pb2.RankRequest(
                     model=self.config.ranking,
                     query=request.query,
-                    candidates=[one.row.passage for one in best],
+                    candidates=[one.row.passage for one in best[:_CANDIDATES]],
                     truncation=common_pb2.TRUNCATION_END,
                     priority=request.priority,
                 ),

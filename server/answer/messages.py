@@ -11,7 +11,7 @@ from tuneserve.server.text.spans import Unit
 from tuneserve.v1 import answer_pb2 as pb
 
 # How many a message may have: what is looked up, compared or stored for each of them is bounded by these.
-MOST_DOCUMENTS, MOST_PASSAGES = 1024, 50
+MOST_DOCUMENTS, MOST_PASSAGES = 1024, 100
 _MOST_READERS = _MOST_VALUES = 256
 _MOST_KEYS = _MOST_FILTERS = 64
 # Characters.

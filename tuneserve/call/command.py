@@ -23,6 +23,7 @@ from tuneserve.call.common import (
     truncation,
 )
 from tuneserve.call.documents import search_command
+from tuneserve.call.evaluate import evaluate_command
 from tuneserve.call.generate import generate_command
 from tuneserve.call.groups import Group
 
@@ -55,6 +56,7 @@ call_command.add_command(models_command)
 call_command.add_command(chat_command)
 call_command.add_command(generate_command)
 call_command.add_command(search_command)
+call_command.add_command(evaluate_command)
 call_command.add_command(admin_command)
 
 

@@ -21,6 +21,9 @@ _COLUMNS = ("id", "title", "text", "metadata", "readers", "reply")
 _METADATA = "metadata."
 _FORMATS = "jsonl", "csv", "parquet"
 
+readers_option = click.option(
+    "--reader", "readers", multiple=True, metavar="NAME", help="For whom: a name or group; once for each."
+)
 index_option = click.option("--index", required=True, metavar="NAME", help="The index's name at the server.")
 
 
@@ -56,8 +59,8 @@ def index_command(name: str, files: Sequence[Path], server: "Endpoint") -> None:
 @click.command("search")
 @click.argument("query")
 @index_option
-@click.option("--limit", type=click.IntRange(1, 50), help="Print only this many passages, best first. Default: 10.")
-@click.option("--reader", "readers", multiple=True, metavar="NAME", help="For whom: a name or group; once for each.")
+@click.option("--limit", type=click.IntRange(1, 100), help="Print only this many passages, best first. Default: 10.")
+@readers_option
 @click.option(
     "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only documents with this metadata; once for each."
 )

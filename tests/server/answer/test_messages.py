@@ -33,7 +33,7 @@ DOCUMENT = {"id": "1", "text": "the film was good"}
         (pb.SearchRequest(), "query"),
         (pb.SearchRequest(query="a" * 8193), "query"),
         (pb.SearchRequest(query="a", limit=0), "limit"),
-        (pb.SearchRequest(query="a", limit=51), "limit"),
+        (pb.SearchRequest(query="a", limit=101), "limit"),
         (pb.SearchRequest(query="a", rerank=True), "rerank"),
         (pb.SearchRequest(query="a", readers=[" "]), "readers[0]"),
         (pb.SearchRequest(query="a", offset_unit=9), "offset_unit"),

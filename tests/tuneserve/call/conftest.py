@@ -200,7 +200,8 @@ class Server(
         passage = answer_pb2.Passage(
             document_id="faq", title="Who pays?", text="Tenants\n[bold]do.[/bold]", start=3, end=14, score=0.5
         )
-        return answer_pb2.SearchResponse(passages=[passage], index_version=7)
+        by = "reranker@1" if request.index == "ranked" and not request.HasField("rerank") else ""
+        return answer_pb2.SearchResponse(passages=[passage], index_version=7, ranking_model_version=by)
 
     def ClassifyTokens(self, request, context):
         self._take(request, context)
