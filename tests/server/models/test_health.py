@@ -40,6 +40,7 @@ async def test_health_per_service_and_overall(served):
         "tuneserve.v1.EmbeddingService",
         "tuneserve.v1.ModelAdminService",
         "tuneserve.v1.ModelService",
+        "tuneserve.v1.MonitorService",
         "models/chat",
     ):
         assert await health(served.channel, service) == SERVING
