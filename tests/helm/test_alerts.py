@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,6 @@ import yaml
 
 from tuneserve.server.metrics import _LATENCY, Metrics
 
-from .debian import program
 from .rendering import MINIMAL, render
 
 RULES = ("prometheusrule", "prometheusrule-burn", "prometheusrule-models")
@@ -143,6 +142,22 @@ def blind(active: Sequence[tuple[float, int]], *current: tuple[float, int]) -> l
     ]
 
 
+def observed(*spans: tuple[float, float, int]) -> list[Series]:
+    """Texts of one topic, so many of each sentiment a minute; and of another, that stay as they are."""
+    labels, minutes = {"monitor": "news", "pod": "p", **OURS}, sum(span[2] for span in spans)
+    return [
+        *(
+            counter("tuneserve_observed_total", {**labels, "topic": "sports", "sentiment": sentiment}, *parts)
+            for sentiment, parts in (
+                ("Negative", [(span[0], span[2]) for span in spans]),
+                ("positive", [(span[1], span[2]) for span in spans]),
+            )
+        ),
+        counter("tuneserve_observed_total", {**labels, "topic": "arts", "sentiment": "Negative"}, (20, minutes)),
+        counter("tuneserve_observed_total", {**labels, "topic": "arts", "sentiment": "positive"}, (40, minutes)),
+    ]
+
+
 KEDA = {
     "kedaEnabled": True,
     "kedaPrometheusAddress": "http://prometheus:9090",
@@ -153,7 +168,9 @@ KEDA = {
 DEPLOYMENT = {"namespace": "ml", "deployment": "rel-tuneserve"}
 POD = {"namespace": "ml", "pod": "rel-tuneserve-1-x"}
 BY_MODEL = {"model": "a", **OURS}
+NEGATIVE = {"prometheusRuleNegative": "0|bad"}
 LATENCY, FIRST_TOKEN = "grpc_server_handling_seconds", "tuneserve_time_to_first_token_seconds"
+BY_TOPIC = {"monitor": "news", "topic": "sports", **OURS}
 EXPIRY = 15 * 86400
 
 CASES = [
@@ -281,12 +298,20 @@ CASES = [
         DAY + 110,
         [DAY - 1, DAY + 30, DAY + 230],
     ),
+    Case(
+        "TuneserveNegativeSurges",
+        observed((9, 51, 240), (24, 36, 15), (9, 51, 30)),
+        BY_TOPIC,
+        250,
+        [239, 241, 270],
+    ),
+    # Another label is the negative one.
+    Case("TuneserveNegativeSurges", observed((9, 51, 240), (24, 36, 30)), {}, None, [260], NEGATIVE),
+    # Five times as many texts, with the same share.
+    Case("TuneserveNegativeSurges", observed((9, 51, 240), (45, 255, 30)), {}, None, [250, 269]),
+    # Too few to tell.
+    Case("TuneserveNegativeSurges", observed((0.5, 4.5, 240), (5, 0, 30)), {}, None, [269]),
 ]
-
-
-@pytest.fixture(scope="session")
-def promtool(kept: Callable[..., Path]) -> Path:
-    return program("promtool", "prometheus", kept)
 
 
 def rules(chart: helm_python.Chart, values: dict[str, Any]) -> list[dict[str, Any]]:

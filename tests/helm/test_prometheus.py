@@ -20,10 +20,11 @@ import yaml
 from prometheus_client import Counter, Gauge
 
 from tuneserve import checkpoint
-from tuneserve.server.config import ConfigFile, ModelConfig, ServerConfig
-from tuneserve.v1 import classification_pb2, generation_pb2
+from tuneserve.server.config import ConfigFile, ModelConfig, MonitorConfig, ServerConfig
+from tuneserve.v1 import classification_pb2, generation_pb2, monitor_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
+from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
 from ..server.conftest import Served, served_by
 from ..server.fake_engine import FakeEngine
@@ -37,6 +38,7 @@ CLASSIFY = classification_pb2.ClassifyRequest(
 STREAM = generation_pb2.GenerateRequest(
     model="chat", prompt=generation_pb2.Prompt(text="the"), sampling=generation_pb2.SamplingParams(max_tokens=8)
 )
+OBSERVE = monitor_pb2.ObserveStreamRequest(monitor="films", text="the film was good")
 GAUGES = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
 COUNTER = "vllm:num_preemptions"
 
@@ -57,7 +59,8 @@ async def server(
     checkpoint.seal(directory, manifest)
     models = {"sentiment": ModelConfig(path=directory), "chat": ModelConfig(path=make_llama(), max_queue=4)}
     everywhere = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
-    config = ServerConfig(models=models, reload_models=True, **everywhere)
+    monitors = {"films": MonitorConfig(topic="sentiment", sentiment="sentiment")}
+    config = ServerConfig(models=models, monitors=monitors, reload_models=True, **everywhere)
     file = tmp_path / "server.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     async with served_by(config, exports, file=ConfigFile(file)) as served:
@@ -68,6 +71,7 @@ async def load(server: Served) -> None:
     """Calls of both kinds, more than the chat model takes, and some that fail, until it is cancelled."""
     classify = ClassificationServiceStub(server.channel).Classify
     stream = GenerationServiceStub(server.channel).GenerateStream
+    observe = MonitorServiceStub(server.channel).ObserveStream
     for engine in server.engines.values():
         engine.delay = 0.02
 
@@ -79,6 +83,8 @@ async def load(server: Served) -> None:
     sentiment = server.engines["sentiment"]
     while True:
         await asyncio.gather(classify(CLASSIFY), *(generate() for _ in range(8)))
+        async for _ in observe(iter([OBSERVE])):
+            pass
         sentiment.broken = RuntimeError("broken")
         assert await classify(CLASSIFY).code() == grpc.StatusCode.INTERNAL
         sentiment.broken = None
