@@ -26,6 +26,7 @@ from tuneserve.call.documents import search_command
 from tuneserve.call.evaluate import evaluate_command
 from tuneserve.call.generate import generate_command
 from tuneserve.call.groups import Group
+from tuneserve.call.monitor import examples_command, observe_command
 
 if TYPE_CHECKING:
     from tuneserve.client.endpoint import Endpoint
@@ -46,6 +47,7 @@ def call_command() -> None:
     tuneserve call embed --model vectors --json "A text to find again."
     tuneserve call rank --model reranker "why is the sky blue" < passages.txt
     tuneserve call search --index docs "why is the sky blue"
+    tail --follow news.txt | tuneserve call observe --monitor news
 
     Without texts as arguments, standard input is read, one text a line. Exit status: 2 for bad input or an unknown
     model, 1 if the server can't answer.
@@ -57,6 +59,8 @@ call_command.add_command(chat_command)
 call_command.add_command(generate_command)
 call_command.add_command(search_command)
 call_command.add_command(evaluate_command)
+call_command.add_command(observe_command)
+call_command.add_command(examples_command)
 call_command.add_command(admin_command)
 
 

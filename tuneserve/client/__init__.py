@@ -6,7 +6,7 @@
     answers    converts the server's messages to results
     sampling   sampling parameters as keyword arguments
     call       the request of a call, and how its answer is read
-    texts, documents, generation, models, administration
+    texts, documents, generation, monitors, models, administration
                a function for each call, which builds it from its arguments
     base       what both clients share
     sync, aio  the two clients
@@ -42,15 +42,18 @@ from tuneserve.client.results import (
     Embedding,
     Entities,
     Entity,
+    Example,
     Generation,
     LabelScore,
     Limits,
     Model,
+    Observation,
     Passage,
     Passages,
     RankedCandidate,
     Results,
     StreamedClassification,
+    StreamedObservation,
     Token,
     TokenAlternative,
     TokenLogprob,
@@ -80,6 +83,7 @@ __all__ = [
     "Embedding",
     "Entities",
     "Entity",
+    "Example",
     "FieldViolation",
     "Generation",
     "InvalidInput",
@@ -88,6 +92,7 @@ __all__ = [
     "Model",
     "NotAllowed",
     "NotFound",
+    "Observation",
     "Overloaded",
     "Passage",
     "Passages",
@@ -95,6 +100,7 @@ __all__ = [
     "Results",
     "Stream",
     "StreamedClassification",
+    "StreamedObservation",
     "Token",
     "TokenAlternative",
     "TokenLogprob",

@@ -6,7 +6,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from tuneserve.client import administration, documents, errors, generation, models, texts
+from tuneserve.client import administration, documents, errors, generation, models, monitors, texts
 from tuneserve.client.answers import Parts
 from tuneserve.client.base import Base, like
 from tuneserve.client.call import Call, Requests
@@ -107,6 +107,8 @@ class AsyncClient(Base[grpc.aio.Channel]):
     chat = _method(generation.chat)
     stream = _streaming(generation.stream)
     tokenize = _method(generation.tokenize)
+    observe = _answering(monitors.observe)
+    examples = _method(monitors.examples)
     watch_model = _answering(models.watch_model)
     load_model = _method(administration.load_model)
     cancel_load = _method(administration.cancel_load)

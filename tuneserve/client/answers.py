@@ -1,6 +1,7 @@
 """Converts the server's messages to results."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 from typing import Any
 
 from tuneserve.client import errors, results
@@ -12,6 +13,7 @@ from tuneserve.v1 import (
     generation_pb2,
     model_admin_pb2,
     model_pb2,
+    monitor_pb2,
 )
 
 
@@ -25,6 +27,27 @@ def streamed(response: classification_pb2.ClassifyStreamResponse) -> results.Str
     if response.HasField("error"):
         return results.StreamedClassification(response.id, None, errors.of_status(response.error))
     return results.StreamedClassification(response.id, classifications(response.response), None)
+
+
+def observed(response: monitor_pb2.ObserveStreamResponse) -> results.StreamedObservation:
+    """The answer to one text of a stream."""
+    if response.HasField("error"):
+        return results.StreamedObservation(response.id, None, errors.of_status(response.error))
+    one = response.observation
+    found = results.Observation(
+        topics=_labels(one.topics),
+        sentiment=results.LabelScore(one.sentiment.label, one.sentiment.score),
+        truncated=one.truncated,
+        usage=_usage(one),
+        topic_model_version=one.topic_model_version,
+        sentiment_model_version=one.sentiment_model_version,
+    )
+    return results.StreamedObservation(response.id, found, None)
+
+
+def examples(response: monitor_pb2.ExamplesResponse) -> list[results.Example]:
+    """The last texts, the newest first."""
+    return [results.Example(one.text, one.time.ToDatetime(UTC)) for one in response.examples]
 
 
 def entities(response: classification_pb2.ClassifyTokensResponse) -> Results[results.Entities]:
@@ -134,12 +157,16 @@ def _usage(response: Any) -> results.Usage:
 
 def _classification(one: classification_pb2.Classification) -> results.Classification:
     return results.Classification(
-        labels=tuple(results.LabelScore(label.label, label.score) for label in one.labels),
+        labels=_labels(one.labels),
         token_count=one.token_count,
         truncated=one.truncated,
         windows=one.windows,
         weights=tuple(results.WordWeight(word.text, word.start, word.end, word.weight) for word in one.weights),
     )
+
+
+def _labels(labels: Iterable[classification_pb2.LabelScore]) -> tuple[results.LabelScore, ...]:
+    return tuple(results.LabelScore(label.label, label.score) for label in labels)
 
 
 def _entities(one: classification_pb2.TokenClassification) -> results.Entities:

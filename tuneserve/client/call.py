@@ -1,7 +1,7 @@
 """The request of a call, and how its answer is read. Nothing is sent here.
 
 Both clients have a method for each function that returns a Call, with the same arguments (base.py): texts.py,
-documents.py, generation.py, models.py and administration.py have them.
+documents.py, generation.py, monitors.py, models.py and administration.py have them.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -17,6 +17,7 @@ from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
+from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
 R = TypeVar("R")
 
@@ -25,6 +26,7 @@ STUBS = (
     ClassificationServiceStub,
     EmbeddingServiceStub,
     GenerationServiceStub,
+    MonitorServiceStub,
     ModelServiceStub,
     ModelAdminServiceStub,
 )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from tuneserve.client.errors import CallError
@@ -85,6 +86,43 @@ class StreamedClassification:
             assert self.error is not None
             raise self.error
         return self.results[0]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a text was counted as."""
+
+    topics: tuple[LabelScore, ...]  # one; of a multi-label model any number, highest score first
+    sentiment: LabelScore
+    truncated: bool  # whether tokens were dropped for one of the models
+    usage: Usage
+    topic_model_version: str  # who found the topics: NAME@VERSION
+    sentiment_model_version: str
+
+
+@dataclass(frozen=True)
+class StreamedObservation:
+    """The answer to one text of a stream."""
+
+    id: int  # the text's place among those of the stream, from 0
+    observation: Observation | None  # None if it failed
+    error: CallError | None  # why it failed; None if it did not
+
+    @property
+    def result(self) -> Observation:
+        """The topics and the sentiment of the text. Raises `error`, if there is one."""
+        if self.observation is None:
+            assert self.error is not None
+            raise self.error
+        return self.observation
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text that was observed."""
+
+    text: str  # its beginning, as the models saw it
+    time: datetime  # when it was counted, in UTC
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -28,6 +28,8 @@ from tuneserve.v1 import (
     model_admin_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    monitor_pb2,
+    monitor_pb2_grpc,
 )
 
 
@@ -38,6 +40,7 @@ class Server(
     classification_pb2_grpc.ClassificationServiceServicer,
     embedding_pb2_grpc.EmbeddingServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
+    monitor_pb2_grpc.MonitorServiceServicer,
 ):
     """Remembers the last request. A model's name decides what happens to its calls."""
 
@@ -45,6 +48,7 @@ class Server(
     metadata: dict[str, str | bytes]
 
     def __init__(self) -> None:
+        self.observed: list[monitor_pb2.ObserveStreamRequest] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.sizes = list[int]()
@@ -175,6 +179,27 @@ class Server(
         )
         return classification_pb2.ClassifyResponse(results=[result] * len(request.inputs))
 
+    def ObserveStream(self, request_iterator, context):
+        for request in request_iterator:
+            self.observed.append(request)
+            answer = monitor_pb2.ObserveStreamResponse(id=request.id)
+            if request.text == "bad":
+                answer.error.code, answer.error.message = code_pb2.INVALID_ARGUMENT, "is too long"
+            else:
+                answer.observation.sentiment.label, answer.observation.sentiment.score = "neg", 0.9
+                for topic, score in (("arts", 0.75), ("trade", 0.5)) if "film" in request.text else ():
+                    answer.observation.topics.add(label=topic, score=score)
+            yield answer
+
+    def Examples(self, request, context):
+        self.request = request
+        if request.monitor == "other":
+            context.set_trailing_metadata((("x-request-id", "abc"),))
+            context.abort(grpc.StatusCode.NOT_FOUND, "monitor 'other' is not served here; served: news")
+        time = timestamp_pb2.Timestamp()
+        time.FromJsonString("2026-01-02T03:04:05Z")
+        return monitor_pb2.ExamplesResponse(examples=[monitor_pb2.Example(text="a [bold]film", time=time)])
+
     def Rank(self, request, context):
         self._take(request, context)
         order = list(reversed(range(len(request.candidates))))
@@ -246,6 +271,7 @@ def served() -> Iterator[tuple[Server, str]]:
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
     answer_pb2_grpc.add_AnswerServiceServicer_to_server(servicer, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+    monitor_pb2_grpc.add_MonitorServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield servicer, f"127.0.0.1:{port}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tuneserve.client import AsyncClient, Client, administration, documents, generation, models, texts
+from tuneserve.client import AsyncClient, Client, administration, documents, generation, models, monitors, texts
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -16,7 +16,8 @@ def test_methods_look_like_their_calls(kind: type[Any]) -> None:
     built += [administration.load_model, administration.cancel_load, administration.unload_model]
     built += [administration.load_adapter, administration.unload_adapter]
     built += [administration.set_alias, administration.delete_alias]
-    several = [texts.classify_stream, generation.stream, models.watch_model]
+    built += [monitors.observe, monitors.examples]
+    several = [texts.classify_stream, generation.stream, models.watch_model, monitors.observe]
     for call in built:
         method = getattr(kind, call.__name__)
         assert method.__doc__ == call.__doc__
