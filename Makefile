@@ -37,7 +37,7 @@ soak: $(READY) ## ten minutes of mixed load on the real engines, and a thousand 
 fuzz: $(READY) ## ten thousand messages and garbage at every call of the API
 	TUNESERVE_FUZZ_EXAMPLES=10000 $(BIN)/pytest tests/server/promises/test_fuzz.py tests/server/promises/test_garbage.py
 
-observe: $(READY) ## an engine dies; a real Prometheus and Alertmanager tell a webhook, and again when it is back
+observe: $(READY) ## an engine dies, texts turn negative: a real Prometheus and Alertmanager tell a webhook of each, twice
 	$(BIN)/pytest -s tests/helm/test_observe.py
 
 bench: $(READY) ## our server beside plain vLLM and `vllm serve`, on the demo's models; REPORT=1 writes a file

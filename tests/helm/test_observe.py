@@ -1,12 +1,13 @@
-"""`make observe`: a server whose engine dies, a real Prometheus and Alertmanager, and a webhook that is told, twice.
+"""`make observe`: a server whose engine dies, and a stream of texts that turns negative; a real Prometheus and
+Alertmanager, and a webhook that is told of each, and again when it is over.
 
-The rules are the chart's; only how long a state has to last is shortened, which promtool has checked.
+The rules are the chart's, with shorter times: as they are, promtool has checked them.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,20 +16,22 @@ from typing import Any
 import helm_python
 import pytest
 
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.server.config import ModelConfig, MonitorConfig
 from tuneserve.server.engine.interface import EngineFailed
+from tuneserve.v1.monitor_pb2 import ObserveStreamRequest
+from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
-from ..server.conftest import served_by
+from ..server.conftest import loopback, served_by
 from ..server.troubled_engine import TroubledEngine
 from .monitoring import alertmanager, prometheus
 from .test_alerts import OURS, rules
 from .test_prometheus import CLASSIFY, ClassificationServiceStub
 
-ALERT = "TuneserveEngineDown"
+ENGINE_DOWN, SURGES = "TuneserveEngineDown", "TuneserveNegativeSurges"
 
 
 class Webhook:
-    """Keeps what it is told of an alert."""
+    """Keeps what it is told of alerts."""
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
@@ -37,7 +40,7 @@ class Webhook:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                told.extend(alert for alert in message["alerts"] if alert["labels"]["alertname"] == ALERT)
+                told.extend(message["alerts"])
                 self.send_response(200)
                 self.end_headers()
 
@@ -47,8 +50,8 @@ class Webhook:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}/"
 
-    def heard(self, status: str) -> list[dict[str, Any]]:
-        return [alert for alert in self.told if alert["status"] == status]
+    def heard(self, name: str, status: str) -> list[dict[str, Any]]:
+        return [one for one in self.told if one["labels"]["alertname"] == name and one["status"] == status]
 
 
 @pytest.fixture
@@ -62,6 +65,15 @@ def webhook() -> Iterator[Webhook]:
     webhook.server.server_close()
 
 
+def hasty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rules, by which states last 2 s, five minutes 10 s and a day 2 minutes."""
+    for rule in (rule for group in groups for rule in group["rules"]):
+        rule["expr"] = rule["expr"].replace("[5m]", "[10s]").replace("[1d]", "[2m]")
+        if "for" in rule:
+            rule["for"] = "2s"
+    return groups
+
+
 async def test_an_alert_reaches_a_webhook_and_resolves(
     chart: helm_python.Chart,
     make_bert: Callable[..., Path],
@@ -69,9 +81,7 @@ async def test_an_alert_reaches_a_webhook_and_resolves(
     tmp_path: Path,
     webhook: Webhook,
 ) -> None:
-    groups = rules(chart, {})
-    for rule in (rule for group in groups for rule in group["rules"] if "for" in rule):
-        rule["for"] = "2s"
+    groups = hasty(rules(chart, {}))
     engines: list[TroubledEngine] = []
 
     def made(name: str, engine: TroubledEngine) -> None:
@@ -80,27 +90,73 @@ async def test_an_alert_reaches_a_webhook_and_resolves(
         engines.append(engine)
 
     models = {"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))}
-    config = ServerConfig(models=models, **dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0"))
     async with (
-        served_by(config, made) as server,
+        served_by(loopback(models), made) as server,
         alertmanager(tmp_path, webhook.address) as alerts,
         prometheus(kept, tmp_path, server.app.metrics_address, groups, (alerts,)) as running,
     ):
         classify = ClassificationServiceStub(server.channel).Classify
         await classify(CLASSIFY)
         await until(lambda: running.finds("tuneserve_engine_up == 1"))
-        assert not webhook.told
+        assert not webhook.heard(ENGINE_DOWN, "firing")
         engines[0].broken = EngineFailed("died")
         await classify(CLASSIFY).code()
-        fired = await until(lambda: webhook.heard("firing"))
+        fired = await until(lambda: webhook.heard(ENGINE_DOWN, "firing"))
         print("\ntold of", fired[0]["annotations"]["summary"])
         assert fired[0]["labels"].items() >= {"model": "sentiment", "pod": "p", "severity": "critical", **OURS}.items()
         assert fired[0]["annotations"]["summary"].endswith("is down in p.")
         for engine in engines:
             engine.starts = True
-        resolved = await until(lambda: webhook.heard("resolved"))
+        resolved = await until(lambda: webhook.heard(ENGINE_DOWN, "resolved"))
         print("resolved")
         assert resolved[0]["fingerprint"] == fired[0]["fingerprint"]
+
+
+class Texts:
+    """An endless stream of texts about one topic, fifty a second, of which a share is negative, as the fake engines'
+    models have it.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.15
+
+    async def __aiter__(self) -> AsyncIterator[ObserveStreamRequest]:
+        negative = 0.0
+        while True:
+            negative += self.share
+            text = "the film was good" if negative >= 1 else "good"
+            negative %= 1
+            yield ObserveStreamRequest(monitor="films", text=text)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_surge_of_negative_texts_reaches_a_webhook_and_resolves(
+    chart: helm_python.Chart,
+    make_bert: Callable[..., Path],
+    kept: Callable[..., Path],
+    tmp_path: Path,
+    webhook: Webhook,
+) -> None:
+    models = {"topics": make_bert(labels=["arts", "sports", "trade"]), "sentiment": make_bert(labels=["neg", "pos"])}
+    monitors = {"films": MonitorConfig(topic="topics", sentiment="sentiment")}
+    texts = Texts()
+    async with (
+        served_by(loopback(models, monitors=monitors)) as server,
+        alertmanager(tmp_path, webhook.address) as alerts,
+        prometheus(kept, tmp_path, server.app.metrics_address, hasty(rules(chart, {})), (alerts,)) as running,
+    ):
+        call = MonitorServiceStub(server.channel).ObserveStream(aiter(texts))
+        await until(lambda: running.finds("sum(tuneserve_observed_total) > 1000"))
+        assert not webhook.heard(SURGES, "firing")
+        texts.share = 0.6
+        fired = await until(lambda: webhook.heard(SURGES, "firing"))
+        print("\ntold of", fired[0]["annotations"]["summary"])
+        assert fired[0]["labels"].items() >= {"monitor": "films", "topic": "arts", **OURS}.items()
+        texts.share = 0.15
+        resolved = await until(lambda: webhook.heard(SURGES, "resolved"))
+        print("resolved")
+        assert resolved[0]["fingerprint"] == fired[0]["fingerprint"]
+        call.cancel()
 
 
 async def until(found: Callable[[], Any]) -> Any:
