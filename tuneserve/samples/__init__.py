@@ -162,20 +162,46 @@ def sentiment(cache: Path | None = None) -> Path:
     """
 
     def make(archive: Path, target: Path) -> None:
-        inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        table = _member(archive.read_bytes(), inner)
-        text = _member(table, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").decode("utf-8")
-        rows = csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
         _write_jsonl(
             target,
             (
-                {"text": sentence.strip(), "label": "positive" if float(mean) > 0 else "negative"}
-                for _, mean, sentence in rows
-                if abs(float(mean)) > 0.5 and sentence.strip()
+                {"text": sentence, "label": "positive" if mean > 0 else "negative"}
+                for mean, sentence in _rated(archive, "movieReviewSnippets")
+                if abs(mean) > 0.5
             ),
         )
 
     return _cached(cache, "sentiment.jsonl", VADER, make)
+
+
+def topics(cache: Path | None = None) -> Path:
+    """Returns sentences about four things as JSON Lines: {"text": str, "label": "films", "products", "news" or "life"}.
+
+    From reviews of films, of products, from editorials, and from tweets. Origin: as of `sentiment`.
+    """
+    names = {"films": "movieReview", "products": "amazonReview", "news": "nytEditorial"}
+    tables = {label: f"{name}Snippets" for label, name in names.items()} | {"life": "tweets"}
+
+    def make(archive: Path, target: Path) -> None:
+        _write_jsonl(
+            target,
+            (
+                {"text": sentence, "label": label}
+                for label, table in tables.items()
+                for _, sentence in _rated(archive, table)
+            ),
+        )
+
+    return _cached(cache, "topics.jsonl", VADER, make)
+
+
+def _rated(archive: Path, table: str) -> Iterator[tuple[float, str]]:
+    """Yields the sentences of a table of VADER's, with their mean ratings."""
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    text = _member(_member(archive.read_bytes(), inner), f"hutto_ICWSM_2014/{table}_GroundTruth.txt").decode("utf-8")
+    for _, mean, sentence in csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
+        if sentence.strip():
+            yield float(mean), sentence.strip()
 
 
 def questions(cache: Path | None = None) -> Path:

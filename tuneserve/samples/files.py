@@ -24,6 +24,7 @@ SAMPLES = {
     "sentiment": Sample("sentiment.jsonl", "movie sentences, negative or positive", "MIT", samples.sentiment),
     "questions": Sample("questions.jsonl", "questions with answers, as chats", "BSD-3-Clause", samples.questions),
     "tweets": Sample("tweets.conll", "tweets with ten types of entities", "unclear", samples.tweets_ner),
+    "topics": Sample("topics.jsonl", "sentences about films, products, news and daily life", "MIT", samples.topics),
     "faq": Sample("faq.jsonl", "questions with the passages that answer them", "CC-BY-4.0", samples.faq),
     "encoder": Sample("minilm-l6", "base model of classifiers: MiniLM-L6", "Apache-2.0", samples.sentiment_encoder),
     "e5": Sample("e5-small", "base model for search: multilingual-e5-small", "MIT", samples.e5),

@@ -90,7 +90,25 @@ def test_questions_and_the_passages_that_answer_them(
 
 def test_sentiment_leaves_out_what_lies_between(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = b'1\t2.5\tA "fine" film\r\n2\t-0.4\tSo so\r\n3\t-2.0\tDull\r\n4\t0.5\tHm\r\n'
-    inner = tar({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": table})
+    vader_package(index, monkeypatch, movieReviewSnippets=table)
+    path = samples.sentiment(tmp_path / "cache")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"text": 'A "fine" film', "label": "positive"},
+        {"text": "Dull", "label": "negative"},
+    ]
+
+
+def test_topics_are_those_of_the_tables(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"movieReviewSnippets": "films", "amazonReviewSnippets": "products", "nytEditorialSnippets": "news"}
+    names["tweets"] = "life"
+    vader_package(index, monkeypatch, **{name: f"1\t0.1\tOf {topic}.\r\n".encode() for name, topic in names.items()})
+    path = samples.topics(tmp_path / "cache")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [{"text": f"Of {topic}.", "label": topic} for topic in names.values()]
+
+
+def vader_package(index: Path, monkeypatch: pytest.MonkeyPatch, **tables: bytes) -> None:
+    inner = tar({f"hutto_ICWSM_2014/{name}_GroundTruth.txt": table for name, table in tables.items()})
     root = "vaderSentiment-3.3.2"
     metadata = b"Metadata-Version: 1.0\nName: vaderSentiment\nVersion: 3.3.2\n"
     content = tar(
@@ -103,11 +121,6 @@ def test_sentiment_leaves_out_what_lies_between(index: Path, tmp_path: Path, mon
     (index / f"{root}.tar.gz").write_bytes(content)
     package = samples.Package("vaderSentiment", "3.3.2", hashlib.sha256(content).hexdigest(), sdist=True)
     monkeypatch.setattr(samples, "VADER", package)
-    path = samples.sentiment(tmp_path / "cache")
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"text": 'A "fine" film', "label": "positive"},
-        {"text": "Dull", "label": "negative"},
-    ]
 
 
 def test_another_hash_is_refused_and_nothing_is_left(
