@@ -82,7 +82,8 @@ def _search(
 
         def one(query: Query) -> pb.SearchResponse:
             request = pb.SearchRequest(index=index, query=query.text, readers=readers, limit=_PASSAGES, rerank=rerank)
-            return search(request, **server.options)
+            found: pb.SearchResponse = search(request, **server.options)
+            return found
 
         return list(threads.map(one, queries))
 
