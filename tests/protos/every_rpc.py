@@ -87,11 +87,13 @@ def every_rpc(version: str) -> list[Call]:
         ),
         Call(
             MONITOR + "ObserveStream",
-            [{"id": 1, "monitor": "news", "text": "good"}, {"id": 2, "monitor": "nobody"}],
-            [
-                {"id": "1", "observation": {"topics": [{"label": "a"}, {}, {}], "sentiment": scores["labels"][0]}},
-                {"id": "2", "error": {"code": 5}},
-            ],
+            [{"id": 1, "monitor": "news", "text": "good"}],
+            [{"id": "1", "observation": {"topics": [{"label": "a"}, {}, {}], "sentiment": scores["labels"][0]}}],
+        ),
+        Call(
+            MONITOR + "ObserveStream",
+            [{"id": 2, "monitor": "nobody"}],
+            [{"id": "2", "error": {"code": 5}}],
         ),
         Call(
             MONITOR + "Examples",

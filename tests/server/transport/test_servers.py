@@ -30,7 +30,8 @@ def services(address: str) -> list[str]:
 async def test_each_port_has_its_own_services(served):
     beside = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
     models = ["tuneserve.v1.ModelAdminService", "tuneserve.v1.ModelService"]
-    calls = [f"tuneserve.v1.{name}Service" for name in ("Answer", "Classification", "Embedding", "Generation")]
+    names = ("Answer", "Classification", "Embedding", "Generation", "Monitor")
+    calls = [f"tuneserve.v1.{name}Service" for name in names]
     everything = sorted([*beside, "inference.GRPCInferenceService", *models, *calls])
     assert await asyncio.to_thread(services, served.app.address) == everything
     assert await asyncio.to_thread(services, served.app.admin_address) == sorted([*beside, *models])
