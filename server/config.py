@@ -243,7 +243,7 @@ class ServerConfig(Settings):
         default={}, description="further names for models, or shares between them"
     )
     monitors: Annotated[Mapping[_ModelName, MonitorConfig], Named] = Field(
-        default={}, description="what streams of texts are counted by, by the names that callers use"
+        default={}, description="pairs of classifiers that count streams of texts, by the names that callers use"
     )
     indexes: Annotated[Mapping[_ModelName, IndexConfig], Named] = Field(
         default={}, description="indexes of documents, by the names that callers use; need `tuneserve[answer]`"

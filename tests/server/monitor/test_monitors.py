@@ -4,6 +4,8 @@ import pytest
 
 from tuneserve.errors import UserError
 from tuneserve.server.config import AliasConfig, MonitorConfig
+from tuneserve.v1 import monitor_pb2
+from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
 from ..conftest import loopback
 
@@ -40,6 +42,16 @@ async def test_every_cell_begins_at_zero(models, serve_config):
 async def test_of_an_alias_the_cells_of_all_its_versions(models, serve_config):
     async with serve_config(config(models, "both", "one")) as served:
         assert len(cells(served)) == (2 + 101) * 2
+
+
+async def test_the_cells_of_a_version_that_comes_later_begin_with_its_first_text(models, serve_config):
+    async with serve_config(config(models, "several", "one")) as served:
+        served.app.models.set_route("several", served.app.models.route("one"))
+        request = monitor_pb2.ObserveStreamRequest(monitor="news", text="good")
+        [answer] = [one async for one in MonitorServiceStub(served.channel).ObserveStream(iter([request]))]
+        found = {cell: value for cell, value in cells(served).items() if cell[0] not in "abc"}
+        assert found.pop((answer.observation.topics[0].label, answer.observation.sentiment.label)) == 1
+        assert list(found.values()) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
