@@ -124,9 +124,10 @@ def model_flags(models: Mapping[str, str | os.PathLike[str]]) -> list[str]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns the resident memory of a process and its children."""
+    """Returns the resident memory of a process and its children. What they share counts once, if the system tells."""
     process = psutil.Process(pid)
-    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+    found = [one.memory_full_info() for one in (process, *process.children(recursive=True))]
+    return sum(getattr(one, "pss", one.rss) for one in found)
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, seconds: float) -> Addresses:

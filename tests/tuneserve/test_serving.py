@@ -1,9 +1,11 @@
 """Starting and stopping a server as a child process. Real engines are in the tests marked `engine`."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tuneserve import serving as module
@@ -126,3 +128,23 @@ def test_ctrl_c_stops_the_server(
     with pytest.raises(KeyboardInterrupt), serving({"m": tmp_path / "nothing-here"}):
         pass
     assert [process.returncode is not None for process in started] == [True]
+
+
+SHARES = """
+import os, time
+block = bytes(range(256)) * (200 << 12)
+if os.fork():
+    print("shared", flush=True)
+time.sleep(300)
+"""
+
+
+def test_memory_that_processes_share_counts_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", SHARES], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"shared\n"
+        try:
+            assert 200 << 20 < module.resident_bytes(process.pid) < 300 << 20
+        finally:
+            for one in (*psutil.Process(process.pid).children(), process):
+                one.kill()
