@@ -12,6 +12,7 @@ import platform
 import shutil
 import struct
 import sys
+from collections.abc import Mapping
 from glob import glob
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def _thread_environment() -> dict[str, str]:
     return {"KMP_BLOCKTIME": "1"} | ({"OMP_NUM_THREADS": str(limit)} if limit else {})
 
 
+def unset(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment variables that are not set. To set one again would move it in memory, and then a process
+    can't change its title any more.
+    """
+    return {name: value for name, value in environment.items() if name not in os.environ}
+
+
 def cpu_limit(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Returns how many cores' time the container may use, at least 1; 0 without a limit."""
     try:
@@ -99,7 +107,7 @@ def preload() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64" or has_nvidia_gpu():
         return
     _ask_for_short_slices()
-    os.environ.update(_thread_environment() | os.environ)
+    os.environ.update(unset(_thread_environment()))
     present = os.environ.get("LD_PRELOAD", "")
     found = {
         name: sorted(path for pattern in patterns for path in glob(pattern)) for name, patterns in _LIBRARIES.items()

@@ -72,3 +72,9 @@ def print_slice() -> None:
     assert ctypes.CDLL(None).syscall(315, 0, attributes, 48, 0) == 0
     _, _, _, nice, _, slice_ns, *_ = struct.unpack("IIQiIQQQ", attributes.raw)
     print(nice, slice_ns)
+
+
+def test_variables_that_are_set_are_not_set_again(monkeypatch):
+    monkeypatch.setenv("KMP_BLOCKTIME", "5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert runtime.unset({"KMP_BLOCKTIME": "1", "OMP_NUM_THREADS": "2"}) == {"OMP_NUM_THREADS": "2"}
