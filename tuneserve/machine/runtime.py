@@ -59,11 +59,12 @@ def _thread_environment() -> dict[str, str]:
     """Returns the environment variables for OpenMP on CPUs, for training and for engines.
 
     By default an idle thread keeps its core busy for 200 ms: beside other busy programs, training took up to twice as
-    long. OpenMP also ignores a container's CPU limit: with a thread for every core, the container would be throttled
-    again and again.
+    long. In a forked process, Intel's OpenMP binds each thread to a core, also if that core is busy: an engine read 0.6
+    times as many texts a second. OpenMP also ignores a container's CPU limit: with a thread for every core, the
+    container would be throttled again and again.
     """
     limit = cpu_limit()
-    return {"KMP_BLOCKTIME": "1"} | ({"OMP_NUM_THREADS": str(limit)} if limit else {})
+    return {"KMP_BLOCKTIME": "1", "KMP_AFFINITY": "none"} | ({"OMP_NUM_THREADS": str(limit)} if limit else {})
 
 
 def unset(environment: Mapping[str, str]) -> dict[str, str]:

@@ -40,6 +40,31 @@ def test_idle_threads_give_their_cores_away_in_every_program():
     assert printed(KMP_BLOCKTIME="50") == "50"
 
 
+FORKS = """
+import os
+from tuneserve.machine.runtime import preload
+
+preload()
+import torch
+
+if os.fork():
+    os.wait()
+else:
+    torch.ones(512, 512) @ torch.ones(512, 512)
+    print(sorted(len(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or runtime.has_nvidia_gpu(), reason="set on CPUs")
+def test_threads_of_a_forked_process_may_run_on_every_core():
+    """OpenMP binds them otherwise, but not those of the process that forked."""
+    left_out = ("LD_PRELOAD", "TUNESERVE_PRELOADED", "KMP_AFFINITY")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out} | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([len(os.sched_getaffinity(0))] * 2)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or runtime.has_nvidia_gpu(), reason="set on CPUs")
 def test_threads_that_wake_up_come_before_other_busy_programs(capfd):
     """A short time slice, also after the restart and in children, with the niceness that the program began with."""
