@@ -20,12 +20,13 @@ from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.errors import InvalidInput, NotFound, Overloaded
 from tuneserve.server.models.aliases import Models, Route
 from tuneserve.server.models.tasks import TASKS
-from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2, monitor_pb2
+from tuneserve.v1 import answer_pb2, checkpoint_pb2, model_admin_pb2, model_pb2, monitor_pb2
 
 MODEL_SERVICES = (
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     model_admin_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name,
 )
+ANSWER_SERVICE = answer_pb2.DESCRIPTOR.services_by_name["AnswerService"].full_name
 MONITOR_SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -59,6 +60,8 @@ class Health:
         serving = {service: _any_serves(of) for service, of in of_service.items()}
         # The texts of monitors go to classifiers.
         serving[MONITOR_SERVICE] = serving[TASKS[checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION].service]
+        # Queries and documents go to encoders.
+        serving[ANSWER_SERVICE] = serving[TASKS[checkpoint_pb2.TASK_EMBEDDING].service]
         if self._names:
             serving |= {f"models/{alias}": route.serves for alias, route in routes.items()}
         self.servicer.show({"": _any_serves(routes.values()), **dict.fromkeys(MODEL_SERVICES, True), **serving})

@@ -14,7 +14,14 @@ from tuneserve.server.api.model_service import ModelService
 from tuneserve.server.config import ServerConfig, host_and_port
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
-from tuneserve.server.models.health import HEALTH_SERVICE, MODEL_SERVICES, MONITOR_SERVICE, Health, HealthServicer
+from tuneserve.server.models.health import (
+    ANSWER_SERVICE,
+    HEALTH_SERVICE,
+    MODEL_SERVICES,
+    MONITOR_SERVICE,
+    Health,
+    HealthServicer,
+)
 from tuneserve.server.models.tasks import TASKS
 from tuneserve.server.monitor.monitors import Monitors
 from tuneserve.server.monitor.service import MonitorService
@@ -22,7 +29,6 @@ from tuneserve.server.open_inference.service import InferenceService
 from tuneserve.server.transport import connections
 from tuneserve.server.transport.accepting import Server, Services
 from tuneserve.v1 import (
-    answer_pb2,
     answer_pb2_grpc,
     classification_pb2_grpc,
     embedding_pb2_grpc,
@@ -32,7 +38,6 @@ from tuneserve.v1 import (
     monitor_pb2_grpc,
 )
 
-_ANSWER_SERVICE = answer_pb2.DESCRIPTOR.services_by_name["AnswerService"].full_name
 _INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
@@ -59,7 +64,7 @@ def public(
     monitor_pb2_grpc.add_MonitorServiceServicer_to_server(MonitorService(models, monitors), services)
     inference = InferenceService(models, classification, embedding, generation)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, services)
-    ours = (*(task.service for task in TASKS.values()), _ANSWER_SERVICE, MONITOR_SERVICE, *MODEL_SERVICES)
+    ours = (*(task.service for task in TASKS.values()), ANSWER_SERVICE, MONITOR_SERVICE, *MODEL_SERVICES)
     _reflect(services, *ours, _INFERENCE_SERVICE, HEALTH_SERVICE)
     return Server(services, options)
 

@@ -35,6 +35,7 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
 async def test_health_per_service_and_overall(served):
     for service in (
         "",
+        "tuneserve.v1.AnswerService",
         "tuneserve.v1.ClassificationService",
         "tuneserve.v1.GenerationService",
         "tuneserve.v1.EmbeddingService",
