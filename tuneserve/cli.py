@@ -31,7 +31,7 @@ lifetime.end_with_parent()
 HEADINGS = {
     "Train": ("validate", "finetune", "search", "merge", "soup"),
     "Ship": ("evaluate", "compare", "quantize", "verify", "inspect", "fetch"),
-    "Run": ("serve", "call", "index", "predict", "bench", "key"),
+    "Run": ("serve", "worker", "call", "index", "predict", "bench", "key"),
     "More": ("demo", "samples", "schema"),
 }
 
@@ -95,6 +95,7 @@ for command in (
     ship.inspect,
     ship.fetch,
     run.serve,
+    run.worker,
     run.key,
     more.schema,
     more.demo,

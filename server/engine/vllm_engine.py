@@ -113,14 +113,9 @@ class VllmEngine:
         await self._start.wait()
 
     def _load(self) -> None:
-        options = self._options
-        for key, kind in (("structured_outputs_config", StructuredOutputsConfig), ("pooler_config", PoolerConfig)):
-            if isinstance(options.get(key), Mapping):
-                options[key] = kind(**options[key])
         with readable(self._config.path) as tokenizer:
-            options["tokenizer"] = str(tokenizer)
             with _CONFIGURING:
-                vllm_config = AsyncEngineArgs(**options).create_engine_config()
+                vllm_config = _arguments(self._options, tokenizer).create_engine_config()
                 _share_steps(vllm_config)
                 self.parsers = _parsers(self._config, vllm_config.model_config)
             engine = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[_stat_logger(self.registry)])
@@ -334,6 +329,25 @@ def _left(queue: RequestOutputCollector) -> int:
         if output := queue.get_nowait():
             return sum(len(one.token_ids) for one in output.outputs)
     return 0
+
+
+def work_for(leader: str, rank: int, options: Mapping[str, Any], path: Path) -> None:
+    """Computes a machine's part of an engine that spans several, until a process of that part ends.
+
+    The engine itself is on the first machine, `leader`. `options` are its own.
+    """
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    with readable(path) as tokenizer:
+        arguments = _arguments({**options, "node_rank": rank, "master_addr": leader}, tokenizer)
+        executor = MultiprocExecutor(arguments.create_engine_config(headless=True), monitor_workers=False)
+    executor.start_worker_monitor(inline=True)
+
+
+def _arguments(options: Mapping[str, Any], tokenizer: Path) -> AsyncEngineArgs:
+    kinds = {"structured_outputs_config": StructuredOutputsConfig, "pooler_config": PoolerConfig}
+    made = {key: kind(**options[key]) for key, kind in kinds.items() if isinstance(options.get(key), Mapping)}
+    return AsyncEngineArgs(**{**options, **made, "tokenizer": str(tokenizer)})
 
 
 def _share_steps(config: Any) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+from tuneserve.benchmarks.serving.systems import free_port
 
 from .. import tiny
 
@@ -30,17 +33,21 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_two_ranks_answer_as_one_process_does(model):
+# Left to itself vLLM wants a memory node of the machine for each rank.
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def check(model: Path, options: dict[str, int], processes: int) -> None:
+    """The answers of an engine with these options are those of transformers."""
     from transformers import AutoModelForCausalLM
 
     result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("parallel.py"), model, json.dumps({"tensor_parallel_size": 2})],
+        [sys.executable, Path(__file__).with_name("parallel.py"), model, json.dumps(options)],
         input=json.dumps({"prompts": PROMPTS, "max_tokens": 12}),
         capture_output=True,
         text=True,
         timeout=1200,
-        # Left to itself vLLM wants a memory node of the machine for each rank.
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        env=ENVIRONMENT,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     answer = json.loads(result.stdout.splitlines()[-1])
@@ -50,5 +57,30 @@ def test_two_ranks_answer_as_one_process_does(model):
         for prompt in PROMPTS
     ]
     assert answer["token_ids"] == [ids[len(prompt) :].tolist() for ids, prompt in zip(expected, PROMPTS, strict=True)]
+    assert answer["processes"] == processes
+
+
+def test_two_ranks_answer_as_one_process_does(model):
     # The engine's own, and one a rank.
-    assert answer["processes"] == 3
+    check(model, {"tensor_parallel_size": 2}, 3)
+
+
+def test_two_machines_answer_as_one_process_does(model, tmp_path_factory):
+    """The machines are processes here, which know of each other by an address alone."""
+    options = {"tensor_parallel_size": 2, "nnodes": 2, "master_port": free_port()}
+    file, log = (tmp_path_factory.mktemp("worker") / name for name in ("server.yaml", "log"))
+    settings = {"path": str(model), "dtype": "float32", "max_length": 256, "kv_cache_gib": 0.125, "engine": options}
+    file.write_text(yaml.safe_dump({"models": {"parallel": settings}}))
+    # Linux answers at each 127.x.x.x: the server itself was told of no address.
+    command = [sys.executable, "-m", "tuneserve.cli", "worker", "--config", file]
+    command += ["--leader", "127.0.0.2", "--rank", "1"]
+    with log.open("w") as output:
+        worker = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT)
+    try:
+        check(model, options, 2)
+        assert worker.poll() is None, log.read_text()[-3000:]
+        worker.terminate()
+        assert worker.wait(60) == 0
+    finally:
+        worker.kill()
+        worker.wait()

@@ -23,6 +23,7 @@ VERBS = (
     "compare",
     "verify",
     "serve",
+    "worker",
     "schema",
     "key",
     "bench",

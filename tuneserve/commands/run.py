@@ -77,6 +77,27 @@ def serve(
 
 
 @click.command()
+@click.option(
+    "--config", type=FilePath, required=True, help="The server's file, of one model with engine: {nnodes: N}."
+)
+@click.option("--leader", metavar="HOST", required=True, help="The first machine, where the server runs.")
+@click.option("--rank", type=click.IntRange(1), required=True, help="Which machine this is; the first one is 0.")
+def worker(config: Path, leader: str, rank: int) -> None:
+    """Compute a part of a model that spans several machines, beside its server on the first one.
+
+    \b
+    tuneserve serve --config server.yaml                              # on the first machine
+    tuneserve worker --config server.yaml --leader 10.0.0.1 --rank 1    # on the second one
+
+    It answers no calls, and ends when a process of its part does.
+    """
+    preload()
+    from tuneserve.server.worker import work
+
+    work(config, leader, rank)
+
+
+@click.command()
 @click.option("--days", type=click.IntRange(1), help="The key expires after so many days, at midnight UTC.")
 def key(days: int | None) -> None:
     """Generate a random API key, and its hash for the server's tenants file.
