@@ -16,6 +16,27 @@
 {{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
 {{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
 {{- end }}
+{{- if gt (int .Values.nodes) 1 }}
+{{- if gt (len .Values.models) 1 }}
+{{- fail "nodes: needs exactly one model in models, which the machines share" }}
+{{- end }}
+{{- $engine := default dict (first (values .Values.models)).engine }}
+{{- if mod (mul (dig "tensor_parallel_size" 1 $engine) (dig "pipeline_parallel_size" 1 $engine)) .Values.nodes }}
+{{- fail (printf "nodes: %d must divide tensor_parallel_size × pipeline_parallel_size of the model's engine" (int .Values.nodes)) }}
+{{- end }}
+{{- if ne .Values.onEngineFailure "exit" }}
+{{- fail "nodes: needs onEngineFailure to be exit, because an engine starts again only with new pods on all its machines" }}
+{{- end }}
+{{- if gt (int .Values.processes) 1 }}
+{{- fail "nodes: needs processes to be 1, because there is one engine on all machines" }}
+{{- end }}
+{{- if .Values.reloadModels }}
+{{- fail "nodes: needs reloadModels to be false, because the other machines load nothing while they run" }}
+{{- end }}
+{{- if .Values.networkPolicyEnabled }}
+{{- fail "nodes: needs networkPolicyEnabled to be false, because the machines of an engine call each other on many ports" }}
+{{- end }}
+{{- end }}
 {{- if and .Values.reloadModels (gt (int .Values.processes) 1) }}
 {{- fail "reloadModels: needs processes to be 1, because several processes do not follow their file" }}
 {{- end }}

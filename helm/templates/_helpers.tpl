@@ -13,6 +13,13 @@
 {{- end }}
 {{- end }}
 
+{{/* What an autoscaler scales. */}}
+{{- define "tuneserve.scaleTarget" -}}
+apiVersion: {{ ternary "apps/v1" "leaderworkerset.x-k8s.io/v1" (eq (int .Values.nodes) 1) }}
+kind: {{ ternary "Deployment" "LeaderWorkerSet" (eq (int .Values.nodes) 1) }}
+name: {{ include "tuneserve.fullname" . | quote }}
+{{- end }}
+
 {{- define "tuneserve.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "tuneserve.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
@@ -83,6 +90,9 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
 {{- $settings := dict }}
 {{- range $key, $value := $model }}
 {{- $_ := set $settings (snakecase $key) $value }}
+{{- end }}
+{{- if gt (int $.Values.nodes) 1 }}
+{{- $_ := set $settings "engine" (merge (dict "nnodes" $.Values.nodes) (default dict $model.engine)) }}
 {{- end }}
 {{- $_ := set $models $name $settings }}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* The pod of a server. */}}
+{{/* The pod of a server. Several machines share one in leaderworkerset.yaml. */}}
 {{- define "tuneserve.serverTemplate" -}}
 metadata:
   annotations:

@@ -38,11 +38,28 @@ def check(manifest: dict[str, Any], versions: Iterable[str] = (OLDEST, NEWEST)) 
     """Raises an error unless the manifest is valid, for these versions of Kubernetes."""
     if manifest["kind"] in custom_resources.KINDS:
         custom_resources.validate(manifest)
-    # No package has the types of a pool: test_gateways.py spells it out.
+    # No package has the types of a pool, nor of this set: test_gateways.py spells them out.
+    elif manifest["kind"] == "LeaderWorkerSet":
+        for template in templates(manifest):
+            check({"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "pod", **template["metadata"]}})
     elif manifest["kind"] != "InferencePool":
         for version in versions:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
+def templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pods that it makes, or is."""
+    group = manifest.get("spec", {}).get("leaderWorkerTemplate", {})
+    found = [
+        group.get("leaderTemplate"),
+        group.get("workerTemplate"),
+        manifest.get("spec", {}).get("template"),
+        manifest,
+    ]
+    return [one for one in found if one and "containers" in one.get("spec", {})]
+
+
 def container(manifests: Manifests) -> dict[str, Any]:
-    return manifests["deployment"]["spec"]["template"]["spec"]["containers"][0]
+    """The server's."""
+    template, *_ = templates(manifests.get("deployment") or manifests["leaderworkerset"])
+    return template["spec"]["containers"][0]

@@ -20,13 +20,18 @@ from tuneserve.server.models.health import MODEL_SERVICES
 from tuneserve.server.text import redaction
 from tuneserve.settings import Settings
 
-from .rendering import CHART, MINIMAL, OLDEST, Manifests, check, container, render
+from .rendering import CHART, MINIMAL, OLDEST, Manifests, check, container, render, templates
 
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
 JOB = "rel-tuneserve-metrics"
 KEDA = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus.monitoring:9090"}
 ROUTE = {"grpcRouteEnabled": True, "grpcRouteParents": [{"name": "gateway", "namespace": "gateways"}]}
 FETCH = {"fetch": {"sentiment": "s3://bucket/sentiment"}}
+NODES = {
+    "nodes": 2,
+    "onEngineFailure": "exit",
+    "models": {"chat": {"path": "/models/chat", "engine": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}}},
+}
 POOL = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp"}
 JOBS = {
     "modelsClaim": "tuned",
@@ -282,8 +287,7 @@ def test_pod_is_locked_down_and_probed(chart: helm_python.Chart) -> None:
 @pytest.mark.parametrize("values", VARIANTS, ids=lambda path: path.stem)
 def test_variants_meet_the_restricted_pod_security_standard(chart: helm_python.Chart, values: Path) -> None:
     manifests = render(chart, yaml.safe_load(values.read_text()))
-    templates = [manifest["spec"].get("template", manifest) for manifest in manifests.values() if "spec" in manifest]
-    pods = [template["spec"] for template in templates if "containers" in template["spec"]]
+    pods = [template["spec"] for manifest in manifests.values() for template in templates(manifest)]
     assert len(pods) >= 1
     allowed = {
         "configMap",
@@ -607,6 +611,13 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ({"inferencePoolEnabled": True}, "inferencePoolPicker: needed with inferencePoolEnabled"),
         (POOL | {"tlsSecret": "web"}, "inferencePoolEnabled: needs tlsSecret to be empty"),
         (POOL | {"models": {"a": {"path": "/a"}, "b": {"path": "/b"}}}, "inferencePoolEnabled: needs exactly one"),
+        (NODES | {"models": {"a": {"path": "/a"}, "b": {"path": "/b"}}}, "nodes: needs exactly one model"),
+        (NODES | {"nodes": 3}, "nodes: 3 must divide tensor_parallel_size"),
+        (NODES | {"models": {"a": {"path": "/a"}}}, "nodes: 2 must divide tensor_parallel_size"),
+        (NODES | {"onEngineFailure": "restart"}, "nodes: needs onEngineFailure to be exit"),
+        (NODES | {"processes": 2}, "nodes: needs processes to be 1"),
+        (NODES | {"reloadModels": True}, "nodes: needs reloadModels to be false"),
+        (NODES | {"networkPolicyEnabled": True}, "nodes: needs networkPolicyEnabled to be false"),
         (JOBS | {"modelsClaim": ""}, "finetuneConfig: needs modelsClaim"),
         ({"indexes": {"docs": INDEX}}, "indexes: needs indexesClaim"),
         (

@@ -1,11 +1,15 @@
-"""What finds the pods and scales them: routes, pools, KEDA and HorizontalPodAutoscalers."""
+"""What finds the pods and scales them: routes, pools, KEDA, HorizontalPodAutoscalers, and sets of several machines."""
 
 import helm_python
 import promql_parser
+import pytest
+import yaml
 
 from tuneserve.server.metrics import Metrics
 
 from .rendering import MINIMAL, render
+from .test_chart import KEDA, NODES
+from .test_jobs import parsed
 
 
 def test_a_canary_gets_its_share_of_the_calls(chart: helm_python.Chart) -> None:
@@ -69,3 +73,40 @@ def test_an_autoscaler_counts_what_waits_and_what_runs(chart: helm_python.Chart)
     metrics = [one["pods"]["metric"]["name"] for one in autoscaler["spec"]["metrics"]]
     assert metrics == ["tuneserve_requests_running", "tuneserve_requests_waiting"]
     assert set(metrics) <= {metric.name for metric in Metrics().registry.collect() if metric.type == "gauge"}
+
+
+def test_machines_that_share_a_model_are_a_set_whose_leader_gets_the_calls(chart: helm_python.Chart) -> None:
+    manifests = render(chart, NODES | {"replicaCount": 3})
+    assert "deployment" not in manifests
+    machines = manifests["leaderworkerset"]
+    assert (machines["apiVersion"], machines["kind"]) == ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet")
+    spec, group = machines["spec"], machines["spec"]["leaderWorkerTemplate"]
+    assert spec.keys() == {"replicas", "rolloutStrategy", "leaderWorkerTemplate"}
+    assert spec["rolloutStrategy"]["rollingUpdateConfiguration"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert (spec["replicas"], group["size"], group["restartPolicy"]) == (3, 2, "RecreateGroupOnPodRestart")
+    leader, worker = group["leaderTemplate"], group["workerTemplate"]
+    selector = manifests["service"]["spec"]["selector"].items()
+    assert selector <= leader["metadata"]["labels"].items()
+    assert not selector <= worker["metadata"]["labels"].items()
+    [serving], [working] = leader["spec"]["containers"], worker["spec"]["containers"]
+    assert not working.keys() & {"ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"}
+    assert working["resources"] == serving["resources"]
+    assert working["volumeMounts"] == serving["volumeMounts"]
+    # As the set's controller fills it in.
+    filled = {"$(LWS_LEADER_ADDRESS)": "leader.ml", "$(LWS_WORKER_INDEX)": "1"}
+    asked = parsed([filled.get(word, word) for word in working["command"]])
+    assert (str(asked["config"]), asked["leader"], asked["rank"]) == (serving["command"][-1], "leader.ml", 1)
+    engine = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])["models"]["chat"]["engine"]
+    assert engine == {"nnodes": 2, "tensor_parallel_size": 8, "pipeline_parallel_size": 2}
+
+
+@pytest.mark.parametrize("scaled", [{"autoscalingEnabled": True}, KEDA])
+@pytest.mark.parametrize(("values", "kind"), [(MINIMAL, "deployment"), (NODES, "leaderworkerset")])
+def test_what_is_scaled_is_what_makes_the_pods(chart: helm_python.Chart, scaled: dict, values: dict, kind: str) -> None:
+    manifests = render(chart, values | scaled)
+    made = manifests[kind]
+    target = manifests["scaledobject" if "kedaEnabled" in scaled else "horizontalpodautoscaler"]["spec"][
+        "scaleTargetRef"
+    ]
+    assert target == {"apiVersion": made["apiVersion"], "kind": made["kind"], "name": made["metadata"]["name"]}
+    assert "replicas" not in made["spec"]

@@ -9,7 +9,7 @@ import helm_python
 import pytest
 import yaml
 
-from .rendering import Manifests, container, render
+from .rendering import Manifests, container, render, templates
 from .test_chart import PROBES, VARIANTS
 from .test_jobs import parsed
 
@@ -22,9 +22,8 @@ def manifests(request: pytest.FixtureRequest, chart: helm_python.Chart) -> Manif
 
 def containers(manifests: Manifests) -> Iterator[dict[str, Any]]:
     """Of all pods, those of Jobs and of helm test too."""
-    for manifest in manifests.values():
-        pod = manifest.get("spec", {}).get("template", manifest).get("spec", {})
-        yield from (*pod.get("initContainers", ()), *pod.get("containers", ()))
+    for template in (one for manifest in manifests.values() for one in templates(manifest)):
+        yield from (*template["spec"].get("initContainers", ()), *template["spec"]["containers"])
 
 
 def test_images_have_a_version(manifests: Manifests) -> None:
@@ -43,7 +42,7 @@ def test_containers_say_what_they_need(manifests: Manifests) -> None:
 def test_commands_are_ones_that_tuneserve_takes(manifests: Manifests) -> None:
     for one in containers(manifests):
         # As the kubelet fills it in.
-        parsed([word.replace("$(SHARD)", "0") for word in (*one["command"], *one.get("args", ()))])
+        parsed([re.sub(r"\$\(\w+\)", "1", word) for word in (*one["command"], *one.get("args", ()))])
 
 
 def test_a_pod_loses_its_calls_before_it_is_restarted(manifests: Manifests) -> None:
