@@ -215,7 +215,7 @@ class IndexConfig(Settings):
         default=256, description="tokens of a passage, at most, without its title"
     )
     keyword_weight: float = Field(
-        default=0.25,
+        default=0.1,
         ge=0,
         le=1,
         description="the weight of words (BM25) in a passage's score; the rest is its vector's",
