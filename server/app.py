@@ -1,10 +1,10 @@
 """The server as a whole: bind, load, serve, drain.
 
-Ports are bound and health answers NOT_SERVING before any model loads, so that a port in use fails at once and probes
-can see the loading. One of several processes binds the ports that it shares once its models are loaded: until then, the
-others get all calls. On SIGTERM, SIGINT and SIGHUP the server first sets health to NOT_SERVING, then refuses new calls,
-lets running calls end, and stops. After SIGTERM it still accepts new calls for `linger_seconds`, because proxies that
-poll health keep sending calls until they notice.
+Ports are bound and health answers NOT_SERVING before any model loads, so that probes can see the loading. On CPUs that
+is after seconds of imports (engine/fork_server.py). One of several processes binds the ports that it shares once its
+models are loaded: until then, the others get all calls. On SIGTERM, SIGINT and SIGHUP the server first sets health to
+NOT_SERVING, then refuses new calls, lets running calls end, and stops. After SIGTERM it still accepts new calls for
+`linger_seconds`, because proxies that poll health keep sending calls until they notice.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from tuneserve.server.call.records import Records
 from tuneserve.server.call.shares import Shares
 from tuneserve.server.call.tenants import ADMINISTRATOR, Tenants
 from tuneserve.server.call.tracing import Tracing
-from tuneserve.server.config import ConfigFile, ServerConfig, host_and_port
-from tuneserve.server.engine import hardware, making
+from tuneserve.server.config import ConfigFile, ServerConfig, check_directories, host_and_port
+from tuneserve.server.engine import fork_server, hardware, making
 from tuneserve.server.engine.making import EngineFactory
 from tuneserve.server.ledger import Ledger
 from tuneserve.server.metrics import Metrics
@@ -365,13 +365,25 @@ class App:
             Addresses(self.address, self.metrics_address, self.admin_address, self.health_address).write(ready_file)
 
 
+def _check(config: ServerConfig) -> None:
+    """Raises UserError, at once, for mistakes that are easily made and that App finds only after the imports."""
+    for name, model in config.models.items():
+        check_directories(model, f"models.{name}")
+    for key in ("listen", "metrics_listen", "admin_listen", "health_listen"):
+        if address := getattr(config, key):
+            for one in connections.sockets(address, key, shared=config.processes > 1):
+                one.close()
+
+
 def serve(
     config: ServerConfig, ready_file: Path | None = None, file: ConfigFile | None = None, shared: Path | None = None
 ) -> None:
     """Runs a server until it is told to stop. `file` is where the config is from, to follow its changes. With
     `processes`, `shared` is the folder of all of them.
     """
-
+    if config.models:
+        _check(config)
+        fork_server.fork()
     # Disables the `_created` series of each metric: nobody uses them, and they would be in every scrape.
     disable_created_metrics()
     stderr = logs.never_wait()

@@ -45,7 +45,7 @@ CALLABLE = ("tuneserve", "tuneserve.finetune", "tuneserve.quantize")
 # of its own.
 ENGINE = {
     f"tuneserve.server.engine.{one}"
-    for one in ("vllm_engine", "requests", "parsers", "top_p_cpu", "seeds_cpu", "lora_cpu", "nf4_cpu")
+    for one in ("vllm_engine", "requests", "parsers", "top_p_cpu", "seeds_cpu", "lora_cpu", "nf4_cpu", "preloaded")
 }
 ENGINE |= {"tuneserve.benchmarks.serving.workers.offline"}
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.engine import hardware
+from tuneserve.server.engine import fork_server, hardware
 from tuneserve.server.engine.interface import Engine
 from tuneserve.v1 import checkpoint_pb2
 
@@ -27,6 +27,8 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
 
     async def make_engine(name: str, config: ModelConfig, manifest: checkpoint_pb2.Checkpoint) -> Engine:
         def make() -> Engine:
+            # It imports beside this process.
+            fork_server.start()
             with _IMPORTING:
                 from tuneserve.server.engine.vllm_engine import VllmEngine
 

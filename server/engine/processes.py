@@ -7,13 +7,15 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tuneserve.server.engine import fork_server
 
 _POLL_SECONDS = 0.02
 # Reading this many bytes counts as a second of CPU time.
@@ -31,6 +33,7 @@ class Start:
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()
         self._ended = False
+        self._forked: list[int] = []
         # Starts Python's resource tracker now, if it does not run: otherwise it would count as one of the engine's
         # processes.
         resource_tracker.ensure_running()
@@ -39,7 +42,7 @@ class Start:
 
     def processes(self) -> list[psutil.Process]:
         """Returns the processes that the thread has started so far; empty once it is done."""
-        return [] if self.done.done() else _children(self._thread)
+        return [] if self.done.done() else self._begun()
 
     async def wait(self) -> None:
         """Waits until the work is done, and raises what it raised. The work goes on when its caller is cancelled."""
@@ -52,27 +55,37 @@ class Start:
             kill(self.processes())
             await asyncio.sleep(_POLL_SECONDS)
 
+    def _begun(self) -> list[psutil.Process]:
+        return [*_children(self._thread), *_with_children(self._forked)]
+
     def _run(self, work: Callable[[], None]) -> None:
+        fork_server.note(self._forked)
         try:
             work()
         except BaseException as error:
-            kill(_children(self._thread))
+            kill(self._begun())
             self.done.set_exception(error)
             return
         if self._ended:
-            kill(_children(self._thread))
+            kill(self._begun())
         self.done.set_result(None)
 
 
 def _children(thread: threading.Thread) -> list[psutil.Process]:
     """Returns the processes that a thread has started, and their children; empty if the kernel does not tell."""
-    found = []
-    with contextlib.suppress(OSError):
+    try:
         pids = Path(f"/proc/self/task/{thread.native_id}/children").read_text(encoding="ascii").split()
-        for pid in pids:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                started = psutil.Process(int(pid))
-                found += [started, *started.children(recursive=True)]
+    except OSError:
+        return []
+    return _with_children(map(int, pids))
+
+
+def _with_children(pids: Iterable[int]) -> list[psutil.Process]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(pid)
+            found += [started, *started.children(recursive=True)]
     return found
 
 

@@ -38,7 +38,8 @@ from tuneserve.server.engine.tokenizer_files import readable
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2 as pb
 
-# Must be set before vLLM is imported, which reads them then. Spawn, never fork: gRPC has running threads.
+# Must be set before vLLM is imported, which reads them then. Spawn, never fork: gRPC has running threads. Where there
+# is a fork server, it forks the engines.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 # Log only errors: on CPUs vLLM warns a dozen times in each process about missing GPU features. Errors that repeat what
 # a caller sent (a grammar, stop strings, tokens) are left out, too. If the user configures vLLM's logging, all is
@@ -47,7 +48,7 @@ if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.update(runtime.engine_environment() | os.environ)
+os.environ.update(runtime.unset(runtime.engine_environment()))
 
 import torch
 from vllm import SamplingParams
@@ -56,16 +57,21 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
+from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+from tuneserve.server.engine import fork_server
 from tuneserve.server.engine import options as engine_options
 from tuneserve.server.engine import processes as engine_processes
 from tuneserve.server.engine import requests as engine_requests
 
 T = TypeVar("T")
+
+if fork_server.is_used():
+    vars(engine_utils).update(get_mp_context=fork_server.Context)
 
 # Models load concurrently, each in a thread, but vLLM keeps its current configuration in a global.
 _CONFIGURING = threading.Lock()
@@ -109,6 +115,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         """See interface.Engine."""
+        fork_server.start()
         self._start = engine_processes.Start(self._load)
         await self._start.wait()
 

@@ -81,11 +81,12 @@ def callers(real) -> Iterator[Callers]:
 
 
 def engines(real) -> list[psutil.Process]:
-    """The servers' engine processes: its children, without Python's helper that tracks shared memory, and without those
-    that check constraints.
+    """The server's engine processes: not Python's helper that tracks shared memory, nor the fork server, nor those that
+    check constraints.
     """
-    children = psutil.Process(real.server.process.pid).children()
-    return [child for child in children if not re.search("resource_tracker|constraint_process", str(child.cmdline()))]
+    others = "resource_tracker|forkserver|constraint_process"
+    started = psutil.Process(real.server.process.pid).children(recursive=True)
+    return [one for one in started if not re.search(others, str(one.cmdline()))]
 
 
 def states(real) -> dict[str, int]:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.engine
 def test_kill_takes_the_engine_along():
     with launched("--model", f"vectors={samples.embedding_model()}") as server:
         started = psutil.Process(server.process.pid).children(recursive=True)
-        assert any("resource_tracker" not in " ".join(one.cmdline()) for one in started)
+        assert any("EngineCore" in " ".join(one.cmdline()) for one in started)
         server.process.kill()
         server.process.wait()
         engine_processes.wait_for_end(started, 30)

@@ -1,6 +1,10 @@
-"""A start that is given up leaves no engine process behind, and the same model can be loaded after it."""
+"""A start that is given up leaves no engine process behind, and the same model can be loaded after it. An engine whose
+fork server is gone is started again.
+"""
 
+import re
 import time
+from contextlib import suppress
 
 import grpc
 import psutil
@@ -10,6 +14,8 @@ import yaml
 from tuneserve import samples
 from tuneserve.server.engine import processes as engine_processes
 from tuneserve.serving import Server, launched
+from tuneserve.v1.embedding_pb2 import EmbedRequest
+from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tuneserve.v1.model_admin_pb2 import CancelLoadRequest, LoadModelRequest
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2 import LOAD_STEP_WARMING_UP, MODEL_STATE_READY, WatchModelRequest
@@ -20,7 +26,13 @@ pytestmark = pytest.mark.engine
 
 def engines(server: Server) -> list[psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
-    return [one for one in children if "resource_tracker" not in " ".join(one.cmdline())]
+    return [one for one in children if not re.search("resource_tracker|forkserver", " ".join(one.cmdline()))]
+
+
+def answers(channel: grpc.Channel) -> bool:
+    with suppress(grpc.RpcError):
+        return bool(EmbeddingServiceStub(channel).Embed(EmbedRequest(model="vectors", texts=["good"])).results)
+    return False
 
 
 def test_a_load_that_is_cancelled_leaves_no_process(tmp_path):
@@ -42,4 +54,21 @@ def test_a_load_that_is_cancelled_leaves_no_process(tmp_path):
         *before, last = ModelServiceStub(channel).WatchModel(WatchModelRequest(model=model.id), timeout=300)
         assert LOAD_STEP_WARMING_UP in {update.model.load_step for update in before}
         assert last.model.state == MODEL_STATE_READY
+        assert len(engines(server)) == 1
+
+
+def test_an_engine_whose_fork_server_is_gone_is_started_again():
+    """Its end would not be noticed any more."""
+    with launched("--model", f"vectors={samples.embedding_model()}") as server:
+        before = engines(server)
+        [forking] = [one for one in psutil.Process(server.process.pid).children() if "forkserver" in str(one.cmdline())]
+        assert [one.parent() for one in before] == [forking]
+        forking.kill()
+        engine_processes.wait_for_end(before, 120)
+        assert not any(map(engine_processes.runs, before))
+        with grpc.insecure_channel(server.addresses.grpc) as channel:
+            deadline = time.monotonic() + 300
+            while not answers(channel):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
         assert len(engines(server)) == 1

@@ -1,5 +1,6 @@
 """Run a server, and make its keys."""
 
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,6 +70,8 @@ def serve(
         run_all(chosen, ready_file)
         return
     preload()
+    # NumPy starts no threads with it: the process is copied, see fork_server.py.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tuneserve.server.app import serve as run
     from tuneserve.server.call import request_log
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from tuneserve.server.config import ModelConfig
-from tuneserve.server.engine import hardware, making
+from tuneserve.server.engine import fork_server, hardware, making
 from tuneserve.server.engine.hardware import Hardware
 from tuneserve.v1 import checkpoint_pb2
 
@@ -27,6 +27,7 @@ def made(monkeypatch):
     module = types.ModuleType("tuneserve.server.engine.vllm_engine")
     module.VllmEngine = VllmEngine
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(fork_server, "start", lambda: None)
     monkeypatch.setattr(hardware, "detect", lambda *_: Hardware("bfloat16", 0, True, "computes so", ("is slow",)))
     return seen
 

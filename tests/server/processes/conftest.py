@@ -27,12 +27,13 @@ FAKES = """
 import sys
 sys.path.append({root!r})
 from tests.server.troubled_engine import TroubledEngine
-from tuneserve.server.engine import making
+from tuneserve.server.engine import fork_server, making
 
 async def make(name, config, manifest):
     return TroubledEngine(len(manifest.labels), max_length=manifest.max_length)
 
 making.engine_factory = lambda endpoint=None: make
+fork_server.fork = lambda: None
 """
 
 

@@ -28,9 +28,14 @@ with launched("--config", sys.argv[1], "--processes", "2") as server:
     time.sleep(300)
 """
 # As vLLM does it, from a thread that does not live as long as the process; `tuneserve.cli` is the server's main module.
-SPAWNS = """
-import multiprocessing, os, threading, time
-from tuneserve import cli
+STARTS = """
+import multiprocessing, os, sys, threading, time
+from tuneserve.server.engine import fork_server
+
+if sys.argv[1] == "spawn":
+    from tuneserve import cli
+
+fork_server._PRELOADED = "json"
 
 def compute():
     while threading.active_count() > 1:  # until it knows its parent
@@ -40,7 +45,8 @@ def compute():
         pass
 
 def start():
-    multiprocessing.get_context("spawn").Process(target=compute).start()
+    context = multiprocessing.get_context("spawn") if sys.argv[1] == "spawn" else fork_server.Context()
+    context.Process(target=compute).start()
 
 if __name__ == "__main__":
     thread = threading.Thread(target=start)
@@ -74,8 +80,9 @@ def end_alone(starter: subprocess.Popen[bytes], started: psutil.Process) -> None
 
 
 @pytest.mark.parametrize("state", ["computing", "stopped"])
-def test_a_killed_server_leaves_no_engine(tmp_path, state):
-    starter, engine = started_by(SPAWNS, tmp_path)
+@pytest.mark.parametrize("how", ["spawn", "fork server"])
+def test_a_killed_server_leaves_no_engine(tmp_path, how, state):
+    starter, engine = started_by(STARTS, tmp_path, how)
     if state == "stopped":
         os.kill(engine.pid, signal.SIGSTOP)
     end_alone(starter, engine)

@@ -1,0 +1,56 @@
+"""Processes of the fork server. Here it imports next to nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+FORKS = """
+import json, multiprocessing, os, sys, threading
+import setproctitle
+from tuneserve.server.engine import fork_server
+
+def tell(answers):
+    setproctitle.setproctitle("an engine")
+    titles = [open(f"/proc/{one}/cmdline").read() for one in (os.getppid(), os.getpid())]
+    titled = ["forkserver" in titles[0], titles[1].startswith("an engine")]
+    worker = multiprocessing.get_context("spawn").Process(target=int)
+    worker.start()
+    worker.join(60)
+    answers.put([os.getpid(), os.getppid(), *titled, worker.exitcode, os.environ["SET_LATER"], made])
+
+def fork(answers):
+    process = fork_server.Context().Process(target=tell, args=(answers,))
+    process.start()
+    process.join(60)
+    return process
+
+made = __name__
+if __name__ == "__main__":
+    fork_server._PRELOADED = "json"
+    made = "before"
+    getattr(fork_server, sys.argv[1])()
+    os.environ["SET_LATER"] = "yes"
+    answers, pids = fork_server.Context().SimpleQueue(), []
+    thread = threading.Thread(target=lambda: (fork_server.note(pids), fork(answers)))
+    thread.start()
+    thread.join()
+    ended = fork(answers)
+    print(json.dumps({"noted": pids, "told": [answers.get(), answers.get()], "ended": [ended.pid, ended.exitcode]}))
+"""
+
+
+@pytest.mark.parametrize("how", ["start", "fork"])
+def test_an_engine_has_its_servers_environment_and_is_known_to_its_starters_thread(tmp_path, how):
+    script = tmp_path / "script.py"
+    script.write_text(FORKS)
+    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    (first, its_parent, *seen), (second, parent, *seen_again) = found["told"]
+    assert its_parent == parent
+    # Only a copy knows what its main module has done.
+    assert seen == seen_again == [True, True, 0, "yes", "before" if how == "fork" else "__mp_main__"]
+    assert found["noted"] == [first]
+    assert found["ended"] == [second, 0]
+    assert not done.stderr

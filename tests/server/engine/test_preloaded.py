@@ -1,0 +1,19 @@
+"""What the fork server imports: after it, a process may be forked."""
+
+import json
+import subprocess
+import sys
+
+PRELOADS = """
+import gc, json, os
+from tuneserve.server.engine import preloaded
+print(json.dumps([os.listdir("/proc/self/task"), gc.isenabled(), gc.get_freeze_count()]))
+"""
+
+
+def test_it_starts_no_thread_and_leaves_all_to_no_collector():
+    done = subprocess.run([sys.executable, "-c", PRELOADS], capture_output=True, text=True, check=True)
+    threads, collects, frozen = json.loads(done.stdout)
+    assert len(threads) == 1
+    assert collects
+    assert frozen > 100_000
