@@ -9,6 +9,7 @@ NOT_SERVING, then refuses new calls, lets running calls end, and stops. After SI
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -383,6 +384,9 @@ def serve(
     """
     if config.models:
         _check(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Until App.run handles them, there is nothing to drain.
+            signal.signal(number, lambda *_: os._exit(0))
         fork_server.fork()
     # Disables the `_created` series of each metric: nobody uses them, and they would be in every scrape.
     disable_created_metrics()

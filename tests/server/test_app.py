@@ -11,8 +11,9 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from tuneserve import checkpoint
-from tuneserve.errors import CheckpointError, StepFailed
-from tuneserve.server.app import App
+from tuneserve.errors import CheckpointError, StepFailed, UserError
+from tuneserve.server.app import App, serve
+from tuneserve.server.engine import fork_server
 from tuneserve.server.engine.interface import EngineFailed
 from tuneserve.server.transport import connections
 from tuneserve.v1 import classification_pb2, generation_pb2
@@ -193,3 +194,14 @@ async def test_ready_file_has_the_addresses(served, tmp_path):
         "admin": served.app.admin_address,
         "health": "",
     }
+
+
+def test_a_missing_folder_and_a_port_in_use_are_told_before_the_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(fork_server, "fork", lambda: pytest.fail("it imports"))
+    with pytest.raises(UserError, match=r"models\.m\.path: .* is not a directory"):
+        serve(loopback({"m": tmp_path / "missing"}))
+    [used, *_] = connections.sockets("127.0.0.1:0", "listen")
+    used.listen()
+    config = loopback({"m": tmp_path}).model_copy(update={"listen": f"127.0.0.1:{used.getsockname()[1]}"})
+    with used, pytest.raises(UserError, match="listen"):
+        serve(config)

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tuneserve.server.engine import fork_server
 from tuneserve.v1 import model_pb2
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
@@ -123,3 +124,22 @@ async def test_nohup(tmp_path, processes):
             assert await serving(channel)
         server.process.send_signal(signal.SIGTERM)
         assert await server.exit_status() == 0
+
+
+@pytest.mark.skipif(not fork_server.is_used(), reason="it imports later")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_imports_ends_at_once(tmp_path, number):
+    """Before it has ports."""
+    command = [sys.executable, "-P", "-m", "tuneserve.cli", "serve", "--model", f"m={tmp_path}"]
+    for flag in ("--listen", "--metrics-listen"):
+        command += [flag, "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            maps = Path(f"/proc/{process.pid}/maps")
+            while "libtorch_python" not in maps.read_text():
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(number)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
