@@ -45,7 +45,10 @@ CALLABLE = ("tuneserve", "tuneserve.finetune", "tuneserve.quantize")
 # of its own.
 ENGINE = {
     f"tuneserve.server.engine.{one}"
-    for one in ("vllm_engine", "requests", "parsers", "top_p_cpu", "seeds_cpu", "lora_cpu", "nf4_cpu", "preloaded")
+    for one in (
+        *("vllm_engine", "requests", "parsers", "preloaded"),
+        *("on_cpu.top_p", "on_cpu.seeds", "on_cpu.lora", "on_cpu.nf4"),
+    )
 }
 ENGINE |= {"tuneserve.benchmarks.serving.workers.offline"}
 
@@ -125,7 +128,7 @@ ELSEWHERE = {
     "tuneserve.client.aio": "client/conftest.py: a test that calls a server does it by both clients",
     "tuneserve.client.sync": "client/conftest.py: a test that calls a server does it by both clients",
     "tuneserve.server.answer.rows": "classes without behaviour; answer/test_store.py has some of them",
-    "tuneserve.server.engine.nf4_cpu": "runs inside vLLM; finetune/test_served.py: four bits in float32",
+    "tuneserve.server.engine.on_cpu.nf4": "runs inside vLLM; finetune/test_served.py: four bits in float32",
     "tuneserve.benchmarks.gpu.phase": "test_main.py runs phases of each kind",
     "tuneserve.benchmarks.serving.workers.grpc_client": "test_worker.py: its jobs are done by each client",
     "tuneserve.benchmarks.serving.workers.http_client": "test_worker.py: its jobs are done by each client",

@@ -97,11 +97,11 @@ def arguments(
         }
     if not has_nvidia_gpu():
         if manifest.quantization in _FOUR_BITS:
-            options["worker_extension_cls"] = "tuneserve.server.engine.nf4_cpu.Worker"
+            options["worker_extension_cls"] = "tuneserve.server.engine.on_cpu.nf4.Worker"
         elif config.max_adapters:
-            options["worker_extension_cls"] = "tuneserve.server.engine.lora_cpu.Worker"
+            options["worker_extension_cls"] = "tuneserve.server.engine.on_cpu.lora.Worker"
         elif task == pb.TASK_GENERATION:
-            options["worker_extension_cls"] = "tuneserve.server.engine.seeds_cpu.Worker"
+            options["worker_extension_cls"] = "tuneserve.server.engine.on_cpu.seeds.Worker"
     if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
         # vLLM has no token classifier for this model; its classifier for whole texts can classify each token, too.
         whole = manifest.architecture.replace("ForTokenClassification", "ForSequenceClassification")

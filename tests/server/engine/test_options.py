@@ -161,7 +161,7 @@ def test_adapters_are_padded_to_a_rank_there_is(arguments):
 
 
 def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
-    assert arguments(max_adapters=1)["worker_extension_cls"].endswith("engine.lora_cpu.Worker")
+    assert arguments(max_adapters=1)["worker_extension_cls"].endswith("engine.on_cpu.lora.Worker")
     monkeypatch.setattr(engine_options, "has_nvidia_gpu", lambda: True)
     assert not {"worker_extension_cls", "block_size"} & arguments(max_adapters=1).keys()
     assert "worker_extension_cls" not in arguments(quantization="nf4")
@@ -169,8 +169,8 @@ def test_gpus_keep_vllms_own_operators_and_blocks(arguments, monkeypatch):
 
 
 def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
-    assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine.nf4_cpu.Worker")
-    assert arguments(quantization="w8a8")["worker_extension_cls"].endswith("engine.seeds_cpu.Worker")
+    assert arguments(quantization="nf4", max_adapters=1)["worker_extension_cls"].endswith("engine.on_cpu.nf4.Worker")
+    assert arguments(quantization="w8a8")["worker_extension_cls"].endswith("engine.on_cpu.seeds.Worker")
 
 
 def test_the_steps_of_generation_on_cpus_are_short(arguments):

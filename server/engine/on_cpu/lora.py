@@ -14,7 +14,7 @@ import torch
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 
-from tuneserve.server.engine.seeds_cpu import Worker
+from tuneserve.server.engine.on_cpu.seeds import Worker
 
 __all__ = ["Worker"]
 

@@ -10,7 +10,7 @@ The import fails if the plugin does not have its function where it is expected.
 import torch
 from vllm_bnb_plugin.quantization import linear
 
-from tuneserve.server.engine.lora_cpu import Worker
+from tuneserve.server.engine.on_cpu.lora import Worker
 
 __all__ = ["Worker"]
 

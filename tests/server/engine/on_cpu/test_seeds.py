@@ -6,7 +6,7 @@ import sys
 # In a process of its own: importing the file changes vLLM.
 CODE = """
 import torch
-from tuneserve.server.engine import seeds_cpu
+from tuneserve.server.engine.on_cpu import seeds
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 def drawn(generator):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-from tuneserve.server.engine.top_p_cpu import Worker
+from tuneserve.server.engine.on_cpu.top_p import Worker
 
 __all__ = ["Worker"]
 

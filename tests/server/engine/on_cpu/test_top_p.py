@@ -7,10 +7,10 @@ import sys
 CODE = """
 import itertools
 import torch
-from tuneserve.server.engine import top_p_cpu
+from tuneserve.server.engine.on_cpu import top_p
 from vllm.v1.sample.ops import topk_topp_sampler as vllm
 
-assert vllm.apply_top_k_top_p is top_p_cpu.apply_top_k_top_p
+assert vllm.apply_top_k_top_p is top_p.apply_top_k_top_p
 torch.manual_seed(2)
 cases = list(itertools.product((0.3, 2.0, 6.0), (0.0, 0.1, 0.5, 0.9, 0.999, 1.0), (1, 7, 255, 256, 257, 6000, None)))
 for vocabulary in (100, 256, 5000, 20_000):
@@ -22,7 +22,7 @@ for vocabulary in (100, 256, 5000, 20_000):
     k = torch.tensor([min(k or vocabulary, vocabulary) for _, _, k in cases], dtype=torch.int32)
     for given in (k, None):
         expected = vllm.apply_top_k_top_p_pytorch(logits.clone(), None if given is None else given.clone(), p)
-        found = top_p_cpu.apply_top_k_top_p(logits.clone(), given, p)
+        found = top_p.apply_top_k_top_p(logits.clone(), given, p)
         kept, wanted = found > -torch.inf, expected > -torch.inf
         assert torch.equal(found[kept], logits[kept])
         # Sums are rounded differently, so tokens at the border may be in or out: what has next to no chance.
@@ -31,8 +31,8 @@ for vocabulary in (100, 256, 5000, 20_000):
         assert kept.any(1).all()
         assert torch.equal(kept[p == 0].sum(1), torch.ones(int((p == 0).sum()), dtype=torch.long))
 some = torch.randn(3, 50)
-assert torch.equal(top_p_cpu.apply_top_k_top_p(some.clone(), None, None), some)
-assert (top_p_cpu.apply_top_k_top_p(some.clone(), torch.full((3,), 4), None) > -torch.inf).sum(1).tolist() == [4, 4, 4]
+assert torch.equal(top_p.apply_top_k_top_p(some.clone(), None, None), some)
+assert (top_p.apply_top_k_top_p(some.clone(), torch.full((3,), 4), None) > -torch.inf).sum(1).tolist() == [4, 4, 4]
 """
 
 

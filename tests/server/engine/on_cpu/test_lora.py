@@ -6,7 +6,7 @@ import sys
 # In a process of its own: importing the file changes vLLM.
 CODE = """
 import torch
-from tuneserve.server.engine import lora_cpu as ours
+from tuneserve.server.engine.on_cpu import lora as ours
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 

@@ -1,0 +1,1 @@
+"""What vLLM lacks on CPUs, loaded into its workers. Each file includes the one before: top_p, seeds, lora, nf4."""
