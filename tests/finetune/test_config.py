@@ -186,4 +186,5 @@ def test_the_examples_are_good() -> None:
         "token-classification",
         "embedding",
         "sequence-classification",
+        "sequence-classification",
     ]

@@ -190,4 +190,5 @@ async def test_a_start_that_fails_after_its_caller_was_cancelled_logs_nothing(un
     await asyncio.sleep(0.1)
     del waiting, start
     gc.collect()
+    loop.set_exception_handler(None)  # the loop is that of all tests
     assert told == []
