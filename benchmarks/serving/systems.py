@@ -172,14 +172,18 @@ def peer_server(
     """
     log = scratch / f"{name}-{port}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+            )
+        except OSError as error:
+            told = f"{name}: {command[0]} can't be run: {error.strerror}"
+            raise StepFailed(told, "is its environment whole?") from None
     try:
         _await(name, process, f"http://127.0.0.1:{port}{health}", log)
         yield process.pid

@@ -162,3 +162,9 @@ def test_a_peer_that_does_not_start_says_why(tmp_path: Path) -> None:
     ):
         pass
     assert "no-such-model" in caught.value.hint
+
+
+def test_a_program_that_is_not_there_is_a_failed_step(tmp_path: Path) -> None:
+    start = systems.peer_server("peer", ["/no/such/program"], systems.free_port(), tmp_path, os.environ)
+    with pytest.raises(StepFailed, match="peer: /no/such/program can't be run: No such file"), start:
+        pass
