@@ -34,16 +34,17 @@ def apply_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Ten
     for size in _SORTED:
         if size >= vocabulary or not len(rows):
             break
-        values, tokens = logits[rows].topk(size, dim=1)
+        whole = logits[rows]
+        values, tokens = whole.topk(size, dim=1)
         values.masked_fill_(torch.arange(size) >= k[rows, None], -torch.inf)
         # Chances are among the k likeliest tokens, which must all be here, or among all of them.
-        total = torch.where(k[rows] <= size, values.logsumexp(1), logits[rows].logsumexp(1))
+        total = torch.where(k[rows] <= size, values.logsumexp(1), whole.logsumexp(1))
         chances = (values - total[:, None]).exp()
         left_out = chances.cumsum(1) - chances >= p[rows, None]
         left_out[:, 0] = False  # also where p is 0
         found = (k[rows] <= size) | (left_out[:, -1] & (k[rows] == vocabulary))
-        kept = values.masked_fill_(left_out, -torch.inf)[found]
-        logits[rows[found]] = torch.full((len(kept), vocabulary), -torch.inf).scatter_(1, tokens[found], kept)
+        logits[rows[found]] = -torch.inf
+        logits[rows[found, None], tokens[found]] = values.masked_fill_(left_out, -torch.inf)[found]
         rows = rows[~found]
     if len(rows):
         logits[rows] = _by_sorting(logits[rows], k[rows], p[rows])
