@@ -34,6 +34,12 @@ def connected(job: Job) -> AbstractAsyncContextManager[list[grpc.aio.Channel]]:
 
 async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:
     """Makes one call."""
+    if job.texts and job.stream:
+        stub = ClassificationServiceStub(channel)
+        async for answer in stub.ClassifyStream(_each(job, piece)):
+            outcome.texts += len(answer.response.results)
+            outcome.prompt_tokens += answer.response.usage.prompt_tokens
+        return
     if job.texts:
         inputs = [classification.ClassifyInput(text=str(text)) for text in piece]
         response = await ClassificationServiceStub(channel).Classify(
@@ -62,6 +68,12 @@ async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Seque
             yield new
 
     await watch(tokens(), outcome)
+
+
+async def _each(job: Job, texts: Sequence[str] | Sequence[int]) -> AsyncIterator[classification.ClassifyStreamRequest]:
+    for text in texts:
+        request = classification.ClassifyRequest(model=job.model, inputs=[classification.ClassifyInput(text=str(text))])
+        yield classification.ClassifyStreamRequest(request=request)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ class Grpc(classification_pb2_grpc.ClassificationServiceServicer, generation_pb2
             usage=common_pb2.Usage(prompt_tokens=3 * len(request.inputs)),
         )
 
+    async def ClassifyStream(self, request_iterator, context):
+        self.seen.streamed += 1
+        async for one in request_iterator:
+            yield classification_pb2.ClassifyStreamResponse(response=await self.Classify(one.request, context))
+
     async def Generate(self, request, context):
         self.seen.prompts.append(list(request.prompt.token_ids.ids))
         assert request.sampling.ignore_eos
@@ -140,6 +145,16 @@ async def test_texts(served: tuple[Seen, worker.Worker, str]) -> None:
     assert outcome.rate == 40 / outcome.seconds
     assert outcome.client_cpu > 0
     assert outcome.first_tokens == []
+
+
+@pytest.mark.parametrize("served", ["grpc_client"], indirect=True)
+async def test_texts_on_streams(served: tuple[Seen, worker.Worker, str]) -> None:
+    seen, client, target = served
+    work = Job(texts=job.texts(40, seed=1), connections=2, batch=10, stream=True, target=target, model="m")
+    assert (await do(client, work)).counts == (40, 120, 0)
+    assert sorted(text for [text] in seen.batches) == sorted(work.texts)
+    assert seen.streamed == 4
+    assert len(seen.peers) == 2
 
 
 async def test_labels_in_the_order_of_the_texts(served: tuple[Seen, worker.Worker, str]) -> None:
