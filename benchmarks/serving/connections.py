@@ -37,6 +37,11 @@ _CLAIMS = [
 ]
 
 
+def texts(connections: int, seed: int) -> Job:
+    """1,024 texts, one by one."""
+    return Job(texts=job.texts(_TEXTS, seed), connections=connections)
+
+
 @click.command()
 @click.argument("classifier", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--rounds", type=click.IntRange(1), default=MIN_ROUNDS, show_default=True, help="Of each number.")
@@ -50,12 +55,7 @@ def main(classifier: Path, rounds: int, report: bool) -> None:
         client, _ = worker.clients(stack, scratch)
         engine = Engine(kv_cache_memory_bytes=1 << 28)
         system = stack.enter_context(systems.ours({"model": classifier}, client, scratch, engine))
-        scenarios = [
-            Scenario(
-                str(count), system, lambda seed, count=count: Job(texts=job.texts(_TEXTS, seed), connections=count)
-            )
-            for count in (*_FEWER, _PEAK, *_MORE)
-        ]
+        scenarios = [Scenario(str(count), system, partial(texts, count)) for count in (*_FEWER, _PEAK, *_MORE)]
         samples = interleave.measure(scenarios, rounds, partial(click.echo, err=True))
     result.add("classification by connections", samples, _CLAIMS)
     cost_report.conclude(result, report)

@@ -35,10 +35,9 @@ def connected(job: Job) -> AbstractAsyncContextManager[list[grpc.aio.Channel]]:
 async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:
     """Makes one call."""
     if job.texts and job.stream:
-        stub = ClassificationServiceStub(channel)
-        async for answer in stub.ClassifyStream(_each(job, piece)):
-            outcome.texts += len(answer.response.results)
-            outcome.prompt_tokens += answer.response.usage.prompt_tokens
+        async for one in ClassificationServiceStub(channel).ClassifyStream(_each(job, piece)):
+            outcome.texts += len(one.response.results)
+            outcome.prompt_tokens += one.response.usage.prompt_tokens
         return
     if job.texts:
         inputs = [classification.ClassifyInput(text=str(text)) for text in piece]
