@@ -20,7 +20,7 @@ Prints tables; the last line of stdout is one JSON object. Exits with status 0 o
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,7 @@ OVERLOADS = [Claim("answers under ten times the load, to the peak", "overload", 
 # A caller of an overloaded server is better off with a refusal at once.
 OVERLOAD_WAIT_SECONDS = 2.0
 QUANTIZED = "w8a8"
+_PARTS = ("start", "generation", "classification", "defaults", "overload")
 
 
 @dataclass(frozen=True)
@@ -234,12 +235,9 @@ def show(line: str) -> None:
 @click.option(
     "--starts", "start_count", type=click.IntRange(0), default=MIN_ROUNDS, show_default=True, help="Starts to measure."
 )
-@click.option("--defaults/--no-defaults", "with_defaults", default=True, help="Also compare with default settings.")
-@click.option("--overload/--no-overload", "with_overload", default=True, help="Also measure ten times the load.")
+@click.option("--only", type=click.Choice(_PARTS), multiple=True, help="Measure this part; may be repeated.")
 @click.option("--report", is_flag=True, help="Also write benchmarks/results/DATE-cpu.md (or -gpu).")
-def main(
-    classifier: Path, chat: Path, rounds: int, start_count: int, with_defaults: bool, with_overload: bool, report: bool
-) -> None:
+def main(classifier: Path, chat: Path, rounds: int, start_count: int, only: Sequence[str], report: bool) -> None:
     """Measure CLASSIFIER and CHAT, two checkpoints, on our server and its peers. Takes over an hour.
 
     A promise is kept if the whole 95 % interval of its ratio is on the right side, from 15 rounds on. Exits with status
@@ -251,14 +249,17 @@ def main(
         scratch = Path(folder)
         grpc, http = worker.clients(stack, scratch)
         bench = Bench(classifier, chat, scratch, grpc, http, rounds, start_count)
-        steps: list[tuple[str, Callable[[], None]]] = [("start to first answer", partial(starts, bench, result))]
-        for pooling, task in ((False, "generation"), (True, "classification")):
-            steps.append((task, partial(same_settings, bench, result, pooling)))
-            if with_defaults:
-                steps.append((f"defaults, {task}", partial(defaults, bench, result, pooling)))
-        if with_overload:
-            steps.append(("overload", partial(overloaded, bench, result)))
-        for name, step in steps:
+        steps = [
+            ("start", "start to first answer", partial(starts, bench, result)),
+            ("generation", "generation", partial(same_settings, bench, result, False)),
+            ("defaults", "defaults, generation", partial(defaults, bench, result, False)),
+            ("classification", "classification", partial(same_settings, bench, result, True)),
+            ("defaults", "defaults, classification", partial(defaults, bench, result, True)),
+            ("overload", "overload", partial(overloaded, bench, result)),
+        ]
+        for part, name, step in steps:
+            if only and part not in only:
+                continue
             try:
                 step()
             except StepFailed as error:

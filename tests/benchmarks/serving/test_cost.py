@@ -150,7 +150,7 @@ def test_everything(
 def test_same_settings_for_all_and_none_for_the_defaults(
     checkpoints: list[str], started: list[tuple[str, object]], measured: dict[str, list[str]]
 ) -> None:
-    run(*checkpoints, "--starts", "0", "--no-overload")
+    run(*checkpoints, "--only", "generation", "--only", "classification", "--only", "defaults")
     engines = [[one for one in given if isinstance(one, systems.Engine)] for _, given in started]  # type: ignore[attr-defined]
     generation, classification = engines[0][0], engines[6][0]
     assert engines == [[generation]] * 4 + [[]] * 2 + [[classification]] * 4 + [[]] * 2
@@ -166,7 +166,7 @@ def test_a_broken_promise_is_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(SPEEDS, "ours, batches", 90.0)
-    result = run(*checkpoints, "--starts", "0", "--no-defaults", "--no-overload")
+    result = run(*checkpoints, "--only", "generation", "--only", "classification")
     assert result.exit_code == 1
     ratios = json.loads(result.stdout.splitlines()[-1])["ratios"]
     assert [one["name"] for one in ratios if one["verdict"] == "not kept"] == ["batches, to LLM.encode"]
@@ -176,7 +176,7 @@ def test_a_broken_promise_is_a_failure(
 def test_too_few_rounds_keep_no_promise(
     checkpoints: list[str], started: list[tuple[str, object]], measured: dict[str, list[str]]
 ) -> None:
-    result = run(*checkpoints, "--rounds", "14", "--starts", "0", "--no-defaults", "--no-overload")
+    result = run(*checkpoints, "--rounds", "14", "--only", "generation", "--only", "classification")
     assert result.exit_code == 1
     ratios = json.loads(result.stdout.splitlines()[-1])["ratios"]
     assert {one["verdict"] for one in ratios} == {"not shown", None}
