@@ -23,7 +23,6 @@ from tuneserve.server.models.place import admitted
 from tuneserve.server.text import spans, windows
 from tuneserve.server.text.redaction import Masked
 from tuneserve.server.text.tokenizer import Tokens
-from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2, common_pb2
 from tuneserve.v1 import classification_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceServicer
@@ -77,15 +76,9 @@ class ClassificationService(ClassificationServiceServicer):
                 without = await explanation.score(scorer.score)
         usage = common_pb2.Usage(prompt_tokens=place.prompt_tokens)
         response = pb.ClassifyResponse(usage=usage, model_version=model.id)
-        scores = await answers.scores_of(results, shown)
-        best = [one async for one in in_turns(answers.add_classifications(response, results, scores, shown))]
+        scores = await answers.add_counted(response, results, shown, model.name, named=not is_zero_shot)
         if explanation:
             explanation.add_weights(response.results, scores, without, shown)
-        current().note("output", *(label for label, _ in best))
-        # The labels that a call brings are not counted in a metric: their number is unbounded.
-        if is_zero_shot:
-            best = []
-        await answers.count(model.name, len(texts), best, answers.per_label(scores, shown))
         return response
 
     async def ClassifyTokens(self, request: pb.ClassifyTokensRequest, context: Any) -> pb.ClassifyTokensResponse:

@@ -70,6 +70,20 @@ def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
     return probabilities(np.array([result.raw for result in results]), shown.problem, shown.temperature)
 
 
+async def add_counted(
+    answer: pb.ClassifyResponse, results: Sequence[Result], shown: Shown, model: str, *, named: bool = True
+) -> NDArray[np.float32]:
+    """Adds the labels of each input to an answer, notes the best ones for the log line, and counts them in the metrics,
+    unless they are not `named` by the model: the number of those that calls bring is unbounded. Returns the scores,
+    (results, labels).
+    """
+    scores = await scores_of(results, shown)
+    best = [one async for one in in_turns(add_classifications(answer, results, scores, shown))]
+    current().note("output", *(label for label, _ in best))
+    await count(model, len(results), best if named else [], per_label(scores, shown))
+    return scores
+
+
 async def scores_of(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
     """Returns the same, but computes some results at a time."""
     few = _few(shown)

@@ -94,10 +94,8 @@ class MonitorService(MonitorServiceServicer):
             several &= problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL
             least = [answers.LIKELY] * len(model.labels) if several else None
             shown = convert.Shown(model.labels, problem, None if several else 1, False, least, temperature)
-            scores, response = answers.all_scores(results, shown), classification_pb2.ClassifyResponse()
-            best = list(answers.add_classifications(response, results, scores, shown))
-            current().note("output", *(label for label, _ in best))
-            await answers.count(model.name, 1, best, answers.per_label(scores, shown))
+            response = classification_pb2.ClassifyResponse()
+            await answers.add_counted(response, results, shown, model.name)
             return _Found(model, response.results[0], seen.request)
 
     async def _keep(self, monitor: str, topic: _Found, sentiment: _Found, most: int) -> None:
