@@ -2,16 +2,16 @@
 
     fields        what the values of a training file may be
     config        one YAML file, checked key by key
-    data/         rows: read (formats, annotations), checked (schema), split (dataset, split), kept on disk (disk_rows),
-                  augmented (augmentation), given wrong passages (negatives), tokenized (tokens), packed into sequences
-                  (packing); what the model that a run continues from has seen (previous, parents), and the rows a
-                  checkpoint keeps (kept_rows)
+    data/         rows: read (formats, annotations), checked (schema, preferences), split (dataset, split), kept on disk
+                  (disk_rows), augmented (augmentation), given wrong passages (negatives), tokenized (tokens), packed
+                  into sequences (packing); what the model that a run continues from has seen (previous, parents), and
+                  the rows a checkpoint keeps (kept_rows)
     model/        base models with a head (base_models), trainable weights (adapters), fewer blocks (layer_drop), how
                   an encoder pools (pooling)
     eval/         quality on held-out rows (evaluation), calibrated probabilities (temperature)
     train/        Trainer for the classifiers (training, losses), embeddings (contrastive) and ranking (ranking), TRL's
-                  SFTTrainer for generation (sft), a teacher (distillation), forgetting (continual), several processes
-                  (distributed), --resume (run_state)
+                  SFTTrainer for generation (sft), its DPO and KTO (preference), a teacher (distillation), forgetting
+                  (continual), several processes (distributed), --resume (run_state)
     export/       adapter merged into its base in fp32 (merging), saved in bf16 (rounding), verified before it is kept
     preparation   everything checked and made ready before training starts
     report/       `validate` and tables on stdout (tables), OUTPUT-report (page, sections, plots)

@@ -47,9 +47,10 @@ METHODS: Mapping[Method, float] = {
 ENTITIES: Mapping[str, Any] = {"learning_rate": 2e-4, "epochs": 14.0, "lora_rank": 64}
 ENTITIES_SCALE = 4
 _OF_ENTITIES = "token-classification with lora: "
-# The tasks with labels, and those of queries and passages.
+# The tasks with labels, those of queries and passages, and those whose models write.
 CLASSIFIERS = ("sequence-classification", "token-classification")
 PAIRS = ("embedding", "ranking")
+WRITERS = ("generation", "preference")
 # Wrong passages for each right one, by default.
 RANKED = 4
 # Settings whose values may be paths.
@@ -72,9 +73,9 @@ class FinetuneConfig(Settings):
 
     model_config = ConfigDict(json_schema_extra=_schema)
 
-    task: Literal["sequence-classification", "token-classification", "generation", "embedding", "ranking"] = Field(
-        description="the model's task"
-    )
+    task: Literal[
+        "sequence-classification", "token-classification", "generation", "preference", "embedding", "ranking"
+    ] = Field(description="the model's task; preference makes a model for generation")
     base_model: PathOrId = Field(
         default="", description="a Hugging Face directory or a hub id; required unless `continue_from` is given"
     )
@@ -103,11 +104,13 @@ class FinetuneConfig(Settings):
     format: Format | None = Field(default=None, description="format of the files; null: by their suffix")
     columns: Mapping[Column, Text] | None = Field(default=None, description="maps our column names to the file's")
     prompt_template: Template | None = Field(
-        default=None, description="generation: template of the prompt, with {column} for the row's columns"
+        default=None,
+        description="generation and preference: template of the prompt, with {column} for the row's columns",
     )
     chat_template: Jinja | None = Field(
         default=None,
-        description="generation: a Jinja template, or a file of one, instead of the base model's; saved with the model",
+        description="generation and preference: a Jinja template, or a file of one, instead of the base model's; saved "
+        "with the model",
     )
     pooling: Pooling | None = Field(
         default=None, description="embedding: how the tokens' vectors become one; null: as the base model's files say"
@@ -131,6 +134,9 @@ class FinetuneConfig(Settings):
         default="bce",
         description="ranking: bce: whether each pair is right, so that scores are probabilities; listwise: the right "
         "passage among the wrong ones",
+    )
+    preference_beta: Annotated[float, Field(gt=0, le=10), Number] = Field(
+        default=0.1, description="preference: the larger, the nearer the model stays to its base model"
     )
     group_column: Text | None = Field(
         default=None, description="rows with the same value in this column are either all trained on or all held out"
@@ -184,13 +190,14 @@ class FinetuneConfig(Settings):
         default=1, description="batches per optimizer step: with a smaller `batch_size`, saves memory"
     )
     gradient_checkpointing: bool | None = Field(
-        default=None, description="saves memory, takes a third more time; null: only for generation on GPUs"
+        default=None,
+        description="saves memory, takes a third more time; null: only for generation and preference on GPUs",
     )
     learning_rate: Annotated[float, Field(gt=0, le=1), Number] | None = Field(
         default=None,
         description="null: depends on the method: "
         + ", ".join(f"{rate:g} for {method}" for method, rate in METHODS.items())
-        + f"; {_OF_ENTITIES}{ENTITIES['learning_rate']:g}",
+        + f"; {_OF_ENTITIES}{ENTITIES['learning_rate']:g}; preference: a tenth of that",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the learning rate falls after the warm-up"
@@ -281,9 +288,24 @@ class FinetuneConfig(Settings):
                 )
         if self.problem_type != "single-label" and self.task != "sequence-classification":
             raise Refused(f"problem_type is {self.problem_type}", "only sequence-classification has problem_type")
-        for key in ("prompt_template", "chat_template", "long_prompts", "train_on"):
+        for key in ("prompt_template", "chat_template"):
+            if key in given and self.task not in WRITERS:
+                raise Refused(f"{key} is given", f"only {' and '.join(WRITERS)} have prompts")
+        for key in ("long_prompts", "train_on"):
             if key in given and self.task != "generation":
-                raise Refused(f"{key} is given", "only generation has prompts")
+                raise Refused(f"{key} is given", "it is for generation")
+        if "preference_beta" in given and self.task != "preference":
+            raise Refused("preference_beta is given", "it is for preference")
+        if self.task == "preference" and self.method == "full":
+            raise Refused(
+                "method is full",
+                "answers are compared with the base model's, the model without its adapter: method: lora",
+            )
+        for key in ("lora_dropout", "neftune_alpha"):
+            if key in given and self.task == "preference":
+                raise Refused(f"{key} is given", "preference compares the model with its base model, without noise")
+        if self.task == "preference" and self.continue_from:
+            raise Refused("continue_from is given", "preference begins with a finished model: give it as base_model")
         for key in ("pooling", "prompts", "matryoshka"):
             if key in given and self.task != "embedding":
                 raise Refused(f"{key} is given", "only embedding has vectors")
@@ -312,14 +334,14 @@ class FinetuneConfig(Settings):
             raise Refused("teacher is given", "adalora has a loss of its own: choose another method")
         if self.packing and self.task != "generation":
             raise Refused("packing is given", "it is for generation; classifiers have one answer a row")
-        if self.teacher and self.task in PAIRS:
+        if self.teacher and self.task in (*PAIRS, "preference"):
             raise Refused("teacher is given", f"{self.task} learns from pairs alone")
         for key in OBJECTIVE:
             if getattr(self, key) and self.task not in CLASSIFIERS:
                 raise Refused(f"{key} is given", "it is for classifiers; neftune_alpha is for every task")
             if getattr(self, key) and self.method == "adalora":
                 raise Refused(f"{key} is given", "adalora has a loss of its own: choose another method")
-        if self.method == "adalora" and self.task in PAIRS:
+        if self.method == "adalora" and self.task in (*PAIRS, "preference"):
             raise Refused("method is adalora", "it has a loss of its own: choose another method")
         if self.method == "adalora" and (self.validation_size or self.save_steps):
             key = "validation_size" if self.validation_size else "save_steps"
@@ -398,6 +420,9 @@ def _defaults(config: FinetuneConfig) -> dict[str, Any]:
     if config.task == "token-classification" and config.method == "lora":
         rank = config.lora_rank if "lora_rank" in config.model_fields_set else ENTITIES["lora_rank"]
         defaults = {**ENTITIES, "lora_alpha": ENTITIES_SCALE * rank}
+    if config.task == "preference":
+        # Larger ones make both answers of a pair unlikely.
+        defaults["learning_rate"] = METHODS[config.method] / 10
     if config.task in PAIRS:
         defaults["mined_negatives"] = RANKED if config.task == "ranking" else 0
     return {key: value for key, value in defaults.items() if key not in config.model_fields_set}

@@ -23,7 +23,7 @@ T = TypeVar("T")
 # fmt: off
 Column = Literal[
     "text", "text_pair", "label", "labels", "head", "tail", "tokens", "tags", "entities", "messages", "tools",
-    "documents", "prompt", "completion", "query", "positive", "negatives",
+    "documents", "prompt", "completion", "chosen", "rejected", "query", "positive", "negatives",
 ]
 # fmt: on
 

@@ -144,7 +144,7 @@ def train_model(
             encoded = DiskRows(row | answer for row, answer in zip(encoded, answers, strict=True))
             # Frees its memory.
             teacher = None
-    validation = encode(tokenizer, target, negatives.mined(split.validation, config))
+    validation = preparation.for_training(tokenizer, target, negatives.mined(split.validation, config))
     if config.packing:
         from tuneserve.finetune.data import packing
 

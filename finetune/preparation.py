@@ -9,8 +9,8 @@ from typing import Any
 from tuneserve.checkpoint import examples
 from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
-from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.finetune.data import augmentation, dataset, negatives, tokens
+from tuneserve.finetune.config import WRITERS, FinetuneConfig
+from tuneserve.finetune.data import augmentation, dataset, negatives, preferences, tokens
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.model import base_models, pooling
@@ -39,18 +39,25 @@ def prepare(config: FinetuneConfig, split: Data) -> Ready:
     if split.left_out:
         logger.warning(dataset.left_out(split))
     train = negatives.mined(augmentation.augmented(split.train, config), config)
-    encoded = encode(tokenizer, target, train, config.train_on)
+    encoded = for_training(tokenizer, target, train, config.train_on)
     if more := len(encoded) - len(train):
         logger.info("%d answers are rendered differently when turns follow: each is trained in a row of its own", more)
     return Ready(config, split, train, encoded, target, tokenizer, bf16)
 
 
-def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) -> Data:
-    """Returns the data without the rows of generation that can't be trained on.
+def for_training(tokenizer: Any, target: Target, rows: Sequence[Row], train_on: str = "last-turn") -> Sequence[Row]:
+    """Returns rows as their trainer reads them."""
+    if target.task == "preference":
+        return preferences.encode(tokenizer, rows, target.max_length)
+    return encode(tokenizer, target, rows, train_on)
 
-    Raises UserError if that leaves no rows to train on or to measure.
+
+def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) -> Data:
+    """Returns the data without the rows of generation and preference that can't be trained on.
+
+    Raises UserError if that leaves no rows to train on or to measure, or preferences of one kind of answers alone.
     """
-    if config.task != "generation":
+    if config.task not in WRITERS:
         return split
     conversation = next((row for row in split.train if "messages" in row), None)
     if conversation and not examples.is_special(tokenizer, examples.answer(tokenizer, conversation)[0][-1]):
@@ -64,6 +71,8 @@ def usable(config: FinetuneConfig, split: Data, target: Target, tokenizer: Any) 
             what = ", ".join(f"{count} have {reason}" for reason, count in reasons.items())
             raise UserError(f"no {name} row can be used: {what}", "a larger max_length, or long_prompts: truncate")
         split = replace(split, **{name: kept})  # type: ignore[arg-type]
+    if config.task == "preference":
+        preferences.check(config, train=split.train, validation=split.validation, test=split.test)
     return replace(split, left_out=left_out)
 
 
@@ -79,7 +88,7 @@ def check(config: FinetuneConfig, split: Data) -> tuple[Target, Any]:
     if config.chat_template:
         tokenizer.chat_template = config.chat_template
     longest = base_models.max_length(config.base_model, tokenizer)
-    if config.task == "generation":
+    if config.task in WRITERS:
         # Quality is measured through the server, where each call needs room for one generated token.
         longest -= 1
     if config.max_length > longest:

@@ -129,7 +129,8 @@ def _labels(manifest: pb.Checkpoint) -> Iterable[str]:
 
 def _quality(manifest: pb.Checkpoint) -> Iterable[str]:
     metrics = manifest.lineage[-1].metrics
-    shown = (*_METRICS, "calibration_error", "unscaled_calibration_error")
+    preferred = ("reward_accuracy", "win_rate", "base_win_rate")
+    shown = (*preferred, *_METRICS, "calibration_error", "unscaled_calibration_error")
     whole = [(key, f"{metrics[key]:.4f}", _interval(metrics, key)) for key in shown if key in metrics]
     if not whole:
         return

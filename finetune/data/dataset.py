@@ -19,7 +19,7 @@ from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.rows import Row, digest, dumps, input_key
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import CLASSIFIERS, FinetuneConfig
-from tuneserve.finetune.data import kept_rows, parents, previous, schema
+from tuneserve.finetune.data import kept_rows, parents, preferences, previous, schema
 from tuneserve.finetune.data.disk_rows import Places
 from tuneserve.finetune.data.parents import Parents
 from tuneserve.finetune.data.previous import Old
@@ -116,7 +116,7 @@ def load(config: FinetuneConfig) -> Data:
 
 def _checked(config: FinetuneConfig, source: str, problems: _Problems) -> Iterator[tuple[str, Row]]:
     """Yields (where, row) for the good rows and adds the bad ones to `problems`."""
-    columns = dict(config.columns or {})
+    columns, read = dict(config.columns or {}), preferences.row if config.task == "preference" else schema.row
     seen = 0
     for where, raw in formats.read(source, config.format):
         seen += 1
@@ -136,11 +136,14 @@ def _checked(config: FinetuneConfig, source: str, problems: _Problems) -> Iterat
             )
         mapped = raw | {ours: raw[theirs] for ours, theirs in columns.items() if theirs in raw}
         try:
-            row = schema.row(mapped, config)
+            row = read(mapped, config)
         except schema.BadRow as error:
             problems.add(f"{where}: {error}")
         else:
             group = raw.get(config.group_column) if config.group_column else None
+            if config.task == "preference" and not config.group_column:
+                # Prompts have several answers.
+                group = input_key(row)
             # A row without a value belongs to no group.
             yield where, row if group in (None, "") else row | {GROUP: dumps({GROUP: group})}
     if not seen:

@@ -58,6 +58,8 @@ def load(config: FinetuneConfig) -> Old:
     train = kept_rows(directory, manifest.calibration_split, "`replay`") if keeps else ()
     test = held_out_rows(directory, manifest) if manifest.test_split.path else ()
     trained = next(step for step in reversed(manifest.lineage) if step.name == "finetune")
+    if "task" in trained.config and trained.config["task"] == "preference":
+        raise UserError(f"continue_from: {directory} was trained on preferences", "give it as base_model")
     # Older checkpoints kept rows of their last training only.
     learned = int(trained.metrics[LEARNED] if LEARNED in trained.metrics else trained.metrics["train_rows"])
     return Old(tuple(manifest.labels), test, train, max(learned, len(train)))

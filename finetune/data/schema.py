@@ -1,4 +1,5 @@
 """Checks a raw row of any supported format, and converts it into the schema of its task (tuneserve.checkpoint.rows).
+Preferences have a module of their own (preferences).
 
 Nothing here needs torch or a tokenizer.
 """
@@ -166,7 +167,8 @@ def iob2(tags: Sequence[str]) -> list[str]:
     return fixed
 
 
-def _generation_row(raw: Row, config: FinetuneConfig) -> Row:
+def generation_row(raw: Row, config: FinetuneConfig) -> Row:
+    """Returns a row of generation. Raises BadRow."""
     if config.prompt_template:
         return {"prompt": _filled(config.prompt_template, raw), "completion": _text(raw, "completion")}
     prompt, completion = raw.get("prompt"), raw.get("completion")
@@ -253,7 +255,7 @@ def _pair_row(raw: Row) -> Row:
 _BY_TASK: dict[str, Callable[[Row, FinetuneConfig], Row]] = {
     "sequence-classification": _sequence_row,
     "token-classification": lambda raw, _: _token_row(raw),
-    "generation": _generation_row,
+    "generation": generation_row,
     "embedding": lambda raw, _: _pair_row(raw),
     "ranking": lambda raw, _: _pair_row(raw),
 }

@@ -142,12 +142,12 @@ def first_of_input(digests: bytes | bytearray) -> Places:
 
 
 def counted_labels(row: Row) -> list[str]:
-    """The labels of a row that statistics count: its label or labels, or the type of each entity."""
+    """The labels of a row that statistics count: its label or labels, the type of each entity, or a thumb."""
     if "entities" in row:
         return [one["label"] for one in row["entities"]]
     if "labels" in row:
         return list(row["labels"])
-    return [row["label"]] if isinstance(row.get("label"), str) else []
+    return [str(row["label"])] if isinstance(row.get("label"), str | bool) else []
 
 
 def shuffled(places: Places, chance: random.Random) -> Places:

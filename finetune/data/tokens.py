@@ -13,6 +13,7 @@ import numpy as np
 
 from tuneserve.checkpoint import encoders, entities, examples
 from tuneserve.checkpoint.rows import Row
+from tuneserve.evaluation import preferences
 from tuneserve.finetune.data.disk_rows import DiskRows, View
 
 IGNORED = -100
@@ -54,13 +55,16 @@ def encode(tokenizer: Any, target: Target, rows: Iterable[Row], train_on: str = 
 def usable(
     tokenizer: Any, target: Target, rows: Sequence[Row], long_prompts: str
 ) -> tuple[Sequence[Row], Counter[str]]:
-    """Returns the rows of generation that can be trained on, and the number of the others, by reason."""
+    """Returns the rows of generation that can be trained on, and the number of the others, by reason.
+
+    Both answers of a pair need the same prompt, so that it is never truncated.
+    """
     kept, left_out = array("q"), Counter[str]()
     for place, row in enumerate(rows):
-        found = examples.example(tokenizer, row, target.max_length)
-        if not any(found.counted):
+        found = [examples.example(tokenizer, one, target.max_length) for one in preferences.answers(row)]
+        if not all(any(one.counted) for one in found):
             left_out["answer without tokens"] += 1
-        elif found.is_truncated and long_prompts == "drop":
+        elif any(one.is_truncated for one in found) and (long_prompts == "drop" or target.task == "preference"):
             left_out["prompt too long"] += 1
         else:
             kept.append(place)

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from tuneserve.checkpoint import encoders, entities, examples
 from tuneserve.checkpoint.rows import Row
-from tuneserve.evaluation import quality, retrieval, significance
-from tuneserve.finetune.config import PAIRS
+from tuneserve.evaluation import preferences, quality, retrieval, significance
+from tuneserve.finetune.config import PAIRS, WRITERS
 from tuneserve.finetune.data import tokens
 from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
@@ -26,7 +26,7 @@ class Answers:
 
     metrics: dict[str, float]
     # Of each row, the mean over its labels or tokens; for regression, the absolute error; for embedding, what its nDCG
-    # lacks.
+    # lacks; for preference, by how much the reward of its bad answer is above that of its good one.
     losses: list[float]
     predicted: list[Any] = field(default_factory=list)  # labels, numbers, entities or passages; empty for generation
     scores: list[list[float]] = field(default_factory=list)  # texts: probabilities by label, or the predicted number
@@ -38,10 +38,23 @@ class Answers:
         return self.metrics | significance.ends(self.metrics, self.row_sums)
 
 
-def evaluate(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> Answers:
-    """Returns the model's answers to rows, with the metrics of the target's task."""
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    target: Target,
+    rows: Sequence[Row],
+    bf16: bool,
+    base: preferences.Sides | None = None,
+) -> Answers:
+    """Returns the model's answers to rows, with the metrics of the target's task.
+
+    `base`: for preference, the base model's `likelihoods`; None: those of the model without its adapter, if it has one.
+    """
     if target.task in PAIRS:
         return (_retrieval if target.task == "embedding" else _ranking)(model, tokenizer, target, rows, bf16)
+    if target.task == "preference":
+        base = base or base_likelihoods(model, tokenizer, target, rows, bf16)
+        return _preferences(rows, likelihoods(model, tokenizer, target, rows, bf16), base)
     encoded = encode(tokenizer, target, rows)
     if target.task == "generation":
         return _generation(model, tokenizer, encoded, bf16)
@@ -174,7 +187,7 @@ def each(
                 chosen = output[place : place + 1]
             else:
                 counted = torch.tensor(encoded[index]["labels"]) != IGNORED
-                positions = counted.nonzero()[:limit, 0] - (1 if target.task == "generation" else 0)
+                positions = counted.nonzero()[:limit, 0] - (1 if target.task in WRITERS else 0)
                 chosen = output[place][positions.to(output.device)]
             yield index, chosen.float().cpu()
 
@@ -218,6 +231,40 @@ def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) 
             total += likelihood
             tokens += count
     return Answers(quality.generation(total, tokens), losses, row_sums=sums)
+
+
+def likelihoods(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool) -> preferences.Sides:
+    """Returns log-likelihood and number of tokens of each good answer, and of each bad one."""
+    both = preferences.sides(rows)
+
+    def of(some: Sequence[Row]) -> quality.RowSums:
+        return _generation(model, tokenizer, encode(tokenizer, target, some), bf16).row_sums if some else []
+
+    return preferences.Sides(of(both.good), of(both.bad))
+
+
+def base_likelihoods(
+    model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf16: bool
+) -> preferences.Sides | None:
+    """Returns the same of the model without its adapter; None if it has none."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return None
+    with model.disable_adapter():
+        return likelihoods(model, tokenizer, target, rows, bf16)
+
+
+def _preferences(rows: Sequence[Row], own: preferences.Sides, base: preferences.Sides | None) -> Answers:
+    paired = any("rejected" in row for row in rows)
+    found = preferences.metrics(own, base, paired)
+    found |= quality.generation(*(sum(column) for column in zip(*own.good, strict=True)))
+    if base is None:
+        return Answers(found, [], row_sums=own.good)
+    rewards = preferences.rewards(own, base)
+    good, bad = iter(rewards.good), iter(rewards.bad)
+    losses = [next(bad) - next(good) if paired else -next(good) if row["label"] else next(bad) for row in rows]
+    return Answers(found, losses, row_sums=own.good)
 
 
 def _forward(

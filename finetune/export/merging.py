@@ -27,6 +27,8 @@ from tuneserve.checkpoint import encoders, rows, seen, spacing
 from tuneserve.checkpoint.rows import Row
 from tuneserve.checkpoint.tasks import TASK_NAMES, TRAINABLE, auto_class
 from tuneserve.errors import StepFailed
+from tuneserve.evaluation import preferences
+from tuneserve.finetune.config import WRITERS
 from tuneserve.finetune.data import kept_rows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode
 from tuneserve.finetune.eval import evaluation
@@ -82,6 +84,9 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
         # PEFT warns about AdaLoRA's ranks, but finds them; the comparison below would show if it had not.
         warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
         tuned = peft.PeftModel.from_pretrained(base, adapter)
+    answered = None
+    if target.task == "preference":
+        answered = evaluation.base_likelihoods(tuned, tokenizer, target, test, bf16=False)
     try:
         merged = tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -94,7 +99,7 @@ def merge_into(directory: Path, adapter: Path, manifest: pb.Checkpoint, test: Se
     entry.metrics["merged_logits_max_difference"] = difference
     kept_rows.copy(adapter, directory, manifest)
     seen.copy(adapter, directory, manifest)
-    return export(directory, merged, tokenizer, target, manifest, entry, reference, test)
+    return export(directory, merged, tokenizer, target, manifest, entry, reference, test, answered)
 
 
 def export(
@@ -106,11 +111,12 @@ def export(
     entry: pb.Step,
     reference: Sequence[torch.Tensor],
     test: Sequence[Row],
+    base: preferences.Sides | None = None,
 ) -> Exported:
     """Saves an fp32 model in bf16, verifies the saved model, measures it on the test rows, and seals the directory.
 
     With `save_dtype: float32` it is saved in fp32. `entry` is the lineage step to complete; `source` is the manifest
-    so far.
+    so far. `base`: see `evaluation.evaluate`.
     """
     exact = _settings([*source.lineage, entry]).get("save_dtype") == "float32"
     save(model if exact else rounding.to_bf16(model), tokenizer, directory)
@@ -130,11 +136,14 @@ def export(
             entry.metrics["bf16_same_best_class"] = agreement
     answers = Answers({}, [])
     if test:
-        answers = evaluation.evaluate(saved, tokenizer, target, test, not exact and base_models.bf16_is_fast())
+        # Rewards are differences from the base model, smaller than what bf16 rounds away.
+        bf16 = not exact and target.task != "preference" and base_models.bf16_is_fast()
+        answers = evaluation.evaluate(saved, tokenizer, target, test, bf16, base)
         entry.metrics.update(answers.figures)
         entry.measured_on = tiers.measured_on()
-        if target.task == "generation" and source.test_split.path:
-            rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, target, test[:5]))
+        if target.task in WRITERS and source.test_split.path:
+            good = preferences.sides(test).good[:5]
+            rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, target, good))
     entry.finished_at.GetCurrentTime()
     if source.test_split.path:
         rows.write(directory / source.test_split.path, test)
@@ -184,7 +193,8 @@ def target_of(manifest: pb.Checkpoint) -> Target:
     """Returns the outputs of a manifest's model, with the length that it was trained at."""
     settings = _settings(manifest.lineage)
     return Target(
-        task=TASK_NAMES[manifest.task],
+        # A model that was trained on preferences is one for generation.
+        task="preference" if settings.get("task") == "preference" else TASK_NAMES[manifest.task],
         labels=tuple(manifest.labels),
         problem_type=settings["problem_type"],
         max_length=int(settings["max_length"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from tuneserve.checkpoint.layers import block_of, heads
 from tuneserve.errors import UserError
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.config import WRITERS, FinetuneConfig
 
 # Shares of a run's steps: where AdaLoRA begins to remove ranks, and how many steps are left when it is done with it.
 _ADALORA_BEGIN, _ADALORA_END = 0.1, 0.3
@@ -45,7 +45,7 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
     import peft
 
     linear = _linear(model)
-    scores = heads(model) if config.task == "generation" else []
+    scores = heads(model) if config.task in WRITERS else []
     for wanted in config.lora_targets or ():
         if wanted in scores:
             raise UserError(
@@ -59,6 +59,7 @@ def _with_adapter(model: Any, new_modules: Sequence[str], config: FinetuneConfig
         "token-classification": peft.TaskType.TOKEN_CLS,
         "sequence-classification": peft.TaskType.SEQ_CLS,
         "generation": peft.TaskType.CAUSAL_LM,
+        "preference": peft.TaskType.CAUSAL_LM,
         "ranking": peft.TaskType.SEQ_CLS,
         "embedding": peft.TaskType.FEATURE_EXTRACTION,
     }

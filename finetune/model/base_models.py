@@ -42,6 +42,7 @@ SERVABLE = {
     "embedding": [f"{name}Model" for name in ("Bert", "Roberta", "XLMRoberta", "ModernBert", *_EMBEDDERS)],
     "generation": ["GPT2LMHeadModel", *(f"{name}ForCausalLM" for name in _DECODERS)],
 }
+SERVABLE["preference"] = SERVABLE["generation"]
 
 
 def check_servable(task: str, base_model: str) -> None:

@@ -24,7 +24,7 @@ PAGE, NUMBERS = "report.html", "metrics.json"
 # fmt: off
 _TILES = (
     "macro_f1", "calibration_error", "entity_precision", "entity_recall", "spearman", "mean_absolute_error",
-    "recall@1", "recall@10", "mrr@10",
+    "recall@1", "recall@10", "mrr@10", "win_rate", "base_win_rate", "perplexity",
 )
 # fmt: on
 

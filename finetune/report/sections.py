@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.entities import Span
 from tuneserve.checkpoint.rows import Row, dumps
+from tuneserve.evaluation import preferences
 from tuneserve.finetune.config import PAIRS, FinetuneConfig
 from tuneserve.finetune.data.dataset import Data
 from tuneserve.finetune.eval.evaluation import Answers
@@ -89,6 +90,8 @@ def _quality(run: Finished) -> Iterator[Section]:
     if run.config.task == "generation":
         note = "Loss of the right answer per token, in nats: the mean of each held-out row."
         yield Section("Loss of the answers", note, [plots.histogram(answers.losses, "loss")])
+    elif run.config.task == "preference":
+        yield from _rewards(run)
     elif run.config.task in PAIRS:
         note = "Each held-out query, searched for among the passages of all held-out rows: its nDCG at 10."
         if run.config.task == "ranking":
@@ -114,6 +117,25 @@ def _quality(run: Finished) -> Iterator[Section]:
         yield _confusion(Counter(zip(expected, answers.predicted, strict=True)), labels, "Held-out rows.")
         right = [gold == guess for gold, guess in zip(expected, answers.predicted, strict=True)]
         yield _reliability(run, run.confidence, right)
+
+
+def _rewards(run: Finished) -> Iterator[Section]:
+    metrics, beta = run.answers.metrics, run.config.preference_beta
+    note = (
+        f"The better answer has the higher implicit reward in {metrics['reward_accuracy']:.1%} of pairs. "
+        f"By the mean log-probability of a token it wins in {metrics['win_rate']:.1%}, and with the base model in "
+        f"{metrics['base_win_rate']:.1%}."
+    )
+    margins = [-beta * loss for loss in run.answers.losses]
+    yield Section("Rewards", note, [plots.histogram(margins, _margin(run))])
+
+
+def _margin(run: Finished) -> str:
+    return "reward of the better answer less that of the other" if _is_paired(run) else "reward, of bad answers negated"
+
+
+def _is_paired(run: Finished) -> bool:
+    return "rejected" in run.split.test[0]
 
 
 def _reliability(run: Finished, sure: ArrayLike, right: ArrayLike) -> Section:
@@ -168,6 +190,8 @@ def _mistakes(run: Finished) -> Section:
     config, test, answers = run.config, run.split.test, run.answers
     if config.task == "generation":
         return _surprises(run)
+    if config.task == "preference":
+        return _misjudged(run)
     if config.task in PAIRS:
         return _missed(run)
     wrong = [index for index, row in enumerate(test) if _gold(row) != answers.predicted[index]]
@@ -191,6 +215,22 @@ def _surprises(run: Finished) -> Section:
     rows = [(*_exchange(run.split.test[index]), f"{losses[index]:.2f}") for index in order]
     note = "The held-out answers with the highest loss."
     return Section("Highest loss", note, (), ("prompt", "right answer", "loss"), rows, (2,))
+
+
+def _misjudged(run: Finished) -> Section:
+    losses, test, beta = run.answers.losses, run.split.test, run.config.preference_beta
+    wrong = sorted((place for place, loss in enumerate(losses) if loss > 0), key=lambda place: -losses[place])
+    note, rows = f"{len(wrong):,} of {len(test):,} rows. The worst ones:", []
+    for place in wrong[:SHOWN_ROWS]:
+        prompt, answer = _exchange(test[place])
+        second = _exchange(preferences.rejected(test[place]))[1] if _is_paired(run) else _thumb(test[place])
+        rows.append((prompt, answer, second, f"{-beta * losses[place]:.2f}"))
+    columns = ("prompt", "better", "preferred by the model") if _is_paired(run) else ("prompt", "answer", "label")
+    return Section("Rewarded wrongly", note, (), (*columns, "margin"), rows, (3,))
+
+
+def _thumb(row: Row) -> str:
+    return "good" if row["label"] else "bad"
 
 
 def _missed(run: Finished) -> Section:

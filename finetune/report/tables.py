@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuneserve.checkpoint import examples
+from tuneserve.evaluation import preferences, quality
 from tuneserve.finetune import config as config_module
 from tuneserve.finetune import preparation
 from tuneserve.finetune.data import dataset
@@ -68,6 +69,8 @@ def validate(path: Path, console: Console | None = None) -> dict[str, Any]:
     if target.pooling:
         prompts = ", ".join(f"{name} {text!r}" for name, text in target.prompts.items()) or "none"
         console.print(f"pooling: {target.pooling}; prompts: {prompts}", markup=False)
+    if config.task == "preference":
+        console.print(_preferences(split))
     console.print(_histogram(counts, longest))
     console.print(f"{truncated} of {len(counts)} rows are longer than max_length ({longest}) and are truncated")
     inexact = 0
@@ -109,13 +112,23 @@ def show_checkpoint(directory: Path, manifest: pb.Checkpoint, console: Console |
             console.print(f"  answered: {sample['answer']}", markup=False)
 
 
+def _preferences(split: dataset.Data) -> str:
+    """Says what may be learned in place of what was meant: that good answers are the longer ones, for example."""
+    both = preferences.sides([*split.train, *split.test])
+    good, bad = ([len(quality.expected_answer(row)) for row in side] for side in (both.good, both.bad))
+    paired = "rejected" in split.train[0]
+    kinds = f"{len(good)} pairs of answers" if paired else f"{len(good)} good answers, {len(bad)} bad ones"
+    longer = preferences.share(preferences.Sides(good, bad), paired)
+    return f"{kinds}; the better answer is the longer one in {longer:.0%} of pairs"
+
+
 def _length(tokenizer: Any, row: dict[str, Any], target: Target) -> int:
     if "query" in row:
         [one] = encode(tokenizer, replace(target, max_length=_UNTRUNCATED), [row])
         return lengths([one])[0]
     if "text" in row:
         return len(tokenizer(row["text"], row.get("text_pair"))["input_ids"])
-    return len(examples.answer(tokenizer, row)[0])
+    return max(len(examples.answer(tokenizer, one)[0]) for one in preferences.answers(row))
 
 
 def _histogram(lengths: NDArray[np.int_], longest: int) -> Table:

@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from tuneserve.checkpoint import rows
-from tuneserve.checkpoint.tasks import TRAINABLE
+from tuneserve.checkpoint.tasks import TRAINABLE, Headline
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune import pipeline, preparation
@@ -90,7 +90,7 @@ def _study(directory: Path, config: FinetuneConfig, space: Space, split: Data, o
     directory.mkdir(parents=True, exist_ok=True)
     # optuna's own log lines would repeat ours.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    higher = quality.headline(TRAINABLE[config.task], {}).higher_is_better
+    higher = _headline(config.task, config.problem_type).higher_is_better
     study = optuna.create_study(
         study_name="search",
         storage=f"sqlite:///{directory / 'study.db'}",
@@ -125,11 +125,17 @@ def _run(trial: optuna.Trial, config: FinetuneConfig, split: Data, state: Path) 
 
     def measure(model: Any) -> float:
         found = evaluation.evaluate(model, ready.tokenizer, ready.target, ready.split.validation, bf16=False)
-        return found.metrics[quality.headline(TRAINABLE[config.task], found.metrics).name]
+        return found.metrics[_headline(config.task, config.problem_type).name]
 
     shutil.rmtree(state, ignore_errors=True)
     model, _ = pipeline.train_model(ready, state, pb.Step(), [Pruning(trial, measure)])
     return measure(model)
+
+
+def _headline(task: str, problem_type: str) -> Headline:
+    """Returns the metric that trials are compared by."""
+    special = "pearson" if problem_type == "regression" else "reward_accuracy" if task == "preference" else ""
+    return quality.headline(TRAINABLE[task], {special: 0.0})
 
 
 class Pruning(TrainerCallback):  # type: ignore[misc]
@@ -159,8 +165,7 @@ def _yaml(values: Mapping[str, Any], directory: Path, study: optuna.Study) -> st
 def _show(study: optuna.Study, space: Space, best: Path) -> None:
     settings = study.user_attrs["settings"]
     console = Console()
-    task = TRAINABLE[settings["task"]]
-    name = "pearson" if settings["problem_type"] == "regression" else quality.headline(task, {}).name
+    name = _headline(settings["task"], settings["problem_type"]).name
     table = Table("trial", f"validation {name}", *space.keys, "")
     for trial in _finished(study):
         value = f"{trial.value:.4f}" if trial.value is not None else ""

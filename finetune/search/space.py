@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tuneserve import settings
 from tuneserve.errors import UserError
 from tuneserve.finetune import config as config_module
-from tuneserve.finetune.config import FinetuneConfig
+from tuneserve.finetune.config import WRITERS, FinetuneConfig
 from tuneserve.finetune.fields import number_from_text
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def load(path: Path) -> tuple[dict[str, Any], Space]:
         raise UserError(f"{path}: search is missing", "for example search: {learning_rate: [1e-4, 5e-4]}")
     if not values.get("validation_size"):
         raise UserError(f"{path}: validation_size is missing", "trials are compared on validation rows: 0.2, or so")
-    if values.get("task") == "generation" and "max_length" in space:
+    if values.get("task") in WRITERS and "max_length" in space:
         raise UserError(
-            f"{path}: search: max_length can't be compared for generation",
+            f"{path}: search: max_length can't be compared for {values['task']}",
             "each max_length counts other tokens of the validation rows: set max_length outside of search",
         )
     return values, Space({key: _setting(f"{path}: search: {key}", key, value) for key, value in space.items()})

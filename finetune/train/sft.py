@@ -43,11 +43,15 @@ def trainer(run: Any, common: dict[str, Any]) -> SFTTrainer:
     else:
         made = AnswerTrainer(**options)
     made.train_dataset, made.eval_dataset = run.encoded, run.validation or None
-    # TRL converts the adapters of a quantized model to bf16; here, trained weights are always fp32.
-    for parameter in run.model.parameters():
+    train_in_fp32(run.model)
+    return made
+
+
+def train_in_fp32(model: Any) -> None:
+    """Undoes what TRL does to a quantized model: it converts the adapter to bf16. Here, trained weights are fp32."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return made
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]

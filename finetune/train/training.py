@@ -1,4 +1,5 @@
-"""The training loop: transformers' Trainer for classifiers and embeddings, TRL's SFTTrainer for generation."""
+"""The training loop: transformers' Trainer for classifiers and embeddings, TRL's trainers for
+generation and preferences."""
 
 import json
 import math
@@ -25,7 +26,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.finetune.config import OBJECTIVE, FinetuneConfig
+from tuneserve.finetune.config import OBJECTIVE, WRITERS, FinetuneConfig
 from tuneserve.finetune.data.tokens import Target, lengths
 from tuneserve.finetune.train import distributed
 from tuneserve.finetune.train.distillation import Teacher, WithAnswers
@@ -129,7 +130,7 @@ def _trainer(run: Run) -> Any:
         "per_device_train_batch_size": distributed.share(config.batch_size),
         "per_device_eval_batch_size": distributed.share(config.batch_size),
         "gradient_accumulation_steps": config.gradient_accumulation,
-        "gradient_checkpointing": on_gpu and config.task == "generation" if checkpointing is None else checkpointing,
+        "gradient_checkpointing": on_gpu and config.task in WRITERS if checkpointing is None else checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
@@ -154,6 +155,10 @@ def _trainer(run: Run) -> Any:
         from tuneserve.finetune.train import sft
 
         return sft.trainer(run, common)
+    if config.task == "preference":
+        from tuneserve.finetune.train import preference
+
+        return preference.trainer(run, common)
     if config.task == "embedding":
         # Imported here, because sentence-transformers takes seconds to import.
         from tuneserve.finetune.train import contrastive

@@ -61,6 +61,13 @@ def test_entities_have_defaults_of_their_own_with_lora(tmp_path: Path) -> None:
     assert found(method="dora") == found(task="sequence-classification") == (5e-4, 3, 16, 32)
 
 
+def test_preference_learns_more_slowly(tmp_path: Path) -> None:
+    assert parse(tmp_path, task="preference").learning_rate == pytest.approx(5e-5)
+    assert parse(tmp_path, task="preference", method="rslora").learning_rate == pytest.approx(2e-5)
+    assert parse(tmp_path, task="preference", learning_rate=1e-3).learning_rate == 1e-3
+    assert parse(tmp_path, task="preference", chat_template="{{ messages }}").chat_template == "{{ messages }}"
+
+
 @pytest.mark.parametrize("key", ["chat_template", "long_prompts", "train_on"])
 def test_what_only_generation_has(tmp_path: Path, key: str) -> None:
     value = {"chat_template": "{{ messages }}", "long_prompts": "drop", "train_on": "last-turn"}[key]
@@ -142,6 +149,17 @@ def test_the_choices_are_those_that_the_code_has() -> None:
         ({"task": "ranking", "method": "adalora"}, "method is adalora"),
         ({"task": "ranking", "teacher": "big"}, "teacher is given"),
         ({"task": "ranking", "temperature_scaling": True, "validation_size": 0.1}, "temperature_scaling is given"),
+        ({"task": "preference", "method": "full"}, "method is full"),
+        ({"task": "preference", "method": "adalora"}, "method is adalora"),
+        ({"task": "preference", "base_model": None, "continue_from": "old"}, "continue_from is given"),
+        ({"task": "preference", "teacher": "big"}, "teacher is given"),
+        ({"task": "preference", "lora_dropout": 0.1}, "lora_dropout is given"),
+        ({"task": "preference", "neftune_alpha": 5}, "neftune_alpha is given"),
+        ({"task": "preference", "packing": True}, "packing is given"),
+        ({"task": "preference", "train_on": "last-turn"}, "train_on is given"),
+        ({"task": "preference", "labels": ["a"]}, "labels are given"),
+        ({"task": "preference", "preference_beta": 0}, "preference_beta: 0 is not allowed"),
+        ({"preference_beta": 0.1}, "preference_beta is given"),
         ({"class_weights": "rare"}, "class_weights: 'rare' is not allowed"),
         ({"class_weights": {"a": 0}}, "class_weights: {'a': 0} is not allowed"),
     ],
@@ -184,6 +202,7 @@ def test_the_examples_are_good() -> None:
     assert [config.load(example).task for example in examples] == [
         "generation",
         "token-classification",
+        "preference",
         "embedding",
         "sequence-classification",
         "sequence-classification",

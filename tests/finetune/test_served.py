@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 SEQUENCE, TOKENS, GENERATION, SEARCH = "sequence-classification", "token-classification", "generation", "embedding"
+PREFERENCE = "preference"
 # What changes each kind of weights enough to be seen.
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 2e-3, "lora_rank": 16, "lora_alpha": 32},
@@ -52,6 +53,7 @@ RUNS = [
     (SEARCH, "bert", "lora"),
     (SEARCH, "llama", "lora"),
     *((GENERATION, "llama", method) for method in METHODS if method != "head"),
+    (PREFERENCE, "llama", "lora"),
     (SEQUENCE, "roberta", "lora"),
     (TOKENS, "roberta", "lora"),
     (SEQUENCE, "modernbert", "lora"),
@@ -125,11 +127,26 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def liked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pairs of answers, of which the same one is better."""
+    rows: list[dict[str, object]] = [
+        {"prompt": [{"role": "user", "content": f"say {n}"}], "chosen": "yes", "rejected": "no"} for n in range(40)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "liked.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
 def by_method(
-    run: Callable[..., Path], base: Callable[[str], Path], reviews: Path, people: Path, talk: Path, pairs: Path
+    run: Callable[..., Path],
+    base: Callable[[str], Path],
+    reviews: Path,
+    people: Path,
+    talk: Path,
+    pairs: Path,
+    liked: Path,
 ) -> ByMethod:
     """by_method(task, kind, method, folder) trains a little, and returns the finished checkpoint, `folder / "out"`."""
-    data = {SEQUENCE: reviews, TOKENS: people, GENERATION: talk, SEARCH: pairs}
+    data = {SEQUENCE: reviews, TOKENS: people, GENERATION: talk, SEARCH: pairs, PREFERENCE: liked}
 
     def make(task: str, kind: str, method: str, folder: Path) -> Path:
         return run(

@@ -9,6 +9,8 @@
                              {"messages": ..., "tools": [{...}, ...]}             JSON schemas, for the template
                              {"messages": ..., "documents": [{...}, ...]}         to answer from, for the template
                              {"prompt": str, "completion": str}
+                             ..., "rejected": str, or a message in a conversation: a worse answer to the same prompt
+                             ..., "label": bool                                   whether the answer is a good one
     embedding, ranking       {"query": str, "positive": str, "negatives": [str, ...] (optional)}
 
 finetune reads users' own files, in all formats; this module only writes and reads this schema.

@@ -59,8 +59,8 @@ TASKS: Mapping[pb.Task, Task] = {
         Headline("ndcg@10", higher_is_better=True),
     ),
 }
-# By name: each can be trained and measured.
-TRAINABLE = {task.name: value for value, task in TASKS.items()}
+# By name: each can be trained and measured. Training on preferences makes a model for generation.
+TRAINABLE = {task.name: value for value, task in TASKS.items()} | {"preference": pb.TASK_GENERATION}
 TASK_NAMES = {value: task.name for value, task in TASKS.items()}
 
 

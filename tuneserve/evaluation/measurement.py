@@ -4,9 +4,10 @@
     token classification      the same: entity F1 of the spans
     embedding                 every query and passage once, in batches: nDCG of each query's search among all passages
     ranking                   each query with the passages of its shortlist: nDCG of each query's ranking
-    generation                every answer scored token by token: perplexity; then greedy answers, compared with the
-                              expected ones: token F1; then, separately, greedy generation for PROMPTS prompts at
-                              once, NEW_TOKENS tokens each: output tokens a second, prompt processing included
+    generation                every answer scored token by token: perplexity, and the win rate of preferences; then
+                              greedy answers, compared with the expected ones: token F1; then, separately, greedy
+                              generation for PROMPTS prompts at once, NEW_TOKENS tokens each: output tokens a second,
+                              prompt processing included
 
 After that, some single calls one at a time: their latency. Timed prompts are sent only once, because the server would
 answer a repeated one from its prefix cache (see `_unseen`).
@@ -37,7 +38,7 @@ from tuneserve.checkpoint.examples import Example, example
 from tuneserve.checkpoint.rows import Row
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.evaluation import quality
+from tuneserve.evaluation import preferences, quality
 from tuneserve.evaluation.latency import Latency, latency
 from tuneserve.evaluation.retrieval import Library, search
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -254,8 +255,8 @@ def _measure_generation(
             asked.counted, _generate(service, asked.ids, max_tokens=1, prompt_logprobs=0).prompt_logprobs
         )
 
-    length = example_length(manifest, limit)
-    asked = [example(tokenizer, row, length) for row in rows]
+    length, both = example_length(manifest, limit), preferences.sides(rows)
+    asked, others = ([example(tokenizer, row, length) for row in side] for side in (both.good, both.bad))
     started = time.perf_counter()
     scores = _spread(score, asked, PROMPTS)
     seconds = time.perf_counter() - started
@@ -263,19 +264,24 @@ def _measure_generation(
     if not tokens:
         raise UserError("the rows' answers have no tokens", "check how the chat template renders them")
     metrics = quality.generation(sum(total for total, _ in scores), tokens)
+    if asked and others:
+        worse = _spread(score, others, PROMPTS)
+        metrics["win_rate"] = preferences.win_rate(
+            preferences.Sides(scores, worse), any("rejected" in row for row in rows)
+        )
 
     new = min(NEW_TOKENS, limit // 2)
     ready = _prompts_of(asked[: max(ANSWERED, PROMPTS)], limit, new)
     given = _spread(lambda ids: _generate(service, ids, max_tokens=new).completions, ready[:ANSWERED], PROMPTS)
     texts = [completions[0].text if completions else "" for completions in given]
-    metrics |= quality.answers([quality.expected_answer(row) for row in rows[:ANSWERED]], texts)
+    metrics |= quality.answers([quality.expected_answer(row) for row in both.good[:ANSWERED]], texts)
 
     throughput, sums = _tokens_per_second(service, ready, new), [[total, float(count)] for total, count in scores]
     few, asked_once = min(new, SINGLE_TOKENS), iter(_unseen(ready, SINGLE_PROMPTS + 1))
     single = latency(
         lambda _: _generate(service, next(asked_once), max_tokens=few, ignore_eos=True), range(SINGLE_PROMPTS)
     )
-    return Measurement(metrics, len(rows), seconds, throughput, "tokens/s", row_sums=sums, latency=single)
+    return Measurement(metrics, len(asked), seconds, throughput, "tokens/s", row_sums=sums, latency=single)
 
 
 def _generate(service: GenerationServiceStub, ids: Sequence[int], **sampling: Any) -> generation_pb2.GenerateResponse:

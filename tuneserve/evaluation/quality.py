@@ -20,7 +20,8 @@ from tuneserve.v1 import checkpoint_pb2 as pb
 
 RowSums = list[list[float]]
 
-_CORRELATION = Headline("pearson", higher_is_better=True)
+# Where a model was measured by one of these, it is the headline metric.
+_SPECIAL = (Headline("pearson", higher_is_better=True), Headline("reward_accuracy", higher_is_better=True))
 _BINS = 10
 _SPACELESS = spacing.SPACELESS.pattern
 _WORD = re.compile(rf"(?!\s){_SPACELESS}|(?:(?!{_SPACELESS})\S)+")
@@ -28,7 +29,7 @@ _WORD = re.compile(rf"(?!\s){_SPACELESS}|(?:(?!{_SPACELESS})\S)+")
 
 def headline(task: pb.Task, metrics: Mapping[str, float]) -> Headline:
     """Returns which of a model's metrics a quality gate compares."""
-    return _CORRELATION if _CORRELATION.name in metrics else TASKS[task].headline
+    return next((one for one in _SPECIAL if one.name in metrics), TASKS[task].headline)
 
 
 def drop(task: pb.Task, before: dict[str, float], after: dict[str, float]) -> float:

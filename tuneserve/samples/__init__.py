@@ -212,14 +212,6 @@ def questions(cache: Path | None = None) -> Path:
     """
 
     def make(archive: Path, target: Path) -> None:
-        import yaml
-
-        pairs: dict[tuple[str, str], None] = {}
-        with zipfile.ZipFile(archive) as wheel:
-            for name in sorted(wheel.namelist()):
-                if re.fullmatch(r"chatterbot_corpus/data/english/\w+\.yml", name) and "coding" not in name:
-                    for turns in yaml.safe_load(wheel.read(name))["conversations"]:
-                        pairs[_clean(turns[0]), _clean(turns[1])] = None
         _write_jsonl(
             target,
             (
@@ -229,11 +221,47 @@ def questions(cache: Path | None = None) -> Path:
                         {"role": "assistant", "content": answer},
                     ]
                 }
-                for question, answer in pairs
+                for question, answer in _answered(archive)
             ),
         )
 
     return _cached(cache, "questions.jsonl", CHATTERBOT, make)
+
+
+def preferences(cache: Path | None = None) -> Path:
+    """Returns the same questions with two answers each, as JSON Lines: {"prompt": [user], "chosen", "rejected"}.
+
+    Nobody was asked: the better answer is the question's own, and the worse one is that of a question half of the file
+    further on, which is about another topic. A model can learn from them whether an answer fits its question, and not
+    what people like. Origin: as of `questions`.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        pairs = _answered(archive)
+        others = pairs[len(pairs) // 2 :] + pairs[: len(pairs) // 2]
+        _write_jsonl(
+            target,
+            (
+                {"prompt": [{"role": "user", "content": question}], "chosen": answer, "rejected": other}
+                for (question, answer), (_, other) in zip(pairs, others, strict=True)
+                if answer != other
+            ),
+        )
+
+    return _cached(cache, "preferences.jsonl", CHATTERBOT, make)
+
+
+def _answered(archive: Path) -> list[tuple[str, str]]:
+    """Returns the questions and answers of 20 topics, in the order of the topics' names, each pair once."""
+    import yaml
+
+    pairs: dict[tuple[str, str], None] = {}
+    with zipfile.ZipFile(archive) as wheel:
+        for name in sorted(wheel.namelist()):
+            if re.fullmatch(r"chatterbot_corpus/data/english/\w+\.yml", name) and "coding" not in name:
+                for turns in yaml.safe_load(wheel.read(name))["conversations"]:
+                    pairs[_clean(turns[0]), _clean(turns[1])] = None
+    return list(pairs)
 
 
 def tweets_ner(cache: Path | None = None) -> Path:

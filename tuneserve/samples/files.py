@@ -23,6 +23,12 @@ class Sample:
 SAMPLES = {
     "sentiment": Sample("sentiment.jsonl", "movie sentences, negative or positive", "MIT", samples.sentiment),
     "questions": Sample("questions.jsonl", "questions with answers, as chats", "BSD-3-Clause", samples.questions),
+    "preferences": Sample(
+        "preferences.jsonl",
+        "questions with their answers, and those of other questions",
+        "BSD-3-Clause",
+        samples.preferences,
+    ),
     "tweets": Sample("tweets.conll", "tweets with ten types of entities", "unclear", samples.tweets_ner),
     "topics": Sample("topics.jsonl", "sentences about films, products, news and daily life", "MIT", samples.topics),
     "faq": Sample("faq.jsonl", "questions with the passages that answer them", "CC-BY-4.0", samples.faq),

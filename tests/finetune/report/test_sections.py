@@ -61,6 +61,20 @@ def test_entities() -> None:
     assert pairs == [("PER", "PER"), ("PER", "PER"), ("PER", "LOC"), ("PER", "O"), ("O", "LOC")]
 
 
+def test_preferences() -> None:
+    rows: list[Row] = [{"prompt": f"q{n}", "completion": f"a{n}", "rejected": f"b{n} {EVIL}"} for n in range(4)]
+    figures = {"reward_accuracy": 0.5, "win_rate": 0.25, "base_win_rate": 0.75}
+    answers = Answers(figures | quality.generation(-6.0, 4), [0.5, -2.0, 1.0, -2.5])
+    run = finished(rows, answers, [], task="preference", preference_beta=0.1)
+    page = page_of(run)
+    assert page.cells[:4] == ["q2", "a2", f"b2 {EVIL}", "-0.10"]
+    assert page.cells[4:6] == ["q0", "a0"]
+    assert "Rewards" in page.headings
+    single: list[Row] = [{"prompt": f"q{n}", "completion": f"a{n}", "label": n > 0} for n in range(2)]
+    page = page_of(finished(single, Answers(answers.metrics, [0.5, 1.0]), [], task="preference"))
+    assert page.cells[:8] == ["q1", "a1", "good", "-0.10", "q0", "a0", "bad", "-0.05"]
+
+
 def test_answers() -> None:
     rows: list[Row] = [{"prompt": f"q{n} {EVIL}", "completion": f"a{n}"} for n in range(4)]
     run = finished(rows, Answers(quality.generation(-6.0, 4), [0.5, 2.0, 1.0, 2.5]), [], task="generation")

@@ -14,6 +14,8 @@ from tuneserve.errors import StepFailed, UserError
 from tuneserve.finetune import config
 from tuneserve.finetune.search.search import Pruning, search
 
+from ..conftest import write_jsonl
+
 # Raised by libraries at import or inside training; none of them is about this code.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -64,6 +66,20 @@ def test_a_search_goes_on_and_its_result_can_be_trained(
 
     with pytest.raises(UserError, match="started with another batch_size"):
         search(write(parts, **common | {"batch_size": 4}), 4)
+
+
+@pytest.mark.train
+def test_preferences_are_searched_by_the_better_answers_rewards(
+    tmp_path: Path, chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [{"prompt": f"say {number}", "chosen": "yes", "rejected": "never"} for number in range(40)]
+    write_jsonl(tmp_path / "d.jsonl", answers)
+    given = {"task": "preference", "base_model": str(chat), "train": "d.jsonl", "epochs": 2, "precision": "fp32"}
+    best = search(write(tmp_path / "train.yaml", **given, search={"learning_rate": [1e-8, 1e-2]}), 2)
+    assert "validation reward_accuracy" in capsys.readouterr().out
+    found = trials(tmp_path)
+    assert len(found) == 2
+    assert config.load(best).learning_rate == max(found, key=lambda trial: trial[1])[0]["learning_rate"]
 
 
 @pytest.mark.train

@@ -233,6 +233,20 @@ async def test_generation_scores_the_answer_only(fake: Fake, address: str, measu
     assert result.predictions == []
 
 
+async def test_answers_that_people_preferred(address: str, measured: Measured) -> None:
+    """Compared by the mean of their tokens: in sum, the first good answer is the less likely one."""
+    pairs = [("!!!", "Z"), ("y", "c")]
+    given = [{"prompt": "ab", "completion": good, "rejected": bad} for good, bad in pairs]
+    found = await measured(address, GENERATOR, given)
+    assert found.metrics.pop("win_rate") == 0.5
+    # All else is measured on the good answers alone.
+    good = await measured(address, GENERATOR, [{"prompt": "ab", "completion": text} for text, _ in pairs])
+    assert found.metrics == good.metrics
+    single = [{"prompt": "ab", "completion": text, "label": text == "c"} for text in ("a", "c", "y")]
+    found = await measured(address, GENERATOR, single)
+    assert (found.metrics["win_rate"], found.rows, len(found.row_sums)) == (0.5, 1, 1)
+
+
 async def test_generation_of_chats(address: str, measured: Measured) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "d"}]
     result = await measured(address, GENERATOR, [{"messages": messages}])

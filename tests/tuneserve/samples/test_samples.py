@@ -77,6 +77,24 @@ def test_questions_are_unique_english_pairs(index: Path, tmp_path: Path, monkeyp
     assert samples.questions(tmp_path / "cache") == path
 
 
+def test_the_worse_answer_is_that_of_another_topic(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = {"ai": ("What?", "A field."), "art": ("Who?", "Anna."), "food": ("Tea?", "Yes."), "law": ("Me?", "Anna.")}
+    files = {
+        f"chatterbot_corpus/data/english/{name}.yml": f"conversations:\n- - {question}\n  - {answer}\n"
+        for name, (question, answer) in topics.items()
+    }
+    package = samples.Package("chatterbot-corpus", "1.3.3", wheel(index, "chatterbot-corpus", "1.3.3", files))
+    monkeypatch.setattr(samples, "CHATTERBOT", package)
+    found = map(json.loads, samples.preferences(tmp_path / "cache").read_text().splitlines())
+    # Two questions have the same answer, so that neither is worse.
+    assert [(row["prompt"][0]["content"], row["chosen"], row["rejected"]) for row in found] == [
+        ("What?", "A field.", "Yes."),
+        ("Tea?", "Yes.", "A field."),
+    ]
+
+
 def test_questions_and_the_passages_that_answer_them(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
