@@ -1,12 +1,13 @@
 """Loads base models with the head of a task, and tokenizers; knows which classes vLLM can serve."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from tuneserve.checkpoint import encoders
+from tuneserve.checkpoint import adapters, encoders
 from tuneserve.checkpoint.layers import heads
 from tuneserve.checkpoint.tasks import TRAINABLE, auto_class
-from tuneserve.errors import UserError
+from tuneserve.errors import CheckpointError, UserError
 from tuneserve.finetune.data.tokens import Target
 from tuneserve.machine import tiers
 
@@ -47,6 +48,10 @@ SERVABLE["preference"] = SERVABLE["generation"]
 
 def check_servable(task: str, base_model: str) -> None:
     """Raises UserError if the base model can't be read, has no head for the task, or can't be served by vLLM."""
+    try:
+        adapters.refuse(Path(base_model))
+    except CheckpointError as error:
+        raise UserError(f"base_model: {error}", error.hint) from None
     config = read(base_model, "AutoConfig")
     if "quantization_config" in config.to_dict():
         raise UserError(

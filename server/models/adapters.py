@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuneserve.checkpoint.adapters import CONFIG as _CONFIG
+from tuneserve.checkpoint.adapters import VIRTUAL_TOKENS
 from tuneserve.errors import CheckpointError
 from tuneserve.machine import disk
 from tuneserve.server import concurrency
@@ -26,9 +28,6 @@ from tuneserve.server.call.errors import NotFound
 from tuneserve.server.engine.interface import Engine, EngineFailed
 
 _WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
-# Kinds of PEFT that put learned vectors before a prompt.
-_VIRTUAL_TOKENS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 # Settings of LoRA for which vLLM has no computation beside a base model.
 _UNSERVED = ("use_dora", "lora_bias", "modules_to_save")
 _CHUNK = 1 << 20
@@ -252,7 +251,7 @@ def _check(content: bytes, name: str, max_rank: int) -> None:
     except (AttributeError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{name}/{_CONFIG}: not the settings of a PEFT LoRA adapter") from None
     if kind != "LORA":
-        what = "has no weights to merge: train LoRA" if kind in _VIRTUAL_TOKENS else "merge it"
+        what = "has no weights to merge: train LoRA" if kind in VIRTUAL_TOKENS else "merge it"
         raise CheckpointError(f"{name}/{_CONFIG}: peft_type is {kind!r}", f"only LORA is served; {what}")
     if also:
         raise CheckpointError(f"{name}/{_CONFIG}: {also[0]} is set, which vLLM does not serve", "merge the adapter")

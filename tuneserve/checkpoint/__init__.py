@@ -22,7 +22,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from tuneserve.checkpoint import encoders
+from tuneserve.checkpoint import adapters, encoders
 from tuneserve.errors import CheckpointError, UserError
 from tuneserve.machine import disk
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -123,6 +123,7 @@ def refuse_unsafe(directory: Path) -> None:
             )
         if path.suffix in CODE_SUFFIXES:
             raise CheckpointError(f"{path}: code inside a checkpoint is refused")
+    adapters.refuse(directory)
     config = _read_config(directory)
     if "auto_map" in config:
         raise CheckpointError(f"{directory / 'config.json'}: auto_map (remote code) is refused")

@@ -68,6 +68,13 @@ def test_a_missing_or_quantized_base_model(tmp_path: Path) -> None:
         base_models.check_servable("generation", str(tmp_path))
 
 
+def test_an_adapter_is_no_base_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
+    with pytest.raises(UserError, match=r"base_model: .* a PEFT adapter \(PROMPT_TUNING\), not a model") as caught:
+        base_models.check_servable("generation", str(tmp_path))
+    assert "train LoRA" in caught.value.hint
+
+
 def test_new_modules_are_found_from_what_the_checkpoint_lacks(encoder: Path) -> None:
     model, new = base_models.load_model(SEQUENCE, str(encoder))
     assert new == ["classifier"]
