@@ -8,7 +8,8 @@
                   the rows a checkpoint keeps (kept_rows)
     model/        base models with a head (base_models), trainable weights (adapters), fewer blocks (layer_drop), how
                   an encoder pools (pooling)
-    eval/         quality on held-out rows (evaluation), calibrated probabilities (temperature)
+    eval/         quality on held-out rows (evaluation), written answers (writing), calibrated probabilities
+                  (temperature)
     train/        Trainer for the classifiers (training, losses), embeddings (contrastive) and ranking (ranking), TRL's
                   SFTTrainer for generation (sft), its DPO and KTO (preference), a teacher (distillation), forgetting
                   (continual), several processes (distributed), --resume (run_state)

@@ -10,7 +10,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tuneserve import settings, yamls
 from tuneserve.errors import UserError
+from tuneserve.evaluation import answers
 from tuneserve.finetune.fields import (
+    AnswerMetrics,
     ClassWeights,
     Column,
     Jinja,
@@ -175,6 +177,11 @@ class FinetuneConfig(Settings):
         default="all-turns",
         description="generation: which answers of a conversation are trained on; metrics are of the last answer",
     )
+    answer_metrics: AnswerMetrics | None = Field(
+        default=None,
+        description="generation and preference: metrics of the model's own answers to held-out rows: chrf and bleu for "
+        "translations, rouge for summaries",
+    )
     packing: bool = Field(
         default=False,
         description="generation: pack short rows into sequences of `max_length` tokens; no row attends to another",
@@ -288,9 +295,9 @@ class FinetuneConfig(Settings):
                 )
         if self.problem_type != "single-label" and self.task != "sequence-classification":
             raise Refused(f"problem_type is {self.problem_type}", "only sequence-classification has problem_type")
-        for key in ("prompt_template", "chat_template"):
+        for key in ("prompt_template", "chat_template", "answer_metrics"):
             if key in given and self.task not in WRITERS:
-                raise Refused(f"{key} is given", f"only {' and '.join(WRITERS)} have prompts")
+                raise Refused(f"{key} is given", f"it is for {' and '.join(WRITERS)}")
         for key in ("long_prompts", "train_on"):
             if key in given and self.task != "generation":
                 raise Refused(f"{key} is given", "it is for generation")
@@ -354,6 +361,8 @@ class FinetuneConfig(Settings):
             # A plain folder of that name, such as the one that wandb leaves behind, has no origin.
             if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:
                 raise Refused(f"report_to has {package}, which is not installed", f"pip install {package}")
+        if packages := answers.missing(self.answer_metrics or ()):
+            raise Refused(f"answer_metrics needs {packages[0]}, which is not installed", "pip install tuneserve[train]")
         if self.augment_copies and self.task not in CLASSIFIERS:
             raise Refused("augment_copies is given", "it is for classifiers: answers must not be changed")
         if self.labels and self.task not in CLASSIFIERS:

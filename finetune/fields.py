@@ -110,4 +110,7 @@ Part = Annotated[float, Field(ge=0, le=0.9), Number]
 Ratio = Annotated[float, Field(ge=0, le=1), Number]
 _Weights = Annotated[Mapping[Text, Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]
 Trackers = Annotated[tuple[Literal["wandb", "mlflow"], ...], Field(min_length=1), AfterValidator(_different), Listed]
+AnswerMetrics = Annotated[
+    tuple[Literal["chrf", "bleu", "rouge"], ...], Field(min_length=1), AfterValidator(_different), Listed
+]
 ClassWeights = Annotated[Literal["balanced"] | _Weights | None, WrapValidator(_balanced_or_weights)]

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tuneserve.checkpoint import encoders, entities, examples
+from tuneserve.checkpoint import encoders, entities
 from tuneserve.checkpoint.rows import Row
 from tuneserve.evaluation import preferences, quality, retrieval, significance
 from tuneserve.finetune.config import PAIRS, WRITERS
@@ -190,33 +190,6 @@ def each(
                 positions = counted.nonzero()[:limit, 0] - (1 if target.task in WRITERS else 0)
                 chosen = output[place][positions.to(output.device)]
             yield index, chosen.float().cpu()
-
-
-def sample_answers(
-    model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], max_new_tokens: int = 64
-) -> list[Row]:
-    """Returns greedy answers beside the expected ones: {"prompt", "expected", "answer"}."""
-    samples = []
-    for row in rows:
-        asked = examples.example(tokenizer, row, target.max_length)
-        prompt = torch.tensor([asked.ids[: asked.start]], device=model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        samples.append(
-            {
-                "prompt": row["prompt"] if "prompt" in row else row["messages"][-2]["content"],
-                "expected": row["completion"] if "completion" in row else row["messages"][-1]["content"],
-                "answer": tokenizer.decode(output[0, asked.start :], skip_special_tokens=True).strip(),
-            }
-        )
-    return samples
 
 
 def _generation(model: Any, tokenizer: Any, encoded: Sequence[Row], bf16: bool) -> Answers:

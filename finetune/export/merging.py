@@ -13,7 +13,7 @@ comparisons, both on the same inputs, computed in fp32:
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ from google.protobuf import json_format
 from safetensors.torch import load_file, save_file
 
 from tuneserve import card, checkpoint
-from tuneserve.checkpoint import encoders, rows, seen, spacing
+from tuneserve.checkpoint import encoders, examples, rows, seen, spacing
 from tuneserve.checkpoint.rows import Row
 from tuneserve.checkpoint.tasks import TASK_NAMES, TRAINABLE, auto_class
 from tuneserve.errors import StepFailed
-from tuneserve.evaluation import preferences
+from tuneserve.evaluation import answers as written
+from tuneserve.evaluation import preferences, quality
+from tuneserve.evaluation.measurement import ANSWERED
 from tuneserve.finetune.config import WRITERS
 from tuneserve.finetune.data import kept_rows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode
-from tuneserve.finetune.eval import evaluation
+from tuneserve.finetune.eval import evaluation, writing
 from tuneserve.finetune.eval.evaluation import Answers
 from tuneserve.finetune.export import rounding
 from tuneserve.finetune.model import base_models
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 REFERENCE = "reference_logits.safetensors"
 SAMPLES = "eval/samples.jsonl"
+SAMPLED = 5  # answers shown
 PROBES = 32  # inputs compared
 POSITIONS = 16  # positions compared in each input
 FP32_TOLERANCE = 1e-4
@@ -139,11 +142,15 @@ def export(
         # Rewards are differences from the base model, smaller than what bf16 rounds away.
         bf16 = not exact and target.task != "preference" and base_models.bf16_is_fast()
         answers = evaluation.evaluate(saved, tokenizer, target, test, bf16, base)
+        settings = _settings([*source.lineage, entry])
+        if names := settings.get("answer_metrics"):
+            answers = replace(answers, metrics=answers.metrics | _written(saved, tokenizer, target, test, names))
         entry.metrics.update(answers.figures)
         entry.measured_on = tiers.measured_on()
         if target.task in WRITERS and source.test_split.path:
-            good = preferences.sides(test).good[:5]
-            rows.write(directory / SAMPLES, evaluation.sample_answers(saved, tokenizer, target, good))
+            good = preferences.sides(test).good[:SAMPLED]
+            given = writing.answers(saved, tokenizer, target, good, writing.SAMPLE_TOKENS)
+            rows.write(directory / SAMPLES, writing.samples(good, given))
     entry.finished_at.GetCurrentTime()
     if source.test_split.path:
         rows.write(directory / source.test_split.path, test)
@@ -165,6 +172,14 @@ def export(
     card.write(directory, manifest)
     checkpoint.seal(directory, manifest)
     return Exported(manifest, answers)
+
+
+def _written(model: Any, tokenizer: Any, target: Target, test: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
+    """Returns the metrics of the model's own answers to the first test rows."""
+    good = preferences.sides(test).good[:ANSWERED]
+    asked = [examples.example(tokenizer, row, target.max_length) for row in good]
+    given = writing.answers(model, tokenizer, target, good, written.room(asked, target.max_length))
+    return written.measure(names, [quality.expected_answer(row) for row in good], given)
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:

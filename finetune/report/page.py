@@ -25,6 +25,7 @@ PAGE, NUMBERS = "report.html", "metrics.json"
 _TILES = (
     "macro_f1", "calibration_error", "entity_precision", "entity_recall", "spearman", "mean_absolute_error",
     "recall@1", "recall@10", "mrr@10", "win_rate", "base_win_rate", "perplexity",
+    "chrf", "bleu", "rouge1", "rouge2", "rougeL",
 )
 # fmt: on
 

@@ -41,7 +41,7 @@ class Finished:
     history: Sequence[dict[str, float]]  # from `training.Trained`
     manifest: pb.Checkpoint
     answers: Answers  # to the test rows
-    samples: Sequence[Row] = ()  # from `evaluation.sample_answers`
+    samples: Sequence[Row] = ()  # from `writing.samples`
 
     @property
     def has_one_label(self) -> bool:

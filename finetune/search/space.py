@@ -27,7 +27,7 @@ FIXED = {
     "task", "base_model", "teacher", "continue_from", "replay", "replay_share", "train", "output", "test", "test_size",
     "validation_size", "format", "columns", "prompt_template", "chat_template", "group_column", "long_prompts",
     "labels", "problem_type", "max_train_rows", "max_test_rows", "keep_test_split", "precision", "save_steps",
-    "save_dtype", "report_to", "seed",
+    "save_dtype", "report_to", "answer_metrics", "seed",
 }
 # fmt: on
 SEARCHED = [key for key in FinetuneConfig.model_fields if key not in FIXED]

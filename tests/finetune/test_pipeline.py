@@ -209,8 +209,14 @@ def test_chat(run: Run, tmp_path: Path, chat: Path) -> None:
         }
 
     rows.write(tmp_path / "talk.jsonl", [talk(number) for number in range(40)])
-    output = run(tmp_path, task="generation", base_model=str(chat), train="talk.jsonl", epochs=15, learning_rate=1e-2)
+    given = {"task": "generation", "base_model": str(chat), "train": "talk.jsonl", "answer_metrics": ["chrf", "rouge"]}
+    output = run(tmp_path, epochs=15, learning_rate=1e-2, **given)
     manifest = checkpoint.load(output)
+    # It answers every prompt with the expected word.
+    written = {name: manifest.lineage[2].metrics[name] for name in ("chrf", "rouge1", "rougeL")}
+    assert written == pytest.approx({"chrf": 100, "rouge1": 1, "rougeL": 1})
+    assert "bleu" not in manifest.lineage[2].metrics
+    assert "rougeL" in (tmp_path / "out-report" / "report.html").read_text()
     assert manifest.architecture == "LlamaForCausalLM"
     # It was trained at 64 tokens, and reads 256.
     assert manifest.max_length == checkpoint.trained_length(manifest) == 64

@@ -38,7 +38,7 @@ from tuneserve.checkpoint.examples import Example, example
 from tuneserve.checkpoint.rows import Row
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.errors import StepFailed, UserError
-from tuneserve.evaluation import preferences, quality
+from tuneserve.evaluation import answers, preferences, quality
 from tuneserve.evaluation.latency import Latency, latency
 from tuneserve.evaluation.retrieval import Library, search
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -270,12 +270,15 @@ def _measure_generation(
             preferences.Sides(scores, worse), any("rejected" in row for row in rows)
         )
 
-    new = min(NEW_TOKENS, limit // 2)
-    ready = _prompts_of(asked[: max(ANSWERED, PROMPTS)], limit, new)
-    given = _spread(lambda ids: _generate(service, ids, max_tokens=new).completions, ready[:ANSWERED], PROMPTS)
+    new, names = min(NEW_TOKENS, limit // 2), answers.chosen(manifest)
+    most = max(new, answers.room(asked[:ANSWERED], limit)) if names else new
+    ready = _prompts_of(asked[:ANSWERED], limit, most)
+    given = _spread(lambda ids: _generate(service, ids, max_tokens=most).completions, ready, PROMPTS)
     texts = [completions[0].text if completions else "" for completions in given]
-    metrics |= quality.answers([quality.expected_answer(row) for row in both.good[:ANSWERED]], texts)
+    expected = [quality.expected_answer(row) for row in both.good[:ANSWERED]]
+    metrics |= quality.answers(expected, texts) | answers.measure(names, expected, texts)
 
+    ready = _prompts_of(asked[:PROMPTS], limit, new)
     throughput, sums = _tokens_per_second(service, ready, new), [[total, float(count)] for total, count in scores]
     few, asked_once = min(new, SINGLE_TOKENS), iter(_unseen(ready, SINGLE_PROMPTS + 1))
     single = latency(

@@ -145,9 +145,18 @@ def expected_answer(row: Row) -> str:
     return str(row["completion"] if "completion" in row else row["messages"][-1].get("content") or "")
 
 
+def words(text: str) -> list[str]:
+    """Returns the words of a text in lower case, without punctuation; in scripts without spaces, the characters."""
+    return _WORD.findall("".join(character for character in text.lower() if not _is_punctuation(character)))
+
+
+def is_spaceless(text: str) -> bool:
+    """Whether a text has characters of a script without spaces between words."""
+    return spacing.SPACELESS.search(text) is not None
+
+
 def _words(text: str) -> list[str]:
-    plain = "".join(character for character in text.lower() if not _is_punctuation(character))
-    return [word for word in _WORD.findall(plain) if word not in ("a", "an", "the")]
+    return [word for word in words(text) if word not in ("a", "an", "the")]
 
 
 def _is_punctuation(character: str) -> bool:

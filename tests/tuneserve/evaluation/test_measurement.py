@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tuneserve.checkpoint import rows
+from tuneserve.checkpoint import rows, step
 from tuneserve.errors import StepFailed
 from tuneserve.evaluation import measurement
 from tuneserve.v1 import checkpoint_pb2 as pb
@@ -287,6 +287,19 @@ async def test_answers_are_compared_with_those_expected(address: str, measured: 
     result = await measured(address, GENERATOR, test_rows)
     assert result.metrics["exact_match"] == 0.5
     assert result.metrics["token_f1"] == pytest.approx((1 + 1 / 3) / 2)
+
+
+async def test_metrics_that_training_was_set_to_measure(fake: Fake, address: str, measured: Measured) -> None:
+    translator = pb.Checkpoint(task=pb.TASK_GENERATION, max_length=64)
+    translator.lineage.append(step("finetune", "base", {"answer_metrics": ["chrf", "rouge"], "max_length": 64}, ()))
+    result = await measured(address, translator, [{"prompt": "a", "completion": "the sky is grey"}])
+    assert result.metrics["rouge1"] == pytest.approx(3 / 4)
+    # It tells capitals apart.
+    assert 20 < result.metrics["chrf"] < 40
+    assert "bleu" not in result.metrics
+    # As long as it is allowed to be: half of the model's 64 tokens.
+    asked = [one.sampling.max_tokens for one in fake.generated if not one.sampling.HasField("prompt_logprobs")]
+    assert asked[0] == 32
 
 
 async def test_long_rows_are_cut_to_the_model(fake: Fake, address: str, measured: Measured) -> None:
