@@ -3,9 +3,9 @@
     fields        what the values of a training file may be
     config        one YAML file, checked key by key
     data/         rows: read (formats, annotations), checked (schema, preferences), split (dataset, split), kept on disk
-                  (disk_rows), augmented (augmentation), given wrong passages (negatives), tokenized (tokens), packed
-                  into sequences (packing); what the model that a run continues from has seen (previous, parents), and
-                  the rows a checkpoint keeps (kept_rows)
+                  (disk_rows), augmented (augmentation, back_translation), given wrong passages (negatives), tokenized
+                  (tokens), packed into sequences (packing); what the model that a run continues from has seen
+                  (previous, parents), and the rows a checkpoint keeps (kept_rows)
     model/        base models with a head (base_models), trainable weights (adapters), fewer blocks (layer_drop), how
                   an encoder pools (pooling)
     eval/         quality on held-out rows (evaluation), written answers (writing), calibrated probabilities

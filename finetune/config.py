@@ -53,6 +53,12 @@ _OF_ENTITIES = "token-classification with lora: "
 CLASSIFIERS = ("sequence-classification", "token-classification")
 PAIRS = ("embedding", "ranking")
 WRITERS = ("generation", "preference")
+# The texts of a row that can be translated and back. Entities would be lost, and answers must not be changed.
+BACK_TRANSLATED: Mapping[str, tuple[str, ...]] = {
+    "sequence-classification": ("text", "text_pair"),
+    "embedding": ("query",),
+    "ranking": ("query",),
+}
 # Wrong passages for each right one, by default.
 RANKED = 4
 # Settings whose values may be paths.
@@ -279,6 +285,20 @@ class FinetuneConfig(Settings):
         default=0.0, description="share of a copy's words replaced by synonyms: English, from WordNet through NLTK"
     )
 
+    back_translation: Texts | None = Field(
+        default=None,
+        description="classifiers of texts, embedding and ranking: languages through which training rows are translated "
+        "and back, by a served model; one new row for each",
+    )
+    text_language: Text = Field(default="English", description="the language of the rows, for back_translation")
+    translation_server: Text | None = Field(
+        default=None, description="back_translation: a running server, host:port; its key is in TUNESERVE_KEY"
+    )
+    translation_model: Text | None = Field(
+        default=None, description="back_translation: the generation model, or alias, that translates"
+    )
+    translation_rows: Count = Field(default=1000, description="back_translation: at most this many rows are translated")
+
     @model_validator(mode="after")
     def _check_together(self) -> "FinetuneConfig":
         given = [key for key in type(self).model_fields if key in self.model_fields_set]
@@ -365,6 +385,14 @@ class FinetuneConfig(Settings):
             raise Refused(f"answer_metrics needs {packages[0]}, which is not installed", "pip install tuneserve[train]")
         if self.augment_copies and self.task not in CLASSIFIERS:
             raise Refused("augment_copies is given", "it is for classifiers: answers must not be changed")
+        if self.back_translation and self.task not in BACK_TRANSLATED:
+            raise Refused("back_translation is given", f"it is for {', '.join(BACK_TRANSLATED)}")
+        for key in ("text_language", "translation_server", "translation_model", "translation_rows"):
+            if key in given and not self.back_translation:
+                raise Refused(f"{key} is given, and no back_translation", "for example back_translation: [German]")
+        for key in ("translation_server", "translation_model"):
+            if self.back_translation and not getattr(self, key):
+                raise Refused(f"back_translation is given, and no {key}", "name a running server, and its model")
         if self.labels and self.task not in CLASSIFIERS:
             raise Refused("labels are given", f"{self.task} has no labels")
         return self
@@ -375,6 +403,8 @@ class FinetuneConfig(Settings):
         for key in PATHS:
             if key in values and Path(values[key]).is_absolute():
                 values[key] = Path(values[key]).name
+        # An address is nobody else's business, and the same translations may come from another.
+        values.pop("translation_server", None)
         if self.chat_template:
             # Too long for the lineage; the checkpoint has the template itself.
             values["chat_template"] = f"SHA-256 {hashlib.sha256(self.chat_template.encode()).hexdigest()}"

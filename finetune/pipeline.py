@@ -75,6 +75,9 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     entry.metrics[previous.LEARNED] = split.learned
     if config.replay_share:
         entry.metrics["replayed_rows"] = split.replayed
+    if config.back_translation:
+        entry.metrics["back_translated_rows"] = len(ready.translated.rows)
+        entry.metrics["back_translations_dropped"] = sum(ready.translated.dropped.values())
     with run_state.kept(state, config, entry.data_sha256, overwrite, resume) if main else nullcontext():
         if main:
             distributed.meet()

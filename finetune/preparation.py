@@ -4,14 +4,16 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from tuneserve.checkpoint import examples
 from tuneserve.checkpoint.rows import Row
 from tuneserve.errors import UserError
 from tuneserve.finetune.config import WRITERS, FinetuneConfig
-from tuneserve.finetune.data import augmentation, dataset, negatives, preferences, tokens
+from tuneserve.finetune.data import augmentation, back_translation, dataset, negatives, preferences, tokens
 from tuneserve.finetune.data.dataset import Data
+from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import Target, encode
 from tuneserve.finetune.model import base_models, pooling
 
@@ -29,6 +31,7 @@ class Ready:
     target: Target
     tokenizer: Any
     bf16: bool
+    translated: back_translation.BackTranslated  # those of `train` that are back-translated
 
 
 def prepare(config: FinetuneConfig, split: Data) -> Ready:
@@ -38,11 +41,15 @@ def prepare(config: FinetuneConfig, split: Data) -> Ready:
     split = usable(config, split, target, tokenizer)
     if split.left_out:
         logger.warning(dataset.left_out(split))
-    train = negatives.mined(augmentation.augmented(split.train, config), config)
+    translated = back_translation.of(split.train, config)
+    augmented = augmentation.augmented(split.train, config)
+    if translated.rows:
+        augmented = DiskRows(chain(augmented, translated.rows))
+    train = negatives.mined(augmented, config)
     encoded = for_training(tokenizer, target, train, config.train_on)
     if more := len(encoded) - len(train):
         logger.info("%d answers are rendered differently when turns follow: each is trained in a row of its own", more)
-    return Ready(config, split, train, encoded, target, tokenizer, bf16)
+    return Ready(config, split, train, encoded, target, tokenizer, bf16, translated)
 
 
 def for_training(tokenizer: Any, target: Target, rows: Sequence[Row], train_on: str = "last-turn") -> Sequence[Row]:

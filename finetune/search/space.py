@@ -28,6 +28,7 @@ FIXED = {
     "validation_size", "format", "columns", "prompt_template", "chat_template", "group_column", "long_prompts",
     "labels", "problem_type", "max_train_rows", "max_test_rows", "keep_test_split", "precision", "save_steps",
     "save_dtype", "report_to", "answer_metrics", "seed",
+    "back_translation", "text_language", "translation_server", "translation_model", "translation_rows",
 }
 # fmt: on
 SEARCHED = [key for key in FinetuneConfig.model_fields if key not in FIXED]
