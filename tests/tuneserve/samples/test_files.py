@@ -111,8 +111,7 @@ def test_the_examples_are_right_as_they_are(example: Path, tmp_path: Path) -> No
     copy.parent.mkdir(parents=True)
     shutil.copy(example, copy)
     (tmp_path / "samples").mkdir()
-    for name in ("sentiment", "questions", "preferences", "tweets", "topics", "encoder", "chat", "faq", "e5"):
-        sample = sample_files.SAMPLES[name]
+    for sample in sample_files.SAMPLES.values():
         (tmp_path / "samples" / sample.file).symlink_to(sample.cached())
     found = tables.validate(copy)
     assert min(found["train"], found["test"]) > 50
