@@ -140,7 +140,7 @@ class App:
         for alias, route in routes(config, versions).items():
             self.models.set_route(alias, route)
         self._monitors = Monitors(config.monitors, self.models, self.metrics)
-        self._answers = AnswerService(self.models, config.indexes)
+        self._answers = AnswerService(self.models, config.indexes, self.metrics)
         self._config_file = (
             Reloading(file, config, versions, self.models, self.operations) if file and config.reload_models else None
         )

@@ -101,6 +101,12 @@ class Metrics:
             ("monitor", "topic", "sentiment"),
             registry=registry,
         )
+        self.answers = Counter(
+            "tuneserve_answers",
+            "Answers from documents, by outcome: answered, reply or not_found.",
+            ("index", "outcome"),
+            registry=registry,
+        )
         self.confidence = Histogram(
             "tuneserve_prediction_confidence",
             "Probability of the best label, or of a span.",

@@ -1,8 +1,9 @@
-"""Splits a text into passages at the ends of sentences. Knows tokens by their offsets alone."""
+"""Splits a text into passages at the ends of sentences, or into sentences. Knows tokens by their offsets alone."""
 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 # The end of a sentence: a sign that needs a space after it, because it is also in numbers and abbreviations; one that
 # needs none, of scripts without spaces; or a line break. With what closes the sentence, and the white space after it.
@@ -29,6 +30,13 @@ def split(text: str, tokens: Sequence[tuple[int, int]], most: int) -> list[tuple
     passages.append((first, last))
     trimmed = (_trimmed(text, *one) for one in passages)
     return [one for one in trimmed if one[0] < one[1]]
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Returns the sentences of a text as (start, end) in code points, without the white space between them."""
+    ends = list(_ends(text))
+    found = (_trimmed(text, start, end) for start, end in pairwise([0, *ends]))
+    return [one for one in found if one[0] < one[1]]
 
 
 def _ends(text: str) -> Iterator[int]:

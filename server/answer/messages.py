@@ -20,6 +20,10 @@ _LONGEST_TEXT, _LONGEST_REPLY, _LONGEST_QUERY = 1 << 18, 1 << 16, 1 << 13
 _LONGEST_NAME = 256
 _LONGEST_VALUE = 1024
 _LIMIT = 10
+_MOST_MESSAGES = 64
+ROLES = "user", "assistant"
+# Passages to answer from.
+_MOST_ANSWERED_FROM, ANSWERED_FROM = 20, 5
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _A_KEY = "is not a key: 1 to 64 letters, digits, '.', '_' or '-'"
 
@@ -61,17 +65,27 @@ def check_search(wrong: Violations, request: pb.SearchRequest, has_ranking: bool
     """Checks a query."""
     check_text(wrong, "query", request.query)
     _check_length(wrong, "query", request.query, _LONGEST_QUERY)
-    _check_readers(wrong, "readers", request.readers)
-    if check_count(wrong, "filters", len(request.filters), _MOST_FILTERS, least=0):
-        for index, one in enumerate(request.filters):
-            if not _KEY.fullmatch(one.key):
-                wrong.add(f"filters[{index}].key", _A_KEY)
-            check_count(wrong, f"filters[{index}].values", len(one.values), _MOST_VALUES)
+    _check_conditions(wrong, request)
     if not 1 <= limit(request) <= MOST_PASSAGES:
         wrong.add("limit", f"is {request.limit}; allowed: 1 to {MOST_PASSAGES}, or unset for {_LIMIT}")
     if request.rerank and not has_ranking:
         wrong.add("rerank", "is true; this index has no ranking model")
-    check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
+
+
+def check_answer(wrong: Violations, request: pb.AnswerRequest) -> None:
+    """Checks a conversation."""
+    if check_count(wrong, "messages", len(request.messages), _MOST_MESSAGES):
+        for index, one in enumerate(request.messages):
+            if one.role not in ROLES:
+                wrong.add(f"messages[{index}].role", f"is none of {', '.join(ROLES)}")
+            check_text(wrong, f"messages[{index}].content", one.content)
+            _check_length(wrong, f"messages[{index}].content", one.content, _LONGEST_QUERY)
+        if request.messages and request.messages[-1].role == "assistant":
+            wrong.add(f"messages[{len(request.messages) - 1}].role", "is assistant; the last message is the user's")
+    _check_conditions(wrong, request)
+    if request.HasField("limit") and not 1 <= request.limit <= _MOST_ANSWERED_FROM:
+        told = f"1 to {_MOST_ANSWERED_FROM}, or unset for {ANSWERED_FROM}"
+        wrong.add("limit", f"is {request.limit}; allowed: {told}")
 
 
 def limit(request: pb.SearchRequest) -> int:
@@ -104,6 +118,16 @@ def width(text: str, unit: Unit) -> int:
     if unit == "code_point":
         return len(text)
     return len(text.encode()) if unit == "utf8" else len(text.encode("utf-16-le")) // 2
+
+
+def _check_conditions(wrong: Violations, request: pb.SearchRequest | pb.AnswerRequest) -> None:
+    _check_readers(wrong, "readers", request.readers)
+    if check_count(wrong, "filters", len(request.filters), _MOST_FILTERS, least=0):
+        for index, one in enumerate(request.filters):
+            if not _KEY.fullmatch(one.key):
+                wrong.add(f"filters[{index}].key", _A_KEY)
+            check_count(wrong, f"filters[{index}].values", len(one.values), _MOST_VALUES)
+    check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
 
 
 def _check_readers(wrong: Violations, field: str, readers: Sequence[str]) -> None:

@@ -1,12 +1,15 @@
 """AnswerService: checks requests, and passes them on to their index."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from tuneserve.server.answer import messages
+from tuneserve.server.answer.answering import Answering
 from tuneserve.server.api.checks import check_count
 from tuneserve.server.call.errors import NotFound, Violations
 from tuneserve.server.config import IndexConfig
+from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.aliases import Models
 from tuneserve.v1 import answer_pb2 as pb
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceServicer
@@ -16,15 +19,16 @@ if TYPE_CHECKING:
 
 
 class AnswerService(AnswerServiceServicer):
-    """Documents, and the passages of them that fit a query."""
+    """Documents, the passages of them that fit a query, and answers from these."""
 
-    def __init__(self, models: Models, indexes: Mapping[str, IndexConfig]) -> None:
+    def __init__(self, models: Models, indexes: Mapping[str, IndexConfig], metrics: Metrics) -> None:
         """Raises UserError if an index can't be opened. A server without indexes needs no LanceDB."""
         self._indexes: Mapping[str, Index] = {}
         if indexes:
             from tuneserve.server.answer.index import opened
 
             self._indexes = opened(indexes, models)
+        self._answering = {name: Answering(index, metrics) for name, index in self._indexes.items()}
 
     async def UpsertDocuments(self, request: pb.UpsertDocumentsRequest, context: Any) -> pb.UpsertDocumentsResponse:
         """See answer.proto."""
@@ -47,6 +51,15 @@ class AnswerService(AnswerServiceServicer):
         with Violations() as wrong:
             messages.check_search(wrong, request, index.config.ranking is not None)
         return await index.search(request)
+
+    async def Answer(self, request: pb.AnswerRequest, context: Any) -> AsyncGenerator[pb.AnswerResponse, None]:
+        """See answer.proto."""
+        index = self._index(request.index)
+        with Violations() as wrong:
+            messages.check_answer(wrong, request)
+        async with aclosing(self._answering[index.name].answer(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def close(self) -> None:
         """Ends the work in the background."""

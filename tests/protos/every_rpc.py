@@ -125,6 +125,15 @@ def every_rpc(version: str) -> list[Call]:
             [{"index": "docs", "query": "good"}],
             [{"passages": [{"document_id": "1", "text": "good", "end": 4, "metadata": {"a": "b"}, "score": 1}]}],
         ),
+        Call(
+            ANSWER + "Answer",
+            [{"index": "docs", "messages": [{"role": "user", "content": "good"}]}],
+            [
+                {"retrieval": {"query": "good", "found": {"passages": [{"document_id": "1"}]}}},
+                {"text": "good"},
+                {"end": {"outcome": "ANSWER_OUTCOME_ANSWERED", "citations": [{"end": 4, "document_end": 4}]}},
+            ],
+        ),
         Call(ANSWER + "DeleteDocuments", [{"index": "docs", "ids": ["1"]}], [{"deleted": 1}]),
         Call(INFERENCE + "ServerLive", answers=[{"live": True}]),
         Call(INFERENCE + "ServerReady", answers=[{"ready": True}]),

@@ -1,11 +1,23 @@
 from tuneserve.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AnswerOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ANSWER_OUTCOME_UNSPECIFIED: _ClassVar[AnswerOutcome]
+    ANSWER_OUTCOME_ANSWERED: _ClassVar[AnswerOutcome]
+    ANSWER_OUTCOME_REPLY: _ClassVar[AnswerOutcome]
+    ANSWER_OUTCOME_NOT_FOUND: _ClassVar[AnswerOutcome]
+ANSWER_OUTCOME_UNSPECIFIED: AnswerOutcome
+ANSWER_OUTCOME_ANSWERED: AnswerOutcome
+ANSWER_OUTCOME_REPLY: AnswerOutcome
+ANSWER_OUTCOME_NOT_FOUND: AnswerOutcome
 
 class Document(_message.Message):
     __slots__ = ("id", "title", "text", "metadata", "readers", "reply")
@@ -144,3 +156,71 @@ class Passage(_message.Message):
     keyword_score: float
     ranking_score: float
     def __init__(self, document_id: _Optional[str] = ..., title: _Optional[str] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., reply: _Optional[str] = ..., score: _Optional[float] = ..., dense_score: _Optional[float] = ..., keyword_score: _Optional[float] = ..., ranking_score: _Optional[float] = ...) -> None: ...
+
+class AnswerRequest(_message.Message):
+    __slots__ = ("index", "messages", "readers", "filters", "limit", "offset_unit", "priority")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_UNIT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    index: str
+    messages: _containers.RepeatedCompositeFieldContainer[AnswerMessage]
+    readers: _containers.RepeatedScalarFieldContainer[str]
+    filters: _containers.RepeatedCompositeFieldContainer[Filter]
+    limit: int
+    offset_unit: _common_pb2.OffsetUnit
+    priority: int
+    def __init__(self, index: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[AnswerMessage, _Mapping]]] = ..., readers: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., limit: _Optional[int] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class AnswerMessage(_message.Message):
+    __slots__ = ("role", "content")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    content: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+
+class AnswerResponse(_message.Message):
+    __slots__ = ("retrieval", "text", "end")
+    RETRIEVAL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    retrieval: Retrieval
+    text: str
+    end: AnswerEnd
+    def __init__(self, retrieval: _Optional[_Union[Retrieval, _Mapping]] = ..., text: _Optional[str] = ..., end: _Optional[_Union[AnswerEnd, _Mapping]] = ...) -> None: ...
+
+class Retrieval(_message.Message):
+    __slots__ = ("query", "found")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    query: str
+    found: SearchResponse
+    def __init__(self, query: _Optional[str] = ..., found: _Optional[_Union[SearchResponse, _Mapping]] = ...) -> None: ...
+
+class AnswerEnd(_message.Message):
+    __slots__ = ("outcome", "citations", "usage")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    CITATIONS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    outcome: AnswerOutcome
+    citations: _containers.RepeatedCompositeFieldContainer[Citation]
+    usage: _common_pb2.Usage
+    def __init__(self, outcome: _Optional[_Union[AnswerOutcome, str]] = ..., citations: _Optional[_Iterable[_Union[Citation, _Mapping]]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
+
+class Citation(_message.Message):
+    __slots__ = ("start", "end", "document_id", "document_start", "document_end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_START_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    document_id: str
+    document_start: int
+    document_end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., document_id: _Optional[str] = ..., document_start: _Optional[int] = ..., document_end: _Optional[int] = ...) -> None: ...

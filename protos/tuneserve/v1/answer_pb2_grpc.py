@@ -52,6 +52,11 @@ class AnswerServiceStub:
                 request_serializer=tuneserve_dot_v1_dot_answer__pb2.SearchRequest.SerializeToString,
                 response_deserializer=tuneserve_dot_v1_dot_answer__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.Answer = channel.unary_stream(
+                '/tuneserve.v1.AnswerService/Answer',
+                request_serializer=tuneserve_dot_v1_dot_answer__pb2.AnswerRequest.SerializeToString,
+                response_deserializer=tuneserve_dot_v1_dot_answer__pb2.AnswerResponse.FromString,
+                _registered_method=True)
 
 
 class AnswerServiceServicer:
@@ -83,6 +88,14 @@ class AnswerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Answer(self, request, context):
+        """Answers the last message of a conversation from the passages that Search finds for it, with citations. First comes
+        what was found, then the text of the answer in parts, last the citations and the outcome.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AnswerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +113,11 @@ def add_AnswerServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=tuneserve_dot_v1_dot_answer__pb2.SearchRequest.FromString,
                     response_serializer=tuneserve_dot_v1_dot_answer__pb2.SearchResponse.SerializeToString,
+            ),
+            'Answer': grpc.unary_stream_rpc_method_handler(
+                    servicer.Answer,
+                    request_deserializer=tuneserve_dot_v1_dot_answer__pb2.AnswerRequest.FromString,
+                    response_serializer=tuneserve_dot_v1_dot_answer__pb2.AnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,6 +204,33 @@ class AnswerService:
             '/tuneserve.v1.AnswerService/Search',
             tuneserve_dot_v1_dot_answer__pb2.SearchRequest.SerializeToString,
             tuneserve_dot_v1_dot_answer__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Answer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tuneserve.v1.AnswerService/Answer',
+            tuneserve_dot_v1_dot_answer__pb2.AnswerRequest.SerializeToString,
+            tuneserve_dot_v1_dot_answer__pb2.AnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,15 @@ class Answers:
         request = pb.SearchRequest(**{"index": "docs", "query": query} | fields)
         return await self.stub.Search(request, metadata=self._metadata)
 
+    async def answer(self, *turns: str, **fields: Any) -> list[pb.AnswerResponse]:
+        """The answer to a conversation: the user's turns and the assistant's, one after the other."""
+        messages = [
+            pb.AnswerMessage(role="assistant" if place % 2 else "user", content=turn)
+            for place, turn in enumerate(turns)
+        ]
+        request = pb.AnswerRequest(**{"index": "docs", "messages": messages} | fields)
+        return [one async for one in self.stub.Answer(request, metadata=self._metadata)]
+
     async def found(self, query: str, **fields: Any) -> list[str]:
         return [one.document_id for one in (await self.search(query, **fields)).passages]
 

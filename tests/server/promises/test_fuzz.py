@@ -226,6 +226,15 @@ def good(method: MethodDescriptor) -> list[Message]:
             {"index": "docs", "query": CANARY, "readers": ["a"]},
             {"index": "docs", "query": "good", "filters": [{"key": "a", "values": ["b", CANARY]}], "offset_unit": 2},
         ],
+        "Answer": [
+            {"index": "docs", "messages": [{"role": "user", "content": CANARY}], "readers": ["a"], "offset_unit": 3},
+            {
+                "index": "docs",
+                "messages": [{"role": role, "content": f"{CANARY} good"} for role in ("user", "assistant", "user")],
+                "filters": [{"key": "a", "values": ["b"]}],
+                "limit": 2,
+            },
+        ],
         "Embed": [{"model": "vectors", "texts": [CANARY, "good"], "dimensions": 2}],
         "Generate": generate,
         "GenerateStream": generate,

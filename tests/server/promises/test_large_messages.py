@@ -173,6 +173,14 @@ def right(method: MethodDescriptor, served) -> list[Message]:
                 index="docs", query="good", readers=["ann"], filters=[answer_pb2.Filter(key="a", values=["b"])]
             )
         ],
+        "Answer": [
+            answer_pb2.AnswerRequest(
+                index="docs",
+                messages=[answer_pb2.AnswerMessage(role="user", content="good")],
+                readers=["ann"],
+                filters=[answer_pb2.Filter(key="a", values=["b"])],
+            )
+        ],
         "Generate": generating(),
         "GenerateStream": generating(),
         "Tokenize": [

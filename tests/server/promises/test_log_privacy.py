@@ -264,6 +264,9 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
         yield answer.UpsertDocuments, [answer_pb2.UpsertDocumentsRequest(index="docs", documents=[document])]
     for filters in ([{"key": "a", "values": [CANARY]}], [{"key": f"{CANARY} ", "values": [CANARY]}]):
         yield answer.Search, [answer_pb2.SearchRequest(index="docs", query=CANARY, readers=[CANARY], filters=filters)]
+        for messages in ([{"role": "user", "content": CANARY}], [{"role": CANARY, "content": f"{CANARY} " * 4000}]):
+            request = answer_pb2.AnswerRequest(index="docs", messages=messages, readers=[CANARY], filters=filters)
+            yield answer.Answer, [request]
     yield answer.DeleteDocuments, [answer_pb2.DeleteDocumentsRequest(index="docs", ids=[CANARY])]
     for one in generations():
         yield generate.Generate, [generation_pb2.GenerateRequest(**one)]

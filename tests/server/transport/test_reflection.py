@@ -13,6 +13,7 @@ PROMPT = {"text": "the film"}
 CALLS = {
     "tuneserve.v1.AnswerService/UpsertDocuments": {"index": "docs", "documents": [{"id": "1", "text": "good"}]},
     "tuneserve.v1.AnswerService/Search": {"index": "docs", "query": "good"},
+    "tuneserve.v1.AnswerService/Answer": {"index": "docs", "messages": [{"role": "user", "content": "good"}]},
     "tuneserve.v1.AnswerService/DeleteDocuments": {"index": "docs", "ids": ["1"]},
     "tuneserve.v1.ClassificationService/Classify": {"model": "sentiment", "inputs": [{"text": "good"}]},
     "tuneserve.v1.ClassificationService/ClassifyTokens": {"model": "ner", "texts": ["angela merkel in hamburg"]},

@@ -1,0 +1,108 @@
+"""How an index answers: it searches, and quotes what it found. Knows nothing of how passages are found and stored."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING
+
+from tuneserve.evaluation import words
+from tuneserve.server import concurrency
+from tuneserve.server.answer import messages
+from tuneserve.server.answer.extraction import extracted
+from tuneserve.server.api.classification_messages import UNITS
+from tuneserve.server.call.context import current
+from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.text.spans import Unit
+from tuneserve.v1 import answer_pb2 as pb
+from tuneserve.v1 import common_pb2
+
+if TYPE_CHECKING:
+    from tuneserve.server.answer.index import Index
+
+
+class Answering:
+    """The answers of one index."""
+
+    def __init__(self, index: "Index", metrics: Metrics) -> None:
+        self._index = index
+        # They start at 0, so that a rate includes the first one.
+        self._counted = {
+            outcome: metrics.answers.labels(index.name, name.removeprefix("ANSWER_OUTCOME_").lower())
+            for name, outcome in pb.AnswerOutcome.items()
+            if outcome
+        }
+
+    async def answer(self, request: pb.AnswerRequest) -> AsyncGenerator[pb.AnswerResponse, None]:
+        """See AnswerService.Answer. The request is checked."""
+        query, unit = request.messages[-1].content, UNITS[request.offset_unit]
+        found = await self._found(request, query)
+        yield pb.AnswerResponse(retrieval=pb.Retrieval(query=query, found=found))
+        end, passages = pb.AnswerEnd(outcome=pb.ANSWER_OUTCOME_NOT_FOUND), found.passages
+        if passages and (reply := _reply(query, passages[0])):
+            yield pb.AnswerResponse(text=reply)
+            end.outcome = pb.ANSWER_OUTCOME_REPLY
+            end.citations.append(_citation(passages[0], messages.width(reply, unit)))
+        elif passages:
+            end.outcome = pb.ANSWER_OUTCOME_ANSWERED
+            for text, citation in await concurrency.apart(_quoted, query, passages, unit):
+                yield pb.AnswerResponse(text=text)
+                end.citations.append(citation)
+        call = current()
+        end.usage.CopyFrom(common_pb2.Usage(prompt_tokens=call.prompt_tokens, completion_tokens=call.completion_tokens))
+        self._counted[end.outcome].inc()
+        yield pb.AnswerResponse(end=end)
+
+    async def _found(self, request: pb.AnswerRequest, query: str) -> pb.SearchResponse:
+        last = f"messages[{len(request.messages) - 1}].content"
+        try:
+            return await self._index.search(
+                pb.SearchRequest(
+                    index=request.index,
+                    query=query,
+                    readers=request.readers,
+                    filters=request.filters,
+                    limit=request.limit if request.HasField("limit") else messages.ANSWERED_FROM,
+                    offset_unit=request.offset_unit,
+                    priority=request.priority,
+                )
+            )
+        except InvalidInput as error:
+            raise error.renamed(lambda field: last if field == "query" else field) from None
+
+
+def _reply(query: str, best: pb.Passage) -> str:
+    """Returns the approved reply of the best passage's document if its title asks the same; or else nothing."""
+    return best.reply if words.words(query) == words.words(best.title) else ""
+
+
+def _quoted(query: str, passages: Sequence[pb.Passage], unit: Unit) -> list[tuple[str, pb.Citation]]:
+    """Returns the parts of an answer that quotes the passages, each with its citation."""
+    parts, place, last = list[tuple[str, pb.Citation]](), 0, None
+    for quote in extracted(query, passages):
+        passage = passages[quote.passage]
+        between = ""
+        if last:
+            goes_on = quote.passage == last.passage and not passage.text[last.end : quote.start].strip()
+            between = passage.text[last.end : quote.start] if goes_on else "\n"
+        text = passage.text[quote.start : quote.end]
+        start = place + messages.width(between, unit)
+        place = start + messages.width(text, unit)
+        before = messages.width(passage.text[: quote.start], unit)
+        parts.append(
+            (
+                between + text,
+                pb.Citation(
+                    start=start,
+                    end=place,
+                    document_id=passage.document_id,
+                    document_start=passage.start + before,
+                    document_end=passage.start + before + place - start,
+                ),
+            )
+        )
+        last = quote
+    return parts
+
+
+def _citation(passage: pb.Passage, end: int) -> pb.Citation:
+    """Returns the citation of a whole passage for a whole answer."""
+    return pb.Citation(end=end, document_id=passage.document_id, document_start=passage.start, document_end=passage.end)
