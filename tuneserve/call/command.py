@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuneserve.call.admin import admin_command, models_command
+from tuneserve.call.answer import answer_command
 from tuneserve.call.channel import connected
 from tuneserve.call.chat import chat_command
 from tuneserve.call.common import (
@@ -47,6 +48,7 @@ def call_command() -> None:
     tuneserve call embed --model vectors --json "A text to find again."
     tuneserve call rank --model reranker "why is the sky blue" < passages.txt
     tuneserve call search --index docs "why is the sky blue"
+    tuneserve call answer --index docs "why is the sky blue"
     tail --follow news.txt | tuneserve call observe --monitor news
 
     Without texts as arguments, standard input is read, one text a line. Exit status: 2 for bad input or an unknown
@@ -58,6 +60,7 @@ call_command.add_command(models_command)
 call_command.add_command(chat_command)
 call_command.add_command(generate_command)
 call_command.add_command(search_command)
+call_command.add_command(answer_command)
 call_command.add_command(evaluate_command)
 call_command.add_command(observe_command)
 call_command.add_command(examples_command)

@@ -24,6 +24,9 @@ _FORMATS = "jsonl", "csv", "parquet"
 readers_option = click.option(
     "--reader", "readers", multiple=True, metavar="NAME", help="For whom: a name or group; once for each."
 )
+filters_option = click.option(
+    "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only documents with this metadata; once for each."
+)
 index_option = click.option("--index", required=True, metavar="NAME", help="The index's name at the server.")
 
 
@@ -61,9 +64,7 @@ def index_command(name: str, files: Sequence[Path], server: "Endpoint") -> None:
 @index_option
 @click.option("--limit", type=click.IntRange(1, 100), help="Print only this many passages, best first. Default: 10.")
 @readers_option
-@click.option(
-    "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only documents with this metadata; once for each."
-)
+@filters_option
 @click.option("--no-rerank", is_flag=True, help="Do not ask the index's ranking model.")
 @client_options()
 def search_command(
@@ -84,7 +85,7 @@ def search_command(
         index=index,
         query=query,
         readers=readers,
-        filters=_filters(filters),
+        filters=filters_of(filters),
         limit=limit,
         rerank=False if no_rerank else None,
     )
@@ -101,7 +102,8 @@ def search_command(
     )
 
 
-def _filters(texts: Sequence[str]) -> "list[answer_pb2.Filter]":
+def filters_of(texts: Sequence[str]) -> "list[answer_pb2.Filter]":
+    """Returns the conditions that --filter was given. Raises UsageError."""
     from tuneserve.v1 import answer_pb2 as pb
 
     values: dict[str, list[str]] = {}

@@ -112,7 +112,7 @@ def nothing(response: Any) -> None:
     """For an answer without content."""
 
 
-class Parts:
+class GenerationParts:
     """A completion that arrives in parts."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ def _completion(one: generation_pb2.Completion) -> results.Completion:
         reasoning=one.reasoning,
         tool_calls=tuple(results.ToolCall(call.id, call.name, call.arguments) for call in one.tool_calls),
         # "tool_calls", as in other APIs.
-        finish_reason=_word(generation_pb2.FinishReason, "FINISH_REASON_", one.finish_reason).replace("-", "_"),
+        finish_reason=word(generation_pb2.FinishReason, "FINISH_REASON_", one.finish_reason).replace("-", "_"),
         stop_text=one.stop_text,
         stop_token_id=one.stop_token_id if one.HasField("stop_token_id") else None,
         logprobs=_logprobs(one.logprobs),
@@ -206,9 +206,9 @@ def _model(model: model_pb2.Model) -> results.Model:
         name=model.name,
         version=model.version,
         id=model.id,
-        task=_word(checkpoint_pb2.Task, "TASK_", model.task),
-        state=_word(model_pb2.ModelState, "MODEL_STATE_", model.state),
-        load_step=_word(model_pb2.LoadStep, "LOAD_STEP_", model.load_step),
+        task=word(checkpoint_pb2.Task, "TASK_", model.task),
+        state=word(model_pb2.ModelState, "MODEL_STATE_", model.state),
+        load_step=word(model_pb2.LoadStep, "LOAD_STEP_", model.load_step),
         failure=model.failure,
         quantization=model.quantization,
         labels=tuple(model.labels),
@@ -222,7 +222,7 @@ def _alias(alias: model_pb2.Alias) -> results.Alias:
     return results.Alias(alias.name, tuple(targets), alias.shadow, alias.etag)
 
 
-def _word(enum: Any, prefix: str, value: int) -> str:
+def word(enum: Any, prefix: str, value: int) -> str:
     """Returns the name of an enum's value as a word: TASK_SEQUENCE_CLASSIFICATION is sequence-classification."""
     if value == 0:
         return ""

@@ -7,7 +7,7 @@ documents.py, generation.py, monitors.py, models.py and administration.py have t
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -62,6 +62,16 @@ class Requests:
                     yield message
         except Exception as error:
             self.error = error
+
+
+class Parts(Protocol):
+    """A text that arrives in parts."""
+
+    def add(self, part: Any) -> str:
+        """Adds a part; returns its text."""
+
+    def joined(self) -> Message:
+        """Returns everything received so far as one message, for the call's `read`."""
 
 
 @dataclass(frozen=True)

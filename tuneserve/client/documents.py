@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tuneserve.client import results
+from tuneserve.client.answers import word
 from tuneserve.client.call import Call
 from tuneserve.v1 import answer_pb2 as pb
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
@@ -48,14 +49,90 @@ def search(
     of the documents' metadata. `limit`: 10 if None. `rerank`: whether the index's ranking model orders them; if None,
     it does where there is one. `priority` and `timeout` are as in `classify`. Raises CallError.
     """
-    conditions = [
+    request = pb.SearchRequest(
+        index=index,
+        query=query,
+        readers=readers,
+        filters=_filters(filters),
+        limit=limit,
+        rerank=rerank,
+        priority=priority,
+    )
+    return Call(AnswerServiceStub, "Search", request, _passages, timeout)
+
+
+def answer(
+    index: str,
+    question: str | Sequence[Mapping[str, str]],
+    *,
+    readers: Sequence[str] = (),
+    filters: Mapping[str, str | Sequence[str]] | None = None,
+    limit: int | None = None,
+    priority: int | None = None,
+    timeout: float | None = None,
+) -> Call[results.Answer]:
+    """Answers a question from the documents of an index, and yields the text as it is made.
+
+        for text in (answer := client.answer("docs", "Who pays the deposit?")):
+            print(text, end="")
+        print(answer.result.outcome, answer.result.citations)
+
+    `question`: a text, or a conversation whose last message asks: {"role": "user", "content": "Who pays?"} and so on.
+    `limit`: how many passages to answer from; 5 if None. The other arguments are as in `search`. Iterating raises
+    CallError.
+    """
+    turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    request = pb.AnswerRequest(
+        index=index,
+        messages=[pb.AnswerMessage(**turn) for turn in turns],
+        readers=readers,
+        filters=_filters(filters),
+        limit=limit,
+        priority=priority,
+    )
+    return Call(AnswerServiceStub, "Answer", request, _answer, timeout)
+
+
+class AnswerParts:
+    """An answer that arrives in parts."""
+
+    def __init__(self) -> None:
+        self._joined = pb.AnswerResponse()
+        self._texts = list[str]()
+
+    def add(self, part: pb.AnswerResponse) -> str:
+        """Adds a part; returns its text."""
+        self._texts.append(part.text)
+        self._joined.MergeFrom(part)
+        return part.text
+
+    def joined(self) -> pb.AnswerResponse:
+        """Returns everything received so far as one message."""
+        self._joined.text = "".join(self._texts)
+        return self._joined
+
+
+def _filters(filters: Mapping[str, str | Sequence[str]] | None) -> list[pb.Filter]:
+    return [
         pb.Filter(key=key, values=[values] if isinstance(values, str) else values)
         for key, values in (filters or {}).items()
     ]
-    request = pb.SearchRequest(
-        index=index, query=query, readers=readers, filters=conditions, limit=limit, rerank=rerank, priority=priority
+
+
+def _answer(response: pb.AnswerResponse) -> results.Answer:
+    retrieval, end = response.retrieval, response.end
+    citations = [
+        results.Citation(one.start, one.end, one.document_id, one.document_start, one.document_end)
+        for one in end.citations
+    ]
+    return results.Answer(
+        text=response.text,
+        outcome=word(pb.AnswerOutcome, "ANSWER_OUTCOME_", end.outcome),
+        citations=tuple(citations),
+        query=retrieval.query,
+        passages=_passages(retrieval.found),
+        usage=results.Usage(end.usage.prompt_tokens, end.usage.completion_tokens),
     )
-    return Call(AnswerServiceStub, "Search", request, _passages, timeout)
 
 
 def _written(response: pb.UpsertDocumentsResponse) -> results.Written:

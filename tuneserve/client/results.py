@@ -375,3 +375,26 @@ class Passages(Results[Passage]):
 
     index_version: int
     ranking_model_version: str  # empty without a ranking model
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A part of an answer, and the part of a document that it comes from."""
+
+    start: int  # in the answer's text
+    end: int
+    document_id: str
+    document_start: int  # in the document's text
+    document_end: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer from documents."""
+
+    text: str
+    outcome: str  # answered, reply or not-found; empty until the answer has ended
+    citations: tuple[Citation, ...]
+    query: str  # what was searched
+    passages: Passages  # what it is made from
+    usage: Usage

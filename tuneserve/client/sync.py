@@ -7,11 +7,12 @@ import grpc
 from google.protobuf.message import Message
 
 from tuneserve.client import administration, documents, errors, generation, models, monitors, texts
-from tuneserve.client.answers import Parts
+from tuneserve.client.answers import GenerationParts
 from tuneserve.client.base import Base, like
-from tuneserve.client.call import Call, Requests
+from tuneserve.client.call import Call, Parts, Requests
+from tuneserve.client.documents import AnswerParts
 from tuneserve.client.endpoint import Endpoint
-from tuneserve.client.results import Alias, Generation, Model
+from tuneserve.client.results import Alias, Model
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,17 +48,17 @@ class Answers(Generic[R]):
         self.close()
 
 
-class Stream(Answers[str]):
-    """The text of a completion as it is generated."""
+class Stream(Answers[str], Generic[R]):
+    """A text as it is generated."""
 
-    def __init__(self, call: Call[Generation], messages: Any) -> None:
-        self._parts = Parts()
+    def __init__(self, call: Call[R], messages: Any, parts: Parts) -> None:
+        self._parts = parts
         super().__init__(call, messages, lambda message: self._parts.add(message) or None)
 
     @property
-    def result(self) -> Generation:
+    def result(self) -> R:
         """Everything received so far; once the loop has ended, the whole answer with its usage."""
-        answer: Generation = self._call.read(self._parts.joined())
+        answer: R = self._call.read(self._parts.joined())
         return answer
 
 
@@ -83,11 +84,13 @@ def _answering(build: Callable[P, Call[R]]) -> Callable[Concatenate["Client", P]
     return method
 
 
-def _streaming(build: Callable[P, Call[Generation]]) -> Callable[Concatenate["Client", P], Stream]:
+def _streaming(
+    build: Callable[P, Call[R]], parts: Callable[[], Parts]
+) -> Callable[Concatenate["Client", P], Stream[R]]:
     @like(build, returns=Stream)
-    def method(self: "Client", /, *arguments: P.args, **options: P.kwargs) -> Stream:
+    def method(self: "Client", /, *arguments: P.args, **options: P.kwargs) -> Stream[R]:
         call = build(*arguments, **options)
-        return Stream(call, self._send(call))
+        return Stream(call, self._send(call), parts())
 
     return method
 
@@ -103,9 +106,10 @@ class Client(Base[grpc.Channel]):
     upsert_documents = _method(documents.upsert_documents)
     delete_documents = _method(documents.delete_documents)
     search = _method(documents.search)
+    answer = _streaming(documents.answer, AnswerParts)
     generate = _method(generation.generate)
     chat = _method(generation.chat)
-    stream = _streaming(generation.stream)
+    stream = _streaming(generation.stream, GenerationParts)
     tokenize = _method(generation.tokenize)
     observe = _answering(monitors.observe)
     examples = _method(monitors.examples)

@@ -228,6 +228,24 @@ class Server(
         by = "reranker@1" if request.index == "ranked" and not request.HasField("rerank") else ""
         return answer_pb2.SearchResponse(passages=[passage], index_version=7, ranking_model_version=by)
 
+    def Answer(self, request, context):
+        self.request = request
+        passage = answer_pb2.Passage(document_id="faq", text="Tenants [bold]do. Not in cash.", start=3, end=33)
+        found = answer_pb2.SearchResponse(passages=[passage], index_version=7)
+        yield answer_pb2.AnswerResponse(retrieval={"query": request.messages[-1].content, "found": found})
+        if request.index == "empty":
+            yield answer_pb2.AnswerResponse(end={"outcome": answer_pb2.ANSWER_OUTCOME_NOT_FOUND})
+            return
+        for text in ("Tenants [bold]do.", " Not in cash."):
+            yield answer_pb2.AnswerResponse(text=text)
+        citations = [
+            {"end": 17, "document_id": "faq", "document_start": 3, "document_end": 20},
+            {"start": 18, "end": 30, "document_id": "faq", "document_start": 21, "document_end": 33},
+        ]
+        yield answer_pb2.AnswerResponse(
+            end={"outcome": answer_pb2.ANSWER_OUTCOME_ANSWERED, "citations": citations, "usage": {"prompt_tokens": 7}}
+        )
+
     def ClassifyTokens(self, request, context):
         self._take(request, context)
         spans = [

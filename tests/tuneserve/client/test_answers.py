@@ -9,7 +9,7 @@ def part(**fields) -> pb.GenerateStreamResponse:
 
 
 def test_the_parts_of_a_stream_are_joined():
-    parts = answers.Parts()
+    parts = answers.GenerationParts()
     texts = [
         parts.add(one)
         for one in (

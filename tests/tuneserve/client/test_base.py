@@ -12,12 +12,12 @@ from tuneserve.client import AsyncClient, Client, administration, documents, gen
 def test_methods_look_like_their_calls(kind: type[Any]) -> None:
     built: list[Any] = [texts.classify, texts.classify_stream, texts.find_entities, texts.rank, texts.embed]
     built += [generation.generate, generation.chat, generation.stream, generation.tokenize, models.watch_model]
-    built += [documents.upsert_documents, documents.delete_documents, documents.search]
+    built += [documents.upsert_documents, documents.delete_documents, documents.search, documents.answer]
     built += [administration.load_model, administration.cancel_load, administration.unload_model]
     built += [administration.load_adapter, administration.unload_adapter]
     built += [administration.set_alias, administration.delete_alias]
     built += [monitors.observe, monitors.examples]
-    several = [texts.classify_stream, generation.stream, models.watch_model, monitors.observe]
+    several = [texts.classify_stream, documents.answer, generation.stream, models.watch_model, monitors.observe]
     for call in built:
         method = getattr(kind, call.__name__)
         assert method.__doc__ == call.__doc__

@@ -30,6 +30,23 @@ async def test_documents_are_written_found_and_deleted(ask: Any) -> None:
     assert (deleted.deleted, deleted.index_version > written.index_version) == (2, True)
 
 
+async def test_a_question_is_answered(ask: Any) -> None:
+    await ask("upsert_documents", "docs", [Document("answer", "the film 🙂 was good. bad", readers=["client"])])
+    turns = [{"role": "user", "content": "tokyo"}, {"role": "assistant", "content": "no"}]
+    for question in ("the film", [*turns, {"role": "user", "content": "the film"}]):
+        texts, answer = await ask("answer", "docs", question, readers=["client"], filters={})
+        assert texts == ["the film 🙂 was good.", " bad"]
+        assert (answer.text, answer.outcome, answer.query) == ("".join(texts), "answered", "the film")
+        assert [one.document_id for one in answer.passages] == ["answer"]
+        first, last = answer.citations
+        assert (first.start, first.end, first.document_start, first.document_end) == (0, 20, 0, 20)
+        assert (last.start, last.document_end) == (21, 24)
+        assert answer.usage.prompt_tokens > 0
+    texts, answer = await ask("answer", "docs", "film", filters={"lang": "no"})
+    assert (texts, answer.text, answer.outcome) == ([], "", "not-found")
+    await ask("delete_documents", "docs", ["answer"])
+
+
 async def test_wrong_calls_raise(ask: Any) -> None:
     with pytest.raises(NotFound, match="index 'other' is not served here"):
         await ask("search", "other", "film")
