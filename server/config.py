@@ -220,6 +220,11 @@ class IndexConfig(Settings):
         le=1,
         description="the weight of words (BM25) in a passage's score; the rest is its vector's",
     )
+    gate: Local | None = Field(
+        default=None,
+        description="a file that `tuneserve call evaluate --gate` wrote: which questions the passages answer; null: "
+        "all for which there are any",
+    )
 
 
 class TlsConfig(Settings):

@@ -1,15 +1,17 @@
 """How an index answers: it searches, and quotes what it found. Knows nothing of how passages are found and stored."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tuneserve.evaluation import words
+from tuneserve.errors import UserError
+from tuneserve.evaluation import gate, words
 from tuneserve.server import concurrency
 from tuneserve.server.answer import messages
 from tuneserve.server.answer.extraction import extracted
 from tuneserve.server.api.classification_messages import UNITS
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
+from tuneserve.server.config import IndexConfig
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.text.spans import Unit
 from tuneserve.v1 import answer_pb2 as pb
@@ -23,7 +25,9 @@ class Answering:
     """The answers of one index."""
 
     def __init__(self, index: "Index", metrics: Metrics) -> None:
+        """Raises UserError for a gate that can't judge this index's searches."""
         self._index = index
+        self._gate = _loaded_gate(index.name, index.config)
         # They start at 0, so that a rate includes the first one.
         self._counted = {
             outcome: metrics.answers.labels(index.name, name.removeprefix("ANSWER_OUTCOME_").lower())
@@ -35,13 +39,16 @@ class Answering:
         """See AnswerService.Answer. The request is checked."""
         query, unit = request.messages[-1].content, UNITS[request.offset_unit]
         found = await self._found(request, query)
-        yield pb.AnswerResponse(retrieval=pb.Retrieval(query=query, found=found))
+        judged = await concurrency.apart(_judged, self._gate, query, found.passages)
+        del found.passages[_limit(request) :]
+        yield pb.AnswerResponse(retrieval=pb.Retrieval(query=query, found=found, answerable=judged.answerable))
         end, passages = pb.AnswerEnd(outcome=pb.ANSWER_OUTCOME_NOT_FOUND), found.passages
-        if passages and (reply := _reply(query, passages[0])):
+        if judged.replies:
+            reply = passages[0].reply
             yield pb.AnswerResponse(text=reply)
             end.outcome = pb.ANSWER_OUTCOME_REPLY
             end.citations.append(_citation(passages[0], messages.width(reply, unit)))
-        elif passages:
+        elif judged.passes:
             end.outcome = pb.ANSWER_OUTCOME_ANSWERED
             for text, citation in await concurrency.apart(_quoted, query, passages, unit):
                 yield pb.AnswerResponse(text=text)
@@ -60,7 +67,7 @@ class Answering:
                     query=query,
                     readers=request.readers,
                     filters=request.filters,
-                    limit=request.limit if request.HasField("limit") else messages.ANSWERED_FROM,
+                    limit=max(_limit(request), gate.DEPTH),
                     offset_unit=request.offset_unit,
                     priority=request.priority,
                 )
@@ -69,9 +76,40 @@ class Answering:
             raise error.renamed(lambda field: last if field == "query" else field) from None
 
 
-def _reply(query: str, best: pb.Passage) -> str:
-    """Returns the approved reply of the best passage's document if its title asks the same; or else nothing."""
-    return best.reply if words.words(query) == words.words(best.title) else ""
+class _Judged(NamedTuple):
+    """What is to be done with the passages of a query."""
+
+    passes: bool  # answer from them
+    replies: bool  # give the first one's reply
+    answerable: float | None = None
+
+
+def _judged(judge: gate.Gate | None, query: str, passages: Sequence[pb.Passage]) -> _Judged:
+    if not passages:
+        return _Judged(passes=False, replies=False)
+    best = passages[0]
+    is_same = best.HasField("reply") and words.words(query) == words.words(best.title)
+    if judge is None:
+        return _Judged(passes=True, replies=is_same)
+    features = gate.features(query, passages)
+    answerable = judge.answerable.probability(features)
+    is_sure = best.HasField("reply") and judge.reply.probability(features) >= judge.reply.threshold
+    return _Judged(answerable >= judge.answerable.threshold, is_same or is_sure, answerable)
+
+
+def _loaded_gate(name: str, config: IndexConfig) -> gate.Gate | None:
+    if config.gate is None:
+        return None
+    loaded = gate.load(config.gate)
+    if bool(loaded.ranking_model) != bool(config.ranking):
+        was = "with" if loaded.ranking_model else "without"
+        told = f"indexes.{name}.gate: {config.gate} was fitted {was} a ranking model, and the index is not"
+        raise UserError(told, "fit it again: tuneserve call evaluate --gate FILE")
+    return loaded
+
+
+def _limit(request: pb.AnswerRequest) -> int:
+    return request.limit if request.HasField("limit") else messages.ANSWERED_FROM
 
 
 def _quoted(query: str, passages: Sequence[pb.Passage], unit: Unit) -> list[tuple[str, pb.Citation]]:

@@ -1,4 +1,4 @@
-"""`tuneserve call evaluate`: how well an index answers labelled queries, and which weight of words fits them."""
+"""`tuneserve call evaluate`: how well an index answers labelled queries, and the weight and the gate that fit."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,18 +36,30 @@ class Query:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @index_option
 @readers_option
+@click.option(
+    "--gate",
+    "gate_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write here what tells whether passages answer a question, for the index's `gate`. Replaces the file.",
+)
 @server_options()
-def evaluate_command(file: Path, index: str, readers: Sequence[str], server: "Endpoint") -> None:
-    """Measure an index by the queries in FILE (jsonl, csv, parquet), and find the `keyword_weight` that fits them.
+def evaluate_command(
+    file: Path, index: str, readers: Sequence[str], gate_file: Path | None, server: "Endpoint"
+) -> None:
+    """Measure an index by the queries in FILE (jsonl, csv, parquet), and find the `keyword_weight` and the gate that
+    fit them.
 
-    A row has query, and documents: the ids of those that answer it, as a list, or separated by semicolons. Every other
-    query chooses the weight, and the rest measure it. The weight belongs in the server's file, under `indexes`.
+    A row has query, and documents: the ids of those that answer it, as a list, or separated by semicolons; none if the
+    index has no answer. Every other query chooses the weight and the gate, and the rest measure them. The weight
+    belongs in the server's file, under `indexes`, and so does the name of the gate's file.
     """
     from tuneserve.evaluation import quality, searched, significance
 
-    queries = list(_queries(file))
+    given = list(_queries(file))
+    queries = [one for one in given if one.answers]
     if len(queries) < _LEAST:
-        raise UserError(f"{file}: has {len(queries)} queries", f"give {_LEAST} or more")
+        raise UserError(f"{file}: has {len(queries)} queries with documents", f"give {_LEAST} or more")
     found = [
         searched.Searched.of(response, query.answers)
         for query, response in zip(queries, _search(server, index, readers, queries, rerank=False), strict=True)
@@ -57,11 +69,12 @@ def evaluate_command(file: Path, index: str, readers: Sequence[str], server: "En
     both, better = f"both, keyword_weight {weight:g}", "words" if single else "vectors"
     weights = {"vectors": 0.0, "words": 1.0, both: weight}
     measured = {name: searched.measured(held_out, one) for name, one in weights.items()}
-    ranked = _search(server, index, readers, queries[1::2], rerank=None)
-    if by := ranked[0].ranking_model_version:
+    answered = _search(server, index, readers, given, rerank=None)
+    if by := answered[0].ranking_model_version:
+        ranked = [response for query, response in zip(given, answered, strict=True) if query.answers]
         right = [
             searched.hits([one.document_id for one in response.passages], query.answers)
-            for query, response in zip(queries[1::2], ranked, strict=True)
+            for query, response in zip(queries[1::2], ranked[1::2], strict=True)
         ]
         measured[f"ranked by {by}"] = quality.retrieval(right, [len(query.answers) for query in queries[1::2]])
     rows = [[name, *(f"{metrics[key]:.4f}" for key in _METRICS)] for name, (metrics, _) in measured.items()]
@@ -69,6 +82,40 @@ def evaluate_command(file: Path, index: str, readers: Sequence[str], server: "En
     change = significance.compare("ndcg@10", measured[better][1], measured[both][1])
     click.echo(f"\n{len(held_out)} queries that did not choose the weight. nDCG@10 of both against {better} alone:")
     click.echo(f"{change.second - change.first:+.4f} (95 % interval {change.low:+.4f} to {change.high:+.4f})")
+    _fit_gate(given, answered, weight, gate_file)
+
+
+def _fit_gate(
+    queries: "Sequence[Query]", found: "Sequence[answer_pb2.SearchResponse]", weight: float, file: Path | None
+) -> None:
+    from tuneserve.evaluation import gate_fitting, searched
+
+    by, ranked_by = found[0].model_version, found[0].ranking_model_version
+    rows = [
+        gate_fitting.seen(
+            place, query.text, response.passages if ranked_by else searched.ordered(response, weight), query.answers
+        )
+        for place, (query, response) in enumerate(zip(queries, found, strict=True))
+    ]
+    choosing, held_out = ([row for some in rows[half::2] for row in some] for half in (0, 1))
+    try:
+        gate = gate_fitting.fitted(choosing, by, ranked_by)
+        got = gate_fitting.measured(gate, held_out)
+    except ValueError:
+        if file:
+            raise UserError(
+                f"{file}: not written: too few of the queries are answered, or the index is small"
+            ) from None
+        return
+    click.echo(
+        f"\nGate: AUROC {got['auroc']:.3f} (95 % interval {got['low']:.3f} to {got['high']:.3f}) on {len(held_out)} "
+        f"cases that did not fit it.\n{got['passed']:.0%} of the answerable pass, {got['stopped']:.0%} of the others "
+        f"are stopped; {got['replied']:.0%} would get the first document's reply, {got['replied_right']:.0%} of "
+        "these the right one."
+    )
+    if file:
+        file.write_text(gate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        click.echo(f"{file}: written; name it as the `gate` of the index")
 
 
 def _search(
@@ -106,6 +153,6 @@ def _query(row: dict[str, Any] | str) -> Query:
         raise ValueError("query is missing or blank")
     if isinstance(documents, str):
         documents = [one.strip() for one in documents.split(";") if one.strip()]
-    if not isinstance(documents, list) or not documents or not all(isinstance(one, str) for one in documents):
+    if not isinstance(documents, list) or not all(isinstance(one, str) for one in documents):
         raise ValueError("documents is not a list of ids")
     return Query(text, frozenset(documents))

@@ -38,6 +38,13 @@ class Searched:
         return hits([self.documents[place] for place in order], self.answers)
 
 
+def ordered(response: answer_pb2.SearchResponse, weight: float) -> list[answer_pb2.Passage]:
+    """Returns the passages that a search found in the order that a weight gives them."""
+    found = Searched.of(response, ())
+    order = np.argsort(-blended(found.dense, found.keyword, weight), kind="stable")
+    return [response.passages[place] for place in order]
+
+
 def measured(found: Sequence[Searched], weight: float) -> tuple[dict[str, float], RowSums]:
     """Returns the metrics of search at a weight, and the sums that `significance` needs."""
     return quality.retrieval([one.right(weight) for one in found], [len(one.answers) for one in found])

@@ -194,12 +194,14 @@ class AnswerResponse(_message.Message):
     def __init__(self, retrieval: _Optional[_Union[Retrieval, _Mapping]] = ..., text: _Optional[str] = ..., end: _Optional[_Union[AnswerEnd, _Mapping]] = ...) -> None: ...
 
 class Retrieval(_message.Message):
-    __slots__ = ("query", "found")
+    __slots__ = ("query", "found", "answerable")
     QUERY_FIELD_NUMBER: _ClassVar[int]
     FOUND_FIELD_NUMBER: _ClassVar[int]
+    ANSWERABLE_FIELD_NUMBER: _ClassVar[int]
     query: str
     found: SearchResponse
-    def __init__(self, query: _Optional[str] = ..., found: _Optional[_Union[SearchResponse, _Mapping]] = ...) -> None: ...
+    answerable: float
+    def __init__(self, query: _Optional[str] = ..., found: _Optional[_Union[SearchResponse, _Mapping]] = ..., answerable: _Optional[float] = ...) -> None: ...
 
 class AnswerEnd(_message.Message):
     __slots__ = ("outcome", "citations", "usage")

@@ -1,10 +1,15 @@
 """What an index answers, and where it says that it has it from."""
 
+import json
+import math
 import random
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from tuneserve.errors import UserError
 from tuneserve.v1 import answer_pb2 as pb
 
 from .conftest import Answers
@@ -23,6 +28,7 @@ async def test_an_answer_has_what_was_found_then_text_then_an_end(answers: Answe
     searched = await answers.search("the movie", limit=5)
     assert first.retrieval.query == "the movie"
     assert first.retrieval.found == searched
+    assert not first.retrieval.HasField("answerable"), "there is no gate"
     assert all(one.text and not one.HasField("retrieval") and not one.HasField("end") for one in middle)
     assert last.end.outcome == pb.ANSWER_OUTCOME_ANSWERED
     assert last.end.usage == searched.usage
@@ -83,6 +89,53 @@ async def test_outcomes_are_counted_from_zero(answers: Answers):
     await answers.upsert(FILM)
     await answers.answer("film")
     assert [counted(one) for one in ("answered", "reply", "not_found")] == [1, 0, 1]
+
+
+def gate(tmp_path: Path, answerable: float, reply: float, **fields: Any) -> Path:
+    """A gate that goes by the overlap of words, from these shares on."""
+    judges = {
+        name: {"weights": {"overlap": 10.0}, "bias": -10 * share, "threshold": 0.5}
+        for name, share in (("answerable", answerable), ("reply", reply))
+    }
+    file = tmp_path / "gate.json"
+    file.write_text(json.dumps({"model": "vectors@1", "ranking_model": ""} | judges | fields))
+    return file
+
+
+async def test_a_gate_stops_what_is_no_answer(answering, tmp_path):
+    async with answering(gate=gate(tmp_path, 0.5, 0.9)) as answers:
+        await answers.upsert(FILM, TOKYO)
+        first, *_, last = await answers.answer("the film was good")
+        assert last.end.outcome == pb.ANSWER_OUTCOME_ANSWERED
+        assert first.retrieval.answerable == pytest.approx(1 / (1 + math.exp(-5)))
+        first, last = await answers.answer("what of bergen and oslo")
+        assert last.end.outcome == pb.ANSWER_OUTCOME_NOT_FOUND
+        assert 0 < first.retrieval.answerable < 0.1
+        assert first.retrieval.found.passages, "that are shown"
+
+
+async def test_a_gate_judges_by_more_than_the_passages_of_the_answer(answering, tmp_path):
+    async with answering(gate=gate(tmp_path, 0.5, 0.9)) as answers:
+        await answers.upsert(FILM, TOKYO, {"id": "3", "text": "a great movie"})
+        all_, *_ = await answers.answer("great film in oslo", limit=20)
+        one, *_ = await answers.answer("great film in oslo", limit=1)
+        assert (len(all_.retrieval.found.passages), len(one.retrieval.found.passages)) == (3, 1)
+        assert one.retrieval.answerable == all_.retrieval.answerable
+
+
+async def test_a_gate_that_is_sure_gives_the_reply(answering, tmp_path):
+    async with answering(gate=gate(tmp_path, 0.3, 0.6)) as answers:
+        await answers.upsert(TOKYO)
+        *_, last = await answers.answer("is merkel in tokyo")
+        assert last.end.outcome == pb.ANSWER_OUTCOME_REPLY
+        *_, last = await answers.answer("angela in tokyo or bergen")
+        assert last.end.outcome == pb.ANSWER_OUTCOME_ANSWERED
+
+
+async def test_a_gate_for_another_kind_of_search_is_refused(answering, tmp_path):
+    with pytest.raises(UserError, match=r"indexes\.docs\.gate: .*gate\.json was fitted with a ranking model"):
+        async with answering(gate=gate(tmp_path, 0.5, 0.9, ranking_model="reranker@1")):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tuneserve.evaluation.searched import Searched, fitted, hits, measured
+from tuneserve.evaluation.searched import Searched, fitted, hits, measured, ordered
 from tuneserve.v1 import answer_pb2 as pb
 
 
@@ -36,3 +36,13 @@ def test_a_document_counts_by_its_best_passage() -> None:
 def test_a_query_that_found_nothing() -> None:
     assert measured([found()], 0.3)[0]["ndcg@10"] == 0.0
     assert np.isfinite(fitted([found()]))
+
+
+def test_passages_in_the_order_of_a_weight() -> None:
+    passages = [
+        pb.Passage(document_id=id_, dense_score=1 - place, keyword_score=place) for place, id_ in enumerate("ab")
+    ]
+    response = pb.SearchResponse(passages=passages)
+    assert [one.document_id for one in ordered(response, 0.0)] == ["a", "b"]
+    assert [one.document_id for one in ordered(response, 1.0)] == ["b", "a"]
+    assert ordered(pb.SearchResponse(), 0.5) == []
