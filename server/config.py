@@ -205,6 +205,10 @@ class IndexConfig(Settings):
     ranking: _ModelName | None = Field(
         default=None, description="a ranking model of this file, which orders the best passages of a search"
     )
+    generation: _ModelName | None = Field(
+        default=None,
+        description="a chat model of this file, which writes answers from the passages; null: they are quoted",
+    )
     query_prompt: Text | None = Field(
         default=None, description="the embedding model's prompt for queries; null: `query`, if it has one"
     )
@@ -332,7 +336,8 @@ class ServerConfig(Settings):
     @model_validator(mode="after")
     def _indexes_know_their_models(self) -> "ServerConfig":
         for name, index in self.indexes.items():
-            for key, model in ("embedding", index.embedding), ("ranking", index.ranking):
+            for key in ("embedding", "ranking", "generation"):
+                model = getattr(index, key)
                 if model is not None and model not in self.models:
                     raise Refused(f"{model} is not a model of this file", key=f"indexes.{name}.{key}")
         return self

@@ -107,6 +107,12 @@ class Metrics:
             ("index", "outcome"),
             registry=registry,
         )
+        self.citations = Counter(
+            "tuneserve_citations",
+            "Citations of written answers from documents: kept, or dropped because the passage does not say it.",
+            ("index", "result"),
+            registry=registry,
+        )
         self.confidence = Histogram(
             "tuneserve_prediction_confidence",
             "Probability of the best label, or of a span.",

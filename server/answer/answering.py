@@ -1,43 +1,56 @@
-"""How an index answers: it searches, and quotes what it found. Knows nothing of how passages are found and stored."""
+"""How an index answers: it searches, judges what it found, and gives a reply, quotes, or what a model writes from it.
+
+Knows nothing of how passages are found and stored.
+"""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 from tuneserve.errors import UserError
 from tuneserve.evaluation import gate, words
 from tuneserve.server import concurrency
-from tuneserve.server.answer import messages
+from tuneserve.server.answer import citations, messages
 from tuneserve.server.answer.extraction import extracted
+from tuneserve.server.answer.markers import Marked
+from tuneserve.server.answer.writing import Writer
 from tuneserve.server.api.classification_messages import UNITS
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import InvalidInput
 from tuneserve.server.config import IndexConfig
 from tuneserve.server.metrics import Metrics
+from tuneserve.server.models.aliases import Models
 from tuneserve.server.text.spans import Unit
 from tuneserve.v1 import answer_pb2 as pb
-from tuneserve.v1 import common_pb2
 
 if TYPE_CHECKING:
     from tuneserve.server.answer.index import Index
 
 
+# Marks of a written answer that are looked at.
+_MOST_CITED = 256
+
+
 class Answering:
     """The answers of one index."""
 
-    def __init__(self, index: "Index", metrics: Metrics) -> None:
+    def __init__(self, index: "Index", models: Models, metrics: Metrics) -> None:
         """Raises UserError for a gate that can't judge this index's searches."""
         self._index = index
         self._gate = _loaded_gate(index.name, index.config)
+        self._writer = Writer(models, index.config.generation) if index.config.generation else None
         # They start at 0, so that a rate includes the first one.
         self._counted = {
             outcome: metrics.answers.labels(index.name, name.removeprefix("ANSWER_OUTCOME_").lower())
             for name, outcome in pb.AnswerOutcome.items()
             if outcome
         }
+        self._kept, self._dropped = (metrics.citations.labels(index.name, one) for one in ("kept", "dropped"))
 
     async def answer(self, request: pb.AnswerRequest) -> AsyncGenerator[pb.AnswerResponse, None]:
         """See AnswerService.Answer. The request is checked."""
-        query, unit = request.messages[-1].content, UNITS[request.offset_unit]
+        unit = UNITS[request.offset_unit]
+        query = await self._writer.query(request) if self._writer else request.messages[-1].content
         found = await self._found(request, query)
         judged = await concurrency.apart(_judged, self._gate, query, found.passages)
         del found.passages[_limit(request) :]
@@ -48,15 +61,47 @@ class Answering:
             yield pb.AnswerResponse(text=reply)
             end.outcome = pb.ANSWER_OUTCOME_REPLY
             end.citations.append(_citation(passages[0], messages.width(reply, unit)))
+        elif judged.passes and self._writer:
+            async with aclosing(self._written(self._writer, request, query, passages, end)) as texts:
+                async for text in texts:
+                    yield pb.AnswerResponse(text=text)
         elif judged.passes:
             end.outcome = pb.ANSWER_OUTCOME_ANSWERED
             for text, citation in await concurrency.apart(_quoted, query, passages, unit):
                 yield pb.AnswerResponse(text=text)
                 end.citations.append(citation)
         call = current()
-        end.usage.CopyFrom(common_pb2.Usage(prompt_tokens=call.prompt_tokens, completion_tokens=call.completion_tokens))
+        end.usage.prompt_tokens, end.usage.completion_tokens = call.prompt_tokens, call.completion_tokens
         self._counted[end.outcome].inc()
         yield pb.AnswerResponse(end=end)
+
+    async def _written(
+        self,
+        writer: Writer,
+        request: pb.AnswerRequest,
+        query: str,
+        passages: Sequence[pb.Passage],
+        end: pb.AnswerEnd,
+    ) -> AsyncGenerator[str, None]:
+        """Yields what the model writes, without its markers. Adds to `end` how it ended and which citations hold."""
+        marked = Marked()
+        async with aclosing(writer.write(request, query, passages)) as responses:
+            async for response in responses:
+                end.generation_model_version = response.model_version or end.generation_model_version
+                if text := marked.add("".join(one.text for one in response.completions)):
+                    yield text
+                if marked.is_not_found:
+                    break
+        if text := marked.end():
+            yield text
+        if not marked.text.strip():
+            return
+        end.outcome = pb.ANSWER_OUTCOME_ANSWERED
+        unit = UNITS[request.offset_unit]
+        held, end.citations_dropped = await concurrency.apart(_cited, marked, passages, unit)
+        end.citations.extend(held)
+        self._kept.inc(len(held))
+        self._dropped.inc(end.citations_dropped)
 
     async def _found(self, request: pb.AnswerRequest, query: str) -> pb.SearchResponse:
         last = f"messages[{len(request.messages) - 1}].content"
@@ -139,6 +184,29 @@ def _quoted(query: str, passages: Sequence[pb.Passage], unit: Unit) -> list[tupl
         )
         last = quote
     return parts
+
+
+def _cited(marked: Marked, passages: Sequence[pb.Passage], unit: Unit) -> tuple[list[pb.Citation], int]:
+    """Returns the citations of a written answer that hold, and how many do not."""
+    held, dropped = list[pb.Citation](), 0
+    for (start, end), number in citations.cited(marked.text, marked.cited[:_MOST_CITED]):
+        passage = passages[number - 1] if number <= len(passages) else None
+        span = citations.support(marked.text[start:end], passage) if passage else None
+        if passage is None or span is None:
+            dropped += 1
+            continue
+        place = messages.width(marked.text[:start], unit)
+        before, after = (passage.start + messages.width(passage.text[:one], unit) for one in span)
+        held.append(
+            pb.Citation(
+                start=place,
+                end=place + messages.width(marked.text[start:end], unit),
+                document_id=passage.document_id,
+                document_start=before,
+                document_end=after,
+            )
+        )
+    return held, dropped
 
 
 def _citation(passage: pb.Passage, end: int) -> pb.Citation:

@@ -64,6 +64,8 @@ class Index:
         self._check_model("embedding", config.embedding, checkpoint_pb2.TASK_EMBEDDING)
         if config.ranking:
             self._check_model("ranking", config.ranking, checkpoint_pb2.TASK_RANKING)
+        if config.generation:
+            self._check_model("generation", config.generation, checkpoint_pb2.TASK_GENERATION)
         try:
             self._store = Store(config.path)
         except OSError as error:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from tuneserve.server.answer.scores import Scored
-from tuneserve.server.api.checks import check_count, check_enum, check_text
+from tuneserve.server.api.checks import check_count, check_enum, check_text, check_unset
 from tuneserve.server.api.classification_messages import UNITS
 from tuneserve.server.call.errors import Violations
 from tuneserve.server.text.spans import Unit
@@ -22,6 +22,8 @@ _LONGEST_VALUE = 1024
 _LIMIT = 10
 _MOST_MESSAGES = 64
 ROLES = "user", "assistant"
+_GENERATING = "max_tokens", "temperature", "seed"
+_MOST_TOKENS = 1 << 14
 # Passages to answer from.
 _MOST_ANSWERED_FROM, ANSWERED_FROM = 20, 5
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -72,8 +74,12 @@ def check_search(wrong: Violations, request: pb.SearchRequest, has_ranking: bool
         wrong.add("rerank", "is true; this index has no ranking model")
 
 
-def check_answer(wrong: Violations, request: pb.AnswerRequest) -> None:
+def check_answer(wrong: Violations, request: pb.AnswerRequest, has_generation: bool) -> None:
     """Checks a conversation."""
+    if not has_generation:
+        check_unset(wrong, request, _GENERATING, "is set; this index has no generation model")
+    elif request.HasField("max_tokens") and not 1 <= request.max_tokens <= _MOST_TOKENS:
+        wrong.add("max_tokens", f"is {request.max_tokens}; allowed: 1 to {_MOST_TOKENS}")
     if check_count(wrong, "messages", len(request.messages), _MOST_MESSAGES):
         for index, one in enumerate(request.messages):
             if one.role not in ROLES:

@@ -28,7 +28,7 @@ class AnswerService(AnswerServiceServicer):
             from tuneserve.server.answer.index import opened
 
             self._indexes = opened(indexes, models)
-        self._answering = {name: Answering(index, metrics) for name, index in self._indexes.items()}
+        self._answering = {name: Answering(index, models, metrics) for name, index in self._indexes.items()}
 
     async def UpsertDocuments(self, request: pb.UpsertDocumentsRequest, context: Any) -> pb.UpsertDocumentsResponse:
         """See answer.proto."""
@@ -56,7 +56,7 @@ class AnswerService(AnswerServiceServicer):
         """See answer.proto."""
         index = self._index(request.index)
         with Violations() as wrong:
-            messages.check_answer(wrong, request)
+            messages.check_answer(wrong, request, index.config.generation is not None)
         async with aclosing(self._answering[index.name].answer(request)) as responses:
             async for response in responses:
                 yield response

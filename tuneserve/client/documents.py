@@ -68,6 +68,9 @@ def answer(
     readers: Sequence[str] = (),
     filters: Mapping[str, str | Sequence[str]] | None = None,
     limit: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
     priority: int | None = None,
     timeout: float | None = None,
 ) -> Call[results.Answer]:
@@ -78,8 +81,8 @@ def answer(
         print(answer.result.outcome, answer.result.citations)
 
     `question`: a text, or a conversation whose last message asks: {"role": "user", "content": "Who pays?"} and so on.
-    `limit`: how many passages to answer from; 5 if None. The other arguments are as in `search`. Iterating raises
-    CallError.
+    `limit`: how many passages to answer from; 5 if None. `max_tokens`, `temperature` and `seed` are for the index's
+    generation model. The other arguments are as in `search`. Iterating raises CallError.
     """
     turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
     request = pb.AnswerRequest(
@@ -88,6 +91,9 @@ def answer(
         readers=readers,
         filters=_filters(filters),
         limit=limit,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
         priority=priority,
     )
     return Call(AnswerServiceStub, "Answer", request, _answer, timeout)
@@ -129,9 +135,12 @@ def _answer(response: pb.AnswerResponse) -> results.Answer:
         text=response.text,
         outcome=word(pb.AnswerOutcome, "ANSWER_OUTCOME_", end.outcome),
         citations=tuple(citations),
+        citations_dropped=end.citations_dropped,
         query=retrieval.query,
         passages=_passages(retrieval.found),
+        answerable=retrieval.answerable if retrieval.HasField("answerable") else None,
         usage=results.Usage(end.usage.prompt_tokens, end.usage.completion_tokens),
+        generation_model_version=end.generation_model_version,
     )
 
 

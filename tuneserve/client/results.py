@@ -395,6 +395,9 @@ class Answer:
     text: str
     outcome: str  # answered, reply or not-found; empty until the answer has ended
     citations: tuple[Citation, ...]
-    query: str  # what was searched
+    citations_dropped: int  # of the generation model: their passage does not say the same
+    query: str  # what was searched: the question, or what it was rewritten to
     passages: Passages  # what it is made from
+    answerable: float | None  # probability that they have an answer; None without a gate
     usage: Usage
+    generation_model_version: str  # who wrote the text; empty if nobody did

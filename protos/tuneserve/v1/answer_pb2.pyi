@@ -158,7 +158,7 @@ class Passage(_message.Message):
     def __init__(self, document_id: _Optional[str] = ..., title: _Optional[str] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., reply: _Optional[str] = ..., score: _Optional[float] = ..., dense_score: _Optional[float] = ..., keyword_score: _Optional[float] = ..., ranking_score: _Optional[float] = ...) -> None: ...
 
 class AnswerRequest(_message.Message):
-    __slots__ = ("index", "messages", "readers", "filters", "limit", "offset_unit", "priority")
+    __slots__ = ("index", "messages", "readers", "filters", "limit", "offset_unit", "priority", "max_tokens", "temperature", "seed")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,9 @@ class AnswerRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_UNIT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     index: str
     messages: _containers.RepeatedCompositeFieldContainer[AnswerMessage]
     readers: _containers.RepeatedScalarFieldContainer[str]
@@ -173,7 +176,10 @@ class AnswerRequest(_message.Message):
     limit: int
     offset_unit: _common_pb2.OffsetUnit
     priority: int
-    def __init__(self, index: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[AnswerMessage, _Mapping]]] = ..., readers: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., limit: _Optional[int] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+    max_tokens: int
+    temperature: float
+    seed: int
+    def __init__(self, index: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[AnswerMessage, _Mapping]]] = ..., readers: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., limit: _Optional[int] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., priority: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class AnswerMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -204,14 +210,18 @@ class Retrieval(_message.Message):
     def __init__(self, query: _Optional[str] = ..., found: _Optional[_Union[SearchResponse, _Mapping]] = ..., answerable: _Optional[float] = ...) -> None: ...
 
 class AnswerEnd(_message.Message):
-    __slots__ = ("outcome", "citations", "usage")
+    __slots__ = ("outcome", "citations", "usage", "citations_dropped", "generation_model_version")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     CITATIONS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    CITATIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     outcome: AnswerOutcome
     citations: _containers.RepeatedCompositeFieldContainer[Citation]
     usage: _common_pb2.Usage
-    def __init__(self, outcome: _Optional[_Union[AnswerOutcome, str]] = ..., citations: _Optional[_Iterable[_Union[Citation, _Mapping]]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
+    citations_dropped: int
+    generation_model_version: str
+    def __init__(self, outcome: _Optional[_Union[AnswerOutcome, str]] = ..., citations: _Optional[_Iterable[_Union[Citation, _Mapping]]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., citations_dropped: _Optional[int] = ..., generation_model_version: _Optional[str] = ...) -> None: ...
 
 class Citation(_message.Message):
     __slots__ = ("start", "end", "document_id", "document_start", "document_end")

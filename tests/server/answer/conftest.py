@@ -69,7 +69,7 @@ class Answers:
 
 
 @pytest.fixture
-def answering(serve_config, make_bert, tmp_path) -> Callable[..., Any]:
+def answering(serve_config, make_bert, make_llama, tmp_path) -> Callable[..., Any]:
     """`async with answering(**settings_of_the_index) as answers`."""
 
     @asynccontextmanager
@@ -79,6 +79,8 @@ def answering(serve_config, make_bert, tmp_path) -> Callable[..., Any]:
             "reranker": make_bert(labels=["LABEL_0"], sentence_transformers={"version": "5"}),
             "sentiment": make_bert(),
         }
+        if "generation" in index:
+            models["chat"] = make_llama(max_position_embeddings=2048)
         settings = {"path": tmp_path / "docs", "embedding": "vectors"} | index
         config = loopback(models, indexes={"docs": IndexConfig(**settings)}, **server or {})
         async with serve_config(config, made=by_tokens) as served:

@@ -147,6 +147,7 @@ def test_a_server_without_indexes_needs_no_lancedb():
     [
         ({"embedding": "sentiment"}, "indexes.docs.embedding: sentiment is sequence-classification"),
         ({"ranking": "vectors"}, "indexes.docs.ranking: vectors is embedding"),
+        ({"generation": "vectors"}, "indexes.docs.generation: vectors is embedding"),
         ({"path": "/dev/null/docs"}, "indexes.docs.path: /dev/null/docs can't be made: Not a directory"),
     ],
 )

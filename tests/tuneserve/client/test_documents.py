@@ -42,6 +42,7 @@ async def test_a_question_is_answered(ask: Any) -> None:
         assert (first.start, first.end, first.document_start, first.document_end) == (0, 20, 0, 20)
         assert (last.start, last.document_end) == (21, 24)
         assert answer.usage.prompt_tokens > 0
+        assert (answer.answerable, answer.citations_dropped, answer.generation_model_version) == (None, 0, "")
     texts, answer = await ask("answer", "docs", "film", filters={"lang": "no"})
     assert (texts, answer.text, answer.outcome) == ([], "", "not-found")
     await ask("delete_documents", "docs", ["answer"])
@@ -52,3 +53,5 @@ async def test_wrong_calls_raise(ask: Any) -> None:
         await ask("search", "other", "film")
     with pytest.raises(InvalidInput, match="rerank: is true; this index has no ranking model"):
         await ask("search", "docs", "film", rerank=True)
+    with pytest.raises(InvalidInput, match="max_tokens: is set; this index has no generation model"):
+        await ask("answer", "docs", "film", max_tokens=7)
