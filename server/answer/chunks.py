@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 # The end of a sentence: a sign that needs a space after it, because it is also in numbers and abbreviations; one that
-# needs none, of scripts without spaces; or a line break. With what closes the sentence, and the white space after it.
-_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|[。！？｡।॥]+[\"'”’»）」』】]*\s*|\n\s*")
+# needs none, of scripts without spaces; or a line break. With what closes the sentence, and the white space after it. A
+# run of signs is looked at from its beginning alone: from each of them, a text of dots would take minutes.
+_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*\s+|[。！？｡।॥]+[\"'”’»）」』】]*\s*|\n\s*")
 
 
 def split(text: str, tokens: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:

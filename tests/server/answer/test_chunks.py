@@ -1,11 +1,12 @@
 import re
+import time
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneserve.server.answer.chunks import split
+from tuneserve.server.answer.chunks import sentences, split
 
 
 def words(text: str) -> list[tuple[int, int]]:
@@ -57,3 +58,18 @@ def test_a_token_may_begin_with_the_space_before_its_word():
 def test_a_character_of_several_tokens_stays_whole():
     text = "東京。"
     assert split(text, [(0, 1)] * 3 + [(1, 2)] * 3 + [(2, 3)], 2) == [(0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("piece", [".", "?!", ". ", ".'", ".)", "。", "\n", " ", "a\n ", "…”"])
+def test_no_text_takes_long(piece):
+    """A regular expression can't be interrupted, and nothing else runs meanwhile."""
+    text = (piece * (1 << 17))[: 1 << 17]
+    began = time.thread_time()
+    sentences(text)
+    assert time.thread_time() - began < 1
+
+
+def test_the_sentences_of_a_text():
+    text = " One two.  Three?\n\n第一句。第二句  "
+    assert [text[start:end] for start, end in sentences(text)] == ["One two.", "Three?", "第一句。", "第二句"]
+    assert sentences(" \n ") == []
