@@ -158,6 +158,22 @@ def observed(*spans: tuple[float, float, int]) -> list[Series]:
     ]
 
 
+def of_index(name: str, label: str, values: Sequence[str], *spans: tuple[float, float, int]) -> list[Series]:
+    """Of an index, so many of each of two values a minute."""
+    return [
+        counter(name, {"index": "docs", "pod": "p", label: value, **OURS}, *((span[place], span[2]) for span in spans))
+        for place, value in enumerate(values)
+    ]
+
+
+def answers(*spans: tuple[float, float, int]) -> list[Series]:
+    return of_index("tuneserve_answers_total", "outcome", ("not_found", "answered"), *spans)
+
+
+def citations(*spans: tuple[float, float, int]) -> list[Series]:
+    return of_index("tuneserve_citations_total", "result", ("dropped", "kept"), *spans)
+
+
 KEDA = {
     "kedaEnabled": True,
     "kedaPrometheusAddress": "http://prometheus:9090",
@@ -170,6 +186,7 @@ POD = {"namespace": "ml", "pod": "rel-tuneserve-1-x"}
 BY_MODEL = {"model": "a", **OURS}
 NEGATIVE = {"prometheusRuleNegative": "0|bad"}
 LATENCY, FIRST_TOKEN = "grpc_server_handling_seconds", "tuneserve_time_to_first_token_seconds"
+BY_INDEX = {"index": "docs", **OURS}
 BY_TOPIC = {"monitor": "news", "topic": "sports", **OURS}
 EXPIRY = 15 * 86400
 
@@ -311,6 +328,17 @@ CASES = [
     Case("TuneserveNegativeSurges", observed((9, 51, 240), (45, 255, 30)), {}, None, [250, 269]),
     # Too few to tell.
     Case("TuneserveNegativeSurges", observed((0.5, 4.5, 240), (5, 0, 30)), {}, None, [269]),
+    Case(
+        "TuneserveAnswersNotFound",
+        answers((1, 9, 600), (6, 4, 120), (1, 9, 120)),
+        BY_INDEX,
+        690,
+        [599, 610, 839],
+    ),
+    # Too few to tell.
+    Case("TuneserveAnswersNotFound", answers((0.1, 0.5, 600), (0.5, 0.1, 120)), {}, None, [719]),
+    Case("TuneserveCitationsDropped", citations((1, 9, 120), (5, 5, 90), (1, 9, 90)), BY_INDEX, 190, [119, 299]),
+    Case("TuneserveCitationsDropped", citations((0.4, 0.4, 180)), {}, None, [179]),
 ]
 
 

@@ -20,8 +20,9 @@ import yaml
 from prometheus_client import Counter, Gauge
 
 from tuneserve import checkpoint
-from tuneserve.server.config import ConfigFile, ModelConfig, MonitorConfig, ServerConfig
-from tuneserve.v1 import classification_pb2, generation_pb2, monitor_pb2
+from tuneserve.server.config import ConfigFile, IndexConfig, ModelConfig, MonitorConfig, ServerConfig
+from tuneserve.v1 import answer_pb2, classification_pb2, generation_pb2, monitor_pb2
+from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
@@ -39,6 +40,7 @@ STREAM = generation_pb2.GenerateRequest(
     model="chat", prompt=generation_pb2.Prompt(text="the"), sampling=generation_pb2.SamplingParams(max_tokens=8)
 )
 OBSERVE = monitor_pb2.ObserveStreamRequest(monitor="films", text="the film was good")
+ANSWER = answer_pb2.AnswerRequest(index="docs", messages=[{"role": "user", "content": "who made the film"}])
 GAUGES = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
 COUNTER = "vllm:num_preemptions"
 
@@ -57,10 +59,15 @@ async def server(
     manifest = checkpoint.describe(directory)
     manifest.label_distribution.update({"neg": 0.4, "pos": 0.6})
     checkpoint.seal(directory, manifest)
-    models = {"sentiment": ModelConfig(path=directory), "chat": ModelConfig(path=make_llama(), max_queue=4)}
+    models = {
+        "sentiment": ModelConfig(path=directory),
+        "chat": ModelConfig(path=make_llama(), max_queue=4),
+        "vectors": ModelConfig(path=make_bert("Model", [])),
+    }
     everywhere = dict.fromkeys(("listen", "metrics_listen", "admin_listen"), "127.0.0.1:0")
     monitors = {"films": MonitorConfig(topic="sentiment", sentiment="sentiment")}
-    config = ServerConfig(models=models, monitors=monitors, reload_models=True, **everywhere)
+    indexes = {"docs": IndexConfig(path=tmp_path / "docs", embedding="vectors")}
+    config = ServerConfig(models=models, monitors=monitors, indexes=indexes, reload_models=True, **everywhere)
     file = tmp_path / "server.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     async with served_by(config, exports, file=ConfigFile(file)) as served:
@@ -72,6 +79,7 @@ async def load(server: Served) -> None:
     classify = ClassificationServiceStub(server.channel).Classify
     stream = GenerationServiceStub(server.channel).GenerateStream
     observe = MonitorServiceStub(server.channel).ObserveStream
+    answer = AnswerServiceStub(server.channel).Answer
     for engine in server.engines.values():
         engine.delay = 0.02
 
@@ -84,6 +92,8 @@ async def load(server: Served) -> None:
     while True:
         await asyncio.gather(classify(CLASSIFY), *(generate() for _ in range(8)))
         async for _ in observe(iter([OBSERVE])):
+            pass
+        async for _ in answer(ANSWER):
             pass
         sentiment.broken = RuntimeError("broken")
         assert await classify(CLASSIFY).code() == grpc.StatusCode.INTERNAL
