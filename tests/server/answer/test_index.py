@@ -87,8 +87,13 @@ async def test_nobody_reads_what_is_not_for_them(answers, caplog):
         fields = {"readers": asked, "limit": 50, **wrong}
         if not number % 3:
             fields["filters"] = [pb.Filter(key="canary", values=list(canaries.values())[: chance.randint(1, 24)])]
+        query = chance.choice([*canaries.values(), "film"])
         try:
-            said = str(await answers.search(chance.choice([*canaries.values(), "film"]), **fields))
+            found = await answers.search(query, **fields)
+            answer = await answers.answer(query, **fields | {"limit": 9} | wrong)
+            assert answer[0].retrieval.query == query
+            answer[0].retrieval.query = ""
+            said = f"{found} {answer}"
         except grpc.aio.AioRpcError as error:
             assert wrong
             said = f"{error.details()} {error.trailing_metadata()}"
