@@ -34,6 +34,7 @@ from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.config import ConfigFile, ServerConfig, check_directories, host_and_port
 from tuneserve.server.engine import fork_server, hardware, making
 from tuneserve.server.engine.making import EngineFactory
+from tuneserve.server.feedback.service import FeedbackService
 from tuneserve.server.ledger import Ledger
 from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.administration import Operations
@@ -141,6 +142,7 @@ class App:
             self.models.set_route(alias, route)
         self._monitors = Monitors(config.monitors, self.models, self.metrics)
         self._answers = AnswerService(self.models, config.indexes, self.metrics)
+        self._feedback = FeedbackService(self.models, config.feedback, self.metrics)
         self._config_file = (
             Reloading(file, config, versions, self.models, self.operations) if file and config.reload_models else None
         )
@@ -184,6 +186,7 @@ class App:
             self.models,
             self._answers,
             self._monitors,
+            self._feedback,
             self.operations,
             self._health,
             config,

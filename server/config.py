@@ -231,6 +231,21 @@ class IndexConfig(Settings):
     )
 
 
+class FeedbackConfig(Settings):
+    """What people think of answers, kept as rows to train on."""
+
+    path: Local = Field(
+        description="the directory that rows are appended to, by tenant and model, made when missing; several servers "
+        "may share it"
+    )
+    max_rows: Count = Field(default=100_000, description="bounds: rows of one tenant")
+    max_bytes: Count = Field(default=256 << 20, description="bounds: bytes of one tenant's rows")
+    redact: Texts = Field(
+        default=(),
+        description="log privacy: kinds of personal data to mask in rows, besides those that the model masks",
+    )
+
+
 class TlsConfig(Settings):
     """PEM files of the gRPC port, read again when they change."""
 
@@ -256,6 +271,9 @@ class ServerConfig(Settings):
     )
     indexes: Annotated[Mapping[_ModelName, IndexConfig], Named] = Field(
         default={}, description="indexes of documents, by the names that callers use; need `tuneserve[answer]`"
+    )
+    feedback: FeedbackConfig | None = Field(
+        default=None, description="where feedback to answers is kept; null: nowhere, such calls are refused"
     )
     reload_models: bool = Field(
         default=False, description="whether changes of `models` and `aliases` in this file apply without a restart"

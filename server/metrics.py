@@ -113,6 +113,12 @@ class Metrics:
             ("index", "result"),
             registry=registry,
         )
+        self.feedback = Counter(
+            "tuneserve_feedback_rows",
+            "Rows of feedback kept, by kind: labels, corrections, preferences, thumbs, clicks.",
+            (*model, "kind"),
+            registry=registry,
+        )
         self.confidence = Histogram(
             "tuneserve_prediction_confidence",
             "Probability of the best label, or of a span.",

@@ -30,7 +30,7 @@ TOWERS = {
     """,
     "tuneserve.server": """
         files ledger turns concurrency garbage config metrics engine worker call text models api answer monitor
-        open_inference transport processes app
+        feedback open_inference transport processes app
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training gpu",
     "tuneserve.benchmarks.serving": """

@@ -128,6 +128,9 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
   "monitors" .Values.monitors
   "indexes" $indexes
   "reload_models" .Values.reloadModels }}
+{{- if .Values.feedbackClaim }}
+{{- $_ := set $config "feedback" (dict "path" .Values.feedbackMountPath "max_rows" (int64 .Values.feedbackMaxRows) "max_bytes" (int64 .Values.feedbackMaxBytes) "redact" .Values.feedbackRedact) }}
+{{- end }}
 {{- if .Values.tlsSecret }}
 {{- $tls := dict "certificate" "/etc/tuneserve-tls/tls.crt" "key" "/etc/tuneserve-tls/tls.key" }}
 {{- if .Values.clientCaSecret }}

@@ -123,6 +123,10 @@ spec:
         - name: indexes
           mountPath: {{ .Values.indexesMountPath | quote }}
         {{- end }}
+        {{- if .Values.feedbackClaim }}
+        - name: feedback
+          mountPath: {{ .Values.feedbackMountPath | quote }}
+        {{- end }}
   volumes:
     - name: config
       configMap:
@@ -157,6 +161,11 @@ spec:
     - name: indexes
       persistentVolumeClaim:
         claimName: {{ .Values.indexesClaim | quote }}
+    {{- end }}
+    {{- if .Values.feedbackClaim }}
+    - name: feedback
+      persistentVolumeClaim:
+        claimName: {{ .Values.feedbackClaim | quote }}
     {{- end }}
   {{- with include "tuneserve.scheduling" . }}
   {{- . | nindent 2 }}

@@ -10,6 +10,7 @@
     ├── Unauthenticated   UNAUTHENTICATED      no key, or an unknown one
     ├── NotAllowed        PERMISSION_DENIED    the key is known, but may not do this
     ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo, grpc-retry-pushback-ms; QuotaFailure if a quota is spent
+    ├── Full              RESOURCE_EXHAUSTED   what a tenant may keep is full; waiting does not help
     ├── DeadlinePassed    DEADLINE_EXCEEDED    the call never reached the engine
     └── Unavailable       UNAVAILABLE          loading, draining or dead
     anything else         INTERNAL             fixed text: never the exception's text, a path or a prompt
@@ -232,6 +233,13 @@ class Overloaded(CallError):
             return (retry,)
         violation = error_details_pb2.QuotaFailure.Violation(subject=self.reason, description=str(self))
         return retry, error_details_pb2.QuotaFailure(violations=[violation])
+
+
+class Full(CallError):
+    """No room for what the caller wants to keep, until somebody makes some."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "FEEDBACK_FULL"
 
 
 class DeadlinePassed(CallError):

@@ -9,7 +9,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from tuneserve.server.call.context import HEADER, Call
-from tuneserve.server.call.errors import CallError, InvalidInput, Overloaded, Unavailable, to_status
+from tuneserve.server.call.errors import CallError, Full, InvalidInput, Overloaded, Unavailable, to_status
 from tuneserve.server.call.request_log import Sample
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 
@@ -50,6 +50,9 @@ def ending(error: Exception, status: status_pb2.Status, request_id: str) -> Endi
     trailing = [*found.trailing_metadata, (HEADER, request_id)]
     if isinstance(error, Overloaded):
         trailing.append(("grpc-retry-pushback-ms", str(error.retry_ms)))
+    elif isinstance(error, Full):
+        # No retry.
+        trailing.append(("grpc-retry-pushback-ms", "-1"))
     return Ending(found.code, found.details, tuple(trailing))
 
 

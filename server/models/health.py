@@ -20,7 +20,7 @@ from tuneserve.server.call.arrivals import Arrivals
 from tuneserve.server.call.errors import InvalidInput, NotFound, Overloaded
 from tuneserve.server.models.aliases import Models, Route
 from tuneserve.server.models.tasks import TASKS
-from tuneserve.v1 import answer_pb2, checkpoint_pb2, model_admin_pb2, model_pb2, monitor_pb2
+from tuneserve.v1 import answer_pb2, checkpoint_pb2, feedback_pb2, model_admin_pb2, model_pb2, monitor_pb2
 
 MODEL_SERVICES = (
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -28,6 +28,7 @@ MODEL_SERVICES = (
 )
 ANSWER_SERVICE = answer_pb2.DESCRIPTOR.services_by_name["AnswerService"].full_name
 MONITOR_SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
+FEEDBACK_SERVICE = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 # Bytes of a request: all valid names are shorter.
@@ -64,7 +65,9 @@ class Health:
         serving[ANSWER_SERVICE] = serving[TASKS[checkpoint_pb2.TASK_EMBEDDING].service]
         if self._names:
             serving |= {f"models/{alias}": route.serves for alias, route in routes.items()}
-        self.servicer.show({"": _any_serves(routes.values()), **dict.fromkeys(MODEL_SERVICES, True), **serving})
+        self.servicer.show(
+            {"": _any_serves(routes.values()), **dict.fromkeys((*MODEL_SERVICES, FEEDBACK_SERVICE), True), **serving}
+        )
 
     async def drain(self) -> None:
         """Reports NOT_SERVING from now on."""

@@ -24,7 +24,7 @@ _PIECE = 1 << 14
 _NAMES = {
     *("ClassifyRequest.model", "ClassifyTokensRequest.model", "RankRequest.model", "EmbedRequest.model"),
     *("GenerateRequest.model", "TokenizeRequest.model", "EmbedRequest.prompt_name"),
-    "ObserveStreamRequest.monitor",
+    *("ObserveStreamRequest.monitor", "FeedbackRequest.request_id", "FeedbackRequest.model", "LabelFeedback.labels"),
     *("GenerateRequest.adapter", "RankRequest.label", "ClassifyRequest.thresholds"),
 }
 _REFUSED = {

@@ -12,10 +12,12 @@ from tuneserve.server.api.generation import GenerationService
 from tuneserve.server.api.model_admin_service import ModelAdminService
 from tuneserve.server.api.model_service import ModelService
 from tuneserve.server.config import ServerConfig, host_and_port
+from tuneserve.server.feedback.service import FeedbackService
 from tuneserve.server.models.administration import Operations
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.health import (
     ANSWER_SERVICE,
+    FEEDBACK_SERVICE,
     HEALTH_SERVICE,
     MODEL_SERVICES,
     MONITOR_SERVICE,
@@ -32,6 +34,7 @@ from tuneserve.v1 import (
     answer_pb2_grpc,
     classification_pb2_grpc,
     embedding_pb2_grpc,
+    feedback_pb2_grpc,
     generation_pb2_grpc,
     model_admin_pb2_grpc,
     model_pb2_grpc,
@@ -46,6 +49,7 @@ def public(
     models: Models,
     answers: AnswerService,
     monitors: Monitors,
+    feedback: FeedbackService,
     operations: Operations,
     health: Health,
     config: ServerConfig,
@@ -62,9 +66,16 @@ def public(
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, services)
     answer_pb2_grpc.add_AnswerServiceServicer_to_server(answers, services)
     monitor_pb2_grpc.add_MonitorServiceServicer_to_server(MonitorService(models, monitors), services)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, services)
     inference = InferenceService(models, classification, embedding, generation)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, services)
-    ours = (*(task.service for task in TASKS.values()), ANSWER_SERVICE, MONITOR_SERVICE, *MODEL_SERVICES)
+    ours = (
+        *(task.service for task in TASKS.values()),
+        ANSWER_SERVICE,
+        FEEDBACK_SERVICE,
+        MONITOR_SERVICE,
+        *MODEL_SERVICES,
+    )
     _reflect(services, *ours, _INFERENCE_SERVICE, HEALTH_SERVICE)
     return Server(services, options)
 

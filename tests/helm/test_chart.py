@@ -165,6 +165,10 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
         "monitors": {"news": {"topic": "sentiment", "sentiment": "reviews", "examples": 5}},
         "indexes": {"docs": INDEX},
         "indexesClaim": "texts",
+        "feedbackClaim": "kept",
+        "feedbackMaxRows": 16,
+        "feedbackMaxBytes": 1 << 40,
+        "feedbackRedact": ["ip"],
         "tlsSecret": "web",
         "clientCaSecret": "clients",
         "tenantsSecret": "keys",
@@ -218,6 +222,9 @@ def test_server_config_holds_every_setting_of_the_server(chart: helm_python.Char
     assert {"name": "indexes", "persistentVolumeClaim": {"claimName": "texts"}} in manifests["deployment"]["spec"][
         "template"
     ]["spec"]["volumes"]
+    assert config.feedback == server_config.FeedbackConfig(
+        path=Path("/feedback"), max_rows=16, max_bytes=1 << 40, redact=("ip",)
+    )
     following = read_server_config(render(chart, MINIMAL | {"reloadModels": True}), tmp_path)
     assert following.reload_models
 

@@ -9,7 +9,7 @@ import pytest
 MODELS, ADMIN = "tuneserve.v1.ModelService/", "tuneserve.v1.ModelAdminService/"
 CLASSIFICATION, EMBEDDING = "tuneserve.v1.ClassificationService/", "tuneserve.v1.EmbeddingService/"
 GENERATION, ANSWER = "tuneserve.v1.GenerationService/", "tuneserve.v1.AnswerService/"
-MONITOR = "tuneserve.v1.MonitorService/"
+MONITOR, FEEDBACK = "tuneserve.v1.MonitorService/", "tuneserve.v1.FeedbackService/"
 INFERENCE, HEALTH = "inference.GRPCInferenceService/", "grpc.health.v1.Health/"
 
 PROMPT = {"model": "chat", "prompt": {"text": "good"}, "sampling": {"max_tokens": 3}}
@@ -99,6 +99,11 @@ def every_rpc(version: str) -> list[Call]:
             MONITOR + "Examples",
             [{"monitor": "news", "topic": "a", "sentiment": "pos"}],
             [{"examples": [{"text": "good"}]}],
+        ),
+        Call(
+            FEEDBACK + "Feedback",
+            [{"request_id": "r-1", "model": "sentiment", "label": {"text": "good", "labels": ["pos"]}}],
+            [{"rows": 1}],
         ),
         Call(
             EMBEDDING + "Embed",

@@ -17,7 +17,7 @@ from tokenizers.decoders import DecodeStream
 
 from tuneserve.server import engine as engine_room
 from tuneserve.server.app import App
-from tuneserve.server.config import ConfigFile, IndexConfig, ModelConfig, MonitorConfig, ServerConfig
+from tuneserve.server.config import ConfigFile, FeedbackConfig, IndexConfig, ModelConfig, MonitorConfig, ServerConfig
 from tuneserve.server.engine.interface import Delta
 from tuneserve.v1 import checkpoint_pb2, model_admin_pb2, model_pb2
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
@@ -80,7 +80,7 @@ async def served_by(
 
 @asynccontextmanager
 async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
-    """Five models, one of each kind, an index and a monitor, on fake engines."""
+    """Five models, one of each kind, an index, a monitor and feedback, on fake engines."""
     models = {
         "sentiment": ModelConfig(path=make_bert(), max_queue=4, max_inputs=8),
         "topics": make_bert(labels=["a", "b", "c"], problem_type="multi_label_classification"),
@@ -90,8 +90,11 @@ async def serving(make_bert, make_llama, **settings) -> AsyncIterator[Served]:
     }
     monitors = {"news": MonitorConfig(topic="topics", sentiment="sentiment", examples=3)}
     with TemporaryDirectory() as folder:
-        indexes = {"docs": IndexConfig(path=Path(folder), embedding="vectors")}
-        given = {"drain_seconds": 5, "monitors": monitors, "indexes": indexes} | settings
+        kept: dict[str, Any] = {
+            "indexes": {"docs": IndexConfig(path=Path(folder, "docs"), embedding="vectors")},
+            "feedback": FeedbackConfig(path=Path(folder, "feedback")),
+        }
+        given = {"drain_seconds": 5, "monitors": monitors, **kept} | settings
         async with served_by(loopback(models, **given)) as server:
             yield server
 

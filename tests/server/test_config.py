@@ -60,6 +60,8 @@ def test_a_whole_file(load, tmp_path):
             "models: {a: {path: m}}\nmonitors: {x: {topic: a, sentiment: b}}",
             "monitors.x.sentiment: b is not a model or alias of this file",
         ),
+        ("models: {a: {path: m}}\nfeedback: {redact: [ip]}", "feedback: path is missing"),
+        ("models: {a: {path: m}}\nfeedback: {path: f, max_rows: 0}", "feedback.max_rows: 0 is not allowed"),
         (
             "models: {a: {path: m}}\nmonitors: {x: {topic: a, sentiment: a, examples: 101}}",
             "monitors.x.examples: 101 is not allowed",

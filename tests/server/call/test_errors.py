@@ -24,6 +24,7 @@ CASES = [
     (errors.Changed("another etag"), "ABORTED", "CHANGED", []),
     (errors.Unauthenticated("no key"), "UNAUTHENTICATED", "UNAUTHENTICATED", []),
     (errors.NotAllowed("no"), "PERMISSION_DENIED", "PERMISSION_DENIED", []),
+    (errors.Full("no room"), "RESOURCE_EXHAUSTED", "FEEDBACK_FULL", []),
     (errors.Overloaded("full", "QUEUE_FULL", 100), "RESOURCE_EXHAUSTED", "QUEUE_FULL", [rpc.RetryInfo]),
     (
         errors.Overloaded("spent", "TOKEN_QUOTA", 100),

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneserve.server.config import IndexConfig, ModelConfig, MonitorConfig
+from tuneserve.server.config import FeedbackConfig, IndexConfig, ModelConfig, MonitorConfig
 from tuneserve.server.text import redaction
 from tuneserve.v1 import classification_pb2, generation_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -154,6 +154,7 @@ async def large(serve_config, make_bert, make_llama, tmp_path_factory) -> AsyncI
         },
         models_root=root,
         indexes={"docs": IndexConfig(path=root / "docs", embedding="vectors")},
+        feedback=FeedbackConfig(path=root / "feedback"),
     )
     async with serve_config(config) as served:
         yield served

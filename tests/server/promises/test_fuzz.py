@@ -25,6 +25,7 @@ from tuneserve.v1 import (
     answer_pb2,
     classification_pb2,
     embedding_pb2,
+    feedback_pb2,
     generation_pb2,
     model_admin_pb2,
     model_pb2,
@@ -34,7 +35,7 @@ from tuneserve.v1 import (
 from ..conftest import loopback
 
 FILES = (
-    *(answer_pb2, classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+    *(answer_pb2, classification_pb2, embedding_pb2, feedback_pb2, generation_pb2, monitor_pb2),
     *(model_pb2, model_admin_pb2, oip),
 )
 METHODS: list[MethodDescriptor] = [
@@ -216,6 +217,16 @@ def good(method: MethodDescriptor) -> list[Message]:
             {"monitor": "news", "text": "good " * 60, "truncation": 2},
         ],
         "Examples": [{"monitor": "news", "topic": "a", "sentiment": "pos"}],
+        "Feedback": [
+            {"request_id": "r-1", "model": "sentiment", "label": {"text": CANARY, "labels": ["pos"]}},
+            {"request_id": "r-1", "model": "topics", "label": {"text": CANARY}},
+            {
+                "request_id": "r-1",
+                "model": "chat",
+                "answer": {"prompt": {"chat": chat}, "answer": CANARY, "good": True},
+            },
+            {"request_id": "r-1", "model": "vectors", "click": {"query": CANARY, "chosen": "a", "ignored": ["b"]}},
+        ],
         "Rank": [{"model": "sentiment", "query": CANARY, "candidates": ["good", "bad"], "label": "pos"}],
         "UpsertDocuments": [
             {"index": "docs", "documents": [{"id": CANARY, "title": CANARY, "text": "good", "readers": ["a"]}]},

@@ -16,6 +16,7 @@ from tuneserve.v1 import (
     answer_pb2,
     classification_pb2,
     embedding_pb2,
+    feedback_pb2,
     generation_pb2,
     model_admin_pb2,
     model_pb2,
@@ -26,7 +27,7 @@ from ..api.test_chat import TOOL, struct
 from .test_loop import infer
 
 FILES = (
-    *(classification_pb2, embedding_pb2, answer_pb2, generation_pb2, monitor_pb2),
+    *(classification_pb2, embedding_pb2, answer_pb2, feedback_pb2, generation_pb2, monitor_pb2),
     *(model_pb2, model_admin_pb2, inference_pb2),
     *(health_pb2, reflection_pb2),
 )
@@ -136,6 +137,24 @@ def generating() -> list[Message]:
     ]
 
 
+def feedback() -> list[Message]:
+    label = feedback_pb2.LabelFeedback(text="good", text_pair="bad", labels=["topic 1"])
+    click = feedback_pb2.ClickFeedback(query="good", chosen="bad", ignored=["a film"])
+    return [
+        feedback_pb2.FeedbackRequest(request_id="r-1", model="topics", label=label),
+        feedback_pb2.FeedbackRequest(request_id="r-1", model="vectors", click=click),
+        *(
+            feedback_pb2.FeedbackRequest(
+                request_id="r-1",
+                model=model,
+                answer=feedback_pb2.AnswerFeedback(prompt=prompt, answer="good", correction="bad", good=True),
+            )
+            for model in ("tools", "masked")
+            for prompt in PROMPTS
+        ),
+    ]
+
+
 def right(method: MethodDescriptor, served) -> list[Message]:
     """What is right about a message of which one field is as large as it may be: where more than one kind of model
     answers, one message for each. Between them they have all texts that the method takes.
@@ -164,6 +183,7 @@ def right(method: MethodDescriptor, served) -> list[Message]:
         ],
         "Examples": [monitor_pb2.ExamplesRequest(monitor="news", topic="topic 1", sentiment="pos")],
         "ClassifyTokens": [classification_pb2.ClassifyTokensRequest(model="ner", texts=["good"])],
+        "Feedback": feedback(),
         "Rank": [classification_pb2.RankRequest(model="sentiment", query="good", candidates=["bad"], label="pos")],
         "Embed": [embedding_pb2.EmbedRequest(model="vectors", texts=["good"], prompt_name="query")],
         "UpsertDocuments": [answer_pb2.UpsertDocumentsRequest(index="docs", documents=[DOCUMENT])],

@@ -18,13 +18,14 @@ from google.protobuf.message import Message
 from tuneserve.oip import inference_pb2 as oip
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.call.tenants import hashed
-from tuneserve.server.config import IndexConfig, ModelConfig, MonitorConfig
+from tuneserve.server.config import FeedbackConfig, IndexConfig, ModelConfig, MonitorConfig
 from tuneserve.server.engine.interface import EngineFailed, RequestRefused
 from tuneserve.server.models import memory
 from tuneserve.v1 import (
     answer_pb2,
     classification_pb2,
     embedding_pb2,
+    feedback_pb2,
     generation_pb2,
     model_admin_pb2,
     model_pb2,
@@ -33,6 +34,7 @@ from tuneserve.v1 import (
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from tuneserve.v1.feedback_pb2_grpc import FeedbackServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
@@ -111,6 +113,7 @@ async def server(serve_config, make_bert, make_llama, tmp_path, monkeypatch):
         },
         monitors={"news": MonitorConfig(topic="sentiment", sentiment="sentiment", examples=3)},
         indexes={"docs": IndexConfig(path=root / f"{CANARY}-docs", embedding="vectors")},
+        feedback=FeedbackConfig(path=root / f"{CANARY}-feedback", max_rows=4),
         tenants=tenants,
         models_root=root,
         drain_seconds=2,
@@ -251,6 +254,14 @@ def calls(served) -> Iterator[tuple[grpc.aio.UnaryUnaryMultiCallable, list[Messa
     ]
     yield monitor.ObserveStream, observed
     yield monitor.Examples, [monitor_pb2.ExamplesRequest(monitor="news", topic=CANARY, sentiment="pos")]
+    feedback = FeedbackServiceStub(served.channel).Feedback
+    for label in ("pos", "neg", "pos", "neg", "pos", CANARY):
+        given = feedback_pb2.LabelFeedback(text=CANARY, labels=[label])
+        yield feedback, [feedback_pb2.FeedbackRequest(request_id="r-1", model="sentiment", label=given)]
+    judged = feedback_pb2.AnswerFeedback(prompt={"text": CANARY}, answer=CANARY, correction=CANARY)
+    clicked = feedback_pb2.ClickFeedback(query=CANARY, chosen=CANARY, ignored=[CANARY])
+    yield feedback, [feedback_pb2.FeedbackRequest(request_id=CANARY, model="chat", answer=judged)]
+    yield feedback, [feedback_pb2.FeedbackRequest(request_id=f"{CANARY} ", model="vectors", click=clicked)]
     for texts in ([CANARY], [LONG], ["", CANARY]):
         yield classify.ClassifyTokens, [classification_pb2.ClassifyTokensRequest(model="ner", texts=texts)]
         yield EmbeddingServiceStub(served.channel).Embed, [embedding_pb2.EmbedRequest(model="vectors", texts=texts)]

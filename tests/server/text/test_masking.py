@@ -14,7 +14,7 @@ from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.text import masking
 from tuneserve.server.text.redaction import Redactor
-from tuneserve.v1 import classification_pb2, embedding_pb2, monitor_pb2
+from tuneserve.v1 import classification_pb2, embedding_pb2, feedback_pb2, monitor_pb2
 from tuneserve.v1 import generation_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -57,6 +57,7 @@ def texts_of(descriptor, seen=()) -> list[str]:
 REQUESTS = [
     *(classification_pb2.ClassifyRequest, classification_pb2.ClassifyTokensRequest, classification_pb2.RankRequest),
     *(embedding_pb2.EmbedRequest, pb.GenerateRequest, pb.TokenizeRequest, monitor_pb2.ObserveStreamRequest),
+    feedback_pb2.FeedbackRequest,
 ]
 
 
@@ -70,6 +71,8 @@ def test_the_names_that_are_not_masked_are_fields_that_there_are():
         *("ClassifyTokensRequest.texts", "RankRequest.query", "RankRequest.candidates", "EmbedRequest.texts"),
         *("Prompt.text", "ChatMessage.role", "ChatMessage.content", "ChatMessage.name", "ChatMessage.tool_call_id"),
         *("ToolChoice.name", "ClassifyRequest.ThresholdsEntry.key", "ObserveStreamRequest.text"),
+        *("LabelFeedback.text", "LabelFeedback.text_pair", "AnswerFeedback.answer", "AnswerFeedback.correction"),
+        *("ClickFeedback.query", "ClickFeedback.chosen", "ClickFeedback.ignored"),
     }
 
 

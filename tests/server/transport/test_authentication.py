@@ -26,6 +26,7 @@ from tuneserve.v1 import (
     classification_pb2,
     classification_pb2_grpc,
     embedding_pb2,
+    feedback_pb2,
     generation_pb2,
     generation_pb2_grpc,
     model_admin_pb2,
@@ -73,7 +74,7 @@ NOBODY = [
 SERVICES = [
     service
     for module in (
-        *(answer_pb2, classification_pb2, embedding_pb2, generation_pb2, monitor_pb2),
+        *(answer_pb2, classification_pb2, embedding_pb2, feedback_pb2, generation_pb2, monitor_pb2),
         *(model_pb2, model_admin_pb2, inference_pb2),
     )
     for service in module.DESCRIPTOR.services_by_name.values()

@@ -29,6 +29,11 @@ CALLS = {
     },
     "tuneserve.v1.MonitorService/ObserveStream": {"id": 7, "monitor": "news", "text": "good"},
     "tuneserve.v1.MonitorService/Examples": {"monitor": "news", "topic": "a", "sentiment": "pos"},
+    "tuneserve.v1.FeedbackService/Feedback": {
+        "request_id": "r-1",
+        "model": "sentiment",
+        "label": {"text": "good", "labels": ["pos"]},
+    },
     "tuneserve.v1.EmbeddingService/Embed": {"model": "vectors", "texts": ["good"]},
     "tuneserve.v1.GenerationService/Generate": {"model": "chat", "prompt": PROMPT, "sampling": {"max_tokens": 2}},
     "tuneserve.v1.GenerationService/GenerateStream": {"model": "chat", "prompt": PROMPT, "sampling": {"max_tokens": 2}},

@@ -1,0 +1,1 @@
+"""Feedback: what people think of answers, as rows that finetune reads."""
