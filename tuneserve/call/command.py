@@ -25,6 +25,7 @@ from tuneserve.call.common import (
 )
 from tuneserve.call.documents import search_command
 from tuneserve.call.evaluate import evaluate_command
+from tuneserve.call.feedback import feedback_command
 from tuneserve.call.generate import generate_command
 from tuneserve.call.groups import Group
 from tuneserve.call.monitor import examples_command, observe_command
@@ -62,6 +63,7 @@ call_command.add_command(generate_command)
 call_command.add_command(search_command)
 call_command.add_command(answer_command)
 call_command.add_command(evaluate_command)
+call_command.add_command(feedback_command)
 call_command.add_command(observe_command)
 call_command.add_command(examples_command)
 call_command.add_command(admin_command)

@@ -6,7 +6,7 @@
     answers    converts the server's messages to results
     sampling   sampling parameters as keyword arguments
     call       the request of a call, and how its answer is read
-    texts, documents, generation, monitors, models, administration
+    texts, documents, generation, monitors, feedback, models
                a function for each call, which builds it from its arguments
     base       what both clients share
     sync, aio  the two clients

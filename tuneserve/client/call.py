@@ -1,7 +1,7 @@
 """The request of a call, and how its answer is read. Nothing is sent here.
 
 Both clients have a method for each function that returns a Call, with the same arguments (base.py): texts.py,
-documents.py, generation.py, monitors.py, models.py and administration.py have them.
+documents.py, generation.py, monitors.py, feedback.py and models.py have them.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 from tuneserve.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from tuneserve.v1.feedback_pb2_grpc import FeedbackServiceStub
 from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
@@ -25,6 +26,7 @@ STUBS = (
     AnswerServiceStub,
     ClassificationServiceStub,
     EmbeddingServiceStub,
+    FeedbackServiceStub,
     GenerationServiceStub,
     MonitorServiceStub,
     ModelServiceStub,

@@ -6,7 +6,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from tuneserve.client import administration, documents, errors, generation, models, monitors, texts
+from tuneserve.client import documents, errors, feedback, generation, models, monitors, texts
 from tuneserve.client.answers import GenerationParts
 from tuneserve.client.base import Base, like
 from tuneserve.client.call import Call, Parts, Requests
@@ -113,14 +113,17 @@ class Client(Base[grpc.Channel]):
     tokenize = _method(generation.tokenize)
     observe = _answering(monitors.observe)
     examples = _method(monitors.examples)
+    label_feedback = _method(feedback.label_feedback)
+    answer_feedback = _method(feedback.answer_feedback)
+    click_feedback = _method(feedback.click_feedback)
     watch_model = _answering(models.watch_model)
-    load_model = _method(administration.load_model)
-    cancel_load = _method(administration.cancel_load)
-    unload_model = _method(administration.unload_model)
-    load_adapter = _method(administration.load_adapter)
-    unload_adapter = _method(administration.unload_adapter)
-    set_alias = _method(administration.set_alias)
-    delete_alias = _method(administration.delete_alias)
+    load_model = _method(models.load_model)
+    cancel_load = _method(models.cancel_load)
+    unload_model = _method(models.unload_model)
+    load_adapter = _method(models.load_adapter)
+    unload_adapter = _method(models.unload_adapter)
+    set_alias = _method(models.set_alias)
+    delete_alias = _method(models.delete_alias)
     _models = _method(models.list_models)
     _aliases = _method(models.list_aliases)
 

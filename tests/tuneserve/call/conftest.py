@@ -22,6 +22,8 @@ from tuneserve.v1 import (
     common_pb2,
     embedding_pb2,
     embedding_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
     model_admin_pb2,
@@ -39,6 +41,7 @@ class Server(
     model_pb2_grpc.ModelServiceServicer,
     classification_pb2_grpc.ClassificationServiceServicer,
     embedding_pb2_grpc.EmbeddingServiceServicer,
+    feedback_pb2_grpc.FeedbackServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
     monitor_pb2_grpc.MonitorServiceServicer,
 ):
@@ -76,6 +79,10 @@ class Server(
             message = "inputs[0].text: must not be empty"
             status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=message, details=[detail])
             context.abort_with_status(rpc_status.to_status(status))
+
+    def Feedback(self, request, context):
+        self._take(request, context)
+        return feedback_pb2.FeedbackResponse(rows=2)
 
     def ListModels(self, request, context):
         models = [
@@ -288,6 +295,7 @@ def served() -> Iterator[tuple[Server, str]]:
     classification_pb2_grpc.add_ClassificationServiceServicer_to_server(servicer, server)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(servicer, server)
     answer_pb2_grpc.add_AnswerServiceServicer_to_server(servicer, server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
     monitor_pb2_grpc.add_MonitorServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
