@@ -166,6 +166,12 @@ class Metrics:
             ("tenant", "model", "kind"),
             registry=registry,
         )
+        self.version_calls = Counter(
+            "tuneserve_version_calls",
+            "Calls ended, by the version that answered: to compare versions of one alias.",
+            (*version, "grpc_code"),
+            registry=registry,
+        )
         self.log_lines_dropped = Counter(
             "tuneserve_log_lines_dropped",
             "Log lines lost because nobody read standard error fast enough.",
@@ -256,6 +262,11 @@ class Metrics:
             self.tenant_tokens.labels(tenant, model, "prompt").inc(prompt)
             self.tenant_tokens.labels(tenant, model, "completion").inc(completion)
 
+    def count_version(self, name: str, version: str, code: str) -> None:
+        """A call to a version ended. One that outlives the version is not counted."""
+        if (name, version) in self._described:
+            self.version_calls.labels(name, version, code).inc()
+
     def forget(self, name: str, version: str) -> None:
         """Removes the metrics of a version that was unloaded, if it ever was loaded."""
         self.remove_engine(name, version)
@@ -264,7 +275,7 @@ class Metrics:
             self.load_seconds.remove(name, version)
         with contextlib.suppress(KeyError):
             self.engine_up.remove(name, version)
-        for metric in (self.shadow, self.training_share):
+        for metric in (self.shadow, self.training_share, self.version_calls):
             metric.remove_by_labels({"model": name, "version": version})
 
     def add_engine(self, name: str, version: str, registry: CollectorRegistry) -> None:

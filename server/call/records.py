@@ -41,6 +41,7 @@ class Records:
         self.metrics.handled.labels(*labels, ended.name).inc()
         self.metrics.handling.labels(*labels).observe(seconds)
         self.metrics.count_tenant(call.tenant.name, call.model, ended.name, call.prompt_tokens, call.completion_tokens)
+        self.metrics.count_version(call.model, call.version, ended.name)
         if self.tracing:
             self.tracing.end(call, ended.name)
         if self.log_requests:

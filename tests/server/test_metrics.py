@@ -202,7 +202,11 @@ def test_nothing_is_left_of_a_version_that_is_gone(metrics):
     metrics.shadow.labels("live", "reviews", "aaa", "same").inc()
     metrics.shadow.labels("live", "reviews", "bbb", "same").inc()
     metrics.queue_depth.labels("reviews").set(3)
+    for version in ("aaa", "bbb"):
+        metrics.count_version("reviews", version, "OK")
+    assert samples(metrics, "tuneserve_version_calls_total") == {"aaa": 1, "bbb": 1}
     metrics.forget("reviews", "aaa")
+    metrics.count_version("reviews", "aaa", "CANCELLED")
     page = generate_latest(metrics.registry).decode()
     assert '"aaa"' not in page
     assert page.count('"bbb"') > 10

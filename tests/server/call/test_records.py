@@ -6,12 +6,14 @@ import time
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tuneserve.server.call.context import Call
 from tuneserve.server.call.records import Records
 from tuneserve.server.call.tenants import Tenant
 from tuneserve.server.call.tracing import Tracing
 from tuneserve.server.metrics import Metrics
+from tuneserve.v1 import checkpoint_pb2 as pb
 
 LABELS = {"grpc_type": "unary", "grpc_service": "tuneserve.v1.S", "grpc_method": "Classify"}
 
@@ -41,6 +43,7 @@ def listening(caplog):
 )
 def test_a_call_is_counted_by_how_it_ended(deadline, code, shown, caplog):
     metrics = Metrics()
+    metrics.loaded("m", "0123", pb.Checkpoint(task=pb.TASK_EMBEDDING), CollectorRegistry(), 1.0)
     records = Records(metrics, log_requests=True)
     one = call(deadline=None if deadline is None else time.monotonic() + deadline)
     records.begin(one)
@@ -51,6 +54,8 @@ def test_a_call_is_counted_by_how_it_ended(deadline, code, shown, caplog):
     assert sample("grpc_server_started_total", LABELS) == 1
     assert sample("grpc_server_handled_total", {**LABELS, "grpc_code": shown}) == 1
     assert sample("grpc_server_handling_seconds_count", LABELS) == 1
+    version = {"model": "m", "version": "0123", "grpc_code": shown}
+    assert sample("tuneserve_version_calls_total", version) == 1
     assert sample("tuneserve_tenant_calls_total", {"tenant": "acme", "grpc_code": shown}) == 1
     assert sample("tuneserve_tenant_tokens_total", {"tenant": "acme", "model": "m", "kind": "prompt"}) == 5
     assert sample("tuneserve_tenant_tokens_total", {"tenant": "acme", "model": "m", "kind": "completion"}) == 2
