@@ -20,7 +20,7 @@ FOLDERS = {"tuneserve": "tuneserve"} | {
 TOWERS = {
     "tuneserve": """
         v1 oip errors formats page yamls settings machine checkpoint fetch client serving evaluation card inspect
-        samples predict call finetune|quantize|server|benchmarks schema demo api verbs commands cli
+        samples predict call finetune|quantize|server|benchmarks retrain schema demo api verbs commands cli
     """,
     "tuneserve.finetune": """
         fields config data model eval train export preparation report pipeline soup search

@@ -35,7 +35,7 @@ AnyPath = str | os.PathLike[str]
 class Step:
     """One step of a checkpoint's lineage."""
 
-    name: str  # base, finetune, merge or quantize
+    name: str  # base, finetune, merge, quantize, compare, promote or roll back
     source: str  # name of the model or checkpoint that the step read
     config: dict[str, Any]  # the step's settings
     packages: dict[str, str]  # versions of the packages that did the work

@@ -29,7 +29,7 @@ lifetime.end_with_parent()
 
 
 HEADINGS = {
-    "Train": ("validate", "finetune", "search", "merge", "soup"),
+    "Train": ("validate", "finetune", "search", "merge", "soup", "retrain"),
     "Ship": ("evaluate", "compare", "quantize", "verify", "inspect", "fetch"),
     "Run": ("serve", "worker", "call", "index", "predict", "bench", "key"),
     "More": ("demo", "samples", "schema"),
@@ -88,6 +88,7 @@ for command in (
     train.search,
     train.merge,
     train.soup,
+    train.retrain,
     ship.quantize,
     ship.evaluate,
     ship.verify,

@@ -16,17 +16,18 @@ from tuneserve.settings import Settings, in_words, inner, resolved
 FILES = {
     "finetune": ("tuneserve.finetune.config", "FinetuneConfig"),
     "serve": ("tuneserve.server.config", "ServerConfig"),
+    "retrain": ("tuneserve.retrain.policy", "RetrainConfig"),
     "tenants": ("tuneserve.server.call.tenants_file", "TenantsFile"),
 }
 
 _HEAD = """# Settings
 
-Every key of the three files. `make settings` generates this page and `docs/schemas/` from the code; don't edit them.
+Every key of the four files. `make settings` generates this page and `docs/schemas/` from the code; don't edit them.
 Unknown keys, values of the wrong type and values out of bounds are refused, with an error that names the key. Relative
 paths are relative to the file's directory.
 
 An editor with a YAML language server completes and checks a file whose first line names its schema. The schemas are in
-`docs/schemas/`, and `tuneserve schema finetune`, `serve` or `tenants` prints one:
+`docs/schemas/`, and `tuneserve schema finetune`, `serve`, `retrain` or `tenants` prints one:
 
     # yaml-language-server: $schema=serve.json
 """

@@ -18,6 +18,7 @@ VERBS = (
     "merge",
     "predict",
     "soup",
+    "retrain",
     "quantize",
     "evaluate",
     "compare",

@@ -19,7 +19,7 @@ samples_directory_option = click.option(
 
 
 @click.command()
-@click.argument("file", type=click.Choice(["finetune", "serve", "tenants"]))
+@click.argument("file", type=click.Choice(["finetune", "serve", "retrain", "tenants"]))
 def schema(file: str) -> None:
     """Print the JSON Schema of a settings FILE, for editors that complete and check YAML.
 

@@ -88,3 +88,28 @@ def soup(runs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     from tuneserve.finetune.soup import soup as run
 
     run(runs, output, overwrite=overwrite)
+
+
+@click.command()
+@click.argument("policy", type=FilePath)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+def retrain(policy: Path, dry_run: bool) -> None:
+    """Train a model again from feedback, as the YAML file POLICY says, if there is enough; ship it if it is better.
+
+    \b
+    feedback: kept/*/sentiment/labels.jsonl       # what FeedbackService wrote
+    checkpoint: checkpoints/sentiment             # to begin with
+    output: checkpoints/loop                      # OUTPUT/current leads to the best one
+    server: {model: sentiment, models_root: checkpoints, percent: 10, seconds: 3600}
+
+    Compares the new checkpoint with the old one on held-out rows, old and new. A better one gets a share of the
+    server's calls, then all of them; without `server` it ends there. A run that was interrupted is continued.
+
+    Exit status: 0 if it was promoted, is not better, or there is too little feedback; 1 if it was rolled back or a step
+    failed; 2 for a bad policy or bad rows.
+    """
+    preload()
+    from tuneserve.retrain.policy import load
+    from tuneserve.retrain.run import retrain as run
+
+    run(load(policy), policy.absolute().parent, dry_run)
