@@ -80,7 +80,7 @@
 {{- fail "inferencePoolEnabled: needs exactly one model in models, because an endpoint picker reads one value of a metric" }}
 {{- end }}
 {{- end }}
-{{- $jobs := dict "finetuneConfig" .Values.finetuneConfig "quantizeSource" .Values.quantizeSource "predictCheckpoint" .Values.predictCheckpoint }}
+{{- $jobs := dict "finetuneConfig" .Values.finetuneConfig "quantizeSource" .Values.quantizeSource "predictCheckpoint" .Values.predictCheckpoint "retrainPolicy" .Values.retrainPolicy }}
 {{- range $key, $job := $jobs }}
 {{- if and $job (not $.Values.modelsClaim) }}
 {{- fail (printf "%s: needs modelsClaim, where the Job writes" $key) }}
@@ -89,6 +89,14 @@
 {{- $below := printf "%s/" (trimSuffix "/" .Values.modelsMountPath) }}
 {{- if and .Values.finetuneConfig (not (hasPrefix $below (toString .Values.finetuneConfig.output))) }}
 {{- fail (printf "finetuneConfig.output: must begin with %s, because the Job can write only there" $below) }}
+{{- end }}
+{{- if .Values.retrainPolicy }}
+{{- if not .Values.feedbackClaim }}
+{{- fail "retrainPolicy: needs feedbackClaim, which it reads" }}
+{{- end }}
+{{- if not (hasPrefix $below (toString .Values.retrainPolicy.output)) }}
+{{- fail (printf "retrainPolicy.output: must begin with %s, because the Job can write only there" $below) }}
+{{- end }}
 {{- end }}
 {{- if and .Values.quantizeSource (not (hasPrefix $below .Values.quantizeOutput)) }}
 {{- fail (printf "quantizeOutput: must begin with %s, because the Job can write only there" $below) }}

@@ -41,7 +41,8 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* A Job's pod, which can write the claim: `args`; further `env`, and the name of a `config` map to mount, if any. */}}
+{{/* A Job's pod, which can write the claim: `args`; further `env`, and the names of a `config` map and a `feedback`
+claim to mount, if any. */}}
 {{- define "tuneserve.jobTemplate" -}}
 {{- $root := .root }}
 {{- $values := .root.Values }}
@@ -87,6 +88,11 @@ spec:
           mountPath: /tmp
         - name: shm
           mountPath: /dev/shm
+        {{- with .feedback }}
+        - name: feedback
+          mountPath: {{ $values.feedbackMountPath | quote }}
+          readOnly: true
+        {{- end }}
         {{- if .config }}
         - name: config
           mountPath: /etc/tuneserve
@@ -103,6 +109,11 @@ spec:
       emptyDir:
         medium: Memory
         sizeLimit: {{ $values.shmSize }}
+    {{- with .feedback }}
+    - name: feedback
+      persistentVolumeClaim:
+        claimName: {{ . | quote }}
+    {{- end }}
     {{- with .config }}
     - name: config
       configMap:

@@ -54,6 +54,7 @@ def templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         group.get("leaderTemplate"),
         group.get("workerTemplate"),
         manifest.get("spec", {}).get("template"),
+        manifest.get("spec", {}).get("jobTemplate", {}).get("spec", {}).get("template"),
         manifest,
     ]
     return [one for one in found if one and "containers" in one.get("spec", {})]

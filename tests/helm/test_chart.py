@@ -41,6 +41,8 @@ JOBS = {
     "predictCheckpoint": "/models/b",
     "predictRows": "/models/rows.csv",
     "predictOutput": "/models/answers",
+    "feedbackClaim": "feedback",
+    "retrainPolicy": {"output": "/models/loop"},
 }
 CPU_USE = {
     "type": "Resource",
@@ -483,6 +485,8 @@ def test_optional_objects_are_made_only_when_asked_for(chart: helm_python.Chart)
     assert manifests.keys() == always | {
         "configmap-dashboards",
         "configmap-finetune",
+        "configmap-retrain",
+        "cronjob-retrain",
         "job-finetune",
         "job-predict",
         "job-quantize",
@@ -637,6 +641,8 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         ),
         (JOBS | {"finetuneConfig": {"output": "a"}}, "finetuneConfig.output: must begin with /models/"),
         (JOBS | {"quantizeOutput": ""}, "quantizeOutput: must begin with /models/"),
+        (JOBS | {"retrainPolicy": {"output": "/tmp/a"}}, "retrainPolicy.output: must begin with /models/"),
+        (JOBS | {"feedbackClaim": ""}, "retrainPolicy: needs feedbackClaim"),
         (JOBS | {"predictRows": ""}, "predictRows: needed with predictCheckpoint"),
         (JOBS | {"predictOutput": "/tmp/a"}, "predictOutput: must begin with /models/"),
         ({"terminationGraceSeconds": 62}, "terminationGraceSeconds: must be at least 63"),
@@ -680,6 +686,7 @@ SAMPLES: dict[str, list[Any]] = {
     "modelsVolume": [{}, {"emptyDir": {}}, {"hostPath": {"path": "/srv/models"}}],
     "networkPolicyGrpcFrom": [[], [{"podSelector": SELECTOR}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]],
     "networkPolicyMetricsFrom": [[], [{"namespaceSelector": SELECTOR, "podSelector": {}}]],
+    "retrainPolicy": [{}, {"feedback": "/feedback/a.jsonl", "output": "/models/loop"}],
     "valueFrom": [{"fieldRef": {"fieldPath": "metadata.name"}}],
 }
 

@@ -13,7 +13,8 @@ import yaml
 from tuneserve import settings
 from tuneserve.cli import cli
 from tuneserve.finetune.config import FinetuneConfig
-from tuneserve.server.config import ModelConfig, ServerConfig
+from tuneserve.retrain.policy import RetrainConfig
+from tuneserve.server.config import FeedbackConfig, ModelConfig, ServerConfig
 
 from ..server.conftest import served_by
 from .rendering import CHART, MINIMAL, Manifests, render
@@ -46,6 +47,34 @@ def test_finetune_reads_its_settings(chart: helm_python.Chart, values: dict[str,
     document = yaml.safe_load(manifests["configmap-finetune"]["data"]["train.yaml"])
     config = settings.build(FinetuneConfig, document, "train.yaml", tmp_path)
     assert (str(config.output), config.learning_rate) == ("/models/reviews", 2e-5)
+
+
+def test_retrain_reads_its_policy_and_the_feedback(
+    chart: helm_python.Chart, values: dict[str, Any], tmp_path: Path
+) -> None:
+    manifests = render(chart, values)
+    spec = manifests["cronjob-retrain"]["spec"]
+    assert (spec["schedule"], spec["concurrencyPolicy"]) == ("0 3 * * *", "Forbid")
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert str(parsed(container["command"])["policy"]) == "/etc/tuneserve/policy.yaml"
+    document = yaml.safe_load(manifests["configmap-retrain"]["data"]["policy.yaml"])
+    policy = settings.build(RetrainConfig, document, "policy.yaml", tmp_path)
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert str(policy.feedback).startswith(mounts["feedback"]["mountPath"])
+    assert mounts["feedback"]["readOnly"]
+    assert "readOnly" not in mounts["models"]
+    [key] = [one for one in container["env"] if one["name"] == "TUNESERVE_KEY"]
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "admin-key", "key": "key"}
+    # The server writes what this reads.
+    server = manifests["deployment"]["spec"]["template"]["spec"]
+    [kept] = [mount for mount in server["containers"][0]["volumeMounts"] if mount["name"] == "feedback"]
+    assert kept == {"name": "feedback", "mountPath": "/feedback"}
+    claims = [volume for volume in (*server["volumes"], *pod["volumes"]) if volume["name"] == "feedback"]
+    assert claims == [{"name": "feedback", "persistentVolumeClaim": {"claimName": "feedback"}}] * 2
+    config = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])["feedback"]
+    found = settings.build(FeedbackConfig, config, "feedback", tmp_path)
+    assert found == FeedbackConfig(path=Path("/feedback"), redact=("email", "phone"))
 
 
 def test_quantize(chart: helm_python.Chart, values: dict[str, Any]) -> None:
