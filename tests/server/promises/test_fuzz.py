@@ -74,7 +74,7 @@ ALLOWED = {
 }
 # In texts of every kind, but not in names and keys, which a refusal may repeat.
 CANARY = "cAnArY"
-NAMES = ("model", "model_name", "name", "version", "model_version", "adapter", "path")
+NAMES = ("model", "model_name", "name", "version", "model_version", "adapter", "path", "index", "monitor")
 
 EDGES = [
     "",
@@ -99,7 +99,8 @@ EDGES = [
 texts = st.one_of(st.sampled_from(EDGES), st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 names = st.one_of(
     st.sampled_from(["spare", "new", "other", "adapter", "a"]),
-    st.sampled_from(["sentiment", "topics", "ner", "chat", "vectors"] * 3 + ["", "@", "chat@", "n\0pe", "x" * 50_000]),
+    st.sampled_from(["sentiment", "topics", "ner", "chat", "vectors", "docs", "news"] * 3),
+    st.sampled_from(["", "@", "chat@", "n\0pe", "x" * 50_000]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
 )
 
