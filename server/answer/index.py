@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import UserError
-from tuneserve.server.answer import chunks, messages, scores
+from tuneserve.server.answer import chunks, messages, profile, scores
 from tuneserve.server.answer.rows import Row
 from tuneserve.server.answer.store import EVERYBODY, Documents, OtherVectors, Snapshot, Store
 from tuneserve.server.api.classification import ClassificationService
@@ -116,12 +116,14 @@ class Index:
         model = self._embedder(seen)
         if seen is None:
             return pb.SearchResponse(model_version=model.id)
-        prompt = self._prompt(model, "query")
-        [vector], tokens = await self._vectors(model, [request.query], prompt, request.priority, lambda _: "query")
-        filters = [(one.key, list(one.values)) for one in request.filters]
-        found = await seen.search(vector, request.query, list(request.readers), filters, _CANDIDATES)
-        best, ranking_version = scores.scored(vector, found, self.config.keyword_weight), ""
-        if best and self.config.ranking and (request.rerank or not request.HasField("rerank")):
+        vector, tokens = await self._wanted(model, seen, request)
+        best, ranking_version = list[scores.Scored](), ""
+        if vector is not None:
+            filters = [(one.key, list(one.values)) for one in request.filters]
+            known = [*request.liked, *request.disliked]
+            found = await seen.search(vector, request.query, list(request.readers), filters, _CANDIDATES, known)
+            best = scores.scored(vector, found, self.config.keyword_weight if request.query else 0.0)
+        if best and self.config.ranking and messages.is_ranked(request):
             ranked = await self._classification.Rank(
                 classification_pb2.RankRequest(
                     model=self.config.ranking,
@@ -175,6 +177,23 @@ class Index:
         """Returns what differs when a document, or how it is split and read, does."""
         settings = f"{self.config.chunk_tokens} {self.config.passage_prompt}\n".encode()
         return hashlib.sha256(settings + document.SerializeToString(deterministic=True)).hexdigest()
+
+    async def _wanted(
+        self, model: Model, seen: Snapshot, request: pb.SearchRequest
+    ) -> tuple[NDArray[np.float32] | None, int]:
+        """Returns the vector that a search looks for, if there is one, and the tokens read."""
+        query, tokens = None, 0
+        if request.query:
+            prompt = self._prompt(model, "query")
+            [query], tokens = await self._vectors(model, [request.query], prompt, request.priority, lambda _: "query")
+        if not (ids := [*request.liked, *request.disliked]):
+            return query, tokens
+        current().hold(_PASSAGE_BYTES * len(ids))
+        vectors = await seen.vectors(ids, list(request.readers))
+        liked, disliked = (
+            [vectors[one] for one in some if one in vectors] for some in (request.liked, request.disliked)
+        )
+        return profile.wanted(query, liked, disliked), tokens
 
     async def _split(self, model: Model, index: int, document: pb.Document) -> list[_Passage]:
         # Read once: each access to a field of a message makes a new string.

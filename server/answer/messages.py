@@ -13,6 +13,7 @@ from tuneserve.v1 import answer_pb2 as pb
 # How many a message may have: what is looked up, compared or stored for each of them is bounded by these.
 MOST_DOCUMENTS, MOST_PASSAGES = 1024, 100
 _MOST_READERS = _MOST_VALUES = 256
+_MOST_LIKED = 100
 _MOST_KEYS = _MOST_FILTERS = 64
 # Characters.
 _LONGEST_ID = _LONGEST_TITLE = 512
@@ -65,13 +66,17 @@ def check_ids(wrong: Violations, field: str, ids: Sequence[str]) -> None:
 
 def check_search(wrong: Violations, request: pb.SearchRequest, has_ranking: bool) -> None:
     """Checks a query."""
-    check_text(wrong, "query", request.query)
+    if request.query or not request.liked:
+        check_text(wrong, "query", request.query)
     _check_length(wrong, "query", request.query, _LONGEST_QUERY)
+    _check_profile(wrong, request.liked, request.disliked)
     _check_conditions(wrong, request)
     if not 1 <= limit(request) <= MOST_PASSAGES:
         wrong.add("limit", f"is {request.limit}; allowed: 1 to {MOST_PASSAGES}, or unset for {_LIMIT}")
     if request.rerank and not has_ranking:
         wrong.add("rerank", "is true; this index has no ranking model")
+    if request.rerank and not request.query:
+        wrong.add("rerank", "is true; there is no query to rank by")
 
 
 def check_answer(wrong: Violations, request: pb.AnswerRequest, has_generation: bool) -> None:
@@ -92,6 +97,11 @@ def check_answer(wrong: Violations, request: pb.AnswerRequest, has_generation: b
     if request.HasField("limit") and not 1 <= request.limit <= _MOST_ANSWERED_FROM:
         told = f"1 to {_MOST_ANSWERED_FROM}, or unset for {ANSWERED_FROM}"
         wrong.add("limit", f"is {request.limit}; allowed: {told}")
+
+
+def is_ranked(request: pb.SearchRequest) -> bool:
+    """Returns whether a call wants the ranking model, which knows nothing of a profile."""
+    return request.rerank if request.HasField("rerank") else not (request.liked or request.disliked)
 
 
 def limit(request: pb.SearchRequest) -> int:
@@ -134,6 +144,16 @@ def _check_conditions(wrong: Violations, request: pb.SearchRequest | pb.AnswerRe
                 wrong.add(f"filters[{index}].key", _A_KEY)
             check_count(wrong, f"filters[{index}].values", len(one.values), _MOST_VALUES)
     check_enum(wrong, "offset_unit", request.offset_unit, UNITS)
+
+
+def _check_profile(wrong: Violations, liked: Sequence[str], disliked: Sequence[str]) -> None:
+    for field, ids in (("liked", liked), ("disliked", disliked)):
+        if not check_count(wrong, field, len(ids), _MOST_LIKED, least=0):
+            return
+        check_ids(wrong, f"{field}[{{}}]", ids)
+    for index, one in enumerate(disliked):
+        if one in liked:
+            wrong.add(f"disliked[{index}]", "is also among liked")
 
 
 def _check_readers(wrong: Violations, field: str, readers: Sequence[str]) -> None:

@@ -37,6 +37,8 @@ _LOCK_SECONDS = 0.01
 _MADE_BY = b"tuneserve.embedding"
 # The reader that stands for everybody; callers' own readers are not empty. A row that has none is found by nobody.
 EVERYBODY = ""
+# Of a long document, so many passages count in its mean vector.
+_MEANT = 8
 
 
 class OtherVectors(Exception):
@@ -198,6 +200,15 @@ class Snapshot:
         found = await query.to_arrow()
         return dict(zip(found["document"].to_pylist(), found["digest"].to_pylist(), strict=True))
 
+    async def vectors(self, documents: Sequence[str], readers: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Returns the mean vector of each of those documents that one of the readers may read, by id."""
+        where = f"{_among('document', documents)} AND {_readable(readers)} AND number < {_MEANT}"
+        found = await self._table.query().where(where).select(["document", "vector"]).to_arrow()
+        vectors: dict[str, list[NDArray[np.float32]]] = {}
+        for document, vector in zip(found["document"].to_pylist(), _matrix(found), strict=True):
+            vectors.setdefault(document, []).append(vector)
+        return {document: np.mean(some, axis=0) for document, some in vectors.items()}
+
     async def search(
         self,
         vector: NDArray[np.float32],
@@ -205,13 +216,16 @@ class Snapshot:
         readers: Sequence[str],
         filters: Sequence[tuple[str, Sequence[str]]],
         most: int,
+        without: Sequence[str] = (),
     ) -> list[Found]:
         """Returns the `most` nearest passages by vector, and as many by words, each once, in no order.
 
-        Conditions hold before anything is counted: for one of the readers, and with one of the values for each key.
+        Conditions hold before anything is counted: for one of the readers, with one of the values for each key, and of
+        other documents than those `without`.
         """
-        conditions = [_shares("readers", [EVERYBODY, *readers])]
+        conditions = [_readable(readers)]
         conditions += [_shares("tags", [f"{key}={value}" for value in values]) for key, values in filters]
+        conditions += [f"NOT ({_among('document', without)})"] * bool(without)
         where = " AND ".join(conditions)
         by_words = self._table.query().nearest_to_text(MatchQuery(words, "passage"))
         by_vector = self._table.query().nearest_to(vector).column("vector").distance_type("cosine")
@@ -242,15 +256,22 @@ def _in_columns(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _rows(found: pa.Table) -> list[Row]:
-    vectors = found["vector"].combine_chunks()
     rows = found.select(_COLUMNS[:-1]).to_pylist()
-    width = vectors.type.list_size
-    matrix = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), width)
-    return [Row(**row, vector=vector) for row, vector in zip(rows, matrix, strict=True)]
+    return [Row(**row, vector=vector) for row, vector in zip(rows, _matrix(found), strict=True)]
+
+
+def _matrix(found: pa.Table) -> NDArray[np.float32]:
+    vectors = found["vector"].combine_chunks()
+    matrix: NDArray[np.float32] = vectors.flatten().to_numpy(zero_copy_only=False)
+    return matrix.reshape(len(found), vectors.type.list_size)
 
 
 def _among(column: str, values: Sequence[str]) -> str:
     return f"{column} IN ({_listed(values)})"
+
+
+def _readable(readers: Sequence[str]) -> str:
+    return _shares("readers", [EVERYBODY, *readers])
 
 
 def _shares(column: str, values: Sequence[str]) -> str:

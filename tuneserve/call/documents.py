@@ -60,8 +60,10 @@ def index_command(name: str, files: Sequence[Path], server: "Endpoint") -> None:
 
 
 @click.command("search")
-@click.argument("query")
+@click.argument("query", default="")
 @index_option
+@click.option("--liked", multiple=True, metavar="ID", help="Find more like this document; once for each.")
+@click.option("--disliked", multiple=True, metavar="ID", help="Find less like this document; once for each.")
 @click.option("--limit", type=click.IntRange(1, 100), help="Print only this many passages, best first. Default: 10.")
 @readers_option
 @filters_option
@@ -70,6 +72,8 @@ def index_command(name: str, files: Sequence[Path], server: "Endpoint") -> None:
 def search_command(
     query: str,
     index: str,
+    liked: Sequence[str],
+    disliked: Sequence[str],
     limit: int | None,
     readers: Sequence[str],
     filters: Sequence[str],
@@ -77,13 +81,15 @@ def search_command(
     server: "Endpoint",
     as_json: bool,
 ) -> None:
-    """Find the passages in an index that fit QUERY best."""
+    """Find the passages in an index that fit QUERY best, or documents that were liked, or both."""
     from tuneserve.v1 import answer_pb2 as pb
     from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 
     request = pb.SearchRequest(
         index=index,
         query=query,
+        liked=liked,
+        disliked=disliked,
         readers=readers,
         filters=filters_of(filters),
         limit=limit,

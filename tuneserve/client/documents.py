@@ -34,8 +34,10 @@ def delete_documents(index: str, ids: Sequence[str], *, timeout: float | None = 
 
 def search(
     index: str,
-    query: str,
+    query: str = "",
     *,
+    liked: Sequence[str] = (),
+    disliked: Sequence[str] = (),
     readers: Sequence[str] = (),
     filters: Mapping[str, str | Sequence[str]] | None = None,
     limit: int | None = None,
@@ -43,15 +45,19 @@ def search(
     priority: int | None = None,
     timeout: float | None = None,
 ) -> Call[results.Passages]:
-    """Finds the passages in an index that fit a query, best first.
+    """Finds the passages in an index that fit a query, or documents that were liked, best first.
 
-    `readers`: for whom, the person's name and groups. `filters`: a value, or several of which one holds, for each key
-    of the documents' metadata. `limit`: 10 if None. `rerank`: whether the index's ranking model orders them; if None,
-    it does where there is one. `priority` and `timeout` are as in `classify`. Raises CallError.
+    `liked` and `disliked`: ids of documents to find more and less like; the query may be empty then, and they are not
+    found themselves. `readers`: for whom, the person's name and groups. `filters`: a value, or several of which one
+    holds, for each key of the documents' metadata. `limit`: 10 if None. `rerank`: whether the index's ranking model
+    orders them; if None, it does where there is one, unless documents were liked or disliked. `priority` and `timeout`
+    are as in `classify`. Raises CallError.
     """
     request = pb.SearchRequest(
         index=index,
         query=query,
+        liked=liked,
+        disliked=disliked,
         readers=readers,
         filters=_filters(filters),
         limit=limit,

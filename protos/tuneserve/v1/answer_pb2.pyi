@@ -83,7 +83,7 @@ class DeleteDocumentsResponse(_message.Message):
     def __init__(self, deleted: _Optional[int] = ..., index_version: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("index", "query", "readers", "filters", "limit", "rerank", "offset_unit", "priority")
+    __slots__ = ("index", "query", "readers", "filters", "limit", "rerank", "offset_unit", "priority", "liked", "disliked")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,8 @@ class SearchRequest(_message.Message):
     RERANK_FIELD_NUMBER: _ClassVar[int]
     OFFSET_UNIT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    LIKED_FIELD_NUMBER: _ClassVar[int]
+    DISLIKED_FIELD_NUMBER: _ClassVar[int]
     index: str
     query: str
     readers: _containers.RepeatedScalarFieldContainer[str]
@@ -100,7 +102,9 @@ class SearchRequest(_message.Message):
     rerank: bool
     offset_unit: _common_pb2.OffsetUnit
     priority: int
-    def __init__(self, index: _Optional[str] = ..., query: _Optional[str] = ..., readers: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., limit: _Optional[int] = ..., rerank: _Optional[bool] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+    liked: _containers.RepeatedScalarFieldContainer[str]
+    disliked: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, index: _Optional[str] = ..., query: _Optional[str] = ..., readers: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., limit: _Optional[int] = ..., rerank: _Optional[bool] = ..., offset_unit: _Optional[_Union[_common_pb2.OffsetUnit, str]] = ..., priority: _Optional[int] = ..., liked: _Optional[_Iterable[str]] = ..., disliked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("key", "values")

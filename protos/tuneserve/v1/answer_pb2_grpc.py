@@ -81,8 +81,8 @@ class AnswerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Finds the passages that fit a query best, by meaning (vectors) and by words (BM25), among the documents that the
-        reader may read.
+        """Finds the passages that fit a query, or a profile of documents, best: by meaning (vectors) and by words (BM25), among
+        the documents that the reader may read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

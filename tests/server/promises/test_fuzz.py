@@ -236,6 +236,7 @@ def good(method: MethodDescriptor) -> list[Message]:
         "DeleteDocuments": [{"index": "docs", "ids": [CANARY, "1"]}],
         "Search": [
             {"index": "docs", "query": CANARY, "readers": ["a"]},
+            {"index": "docs", "liked": ["1"], "disliked": [CANARY]},
             {"index": "docs", "query": "good", "filters": [{"key": "a", "values": ["b", CANARY]}], "offset_unit": 2},
         ],
         "Answer": [

@@ -190,7 +190,12 @@ def right(method: MethodDescriptor, served) -> list[Message]:
         "DeleteDocuments": [answer_pb2.DeleteDocumentsRequest(index="docs", ids=["1"])],
         "Search": [
             answer_pb2.SearchRequest(
-                index="docs", query="good", readers=["ann"], filters=[answer_pb2.Filter(key="a", values=["b"])]
+                index="docs",
+                query="good",
+                readers=["ann"],
+                filters=[answer_pb2.Filter(key="a", values=["b"])],
+                liked=["1"],
+                disliked=["2"],
             )
         ],
         "Answer": [

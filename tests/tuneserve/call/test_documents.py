@@ -111,5 +111,7 @@ def test_search(server: Server, target: str) -> None:
     assert json.loads(as_json.stdout)["passages"][0]["document_id"] == "faq"
     assert not server.request.HasField("limit")
     assert not server.request.HasField("rerank")
+    call(target, "search", "--index", "docs", "--liked", "1", "--liked", "2", "--disliked", "3")
+    assert server.request == pb.SearchRequest(index="docs", liked=["1", "2"], disliked=["3"])
     wrong = call(target, "search", "--index", "docs", "--filter", "lang", "x")
     assert (wrong.exit_code, "--filter lang: expected KEY=VALUE" in wrong.stderr) == (2, True)

@@ -26,6 +26,10 @@ async def test_documents_are_written_found_and_deleted(ask: Any) -> None:
     assert [one.document_id for one in await ask("search", "docs", "film", filters={"lang": "en"})] == []
     assert len(await ask("search", "docs", "film", readers=["ann"], limit=1)) == 1
 
+    assert [one.document_id for one in await ask("search", "docs", liked=["client-2"])] == []
+    like = await ask("search", "docs", "film", liked=["client-2"], disliked=["nobody"], readers=["ann"])
+    assert [one.document_id for one in like] == ["client-1"]
+
     deleted = await ask("delete_documents", "docs", ["client-1", "client-2", "nobody"])
     assert (deleted.deleted, deleted.index_version > written.index_version) == (2, True)
 
