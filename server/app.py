@@ -232,6 +232,7 @@ class App:
         self._guarding = asyncio.create_task(arrivals.guard(self._arrivals, hardware.available_memory))
         models = list(self.models)
         await concurrency.together(self._load, models, len(models))
+        self._answers.start()
         await garbage.keep_what_there_is()
         self._collecting = asyncio.create_task(garbage.collect(self._running))
         await self._health.publish()

@@ -119,6 +119,31 @@ class Metrics:
             (*model, "kind"),
             registry=registry,
         )
+        index = ("index", "tenant")
+        self.index_documents = Gauge("tuneserve_index_documents", "Documents of an index.", index, registry=registry)
+        self.index_passages = Gauge("tuneserve_index_passages", "Passages of an index.", index, registry=registry)
+        self.index_fragments = Gauge(
+            "tuneserve_index_fragments",
+            "Files of an index that hold its passages, merged in the background.",
+            index,
+            registry=registry,
+        )
+        self.index_version = Gauge(
+            "tuneserve_index_version", "Version of an index, as answers name it.", index, registry=registry
+        )
+        self.index_written = Gauge(
+            "tuneserve_index_written_timestamp_seconds",
+            "When this process last changed an index.",
+            index,
+            registry=registry,
+        )
+        self.index_work = Histogram(
+            "tuneserve_index_seconds",
+            "Time of an index's calls (part search, upsert), and of the store in them (part read, write).",
+            ("index", "part"),
+            buckets=_LATENCY,
+            registry=registry,
+        )
         self.confidence = Histogram(
             "tuneserve_prediction_confidence",
             "Probability of the best label, or of a span.",
@@ -210,7 +235,7 @@ class Metrics:
         for metric in (
             *(self.started, self.handled, self.handling, self.refused, self.tenant_calls, self.tenant_tokens),
             *(self.queue_depth, self.queue_wait, self.tokens_in, self.tokens_out, self.first_token, self.token_gap),
-            *(self.texts, self.predictions, self.observed, self.confidence),
+            *(self.texts, self.predictions, self.observed, self.confidence, self.index_work),
         ):
             metric.labels = cache(metric.labels)  # type: ignore[assignment, method-assign]
         self._engines: dict[tuple[str, str], CollectorRegistry] = {}

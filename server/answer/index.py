@@ -7,8 +7,10 @@ place in the model's queue.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.errors import UserError
 from tuneserve.server.answer import chunks, messages, profile, scores
-from tuneserve.server.answer.rows import Row
+from tuneserve.server.answer.rows import Row, Size
 from tuneserve.server.answer.store import EVERYBODY, Documents, OtherVectors, Snapshot, Store
 from tuneserve.server.api.classification import ClassificationService
 from tuneserve.server.api.classification_messages import UNITS
@@ -24,6 +26,7 @@ from tuneserve.server.api.embedding import EmbeddingService
 from tuneserve.server.call.context import current
 from tuneserve.server.call.errors import Changed, InvalidInput, NotFound, WrongState
 from tuneserve.server.config import IndexConfig
+from tuneserve.server.metrics import Metrics
 from tuneserve.server.models.aliases import Models
 from tuneserve.server.models.model import Model
 from tuneserve.server.turns import in_turns
@@ -54,11 +57,12 @@ class _Passage:
 class Index:
     """One index."""
 
-    def __init__(self, name: str, config: IndexConfig, models: Models) -> None:
+    def __init__(self, name: str, config: IndexConfig, models: Models, metrics: Metrics) -> None:
         """Raises UserError if a model can't be used for it, or its directory can't be made."""
         self.name = name
         self.config = config
         self._models = models
+        self._metrics = metrics
         self._embedding = EmbeddingService(models)
         self._classification = ClassificationService(models)
         self._check_model("embedding", config.embedding, checkpoint_pb2.TASK_EMBEDDING)
@@ -70,6 +74,13 @@ class Index:
             self._store = Store(config.path)
         except OSError as error:
             raise UserError(f"indexes.{name}.path: {config.path} can't be made: {error.strerror}") from None
+        # They start at 0, so that a rate includes the first one.
+        for part in ("search", "upsert", "read", "write"):
+            metrics.index_work.labels(name, part)
+
+    def timed(self, part: str) -> AbstractContextManager[Any]:
+        """A part of the index's work: how long it takes is counted."""
+        return self._metrics.index_work.labels(self.name, part).time()
 
     async def upsert(self, request: pb.UpsertDocumentsRequest) -> pb.UpsertDocumentsResponse:
         """See AnswerService.UpsertDocuments. The request is checked."""
@@ -94,9 +105,11 @@ class Index:
             pairs = in_turns(zip(parts, vectors, strict=True))
             rows = [_row(part, given[part.document], digests[part.document], vector) async for part, vector in pairs]
             try:
-                version = await documents.replace(model.id, [given[index].id for index in changed], rows)
+                with self.timed("write"):
+                    version = await documents.replace(model.id, [given[index].id for index in changed], rows)
             except OtherVectors:
                 raise Changed(f"index {self.name!r} was made by another version meanwhile; repeat the call") from None
+            self._written()
         return pb.UpsertDocumentsResponse(
             written=len(changed),
             unchanged=len(given) - len(changed),
@@ -108,6 +121,8 @@ class Index:
     async def delete(self, ids: Sequence[str]) -> pb.DeleteDocumentsResponse:
         """See AnswerService.DeleteDocuments. The ids are checked."""
         deleted, version = await (await self._documents()).delete(ids)
+        if deleted:
+            self._written()
         return pb.DeleteDocumentsResponse(deleted=deleted, index_version=version)
 
     async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
@@ -121,7 +136,8 @@ class Index:
         if vector is not None:
             filters = [(one.key, list(one.values)) for one in request.filters]
             known = [*request.liked, *request.disliked]
-            found = await seen.search(vector, request.query, list(request.readers), filters, _CANDIDATES, known)
+            with self.timed("read"):
+                found = await seen.search(vector, request.query, list(request.readers), filters, _CANDIDATES, known)
             best = scores.scored(vector, found, self.config.keyword_weight if request.query else 0.0)
         if best and self.config.ranking and messages.is_ranked(request):
             ranked = await self._classification.Rank(
@@ -145,6 +161,10 @@ class Index:
             ranking_model_version=ranking_version,
         )
 
+    async def sizes(self) -> dict[str, Size]:
+        """Returns how much each tenant has."""
+        return await self._store.sizes()
+
     async def close(self) -> None:
         """Ends the work in the background."""
         await self._store.close()
@@ -154,6 +174,9 @@ class Index:
         if model is None or model.manifest.task != task:
             does = TASK_NAMES[model.manifest.task] if model else "not loaded"
             raise UserError(f"indexes.{self.name}.{key}: {name} is {does}", f"allowed: a model for {TASK_NAMES[task]}")
+
+    def _written(self) -> None:
+        self._metrics.index_written.labels(self.name, current().tenant.name).set_to_current_time()
 
     async def _documents(self) -> Documents:
         return await self._store.documents(current().tenant.name)
@@ -232,9 +255,9 @@ class Index:
         return vectors, tokens
 
 
-def opened(configs: Mapping[str, IndexConfig], models: Models) -> dict[str, Index]:
+def opened(configs: Mapping[str, IndexConfig], models: Models, metrics: Metrics) -> dict[str, Index]:
     """Returns the indexes of a server, by name. Raises UserError as Index does."""
-    return {name: Index(name, config, models) for name, config in sorted(configs.items())}
+    return {name: Index(name, config, models, metrics) for name, config in sorted(configs.items())}
 
 
 def _named(field: Callable[[int], str], start: int, name: str) -> str:

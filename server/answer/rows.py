@@ -1,4 +1,4 @@
-"""What an index keeps of a passage, and what a query finds."""
+"""What an index keeps of a passage, what a query finds, and how much there is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,3 +31,13 @@ class Found:
 
     row: Row
     keyword: float  # BM25; 0 if it was found by its vector alone
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much a tenant has in an index."""
+
+    documents: int
+    passages: int
+    fragments: int  # files that hold them
+    version: int

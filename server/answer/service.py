@@ -1,9 +1,11 @@
 """AnswerService: checks requests, and passes them on to their index."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from tuneserve.server import concurrency
 from tuneserve.server.answer import messages
 from tuneserve.server.answer.answering import Answering
 from tuneserve.server.api.checks import check_count
@@ -23,19 +25,29 @@ class AnswerService(AnswerServiceServicer):
 
     def __init__(self, models: Models, indexes: Mapping[str, IndexConfig], metrics: Metrics) -> None:
         """Raises UserError if an index can't be opened. A server without indexes needs no LanceDB."""
+        self._metrics = metrics
+        self._measuring: list[asyncio.Task[None]] = []
         self._indexes: Mapping[str, Index] = {}
         if indexes:
             from tuneserve.server.answer.index import opened
 
-            self._indexes = opened(indexes, models)
+            self._indexes = opened(indexes, models, metrics)
         self._answering = {name: Answering(index, models, metrics) for name, index in self._indexes.items()}
+
+    def start(self) -> None:
+        """Begins to measure the indexes."""
+        if self._indexes:
+            from tuneserve.server.answer import sizes
+
+            self._measuring = [asyncio.create_task(sizes.follow(self._indexes, self._metrics))]
 
     async def UpsertDocuments(self, request: pb.UpsertDocumentsRequest, context: Any) -> pb.UpsertDocumentsResponse:
         """See answer.proto."""
         index = self._index(request.index)
         with Violations() as wrong:
             messages.check_documents(wrong, request.documents)
-        return await index.upsert(request)
+        with index.timed("upsert"):
+            return await index.upsert(request)
 
     async def DeleteDocuments(self, request: pb.DeleteDocumentsRequest, context: Any) -> pb.DeleteDocumentsResponse:
         """See answer.proto."""
@@ -50,7 +62,8 @@ class AnswerService(AnswerServiceServicer):
         index = self._index(request.index)
         with Violations() as wrong:
             messages.check_search(wrong, request, index.config.ranking is not None)
-        return await index.search(request)
+        with index.timed("search"):
+            return await index.search(request)
 
     async def Answer(self, request: pb.AnswerRequest, context: Any) -> AsyncGenerator[pb.AnswerResponse, None]:
         """See answer.proto."""
@@ -63,6 +76,7 @@ class AnswerService(AnswerServiceServicer):
 
     async def close(self) -> None:
         """Ends the work in the background."""
+        await concurrency.end(self._measuring)
         for index in self._indexes.values():
             await index.close()
 

@@ -22,7 +22,7 @@ from lancedb.query import MatchQuery
 from numpy.typing import NDArray
 
 from tuneserve.server import concurrency
-from tuneserve.server.answer.rows import Found, Row
+from tuneserve.server.answer.rows import Found, Row, Size
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,12 @@ class Store:
             )
             self._documents.setdefault(tenant, Documents(connection, tenant, self._directory / f"{tenant}.lock"))
         return self._documents[tenant]
+
+    async def sizes(self) -> dict[str, Size]:
+        """Returns how much each tenant has."""
+        names = await concurrency.apart(lambda: [one.stem for one in self._directory.glob("*.lance")])
+        found = {name: await (await self.documents(name)).size() for name in sorted(names)}
+        return {name: size for name, size in found.items() if size}
 
     async def close(self) -> None:
         """Ends the work in the background."""
@@ -136,6 +142,16 @@ class Documents:
 
         async with self._writing():
             return await concurrency.to_the_end(write())
+
+    async def size(self) -> Size | None:
+        """Returns how much there is now; None if nothing was ever written."""
+        table = await self._table()
+        if table is None:
+            return None
+        # A dict, whatever its annotation says.
+        stats: Any = await table.stats()
+        fragments = stats["fragment_stats"]["num_fragments"]
+        return Size(await table.count_rows("number = 0"), stats["num_rows"], fragments, await table.version())
 
     async def close(self) -> None:
         """Ends the work in the background."""

@@ -33,6 +33,10 @@ _SUMMED = {
 }
 _SAME = {
     "tuneserve_certificate_expiry_timestamp_seconds",
+    "tuneserve_index_documents",
+    "tuneserve_index_fragments",
+    "tuneserve_index_passages",
+    "tuneserve_index_version",
     "tuneserve_model_info",
     "tuneserve_training_label_share",
 }

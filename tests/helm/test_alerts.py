@@ -189,6 +189,9 @@ LATENCY, FIRST_TOKEN = "grpc_server_handling_seconds", "tuneserve_time_to_first_
 BY_INDEX = {"index": "docs", **OURS}
 BY_TOPIC = {"monitor": "news", "topic": "sports", **OURS}
 EXPIRY = 15 * 86400
+BY_TENANT = {"index": "docs", "tenant": "acme", **OURS}
+# Of two pods, which look one after the other.
+FRAGMENTS = {"p": [(3, 10), (150, 30), (3, 20)], "q": [(3, 11), (150, 29), (3, 20)]}
 
 CASES = [
     Case("TuneserveEngineDown", [gauge("tuneserve_engine_up", ENGINE, (1, 5), (0, 10), (1, 10))], ENGINE, 8, [6, 16]),
@@ -257,6 +260,14 @@ CASES = [
         [DAY + 30, 2 * DAY + 10],
     ),
     Case("TuneserveKeyExpires", [gauge("tuneserve_key_expiry_timestamp_seconds", OURS, (0, 120))], {}, None, [110]),
+    Case(
+        "TuneserveIndexNotMerged",
+        [gauge("tuneserve_index_fragments", {**BY_TENANT, "pod": pod}, *spans) for pod, spans in FRAGMENTS.items()],
+        {**BY_TENANT},
+        30,
+        [9, 20, 42],
+    ),
+    Case("TuneserveIndexNotMerged", [gauge("tuneserve_index_fragments", BY_TENANT, (100, 60))], {}, None, [59]),
     Case(
         "TuneserveFileRefused",
         [gauge("tuneserve_last_reload_successful", {"file": "config", "pod": "p", **OURS}, (1, 5), (0, 20), (1, 5))],

@@ -41,6 +41,8 @@ STREAM = generation_pb2.GenerateRequest(
 )
 OBSERVE = monitor_pb2.ObserveStreamRequest(monitor="films", text="the film was good")
 ANSWER = answer_pb2.AnswerRequest(index="docs", messages=[{"role": "user", "content": "who made the film"}])
+DOCUMENTS = answer_pb2.UpsertDocumentsRequest(index="docs", documents=[answer_pb2.Document(id="1", text="a film")])
+SEARCH = answer_pb2.SearchRequest(index="docs", query="film")
 GAUGES = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
 COUNTER = "vllm:num_preemptions"
 
@@ -79,7 +81,8 @@ async def load(server: Served) -> None:
     classify = ClassificationServiceStub(server.channel).Classify
     stream = GenerationServiceStub(server.channel).GenerateStream
     observe = MonitorServiceStub(server.channel).ObserveStream
-    answer = AnswerServiceStub(server.channel).Answer
+    answers = AnswerServiceStub(server.channel)
+    await answers.UpsertDocuments(DOCUMENTS)
     for engine in server.engines.values():
         engine.delay = 0.02
 
@@ -93,7 +96,8 @@ async def load(server: Served) -> None:
         await asyncio.gather(classify(CLASSIFY), *(generate() for _ in range(8)))
         async for _ in observe(iter([OBSERVE])):
             pass
-        async for _ in answer(ANSWER):
+        await answers.Search(SEARCH)
+        async for _ in answers.Answer(ANSWER):
             pass
         sentiment.broken = RuntimeError("broken")
         assert await classify(CLASSIFY).code() == grpc.StatusCode.INTERNAL
