@@ -13,6 +13,15 @@ from ..conftest import Models
 from .conftest import Answers
 
 GOOD = {"id": "1", "text": "the film was good"}
+# Fields that are refused.
+WRONG = (
+    {"limit": 101},
+    {"rerank": True},
+    {"offset_unit": 9},
+    {"liked": ["d1", "d1"]},
+    {"filters": [pb.Filter(key="canary", values=[])]},
+    {"index": "other"},
+)
 
 
 async def test_texts_get_the_prompts_of_the_settings(answering):
@@ -81,27 +90,37 @@ async def test_nobody_reads_what_is_not_for_them(answers, caplog):
             for id_, names in readers.items()
         )
     )
-    for number in range(200):
+    refused = 0
+    for number in range(1000):
         asked = chance.sample([*people, "*", "' OR '1'='1", "x"], chance.randint(0, 3))
-        wrong = {"limit": 99} if not number % 9 else {}
-        fields = {"readers": asked, "limit": 50, **wrong}
-        if not number % 3:
-            fields["filters"] = [pb.Filter(key="canary", values=list(canaries.values())[: chance.randint(1, 24)])]
-        query = chance.choice([*canaries.values(), "film"])
+        fields, expected = {"readers": asked, "limit": 50}, True
+        match number % 4:
+            case 1:
+                fields["filters"] = [pb.Filter(key="canary", values=list(canaries.values())[: chance.randint(1, 24)])]
+            case 2:
+                ids = chance.sample([*readers, "nobody"], chance.randint(2, 9))
+                fields |= {"liked": ids[:-1], "disliked": ids[-1:]}
+            case 3:
+                fields, expected = fields | chance.choice(WRONG), False
         try:
-            found = await answers.search(query, **fields)
-            answer = await answers.answer(query, **fields | {"limit": 9} | wrong)
-            assert answer[0].retrieval.query == query
-            answer[0].retrieval.query = ""
-            said = f"{found} {answer}"
+            query = chance.choice([*canaries.values(), "film"])
+            said = str(await answers.search(query, **fields))
+            assert expected
+            if number % 4 < 2:
+                answer = await answers.answer(query, **fields | {"limit": 9})
+                assert answer[0].retrieval.query == query
+                answer[0].retrieval.query = ""
+                said = f"{said} {answer}"
         except grpc.aio.AioRpcError as error:
-            assert wrong
+            assert not expected
+            refused += 1
             said = f"{error.details()} {error.trailing_metadata()}"
         allowed = {id_ for id_, names in readers.items() if not names or set(names) & set(asked)}
         shown = {id_ for id_, canary in canaries.items() if canary in said}
         assert shown <= allowed
-        if not wrong and "filters" not in fields:
+        if number % 4 == 0:
             assert shown == allowed
+    assert refused == 250
     assert "canary" not in caplog.text
 
 
