@@ -32,7 +32,7 @@ TOWERS = {
         files ledger turns concurrency garbage config metrics engine worker call text models api answer monitor
         feedback open_inference transport processes app
     """,
-    "tuneserve.benchmarks": "processes machine claims serving|training gpu",
+    "tuneserve.benchmarks": "processes machine claims serving|training|answers gpu",
     "tuneserve.benchmarks.serving": """
         load workers systems small_model interleave overload cost_report caller crowd flood cost front_end front_ends
         before predict command peers
