@@ -1,0 +1,150 @@
+"""What searches find: FAQs in English and Chinese, before and after training, by vectors, words, both and ranking.
+
+    python -m tuneserve.benchmarks.answers.quality WORK [--only-untuned] [--report FILE]
+
+Each FAQ is an index of its answers, without the questions, which are the queries; multilingual-e5-small makes the
+vectors. Half of the questions choose the weight of words, the other half measure: whether both together are worse than
+the better of the two alone, by the paired test of significance.py. For the questions about building, the same encoder
+is also trained, as in finetune/examples/search.yaml, and a cross-encoder (MiniLM) beside it; 150 questions are held out
+from both. Trainings are kept in WORK, and not repeated. The last line of stdout is the result as JSON.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import yaml
+from rich.table import Table
+
+from tuneserve import samples
+from tuneserve.benchmarks.answers import faqs, served
+from tuneserve.benchmarks.answers.faqs import Faq
+from tuneserve.checkpoint import rows
+from tuneserve.client import Client, Document
+from tuneserve.evaluation import quality, searched, significance
+from tuneserve.evaluation.searched import Searched
+from tuneserve.v1 import answer_pb2 as pb
+from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
+
+PROMISES = {"zaragoza-en, tuned": 0.78, "zaragoza-en, tuned and ranked": 0.83}
+ZH, ZH_PROMISE = "debian-faq-zh-cn", 0.92
+HELD_OUT = 150
+# All that the server finds.
+_PASSAGES = 100
+
+
+def trained(work: Path, faq: Faq, task: str, base: Path, **settings: Any) -> Path:
+    """Returns a checkpoint, trained on all questions that are not held out, unless it exists."""
+    output = work / task
+    if not output.exists():
+        for part, some in (("train", faq.questions[HELD_OUT:]), ("test", faq.questions[:HELD_OUT])):
+            found = [{"query": question, "positive": faq.answers[place]} for question, place in some]
+            rows.write(work / f"{part}.jsonl", found)
+        given = {"task": task, "base_model": str(base), "train": "train.jsonl", "test": "test.jsonl", **settings}
+        file = work / f"{task}.yaml"
+        file.write_text(yaml.safe_dump(given | {"output": str(output.resolve())}), encoding="utf-8")
+        subprocess.run([sys.executable, "-m", "tuneserve.cli", "finetune", file], check=True, stdout=subprocess.DEVNULL)
+    return output
+
+
+def asked(search: Any, index: str, questions: Sequence[tuple[str, int]], rerank: bool) -> list[pb.SearchResponse]:
+    """Returns what an index finds for questions."""
+    return [
+        search(pb.SearchRequest(index=index, query=question, limit=_PASSAGES, rerank=rerank))
+        for question, _ in questions
+    ]
+
+
+def found(faq: Faq, questions: Sequence[tuple[str, int]], responses: Sequence[pb.SearchResponse]) -> list[Searched]:
+    """Returns what was found, with what would be right."""
+    return [Searched.of(response, {str(place)}) for response, (_, place) in zip(responses, questions, strict=True)]
+
+
+def both(name: str, some: Sequence[Searched]) -> dict[str, Any]:
+    """Returns what the two kinds of search find alone and together, on the questions that did not choose the weight."""
+    choosing, held_out = some[::2], some[1::2]
+    weight, single = searched.fitted(choosing), searched.fitted(choosing, (0.0, 1.0))
+    measured = {one: searched.measured(held_out, one) for one in (0.0, 1.0, weight)}
+    change = significance.compare("ndcg@10", measured[single][1], measured[weight][1])
+    return {
+        "set": name,
+        "questions": len(held_out),
+        "weight": weight,
+        "vectors": measured[0.0][0]["ndcg@10"],
+        "words": measured[1.0][0]["ndcg@10"],
+        "both": measured[weight][0]["ndcg@10"],
+        "recall@10": measured[weight][0]["recall@10"],
+        "change": [change.second - change.first, change.low, change.high],
+        "not_worse": not (change.is_significant and change.second < change.first),
+    }
+
+
+def of_ranked(responses: Sequence[pb.SearchResponse], questions: Sequence[tuple[str, int]]) -> float:
+    """Returns the nDCG@10 of passages in the order in which they were returned."""
+    right = [
+        searched.hits([one.document_id for one in response.passages], {str(place)})
+        for response, (_, place) in zip(responses, questions, strict=True)
+    ]
+    return quality.retrieval(right, [1] * len(right))[0]["ndcg@10"]
+
+
+def table(sets: Sequence[Mapping[str, Any]], tuned: Mapping[str, float]) -> Table:
+    """Returns what was measured, for people."""
+    names = ("set", "questions", "vectors", "words", "both", "both to the better one", "recall@10")
+    drawn = Table(*names, title="nDCG@10 of FAQs")
+    for one in sets:
+        change, low, high = one["change"]
+        verdict = "" if one["not_worse"] else ", worse"
+        drawn.add_row(
+            one["set"],
+            str(one["questions"]),
+            *(f"{one[name]:.3f}" for name in ("vectors", "words", "both")),
+            f"{change:+.3f} ({low:+.3f} to {high:+.3f}{verdict})",
+            f"{one['recall@10']:.3f}" + (f", promised {ZH_PROMISE:g}" if one["set"] == ZH else ""),
+        )
+    for name, value in tuned.items():
+        promise = f", promised {PROMISES[name]:g}" if name in PROMISES else ""
+        drawn.add_row(name, str(HELD_OUT), "", "", f"{value:.3f}{promise}", "", "")
+    return drawn
+
+
+@click.command()
+@click.argument("work", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--only-untuned", is_flag=True, help="Without training.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table here.")
+def main(work: Path, only_untuned: bool, report: Path | None) -> None:
+    """Measure what searches find in FAQs; trainings are kept in the folder WORK."""
+    work.mkdir(parents=True, exist_ok=True)
+    building = faqs.zaragoza()
+    all_ = [building, *map(faqs.debian, faqs.DEBIAN)]
+    models = {"encoder": samples.e5()}
+    indexes: dict[str, dict[str, Any]] = {one.name: {"embedding": "encoder"} for one in all_}
+    if not only_untuned:
+        example = {"max_length": 128, "epochs": 3}
+        models["tuned"] = trained(work, building, "embedding", samples.e5(), learning_rate=5e-4, **example)
+        models["ranking"] = trained(work, building, "ranking", samples.sentiment_encoder(), **example)
+        # By vectors alone, so that what training gave is seen.
+        indexes["tuned"] = {"embedding": "tuned", "ranking": "ranking", "keyword_weight": 0.0}
+    sets, tuned = [], dict[str, float]()
+    with served.answering(models, indexes) as (address, _), grpc.insecure_channel(address) as channel:
+        search = AnswerServiceStub(channel).Search
+        with Client(address) as client:
+            for name in indexes:
+                [faq] = [one for one in all_ if one.name == name] or [building]
+                served.write(client, name, [Document(str(place), text) for place, text in enumerate(faq.answers)])
+        for faq in all_:
+            sets.append(both(faq.name, found(faq, faq.questions, asked(search, faq.name, faq.questions, False))))
+        if not only_untuned:
+            questions = building.questions[:HELD_OUT]
+            tuned["zaragoza-en, before"] = of_ranked(asked(search, building.name, questions, False), questions)
+            tuned["zaragoza-en, tuned"] = of_ranked(asked(search, "tuned", questions, False), questions)
+            tuned["zaragoza-en, tuned and ranked"] = of_ranked(asked(search, "tuned", questions, True), questions)
+    served.conclude(table(sets, tuned), {"sets": sets, "tuned": tuned}, report)
+
+
+if __name__ == "__main__":
+    main()
