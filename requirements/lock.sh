@@ -23,7 +23,7 @@ all() { # extra, further packages
 images() { # extra, further packages for training, for serving, options: the same versions
     extra=$1 train=$2 serve=$3
     shift 3
-    lock "train-$extra" "$train" --extra "$extra" --extra fetch --extra train --extra quantize \
+    lock "train-$extra" "$train" --extra "$extra" --extra fetch --extra answer --extra train --extra quantize \
         --constraint "requirements/$extra.txt" "$@"
     lock "serve-$extra" "$serve" --extra "$extra" --extra fetch --extra answer --excludes requirements/unserved.txt \
         --constraint "requirements/$extra.txt" "$@"
