@@ -34,8 +34,8 @@ TOWERS = {
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training|answers gpu",
     "tuneserve.benchmarks.serving": """
-        load workers systems small_model interleave overload cost_report caller crowd flood cost front_end front_ends
-        before predict command peers
+        load workers systems small_model interleave overload cost_report caller crowd flood cost connections
+        front_end front_ends before predict command peers
     """,
     "tuneserve.benchmarks.gpu": "shapes loads|checkpoints|results|roofs|together|phases phase|report __main__",
 }

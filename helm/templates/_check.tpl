@@ -159,13 +159,16 @@
 {{- fail "indexes: needs indexesClaim, a volume that outlives the pods" }}
 {{- end }}
 {{- range $name, $index := .Values.indexes }}
-{{- range $model := compact (list $index.embedding $index.ranking) }}
+{{- range $model := compact (list $index.embedding $index.ranking $index.generation) }}
 {{- if not (hasKey $.Values.models $model) }}
 {{- fail (printf "indexes.%s: %s is not one of models" $name $model) }}
 {{- end }}
 {{- end }}
 {{- if not (hasPrefix (printf "%s/" (trimSuffix "/" $.Values.indexesMountPath)) $index.path) }}
 {{- fail (printf "indexes.%s.path: %s is not below indexesMountPath" $name $index.path) }}
+{{- end }}
+{{- if and $index.gate (not (hasPrefix (printf "%s/" (trimSuffix "/" $.Values.indexesMountPath)) $index.gate)) }}
+{{- fail (printf "indexes.%s.gate: %s is not below indexesMountPath" $name $index.gate) }}
 {{- end }}
 {{- end }}
 {{- if .Values.autoscalingEnabled }}

@@ -15,7 +15,7 @@ from tuneserve.v1 import answer_pb2 as pb
 _LEAST = 0.5
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 # A capital after another word begins a name (in German, any noun).
-_NAME = re.compile(r"(?<=[\w,;] )[^\W\d_a-z]\w+")
+_LATER = re.compile(r"(?<=[\w,;] )[^\W\d_]\w+")
 
 
 def support(sentence: str, passage: pb.Passage) -> tuple[int, int] | None:
@@ -34,7 +34,8 @@ def _says(text: str, sentence: str) -> bool:
     asked, said = words(sentence), words(text)
     if not _numbers(sentence) <= _numbers(text):
         return False
-    if any(not words(name) <= said for name in _NAME.findall(sentence)):
+    names = (one for one in _LATER.findall(sentence) if one[0].isupper())
+    if any(not words(name) <= said for name in names):
         return False
     return Rarity([said]).share(asked, said) >= _LEAST
 

@@ -45,3 +45,8 @@ def test_a_marker_belongs_to_the_sentence_before_it():
         ((24, 27), 1),
     ]
     assert cited("", [(0, 1)]) == []
+
+
+def test_only_capitals_begin_names():
+    passage = pb.Passage(text="Avgiften kan bli högre efter ett år, säger banken.")
+    assert support("Avgiften kan bli högre, även efter ett år.", passage)

@@ -30,7 +30,7 @@ def services(address: str) -> list[str]:
 async def test_each_port_has_its_own_services(served):
     beside = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
     models = ["tuneserve.v1.ModelAdminService", "tuneserve.v1.ModelService"]
-    names = ("Answer", "Classification", "Embedding", "Generation", "Monitor")
+    names = ("Answer", "Classification", "Embedding", "Feedback", "Generation", "Monitor")
     calls = [f"tuneserve.v1.{name}Service" for name in names]
     everything = sorted([*beside, "inference.GRPCInferenceService", *models, *calls])
     assert await asyncio.to_thread(services, served.app.address) == everything
