@@ -164,7 +164,8 @@ async def test_one_that_cannot_be_loaded_leaves_nothing(
 
 
 def test_sigterm_ends_what_was_begun() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught, run._interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
