@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,8 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
+# vLLM looks at all that is imported, and PyTorch warns of a name of its own.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.triton_utils")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.update(runtime.unset(runtime.engine_environment()))
 

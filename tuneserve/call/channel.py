@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tuneserve.client.endpoint import Endpoint
 
 HINTS = {
-    "NOT_FOUND": "tuneserve call models lists what is served",
+    "NOT_FOUND": "tuneserve call models lists the models that are served",
     "RESOURCE_EXHAUSTED": "the server is overloaded, or a quota is spent: try again later, or send less",
     "DEADLINE_EXCEEDED": "wait longer with --timeout",
     "UNAUTHENTICATED": "set TUNESERVE_KEY, or pass --key",
