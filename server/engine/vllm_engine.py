@@ -48,8 +48,6 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 if not {"VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"} & os.environ.keys():
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")
-# vLLM looks at all that is imported, and PyTorch warns of a name of its own.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.triton_utils")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.update(runtime.unset(runtime.engine_environment()))
 
@@ -73,6 +71,8 @@ from tuneserve.server.engine import requests as engine_requests
 
 T = TypeVar("T")
 
+# vLLM looks at all that is imported, and PyTorch warns of a name of its own.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.triton_utils")
 if fork_server.is_used():
     vars(engine_utils).update(get_mp_context=fork_server.Context)
 
