@@ -106,18 +106,17 @@ class Answering:
     async def _found(self, request: pb.AnswerRequest, query: str) -> pb.SearchResponse:
         last = f"messages[{len(request.messages) - 1}].content"
         try:
-            with self._index.timed("search"):
-                return await self._index.search(
-                    pb.SearchRequest(
-                        index=request.index,
-                        query=query,
-                        readers=request.readers,
-                        filters=request.filters,
-                        limit=max(_limit(request), gate.DEPTH),
-                        offset_unit=request.offset_unit,
-                        priority=request.priority,
-                    )
+            return await self._index.search(
+                pb.SearchRequest(
+                    index=request.index,
+                    query=query,
+                    readers=request.readers,
+                    filters=request.filters,
+                    limit=max(_limit(request), gate.DEPTH),
+                    offset_unit=request.offset_unit,
+                    priority=request.priority,
                 )
+            )
         except InvalidInput as error:
             raise error.renamed(lambda field: last if field == "query" else field) from None
 

@@ -78,12 +78,16 @@ class Index:
         for part in ("search", "upsert", "read", "write"):
             metrics.index_work.labels(name, part)
 
-    def timed(self, part: str) -> AbstractContextManager[Any]:
+    def _timed(self, part: str) -> AbstractContextManager[Any]:
         """A part of the index's work: how long it takes is counted."""
         return self._metrics.index_work.labels(self.name, part).time()
 
     async def upsert(self, request: pb.UpsertDocumentsRequest) -> pb.UpsertDocumentsResponse:
         """See AnswerService.UpsertDocuments. The request is checked."""
+        with self._timed("upsert"):
+            return await self._upsert(request)
+
+    async def _upsert(self, request: pb.UpsertDocumentsRequest) -> pb.UpsertDocumentsResponse:
         documents = await self._documents()
         seen = await documents.snapshot()
         model = self._embedder(seen)
@@ -105,7 +109,7 @@ class Index:
             pairs = in_turns(zip(parts, vectors, strict=True))
             rows = [_row(part, given[part.document], digests[part.document], vector) async for part, vector in pairs]
             try:
-                with self.timed("write"):
+                with self._timed("write"):
                     version = await documents.replace(model.id, [given[index].id for index in changed], rows)
             except OtherVectors:
                 raise Changed(f"index {self.name!r} was made by another version meanwhile; repeat the call") from None
@@ -127,6 +131,10 @@ class Index:
 
     async def search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         """See AnswerService.Search. The request is checked."""
+        with self._timed("search"):
+            return await self._search(request)
+
+    async def _search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         seen = await (await self._documents()).snapshot()
         model = self._embedder(seen)
         if seen is None:
@@ -136,7 +144,7 @@ class Index:
         if vector is not None:
             filters = [(one.key, list(one.values)) for one in request.filters]
             known = [*request.liked, *request.disliked]
-            with self.timed("read"):
+            with self._timed("read"):
                 found = await seen.search(vector, request.query, list(request.readers), filters, _CANDIDATES, known)
             best = scores.scored(vector, found, self.config.keyword_weight if request.query else 0.0)
         if best and self.config.ranking and messages.is_ranked(request):

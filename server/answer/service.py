@@ -46,8 +46,7 @@ class AnswerService(AnswerServiceServicer):
         index = self._index(request.index)
         with Violations() as wrong:
             messages.check_documents(wrong, request.documents)
-        with index.timed("upsert"):
-            return await index.upsert(request)
+        return await index.upsert(request)
 
     async def DeleteDocuments(self, request: pb.DeleteDocumentsRequest, context: Any) -> pb.DeleteDocumentsResponse:
         """See answer.proto."""
@@ -62,8 +61,7 @@ class AnswerService(AnswerServiceServicer):
         index = self._index(request.index)
         with Violations() as wrong:
             messages.check_search(wrong, request, index.config.ranking is not None)
-        with index.timed("search"):
-            return await index.search(request)
+        return await index.search(request)
 
     async def Answer(self, request: pb.AnswerRequest, context: Any) -> AsyncGenerator[pb.AnswerResponse, None]:
         """See answer.proto."""
