@@ -1,13 +1,15 @@
-"""Full disks: one clear error in place of each library's own."""
+"""Full disks: one clear error in place of each library's own. Files that are written whole or not at all."""
 
 import errno
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tuneserve.errors import StepFailed, UserError
 
+_AGAIN = "free some, and run it again"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # An errno in the errors of Rust libraries, and PyTorch's errors for a full disk.
 _WORDS = ("(os error 28)", "(os error 122)", "PytorchStreamWriter failed", "unexpected pos")
@@ -23,8 +25,19 @@ def check(path: Path, needed: int) -> None:
         )
 
 
+def write(path: Path, texts: Iterable[str], hint: str = _AGAIN) -> None:
+    """Writes a file for good, or leaves what was there. Raises StepFailed if its disk is full."""
+    writing = path.with_name(f".{path.name}.tmp")
+    with watched(path, hint):
+        with writing.open("w", encoding="utf-8") as file:
+            file.writelines(texts)
+            file.flush()
+            os.fsync(file.fileno())
+        writing.replace(path)
+
+
 @contextmanager
-def watched(path: Path, hint: str = "free some, and run it again") -> Iterator[None]:
+def watched(path: Path, hint: str = _AGAIN) -> Iterator[None]:
     """Raises StepFailed if the disk of `path` fills up before the block has ended."""
     try:
         yield

@@ -17,6 +17,7 @@ from tuneserve.machine import disk
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _STATE = "state.json"
+_FULL = "free some, and run it again with --resume"
 _HINT = "resume it with --resume, or start again with --overwrite"
 
 
@@ -52,13 +53,13 @@ class Parts:
         """Writes the answered rows of a window."""
         if not (self.folder / _STATE).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(self.folder / _STATE, [self._about])
-        self._write(self.folder / f"{number:08}.jsonl", (dumps(row) + "\n" for row in rows))
+            disk.write(self.folder / _STATE, [self._about], _FULL)
+        disk.write(self.folder / f"{number:08}.jsonl", (dumps(row) + "\n" for row in rows), _FULL)
 
     def finish(self) -> None:
         """Writes the output, in the order of the rows, and removes the parts."""
         writing = self.output.with_name(f".{self.output.name}.tmp")
-        with disk.watched(self.output, "free some, and run it again with --resume"):
+        with disk.watched(self.output, _FULL):
             _WRITERS[self.output.suffix.lower()](writing, sorted(self.folder.glob("*.jsonl")))
             os.replace(writing, self.output)
         shutil.rmtree(self.folder)
@@ -73,15 +74,6 @@ class Parts:
                 f"{self.folder}: from a run with another {' and another '.join(changed)}",
                 "run with what it was started with, or start again with --overwrite",
             )
-
-    def _write(self, path: Path, texts: Iterable[str]) -> None:
-        writing = path.with_suffix(".tmp")
-        with disk.watched(path, "free some, and run it again with --resume"):
-            with writing.open("w", encoding="utf-8") as file:
-                file.writelines(texts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(writing, path)
 
 
 def dumps(value: Any) -> str:

@@ -10,7 +10,6 @@ Each file is written whole or not at all, so a run that is killed anywhere is co
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +60,7 @@ class Attempt:
     def note(self, **more: Any) -> None:
         """Notes how far it came."""
         self.known = {**self.known, **more}
-        _write(self.output / f"{self.name}.json", json.dumps(self.known, indent=2) + "\n")
+        disk.write(self.output / f"{self.name}.json", [json.dumps(self.known, indent=2), "\n"])
 
     def forget(self) -> None:
         """Removes its files."""
@@ -100,7 +99,7 @@ class Attempts:
         attempt = Attempt(self._output, max((one.number for one in self.all), default=0) + 1, {})
         # What an attempt left that was killed before it began.
         attempt.forget()
-        _write(attempt.rows_file, "".join(f"{rows.dumps(row)}\n" for row in new))
+        disk.write(attempt.rows_file, (f"{rows.dumps(row)}\n" for row in new))
         attempt.note(**known)
         return attempt
 
@@ -131,13 +130,3 @@ def alone(output: Path) -> Iterator[None]:
         except BlockingIOError:
             raise StepFailed(f"{output}: another run works here", "wait until it has ended") from None
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    writing = path.with_name(f".{path.name}")
-    with disk.watched(path):
-        with writing.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        writing.replace(path)

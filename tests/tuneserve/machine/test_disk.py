@@ -1,7 +1,7 @@
 """A disk that is full, as each library meets it. /dev/full is one that always is."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +49,15 @@ def test_too_little_space_is_told_before() -> None:
     # A file system without any.
     with pytest.raises(UserError, match=r"/proc/new/out: about 2\.0 GB are needed and 0\.0 MB are free"):
         disk.check(Path("/proc/new/out"), 2 * 10**9)
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[str]:
+        yield "half"
+        raise KeyboardInterrupt
+
+    file = tmp_path / "state.json"
+    disk.write(file, ["a", "b"])
+    with pytest.raises(KeyboardInterrupt):
+        disk.write(file, interrupted())
+    assert file.read_text() == "ab"
