@@ -47,7 +47,7 @@ ENGINE = {
     f"tuneserve.server.engine.{one}"
     for one in (
         *("vllm_engine", "requests", "parsers", "preloaded"),
-        *("on_cpu.top_p", "on_cpu.seeds", "on_cpu.lora", "on_cpu.nf4"),
+        *("on_cpu.zen", "on_cpu.top_p", "on_cpu.seeds", "on_cpu.lora", "on_cpu.nf4"),
     )
 }
 ENGINE |= {"tuneserve.benchmarks.serving.workers.offline"}

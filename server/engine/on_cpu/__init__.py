@@ -1,1 +1,2 @@
-"""What vLLM lacks on CPUs, loaded into its workers. Each file includes the one before: top_p, seeds, lora, nf4."""
+"""What vLLM lacks on CPUs, loaded into its workers. Each file includes the one before: zen, top_p, seeds,
+lora, nf4."""

@@ -5,18 +5,20 @@ model itself (135M parameters, benchmarks/NOTES.md). The tokens that top-p keeps
 likeliest, which are found without sorting the others; a row whose are not is done again with more.
 
 Keeps the tokens that vLLM keeps, but for rounding, and for ties at the border of top-k: exactly k are kept. Knows only
-vLLM's function. The import fails if vLLM does not have it where it is expected.
+vLLM's function. Includes zentorch, because vLLM accepts only one worker extension.
+
+The import fails if vLLM does not have its function where it is expected.
 """
 
 import torch
 from vllm.v1.sample.ops import topk_topp_sampler
 
+from tuneserve.server.engine.on_cpu.zen import Worker
+
+__all__ = ["Worker", "apply_top_k_top_p"]
+
 # How many of the likeliest tokens are sorted, first and then. Flat rows, which need more, are left to vLLM.
 _SORTED = (256, 4096)
-
-
-class Worker:
-    """The class that vLLM's `worker_extension_cls` names; only the import of this file matters."""
 
 
 _by_sorting = topk_topp_sampler.apply_top_k_top_p

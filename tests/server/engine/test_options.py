@@ -173,6 +173,12 @@ def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
     assert arguments(quantization="w8a8")["worker_extension_cls"].endswith("engine.on_cpu.seeds.Worker")
 
 
+def test_weights_of_eight_bits_have_their_own_products_on_cpus(arguments):
+    encoder = arguments(pb.TASK_EMBEDDING, quantization="w8a8")
+    assert encoder["worker_extension_cls"].endswith("engine.on_cpu.zen.Worker")
+    assert "worker_extension_cls" not in arguments(pb.TASK_EMBEDDING)
+
+
 def test_the_steps_of_generation_on_cpus_are_short(arguments):
     assert arguments()["max_num_batched_tokens"] == 1024
     assert arguments(max_num_seqs=2000)["max_num_batched_tokens"] == 2000, "vLLM wants one token a sequence, at least"
