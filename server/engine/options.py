@@ -38,7 +38,7 @@ OURS = {
     "otlp_traces_endpoint": "`otlp_endpoint` of the server",
     "runner": "the checkpoint's task",
     "served_model_name": "the model's name in `models`",
-    "skip_tokenizer_init": "texts are always made",
+    "skip_tokenizer_init": "the checkpoint's task",
     "tokenizer": "`path`",
     "trust_remote_code": "code of checkpoints never runs",
     "worker_cls": "the server",
@@ -74,6 +74,8 @@ def arguments(
         "served_model_name": name,
         "runner": "generate" if task == pb.TASK_GENERATION else "pooling",
         "convert": "embed" if task == pb.TASK_EMBEDDING else None,
+        # Encoders get tokens and make no texts: of a vocabulary of 250,000, two processes would each hold 500 MB.
+        "skip_tokenizer_init": True if task != pb.TASK_GENERATION else None,
         "dtype": hardware.dtype,
         "max_model_len": config.max_length or _length(manifest),
         "max_num_seqs": config.max_num_seqs,

@@ -173,6 +173,11 @@ def test_weights_of_four_bits_load_in_float32_on_cpus(arguments):
     assert arguments(quantization="w8a8")["worker_extension_cls"].endswith("engine.on_cpu.seeds.Worker")
 
 
+def test_only_generation_makes_texts(arguments):
+    assert arguments(pb.TASK_EMBEDDING)["skip_tokenizer_init"] is True
+    assert "skip_tokenizer_init" not in arguments()
+
+
 def test_weights_of_eight_bits_have_their_own_products_on_cpus(arguments):
     encoder = arguments(pb.TASK_EMBEDDING, quantization="w8a8")
     assert encoder["worker_extension_cls"].endswith("engine.on_cpu.zen.Worker")
