@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 import shutil
 
@@ -44,6 +45,23 @@ async def test_both_kinds_of_calls_side_by_side(tokenizer):
     assert (cut.length, cut.truncated) == (12, True)
     [bare] = await tokenizer.encode(["good"], special_tokens=False)
     assert bare.length == 1
+
+
+async def test_texts_that_are_cut_have_the_same_tokens(directory, tmp_path):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    ids = [len(content["model"]["vocab"]) + place for place in range(3)]
+    shape = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    for id_, token, special in zip(ids, ("Zürich", "<end>", "Köln"), (False, True, False), strict=True):
+        content["added_tokens"].append({"id": id_, "content": token, "special": special, **shape})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer(tmp_path, 99)
+    texts = ["the Zürich film <end> köln", "good", ("Köln", "bad <end>")]
+    whole, cut = [await tokenizer.encode(texts, truncate=truncate) for truncate in (False, True)]
+    tokenizer.close()
+    assert set(ids) <= set(whole[0].encoded.token_ids)
+    for one, other in zip(whole, cut, strict=True):
+        assert (one.encoded, one.offsets, one.words) == (other.encoded, other.offsets, other.words)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
