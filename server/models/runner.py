@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuneserve import checkpoint
 from tuneserve.errors import StepFailed
-from tuneserve.server import concurrency, files
+from tuneserve.server import concurrency, files, garbage
 from tuneserve.server.config import ModelConfig
 from tuneserve.server.engine.interface import Engine, Sampling, Ticket
 from tuneserve.server.engine.making import EngineFactory
@@ -85,6 +85,8 @@ class Runner:
         try:
             if self._tokenizer is None:
                 self._tokenizer = await concurrency.apart(Tokenizer, self.config.path, engine.max_length)
+                # Half a gigabyte, after a vocabulary of 250,000 tokens.
+                await concurrency.apart(garbage.give_back)
             if self._redactor is None and self.config.redact:
                 self._redactor = await concurrency.apart(Redactor, self.config.redact)
         finally:

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import platform
 
+import psutil
 import pytest
 
 from tuneserve.server import garbage
@@ -17,6 +19,20 @@ async def test_python_s_own_way_is_back_when_the_last_server_is_gone():
     assert gc.get_threshold()[2] > 1_000_000
     second.__exit__(None, None, None)
     assert gc.get_threshold() == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
+def test_what_was_freed_is_given_back():
+    def resident() -> int:
+        return psutil.Process().memory_info().rss
+
+    some = [bytes(2000) for _ in range(50_000)]
+    # The last one keeps glibc from giving back by itself what is below it.
+    del some[:-1]
+    before = resident()
+    garbage.give_back()
+    assert before - resident() > 50_000_000
+    assert some
 
 
 @pytest.mark.parametrize(
