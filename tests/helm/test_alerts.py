@@ -16,6 +16,7 @@ import yaml
 from tuneserve.server.metrics import _LATENCY, Metrics
 
 from .rendering import MINIMAL, render
+from .test_chart import NODES
 
 RULES = ("prometheusrule", "prometheusrule-burn", "prometheusrule-models")
 OURS = {"namespace": "ml", "job": "rel-tuneserve-metrics"}
@@ -124,6 +125,21 @@ def replicas(*available: tuple[float, int], wanted: int = 1) -> list[Series]:
     ]
 
 
+def leaders(*ready: tuple[float, int], wanted: int = 1) -> list[Series]:
+    """Of groups of machines, whose workers are in StatefulSets, too."""
+    minutes = sum(minutes for _, minutes in ready)
+    sets = [("rel-tuneserve", wanted, ready), ("rel-tuneserve-0", 1, [(1, minutes)])]
+    return [
+        one
+        for name, replicas, spans in sets
+        for labels in [{"namespace": "ml", "statefulset": name}]
+        for one in (
+            gauge("kube_statefulset_status_replicas_ready", labels, *spans),
+            gauge("kube_statefulset_replicas", labels, (replicas, minutes)),
+        )
+    ]
+
+
 def scaled(name: str, *current: tuple[float, int]) -> list[Series]:
     labels, kube = {"namespace": "ml", "horizontalpodautoscaler": name}, "kube_horizontalpodautoscaler_"
     minutes = sum(minutes for _, minutes in current)
@@ -182,6 +198,7 @@ KEDA = {
     "startupSeconds": 600,
 }
 DEPLOYMENT = {"namespace": "ml", "deployment": "rel-tuneserve"}
+LEADERS = {"namespace": "ml", "statefulset": "rel-tuneserve"}
 POD = {"namespace": "ml", "pod": "rel-tuneserve-1-x"}
 BY_MODEL = {"model": "a", **OURS}
 NEGATIVE = {"prometheusRuleNegative": "0|bad"}
@@ -213,6 +230,8 @@ CASES = [
     Case("TuneserveNoPodReady", replicas((1, 5), (0, 10), (1, 10)), DEPLOYMENT, 12, [8, 16]),
     Case("TuneserveNoPodReady", replicas((0, 60), wanted=0), DEPLOYMENT, None, [30, 59]),
     Case("TuneserveNoPodReady", replicas((0, 20), (1, 10)), DEPLOYMENT, 12, [8, 21], KEDA),
+    Case("TuneserveNoPodReady", leaders((1, 5), (0, 10), (1, 10)), LEADERS, 12, [8, 16], NODES),
+    Case("TuneserveNoPodReady", leaders((0, 60), wanted=0), {}, None, [30, 59], NODES),
     Case(
         "TuneserveAtMaxReplicas",
         scaled("rel-tuneserve", (3, 10), (4, 20), (3, 10)),
