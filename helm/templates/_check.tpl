@@ -58,6 +58,16 @@
 {{- if not .Values.grpcRouteParents }}
 {{- fail "grpcRouteParents: needed with grpcRouteEnabled, e.g. [{name: gateway, namespace: gateways}]" }}
 {{- end }}
+{{- $sections := dict }}
+{{- range .Values.grpcRouteParents }}
+{{- $parent := printf "%s/%s" (default "" .namespace) .name }}
+{{- $_ := set $sections $parent (append (get $sections $parent | default list) (default "" .sectionName)) }}
+{{- end }}
+{{- range $parent, $names := $sections }}
+{{- if and (gt (len $names) 1) (or (has "" $names) (ne (len $names) (len (uniq $names)))) }}
+{{- fail (printf "grpcRouteParents: needs another sectionName for each reference to %s" (base $parent)) }}
+{{- end }}
+{{- end }}
 {{- $weights := .Values.grpcRouteWeight }}
 {{- range .Values.grpcRouteCanaries }}
 {{- $weights = add $weights . }}

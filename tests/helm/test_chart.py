@@ -621,6 +621,7 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
         (KEDA | {"kedaMinReplicas": 5}, "kedaMinReplicas: must not be more"),
         (KEDA | {"kedaMinReplicas": 0}, "kedaActivationQuery: needed with kedaMinReplicas 0"),
         ({"grpcRouteEnabled": True}, "grpcRouteParents: needed with grpcRouteEnabled"),
+        (ROUTE | {"grpcRouteParents": 2 * ROUTE["grpcRouteParents"]}, "grpcRouteParents: needs another sectionName"),
         (ROUTE | {"grpcRouteWeight": 0}, "grpcRouteWeight: must be more than 0"),
         (ROUTE | {"grpcRouteCanaries": {"release-name-tuneserve": 1}}, "grpcRouteCanaries: must not name this"),
         ({"inferencePoolEnabled": True}, "inferencePoolPicker: needed with inferencePoolEnabled"),
