@@ -13,6 +13,14 @@
 {{- if ne (len $ports) (len (uniq $ports)) }}
 {{- fail "grpcPort, metricsPort, healthPort and adminPort: give different ports" }}
 {{- end }}
+{{- $taken := list "/tmp" "/dev/shm" }}
+{{- range $key := list "modelsMountPath" "indexesMountPath" "feedbackMountPath" }}
+{{- $path := clean (get $.Values $key) }}
+{{- if or (has $path $taken) (hasPrefix "/etc/tuneserve" $path) }}
+{{- fail (printf "%s: something else is mounted at %s, give another directory" $key $path) }}
+{{- end }}
+{{- $taken = append $taken $path }}
+{{- end }}
 {{- if and .Values.clientCaSecret (not .Values.tlsSecret) }}
 {{- fail "clientCaSecret: needs tlsSecret, because certificates are part of TLS" }}
 {{- end }}
@@ -180,6 +188,10 @@
 {{- if and $index.gate (not (hasPrefix (printf "%s/" (trimSuffix "/" $.Values.indexesMountPath)) $index.gate)) }}
 {{- fail (printf "indexes.%s.gate: %s is not below indexesMountPath" $name $index.gate) }}
 {{- end }}
+{{- end }}
+{{- /* An expression that can't be parsed matches nothing. */}}
+{{- if not (regexMatch (printf "%s|" .Values.prometheusRuleNegative) "") }}
+{{- fail (printf "prometheusRuleNegative: %s is not a regular expression" .Values.prometheusRuleNegative) }}
 {{- end }}
 {{- if .Values.autoscalingEnabled }}
 {{- if gt (int .Values.autoscalingMinReplicas) (int .Values.autoscalingMaxReplicas) }}
