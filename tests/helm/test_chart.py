@@ -665,6 +665,29 @@ def test_values_that_do_not_fit_together_are_refused(
         chart.render(MINIMAL | values)
 
 
+def known_values(schema: Any, definitions: dict[str, Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to each value that the schema knows, at any depth, and its type."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].removeprefix("#/definitions/")]
+    if path:
+        yield path, schema.get("type")
+    children = {**schema.get("properties", {}), "some-name": schema.get("additionalProperties"), 0: schema.get("items")}
+    for key, child in children.items():
+        if isinstance(child, dict):
+            yield from known_values(child, definitions, (*path, key))
+
+
+def test_every_value_of_another_type_is_refused_by_name(chart: helm_python.Chart) -> None:
+    found = list(known_values(chart.schema, chart.schema["definitions"]))
+    assert len(found) > 200
+    for path, kind in found:
+        values: Any = "text" if kind == "object" else {"some": "object"}
+        for key in reversed(path):
+            values = [values] if key == 0 else {key: values}
+        with pytest.raises(helm_python.HelmValuesError, match=re.escape("'/" + "/".join(map(str, path)) + "'")):
+            chart.render(values)
+
+
 def test_every_string_of_the_schema_is_bounded_and_every_value_is_known(chart: helm_python.Chart) -> None:
     def strings(node: Any) -> Iterator[dict[str, Any]]:
         if isinstance(node, dict):
