@@ -8,7 +8,6 @@ import yaml
 from tuneserve.commands.run import serve
 from tuneserve.server.metrics import Metrics
 
-from .custom_resources import validate
 from .rendering import CHART, check
 
 FILES = CHART.parent / "integrations"
@@ -22,7 +21,7 @@ def kserve() -> list[dict[str, Any]]:
 def test_kserve_takes_the_objects(kserve: list[dict[str, Any]]) -> None:
     runtime, service = kserve
     for one in kserve:
-        validate(one)
+        check(one)
     pod = {"containers": runtime["spec"]["containers"], "volumes": runtime["spec"]["volumes"]}
     check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod})
     asked = service["spec"]["predictor"]["model"]
