@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -58,12 +59,8 @@ async def prometheus(
 
 
 @asynccontextmanager
-async def alertmanager(folder: Path, webhook: str) -> AsyncIterator[str]:
-    """Sends alerts to a webhook at once, and again when they are resolved; yields its address.
-
-    It has to be installed: Debian's looks for its templates below /usr/share.
-    """
-    binary = shutil.which("prometheus-alertmanager") or pytest.skip("apt-get install prometheus-alertmanager")
+async def alertmanager(kept: Callable[..., Path], folder: Path, webhook: str) -> AsyncIterator[str]:
+    """Sends alerts to a webhook at once, and again when they are resolved; yields its address."""
     config = {
         "route": {"receiver": "webhook", "group_wait": "1s", "group_interval": "1s", "group_by": ["alertname"]},
         "receivers": [{"name": "webhook", "webhook_configs": [{"url": webhook, "send_resolved": True}]}],
@@ -71,10 +68,23 @@ async def alertmanager(folder: Path, webhook: str) -> AsyncIterator[str]:
     (folder / "alertmanager.yaml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
     async with running(
-        binary,
+        *_alertmanager(kept),
         f"--config.file={folder / 'alertmanager.yaml'}",
         f"--storage.path={folder / 'alertmanager'}",
         f"--web.listen-address={address}",
         "--cluster.listen-address=",
     ):
         yield address
+
+
+def _alertmanager(kept: Callable[..., Path]) -> list[str | Path]:
+    """How it is started. Debian's looks for its templates below /usr/share: where it is not installed, the unpacked
+    package's folder takes that place for it.
+    """
+    binary = program("prometheus-alertmanager", "prometheus-alertmanager", kept)
+    if shutil.which(binary.name):
+        return [binary]
+    apart = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("apt-get install prometheus-alertmanager")
+    return [*apart, "sh", "-c", 'mount --bind "$0" /usr/share && exec "$@"', binary.parents[1] / "share", binary]

@@ -92,7 +92,7 @@ async def test_an_alert_reaches_a_webhook_and_resolves(
     models = {"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))}
     async with (
         served_by(loopback(models), made) as server,
-        alertmanager(tmp_path, webhook.address) as alerts,
+        alertmanager(kept, tmp_path, webhook.address) as alerts,
         prometheus(kept, tmp_path, server.app.metrics_address, groups, (alerts,)) as running,
     ):
         classify = ClassificationServiceStub(server.channel).Classify
@@ -142,7 +142,7 @@ async def test_a_surge_of_negative_texts_reaches_a_webhook_and_resolves(
     texts = Texts()
     async with (
         served_by(loopback(models, monitors=monitors)) as server,
-        alertmanager(tmp_path, webhook.address) as alerts,
+        alertmanager(kept, tmp_path, webhook.address) as alerts,
         prometheus(kept, tmp_path, server.app.metrics_address, hasty(rules(chart, {})), (alerts,)) as running,
     ):
         call = MonitorServiceStub(server.channel).ObserveStream(aiter(texts))
