@@ -397,7 +397,10 @@ def test_models_are_fetched_before_the_server_starts(chart: helm_python.Chart) -
 def test_the_values_of_the_documentation_render(chart: helm_python.Chart) -> None:
     page = (CHART.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     written = textwrap.dedent(re.search(r"values\.yaml <<END\n(.*?)    END\n", page, re.DOTALL)[1])
-    values = yaml.safe_load(written.replace("REGISTRY", "registry.example.com").replace("BUCKET", "bucket"))
+    for placeholder in ("REGISTRY", "BUCKET", "OPERATOR"):
+        written = written.replace(placeholder, placeholder.lower())
+    enabled = re.findall(r"(\w+)=true", re.search(r"--set (\S+)", page)[1])
+    values = yaml.safe_load(written) | dict.fromkeys(enabled, True)
     manifests = render(chart, values, name="tuned")
     assert {
         "deployment",
