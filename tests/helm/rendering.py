@@ -36,12 +36,24 @@ def render(chart: helm_python.Chart, values: dict[str, Any], name: str = "rel") 
 
 def check(manifest: dict[str, Any], versions: Iterable[str] = (OLDEST, NEWEST)) -> None:
     """Raises an error unless the manifest is valid, for these versions of Kubernetes."""
+    for template in templates(manifest):
+        _check_names(template["spec"])
     if manifest["kind"] in custom_resources.KINDS:
         custom_resources.validate(manifest)
         # What their definitions leave to Kubernetes.
         manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": manifest["metadata"]}
     for version in versions:
         kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _check_names(pod: dict[str, Any]) -> None:
+    """An API server also refuses names that are given twice, and mounts at one path or of a missing volume."""
+    containers = [*pod.get("initContainers", ()), *pod["containers"]]
+    volumes = [one["name"] for one in pod["volumes"]]
+    mounted = [[one["mountPath"] for one in each["volumeMounts"]] for each in containers]
+    for names in (volumes, [one["name"] for one in containers], *mounted):
+        assert len(names) == len(set(names)), names
+    assert {one["name"] for each in containers for one in each["volumeMounts"]} == set(volumes)
 
 
 def templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
