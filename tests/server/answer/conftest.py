@@ -9,7 +9,9 @@ import pytest
 
 from tuneserve.server.config import IndexConfig
 from tuneserve.v1 import answer_pb2 as pb
+from tuneserve.v1 import feedback_pb2
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
+from tuneserve.v1.feedback_pb2_grpc import FeedbackServiceStub
 
 from ..conftest import Served, loopback
 from ..troubled_engine import TroubledEngine
@@ -63,6 +65,10 @@ class Answers:
         ]
         request = pb.AnswerRequest(**{"index": "docs", "messages": messages} | fields)
         return [one async for one in self.stub.Answer(request, metadata=self._metadata)]
+
+    async def feedback(self, **fields: Any) -> feedback_pb2.FeedbackResponse:
+        request = feedback_pb2.FeedbackRequest(**{"model": "vectors"} | fields)
+        return await FeedbackServiceStub(self.server.channel).Feedback(request, metadata=self._metadata)
 
     async def found(self, query: str, **fields: Any) -> list[str]:
         return [one.document_id for one in (await self.search(query, **fields)).passages]

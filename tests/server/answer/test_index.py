@@ -4,8 +4,10 @@ import json
 import random
 
 import grpc
+from prometheus_client import generate_latest
 
 from tuneserve.server.call.tenants import hashed
+from tuneserve.server.config import FeedbackConfig
 from tuneserve.v1 import answer_pb2 as pb
 from tuneserve.v1 import model_admin_pb2, model_pb2
 
@@ -21,6 +23,13 @@ WRONG = (
     {"liked": ["d1", "d1"]},
     {"filters": [pb.Filter(key="canary", values=[])]},
     {"index": "other"},
+)
+WRONG_FEEDBACK = (
+    {"request_id": "canary ?"},
+    {"model": "other"},
+    {"model": "sentiment"},
+    {"click": {"query": "canary", "chosen": "canary", "ignored": ["canary"]}},
+    {"label": {"text": "canary", "labels": ["canary"]}},
 )
 
 
@@ -72,55 +81,71 @@ async def test_a_refused_model_call_refuses_the_call(answering, refused):
         assert [one.text for one in (await answers.search("film")).passages] == [GOOD["text"]]
 
 
-async def test_nobody_reads_what_is_not_for_them(answers, caplog):
-    """Whatever a caller asks for, there is no word of a document that its readers do not include."""
+async def test_nobody_reads_what_is_not_for_them(answering, tmp_path, caplog):
+    """Whatever a caller asks for or tells, there is no word of a document that its readers do not include."""
     chance, people = random.Random(7), ["ann", "bob", "o'neil", "group:x"]
     readers = {f"d{number}": chance.sample(people, chance.randint(0, 3)) for number in range(24)}
     canaries = {id_: f"canary{id_}x" for id_ in readers}
-    await answers.upsert(
-        *(
-            {
-                "id": id_,
-                "title": f"{canaries[id_]} title",
-                "text": f"the film {canaries[id_]} was good",
-                "readers": names,
-                "metadata": {"canary": canaries[id_]},
-                "reply": canaries[id_],
-            }
-            for id_, names in readers.items()
+    refused, told = 0, []
+    async with answering({"feedback": FeedbackConfig(path=tmp_path / "kept", max_rows=40)}) as answers:
+        await answers.upsert(
+            *(
+                {
+                    "id": id_,
+                    "title": f"{canaries[id_]} title",
+                    "text": f"the film {canaries[id_]} was good",
+                    "readers": names,
+                    "metadata": {"canary": canaries[id_]},
+                    "reply": canaries[id_],
+                }
+                for id_, names in readers.items()
+            )
         )
-    )
-    refused = 0
-    for number in range(1000):
-        asked = chance.sample([*people, "*", "' OR '1'='1", "x"], chance.randint(0, 3))
-        fields, expected = {"readers": asked, "limit": 50}, True
-        match number % 4:
-            case 1:
-                fields["filters"] = [pb.Filter(key="canary", values=list(canaries.values())[: chance.randint(1, 24)])]
-            case 2:
-                ids = chance.sample([*readers, "nobody"], chance.randint(2, 9))
-                fields |= {"liked": ids[:-1], "disliked": ids[-1:]}
-            case 3:
-                fields, expected = fields | chance.choice(WRONG), False
-        try:
-            query = chance.choice([*canaries.values(), "film"])
-            said = str(await answers.search(query, **fields))
-            assert expected
-            if number % 4 < 2:
-                answer = await answers.answer(query, **fields | {"limit": 9})
-                assert answer[0].retrieval.query == query
-                answer[0].retrieval.query = ""
-                said = f"{said} {answer}"
-        except grpc.aio.AioRpcError as error:
-            assert not expected
-            refused += 1
-            said = f"{error.details()} {error.trailing_metadata()}"
-        allowed = {id_ for id_, names in readers.items() if not names or set(names) & set(asked)}
-        shown = {id_ for id_, canary in canaries.items() if canary in said}
-        assert shown <= allowed
-        if number % 4 == 0:
-            assert shown == allowed
-    assert refused == 250
+        for number in range(1000):
+            asked = chance.sample([*people, "*", "' OR '1'='1", "x"], chance.randint(0, 3))
+            allowed = {id_ for id_, names in readers.items() if not names or set(names) & set(asked)}
+            fields, expected = {"readers": asked, "limit": 50}, True
+            match number % 5:
+                case 1:
+                    values = list(canaries.values())[: chance.randint(1, 24)]
+                    fields["filters"] = [pb.Filter(key="canary", values=values)]
+                case 2:
+                    ids = chance.sample([*readers, "nobody"], chance.randint(2, 9))
+                    fields |= {"liked": ids[:-1], "disliked": ids[-1:]}
+                case 3:
+                    fields, expected = fields | chance.choice(WRONG), False
+            try:
+                query = chance.choice([*canaries.values(), "film"])
+                found = await answers.search(query, **fields)
+                said = str(found)
+                assert expected
+                if number % 5 < 2:
+                    answer = await answers.answer(query, **fields | {"limit": 9})
+                    assert answer[0].retrieval.query == query
+                    answer[0].retrieval.query = ""
+                    said = f"{said} {answer}"
+                elif number % 5 == 4:
+                    # What was found is kept as it is told, and what is named by its id is an id.
+                    click = {"query": query, "chosen": found.passages[0].text, "ignored": [chance.choice([*readers])]}
+                    wrong = chance.choice(({}, {}, *WRONG_FEEDBACK))
+                    expected, allowed = not wrong and len(told) < 40, set()
+                    said = str(await answers.feedback(**{"request_id": str(number), "click": click} | wrong))
+                    assert expected
+                    row = {"query": query, "positive": click["chosen"], "negatives": click["ignored"]}
+                    told.append({**row, "request_id": str(number)})
+            except grpc.aio.AioRpcError as error:
+                assert not expected
+                refused += 1
+                said = f"{error.details()} {error.trailing_metadata()}"
+            shown = {id_ for id_, canary in canaries.items() if canary in said}
+            assert shown <= allowed
+            if number % 5 == 0:
+                assert shown == allowed
+        assert "canary" not in generate_latest(answers.server.app.metrics.registry).decode()
+    assert len(told) == 40
+    assert refused == 360
+    [file] = (tmp_path / "kept").rglob("*.jsonl")
+    assert [json.loads(line) for line in file.read_text().splitlines()] == told
     assert "canary" not in caplog.text
 
 
