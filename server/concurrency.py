@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
+import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 Put: TypeAlias = Callable[[Out], Awaitable[None]]
+
+_LOCK_SECONDS = 0.01
 
 
 def pieces(items: Sequence[In], size: Callable[[In], int], enough: int) -> Iterator[Sequence[In]]:
@@ -131,6 +136,25 @@ async def apart(work: Callable[..., Out], *arguments: Any) -> Out:
     except RuntimeError as error:
         raise OSError(errno.EAGAIN, "no thread is left") from error
     return await asyncio.wrap_future(done)
+
+
+@contextlib.asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """As `disk.locked`, for waiting on the event loop: a thread could get the lock after its caller was cancelled."""
+    file = await apart(os.open, path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while not _takes(file):  # noqa: ASYNC110
+            await asyncio.sleep(_LOCK_SECONDS)
+        yield
+    finally:
+        os.close(file)
+
+
+def _takes(file: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 async def within(seconds: float, work: Callable[..., Out], *arguments: Any) -> Out:

@@ -5,11 +5,9 @@ are while others write. Knows nothing of models: vectors come with the rows.
 """
 
 import asyncio
-import fcntl
 import logging
-import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ _INDEX_CACHE, _METADATA_CACHE = 256 << 20, 64 << 20
 _WORDS = FTS(base_tokenizer="icu", stem=False, remove_stop_words=False)
 # Files are merged this long after a change, not after each of many. Readers of an older version have that long to end.
 _TIDY_SECONDS, _KEPT = 2.0, timedelta(minutes=10)
-_LOCK_SECONDS = 0.01
 _MADE_BY = b"tuneserve.embedding"
 # The reader that stands for everybody; callers' own readers are not empty. A row that has none is found by nobody.
 EVERYBODY = ""
@@ -174,15 +171,8 @@ class Documents:
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[None]:
         """Waits until nobody else writes, in this process or another. A process that is killed holds no lock."""
-        async with self._writer:
-            file = await concurrency.apart(os.open, self._lock, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                # Not in a thread: that one could get the lock after its caller was cancelled.
-                while not _locked(file):  # noqa: ASYNC110
-                    await asyncio.sleep(_LOCK_SECONDS)
-                yield
-            finally:
-                os.close(file)
+        async with self._writer, concurrency.locked(self._lock):
+            yield
         self._changed = True
         if not self._tidying or self._tidying[0].done():
             self._tidying = [asyncio.create_task(self._tidy())]
@@ -255,13 +245,6 @@ class Snapshot:
             (row.document, row.number): Found(row, score) for row, score in zip(_rows(keyword), scores, strict=True)
         }
         return list(found.values())
-
-
-def _locked(file: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _in_columns(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:

@@ -7,10 +7,8 @@ next one.
 
 import asyncio
 import errno
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +72,7 @@ class Files:
         try:
             with disk.watched(home):
                 (home / model).mkdir(parents=True, exist_ok=True)
-                with _locked(home):
+                with disk.locked(home / ".lock"):
                     self._check(home, list(lines.values()))
                     for path, line in lines.items():
                         self._write(path, line)
@@ -106,20 +104,4 @@ class Files:
                 raise
         if is_new:
             for folder in (path.parent, path.parent.parent, self._config.path):
-                _sync(folder)
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    with (home / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder last."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+                disk.sync(folder)

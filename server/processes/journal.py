@@ -3,16 +3,14 @@
 Its order is the same for all, so processes that do what it says have the same models. It lasts as long as the server.
 """
 
-import asyncio
-import fcntl
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-_POLL_SECONDS = 0.02
+from tuneserve.server import concurrency
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,6 @@ class Journal:
         self._read += len(whole)
         return [Entry(**json.loads(line)) for line in whole.splitlines()]
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    def turn(self) -> AbstractAsyncContextManager[None]:
         """Nobody else has the turn during the block. The system ends that of a process that is killed."""
-        with self._turn.open("w") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(_POLL_SECONDS)
-            yield
+        return concurrency.locked(self._turn)

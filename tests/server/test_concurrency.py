@@ -32,6 +32,22 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
+async def test_one_that_waited_for_a_lock_and_was_cancelled_does_not_get_it(tmp_path):
+    lock, taken = tmp_path / "lock", []
+
+    async def take(name):
+        async with concurrency.locked(lock):
+            taken.append(name)
+
+    async with concurrency.locked(lock):
+        waiting = [asyncio.create_task(take(name)) for name in "ab"]
+        await asyncio.sleep(0.05)
+        assert taken == []
+        await concurrency.end(waiting[:1])
+    await waiting[1]
+    assert taken == ["b"]
+
+
 async def test_what_runs_apart_waits_for_nothing_and_goes_on_when_nobody_waits():
     loop, goes_on, done = asyncio.get_running_loop(), threading.Event(), threading.Event()
     sleeping = [loop.run_in_executor(None, goes_on.wait) for _ in range(100)]

@@ -1,6 +1,7 @@
-"""Full disks: one clear error in place of each library's own. Files that are written whole or not at all."""
+"""Full disks: one clear error in place of each library's own. Files that are written whole or not at all, and locks."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,27 @@ def write(path: Path, texts: Iterable[str], hint: str = _AGAIN) -> None:
             file.flush()
             os.fsync(file.fileno())
         writing.replace(path)
+        sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Makes the names in a folder last."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def locked(file: Path, wait: bool = True) -> Iterator[None]:
+    """Nobody else has the lock of this file during the block; the system releases that of a process that is killed.
+
+    Raises BlockingIOError if somebody has it, and it is not to wait.
+    """
+    with file.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 @contextmanager

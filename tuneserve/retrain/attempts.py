@@ -8,11 +8,10 @@
 Each file is written whole or not at all, so a run that is killed anywhere is continued by the next one.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,14 +118,12 @@ class Attempts:
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
     """No other run works on this output during the block. Raises StepFailed if one does."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = (output / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"output: {output}: {error.strerror}") from None
-    with file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(disk.locked(output / ".lock", wait=False))
         except BlockingIOError:
             raise StepFailed(f"{output}: another run works here", "wait until it has ended") from None
+        except OSError as error:
+            raise UserError(f"output: {output}: {error.strerror}") from None
         yield

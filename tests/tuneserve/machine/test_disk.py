@@ -1,6 +1,8 @@
 """A disk that is full, as each library meets it. /dev/full is one that always is."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,3 +63,28 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         disk.write(file, interrupted())
     assert file.read_text() == "ab"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from tuneserve.machine import disk
+
+with disk.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_one_processs_until_it_is_killed(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(BlockingIOError), disk.locked(lock, wait=False):
+            pass
+        holder.kill()
+        with disk.locked(lock):
+            pass
