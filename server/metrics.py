@@ -103,7 +103,7 @@ class Metrics:
         )
         self.answers = Counter(
             "tuneserve_answers",
-            "Answers from documents, by outcome: answered, reply or not_found.",
+            "Answers from documents, by outcome: answered, reply, not_found or ungrounded.",
             ("index", "outcome"),
             registry=registry,
         )

@@ -96,10 +96,10 @@ class Answering:
             yield text
         if not marked.text.strip():
             return
-        end.outcome = pb.ANSWER_OUTCOME_ANSWERED
         unit = UNITS[request.offset_unit]
         held, end.citations_dropped = await concurrency.apart(_cited, marked, passages, unit)
         end.citations.extend(held)
+        end.outcome = pb.ANSWER_OUTCOME_ANSWERED if held else pb.ANSWER_OUTCOME_UNGROUNDED
         self._kept.inc(len(held))
         self._dropped.inc(end.citations_dropped)
 

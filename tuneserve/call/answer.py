@@ -33,7 +33,7 @@ def answer_command(
     """Answer QUESTION from the documents in an index, and say which parts of them the answer comes from.
 
     Without QUESTION, all of standard input is the question. If the documents have no answer, that is said on standard
-    error, and nothing is printed.
+    error, and nothing is printed. So is it if a generation model wrote a text that no citation shows to be from them.
     """
     from tuneserve.client.documents import AnswerParts
     from tuneserve.v1 import answer_pb2 as pb
@@ -53,6 +53,8 @@ def answer_command(
     if answer.end.outcome == pb.ANSWER_OUTCOME_NOT_FOUND:
         return click.echo("The documents have no answer.", err=True)
     click.echo("\n")
+    if answer.end.outcome == pb.ANSWER_OUTCOME_UNGROUNDED:
+        return click.echo("No citation: nothing shows that the documents say this.", err=True)
     print_table(["document", "characters", "says"], [_cited(answer, one) for one in answer.end.citations])
 
 

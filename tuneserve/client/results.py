@@ -393,7 +393,7 @@ class Answer:
     """An answer from documents."""
 
     text: str
-    outcome: str  # answered, reply or not-found; empty until the answer has ended
+    outcome: str  # answered, reply, not-found or ungrounded; empty until the answer has ended
     citations: tuple[Citation, ...]
     citations_dropped: int  # of the generation model: their passage does not say the same
     query: str  # what was searched: the question, or what it was rewritten to

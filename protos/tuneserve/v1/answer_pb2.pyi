@@ -14,10 +14,12 @@ class AnswerOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ANSWER_OUTCOME_ANSWERED: _ClassVar[AnswerOutcome]
     ANSWER_OUTCOME_REPLY: _ClassVar[AnswerOutcome]
     ANSWER_OUTCOME_NOT_FOUND: _ClassVar[AnswerOutcome]
+    ANSWER_OUTCOME_UNGROUNDED: _ClassVar[AnswerOutcome]
 ANSWER_OUTCOME_UNSPECIFIED: AnswerOutcome
 ANSWER_OUTCOME_ANSWERED: AnswerOutcome
 ANSWER_OUTCOME_REPLY: AnswerOutcome
 ANSWER_OUTCOME_NOT_FOUND: AnswerOutcome
+ANSWER_OUTCOME_UNGROUNDED: AnswerOutcome
 
 class Document(_message.Message):
     __slots__ = ("id", "title", "text", "metadata", "readers", "reply")

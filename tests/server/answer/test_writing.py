@@ -60,10 +60,10 @@ async def test_a_model_writes_from_numbered_passages(answering: Callable[..., An
         assert model.prompts[0].endswith(f"Question: {ASKED}<|end|><|assistant|>")
         assert len(middle) > 5, "as it is written"
         assert text(middle) == "The tenant pays 300 crowns. 🙂 The bank keeps it. It costs 400 crowns."
-        assert last.end.outcome == pb.ANSWER_OUTCOME_ANSWERED
         assert last.end.generation_model_version == answers.server.app.models.latest("chat").id
         assert last.end.usage.completion_tokens == 17
         if number == 1:
+            assert last.end.outcome == pb.ANSWER_OUTCOME_ANSWERED
             whole, document = text(middle).encode(), RENT["text"].encode()
             said = [
                 (whole[one.start : one.end].decode(), document[one.document_start : one.document_end].decode())
@@ -85,6 +85,23 @@ async def test_a_model_that_finds_no_answer(answering: Callable[..., Any], writt
         *responses, last = await answers.answer(ASKED)
         assert (text(responses), last.end.outcome) == ("", pb.ANSWER_OUTCOME_NOT_FOUND)
         assert not last.end.citations
+
+
+@pytest.mark.parametrize(
+    ("written", "dropped"), [("The tenant pays 300 crowns.", 0), ("It costs 400 crowns [1]. Cats are welcome [2].", 2)]
+)
+async def test_a_text_without_a_citation_that_holds_is_no_answer_from_the_documents(
+    answering: Callable[..., Any], written: str, dropped: int
+) -> None:
+    async with answering(generation="chat") as answers:
+        await answers.upsert(RENT)
+        Model(answers, written)
+        *responses, last = await answers.answer(ASKED)
+        assert text(responses)
+        assert (last.end.outcome, last.end.citations_dropped) == (pb.ANSWER_OUTCOME_UNGROUNDED, dropped)
+        count = answers.server.app.metrics.registry.get_sample_value
+        labels = ({"index": "docs", "outcome": one} for one in ("ungrounded", "answered"))
+        assert [count("tuneserve_answers_total", one) for one in labels] == [1, 0]
 
 
 async def test_replies_and_what_is_not_found_ask_no_model(answering: Callable[..., Any]) -> None:

@@ -245,6 +245,9 @@ class Server(
             return
         for text in ("Tenants [bold]do.", " Not in cash."):
             yield answer_pb2.AnswerResponse(text=text)
+        if request.index == "written":
+            yield answer_pb2.AnswerResponse(end={"outcome": answer_pb2.ANSWER_OUTCOME_UNGROUNDED})
+            return
         citations = [
             {"end": 17, "document_id": "faq", "document_start": 3, "document_end": 20},
             {"start": 18, "end": 30, "document_id": "faq", "document_start": 21, "document_end": 33},

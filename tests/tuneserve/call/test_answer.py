@@ -29,6 +29,12 @@ def test_no_answer(target: str) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "The documents have no answer.\n")
 
 
+def test_a_text_without_citations_is_said_to_be_one(target: str) -> None:
+    result = call(target, "answer", "--index", "written", "Who pays?")
+    assert (result.exit_code, result.stdout) == (0, "Tenants [bold]do. Not in cash.\n\n")
+    assert result.stderr == "No citation: nothing shows that the documents say this.\n"
+
+
 def test_the_whole_answer_as_json(target: str) -> None:
     answer = json.loads(call(target, "answer", "--index", "docs", "--json", "Who pays?").stdout)
     assert answer["text"] == "Tenants [bold]do. Not in cash."
