@@ -91,7 +91,7 @@ spec:
         {{- with .feedback }}
         - name: feedback
           mountPath: {{ $values.feedbackMountPath | quote }}
-          readOnly: true
+          readOnly: {{ not $values.retrainPolicy.remove_learned }}
         {{- end }}
         {{- if .config }}
         - name: config

@@ -2,7 +2,7 @@
 
 A tenant's files are locked while they are written, so that its bounds hold for all processes together, also for those
 of other machines if the volume knows file locks. What a process that was killed wrote of a line is removed by the
-next one.
+next one. `tuneserve retrain` may replace files by shorter ones, under the same lock.
 """
 
 import asyncio
@@ -28,12 +28,14 @@ class _File:
 
     size: int = 0
     rows: int = 0
+    inode: int = 0
 
     def read(self, path: Path) -> None:
-        """Counts the lines that are new. A file that has become shorter is another one."""
-        length = path.stat().st_size
-        if length < self.size:
-            self.size = self.rows = 0
+        """Counts the lines that are new. A file that was replaced, or has become shorter, is another one."""
+        found = path.stat()
+        length = found.st_size
+        if length < self.size or found.st_ino != self.inode:
+            self.size, self.rows, self.inode = 0, 0, found.st_ino
         if length == self.size:
             return
         with path.open("rb") as file:

@@ -62,7 +62,7 @@ def test_retrain_reads_its_policy_and_the_feedback(
     policy = settings.build(RetrainConfig, document, "policy.yaml", tmp_path)
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert str(policy.feedback).startswith(mounts["feedback"]["mountPath"])
-    assert mounts["feedback"]["readOnly"]
+    assert mounts["feedback"]["readOnly"] is True
     assert "readOnly" not in mounts["models"]
     [key] = [one for one in container["env"] if one["name"] == "TUNESERVE_KEY"]
     assert key["valueFrom"]["secretKeyRef"] == {"name": "admin-key", "key": "key"}
@@ -75,6 +75,13 @@ def test_retrain_reads_its_policy_and_the_feedback(
     config = yaml.safe_load(manifests["configmap"]["data"]["server.yaml"])["feedback"]
     found = settings.build(FeedbackConfig, config, "feedback", tmp_path)
     assert found == FeedbackConfig(path=Path("/feedback"), redact=("email", "phone"))
+
+
+def test_a_policy_that_removes_rows_can_write_the_feedback(chart: helm_python.Chart, values: dict[str, Any]) -> None:
+    values["retrainPolicy"]["remove_learned"] = True
+    pod = render(chart, values)["cronjob-retrain"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [kept] = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "feedback"]
+    assert kept["readOnly"] is False
 
 
 def test_quantize(chart: helm_python.Chart, values: dict[str, Any]) -> None:

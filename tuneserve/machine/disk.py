@@ -34,6 +34,8 @@ def write(path: Path, texts: Iterable[str], hint: str = _AGAIN) -> None:
             file.writelines(texts)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, writing)
         writing.replace(path)
         sync(path.parent)
 

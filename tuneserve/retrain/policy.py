@@ -66,6 +66,11 @@ class RetrainConfig(Settings):
     point_estimate: bool = Field(
         default=False, description="compare the measured differences themselves with these: for few rows"
     )
+    remove_learned: bool = Field(
+        default=False,
+        description="remove rows from `feedback` once a promoted checkpoint has learned them; not if another policy "
+        "reads the same files",
+    )
     server: CanaryConfig | None = Field(
         default=None, description="where a better checkpoint is tried and promoted; null: nowhere"
     )

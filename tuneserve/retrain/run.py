@@ -4,13 +4,14 @@ output, and a step of the checkpoint's lineage.
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tuneserve import checkpoint
+from tuneserve.checkpoint.rows import Row
 from tuneserve.checkpoint.tasks import TASK_NAMES
 from tuneserve.client import CallError, Client
 from tuneserve.errors import StepFailed, UserError
@@ -69,6 +70,7 @@ class _Loop:
         """Does it."""
         if current := self._attempts.current:
             self._attempts.link(current)
+            self._remove(self._attempts.learned())
         attempt = self._attempts.unfinished
         # Once compared, it may have calls of a server.
         if attempt and "compared" not in attempt.known and attempt.known["settings"] != self._settings:
@@ -147,6 +149,12 @@ class _Loop:
         _note(attempt, "promote", metrics)
         self._attempts.promote(attempt)
         print(f"{attempt.name} is promoted: {self._policy.output / 'current'}")
+        self._remove(attempt.rows())
+
+    def _remove(self, learned: Sequence[Row]) -> None:
+        """Makes room for more feedback. A run that is killed before leaves it to the next one."""
+        if self._policy.remove_learned and (count := feedback.remove(self._policy.feedback, learned)):
+            print(f"removed {count} rows that were learned from {self._policy.feedback}")
 
 
 def _note(attempt: Attempt, step: str, metrics: Mapping[str, float]) -> None:

@@ -155,9 +155,13 @@ def test_better_feedback_is_promoted_also_by_runs_that_are_killed(
     right = [one.best.label == row["label"] for one, row in zip(found, reviews(NEW, 120), strict=True)]
     assert sum(right) > 110
 
-    # What was learned is not new.
+    # What was learned is not new, and may go.
     retrain(policy.load(file), root)
     assert capsys.readouterr().out == "waiting: 0 new rows, min_rows is 100\n"
+    file.write_text(file.read_text() + "remove_learned: true\n")
+    retrain(policy.load(file), root)
+    assert capsys.readouterr().out.startswith("removed 120 rows that were learned from ")
+    assert (root / "kept-better" / "ann" / "a" / "labels.jsonl").read_text() == ""
 
 
 def kill(file: Path, when: Callable[[], bool]) -> None:
