@@ -186,6 +186,10 @@ def answers(*spans: tuple[float, float, int]) -> list[Series]:
     return of_index("tuneserve_answers_total", "outcome", ("not_found", "answered"), *spans)
 
 
+def written(*spans: tuple[float, float, int]) -> list[Series]:
+    return of_index("tuneserve_answers_total", "outcome", ("ungrounded", "answered"), *spans)
+
+
 def citations(*spans: tuple[float, float, int]) -> list[Series]:
     return of_index("tuneserve_citations_total", "result", ("dropped", "kept"), *spans)
 
@@ -367,6 +371,8 @@ CASES = [
     ),
     # Too few to tell.
     Case("TuneserveAnswersNotFound", answers((0.1, 0.5, 600), (0.5, 0.1, 120)), {}, None, [719]),
+    Case("TuneserveAnswersUngrounded", written((1, 9, 120), (5, 5, 90), (1, 9, 90)), BY_INDEX, 190, [119, 299]),
+    Case("TuneserveAnswersUngrounded", written((0.4, 0.4, 180)), {}, None, [179]),
     Case("TuneserveCitationsDropped", citations((1, 9, 120), (5, 5, 90), (1, 9, 90)), BY_INDEX, 190, [119, 299]),
     Case("TuneserveCitationsDropped", citations((0.4, 0.4, 180)), {}, None, [179]),
 ]
