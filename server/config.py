@@ -39,6 +39,10 @@ def host_and_port(address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+def _allowed(*names: str) -> str:
+    return f"allowed: {', '.join(names)}"
+
+
 def _address(address: str) -> str:
     host_and_port(address)
     return address
@@ -357,7 +361,8 @@ class ServerConfig(Settings):
             for key in ("embedding", "ranking", "generation"):
                 model = getattr(index, key)
                 if model is not None and model not in self.models:
-                    raise Refused(f"{model} is not a model of this file", key=f"indexes.{name}.{key}")
+                    told = f"{model} is not a model of this file"
+                    raise Refused(told, _allowed(*self.models), key=f"indexes.{name}.{key}")
         return self
 
     @model_validator(mode="after")
@@ -365,7 +370,8 @@ class ServerConfig(Settings):
         for name, alias in self.aliases.items():
             for key, target in [*((f"targets.{one}", one) for one in alias.targets), ("shadow", alias.shadow)]:
                 if target is not None and target not in self.models:
-                    raise Refused(f"{target} is not a model of this file", key=f"aliases.{name}.{key}")
+                    told = f"{target} is not a model of this file"
+                    raise Refused(told, _allowed(*self.models), key=f"aliases.{name}.{key}")
             if alias.shadow in alias.targets:
                 raise Refused(f"{alias.shadow} is also a target", key=f"aliases.{name}.shadow")
         return self
@@ -375,7 +381,8 @@ class ServerConfig(Settings):
         for name, monitor in self.monitors.items():
             for key, model in (("topic", monitor.topic), ("sentiment", monitor.sentiment)):
                 if model not in self.models and model not in self.aliases:
-                    raise Refused(f"{model} is not a model or alias of this file", key=f"monitors.{name}.{key}")
+                    told = f"{model} is not a model or alias of this file"
+                    raise Refused(told, _allowed(*self.models, *self.aliases), key=f"monitors.{name}.{key}")
         return self
 
 

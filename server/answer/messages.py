@@ -66,8 +66,10 @@ def check_ids(wrong: Violations, field: str, ids: Sequence[str]) -> None:
 
 def check_search(wrong: Violations, request: pb.SearchRequest, has_ranking: bool) -> None:
     """Checks a query."""
-    if request.query or not request.liked:
+    if request.query:
         check_text(wrong, "query", request.query)
+    elif not request.liked:
+        wrong.add("query", "is empty; a text is needed, or liked documents")
     _check_length(wrong, "query", request.query, _LONGEST_QUERY)
     _check_profile(wrong, request.liked, request.disliked)
     _check_conditions(wrong, request)

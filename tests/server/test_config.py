@@ -92,6 +92,12 @@ def test_a_misspelt_key_gets_a_suggestion(load):
     assert caught.value.hint == "did you mean max_length?"
 
 
+def test_an_unknown_model_gets_those_that_are_known(load):
+    with pytest.raises(UserError) as caught:
+        load("models: {a: {path: m}}\naliases: {b: {targets: {a: 1}}}\nmonitors: {x: {topic: c, sentiment: a}}")
+    assert caught.value.hint == "allowed: a, b"
+
+
 def test_flags():
     assert config.parse_models(["a=x", "b=y=z"]) == {
         "a": ModelConfig(path=Path("x")),

@@ -81,4 +81,6 @@ def failure(error: "grpc.RpcError", server: "Endpoint") -> CallFailed:
     texts = (f"{violation.field}: {violation.description}" for violation in found.violations)
     shown = "; ".join([message, *(text for text in texts if text not in message)])
     kind = CallRefused if code in _REFUSALS else CallFailed
-    return kind(f"{shown} ({code})", HINTS.get(code, ""))
+    # Of these, the message alone says which there are.
+    hint = "" if message.startswith(("index ", "monitor ")) else HINTS.get(code, "")
+    return kind(f"{shown} ({code})", hint)

@@ -56,6 +56,8 @@ def index_command(name: str, files: Sequence[Path], server: "Endpoint") -> None:
             done.written += response.written
             done.unchanged += response.unchanged
             done.index_version = response.index_version
+    if not done.index_version:
+        raise UserError(f"{', '.join(map(str, files))}: no documents", "one a row, with id and text")
     click.echo(f"{name}: {done.written} documents written, {done.unchanged} unchanged, version {done.index_version}")
 
 
@@ -99,6 +101,8 @@ def search_command(
         response = AnswerServiceStub(channel).Search(request, **server.options)
     if as_json:
         return print_json(response)
+    if not response.passages:
+        return click.echo("No passage fits, of those that the reader may read.", err=True)
     print_table(
         ["score", "document", "characters", "text"],
         [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuneserve.call.channel import CallFailed, connected
+from tuneserve.call.channel import CallFailed, CallRefused, connected
 from tuneserve.call.common import client_options, print_json, print_table, truncate_option, truncation
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def observe_command(texts: Sequence[str], monitor: str, truncate: bool, server: 
     \b
     tail --follow news.txt | tuneserve call observe --monitor news --truncate
     """
+    from google.rpc import code_pb2
+
     from tuneserve.v1 import monitor_pb2 as pb
     from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
@@ -50,6 +52,9 @@ def observe_command(texts: Sequence[str], monitor: str, truncate: bool, server: 
     with connected(server) as channel:
         for answer in MonitorServiceStub(channel).ObserveStream(requests(), **server.options):
             text = waiting.pop(answer.id)
+            if answer.error.code == code_pb2.NOT_FOUND:
+                # Of the monitor: no other text would be counted either.
+                raise CallRefused(answer.error.message)
             if answer.HasField("error"):
                 failed += 1
                 click.echo(f"error: text {answer.id}: {answer.error.message}", err=True)

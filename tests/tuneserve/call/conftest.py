@@ -190,7 +190,9 @@ class Server(
         for request in request_iterator:
             self.observed.append(request)
             answer = monitor_pb2.ObserveStreamResponse(id=request.id)
-            if request.text == "bad":
+            if request.monitor == "other":
+                answer.error.code, answer.error.message = code_pb2.NOT_FOUND, "monitor 'other' is not served here"
+            elif request.text == "bad":
                 answer.error.code, answer.error.message = code_pb2.INVALID_ARGUMENT, "is too long"
             else:
                 answer.observation.sentiment.label, answer.observation.sentiment.score = "neg", 0.9
@@ -232,6 +234,8 @@ class Server(
         passage = answer_pb2.Passage(
             document_id="faq", title="Who pays?", text="Tenants\n[bold]do.[/bold]", start=3, end=14, score=0.5
         )
+        if request.index == "empty":
+            return answer_pb2.SearchResponse()
         by = "reranker@1" if request.index == "ranked" and not request.HasField("rerank") else ""
         return answer_pb2.SearchResponse(passages=[passage], index_version=7, ranking_model_version=by)
 

@@ -55,6 +55,12 @@ def test_tables_of_text_become_documents(server: Server, target: str, tmp_path: 
     assert sent == document(readers=["ann", "o'neil"], metadata={"year": "2026"})
 
 
+def test_files_without_documents_are_named(target: str, tmp_path: Path) -> None:
+    first, second = written(tmp_path / "a.jsonl", []), written(tmp_path / "b.jsonl", [])
+    result = index(target, "docs", first, second)
+    assert (result.exit_code, f"error: {first}, {second}: no documents" in result.stderr) == (2, True)
+
+
 def test_many_documents_are_many_calls(server: Server, target: str, tmp_path: Path) -> None:
     small = written(tmp_path / "a.jsonl", [{"id": str(number), "text": "a"} for number in range(130)])
     large = written(tmp_path / "b.jsonl", [{"id": str(number), "text": "a" * 200_000} for number in range(2)])
@@ -93,6 +99,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_index_is_the_servers_to_tell(target: str, tmp_path: Path) -> None:
     result = index(target, "other", written(tmp_path / "a.jsonl", [FULL]))
     assert (result.exit_code, "index 'other' is not served here" in result.stderr) == (2, True)
+    assert "hint" not in result.stderr
 
 
 def test_search(server: Server, target: str) -> None:
@@ -107,6 +114,9 @@ def test_search(server: Server, target: str) -> None:
         limit=2,
         rerank=False,
     )
+    none = call(target, "search", "--index", "empty", "--liked", "mistyped")
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert none.stderr == "No passage fits, of those that the reader may read.\n"
     as_json = call(target, "search", "--index", "docs", "--json", "Who pays?")
     assert json.loads(as_json.stdout)["passages"][0]["document_id"] == "faq"
     assert not server.request.HasField("limit")

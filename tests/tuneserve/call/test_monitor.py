@@ -1,6 +1,8 @@
 """`tuneserve call observe` and `examples`: what is sent and what is printed."""
 
 import json
+import subprocess
+import sys
 
 from .conftest import Server, call, cells
 
@@ -33,6 +35,17 @@ def test_an_unknown_monitor_is_a_refusal(target: str) -> None:
     result = call(target, "examples", "--monitor", "other", "--topic", "arts", "--sentiment", "neg")
     assert result.exit_code == 2
     assert "NOT_FOUND" in result.stderr
+
+
+def test_an_unknown_monitor_ends_a_stream_that_goes_on(target: str) -> None:
+    command = [sys.executable, "-P", "-m", "tuneserve.cli", "call", "observe", "--monitor", "other", "--target", target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"a film\nanother\n")
+        process.stdin.flush()
+        assert process.wait(60) == 2
+        assert process.stderr.read() == b"error: monitor 'other' is not served here\n"
 
 
 def test_examples(server: Server, target: str) -> None:
