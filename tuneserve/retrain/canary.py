@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tuneserve import checkpoint
-from tuneserve.client import Alias, CallError, Client
+from tuneserve.client import Alias, Client
 from tuneserve.errors import StepFailed
 from tuneserve.retrain.policy import CanaryConfig
 
@@ -39,7 +39,7 @@ class Canary:
         Raises StepFailed if somebody else changes the alias, and CallError; the alias is whole then: an error, or a
         signal, rolls it back.
         """
-        alias = self.alias()
+        alias = self._alias()
         if [target.model for target in alias.targets] == [self._new]:
             return ""
         old = self._old(alias)
@@ -58,12 +58,8 @@ class Canary:
         self._roll_back(old)
         return failure
 
-    def alias(self) -> Alias:
-        """Returns the model's alias. Raises StepFailed if there is none."""
-        for alias in self._client.aliases():
-            if alias.name == self._config.model:
-                return alias
-        raise StepFailed(f"{self._config.target} serves no {self._config.model}", "name one of its aliases")
+    def _alias(self) -> Alias:
+        return served(self._config, self._client)
 
     def _old(self, alias: Alias) -> str:
         others = [target.model for target in alias.targets if target.model != self._new]
@@ -99,7 +95,7 @@ class Canary:
                 return f"is {state}"
             if calls and failed > self._config.max_error_share * calls:
                 return f"{failed:.0f} of {calls:.0f} calls failed"
-            if self.alias().etag != alias.etag:
+            if self._alias().etag != alias.etag:
                 raise StepFailed(f"somebody else has moved {alias.name}", "it stays as it is; run this again")
             if needed and calls >= needed:
                 return ""
@@ -129,7 +125,7 @@ class Canary:
 
     def _roll_back(self, old: str) -> None:
         """Gives all calls to the old version, if they are still split between the two; unloads the new one."""
-        alias, share = self.alias(), self._config.percent
+        alias, share = self._alias(), self._config.percent
         if {target.model: target.weight for target in alias.targets} == {old: 100 - share, self._new: share}:
             self._move(alias, {old: 1}, unload_unused=True)
             self._say(f"all of {alias.name} to {old} again")
@@ -140,6 +136,10 @@ class Canary:
         )
 
 
-def failed(error: CallError) -> StepFailed:
-    """Returns a server's refusal as an error of this command."""
-    return StepFailed(f"the server answered {error.code}: {error}", "run it again: it goes on where it was")
+def served(config: CanaryConfig, client: Client) -> Alias:
+    """Returns the model's alias. Raises StepFailed if there is none, and CallError."""
+    aliases = {alias.name: alias for alias in client.aliases()}
+    if config.model not in aliases:
+        names = ", ".join(sorted(aliases)) or "none"
+        raise StepFailed(f"server.model: {config.target} serves no {config.model}", f"its models: {names}")
+    return aliases[config.model]

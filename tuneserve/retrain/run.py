@@ -19,7 +19,7 @@ from tuneserve.finetune import config as finetune_config
 from tuneserve.retrain import attempts, canary, feedback, gate
 from tuneserve.retrain.attempts import Attempt, Attempts
 from tuneserve.retrain.gate import Gain
-from tuneserve.retrain.policy import RetrainConfig
+from tuneserve.retrain.policy import CanaryConfig, RetrainConfig
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # What finetune does unless the policy says otherwise.
@@ -48,6 +48,11 @@ class _Loop:
         if self._manifest.task not in TASK_NAMES:
             raise UserError(f"{self._current}: is for no task that is known", "give a checkpoint of tuneserve finetune")
         self._settings = self._given()
+        # Told now, not once there are enough rows.
+        config = self._config(policy.feedback, policy.output)
+        for key, file in (("replay", config.replay), ("test", config.test)):
+            if file and Path(file).is_absolute() and not Path(file).is_file():
+                raise UserError(f"finetune.{key}: {file}: no such file", "a file, or the id of a data set on the hub")
 
     def show(self) -> None:
         """Prints what would be done."""
@@ -55,7 +60,7 @@ class _Loop:
         if attempt := self._attempts.unfinished:
             print(f"would continue attempt {attempt.name} on {len(attempt.rows())} rows")
         elif untried < self._policy.min_rows:
-            print(f"would wait: {untried} new rows, min_rows is {self._policy.min_rows}")
+            print(f"would wait: {self._too_few(untried)}")
             return
         else:
             print(f"would train on {len(new)} new rows, from {self._current}")
@@ -81,7 +86,7 @@ class _Loop:
         if not attempt:
             new, untried = self._new()
             if untried < self._policy.min_rows:
-                print(f"waiting: {untried} new rows, min_rows is {self._policy.min_rows}")
+                print(f"waiting: {self._too_few(untried)}")
                 return
             attempt = self._attempts.begin(new, source=str(self._current), settings=self._settings)
             print(f"{attempt.name} begins: {len(new)} new rows, from {self._current}")
@@ -104,19 +109,29 @@ class _Loop:
             ]
         return {**defaults, **given, **own}
 
+    def _config(self, train: Path, output: Path) -> finetune_config.FinetuneConfig:
+        own = {"train": str(train.resolve()), "output": str(output.resolve())}
+        return finetune_config.parse({**self._settings, **own}, self._directory, "finetune")
+
     def _new(self) -> tuple[list[dict[str, Any]], int]:
         """Returns the rows that the current checkpoint has not learned, and how many of them were never tried."""
         new = feedback.without(feedback.read(self._policy.feedback), self._attempts.learned())
         return new, len(feedback.without(new, self._attempts.tried()))
 
+    def _too_few(self, untried: int) -> str:
+        found = "" if feedback.files(self._policy.feedback) else f"; no file is {self._policy.feedback}"
+        return f"{untried} new rows, min_rows is {self._policy.min_rows}{found}"
+
     def _train(self, attempt: Attempt) -> None:
         if attempt.checkpoint.exists():
             return
+        if self._policy.server:
+            # Before hours of work for a server that does not know the model.
+            with _connected(self._policy.server) as client:
+                canary.served(self._policy.server, client)
         from tuneserve.finetune.pipeline import finetune
 
-        files = {"train": str(attempt.rows_file.resolve()), "output": str(attempt.checkpoint.resolve())}
-        values = {**self._settings, **files}
-        finetune(finetune_config.parse(values, self._directory, "finetune"), resume=True)
+        finetune(self._config(attempt.rows_file, attempt.checkpoint), resume=True)
         print(f"{attempt.name} is trained: {attempt.checkpoint}")
 
     def _compare(self, attempt: Attempt) -> tuple[str, Gain, Gain]:
@@ -136,12 +151,9 @@ class _Loop:
 
     def _promote(self, attempt: Attempt, metrics: Mapping[str, float]) -> None:
         if server := self._policy.server:
-            try:
-                with _interruptible(), Client(server.target, tls=server.tls, ca=server.ca) as client:
-                    say = lambda line: print(f"{attempt.name} {line}", flush=True)  # noqa: E731
-                    failure = canary.Canary(server, client, attempt.checkpoint, say).run()
-            except CallError as error:
-                raise canary.failed(error) from None
+            with _interruptible(), _connected(server) as client:
+                say = lambda line: print(f"{attempt.name} {line}", flush=True)  # noqa: E731
+                failure = canary.Canary(server, client, attempt.checkpoint, say).run()
             if failure:
                 _note(attempt, "roll back", metrics)
                 attempt.note(outcome=attempts.ROLLED_BACK, why=failure)
@@ -155,6 +167,17 @@ class _Loop:
         """Makes room for more feedback. A run that is killed before leaves it to the next one."""
         if self._policy.remove_learned and (count := feedback.remove(self._policy.feedback, learned)):
             print(f"removed {count} rows that were learned from {self._policy.feedback}")
+
+
+@contextmanager
+def _connected(server: CanaryConfig) -> Iterator[Client]:
+    """Yields a client. A server's refusal inside the block becomes StepFailed."""
+    try:
+        with Client(server.target, tls=server.tls, ca=server.ca) as client:
+            yield client
+    except CallError as error:
+        told = f"server.target: {server.target}: {error.code.name}: {error}"
+        raise StepFailed(told, "run it again: it goes on where it was") from None
 
 
 def _note(attempt: Attempt, step: str, metrics: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from tuneserve.client import Client
 from tuneserve.errors import StepFailed
 from tuneserve.retrain import run
 from tuneserve.retrain.canary import Canary
-from tuneserve.retrain.policy import CanaryConfig
+from tuneserve.retrain.policy import CanaryConfig, RetrainConfig
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 from ...server.conftest import Served, loopback, served_by
@@ -161,6 +161,27 @@ async def test_one_that_cannot_be_loaded_leaves_nothing(
         await asyncio.to_thread(canary())
     assert targets(server) == before
     assert versions(server) == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "b"}, r"server\.model: .* serves no b"),
+        ({"target": "localhost:1"}, r"server\.target: .*: UNAVAILABLE"),
+    ],
+)
+async def test_a_server_that_cannot_be_changed_is_told_before_training(
+    server: Served, tmp_path: Path, wrong: dict[str, str], said: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "pos"}\n')
+    root = tmp_path / "root"
+    given = {"target": server.app.admin_address, "model": "a", "models_root": root} | wrong
+    config = RetrainConfig(
+        feedback=tmp_path / "rows.jsonl", checkpoint=root / "0001", output=root / "loop", min_rows=1, server=given
+    )
+    with pytest.raises(StepFailed, match=said):
+        await asyncio.to_thread(run.retrain, config, tmp_path)
+    assert not (root / "loop" / "0001-training").exists()
 
 
 def test_sigterm_ends_what_was_begun() -> None:

@@ -1,5 +1,6 @@
 """The policy's file: what is refused, by key."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import yaml
 
 from tuneserve.errors import UserError
 from tuneserve.retrain import policy
+from tuneserve.retrain.run import retrain
+
+from .test_canary import sealed
 
 GOOD: dict[str, Any] = {"feedback": "kept/*/a/labels.jsonl", "checkpoint": "a", "output": "loop"}
 SERVER = {"model": "a", "models_root": "."}
@@ -42,3 +46,35 @@ def test_what_is_wrong_is_named(tmp_path: Path, values: dict[str, Any], said: st
     with pytest.raises(UserError) as caught:
         load(tmp_path, **values)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("finetune", "said"),
+    [
+        ({"epoch": 2}, "finetune: unknown key 'epoch'"),
+        ({"epochs": "many"}, "finetune: epochs: "),
+        ({"replay": "old.csv"}, "finetune.replay: /.*/old.csv: no such file"),
+        ({"test": "old.csv"}, "finetune.test: /.*/old.csv: no such file"),
+    ],
+)
+def test_what_would_fail_once_there_are_rows_is_told_before(
+    tmp_path: Path, make_bert: Callable[..., Path], finetune: dict[str, Any], said: str
+) -> None:
+    sealed(make_bert(labels=["neg", "pos"]).rename(tmp_path / "a"))
+    with pytest.raises(UserError, match=said):
+        retrain(load(tmp_path, finetune=finetune), tmp_path)
+
+
+def test_feedback_that_is_not_there_is_named(
+    tmp_path: Path, make_bert: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sealed(make_bert(labels=["neg", "pos"]).rename(tmp_path / "a"))
+    found = load(tmp_path)
+    for dry_run in (True, False):
+        retrain(found, tmp_path, dry_run)
+        assert f"0 new rows, min_rows is 200; no file is {found.feedback}\n" in capsys.readouterr().out
+    file = tmp_path / "kept" / "ann" / "a" / "labels.jsonl"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    retrain(found, tmp_path)
+    assert capsys.readouterr().out == "waiting: 0 new rows, min_rows is 200\n"
