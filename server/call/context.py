@@ -62,6 +62,7 @@ class Call:
     version: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    requests: int = 1  # of a stream, that are answered together
     # Takes tokens from the caller's quota.
     charge: Callable[[int], object] = lambda tokens: None
     # Counts one more request of this call against its caller's quota: for streams of requests.

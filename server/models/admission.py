@@ -49,6 +49,7 @@ class Entry:
     priority: int = 0
     deadline: float | None = None  # in the queue's time
     caller: Hashable = field(default_factory=turns.caller)
+    calls: int = 1  # that it is for
     # Admitted, and without a request so far: it counts as waiting, because its texts are being tokenized.
     is_coming: bool = False
     waiting_tokens: int = 0
@@ -118,25 +119,26 @@ class Admission:
 
     @contextmanager
     def enter(self, entry: Entry) -> Iterator[None]:
-        """Holds a call's place in the queue. Raises Overloaded at once if there is none."""
-        more = self._calls_of[entry.caller] + 1 > share(self._calls_of, entry.caller, self._max_calls)
-        if self.calls >= self._max_calls * (1 if more else 2):
-            raise self._overloaded("QUEUE_FULL", f"{self._max_calls} calls waiting or running, which is its limit")
+        """Holds a call's place in the queue, or those of several. Raises Overloaded at once if there is no room."""
+        more = self._calls_of[entry.caller] + entry.calls > share(self._calls_of, entry.caller, self._max_calls)
+        if self.calls + entry.calls > self._max_calls * (1 if more else 2):
+            what = f"{self._max_calls} calls waiting or running, which is its limit"
+            raise self._overloaded(entry, "QUEUE_FULL", what)
         expected = self.expected_wait(entry.priority)
         if expected > _SURE * self._max_wait:
             what = f"a queue of about {expected:.1f} s; the longest allowed wait is {self._max_wait:g} s"
-            raise self._overloaded("QUEUE_WAIT", what, expected - self._max_wait)
+            raise self._overloaded(entry, "QUEUE_WAIT", what, expected - self._max_wait)
         entry.is_coming = True
-        self._count_ahead(entry, 1)
-        self.calls += 1
-        self._calls_of[entry.caller] += 1
+        self._count_ahead(entry, entry.calls)
+        self.calls += entry.calls
+        self._calls_of[entry.caller] += entry.calls
         self.empty.clear()
         try:
             yield
         finally:
             self._arrived(entry)
-            self.calls -= 1
-            subtract(self._calls_of, entry.caller, 1)
+            self.calls -= entry.calls
+            subtract(self._calls_of, entry.caller, entry.calls)
             if not self.calls:
                 self.empty.set()
 
@@ -186,7 +188,7 @@ class Admission:
     def _arrived(self, entry: Entry) -> None:
         if entry.is_coming:
             entry.is_coming = False
-            self._count_ahead(entry, -1)
+            self._count_ahead(entry, -entry.calls)
 
     async def _take(self, slots: "_Slots", entry: Entry, count: int, tokens: int, until: float) -> None:
         """Waits for slots, and takes them."""
@@ -198,7 +200,7 @@ class Admission:
         more = self._tokens_of[caller] + tokens > share(self._tokens_of, caller, self._max_tokens)
         others = self._tokens_of[caller] and not entry.waiting_tokens
         if tokens and more and others and self.waiting_tokens + tokens > self._max_tokens:
-            raise self._overloaded("QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
+            raise self._overloaded(entry, "QUEUE_TOKENS", f"{self.waiting_tokens} tokens waiting, near its limit")
         if not self.waiting_sequences:
             self._speed.saturated(self._clock())
         granted = asyncio.get_running_loop().create_future()
@@ -223,7 +225,7 @@ class Admission:
             if isinstance(error, TimeoutError) and left < longest:
                 raise DeadlinePassed(TOO_LATE) from None
             if isinstance(error, TimeoutError):
-                raise self._overloaded("QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
+                raise self._overloaded(entry, "QUEUE_WAIT", f"kept the call waiting for {self._max_wait:g} s") from None
             raise
         finally:
             entry.waiting_tokens -= tokens
@@ -250,8 +252,10 @@ class Admission:
         if not counts:
             del self._ahead[one.priority]
 
-    def _overloaded(self, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
-        self._rejected(reason)
+    def _overloaded(self, entry: Entry, reason: str, what: str, seconds: float = 0.0) -> Overloaded:
+        # Several calls that find no room together are tried again one by one, and counted then.
+        for _ in range(entry.calls if reason == "QUEUE_WAIT" or entry.calls == 1 else 0):
+            self._rejected(reason)
         retry = max(_RETRY_MS, math.ceil(1000 * min(seconds, self._max_wait)))
         return Overloaded(f"model {self._name!r} has {what}", reason, retry)
 

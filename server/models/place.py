@@ -34,14 +34,14 @@ async def admitted(model: Model, request: M, priority: int = 0) -> AsyncIterator
     """
     model.check_ready()
     call = current()
-    place = Place(max(priority, call.tenant.priority), call.deadline, model=model, call=call)
+    place = Place(max(priority, call.tenant.priority), call.deadline, calls=call.requests, model=model, call=call)
     depth = call.metrics.queue_depth.labels(model.name)
     with model.admission.enter(place):
-        depth.inc()
+        depth.inc(place.calls)
         try:
             yield place, await place.masked(request) if model.masks else Redacted(request)
         finally:
-            depth.dec()
+            depth.dec(place.calls)
 
 
 @dataclass(eq=False, kw_only=True)

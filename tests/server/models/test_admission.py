@@ -318,6 +318,41 @@ async def test_a_wait_that_would_be_too_long_is_refused_with_a_true_retry_time()
         pass
 
 
+async def test_calls_that_come_together_count_one_by_one():
+    refused = []
+    admission = make(max_calls=5, rejected=refused.append)
+    with admission.enter(Entry(calls=3)), admission.enter(Entry()):
+        assert admission.calls == 4
+        with pytest.raises(Overloaded) as caught, admission.enter(Entry(calls=2)):
+            pass
+        assert caught.value.reason == "QUEUE_FULL"
+        # They are tried one by one, and the second is refused and counted then.
+        assert refused == []
+        with admission.enter(Entry()), pytest.raises(Overloaded), admission.enter(Entry()):
+            pass
+        assert refused == ["QUEUE_FULL"]
+    assert admission.calls == 0
+    assert admission.empty.is_set()
+    with admission.enter(Entry(calls=5)):
+        assert admission.calls == 5
+
+
+async def test_calls_that_waited_together_are_each_refused():
+    refused = []
+    admission, done = make(slots=1, max_wait=0.05, rejected=refused.append), asyncio.Event()
+    running = asyncio.create_task(holding(admission, done=done, log=[], name="running"))
+    await settle()
+    entry = Entry(calls=3)
+    with admission.enter(entry), pytest.raises(Overloaded):
+        async with asyncio.timeout(10), turn(admission, 3, 3, entry):
+            pass
+    assert refused == ["QUEUE_WAIT"] * 3
+    assert (admission.calls, admission.waiting_sequences, admission.waiting_tokens) == (0, 0, 0)
+    assert admission.expected_wait() == 0
+    done.set()
+    await running
+
+
 async def test_nobody_waits_for_longer_than_allowed():
     admission, done, log = make(slots=1, max_wait=0.05), asyncio.Event(), []
     running = asyncio.create_task(holding(admission, done=done, log=log, name="running"))

@@ -103,6 +103,16 @@ async def test_inputs_are_pooled_and_paid_for(models, served, call, charged):
     assert (model.admission.calls, model.admission.running) == (0, 0)
 
 
+async def test_requests_that_are_answered_together_have_a_place_each(models, call):
+    call.requests = 3
+    context.begin(call)
+    async with admitted(models["topics"], REQUEST):
+        assert models["topics"].admission.calls == 3
+        assert sample(call, "tuneserve_queue_depth", "topics") == 3
+    assert models["topics"].admission.calls == 0
+    assert sample(call, "tuneserve_queue_depth", "topics") == 0
+
+
 async def test_what_a_call_reads_adds_up(models, chat, call):
     context.begin(call)
     async with admitted(models["sentiment"], REQUEST) as (place, _):
