@@ -1,6 +1,6 @@
 """ClassificationService: converts requests, calls the engine, converts its answers."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Hashable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -128,17 +128,34 @@ class ClassificationService(ClassificationServiceServicer):
         self, request_iterator: AsyncIterable[Received], context: Any
     ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         """See classification.proto."""
-        async with aclosing(streams.answered(request_iterator, self._one, STREAM_AHEAD)) as responses:
+        answered = streams.answered(request_iterator, self._answers, STREAM_AHEAD, _alike)
+        async with aclosing(answered) as responses:
             async for response in responses:
                 yield response
 
-    async def _one(self, received: Received) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
-        id_ = received.message.id
-        outcome = await streams.outcome(received, lambda item: self.Classify(item.request, None))
-        if isinstance(outcome, pb.Error):
-            yield pb.ClassifyStreamResponse(id=id_, error=outcome)
-        else:
-            yield pb.ClassifyStreamResponse(id=id_, response=outcome)
+    async def _answers(self, some: Sequence[Received]) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
+        outcomes = await streams.outcomes(some, lambda item: self.Classify(item.request, None), self._together)
+        for received, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, pb.Error):
+                yield pb.ClassifyStreamResponse(id=received.message.id, error=outcome)
+            else:
+                yield pb.ClassifyStreamResponse(id=received.message.id, response=outcome)
+
+    async def _together(self, items: Sequence[pb.ClassifyStreamRequest]) -> list[pb.ClassifyResponse]:
+        """Classifies the texts of requests that are alike as one call does."""
+        request = pb.ClassifyRequest()
+        request.CopyFrom(items[0].request)
+        for item in items[1:]:
+            request.inputs.extend(item.request.inputs)
+        whole = await self.Classify(request, None)
+        return [
+            pb.ClassifyResponse(
+                results=[one],
+                usage=common_pb2.Usage(prompt_tokens=one.token_count),
+                model_version=whole.model_version,
+            )
+            for one in whole.results
+        ]
 
     async def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         """See classification.proto."""
@@ -165,6 +182,20 @@ class ClassificationService(ClassificationServiceServicer):
             usage=common_pb2.Usage(prompt_tokens=place.prompt_tokens),
             model_version=model.id,
         )
+
+
+def _alike(received: Received) -> Hashable:
+    """What requests of a stream have in common that are classified together: all but the text. None for a large one,
+    and for one that costs the model something else than to read a text.
+    """
+    request: pb.ClassifyRequest = received.message.request
+    is_plain = len(request.inputs) == 1 and not (request.labels or request.HasField("explain"))
+    if not is_plain or request.truncation == common_pb2.TRUNCATION_WINDOWS or received.size > streams.SMALL:
+        return None
+    rest = pb.ClassifyRequest()
+    rest.CopyFrom(request)
+    rest.ClearField("inputs")
+    return rest.SerializeToString(deterministic=True)
 
 
 def _places(tokens: Tokens, mask: Masked) -> Generator[None, None, list[tuple[int, int]]]:

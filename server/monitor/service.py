@@ -1,6 +1,6 @@
 """MonitorService: finds and counts the topic and the sentiment of each text of a stream."""
 
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -29,11 +29,11 @@ from tuneserve.v1.monitor_pb2_grpc import MonitorServiceServicer
 
 
 class _Found(NamedTuple):
-    """What one model found in a text."""
+    """What one model found in texts."""
 
     model: Model
-    labels: classification_pb2.Classification
-    request: pb.ObserveStreamRequest  # as the model saw it
+    labels: Sequence[classification_pb2.Classification]
+    requests: Sequence[pb.ObserveStreamRequest]  # as the model saw them
 
 
 class MonitorService(MonitorServiceServicer):
@@ -48,64 +48,80 @@ class MonitorService(MonitorServiceServicer):
         self, request_iterator: AsyncIterable[Received], context: Any
     ) -> AsyncGenerator[pb.ObserveStreamResponse, None]:
         """See monitor.proto."""
-        async with aclosing(streams.answered(request_iterator, self._one, STREAM_AHEAD)) as responses:
+        answered = streams.answered(request_iterator, self._answers, STREAM_AHEAD, _alike)
+        async with aclosing(answered) as responses:
             async for response in responses:
                 yield response
 
-    async def _one(self, received: Received) -> AsyncGenerator[pb.ObserveStreamResponse, None]:
-        request: pb.ObserveStreamRequest = received.message
-        outcome = await streams.outcome(received, self._observe)
-        if isinstance(outcome, classification_pb2.Error):
-            yield pb.ObserveStreamResponse(id=request.id, error=outcome)
-        else:
-            yield pb.ObserveStreamResponse(id=request.id, observation=outcome)
+    async def _answers(self, some: Sequence[Received]) -> AsyncGenerator[pb.ObserveStreamResponse, None]:
+        outcomes = await streams.outcomes(some, self._one, self._observe)
+        for received, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, classification_pb2.Error):
+                yield pb.ObserveStreamResponse(id=received.message.id, error=outcome)
+            else:
+                yield pb.ObserveStreamResponse(id=received.message.id, observation=outcome)
 
-    async def _observe(self, request: pb.ObserveStreamRequest) -> pb.Observation:
-        monitor = self._monitors.get(request.monitor)
+    async def _one(self, request: pb.ObserveStreamRequest) -> pb.Observation:
+        [found] = await self._observe([request])
+        return found
+
+    async def _observe(self, requests: Sequence[pb.ObserveStreamRequest]) -> list[pb.Observation]:
+        """Observes the texts of requests that are alike."""
+        name = requests[0].monitor
+        monitor = self._monitors.get(name)
         with Violations() as wrong:
-            check_text(wrong, "text", request.text)
-            long_texts = convert.LongTexts(convert.truncation(wrong, request.truncation, windows=False))
-        topic, sentiment = await concurrency.together(
-            lambda one: self._find(*one, request, long_texts), ((monitor.topic, True), (monitor.sentiment, False)), 2
+            for request in requests:
+                check_text(wrong, "text", request.text)
+            long_texts = convert.LongTexts(convert.truncation(wrong, requests[0].truncation, windows=False))
+        topics, sentiments = await concurrency.together(
+            lambda one: self._find(*one, requests, long_texts), ((monitor.topic, True), (monitor.sentiment, False)), 2
         )
-        topics, [found] = topic.labels.labels, sentiment.labels.labels
-        self._monitors.count(request.monitor, topic.model, [one.label for one in topics], sentiment.model, found.label)
-        if monitor.examples:
-            await self._keep(request.monitor, topic, sentiment, monitor.examples)
-        return pb.Observation(
-            topics=topics,
-            sentiment=found,
-            usage=common_pb2.Usage(prompt_tokens=current().prompt_tokens),
-            topic_model_version=topic.model.id,
-            sentiment_model_version=sentiment.model.id,
-            truncated=topic.labels.truncated or sentiment.labels.truncated,
-        )
+        observed = []
+        for index, (topic, sentiment) in enumerate(zip(topics.labels, sentiments.labels, strict=True)):
+            [found] = sentiment.labels
+            self._monitors.count(name, topics.model, [one.label for one in topic.labels], sentiments.model, found.label)
+            if monitor.examples:
+                await self._keep(topics, sentiments, index, monitor.examples)
+            observed.append(
+                pb.Observation(
+                    topics=topic.labels,
+                    sentiment=found,
+                    usage=common_pb2.Usage(prompt_tokens=topic.token_count + sentiment.token_count),
+                    topic_model_version=topics.model.id,
+                    sentiment_model_version=sentiments.model.id,
+                    truncated=topic.truncated or sentiment.truncated,
+                )
+            )
+        return observed
 
     async def _find(
-        self, alias: str, several: bool, request: pb.ObserveStreamRequest, long_texts: convert.LongTexts
+        self, alias: str, several: bool, requests: Sequence[pb.ObserveStreamRequest], long_texts: convert.LongTexts
     ) -> _Found:
-        """Returns the label of a text; the labels, if there may be `several` and the model is for that."""
+        """Returns the label of each text; its labels, if there may be `several` and the model is for that."""
         with streams.part():
             model = self._models.for_task(alias, checkpoint_pb2.TASK_SEQUENCE_CLASSIFICATION)
-            async with admitted(model, request, request.priority) as (place, seen):
-                note([seen.request.text])
-                results = await Classifier(place, long_texts).score([seen.request.text], "text")
+            async with admitted(model, requests[0], requests[0].priority) as (place, first):
+                others = [(await place.masked(one)).request if model.masks else one for one in requests[1:]]
+                seen = [first.request, *others]
+                texts = [one.text for one in seen]
+                note(texts)
+                results = await Classifier(place, long_texts).score(texts, "text")
             problem, temperature = convert.problem_of(model.manifest), checkpoint.temperature_of(model.manifest)
             several &= problem == checkpoint_pb2.PROBLEM_TYPE_MULTI_LABEL
             least = [answers.LIKELY] * len(model.labels) if several else None
             shown = convert.Shown(model.labels, problem, None if several else 1, False, least, temperature)
             response = classification_pb2.ClassifyResponse()
             await answers.add_counted(response, results, shown, model.name)
-            return _Found(model, response.results[0], seen.request)
+            return _Found(model, response.results, seen)
 
-    async def _keep(self, monitor: str, topic: _Found, sentiment: _Found, most: int) -> None:
+    async def _keep(self, topics: _Found, sentiments: _Found, index: int, most: int) -> None:
         """Keeps a text as an example, without the personal data that one of the models masks."""
-        seen, model = topic.request, sentiment.model
+        seen, model = topics.requests[index], sentiments.model
         if model.masks:
             seen = (await redacted(model.redactor, seen, "", model.tokenizer.apart)).request
-        [found] = sentiment.labels.labels
-        for one in topic.labels.labels:
-            self._examples.add(current().tenant.name, (monitor, one.label, found.label), seen.text, most)
+        [found] = sentiments.labels[index].labels
+        for one in topics.labels[index].labels:
+            self._examples.add(current().tenant.name, (seen.monitor, one.label, found.label), seen.text, most)
 
     async def Examples(self, request: pb.ExamplesRequest, context: Any) -> pb.ExamplesResponse:
         """See monitor.proto."""
@@ -125,3 +141,9 @@ class MonitorService(MonitorServiceServicer):
             time.FromNanoseconds(example.time_ns)
             response.examples.add(text=example.text, time=time)
         return response
+
+
+def _alike(received: Received) -> Hashable:
+    """What requests of a stream have in common that are observed together: all but the text. None for a large one."""
+    request: pb.ObserveStreamRequest = received.message
+    return None if received.size > streams.SMALL else (request.monitor, request.truncation, request.priority)

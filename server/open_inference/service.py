@@ -117,8 +117,8 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """See inference.proto."""
 
-        def answers(received: Received) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-            return self._stream(received, context)
+        def answers(some: Sequence[Received]) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+            return self._stream(some[0], context)
 
         async with aclosing(streams.answered(request_iterator, answers, _AT_ONCE)) as responses:
             async for response in responses:

@@ -3,11 +3,17 @@
 import asyncio
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from tuneserve.server.api.classification import STREAM_AHEAD
+from tuneserve.server.api.classification import STREAM_AHEAD, ClassificationService, _alike
+from tuneserve.server.call import context
+from tuneserve.server.call.tenants import ANYBODY
+from tuneserve.server.call.wire import Received
+from tuneserve.server.metrics import Metrics
 from tuneserve.v1 import classification_pb2 as pb
+from tuneserve.v1 import common_pb2
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
 
 
@@ -26,11 +32,14 @@ async def answers(served, items) -> dict[int, pb.ClassifyStreamResponse]:
 
 async def test_every_item_is_answered_as_classify_would(served):
     texts = ["good", "good film", "bad , bad"] * 100
+    served.engines["topics"].delay = 0.02
     found = await answers(served, [item(id_, text) for id_, text in enumerate(texts)])
     assert len(found) == 300
-    for text, answer in zip(texts[:3], [found[0], found[1], found[2]], strict=True):
+    # Some waited while answers were sent, and went to the engine together.
+    assert len(served.engines["topics"].tickets) < len(served.engines["topics"].pooled) == 300
+    for index, text in enumerate(texts[:3]):
         alone = await ClassificationServiceStub(served.channel).Classify(item(0, text).request)
-        assert answer.response == alone
+        assert all(found[id_].response == alone for id_ in range(index, 300, 3))
 
 
 async def test_answers_do_not_wait_for_slower_ones(served):
@@ -114,3 +123,87 @@ async def test_a_stream_that_ends_ends_its_items(served, until, how):
 
 async def test_an_empty_stream_ends(served):
     assert await answers(served, []) == {}
+
+
+@pytest.fixture
+def call() -> context.Call:
+    """The call of a stream, for what is not sent over the wire."""
+    call = context.Call("id", "ClassifyStream", ANYBODY, {}, Metrics())
+    context.begin(call)
+    return call
+
+
+async def together(served, items) -> dict[int, pb.ClassifyStreamResponse]:
+    given = [Received(one, one.ByteSize()) for one in items]
+    return {one.id: one async for one in ClassificationService(served.app.models)._answers(given)}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"top_k": 1},
+        {"raw_scores": True},
+        {"threshold": 0.6},
+        {"truncation": common_pb2.TRUNCATION_END},
+        {"top_k": 0},
+    ],
+)
+async def test_requests_are_answered_together_as_alone(served, call, fields):
+    texts = ["good", "good film", "bad , bad", "the film was good", "", "good " * 99, "bad"]
+    items = [item(id_, text, **fields) for id_, text in enumerate(texts)]
+    items[3].request.inputs[0].text_pair = "a film"
+    alone = {id_: one for item_ in items for id_, one in (await together(served, [item_])).items()}
+    read, counted = call.prompt_tokens, call.metrics.texts.labels("topics")._value.get()
+    assert await together(served, items) == alone
+    assert call.prompt_tokens == 2 * read
+    assert call.metrics.texts.labels("topics")._value.get() == 2 * counted
+    good = [one for one in items if alone[one.id].HasField("response")]
+    before = len(served.engines["topics"].tickets)
+    assert (await together(served, good)).keys() == {one.id for one in good}
+    assert len(served.engines["topics"].tickets) == before + bool(good)
+
+
+async def test_a_text_whose_scores_are_no_numbers_fails_alone(served, call, monkeypatch, caplog):
+    engine = served.engines["topics"]
+    pool = engine.pool
+
+    async def overflowing(ticket, inputs, task):
+        rows = await pool(ticket, inputs, task)
+        return [row * np.float32("nan" if len(one.token_ids) > 4 else 1) for one, row in zip(inputs, rows, strict=True)]
+
+    monkeypatch.setattr(engine, "pool", overflowing)
+    found = await together(served, [item(1), item(2, "the film was good"), item(3, "bad")])
+    assert found[2].error.code == code_pb2.INTERNAL
+    assert [found[id_].response.results[0].token_count for id_ in (1, 3)] == [3, 3]
+    assert caplog.text.count("ArithmeticError") == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        item(2, model="sentiment"),
+        item(2, top_k=1),
+        item(2, truncation=common_pb2.TRUNCATION_END),
+        item(2, priority=1),
+        item(2, thresholds={"a": 0.5}),
+    ],
+)
+def test_requests_that_differ_in_more_than_their_text_are_not_alike(other):
+    assert _alike(Received(item(1), 100)) == _alike(Received(item(2, "bad"), 100)) is not None
+    assert _alike(Received(item(1), 100)) != _alike(Received(other, 100)) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "size"),
+    [
+        (item(1), 5000),
+        (item(1, truncation=common_pb2.TRUNCATION_WINDOWS), 100),
+        (item(1, explain={}), 100),
+        (item(1, labels=["a", "b"]), 100),
+        (pb.ClassifyStreamRequest(id=1), 100),
+        (pb.ClassifyStreamRequest(request={"model": "topics", "inputs": [{"text": "a"}, {"text": "b"}]}), 100),
+    ],
+)
+def test_some_requests_are_like_no_other(one, size):
+    assert _alike(Received(one, size)) is None

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from tuneserve.server.call.tenants import hashed
+from tuneserve.server.call import context
+from tuneserve.server.call.tenants import Tenant, hashed
+from tuneserve.server.call.wire import Received
 from tuneserve.server.config import ModelConfig, MonitorConfig
+from tuneserve.server.metrics import Metrics
+from tuneserve.server.monitor.service import MonitorService, _alike
 from tuneserve.v1 import classification_pb2
 from tuneserve.v1 import monitor_pb2 as pb
 from tuneserve.v1.classification_pb2_grpc import ClassificationServiceStub
@@ -107,6 +111,39 @@ async def test_a_text_may_have_several_topics_or_none(own_server, monkeypatch):
     assert not answer.observation.topics
     changed = {cell: now - before[cell] for cell, now in counted(own_server).items() if now != before[cell]}
     assert changed == {("b", "pos"): 1, ("c", "pos"): 1}
+
+
+async def test_texts_are_observed_together_as_alone(server):
+    call = context.Call("id", "ObserveStream", Tenant("one"), {}, Metrics())
+    context.begin(call)
+    service = MonitorService(server.app.models, server.app._monitors)
+
+    async def observed(*items: pb.ObserveStreamRequest) -> dict[int, pb.ObserveStreamResponse]:
+        given = [Received(one, one.ByteSize()) for one in items]
+        return {one.id: one async for one in service._answers(given)}
+
+    texts = ["good", " ", "bad film of jane.doe@example.com", "good " * 99, "bad , bad"]
+    items = [item(id_, text) for id_, text in enumerate(texts)]
+    alone = {id_: one for item_ in items for id_, one in (await observed(item_)).items()}
+    cells, read = counted(server), call.prompt_tokens
+    assert await observed(*items) == alone
+    assert [one.WhichOneof("outcome") for one in alone.values()].count("error") == 2
+    assert counted(server) == {cell: 2 * count for cell, count in cells.items()}
+    assert call.prompt_tokens == 2 * read
+    engine = server.engines["topics"]
+    before = len(engine.tickets)
+    together = await observed(items[0], items[2], items[4])
+    assert together == {id_: alone[id_] for id_ in together}
+    assert len(engine.tickets) == before + 1
+    kept = service._examples._kept["one"]
+    assert {example.text for cell in kept.values() for example in cell} <= {"good", "bad film of [EMAIL]", "bad , bad"}
+
+
+def test_what_differs_in_more_than_its_text_is_not_alike():
+    assert _alike(Received(item(1), 100)) == _alike(Received(item(2, "bad"), 100)) is not None
+    for other in (item(1, monitor="other"), item(1, truncation=2), item(1, priority=1)):
+        assert _alike(Received(item(1), 100)) != _alike(Received(other, 100)) is not None
+    assert _alike(Received(item(1), 5000)) is None
 
 
 async def test_both_models_work_at_once(served, until):
