@@ -51,8 +51,9 @@ def evaluate_command(
     fit them.
 
     A row has query, and documents: the ids of those that answer it, as a list, or separated by semicolons; none if the
-    index has no answer. Every other query chooses the weight and the gate, and the rest measure them. The weight
-    belongs in the server's file, under `indexes`, and so does the name of the gate's file.
+    index has no answer. Every other query chooses the weight, and the rest measure it. The gate is fitted to all, and
+    measured by cross-validation. The weight belongs in the server's file, under `indexes`, and so does the name of the
+    gate's file.
     """
     from tuneserve.evaluation import quality, searched, significance
 
@@ -92,15 +93,14 @@ def _fit_gate(
 
     by, ranked_by = found[0].model_version, found[0].ranking_model_version
     rows = [
-        gate_fitting.seen(
+        row
+        for place, (query, response) in enumerate(zip(queries, found, strict=True))
+        for row in gate_fitting.seen(
             place, query.text, response.passages if ranked_by else searched.ordered(response, weight), query.answers
         )
-        for place, (query, response) in enumerate(zip(queries, found, strict=True))
     ]
-    choosing, held_out = ([row for some in rows[half::2] for row in some] for half in (0, 1))
     try:
-        gate = gate_fitting.fitted(choosing, by, ranked_by)
-        got = gate_fitting.measured(gate, held_out)
+        gate, got = gate_fitting.fitted(rows, by, ranked_by), gate_fitting.measured(rows)
     except ValueError:
         if file:
             raise UserError(
@@ -108,10 +108,10 @@ def _fit_gate(
             ) from None
         return
     click.echo(
-        f"\nGate: AUROC {got['auroc']:.3f} (95 % interval {got['low']:.3f} to {got['high']:.3f}) on {len(held_out)} "
-        f"cases that did not fit it.\n{got['passed']:.0%} of the answerable pass, {got['stopped']:.0%} of the others "
-        f"are stopped; {got['replied']:.0%} would get the first document's reply, {got['replied_right']:.0%} of "
-        "these the right one."
+        f"\nGate: AUROC {got['auroc']:.3f} (95 % interval {got['low']:.3f} to {got['high']:.3f}) on {len(rows)} "
+        "cases, each judged by a gate that other queries fitted.\n"
+        f"{got['passed']:.0%} of the answerable pass, {got['stopped']:.0%} of the others are stopped; "
+        f"{got['replied']:.0%} would get the first document's reply, {got['replied_right']:.0%} of these the right one."
     )
     if file:
         file.write_text(gate.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -18,8 +18,8 @@ _ANSWERED_FROM = 5
 # A wrong reply is worse than none: of the replies that are given, so many are of the right document.
 _PRECISION = 0.95
 _RESAMPLES = 1000
-# Folds of the cross-validation, each of which needs rows of both kinds.
-_LEAST = 5
+# Folds of each cross-validation. So there have to be as many rows of both kinds.
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def fitted(rows: Sequence[Seen], model: str, ranking_model: str) -> Gate:
     """Returns the gate for these rows. Raises ValueError for too few with an answer, or without."""
     answerable = [one.is_answerable for one in rows]
     first = [one.is_first for one in rows]
-    if not (sum(first) >= _LEAST and sum(answerable) <= len(rows) - _LEAST):
-        raise ValueError(f"fewer than {_LEAST} of a kind")
+    if not (sum(first) >= _FOLDS and sum(answerable) <= len(rows) - _FOLDS):
+        raise ValueError(f"fewer than {_FOLDS} of a kind")
     return Gate(
         model=model,
         ranking_model=ranking_model,
@@ -57,17 +57,22 @@ def fitted(rows: Sequence[Seen], model: str, ranking_model: str) -> Gate:
     )
 
 
-def measured(gate: Gate, rows: Sequence[Seen]) -> dict[str, float]:
-    """Returns the AUROC of a gate with the ends of its 95 % interval (bootstrap over queries), and what its thresholds
-    do: shares of the answerable that pass and of the others that are stopped, of replies that are right. Raises
-    ValueError if all rows have an answer, or none.
+def measured(rows: Sequence[Seen]) -> dict[str, float]:
+    """Returns the AUROC with the ends of its 95 % interval (bootstrap over queries), and what the thresholds do: shares
+    of the answerable that pass and of the others that are stopped, of replies that are right. Each query is judged by a
+    gate that was fitted to other queries. Raises ValueError as `fitted`, for those.
     """
     from sklearn.metrics import roc_auc_score
 
     labels = np.array([one.is_answerable for one in rows])
-    if len(set(labels)) < 2:
-        raise ValueError("rows of one kind")
-    scores = np.array([gate.answerable.probability(one.features) for one in rows])
+    scores, passed, replied = np.zeros(len(rows)), np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    for fold in range(_FOLDS):
+        gate = fitted([one for one in rows if one.query % _FOLDS != fold], "", "")
+        for place, one in enumerate(rows):
+            if one.query % _FOLDS == fold:
+                scores[place] = gate.answerable.probability(one.features)
+                passed[place] = scores[place] >= gate.answerable.threshold
+                replied[place] = gate.reply.probability(one.features) >= gate.reply.threshold
     of_query: dict[int, list[int]] = {}
     for place, one in enumerate(rows):
         of_query.setdefault(one.query, []).append(place)
@@ -78,8 +83,6 @@ def measured(gate: Gate, rows: Sequence[Seen]) -> dict[str, float]:
         if len(set(labels[drawn])) == 2:
             resampled.append(roc_auc_score(labels[drawn], scores[drawn]))
     low, high = np.quantile(resampled, (0.025, 0.975))
-    passed = scores >= gate.answerable.threshold
-    replied = np.array([gate.reply.probability(one.features) for one in rows]) >= gate.reply.threshold
     first = np.array([one.is_first for one in rows])
     return {
         "auroc": float(roc_auc_score(labels, scores)),
@@ -105,7 +108,7 @@ def _judge(rows: Sequence[Seen], labels: Sequence[bool], precision: float | None
     threshold = 0.5
     if precision is not None:
         # On rows that did not fit the regression which judges them.
-        scores = cross_val_predict(pipeline, table, right, cv=_LEAST, method="predict_proba")[:, 1]
+        scores = cross_val_predict(pipeline, table, right, cv=_FOLDS, method="predict_proba")[:, 1]
         threshold = _lowest(scores, right, precision)
     scaler, regression = pipeline.fit(table, right)
     weights = regression.coef_[0] / scaler.scale_

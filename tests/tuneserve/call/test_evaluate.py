@@ -40,13 +40,13 @@ def test_a_ranking_model_is_measured_too(server: Server, target: str, tmp_path: 
 def test_a_gate_is_fitted(server: Server, target: str, tmp_path: Path) -> None:
     # Of documents that the server finds, and as many that it does not.
     rows = [{"query": "Who pays?", "documents": ["faq"]}, {"query": "A film in Tokyo", "documents": []}] * 24
-    # Both kinds are in both halves.
+    # Both kinds are in both halves, which choose and measure the weight.
     rows[1::4], rows[2::4] = rows[2::4], rows[1::4]
     file, gate_file = tmp_path / "queries.jsonl", tmp_path / "gate.json"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = call(target, "evaluate", "--index", "docs", "--gate", str(gate_file), str(file))
     assert result.exit_code == 0, result.stderr
-    assert "Gate: AUROC 1.000 (95 % interval 1.000 to 1.000) on 24 cases" in result.stdout
+    assert "Gate: AUROC 1.000 (95 % interval 1.000 to 1.000) on 48 cases" in result.stdout
     assert "100% of the answerable pass, 100% of the others are stopped" in result.stdout
     loaded = gate.load(gate_file)
     assert "ranking" not in loaded.answerable.weights
