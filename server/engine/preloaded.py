@@ -9,6 +9,8 @@ import os
 import sys
 from typing import Any
 
+from tuneserve.machine import runtime
+
 # Next to nothing that is imported is garbage: to look for it would take as long as half of the imports.
 gc.disable()
 # Read at import. vLLM sets the first two in the server, after its imports; NumPy starts no threads with the third.
@@ -16,6 +18,7 @@ os.environ |= {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    **runtime.unset(runtime.engine_environment()),
 }
 # transformers and PyTorch import these if they are installed, for what is not served: the image has none of them. vLLM
 # imports zentorch, see on_cpu/zen.py.
