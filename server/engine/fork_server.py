@@ -28,6 +28,7 @@ from tuneserve.machine.runtime import has_nvidia_gpu
 
 _PRELOADED = "tuneserve.server.engine.preloaded"
 _STDERR = 2
+_NO_WARNING = "ignore::UserWarning:multiprocessing.resource_tracker"
 _spawn = util.spawnv_passfds
 _here = threading.local()
 
@@ -42,7 +43,7 @@ def fork() -> None:
     if not is_used():
         return
     importlib.import_module(_PRELOADED)
-    resource_tracker.ensure_running()
+    track()
     with mock.patch.object(util, "spawnv_passfds", _copy):
         start()
 
@@ -70,8 +71,18 @@ def _copy(_: str, command: Sequence[str], passed: Sequence[int]) -> int:
 def start() -> None:
     """Starts the fork server if it does not run. Does not wait until it has imported."""
     if is_used():
+        track()
         multiprocessing.set_forkserver_preload([_PRELOADED])
         forkserver.ensure_running()
+
+
+def track() -> None:
+    """Starts Python's resource tracker if it does not run. It removes what killed engines leave, such as semaphores.
+    That needs no warning: an engine that still loads when the server ends is always killed.
+    """
+    # What its interpreter's flags are made of.
+    with mock.patch.object(sys, "warnoptions", [*sys.warnoptions, _NO_WARNING]):
+        resource_tracker.ensure_running()
 
 
 def note(pids: list[int]) -> None:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ class Start:
         self._forked: list[int] = []
         # Starts Python's resource tracker now, if it does not run: otherwise it would count as one of the engine's
         # processes.
-        resource_tracker.ensure_running()
+        fork_server.track()
         self._thread = threading.Thread(target=self._run, args=(work,), name="start an engine", daemon=True)
         self._thread.start()
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,34 @@ def test_an_engine_has_its_servers_environment_and_is_known_to_its_starters_thre
     assert found["noted"] == [first]
     assert found["ended"] == [second, 0]
     assert not done.stderr
+
+
+KILLED = """
+import multiprocessing, signal, sys
+from tuneserve.server.engine import fork_server
+
+def hold(told):
+    lock = multiprocessing.get_context("spawn").Lock()
+    told.put(lock._semlock.name)
+    signal.pause()
+
+if __name__ == "__main__":
+    fork_server._PRELOADED = "json"
+    getattr(fork_server, sys.argv[1])()
+    told = fork_server.Context().SimpleQueue()
+    process = fork_server.Context().Process(target=hold, args=(told,))
+    process.start()
+    print(told.get())
+    process.kill()
+    process.join(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["start", "fork"])
+def test_what_a_killed_engine_leaves_is_removed_without_a_warning(tmp_path, how):
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    # Until the resource tracker has ended, too: it has the same standard error.
+    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, check=True)
+    assert not done.stderr
+    assert not Path("/dev/shm", f"sem.{done.stdout.strip().removeprefix('/')}").exists()
