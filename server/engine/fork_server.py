@@ -16,7 +16,8 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from unittest import mock
@@ -73,7 +74,16 @@ def start() -> None:
     if is_used():
         track()
         multiprocessing.set_forkserver_preload([_PRELOADED])
-        forkserver.ensure_running()
+        with mock.patch.object(util, "spawnv_passfds", partial(_apart, util.spawnv_passfds)):
+            forkserver.ensure_running()
+
+
+def _apart(spawn: Callable[..., int], path: str, command: Sequence[str], passed: Sequence[int]) -> int:
+    """Runs a `python -c` in a process group of its own, as its children are. A signal to the server's group, as from a
+    terminal, systemd or `timeout`, is for the server alone: its running calls still need the engines.
+    """
+    *flags, code = command
+    return spawn(path, [*flags, f"import os; os.setpgid(0, 0); {code}"], passed)
 
 
 def track() -> None:

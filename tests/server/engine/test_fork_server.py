@@ -86,3 +86,37 @@ def test_what_a_killed_engine_leaves_is_removed_without_a_warning(tmp_path, how)
     done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, check=True)
     assert not done.stderr
     assert not Path("/dev/shm", f"sem.{done.stdout.strip().removeprefix('/')}").exists()
+
+
+SIGNALLED = """
+import multiprocessing, os, signal, sys
+from tuneserve.server.engine import fork_server
+
+def wait(told):
+    told.put(os.getsid(0))
+    signal.pause()
+
+if __name__ == "__main__":
+    fork_server._PRELOADED = "json"
+    getattr(fork_server, sys.argv[1])()
+    told = fork_server.Context().SimpleQueue()
+    process = fork_server.Context().Process(target=wait, args=(told,))
+    process.start()
+    assert told.get() == os.getsid(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    process.join(1)
+    print(process.is_alive())
+    process.kill()
+"""
+
+
+@pytest.mark.parametrize("how", ["start", "fork"])
+def test_a_signal_to_the_servers_group_does_not_reach_its_engines(tmp_path, how):
+    """Their session is the server's."""
+    script = tmp_path / "script.py"
+    script.write_text(SIGNALLED)
+    done = subprocess.run(
+        [sys.executable, script, how], capture_output=True, text=True, check=True, start_new_session=True
+    )
+    assert done.stdout == "True\n"
