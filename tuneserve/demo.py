@@ -2,7 +2,7 @@
 
 Fetches an encoder, a chat model, movie sentences rated by people, and questions with answers; fine-tunes both models
 with LoRA, merges them, quantizes them to w8a8 with the quality measured through vLLM, serves both, and calls them. An
-encoder beside them finds documents, from which a question is answered.
+encoder beside them finds documents, from which questions are answered; a gate tells those that have no answer there.
 """
 
 import json
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuneserve import samples
+from tuneserve.call.evaluate import evaluate_command
 from tuneserve.client.documents import AnswerParts
 from tuneserve.errors import StepFailed, UserError
 from tuneserve.evaluation import significance
@@ -43,7 +44,8 @@ SENTENCES = (
     "Two hours of my life that I will never get back.",
     "The plot is thin, but the actors carry it with charm.",
 )
-QUESTION = "How long do I have to wait for a building permit?"
+# One that no document answers, and one that has its answer in a document.
+QUESTIONS = ("What is the capital of France?", "How high may a fence be without a permit?")
 # Documents in the index: enough to look for one of them, and read in some seconds.
 DOCUMENTS = 100
 # Number of conversations to train on, by dtype. Float32 is for CPUs without native bf16, where each takes several times
@@ -175,21 +177,40 @@ def _run(
         with stage(f"Quantize {name} to w8a8, measured through vLLM"):
             smaller = output / f"{name}-w8a8"
             reports[name] = quantize(output / name, smaller, "w8a8", max_drop=MAX_DROP[name], overwrite=True)
-    with stage("Serve both, and an index of documents, and call them"):
-        file = write_server_file(output.resolve(), {name: output.resolve() / f"{name}-w8a8" for name in runs})
-        _call(console, file)
+    with stage("Index documents, and fit a gate: which questions they answer"):
+        gate = _index(console, output.resolve())
+    with stage("Serve both, and the index, and call them"):
+        models = {name: output.resolve() / f"{name}-w8a8" for name in runs}
+        _call(console, write_server_file(output.resolve(), models, gate))
 
 
-def write_server_file(output: Path, models: Mapping[str, Path]) -> Path:
+def write_server_file(output: Path, models: Mapping[str, Path], gate: Path | None) -> Path:
     """Writes the file of a server of these models, and of an index of documents with its encoder. Returns its path."""
     file = output / "server.yaml"
     paths = {**models, "encoder": samples.e5()}
-    content = {
-        "models": {name: {"path": str(path)} for name, path in paths.items()},
-        "indexes": {"faq": {"path": str(output / "faq"), "embedding": "encoder"}},
-    }
+    index = {"path": str(output / "faq"), "embedding": "encoder"} | ({"gate": str(gate)} if gate else {})
+    content = {"models": {name: {"path": str(path)} for name, path in paths.items()}, "indexes": {"faq": index}}
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return file
+
+
+def _index(console: Console, output: Path) -> Path:
+    """Writes documents to the index, and fits a gate to the questions that they answer. Returns its path."""
+    with samples.faq().open(encoding="utf-8") as lines:
+        rows = {f"faq-{number}": json.loads(line) for number, line in enumerate(islice(lines, DOCUMENTS))}
+    # Without their questions, which would be found word by word: the gate would learn that others have no answer.
+    documents = [answer_pb2.Document(id=id_, text=row["positive"]) for id_, row in rows.items()]
+    questions, gate = output / "questions.jsonl", output / "gate.json"
+    samples.write_jsonl(questions, ({"query": row["query"], "documents": [id_]} for id_, row in rows.items()))
+    file = write_server_file(output, {}, None)
+    with launched("--config", str(file)) as server:
+        with calling(server.addresses.grpc) as channel:
+            request = answer_pb2.UpsertDocumentsRequest(index="faq", documents=documents)
+            AnswerServiceStub(channel).UpsertDocuments(request, timeout=300)
+        console.print(f"  {len(documents)} documents, and as many questions:")
+        options = ("--index", "faq", "--gate", str(gate), "--target", server.addresses.grpc)
+        evaluate_command.main([*options, str(questions)], standalone_mode=False)
+    return gate
 
 
 def _call(console: Console, file: Path) -> None:
@@ -210,24 +231,20 @@ def _call(console: Console, file: Path) -> None:
 
 
 def _answer(console: Console, channel: grpc.Channel) -> None:
-    """Writes documents to the index, and has a question answered from them."""
-    with samples.faq().open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in islice(lines, DOCUMENTS)]
-    documents = [
-        answer_pb2.Document(id=f"faq-{number}", title=row["query"], text=row["positive"])
-        for number, row in enumerate(rows)
-    ]
+    """Has questions answered from the documents in the index."""
     stub = AnswerServiceStub(channel)
-    stub.UpsertDocuments(answer_pb2.UpsertDocumentsRequest(index="faq", documents=documents), timeout=300)
-    console.print(f"\n  {len(documents)} documents, and the question: {QUESTION}", soft_wrap=True)
-    parts = AnswerParts()
-    asked = answer_pb2.AnswerMessage(role="user", content=QUESTION)
-    for part in stub.Answer(answer_pb2.AnswerRequest(index="faq", messages=[asked], limit=1), timeout=60):
-        parts.add(part)
-    answer = parts.joined()
-    for one in answer.end.citations:
-        said = f"  {answer.text[one.start : one.end]} [{one.document_id}, {one.document_start}-{one.document_end}]"
-        console.print(said, markup=False, soft_wrap=True)
+    for question in QUESTIONS:
+        console.print(f"\n  {question}", soft_wrap=True)
+        parts = AnswerParts()
+        asked = answer_pb2.AnswerMessage(role="user", content=question)
+        for part in stub.Answer(answer_pb2.AnswerRequest(index="faq", messages=[asked], limit=1), timeout=60):
+            parts.add(part)
+        answer = parts.joined()
+        if answer.end.outcome == answer_pb2.ANSWER_OUTCOME_NOT_FOUND:
+            console.print("  The documents have no answer.")
+        for one in answer.end.citations:
+            said = f"  {answer.text[one.start : one.end]} [{one.document_id}, {one.document_start}-{one.document_end}]"
+            console.print(said, markup=False, soft_wrap=True)
 
 
 def _results(reports: dict[str, Report]) -> Table:
