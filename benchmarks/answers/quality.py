@@ -51,6 +51,15 @@ def trained(work: Path, faq: Faq, task: str, base: Path, **settings: Any) -> Pat
     return output
 
 
+def trainings(work: Path, building: Faq) -> dict[str, Path]:
+    """Returns the encoder `tuned` and the cross-encoder `ranking`, neither of which has seen what is held out."""
+    example = {"max_length": 128, "epochs": 3}
+    return {
+        "tuned": trained(work, building, "embedding", samples.e5(), learning_rate=5e-4, **example),
+        "ranking": trained(work, building, "ranking", samples.sentiment_encoder(), **example),
+    }
+
+
 def asked(search: Any, index: str, questions: Sequence[tuple[str, int]], rerank: bool) -> list[pb.SearchResponse]:
     """Returns what an index finds for questions."""
     return [
@@ -124,9 +133,7 @@ def main(work: Path, only_untuned: bool, report: Path | None) -> None:
     models = {"encoder": samples.e5()}
     indexes: dict[str, dict[str, Any]] = {one.name: {"embedding": "encoder"} for one in all_}
     if not only_untuned:
-        example = {"max_length": 128, "epochs": 3}
-        models["tuned"] = trained(work, building, "embedding", samples.e5(), learning_rate=5e-4, **example)
-        models["ranking"] = trained(work, building, "ranking", samples.sentiment_encoder(), **example)
+        models |= trainings(work, building)
         # By vectors alone, so that what training gave is seen.
         indexes["tuned"] = {"embedding": "tuned", "ranking": "ranking", "keyword_weight": 0.0}
     sets, tuned = [], dict[str, float]()
