@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -116,7 +116,20 @@ def finetune(config: FinetuneConfig, overwrite: bool = False, resume: bool = Fal
     shutil.rmtree(state, ignore_errors=True)
     tables.show_checkpoint(config.output, result.manifest)
     continual.show(result.manifest.task, entry.metrics)
+    _warn_of_letters(result.manifest.lineage[-1].metrics)
     return config.output
+
+
+def _warn_of_letters(metrics: Mapping[str, float]) -> None:
+    from tuneserve.finetune.eval.evaluation import BY_LETTERS
+
+    if BY_LETTERS in metrics and metrics["ndcg@10"] <= metrics[BY_LETTERS]:
+        logger.warning(
+            "it orders held-out passages no better (nDCG@10 %.2f) than the letters do that they share with the query "
+            "(%.2f): an index without it finds more; more rows or another base model may help",
+            metrics["ndcg@10"],
+            metrics[BY_LETTERS],
+        )
 
 
 def adapter_directory(config: FinetuneConfig) -> Path:

@@ -17,6 +17,8 @@ from tuneserve.finetune.data import tokens
 from tuneserve.finetune.data.disk_rows import DiskRows
 from tuneserve.finetune.data.tokens import IGNORED, Target, encode, lengths, with_offsets
 
+# Of ranking: nDCG@10 of the passages in the order of their similar letters.
+BY_LETTERS = "letters/ndcg@10"
 BATCH_TOKENS = 2048  # padding included: bounds the memory of logits over a large vocabulary
 
 
@@ -85,7 +87,10 @@ def _ranking(model: Any, tokenizer: Any, target: Target, rows: Sequence[Row], bf
     """Each query's shortlist is ranked."""
     library = retrieval.Library.of(rows)
     encoded = DiskRows(tokens.texts(tokenizer, library.pairs, target.max_length))
-    return _found(library, library.ranked(torch.cat(logits(model, tokenizer, target, encoded, bf16))[:, 0].tolist()))
+    scores = torch.cat(logits(model, tokenizer, target, encoded, bf16))[:, 0].tolist()
+    answers = _found(library, library.ranked(scores))
+    answers.metrics[BY_LETTERS] = _found(library, library.by_letters).metrics["ndcg@10"]
+    return answers
 
 
 def _found(library: retrieval.Library, found: Sequence[Sequence[int]]) -> Answers:

@@ -402,6 +402,19 @@ def test_a_cross_encoder_learns_which_passages_are_good(run: Run, tmp_path: Path
     assert float(found[0]) == pytest.approx(float(ours.sigmoid()), abs=1e-5)
 
 
+def test_a_cross_encoder_that_has_learned_nothing_is_told(
+    run: Run, tmp_path: Path, encoder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["good", "bad", "great", "awful", "fun", "dull", "film", "story", "acting"]
+    found = [{"query": f"what was {word}", "positive": f"the {word}"} for word in words]
+    rows.write(tmp_path / "d.jsonl", found)
+    settings = {"task": "ranking", "base_model": str(encoder), "train": "d.jsonl", "test_size": 0.5, "epochs": 1}
+    output = run(tmp_path, **settings, learning_rate=1e-9)
+    metrics = checkpoint.load(output).lineage[-1].metrics
+    assert metrics["ndcg@10"] < metrics["letters/ndcg@10"] == 1
+    assert "no better (nDCG@10" in caplog.text
+
+
 def test_nothing_is_left_when_the_data_is_bad(run: Run, tmp_path: Path, encoder: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "", "label": "a"}\n')
     with pytest.raises(UserError, match="1 bad rows"):

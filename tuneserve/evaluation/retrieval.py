@@ -64,6 +64,12 @@ class Library:
         return [sorted(own.union(more[: max(0, SHORT - len(own))])) for own, more in found]
 
     @property
+    def by_letters(self) -> list[list[int]]:
+        """The best of the shortlists by similar letters: what a model for ranking must be better than."""
+        found = similar(self, DEPTH, [()] * len(self.queries))
+        return [[one for one in some if one in short] for some, short in zip(found, self.shortlists, strict=True)]
+
+    @property
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Each query with each passage of its shortlist."""
         for query, places in zip(self.queries, self.shortlists, strict=True):

@@ -41,6 +41,7 @@ def test_a_shortlist_has_the_own_passages_and_the_most_similar_others(monkeypatc
         ("shipping", "houses are red"),
     ]
     assert library.ranked([0.1, 0.3, 0.2, 0.5, 0.5, 1, 2]) == [[1, 2, 0], [3, 4], [4, 0]]
+    assert library.by_letters == [[0, 2, 1], [4, 3], [0, 4]]
 
 
 def test_the_nearest_by_cosine_come_first() -> None:
