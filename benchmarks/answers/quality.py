@@ -3,10 +3,10 @@
     python -m tuneserve.benchmarks.answers.quality WORK [--only-untuned] [--report FILE]
 
 Each FAQ is an index of its answers, without the questions, which are the queries; multilingual-e5-small makes the
-vectors. Half of the questions choose the weight of words, the other half measure: whether both together are worse than
-the better of the two alone, by the paired test of significance.py. For the questions about building, the same encoder
-is also trained, as in finetune/examples/search.yaml, and a cross-encoder (MiniLM) beside it; 150 questions are held out
-from both. Trainings are kept in WORK, and not repeated. The last line of stdout is the result as JSON.
+vectors. Each half of the questions is measured at the weight of words that the other half chose: whether both together
+are worse than the better of the two alone, by the paired test of significance.py. For the questions about building, the
+same encoder is also trained, as in finetune/examples/search.yaml, and a cross-encoder (MiniLM) beside it; 150 questions
+are held out from both. Trainings are kept in WORK, and not repeated. The last line of stdout is the result as JSON.
 """
 
 import subprocess
@@ -26,6 +26,7 @@ from tuneserve.benchmarks.answers.faqs import Faq
 from tuneserve.checkpoint import rows
 from tuneserve.client import Client, Document
 from tuneserve.evaluation import quality, searched, significance
+from tuneserve.evaluation.quality import RowSums
 from tuneserve.evaluation.searched import Searched
 from tuneserve.v1 import answer_pb2 as pb
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
@@ -74,19 +75,26 @@ def found(faq: Faq, questions: Sequence[tuple[str, int]], responses: Sequence[pb
 
 
 def both(name: str, some: Sequence[Searched]) -> dict[str, Any]:
-    """Returns what the two kinds of search find alone and together, on the questions that did not choose the weight."""
-    choosing, held_out = some[::2], some[1::2]
-    weight, single = searched.fitted(choosing), searched.fitted(choosing, (0.0, 1.0))
-    measured = {one: searched.measured(held_out, one) for one in (0.0, 1.0, weight)}
-    change = significance.compare("ndcg@10", measured[single][1], measured[weight][1])
+    """Returns what the two kinds of search find alone and together, each half of the questions at the weight that the
+    other half chose.
+    """
+    weights, recall = list[float](), 0.0
+    sums: dict[str, RowSums] = {one: [] for one in ("vectors", "words", "both", "better")}
+    halves = some[::2], some[1::2]
+    for choosing, held_out in (halves, halves[::-1]):
+        weights.append(searched.fitted(choosing))
+        single = searched.fitted(choosing, (0.0, 1.0))
+        for kind, weight in (("vectors", 0.0), ("words", 1.0), ("both", weights[-1]), ("better", single)):
+            metrics, rows_sums = searched.measured(held_out, weight)
+            sums[kind] += rows_sums
+            recall += metrics["recall@10"] * len(held_out) * (kind == "both")
+    change = significance.compare("ndcg@10", sums["better"], sums["both"])
     return {
         "set": name,
-        "questions": len(held_out),
-        "weight": weight,
-        "vectors": measured[0.0][0]["ndcg@10"],
-        "words": measured[1.0][0]["ndcg@10"],
-        "both": measured[weight][0]["ndcg@10"],
-        "recall@10": measured[weight][0]["recall@10"],
+        "questions": len(some),
+        "weights": weights,
+        **{kind: sum(value for value, _ in sums[kind]) / len(some) for kind in ("vectors", "words", "both")},
+        "recall@10": recall / len(some),
         "change": [change.second - change.first, change.low, change.high],
         "not_worse": not (change.is_significant and change.second < change.first),
     }

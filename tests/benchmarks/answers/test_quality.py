@@ -13,13 +13,13 @@ def searched(dense: list[float], keyword: list[float]) -> Searched:
 def test_both_kinds_together_are_compared_with_the_better_one():
     by_words, by_vectors = searched([0.9, 0.8, 0.1], [0, 5, 1]), searched([0.1, 0.9, 0.2], [1, 0, 3])
     row = quality.both("faq", [by_words, by_vectors, by_vectors, by_words] * 20)
-    assert row["questions"] == 40
+    assert row["questions"] == 80
     assert row["both"] > max(row["vectors"], row["words"])
     assert row["not_worse"]
     assert row["change"][1] > 0
-    # Words alone lead the choosing half astray.
+    # What one half chooses leads the other one astray, as it does where one kind alone is chosen.
     row = quality.both("faq", [searched([0.9, 0.8, 0], [0, 5, 1]), searched([0.99, 1, 0], [9, 0, 0])] * 40)
-    assert (row["vectors"], row["both"] < 1, row["not_worse"]) == (1.0, True, True)
+    assert (row["both"] < row["vectors"] < 1, row["not_worse"]) == (True, True)
     assert len(quality.table([row], {"zaragoza-en, tuned": 0.8}).rows) == 2
 
 
