@@ -50,7 +50,8 @@ def test_the_choice_for_this_machine_is_the_faster(tmp_path):
 def test_which_int8_weights_are_exact(environment):
     """vLLM's int8 product with the largest activations: weights within ±64 are exact everywhere, all with VNNI only."""
     code = """
-import json, torch
+import json, sys, torch
+sys.modules["zentorch"] = None  # as in our engines: vLLM would import it
 import vllm._custom_ops as ops
 from tuneserve.machine.tiers import this_tier
 
