@@ -39,8 +39,8 @@ def host_and_port(address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
-def _allowed(*names: str) -> str:
-    return f"allowed: {', '.join(names)}"
+def _not_of_this_file(key: str, name: str, kind: str, *known: str) -> Refused:
+    return Refused(f"{name} is not a {kind} of this file", f"allowed: {', '.join(known)}", key=key)
 
 
 def _address(address: str) -> str:
@@ -361,8 +361,7 @@ class ServerConfig(Settings):
             for key in ("embedding", "ranking", "generation"):
                 model = getattr(index, key)
                 if model is not None and model not in self.models:
-                    told = f"{model} is not a model of this file"
-                    raise Refused(told, _allowed(*self.models), key=f"indexes.{name}.{key}")
+                    raise _not_of_this_file(f"indexes.{name}.{key}", model, "model", *self.models)
         return self
 
     @model_validator(mode="after")
@@ -370,8 +369,7 @@ class ServerConfig(Settings):
         for name, alias in self.aliases.items():
             for key, target in [*((f"targets.{one}", one) for one in alias.targets), ("shadow", alias.shadow)]:
                 if target is not None and target not in self.models:
-                    told = f"{target} is not a model of this file"
-                    raise Refused(told, _allowed(*self.models), key=f"aliases.{name}.{key}")
+                    raise _not_of_this_file(f"aliases.{name}.{key}", target, "model", *self.models)
             if alias.shadow in alias.targets:
                 raise Refused(f"{alias.shadow} is also a target", key=f"aliases.{name}.shadow")
         return self
@@ -381,8 +379,8 @@ class ServerConfig(Settings):
         for name, monitor in self.monitors.items():
             for key, model in (("topic", monitor.topic), ("sentiment", monitor.sentiment)):
                 if model not in self.models and model not in self.aliases:
-                    told = f"{model} is not a model or alias of this file"
-                    raise Refused(told, _allowed(*self.models, *self.aliases), key=f"monitors.{name}.{key}")
+                    known = [*self.models, *self.aliases]
+                    raise _not_of_this_file(f"monitors.{name}.{key}", model, "model or alias", *known)
         return self
 
 
