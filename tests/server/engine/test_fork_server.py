@@ -4,8 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+
+def run(directory: Path, code: str, how: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+    """A program that begins with `fork_server.start` or `fork_server.fork`. It ends after all that it started."""
+    script = directory / "script.py"
+    script.write_text(code)
+    command = [sys.executable, script, how]
+    return subprocess.run(command, capture_output=True, text=True, check=True, **more)
+
 
 FORKS = """
 import json, multiprocessing, os, sys, threading
@@ -44,9 +54,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["start", "fork"])
 def test_an_engine_has_its_servers_environment_and_is_known_to_its_starters_thread(tmp_path, how):
-    script = tmp_path / "script.py"
-    script.write_text(FORKS)
-    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, check=True)
+    done = run(tmp_path, FORKS, how)
     found = json.loads(done.stdout)
     (first, its_parent, *seen), (second, parent, *seen_again) = found["told"]
     assert its_parent == parent
@@ -80,10 +88,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["start", "fork"])
 def test_what_a_killed_engine_leaves_is_removed_without_a_warning(tmp_path, how):
-    script = tmp_path / "script.py"
-    script.write_text(KILLED)
     # Until the resource tracker has ended, too: it has the same standard error.
-    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True, check=True)
+    done = run(tmp_path, KILLED, how)
     assert not done.stderr
     assert not Path("/dev/shm", f"sem.{done.stdout.strip().removeprefix('/')}").exists()
 
@@ -114,9 +120,5 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", ["start", "fork"])
 def test_a_signal_to_the_servers_group_does_not_reach_its_engines(tmp_path, how):
     """Their session is the server's."""
-    script = tmp_path / "script.py"
-    script.write_text(SIGNALLED)
-    done = subprocess.run(
-        [sys.executable, script, how], capture_output=True, text=True, check=True, start_new_session=True
-    )
+    done = run(tmp_path, SIGNALLED, how, start_new_session=True)
     assert done.stdout == "True\n"
