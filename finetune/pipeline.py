@@ -126,7 +126,7 @@ def _warn_of_letters(metrics: Mapping[str, float]) -> None:
     if BY_LETTERS in metrics and metrics["ndcg@10"] <= metrics[BY_LETTERS]:
         logger.warning(
             "it orders held-out passages no better (nDCG@10 %.2f) than the letters do that they share with the query "
-            "(%.2f): an index without it finds more; more rows or another base model may help",
+            "(%.2f): an index may find more without it; more rows or another base model may help",
             metrics["ndcg@10"],
             metrics[BY_LETTERS],
         )
