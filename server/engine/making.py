@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,6 @@ def engine_factory(otlp_endpoint: str | None = None) -> EngineFactory:
         def make() -> Engine:
             # It imports beside this process.
             fork_server.start()
-            # vLLM looks for it, see on_cpu/zen.py.
-            sys.modules.setdefault("zentorch", None)  # type: ignore[arg-type]
             with _IMPORTING:
                 from tuneserve.server.engine.vllm_engine import VllmEngine
 

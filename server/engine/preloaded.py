@@ -20,9 +20,8 @@ os.environ |= {
     "OPENBLAS_NUM_THREADS": "1",
     **runtime.unset(runtime.engine_environment()),
 }
-# transformers and PyTorch import these if they are installed, for what is not served: the image has none of them. vLLM
-# imports zentorch, see on_cpu/zen.py.
-_absent: dict[str, Any] = dict.fromkeys(("scipy", "sklearn", "triton", "zentorch"))
+# transformers and PyTorch import these if they are installed, for what is not served: the image has none of them.
+_absent: dict[str, Any] = dict.fromkeys(("scipy", "sklearn", "triton"))
 sys.modules |= _absent
 
 from vllm.v1.worker import cpu_worker

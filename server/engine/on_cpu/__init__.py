@@ -1,2 +1,1 @@
-"""What vLLM lacks on CPUs, loaded into its workers. Each file includes the one before: zen, top_p, seeds,
-lora, nf4."""
+"""What vLLM lacks on CPUs, for its workers. Each file includes the one before: zen, top_p, seeds, lora, nf4."""

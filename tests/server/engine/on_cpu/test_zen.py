@@ -11,6 +11,11 @@ from tuneserve.machine.tiers import AVX512_BF16, this_tier
 
 HAS_ZEN = this_tier() is AVX512_BF16 and "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 # In a process of its own, as an engine's: importing the files changes vLLM.
+PLATFORM = """
+from tuneserve.server.engine import vllm_engine
+from vllm.platforms import current_platform
+assert not current_platform.is_zen_cpu()
+"""
 IMPORTS = """
 import torch
 from tuneserve.server.engine import preloaded
@@ -38,15 +43,20 @@ for rows, inputs, outputs in ((1, 64, 48), (33, 384, 1536), (200, 1536, 384)):
 
 
 def run(code: str, **environment: str) -> None:
-    command, given = [sys.executable, "-c", IMPORTS + code], os.environ | environment
+    command, given = [sys.executable, "-c", code], os.environ | environment
     ended = subprocess.run(command, env=given, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.skipif(not HAS_ZEN, reason="not AMD's AVX-512 with bf16")
 def test_products_of_eight_bits_are_zentorchs_and_nothing_else() -> None:
-    run(PRODUCTS)
+    run(IMPORTS + PRODUCTS)
+
+
+def test_what_imports_the_engine_without_the_fork_server_does_not_see_it() -> None:
+    """As `tuneserve worker` does."""
+    run(PLATFORM)
 
 
 def test_other_machines_keep_vllms_own() -> None:
-    run("assert not supported and 'AMD' in why, why", ONEDNN_MAX_CPU_ISA="AVX512_CORE_VNNI")
+    run(IMPORTS + "assert not supported and 'AMD' in why, why", ONEDNN_MAX_CPU_ISA="AVX512_CORE_VNNI")
