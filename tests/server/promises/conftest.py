@@ -74,7 +74,7 @@ async def _alive(served) -> None:
 @asynccontextmanager
 async def _unharmed(served) -> AsyncIterator[None]:
     await _alive(served)
-    before = State.of(served)
+    before, there = State.of(served), asyncio.all_tasks()
     yield
     await _alive(served)
     for _ in range(round(_CALM_SECONDS / 0.02)):
@@ -82,8 +82,8 @@ async def _unharmed(served) -> AsyncIterator[None]:
         if after.tasks <= before.tasks and after.fds <= before.fds and not after.held:
             return
         await asyncio.sleep(0.02)
-    tasks = "\n".join(str(task.get_coro()) for task in asyncio.all_tasks())
-    raise AssertionError(f"before: {before}, {_CALM_SECONDS:g} s after: {after}\n{tasks}")
+    new = "\n".join(map(str, asyncio.all_tasks() - there))
+    raise AssertionError(f"before: {before}, {_CALM_SECONDS:g} s after: {after}; tasks that are new:\n{new}")
 
 
 @pytest.fixture
