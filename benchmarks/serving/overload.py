@@ -70,12 +70,12 @@ class Overload:
 def classify(channels: Sequence[grpc.aio.Channel], model: str, batch: int) -> Call:
     """Returns a call that classifies `batch` texts, on one channel after the other."""
     sentences = texts(16 * batch, seed=0)
+    calls = [ClassificationServiceStub(channel).Classify for channel in channels]
 
     async def call(number: int) -> float | None:
         start = number % 16 * batch
         inputs = [pb.ClassifyInput(text=text) for text in sentences[start : start + batch]]
-        stub = ClassificationServiceStub(channels[number % len(channels)])
-        answer = stub.Classify(pb.ClassifyRequest(model=model, inputs=inputs))
+        answer = calls[number % len(calls)](pb.ClassifyRequest(model=model, inputs=inputs))
         await answer
         return queue_seconds(await answer.trailing_metadata())
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
 
@@ -27,40 +28,47 @@ async def open_channels(target: str, connections: int) -> AsyncIterator[list[grp
         yield channels
 
 
-def connected(job: Job) -> AbstractAsyncContextManager[list[grpc.aio.Channel]]:
-    """The channels of a job."""
-    return open_channels(job.target, job.connections)
+@dataclass(frozen=True)
+class Stubs:
+    """The stubs of one channel: making them for each call would take the client's time."""
+
+    classification: ClassificationServiceStub
+    generation: GenerationServiceStub
 
 
-async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:
+@asynccontextmanager
+async def connected(job: Job) -> AsyncIterator[list[Stubs]]:
+    """Yields the stubs of each of a job's channels."""
+    async with open_channels(job.target, job.connections) as channels:
+        yield [Stubs(ClassificationServiceStub(channel), GenerationServiceStub(channel)) for channel in channels]
+
+
+async def send(stubs: Stubs, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:
     """Makes one call."""
     if job.texts and job.stream:
-        async for one in ClassificationServiceStub(channel).ClassifyStream(_each(job, piece)):
+        async for one in stubs.classification.ClassifyStream(_each(job, piece)):
             outcome.texts += len(one.response.results)
             outcome.prompt_tokens += one.response.usage.prompt_tokens
         return
     if job.texts:
         inputs = [classification.ClassifyInput(text=str(text)) for text in piece]
-        response = await ClassificationServiceStub(channel).Classify(
-            classification.ClassifyRequest(model=job.model, inputs=inputs)
-        )
+        response = await stubs.classification.Classify(classification.ClassifyRequest(model=job.model, inputs=inputs))
         outcome.texts += len(response.results)
         outcome.prompt_tokens += response.usage.prompt_tokens
         outcome.answers += [one.labels[0].label for one in response.results] if job.answers else []
         return
     prompt = generation.Prompt(token_ids=generation.TokenIds(ids=[int(id_) for id_ in piece]))
     sampling = generation.SamplingParams(max_tokens=job.max_tokens, temperature=0, ignore_eos=True)
-    stub = GenerationServiceStub(channel)
+    request = generation.GenerateRequest(model=job.model, prompt=prompt, sampling=sampling)
     if not job.stream:
-        answer = await stub.Generate(generation.GenerateRequest(model=job.model, prompt=prompt, sampling=sampling))
+        answer = await stubs.generation.Generate(request)
         outcome.output_tokens += len(answer.completions[0].token_ids)
         outcome.prompt_tokens += answer.usage.prompt_tokens
         outcome.answers += [answer.completions[0].text] if job.answers else []
         return
 
     async def tokens() -> AsyncIterator[int]:
-        request = generation.GenerateRequest(model=job.model, prompt=prompt, sampling=sampling)
-        async for message in stub.GenerateStream(request):
+        async for message in stubs.generation.GenerateStream(request):
             outcome.prompt_tokens += message.usage.prompt_tokens
             new = sum(len(completion.token_ids) for completion in message.completions)
             outcome.output_tokens += new

@@ -5,22 +5,30 @@ for it.
 """
 
 import asyncio
-from collections.abc import Sequence
-
-import grpc
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from tuneserve.benchmarks.serving.load.apis.oip import text_tensor
-from tuneserve.benchmarks.serving.workers.grpc_client import connected
+from tuneserve.benchmarks.serving.workers.grpc_client import open_channels
 from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.benchmarks.serving.workers.worker import drive, work
 from tuneserve.oip import inference_pb2 as pb
 from tuneserve.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 
 
-async def send(channel: grpc.aio.Channel, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome) -> None:
+@asynccontextmanager
+async def connected(job: Job) -> AsyncIterator[list[GRPCInferenceServiceStub]]:
+    """Yields the stub of each of a job's channels."""
+    async with open_channels(job.target, job.connections) as channels:
+        yield [GRPCInferenceServiceStub(channel) for channel in channels]
+
+
+async def send(
+    stub: GRPCInferenceServiceStub, job: Job, piece: Sequence[str] | Sequence[int], outcome: Outcome
+) -> None:
     """Makes one call."""
     request = pb.ModelInferRequest(model_name=job.model, inputs=[text_tensor("text", piece)])
-    answer = await GRPCInferenceServiceStub(channel).ModelInfer(request)
+    answer = await stub.ModelInfer(request)
     [labels] = [output.contents.bytes_contents for output in answer.outputs if output.name == "label"]
     outcome.texts += len(labels)
     if "prompt_tokens" in answer.parameters:
