@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 
     from tuneserve.client.endpoint import Endpoint
 
+_MODELS = "tuneserve call models lists the models that are served"
+# By an error's reason, or else by its status. Of other things that are missing, the message alone says which there are.
 HINTS = {
-    "NOT_FOUND": "tuneserve call models lists the models that are served",
+    "MODEL_NOT_FOUND": _MODELS,
+    "VERSION_NOT_FOUND": _MODELS,
+    "ALIAS_NOT_FOUND": _MODELS,
+    "ADAPTER_NOT_FOUND": _MODELS,
     "RESOURCE_EXHAUSTED": "the server is overloaded, or a quota is spent: try again later, or send less",
     "DEADLINE_EXCEEDED": "wait longer with --timeout",
     "UNAUTHENTICATED": "set TUNESERVE_KEY, or pass --key",
@@ -81,6 +86,4 @@ def failure(error: "grpc.RpcError", server: "Endpoint") -> CallFailed:
     texts = (f"{violation.field}: {violation.description}" for violation in found.violations)
     shown = "; ".join([message, *(text for text in texts if text not in message)])
     kind = CallRefused if code in _REFUSALS else CallFailed
-    # Of these, the message alone says which there are.
-    hint = "" if message.startswith(("index ", "monitor ")) else HINTS.get(code, "")
-    return kind(f"{shown} ({code})", hint)
+    return kind(f"{shown} ({code})", HINTS.get(found.reason) or HINTS.get(code, ""))

@@ -13,6 +13,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from tuneserve.call.command import call_command
+from tuneserve.server.call.errors import NotFound, to_status
 from tuneserve.v1 import (
     answer_pb2,
     answer_pb2_grpc,
@@ -33,6 +34,11 @@ from tuneserve.v1 import (
     monitor_pb2,
     monitor_pb2_grpc,
 )
+
+
+def not_found(context: grpc.ServicerContext, kind: str, known: str) -> None:
+    """Ends a call as the real server does."""
+    context.abort_with_status(rpc_status.to_status(to_status(NotFound(kind, "other", [known]), "abc")))
 
 
 class Server(
@@ -62,7 +68,7 @@ class Server(
         if request.model == "hangs":
             self.may_go_on.wait(30)
         if request.model == "other":
-            context.abort(grpc.StatusCode.NOT_FOUND, "model 'other' is not served here; served: sentiment")
+            not_found(context, "model", "sentiment")
         if request.model == "loading":
             context.abort(grpc.StatusCode.UNAVAILABLE, "model loading is not ready")
         if request.model == "busy":
@@ -203,8 +209,7 @@ class Server(
     def Examples(self, request, context):
         self.request = request
         if request.monitor == "other":
-            context.set_trailing_metadata((("x-request-id", "abc"),))
-            context.abort(grpc.StatusCode.NOT_FOUND, "monitor 'other' is not served here; served: news")
+            not_found(context, "monitor", "news")
         time = timestamp_pb2.Timestamp()
         time.FromJsonString("2026-01-02T03:04:05Z")
         return monitor_pb2.ExamplesResponse(examples=[monitor_pb2.Example(text="a [bold]film", time=time)])
@@ -225,8 +230,7 @@ class Server(
         self.request = request
         self.sizes.append(len(request.documents))
         if request.index == "other":
-            context.set_trailing_metadata((("x-request-id", "abc"),))
-            context.abort(grpc.StatusCode.NOT_FOUND, "index 'other' is not served here; served: docs")
+            not_found(context, "index", "docs")
         return answer_pb2.UpsertDocumentsResponse(written=len(request.documents), unchanged=1, index_version=7)
 
     def Search(self, request, context):

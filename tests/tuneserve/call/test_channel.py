@@ -2,10 +2,15 @@
 
 from concurrent import futures
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import grpc
 import pytest
 
+from tuneserve.call.channel import failure
+from tuneserve.client.endpoint import Endpoint
+from tuneserve.server.call.errors import NotFound, to_status
 from tuneserve.v1 import (
     model_admin_pb2_grpc,
     model_pb2_grpc,
@@ -70,7 +75,8 @@ def test_bad_input_names_every_field_once_and_exits_2(target: str) -> None:
         (
             "other",
             2,
-            "error: model 'other' is not served here; served: sentiment (NOT_FOUND)\nhint:  tuneserve call models",
+            "error: model 'other' is not served here; served: sentiment (request abc) (NOT_FOUND)\n"
+            "hint:  tuneserve call models",
         ),
         ("busy", 1, "error: queue full: 512 calls (RESOURCE_EXHAUSTED)\nhint:  "),
         ("loading", 1, "error: model loading is not ready (UNAVAILABLE)\n"),
@@ -82,6 +88,19 @@ def test_errors_of_the_server(target: str, model: str, status: int, message: str
         assert result.exit_code == status
         assert result.stderr.startswith(message)
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["model", "version", "alias", "adapter", "index", "monitor"])
+def test_what_is_missing_is_known_without_the_message(kind: str) -> None:
+    status = to_status(NotFound(kind, "other", []), "abc")
+    error = SimpleNamespace(
+        code=lambda: grpc.StatusCode.NOT_FOUND,
+        details=lambda: "in other words",
+        trailing_metadata=lambda: (("grpc-status-details-bin", status.SerializeToString()),),
+    )
+    failed = failure(cast(grpc.RpcError, error), Endpoint("localhost:1"))
+    assert failed.message == "in other words (NOT_FOUND)"
+    assert bool(failed.hint) == (kind not in ("index", "monitor"))
 
 
 def test_a_server_that_hangs(server: Server, target: str) -> None:
