@@ -586,6 +586,12 @@ def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_pytho
         ({"resources": {"limits": {"memory": "8 GB"}}}, "/resources/limits/memory"),
         ({"nameOverride": "Upper"}, "/nameOverride"),
         ({"shmSize": "lots"}, "/shmSize"),
+        ({"finetuneConfig": {"epoch": 3}}, "'/finetuneConfig': additional properties 'epoch'"),
+        ({"finetuneConfig": {"epochs": 0}}, "/finetuneConfig/epochs"),
+        ({"finetuneConfig": {"output": "a"}}, "/finetuneConfig/output"),
+        ({"retrainPolicy": {"min_row": 3}}, "'/retrainPolicy': additional properties 'min_row'"),
+        ({"retrainPolicy": {"finetune": {"epoch": 3}}}, "'/retrainPolicy/finetune': additional properties 'epoch'"),
+        ({"retrainPolicy": {"server": {"percents": 3}}}, "'/retrainPolicy/server': additional properties 'percents'"),
     ],
 )
 def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict[str, Any], named: str) -> None:
@@ -650,7 +656,7 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
             {"indexes": {"docs": INDEX | {"path": "/docs"}}, "indexesClaim": "a"},
             "indexes.docs.path: /docs is not below",
         ),
-        (JOBS | {"finetuneConfig": {"output": "a"}}, "finetuneConfig.output: must begin with /models/"),
+        (JOBS | {"finetuneConfig": {"output": "/tmp/a"}}, "finetuneConfig.output: must begin with /models/"),
         (JOBS | {"quantizeOutput": ""}, "quantizeOutput: must begin with /models/"),
         (JOBS | {"retrainPolicy": {"output": "/tmp/a"}}, "retrainPolicy.output: must begin with /models/"),
         (JOBS | {"feedbackClaim": ""}, "retrainPolicy: needs feedbackClaim"),
@@ -704,7 +710,7 @@ def test_every_string_of_the_schema_is_bounded_and_every_value_is_known(chart: h
 
     schema = chart.schema
     assert schema
-    assert all("pattern" in string or "enum" in string for string in strings(schema))
+    assert all(string.keys() & {"pattern", "enum", "const"} for string in strings(schema))
     assert set(schema["properties"]) - {"global"} == set(chart.values)
 
 

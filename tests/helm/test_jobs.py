@@ -14,6 +14,7 @@ from tuneserve import settings
 from tuneserve.cli import cli
 from tuneserve.finetune.config import FinetuneConfig
 from tuneserve.retrain.policy import RetrainConfig
+from tuneserve.schema import json_schema
 from tuneserve.server.config import FeedbackConfig, ModelConfig, ServerConfig
 
 from ..server.conftest import served_by
@@ -34,6 +35,33 @@ def job(manifests: Manifests, name: str) -> dict[str, Any]:
 @pytest.fixture
 def values() -> dict[str, Any]:
     return yaml.safe_load((CHART / "ci" / "jobs-values.yaml").read_text())
+
+
+# What the chart's schema leaves to docs/schemas, and to the Job.
+LEFT_OUT = {"$schema", "$defs", "title", "description", "default", "required", "oneOf"}
+
+
+def in_chart(node: Any, definitions: dict[str, Any]) -> Any:
+    """A part of a file's JSON Schema as the chart has it, with absolute paths."""
+    if isinstance(node, list):
+        return [in_chart(one, definitions) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return in_chart(definitions[node["$ref"].removeprefix("#/$defs/")], definitions)
+    if node.get("format") == "path":
+        return {"type": "string", "pattern": "^/"}
+    return {key: in_chart(value, definitions) for key, value in node.items() if key not in LEFT_OUT}
+
+
+@pytest.mark.parametrize(("definition", "file"), [("training", "finetune"), ("policy", "retrain")])
+def test_the_chart_knows_every_setting_of_a_job(chart: helm_python.Chart, definition: str, file: str) -> None:
+    known, schema = chart.schema["definitions"][definition], json_schema(file)
+    expected = in_chart(schema, schema.get("$defs", {}))
+    if file == "retrain":
+        # The file takes any; the command checks them.
+        expected["properties"]["finetune"] = {"$ref": "#/definitions/training"}
+    assert known == expected | {"description": known["description"]}
 
 
 def test_finetune_reads_its_settings(chart: helm_python.Chart, values: dict[str, Any], tmp_path: Path) -> None:
