@@ -11,12 +11,13 @@ from functools import cache
 from typing import Protocol
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tuneserve.checkpoint import entities
 from tuneserve.checkpoint.tasks import TASK_NAMES
+from tuneserve.server.histogram import Histogram
 from tuneserve.v1 import checkpoint_pb2 as pb
 
 # Seconds. From 1 ms, as for a classification on a GPU, to a long generation.

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneserve.machine import runtime
 from tuneserve.server import concurrency
@@ -36,6 +36,7 @@ from tuneserve.server.engine.interface import (
     Ticket,
 )
 from tuneserve.server.engine.tokenizer_files import readable
+from tuneserve.server.histogram import Histogram
 from tuneserve.server.turns import in_turns
 from tuneserve.v1 import checkpoint_pb2 as pb
 
