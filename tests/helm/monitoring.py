@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -37,14 +38,23 @@ async def prometheus(
     target: str,
     groups: list[dict[str, Any]],
     alertmanagers: tuple[str, ...] = (),
+    others: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> AsyncIterator[Prometheus]:
-    """Scrapes a server every second, with the labels that the ServiceMonitor gives."""
+    """Scrapes a server every second, with the labels that the ServiceMonitor gives, and other jobs by name: each an
+    address and a path.
+    """
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
     static = {"targets": [target], "labels": {"namespace": OURS["namespace"], "pod": "p"}}
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": ["rules.yaml"],
-        "scrape_configs": [{"job_name": OURS["job"], "static_configs": [static]}],
+        "scrape_configs": [
+            {"job_name": OURS["job"], "static_configs": [static]},
+            *(
+                {"job_name": name, "metrics_path": path, "static_configs": [{"targets": [address]}]}
+                for name, (address, path) in others.items()
+            ),
+        ],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": list(alertmanagers)}]}]},
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))

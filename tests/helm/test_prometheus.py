@@ -1,7 +1,8 @@
-"""A real Prometheus with the chart's rules scrapes a real server: every expression of dashboards, alerts, KEDA and the
-endpoint picker finds a series.
+"""A real Prometheus with the chart's rules scrapes a real server and an Envoy before it: every expression of
+dashboards, alerts, autoscalers and the endpoint picker finds a series.
 
-The engines are fakes. They export what the expressions ask of vLLM, and vLLM's source has these names.
+The engines are fakes. They export what the expressions ask of vLLM, and vLLM's source has these names. There is no
+cluster: `cluster` stands in for kube-state-metrics.
 """
 
 import asyncio
@@ -9,15 +10,15 @@ import contextlib
 import importlib.util
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
 import helm_python
-import promql_parser
 import pytest
 import yaml
-from prometheus_client import Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from tuneserve import checkpoint
 from tuneserve.server.config import ConfigFile, IndexConfig, ModelConfig, MonitorConfig, ServerConfig
@@ -29,9 +30,12 @@ from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
 from ..server.conftest import Served, served_by
 from ..server.fake_engine import FakeEngine
+from . import envoy
 from .monitoring import prometheus
-from .rendering import CHART, MINIMAL, render
-from .test_alerts import OURS, rules, selectors
+from .processes import free_port
+from .rendering import CHART, MINIMAL, Manifests, render
+from .test_alerts import OURS, rules
+from .test_chart import NODES
 
 CLASSIFY = classification_pb2.ClassifyRequest(
     model="sentiment", inputs=[classification_pb2.ClassifyInput(text="the film was good")]
@@ -76,9 +80,61 @@ async def server(
         yield served
 
 
-async def load(server: Served) -> None:
-    """Calls of both kinds, more than the chat model takes, and some that fail, until it is cancelled."""
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """Where kube-state-metrics would be scraped: names and labels are those of its documentation (docs/metrics), of a
+    release whose last pod ends. Yields its address.
+    """
+    registry = CollectorRegistry()
+
+    def export(name: str, value: float, **labels: str) -> None:
+        labels["namespace"] = "ml"
+        Gauge(name, "Of a cluster.", list(labels), registry=registry).labels(**labels).set(value)
+
+    name = "rel-tuneserve"
+    for metric in ("kube_deployment_spec_replicas", "kube_deployment_status_replicas_available"):
+        export(metric, 1, deployment=name)
+    for metric in ("kube_statefulset_replicas", "kube_statefulset_status_replicas_ready"):
+        export(metric, 1, statefulset=name)
+    for metric, value in (("spec_max_replicas", 4), ("status_current_replicas", 1)):
+        export(f"kube_horizontalpodautoscaler_{metric}", value, horizontalpodautoscaler=name)
+    blind = {"horizontalpodautoscaler": name, "condition": "ScalingActive", "status": "false"}
+    export("kube_horizontalpodautoscaler_status_condition", 0, **blind)
+    export("kube_pod_deletion_timestamp", time.time(), pod=f"{name}-1-x", uid="1")
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def behind(chart: helm_python.Chart) -> Manifests:
+    """The example of a release that scales to zero by its Gateway's metrics."""
+    values = yaml.safe_load((CHART / "ci" / "gateway-values.yaml").read_text())
+    return render(chart, values, name="tuned")
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    chart: helm_python.Chart, server: Served, folder: Path
+) -> AsyncIterator[tuple[grpc.aio.Channel, str]]:
+    """That release's route before a server: yields a channel to it, and where its metrics are scraped."""
+    manifest = behind(chart)["grpcroute"]
+    port, admin = free_port(), free_port()
+    for backend in manifest["spec"]["rules"][0]["backendRefs"]:
+        envoy.put_endpoints(folder, backend["name"], [server.app.address])
+    config = envoy.translated(manifest, folder, port)
+    config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}}
+    [host] = manifest["spec"]["hostnames"]
+    named = [("grpc.default_authority", host)]
+    async with envoy.gateway(config, folder), grpc.aio.insecure_channel(f"127.0.0.1:{port}", named) as channel:
+        yield channel, f"127.0.0.1:{admin}"
+
+
+async def load(server: Served, gateway: grpc.aio.Channel) -> None:
+    """Calls of all kinds, more than the chat model takes, and some that fail, until it is cancelled."""
     classify = ClassificationServiceStub(server.channel).Classify
+    routed = ClassificationServiceStub(gateway).Classify
     stream = GenerationServiceStub(server.channel).GenerateStream
     observe = MonitorServiceStub(server.channel).ObserveStream
     answers = AnswerServiceStub(server.channel)
@@ -93,7 +149,7 @@ async def load(server: Served) -> None:
 
     sentiment = server.engines["sentiment"]
     while True:
-        await asyncio.gather(classify(CLASSIFY), *(generate() for _ in range(8)))
+        await asyncio.gather(routed(CLASSIFY, wait_for_ready=True), *(generate() for _ in range(8)))
         async for _ in observe(iter([OBSERVE])):
             pass
         await answers.Search(SEARCH)
@@ -113,33 +169,52 @@ def dashboards(chart: helm_python.Chart) -> list[str]:
     return [target["expr"].replace("$namespace", "ml").replace("$job", OURS["job"]) for target in targets]
 
 
+def with_bool(expression: str) -> str:
+    """A rule's expression whose comparisons give 0 or 1: it has a series also while the alert is silent, if both sides
+    of each comparison have one.
+    """
+    return re.sub(" ([=!]=|[<>]=?) ", r" \1 bool ", expression)
+
+
 def asked(chart: helm_python.Chart) -> set[str]:
-    """Every expression that has a series while nothing is wrong: of an alert, each selector."""
-    keda = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus:9090"}
-    [trigger] = render(chart, MINIMAL | keda)["scaledobject"]["spec"]["triggers"]
-    parsed = [promql_parser.parse(rule["expr"]) for group in rules(chart, {}) for rule in group["rules"]]
-    found = {one.prettify() for expression in parsed for one in selectors(expression)}
+    """Every expression, so that it has a series while nothing is wrong."""
+    groups = [group for values in ({}, NODES) for group in rules(chart, values)]
+    scaled = {"kedaEnabled": True, "kedaPrometheusAddress": "http://prometheus:9090"}
+    triggers = [
+        *render(chart, MINIMAL | scaled)["scaledobject"]["spec"]["triggers"],
+        # Its first query has no series here: it asks for another release's metrics.
+        behind(chart)["scaledobject"]["spec"]["triggers"][1],
+    ]
+    scaler = render(chart, MINIMAL | {"autoscalingEnabled": True})["horizontalpodautoscaler"]["spec"]
     picker = yaml.safe_load((CHART.parent / "integrations" / "endpoint-picker-values.yaml").read_text())
     config = next(iter(picker["inferenceExtension"]["pluginsCustomConfig"].values()))
     read = re.findall(r"\w+Spec: (\S+)", config)
     assert len(read) == 3
-    return {*dashboards(chart), trigger["metadata"]["query"], *read, *(one for one in found if "kube_" not in one)}
+    return {
+        *dashboards(chart),
+        *(with_bool(rule["expr"]) for group in groups for rule in group["rules"]),
+        *(trigger["metadata"]["query"] for trigger in triggers),
+        *(metric["pods"]["metric"]["name"] for metric in scaler["metrics"]),
+        *read,
+    }
 
 
 async def test_every_expression_finds_a_series(
-    chart: helm_python.Chart, server: Served, kept: Callable[..., Path], tmp_path: Path
+    chart: helm_python.Chart, server: Served, cluster: str, kept: Callable[..., Path], tmp_path: Path
 ) -> None:
     missing = asked(chart)
-    loading = asyncio.create_task(load(server))
-    async with prometheus(kept, tmp_path, server.app.metrics_address, rules(chart, {})) as running:
-        for _ in range(120):
-            with contextlib.suppress(OSError):
-                missing = {one for one in missing if not await asyncio.to_thread(running.finds, one)}
-            if not missing:
-                break
-            assert not loading.done(), loading.exception()
-            await asyncio.sleep(1)
-    loading.cancel()
+    async with gateway(chart, server, tmp_path) as (channel, admin):
+        others = {"kube-state-metrics": (cluster, "/metrics"), "envoy": (admin, "/stats/prometheus")}
+        loading = asyncio.create_task(load(server, channel))
+        async with prometheus(kept, tmp_path, server.app.metrics_address, rules(chart, {}), others=others) as running:
+            for _ in range(120):
+                with contextlib.suppress(OSError):
+                    missing = {one for one in missing if not await asyncio.to_thread(running.finds, one)}
+                if not missing:
+                    break
+                assert not loading.done(), loading.exception()
+                await asyncio.sleep(1)
+        loading.cancel()
     assert not missing
 
 
