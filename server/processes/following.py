@@ -230,25 +230,24 @@ class Follower(Operations):
         entries: list[Entry] = []
         while new := self._journal.new():
             entries += new
-            for load, is_served in history.outcomes(entries, self._count).items():
+            for load in history.changes(entries, self._count).loading:
                 # This process had a part in it before it was started again.
-                if is_served is None:
-                    self._journal.append(Entry("failed", self._process, body={"load": load}))
+                self._journal.append(Entry("failed", self._process, body={"load": load}))
         changes = history.changes(entries, self._count)
         there = {model.id: model for model in self._models}
         await self._unload([there[id_] for id_ in changes.unloaded & there.keys()])
-        for body in changes.loaded.values():
-            await self.loading.load(await self._from(body))
-        for body in changes.failed.values():
+        for entry in changes.loaded.values():
+            await self.loading.load(await self._from(entry.body))
+        for entry in changes.failed.values():
             # Its files may be gone.
             with suppress(UserError, StepFailed):
-                model = await self._from(body)
+                model = await self._from(entry.body)
                 self._models.add(model)
                 model.failed(_NOT_IN_ALL)
-        for body in changes.adapters.values():
-            await self._change_adapter(body)
-        for body in changes.aliases.values():
-            await self._set(body)
+        for entry in (*changes.removed.values(), *changes.adapters.values()):
+            await self._change_adapter(entry.body)
+        for entry in changes.aliases.values():
+            await self._set(entry.body)
         for entry in entries:
             if entry.kind in ("joined", "left"):
                 await self._take(entry)

@@ -1,4 +1,4 @@
-from tuneserve.server.processes.history import Changes, changes, outcomes
+from tuneserve.server.processes.history import Changes, changes
 from tuneserve.server.processes.journal import Entry
 
 
@@ -28,11 +28,11 @@ def unload(id_: str) -> Entry:
 
 def test_what_comes_first_decides():
     begun = [load("a", "m", "m@1"), ready(1, "a")]
-    assert outcomes(begun, 2) == {"a": None}
-    assert outcomes([*begun, ready(1, "a")], 2) == {"a": None}, "one process, twice"
-    assert outcomes([*begun, ready(2, "a"), failed("a")], 2) == {"a": True}
-    assert outcomes([*begun, failed("a"), ready(2, "a")], 2) == {"a": False}
-    assert outcomes([failed("other"), ready(1, "other")], 2) == {}
+    assert changes(begun, 2) == Changes(loading={"a": begun[0]})
+    assert changes([*begun, ready(1, "a")], 2) == Changes(loading={"a": begun[0]}), "one process, twice"
+    assert changes([*begun, ready(2, "a"), failed("a")], 2) == Changes(loaded={"m@1": begun[0]})
+    assert changes([*begun, failed("a"), ready(2, "a")], 2) == Changes(failed={"m@1": begun[0]})
+    assert changes([failed("other"), ready(1, "other")], 2) == Changes()
 
 
 def test_nothing():
@@ -43,16 +43,18 @@ def test_only_what_is_there_is_loaded():
     entries = [*served("a", "m", "m@1"), *served("b", "m", "m@2"), alias("m", "m@2"), unload("m@1")]
     done = changes(entries, 2)
     assert list(done.loaded) == ["m@2"]
-    assert done.unloaded == {"m@1"}
-    assert done.aliases["m"]["targets"] == [{"model": "m@2", "weight": 1}]
+    assert not done.unloaded, "it is not of the file"
+    assert list(changes([*entries, unload("m@0")], 2).unloaded) == ["m@0"]
+    assert done.aliases["m"].body["targets"] == [{"model": "m@2", "weight": 1}]
     assert list(changes([*entries, *served("c", "m", "m@1")], 2).loaded) == ["m@2", "m@1"]
 
 
 def test_a_model_without_an_alias_gets_one_from_its_next_version():
     entries = [*served("a", "m", "m@1"), alias("m")]
-    assert changes(entries, 2).aliases["m"]["targets"] == []
-    entries += served("b", "m", "m@2")
-    assert changes(entries, 2).aliases["m"]["targets"] == [{"model": "m@2", "weight": 1}]
+    assert changes(entries, 2).aliases["m"].body["targets"] == []
+    begun, *decided = served("b", "m", "m@2")
+    for whole in ([*entries, begun, *decided], [*entries[:-1], begun, entries[-1], *decided]):
+        assert changes(whole, 2).aliases["m"].body["targets"] == [{"model": "m@2", "weight": 1}]
 
 
 def test_a_version_that_failed_stays_until_it_is_unloaded_or_loaded_again():
@@ -67,6 +69,14 @@ def test_a_version_that_failed_stays_until_it_is_unloaded_or_loaded_again():
 def test_adapters_go_with_their_version():
     body = {"model": "m@1", "adapter": "tuned"}
     given = Entry("adapter", 1, "x", {**body, "directory": "/d"})
-    assert changes([given], 2).adapters == {("m@1", "tuned"): given.body}
-    assert changes([given, Entry("adapter", 1, "y", body)], 2).adapters == {("m@1", "tuned"): body}
-    assert changes([given, unload("m@1")], 2).adapters == {}
+    removed = Entry("adapter", 1, "y", body)
+    assert changes([given], 2) == Changes(adapters={("m@1", "tuned"): given})
+    assert changes([given, removed], 2) == Changes()
+    assert changes([removed], 2) == Changes(removed={("m@1", "tuned"): removed}), "it is of the file"
+    assert changes([removed, given], 2) == Changes(
+        adapters={("m@1", "tuned"): given}, removed={("m@1", "tuned"): removed}
+    )
+    for entries in ([given], [removed], [removed, given]):
+        done = changes([*entries, unload("m@1")], 2)
+        assert not done.adapters
+        assert not done.removed
