@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,6 +69,7 @@ class Follower(Operations):
         self.loading.agreed = self._agreed
         self._count = settings_.processes
         self._journal = Journal(folder)
+        self._needed = partial(history.needed, count=self._count, names={*settings_.models, *settings_.aliases})
         self._process = os.getpid()
         self._running = set[int]()  # the processes that follow the journal
         self._answers: dict[str, dict[int, str | None]] = {}  # to its operations: why one was refused, or ""
@@ -96,8 +98,10 @@ class Follower(Operations):
     async def _take_all(self) -> None:
         async with self._one_at_a_time:
             try:
-                for entry in self._journal.new():
+                for entry in (new := self._journal.new()):
                     await self._take(entry)
+                if new:
+                    self._journal.shorten(self._needed)
             except Exception as error:
                 self._start_again(failures.where(error))
 

@@ -1,6 +1,6 @@
 """What a process that is started again has to do, from the journal of what was done without it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tuneserve.server.processes.journal import Entry
@@ -64,3 +64,29 @@ def _serve(done: Changes, load: Entry) -> None:
     if (alias := done.aliases.get(name)) and not alias.body.get("targets"):
         # Its alias had been deleted, so it got a new one.
         done.aliases[name] = replace(alias, body={"name": name, "targets": [{"model": id_, "weight": 1}]})
+
+
+def needed(entries: Sequence[Entry], count: int, names: Collection[str]) -> list[Entry]:
+    """Returns those entries from which a process that joins learns the same, with whatever comes next. `names` are the
+    aliases of the server's file.
+    """
+    done = changes(entries, count)
+    served = {*names, *(one.body["model"] for one in done.loaded.values())}
+    # An alias that was deleted has to be deleted only by who would have it.
+    aliases = [one for name, one in done.aliases.items() if one.body.get("targets") or name in served]
+    others = (done.loading, done.loaded, done.failed, done.unloaded, done.adapters, done.removed)
+    operations = {one.operation for one in aliases} | {one.operation for part in others for one in part.values()}
+    running: dict[int, Entry] = {}
+    for entry in entries:
+        if entry.kind == "joined":
+            running[entry.process] = entry
+        elif entry.kind == "left":
+            running.pop(entry.process, None)
+
+    def is_needed(entry: Entry) -> bool:
+        if entry.kind in ("joined", "left"):
+            return entry is running.get(entry.process)
+        # Answers are for the process that waits for them.
+        return entry.kind not in ("done", "refused") and entry.body.get("load", entry.operation) in operations
+
+    return list(filter(is_needed, entries))

@@ -1,9 +1,11 @@
 """A process that ends, and one that takes its place (`test_parent.py` has real ones)."""
 
 import asyncio
+from pathlib import Path
 
 import grpc
 
+from tuneserve.server.processes import journal
 from tuneserve.server.processes.journal import Entry, Journal
 from tuneserve.v1 import model_admin_pb2 as pb
 
@@ -32,6 +34,49 @@ async def test_one_that_ends_is_not_waited_for_and_another_makes_up_for_it(pair,
         assert another.serves()[1]["m"] == ((new.id, 1),)
         await another.admin.DeleteAlias(pb.DeleteAliasRequest(name="chat"))
         assert "chat" not in pair.ones[0].serves()[1]
+
+
+async def test_one_that_starts_from_a_summary_serves_the_same(pair, monkeypatch):
+    monkeypatch.setattr(journal, "_LONG", 1000)
+    first, second = (one.admin for one in pair.ones)
+    [[old], _] = await pair.both()
+    chat = await first.load("chat", "chat", max_adapters=2)
+    for name in ("tuned", "other"):
+        await second.LoadAdapter(pb.LoadAdapterRequest(model="chat", adapter=name, path="adapter"))
+    await first.UnloadAdapter(pb.UnloadAdapterRequest(model="chat", adapter="other"))
+    new = await second.load("m", "b")
+    for one, ids in ((first, [old]), (second, [new.id, old]), (first, [new.id])):
+        await one.SetAlias(set_alias("m", *ids))
+        await one.SetAlias(set_alias("other", *ids))
+    await second.DeleteAlias(pb.DeleteAliasRequest(name="other"))
+    await first.UnloadModel(pb.UnloadModelRequest(model=old))
+    await second.DeleteAlias(pb.DeleteAliasRequest(name="chat"))
+    serves = {chat.id: (READY, ("tuned",)), new.id: (READY, ())}, {"m": ((new.id, 1),)}
+    assert await pair.both() == serves
+    assert len(Journal(pair.folder).new()) < 20
+    pair.ones[1].app._agreeing.cancel()
+    Journal(pair.folder).append(Entry("left", 1))
+    async with pair.start(2) as another:
+        assert another.serves() == serves
+
+
+async def test_one_that_has_missed_something_is_started_again(pair, monkeypatch, until):
+    ends: list[str] = []
+    behind = pair.ones[1].app
+    behind._agreeing.cancel()
+    monkeypatch.setattr(behind.operations, "_start_again", ends.append)
+    monkeypatch.setattr(journal, "_LONG", 0)
+
+    def parts() -> set[Path]:
+        return set(pair.folder.glob("part.*"))
+
+    for _ in range(2):
+        before = parts()
+        Journal(pair.folder).append(Entry("left", 9))
+        await until(lambda before=before: parts() != before)
+    await behind.operations._catch_up()
+    assert len(ends) == 1
+    assert "FileNotFoundError" in ends[0]
 
 
 async def test_a_version_that_was_loading_when_one_ended_fails(pair, until):

@@ -1,4 +1,9 @@
-from tuneserve.server.processes.history import Changes, changes
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from tuneserve.server.processes.history import Changes, changes, needed
 from tuneserve.server.processes.journal import Entry
 
 
@@ -80,3 +85,142 @@ def test_adapters_go_with_their_version():
         done = changes([*entries, unload("m@1")], 2)
         assert not done.adapters
         assert not done.removed
+
+
+class Served:
+    """What a server serves, from the file's `m@0` with the adapter `f`; and entries of whatever is done with it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.versions: dict[str, set[str]] = {"m@0": {"f"}}
+        self.failed: set[str] = set()
+        self.loading: dict[str, str] = {}  # by operation
+        self.aliases: dict[str, Sequence[str]] = {"m": ["m@0"]}
+        self.running: set[int] = set()
+        self.done = 0
+
+    def shown(self) -> tuple:
+        return self.versions, self.failed, set(self.loading.values()), self.aliases, self.running
+
+    def something(self) -> list[Entry]:
+        self.done += 1
+        do = [
+            self.load,
+            self.decide,
+            self.decide,
+            self.unload,
+            self.unload,
+            self.point,
+            self.delete,
+            self.adapter,
+            self.join,
+        ]
+        return [*self.random.choice(do)(str(self.done)), Entry("done", 2, str(self.done))]
+
+    def load(self, operation: str) -> list[Entry]:
+        id_ = f"{self.random.choice('mn')}@{self.random.randrange(self.done)}"
+        if id_ in self.versions or id_ in self.loading.values():
+            return []
+        self.failed.discard(id_)
+        self.loading[operation] = id_
+        return [load(operation, id_[0], id_), ready(1, operation)]
+
+    def decide(self, operation: str) -> list[Entry]:
+        if not self.loading:
+            return []
+        begun = next(iter(self.loading))
+        id_ = self.loading.pop(begun)
+        how = self.random.choice(["serves", "serves", "fails", "is cancelled"])
+        if how == "serves":
+            self.versions[id_] = set()
+            self.aliases.setdefault(id_[0], [id_])
+            return [ready(2, begun), failed(begun)]
+        if how == "fails":
+            self.failed.add(id_)
+        return [failed(begun, operation if how == "is cancelled" else ""), ready(2, begun)]
+
+    def unload(self, operation: str) -> list[Entry]:
+        used = {id_ for ids in self.aliases.values() for id_ in ids}
+        if not (unused := sorted({*self.versions, *self.failed} - used)):
+            return []
+        id_ = self.random.choice(unused)
+        self.versions.pop(id_, None)
+        self.failed.discard(id_)
+        return [Entry("unload", 1, operation, {"id": id_})]
+
+    def point(self, operation: str) -> list[Entry]:
+        if not self.versions:
+            return []
+        name = self.random.choice(["m", "n", f"canary-{self.done}"])
+        self.aliases[name] = self.random.choices(list(self.versions))
+        return [
+            Entry("alias", 1, operation, {"name": name, "targets": [{"model": self.aliases[name][0], "weight": 1}]})
+        ]
+
+    def delete(self, operation: str) -> list[Entry]:
+        if not self.aliases:
+            return []
+        name = self.random.choice(list(self.aliases))
+        del self.aliases[name]
+        return [Entry("alias", 1, operation, {"name": name})]
+
+    def adapter(self, operation: str) -> list[Entry]:
+        if not self.versions:
+            return []
+        id_ = self.random.choice(list(self.versions))
+        body = {"model": id_, "adapter": self.random.choice(["f", "g", f"adapter-{self.done}"])}
+        if body["adapter"] not in self.versions[id_]:
+            self.versions[id_].add(body["adapter"])
+            return [Entry("adapter", 1, operation, {**body, "directory": "/d"})]
+        self.versions[id_].remove(body["adapter"])
+        return [Entry("adapter", 1, operation, body)]
+
+    def join(self, operation: str) -> list[Entry]:
+        process = self.random.randrange(100)
+        if process in self.running:
+            self.running.remove(process)
+            return [Entry("left", process)]
+        self.running.add(process)
+        return [Entry("joined", process)]
+
+
+def joined(entries: list[Entry]) -> tuple:
+    """What a process serves that begins with the file and these entries."""
+    done = changes(entries, 2)
+    versions: dict[str, set[str]] = {"m@0": {"f"}}
+    aliases: dict[str, Sequence[str]] = {"m": ["m@0"]}
+    for id_ in done.unloaded:
+        del versions[id_]
+    for id_ in done.loaded:
+        versions[id_] = set()
+        aliases.setdefault(id_[0], [id_])
+    for id_, name in done.removed:
+        versions[id_].remove(name)
+    for id_, name in done.adapters:
+        versions[id_].add(name)
+    for name, alias in done.aliases.items():
+        aliases.pop(name, None)
+        if targets := alias.body.get("targets"):
+            aliases[name] = [target["model"] for target in targets]
+    running = set[int]()
+    for entry in entries:
+        if entry.kind in ("joined", "left"):
+            running ^= {entry.process}
+    return versions, set(done.failed), {load.body["id"] for load in done.loading.values()}, aliases, running
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_needed_says_the_same_and_is_no_more_than_what_is_served(seed):
+    served, entries, short = Served(seed), list[Entry](), list[Entry]()
+    for _ in range(500):
+        new = served.something()
+        entries += new
+        short += new
+        if served.random.random() < 0.1:
+            short = needed(short, 2, ["m"])
+            assert joined(short) == joined(entries) == served.shown()
+            versions, failed, loading, aliases, running = map(len, served.shown())
+            adapters = sum(map(len, served.versions.values()))
+            # Of the file: its version, alias and adapter.
+            assert len(short) <= 4 * (versions + failed + loading) + aliases + adapters + running + 3
+    assert len(entries) > 5 * len(short)
