@@ -1,5 +1,5 @@
-"""Checkpoints that are small but whole: real tokenizers and configs, so that only the weights are missing. And a
-collector of spans.
+"""Checkpoints that are small but whole: real tokenizers and configs, so that only the weights are missing. A
+collector of spans, and fake engines for servers in processes of their own.
 """
 
 import asyncio
@@ -36,6 +36,20 @@ CHAT_TEMPLATE = (
     "<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+# Python runs this first in each process.
+_FAKES = """
+import sys
+sys.path.append({root!r})
+from tests.server.troubled_engine import TroubledEngine
+from tuneserve.server.engine import fork_server, making
+
+async def make(name, config, manifest):
+    return TroubledEngine(len(manifest.labels), max_length=manifest.max_length)
+
+making.engine_factory = lambda endpoint=None: make
+fork_server.fork = lambda: None
+"""
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -127,6 +141,14 @@ def collecting() -> Callable[[], AbstractContextManager[Collector]]:
         server.stop(None).wait()
 
     return run
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch) -> None:
+    """Servers have fake engines."""
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "sitecustomize.py").write_text(_FAKES.format(root=str(Path(__file__).parents[1])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "python"), os.environ.get("PYTHONPATH", "")]))
 
 
 @pytest.fixture(scope="session")

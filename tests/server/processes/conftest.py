@@ -22,28 +22,6 @@ from ..conftest import Models, loopback
 from ..models.test_administration import make_adapter
 from ..troubled_engine import TroubledEngine
 
-# Python runs this first in each process.
-FAKES = """
-import sys
-sys.path.append({root!r})
-from tests.server.troubled_engine import TroubledEngine
-from tuneserve.server.engine import fork_server, making
-
-async def make(name, config, manifest):
-    return TroubledEngine(len(manifest.labels), max_length=manifest.max_length)
-
-making.engine_factory = lambda endpoint=None: make
-fork_server.fork = lambda: None
-"""
-
-
-@pytest.fixture
-def fakes(tmp_path, monkeypatch) -> None:
-    """Servers have fake engines."""
-    (tmp_path / "python").mkdir()
-    (tmp_path / "python" / "sitecustomize.py").write_text(FAKES.format(root=str(Path(__file__).parents[3])))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "python"), os.environ.get("PYTHONPATH", "")]))
-
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Callable[..., AbstractContextManager[Server]]:
