@@ -1,6 +1,10 @@
-"""Worker: does jobs by calling our server over gRPC; each caller has a channel with a connection of its own."""
+"""Worker: does jobs by calling our server over gRPC; each caller has a channel with a connection of its own.
+
+python -m tuneserve.benchmarks.serving.workers.grpc_client [PROCESSES]
+"""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ import grpc
 
 from tuneserve.benchmarks.serving.load.apis.ours import OWN_CONNECTION
 from tuneserve.benchmarks.serving.workers.job import Job, Outcome
+from tuneserve.benchmarks.serving.workers.several import several
 from tuneserve.benchmarks.serving.workers.worker import drive, watch, work
 from tuneserve.client.endpoint import Endpoint
 from tuneserve.v1 import classification_pb2 as classification
@@ -83,5 +88,10 @@ async def _each(job: Job, texts: Sequence[str] | Sequence[int]) -> AsyncIterator
         yield classification.ClassifyStreamRequest(request=request)
 
 
+def do(job: Job) -> Outcome:
+    """Does a job with this process alone."""
+    return asyncio.run(drive(job, connected, send))
+
+
 if __name__ == "__main__":
-    work(lambda: lambda job: asyncio.run(drive(job, connected, send)))
+    work(lambda: several(do, int(sys.argv[1])) if sys.argv[1:] else do)

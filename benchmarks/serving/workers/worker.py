@@ -78,11 +78,11 @@ def started(module: str, arguments: Sequence[str], log: Path, env: Mapping[str, 
         process.communicate()  # The worker ends at the end of its input.
 
 
-def clients(stack: ExitStack, scratch: Path) -> tuple[Worker, Worker]:
-    """Starts the clients of gRPC and of HTTP, which end with `stack`."""
+def clients(stack: ExitStack, scratch: Path, processes: int = 1) -> tuple[Worker, Worker]:
+    """Starts the clients of gRPC, which may be several `processes`, and of HTTP. They end with `stack`."""
     grpc, http = (
-        stack.enter_context(started(module, [], scratch / f"{module}.log", os.environ))
-        for module in ("grpc_client", "http_client")
+        stack.enter_context(started(module, arguments, scratch / f"{module}.log", os.environ))
+        for module, arguments in (("grpc_client", [str(processes)] if processes > 1 else []), ("http_client", []))
     )
     return grpc, http
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from aiohttp import web
 
@@ -145,6 +146,22 @@ async def test_texts(served: tuple[Seen, worker.Worker, str]) -> None:
     assert outcome.rate == 40 / outcome.seconds
     assert outcome.client_cpu > 0
     assert outcome.first_tokens == []
+
+
+async def test_a_client_of_several_processes(tmp_path: Path) -> None:
+    seen, server = Seen(), grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    classification_pb2_grpc.add_ClassificationServiceServicer_to_server(Grpc(seen), server)
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    with worker.started("grpc_client", ["2"], tmp_path / "log", os.environ) as client:
+        work = Job(texts=job.texts(40, seed=1), connections=5, batch=3, target=target, model="m")
+        outcome = await do(client, work)
+        lines = [child.cmdline() for child in psutil.Process(client.process.pid).children()]
+    await server.stop(None)
+    assert sum("spawn_main" in " ".join(line) for line in lines) == 2
+    assert outcome.counts == (40, 120, 0)
+    assert sorted(text for batch in seen.batches for text in batch) == sorted(work.texts)
+    assert len(seen.peers) == 5
 
 
 @pytest.mark.parametrize("served", ["grpc_client"], indirect=True)
