@@ -8,9 +8,13 @@ the same time with the same engine settings, one is under load, and they take tu
 up (cost.py): ours, `vllm serve`, with its front end in Rust where vLLM's wheel has it, and `LLM` in bf16; ours also in
 fp8, w8a8 and w4a16. Texts one by one, many at a time, in batches; one stream and many.
 
+Then MiniLM and Llama 1B on our server with one, two and four processes, each with an engine of its own, under more
+connections and with a client of four processes. Their engines take turns on the device unless MPS runs. Llama 8B is not
+measured so: one engine should keep the device busy, and each process would hold the weights again.
+
 Each phase is a process, which is killed when its time is over, with everything that it started. Its file in OUT is
 always whole, and OUT/report.md has all of them. The same command goes on with the phases that are not complete. It
-needs neither network nor other files. Our server with several processes is not measured: there is no such thing yet.
+needs neither network nor other files.
 
 Ends with status 0 if all phases are complete.
 """

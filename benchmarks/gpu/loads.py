@@ -40,14 +40,21 @@ class Load:
         return roofs.tokens_a_second(shape, scheme, _PROMPT, self.output, self.connections)
 
 
-def loads(shape: Shape, tiny: bool) -> list[Load]:
-    """The loads of a model; tiny ones only show that everything works."""
+def loads(shape: Shape, tiny: bool, several: bool = False) -> list[Load]:
+    """The loads of a model; tiny ones only show that everything works.
+
+    For `several` processes, among which connections are spread at random, there are more of these, and never one alone.
+    """
     texts, streams = (16, 4) if tiny else (64, 64)
+    many, output = (2 if several else 1), 8 if tiny else _OUTPUT
     if shape.pooling:
-        return [
+        single, most = many * texts, many * texts * (2 if tiny else 32)
+        found = [
             Load("one text at a time", 16 if tiny else 128, 1, in_process=False),
-            Load(f"{texts} single texts at a time", texts * (2 if tiny else 32), texts, in_process=False),
-            Load("batches", texts * (4 if tiny else 128), 4, batch=texts),
+            Load(f"{single} single texts at a time", most, single, in_process=False),
+            Load("batches", texts * (16 if tiny else 128), 16 if several else 4, batch=texts),
         ]
-    output = 8 if tiny else _OUTPUT
-    return [Load("one stream", 1, 1, output=output), Load(f"{streams} streams", streams, streams, output=output)]
+    else:
+        most = many * streams
+        found = [Load("one stream", 1, 1, output=output), Load(f"{most} streams", most, most, output=output)]
+    return found[1:] if several else found

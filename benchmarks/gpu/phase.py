@@ -38,6 +38,8 @@ _STARTING_SHARE = 0.8
 # For the last round, which may take longer than the one before, and for the end of the systems.
 _END_SECONDS = 5.0
 _TINY_ROUNDS = 2
+# Processes of the client of several processes.
+_CLIENTS = 4
 
 
 class Measuring:
@@ -108,10 +110,10 @@ def measure(phase: Phase, shape: Shape, until: float, tiny: bool, out: Path) -> 
     """Measures all systems with all loads, as often as the time allows."""
     starting = (until - time.monotonic()) * _STARTING_SHARE
     measuring = Measuring(phase, shape, _TINY_ROUNDS if tiny else MIN_ROUNDS, out)
-    scratch, todo = Path(tempfile.gettempdir()), loads(shape, tiny)
+    scratch, todo = Path(tempfile.gettempdir()), loads(shape, tiny, phase.several)
     paths = {scheme: checkpoints.write(shape, scheme, scratch) for scheme in {one.scheme for one in phase.variants}}
     with ExitStack() as stack:
-        clients = worker.clients(stack, scratch)
+        clients = worker.clients(stack, scratch, _CLIENTS if phase.several else 1)
         starts = {}
         for variant in phase.variants:
             (folder := scratch / variant.label.replace(", ", "-").replace(" ", "-")).mkdir()
@@ -131,7 +133,7 @@ def start(
     """How a system is started; `folder` gets its log."""
     (grpc, http), engine = clients, phases.engine(shape, tiny)
     if variant.system == phases.OURS:
-        return partial(systems.ours, {"model": path}, grpc, folder, engine)
+        return partial(systems.ours, {"model": path}, grpc, folder, engine, processes=variant.processes)
     if variant.system == phases.IN_PROCESS:
         return partial(systems.in_process, path, folder, engine, pooling=shape.pooling)
     rust = variant.system == phases.RUST

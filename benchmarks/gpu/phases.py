@@ -1,4 +1,5 @@
-"""The phases of a run and their times: the roofs of the device first, then a model each, with all of its systems.
+"""The phases of a run and their times: the roofs of the device first, then a model each, with all of its systems, and
+at last our server with several processes, where a model is so small that one front end may be busy before the device.
 
 The systems of a phase are up at the same time, so that they are measured in turns, and start at the same time, so that
 little time is lost. Where the device has too little memory for all of them, a model has several phases.
@@ -6,7 +7,7 @@ little time is lost. Where the device has too little memory for all of them, a m
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneserve.benchmarks.gpu.shapes import MODELS, TINY, Shape
 from tuneserve.benchmarks.serving import systems
@@ -18,8 +19,9 @@ ROOFS = "roofs"
 # The systems, each with the engine settings of `engine`.
 OURS, SERVE, RUST, IN_PROCESS = "ours", "vllm serve", "vllm serve in Rust", "LLM"
 # Seconds of an H200 with 16 cores, of which a start takes about two thirds: an estimate.
-_ROOFS_SECONDS = 30
-_SECONDS = {"minilm": 100, "llama-1b": 110, "bert-base": 90, "llama-8b": 150, "tiny-bert": 90, "tiny-llama": 90}
+_ROOFS_SECONDS = 20
+_SECONDS = {"minilm": 85, "llama-1b": 90, "bert-base": 70, "llama-8b": 105, "tiny-bert": 90, "tiny-llama": 90}
+_PROCESSES_SECONDS = {"minilm": 55, "llama-1b": 55, "tiny-bert": 60}
 _CACHE_BYTES = {True: 1 << 28, False: 4 << 30}
 # CUDA's own, graphs, and what a step computes with.
 _OVERHEAD_BYTES = 5 << 29
@@ -28,15 +30,17 @@ _USED_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Variant:
-    """A system with weights in a scheme."""
+    """A system with weights in a scheme; ours may have several processes, each with an engine."""
 
     system: str
     scheme: str
+    processes: int = 1
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.system}, {self.scheme}"
+        several = f" with {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.system}{several}, {self.scheme}"
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,22 @@ class Phase:
     seconds: float  # that it should take
     shape: Shape | None = None
     variants: tuple[Variant, ...] = ()
+    several: bool = False  # compares numbers of processes
 
 
 def phases(tiny: bool, memory: int | None) -> list[Phase]:
     """The phases in order, on a device with so many bytes of memory; None where that is no limit."""
-    found = [Phase(ROOFS, _ROOFS_SECONDS)]
-    for shape in TINY if tiny else MODELS:
-        groups = _grouped(shape, _variants(shape), memory, tiny)
-        for number, group in enumerate(groups, 1):
-            name = shape.name if number == 1 else f"{shape.name}-{number}"
-            found.append(Phase(name, _SECONDS[shape.name] * (1 if number == 1 else 2 / 3), shape, group))
+    found, shapes = [Phase(ROOFS, _ROOFS_SECONDS)], TINY if tiny else MODELS
+    whole = [Phase(shape.name, _SECONDS[shape.name], shape, _variants(shape)) for shape in shapes]
+    for shape in shapes:
+        if shape.name in _PROCESSES_SECONDS:
+            seconds = _PROCESSES_SECONDS[shape.name]
+            whole.append(Phase(f"{shape.name}-processes", seconds, shape, _processes(), several=True))
+    for phase in whole:
+        for number, group in enumerate(_grouped(phase, memory, tiny), 1):
+            name = phase.name if number == 1 else f"{phase.name}-{number}"
+            taken = phase.seconds * (1 if number == 1 else 2 / 3)
+            found.append(replace(phase, name=name, seconds=taken, variants=group))
     return found
 
 
@@ -91,7 +101,7 @@ def _cache(shape: Shape, tiny: bool) -> int:
     return _CACHE_BYTES[tiny or shape.pooling]
 
 
-def _variants(shape: Shape) -> list[Variant]:
+def _variants(shape: Shape) -> tuple[Variant, ...]:
     """First the systems with weights in bf16, then our server with quantized ones."""
     names, schemes = [OURS, SERVE, IN_PROCESS], ["fp8", "w8a8", "w4a16"]
     if not has_nvidia_gpu():
@@ -100,15 +110,21 @@ def _variants(shape: Shape) -> list[Variant]:
         schemes = ["w8a8"] if shape.pooling or not this_tier().int4 else ["w4a16"]
     if not shape.pooling and systems.has_rust():
         names.append(RUST)
-    return [*(Variant(name, "bf16") for name in names), *(Variant(OURS, scheme) for scheme in schemes)]
+    return *(Variant(name, "bf16") for name in names), *(Variant(OURS, scheme) for scheme in schemes)
 
 
-def _grouped(shape: Shape, variants: list[Variant], memory: int | None, tiny: bool) -> list[tuple[Variant, ...]]:
+def _processes() -> tuple[Variant, ...]:
+    return tuple(Variant(OURS, "bf16", count) for count in ((1, 2, 4) if has_nvidia_gpu() else (1, 2)))
+
+
+def _grouped(phase: Phase, memory: int | None, tiny: bool) -> list[tuple[Variant, ...]]:
     """Groups of systems that fit into the memory together."""
+    assert phase.shape
     groups: list[list[Variant]] = [[]]
     used = 0.0
-    for variant in variants:
-        needed = shape.memory(variant.scheme) + _cache(shape, tiny) + _OVERHEAD_BYTES
+    for variant in phase.variants:
+        # Processes share the cache.
+        needed = variant.processes * (phase.shape.memory(variant.scheme) + _OVERHEAD_BYTES) + _cache(phase.shape, tiny)
         if groups[-1] and memory is not None and used + needed > memory * _USED_SHARE:
             groups.append([])
             used = 0.0

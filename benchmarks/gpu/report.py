@@ -6,11 +6,16 @@ from pathlib import Path
 from statistics import median
 
 from tuneserve.benchmarks.claims import METHOD, Claim, interval, ratios
-from tuneserve.benchmarks.gpu.phases import OURS, ROOFS, SERVE, Phase
+from tuneserve.benchmarks.gpu.phases import OURS, ROOFS, SERVE, Phase, Variant
 from tuneserve.benchmarks.gpu.results import Result
 from tuneserve.benchmarks.serving.interleave import Sample
 
-_BF16 = "bf16"
+_OURS = Variant(OURS, "bf16").label
+# The claims of a phase are those whose systems it has.
+_CLAIMS = [
+    Claim(f"{OURS}, to {SERVE}", _OURS, Variant(SERVE, "bf16").label),
+    *(Claim(f"{count} processes, to one", Variant(OURS, "bf16", count).label, _OURS) for count in (2, 4)),
+]
 _HEADING = ("", "per second", "roof", "of it", "TTFT, ms", "ITL, ms", "TPOT, ms", "front end", "engine", "client")
 
 
@@ -22,8 +27,9 @@ def write(phases: Sequence[Phase], out: Path) -> Path:
     lines += [
         "`python -m tuneserve.benchmarks.gpu`. Weights are random and answers mean nothing. Rates are texts or output "
         f"tokens a second. {METHOD}. Times are medians, CPU times milliseconds for each text or token. A roof is what "
-        "matrix products and reads of the weights alone would allow. Our server is one process. The front end is the "
-        "process that was started: of vLLM's front end in Rust, only what starts it.",
+        "matrix products and reads of the weights alone would allow. Our server is one process, unless it says how "
+        "many. The front end is the process that was started: of vLLM's front end in Rust, and of ours with several "
+        "processes, only what starts them.",
     ]
     for phase in phases:
         lines += ["", f"## {phase.name}", ""]
@@ -58,8 +64,7 @@ def _model(found: Result) -> list[str]:
         lines += ["", f"### {load}", "", _line(_HEADING), "|---|" + "---:|" * (len(_HEADING) - 1)]
         lines += [_line(_cells(name, each, found.roofs[load][name])) for name, each in systems.items() if each]
         rates = {name: [one.rate for one in each] for name, each in systems.items()}
-        compared = ratios([Claim(f"{OURS}, to {SERVE}", f"{OURS}, {_BF16}", f"{SERVE}, {_BF16}")], rates)
-        lines += [line for one in compared for line in ("", f"{one.claim.name}: {one.interval.text(2)}")]
+        lines += [line for one in ratios(_CLAIMS, rates) for line in ("", f"{one.claim.name}: {one.interval.text(2)}")]
     lines += ["", *(f"- Not measured: {reason.splitlines()[0]}" for reason in found.missing)] if found.missing else []
     return lines
 

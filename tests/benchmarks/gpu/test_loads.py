@@ -6,7 +6,12 @@ from tuneserve.benchmarks.gpu.loads import Load, loads
 from tuneserve.benchmarks.gpu.shapes import MODELS, TINY, Roofs, Shape
 from tuneserve.benchmarks.serving.load.texts import SENTENCES
 
-EVERY = [(shape, load, shape in TINY) for shape in (*MODELS, *TINY) for load in loads(shape, shape in TINY)]
+EVERY = [
+    (shape, load, shape in TINY)
+    for shape in (*MODELS, *TINY)
+    for several in (False, True)
+    for load in loads(shape, shape in TINY, several)
+]
 
 
 @pytest.mark.parametrize(("shape", "load", "tiny"), EVERY, ids=lambda one: getattr(one, "name", ""))
@@ -24,3 +29,9 @@ def test_a_load_is_the_same_work_whatever_its_seed(shape: Shape, load: Load, tin
     roof = load.roof(Roofs(4e12, {"bf16": 7e14}), shape, "bf16", 20)
     assert roof is not None
     assert roof > 100
+
+
+def test_several_processes_get_many_connections() -> None:
+    for shape in MODELS:
+        assert min(load.connections for load in loads(shape, tiny=False, several=True)) >= 16
+        assert min(load.connections for load in loads(shape, tiny=False)) == 1

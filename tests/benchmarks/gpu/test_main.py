@@ -69,7 +69,7 @@ def test_no_phase_begins_that_would_be_cut_off(tmp_path: Path) -> None:
     arguments = [str(tmp_path), "--tiny", "--minutes", "0.1"]
     ended = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1
-    assert "no time left for roofs, tiny-bert, tiny-llama" in ended.stdout
+    assert "no time left for roofs, tiny-bert, tiny-llama, tiny-bert-processes" in ended.stdout
     assert not (tmp_path / "roofs.json").exists()
 
 
@@ -105,7 +105,7 @@ def test_every_phase_has_its_rows_and_a_run_that_was_cut_off_goes_on(tmp_path: P
         assert (result.is_complete, result.missing) == (True, []), logs
         labels = {variant.label for variant in phase.variants}
         assert result.starts.keys() == labels
-        for load in loads(phase.shape, tiny=True):
+        for load in loads(phase.shape, True, phase.several):
             names = {one.label for one in phase.variants if load.in_process or one.system != phases.IN_PROCESS}
             samples, roofs = result.samples[load.name], result.roofs[load.name]
             assert samples.keys() == roofs.keys() == names
@@ -117,4 +117,5 @@ def test_every_phase_has_its_rows_and_a_run_that_was_cut_off_goes_on(tmp_path: P
     page = (out / "report.md").read_text()
     assert "Not measured" not in page
     assert page.count("ours, to vllm serve") == 2
+    assert page.count("2 processes, to one") == 2
     assert not named(out)

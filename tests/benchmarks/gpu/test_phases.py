@@ -19,8 +19,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phases.systems, "has_rust", lambda: True)
 
 
-def variants(found: list[Phase], model: str) -> list[list[str]]:
-    return [[one.label for one in phase.variants] for phase in found if phase.shape and phase.shape.name == model]
+def variants(found: list[Phase], model: str, several: bool = False) -> list[list[str]]:
+    here = [phase for phase in found if phase.shape and phase.shape.name == model and phase.several == several]
+    return [[one.label for one in phase.variants] for phase in here]
 
 
 @pytest.mark.parametrize(("memory", "groups"), [(139 * GIB, 1), (80 * GIB, 2), (24 * GIB, 7)])
@@ -38,8 +39,21 @@ def test_every_system_and_scheme_is_in_a_phase_that_fits(memory: int, groups: in
 
 def test_small_models_are_one_phase_and_the_plan_is_eight_minutes() -> None:
     found = phases.phases(False, 139 * GIB)
-    assert [phase.name for phase in found] == ["roofs", *(shape.name for shape in MODELS)]
+    models, several = [shape.name for shape in MODELS], ["minilm-processes", "llama-1b-processes"]
+    assert [phase.name for phase in found] == ["roofs", *models, *several]
     assert sum(phase.seconds for phase in found) <= 8 * 60
+
+
+@pytest.mark.parametrize(("memory", "groups"), [(139 * GIB, 1), (80 * GIB, 1), (24 * GIB, 2)])
+def test_small_models_are_measured_with_several_processes(memory: int, groups: int) -> None:
+    found = phases.phases(False, memory)
+    for model in ("minilm", "llama-1b"):
+        here = variants(found, model, several=True)
+        assert [label for group in here for label in group] == [
+            *("ours, bf16", "ours with 2 processes, bf16", "ours with 4 processes, bf16")
+        ]
+        assert len(here) == (groups if model == "llama-1b" else 1)
+    assert not variants(found, "llama-8b", several=True)
 
 
 def test_the_card_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,6 +70,7 @@ def test_on_a_cpu_each_system_is_in_one_of_the_tiny_phases(monkeypatch: pytest.M
     monkeypatch.setattr(phases, "this_tier", lambda: tier)
     found = phases.planned(tiny=True)
     [bert], [llama] = variants(found, "tiny-bert"), variants(found, "tiny-llama")
+    assert variants(found, "tiny-bert", several=True) == [["ours, bf16", "ours with 2 processes, bf16"]]
     assert bert == ["ours, bf16", "LLM, bf16", "ours, w8a8"]
     four_bits = "ours, w4a16" if tier.int4 else "ours, w8a8"
     assert llama == ["ours, bf16", "vllm serve, bf16", "vllm serve in Rust, bf16", four_bits]
