@@ -55,7 +55,7 @@ def _several(one: Any) -> Callable[[click.Context, click.Parameter, str], list[A
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Client processes that share the connections; more if the client is busy.",
+    help="Client processes that share the connections; more if runs are invalid: the client was the limit.",
 )
 @click.option(
     "--rate",
@@ -202,14 +202,13 @@ def bench_command(
     single = len(connections) == 1 >= len(rates) and not max_rate
     if results:
         Console().print(table.table(results[0]) if single else table.overview(results))
-    if max_rate:
-        click.echo(
-            f"highest rate with 99 of 100 calls good: {best:.4g} a second" if best else "no rate was good enough"
-        )
+    if best:
+        rate = f"highest rate with 99 of 100 calls good: {best.rate:.4g} a second" if best.rate else "no rate was good"
+        click.echo(f"{rate}; invalid: {table.CLIENT_LIMITED}" if best.invalid else rate)
     if html and results:
         html.write_text(page(results, best), encoding="utf-8")
     flat = [result.to_json() for result in results]
-    several = ({"max_rate": best} if max_rate else {}) | {"results": flat}
+    several = ({"max_rate": best.rate, "invalid": best.invalid} if best else {}) | {"results": flat}
     click.echo(json.dumps(flat[0] if single else several, separators=(",", ":")))
 
 

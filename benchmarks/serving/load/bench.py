@@ -19,8 +19,9 @@ server that joins tokens has fewer and longer gaps. TPOT: from the first message
 the first message. E2EL: the whole call. p50, p90, p99 and p99.9 in milliseconds. A call is good if each time of it that
 has a goal is within that; errors are not.
 
-`client_cpu` is the share of a core that the busiest client process used. If it was most of one, or calls were sent
-late, `client_limited` is true: the server may do more, and `processes` help.
+`client_cpu` is the share of a core that the busiest client process used. In a closed loop, where no call is
+due, `lag` is how late timers of the client are, every 10 ms. If the share was most of a core, or the lag was over 10 ms
+in one case of a hundred, the run is `invalid`: the server may do more, and `processes` help.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from tuneserve.benchmarks.serving.load.tally import Tally
 from tuneserve.errors import UserError
 
 PAUSE_SECONDS = 0.05
+_TICK_SECONDS = 0.01
 
 
 async def measure(settings: Settings) -> Result:
@@ -67,6 +69,7 @@ async def part(settings: Settings, share: Share, together: Callable[[], Awaitabl
             calls = [asyncio.create_task(_arrive(each, tally, times, begin - settings.warmup))]
         else:
             calls = [asyncio.create_task(_repeat(call, tally)) for call in each]
+            calls.append(asyncio.create_task(_tick(tally)))
         try:
             await _until(tally.begin, calls)
             cpu = time.process_time()
@@ -107,6 +110,14 @@ async def _repeat(call: Call, tally: Tally) -> None:
             await asyncio.sleep(PAUSE_SECONDS)
 
 
+async def _tick(tally: Tally) -> None:
+    """Measures how late this process is, until it is cancelled."""
+    while True:
+        due = time.perf_counter() + _TICK_SECONDS
+        await asyncio.sleep(_TICK_SECONDS)
+        tally.late(due)
+
+
 def _times(settings: Settings) -> Iterable[float]:
     """Returns the seconds from the begin of the warm-up at which calls are due."""
     seconds = settings.warmup + settings.seconds
@@ -124,8 +135,7 @@ async def _arrive(calls: Sequence[Call], tally: Tally, times: Iterable[float], b
 
 
 async def _one(call: Call, tally: Tally, due: float) -> None:
-    if due >= tally.begin:
-        tally.lags.append(time.perf_counter() - due)
+    tally.late(due)
     try:
         await call(tally, due)
     except Refused as error:

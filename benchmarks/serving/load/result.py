@@ -34,8 +34,8 @@ class Result:
     figures: dict[str, float | None]
 
     @property
-    def client_limited(self) -> bool:
-        """Whether the client's own speed limited the load."""
+    def invalid(self) -> bool:
+        """Whether the client's own speed limited the load, so that the figures are not the server's."""
         return (self.figures["client_cpu"] or 0) > BUSY or (self.figures.get("lag_ms_p99") or 0) > LATE
 
     @property
@@ -64,7 +64,7 @@ class Result:
         settings |= {"trace": str(self.settings.trace) if self.settings.trace else None}
         served = {name: getattr(self.served, name) for name in ("task", "call", "version", "quantization")}
         outcome = {"calls": self.calls, "errors": self.errors, "error_texts": self.error_texts}
-        outcome["client_limited"] = self.client_limited
+        outcome["invalid"] = self.invalid
         return settings | served | outcome | self.figures
 
 
@@ -97,7 +97,7 @@ def _figures(served: Served, settings: Settings, tally: Tally) -> dict[str, floa
     }
     if settings.goodput:
         rates["goodput_per_s"] = round(tally.good / seconds, 3)
-    lags = milliseconds("lag", tally.lags, [50, 99]) if settings.is_open else {}
+    lags = milliseconds("lag", tally.lags, [50, 99])
     if not served.generates:
         return {"texts_per_s": round(tally.inputs / seconds, 2)} | rates | lags | milliseconds("e2el", tally.latencies)
     generated = {"output_tokens_per_s": round(tally.output_tokens / seconds, 2)} | rates | lags

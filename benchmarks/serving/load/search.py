@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tuneserve.benchmarks.serving.load.processes import run
 from tuneserve.benchmarks.serving.load.result import Result
@@ -17,15 +17,24 @@ _MORE, _LESS, _TRIES = 1.5, 0.5, 6
 _STEPS = 4
 
 
+@dataclass(frozen=True)
+class Highest:
+    """The highest rate that was good, 0 if none was. `invalid`: the client was the limit of the next higher one."""
+
+    rate: float
+    invalid: bool
+
+
 def highest(
     settings: Settings, show: Callable[[float, Result | None], object], measure: Callable[[Settings], Result] = run
-) -> tuple[float, list[Result]]:
-    """Returns the highest rate that was good, 0 if none was, and the results of all rates, in the order of measuring.
+) -> tuple[Highest, list[Result]]:
+    """Returns the highest rate that was good, and the results of all rates, in the order of measuring.
 
-    It begins with what the connections reach in a closed loop. `show` is called with each rate and its result; None if
-    no call was answered. Raises what `processes.run` raises, except for rates at which nothing is answered.
+    It begins with what the connections reach in a closed loop. An invalid run shows nothing of the server, so higher
+    rates are not tried. `show` is called with each rate and its result; None if no call was answered. Raises what
+    `processes.run` raises, except for rates at which nothing is answered.
     """
-    found: list[Result] = []
+    found, invalid = list[Result](), set[float]()
 
     def good(rate: float) -> bool:
         try:
@@ -35,7 +44,9 @@ def highest(
             return False
         found.append(result)
         show(rate, result)
-        return result.good_share >= GOOD
+        if result.invalid:
+            invalid.add(rate)
+        return result.good_share >= GOOD and not result.invalid
 
     rate = measure(replace(settings, rate=None, goodput={})).figures["calls_per_s"] or 1.0
     low, high = 0.0, math.inf
@@ -49,4 +60,4 @@ def highest(
     for _ in range(_STEPS if low and high < math.inf else 0):
         middle = (low + high) / 2
         low, high = (middle, high) if good(middle) else (low, middle)
-    return low, found
+    return Highest(low, high in invalid), found

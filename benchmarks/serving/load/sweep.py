@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from tuneserve.benchmarks.serving.load.processes import run
 from tuneserve.benchmarks.serving.load.result import Result
-from tuneserve.benchmarks.serving.load.search import highest
+from tuneserve.benchmarks.serving.load.search import Highest, highest
 from tuneserve.benchmarks.serving.load.settings import Settings
 from tuneserve.errors import StepFailed
 
@@ -14,9 +14,8 @@ Show = Callable[[int, float | None], object]
 
 def sweep(
     settings: Settings, connections: Sequence[int], rates: Sequence[float], max_rate: bool, show: Show
-) -> tuple[list[Result], float | None]:
-    """Returns the results of all runs, closed loops first, and the highest good rate: 0 if none was good, None if it
-    was not to be found.
+) -> tuple[list[Result], Highest | None]:
+    """Returns the results of all runs, closed loops first, and the highest good rate; None if it was not to be found.
 
     Rates are run on the most connections. A closed loop on the only number of connections is left out if there are
     open loops. So are runs at which no call is answered. `show` is told of each run: of connections and rate.

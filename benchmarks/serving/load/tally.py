@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Tally:
     by_start: bool = False
     goals: Mapping[str, float] = field(default_factory=dict)  # the longest times of a good call, by name
     good: int = 0
-    lags: list[float] = field(default_factory=list)  # from due to sent
+    lags: list[float] = field(default_factory=list)  # of what was due, a call or a timer
     latencies: list[float] = field(default_factory=list)
     inputs: int = 0
     prompt_tokens: int = 0
@@ -61,6 +62,11 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     # The server's message of the first error with each status.
     error_texts: dict[str, str] = field(default_factory=dict)
+
+    def late(self, due: float) -> None:
+        """Notes how late it is for what was due."""
+        if due >= self.begin:
+            self.lags.append(perf_counter() - due)
 
     def token(self, when: float, tokens: int) -> None:
         """Counts tokens that arrived."""

@@ -55,8 +55,11 @@ async def test_the_command_finds_the_highest_rate(served: tuple[Server, str]) ->
     result = await asyncio.to_thread(CliRunner().invoke, bench_command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["max_rate"] == max(one["rate"] for one in found["results"])
-    assert "highest rate with 99 of 100 calls good" in result.stdout
+    assert found["max_rate"] == max((one["rate"] for one in found["results"] if not one["invalid"]), default=0)
+    assert found["invalid"] == any(one["invalid"] for one in found["results"])
+    told = "highest rate with 99 of 100 calls good" if found["max_rate"] else "no rate was good"
+    assert told in result.stdout
+    assert ("; invalid: the client was the limit" in result.stdout) == found["invalid"]
 
 
 async def test_command_prints_a_table_and_json_as_the_last_line(

@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.table import Table
 
+from tuneserve.benchmarks.serving.load.report.table import CLIENT_LIMITED
 from tuneserve.errors import UserError
 
 # What differs between any two runs, or is a result itself.
-_RESULTS = {"calls", "errors", "error_texts", "client_limited", "version"}
+_RESULTS = {"calls", "errors", "error_texts", "invalid", "version"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -18,7 +19,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         results: list[dict[str, Any]] = last.get("results", [last])
-        if all("client_cpu" in result for result in results):
+        if all("invalid" in result for result in results):
             return results
     except (OSError, ValueError, IndexError, AttributeError, TypeError):
         pass
@@ -54,8 +55,8 @@ def _compared(first: dict[str, Any], second: dict[str, Any]) -> Table:
         if one is not None and other is not None:
             rows.add_row(name, f"{one:,.4g}", f"{other:,.4g}", f"{other / one:.3f}" if one else "-")
     for name, result in (("A", first), ("B", second)):
-        if result["client_limited"]:
-            rows.add_row(f"[yellow]{name}: the client was busy, the server may do more[/yellow]")
+        if result["invalid"]:
+            rows.add_row(f"[yellow]{name} is invalid: {CLIENT_LIMITED}[/yellow]")
         if errors := sum(result["errors"].values()):
             rows.add_row(f"[red]{name}: {errors} errors[/red]")
     return rows

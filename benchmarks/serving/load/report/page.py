@@ -5,8 +5,9 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, NullLocator
 
-from tuneserve.benchmarks.serving.load.report.table import RATES, TIMES, runs, sent_in
+from tuneserve.benchmarks.serving.load.report.table import CLIENT_LIMITED, RATES, TIMES, runs, sent_in
 from tuneserve.benchmarks.serving.load.result import Result
+from tuneserve.benchmarks.serving.load.search import Highest
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 from tuneserve.machine.tiers import measured_on
 from tuneserve.page import Section, render
@@ -16,7 +17,7 @@ from tuneserve.page.drawing import FIRST, MUTED, SECOND, image, panels, style
 _LINES = dict(zip(PERCENTILES, ((FIRST, 0.35), (FIRST, 0.6), (FIRST, 1.0), (SECOND, 1.0)), strict=True))
 
 
-def page(results: Sequence[Result], max_rate: float | None) -> str:
+def page(results: Sequence[Result], max_rate: Highest | None) -> str:
     """Returns the page of runs with one model, in the order in which `sweep` returns them.
 
     `max_rate` is the highest good rate, None if it was not looked for.
@@ -29,10 +30,10 @@ def page(results: Sequence[Result], max_rate: float | None) -> str:
     return render(settings.model, summary, list(_tiles(closed, max_rate)), list(_sections(closed, opened)))
 
 
-def _tiles(closed: Sequence[Result], max_rate: float | None) -> Iterator[tuple[str, str]]:
-    if max_rate is not None:
-        yield "calls/s with 99 of 100 good", f"{max_rate:,.4g}"
-    if valid := [one for one in closed if not one.client_limited]:
+def _tiles(closed: Sequence[Result], max_rate: Highest | None) -> Iterator[tuple[str, str]]:
+    if max_rate:
+        yield "calls/s with 99 of 100 good", f"{max_rate.rate:,.4g}{' (invalid)' if max_rate.invalid else ''}"
+    if valid := [one for one in closed if not one.invalid]:
         best = max(valid, key=lambda one: one.figures[one.throughput] or 0)
         value = best.figures[best.throughput] or 0
         yield f"{RATES[best.throughput]} on {best.settings.connections} connections", f"{value:,.1f}"
@@ -47,12 +48,11 @@ def _sections(closed: Sequence[Result], opened: Sequence[Result]) -> Iterator[Se
         drawn = [_throughput(closed), *_latencies(closed, "connections")]
         yield Section("Throughput by connections", note + _hollow(closed), drawn)
     everything = [*closed, *opened]
-    headings, cells = runs(everything)
-    rows = [[*row, "busy" if one.client_limited else ""] for one, row in zip(everything, cells, strict=True)]
+    headings, rows = runs(everything)
     note = "Times in milliseconds: p50 / p99."
-    yield Section("Runs", note, columns=[*headings, "client"], rows=rows, numbers=range(len(headings)))
+    yield Section("Runs", note, columns=headings, rows=rows, numbers=range(len(headings) - 1))
     first = everything[0]
-    varied = {"connections", "rate", "processes", "self_timed", "calls", "errors", "error_texts", "client_limited"}
+    varied = {"connections", "rate", "processes", "self_timed", "calls", "errors", "error_texts", "invalid"}
     given = [(name, str(value)) for name, value in first.to_json().items() if name not in varied | first.figures.keys()]
     yield Section("Settings", columns=("key", "value"), rows=given)
 
@@ -97,7 +97,7 @@ def _line(axes: Any, results: Sequence[Result], places: Sequence[float], values:
     """Draws a line; points of runs that the client limited are hollow."""
     axes.plot(places, values, **look)
     for one, place, value in zip(results, places, values, strict=True):
-        fill = "white" if one.client_limited else look["color"]
+        fill = "white" if one.invalid else look["color"]
         axes.plot(place, value, "o", markersize=5, markerfacecolor=fill, markeredgecolor=look["color"])
 
 
@@ -111,5 +111,4 @@ def _logarithmic(axes: Any, which: str, base: int) -> None:
 
 
 def _hollow(results: Sequence[Result]) -> str:
-    limited = any(one.client_limited for one in results)
-    return " Hollow points are not valid: the client was busy, and the server may do more." if limited else ""
+    return f" Hollow points are invalid: {CLIENT_LIMITED}." if any(one.invalid for one in results) else ""

@@ -9,6 +9,8 @@ from tuneserve.benchmarks.serving.load.result import Result
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 from tuneserve.machine.tiers import measured_on
 
+# Why a run is invalid.
+CLIENT_LIMITED = "the client was the limit, the server may do more; try more --processes"
 RATES = {
     "texts_per_s": "texts/s",
     "output_tokens_per_s": "output tokens/s",
@@ -47,8 +49,8 @@ def table(result: Result) -> Table:
             rows.add_row(words, "", *percentiles)
     for code, count in result.errors.items():
         rows.add_row(f"[red]errors {code}[/red]", str(count))
-    if result.client_limited:
-        rows.add_row("[yellow]the client was busy: the server may do more; try more --processes[/yellow]")
+    if result.invalid:
+        rows.add_row(f"[yellow]invalid: {CLIENT_LIMITED}[/yellow]")
     return rows
 
 
@@ -59,19 +61,19 @@ def overview(results: Sequence[Result]) -> Table:
     for heading in headings:
         rows.add_column(heading, justify="right")
     for result, row in zip(results, cells, strict=True):
-        rows.add_row(*row, style="yellow" if result.client_limited else "")
+        rows.add_row(*row, style="yellow" if result.invalid else "")
     rows.caption = "Times in milliseconds: p50 / p99."
-    if any(result.client_limited for result in results):
-        rows.caption += " [yellow]The client was busy: the server may do more; try more --processes.[/yellow]"
+    if any(result.invalid for result in results):
+        rows.caption += f" [yellow]Invalid: {CLIENT_LIMITED}.[/yellow]"
     return rows
 
 
 def runs(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Returns headings, and the figures of each run. Times are p50 / p99 in milliseconds."""
+    """Returns headings, and the figures of each run: times are p50 / p99 in milliseconds. The last column marks."""
     first = results[0]
     times = [name for name in TIMES if f"{name}_ms_p50" in first.figures and name != "itl"]
     goals = ["good"] if first.settings.goodput else []
-    headings = ["conn.", "calls/s due", RATES[first.throughput], *goals, *map(str.upper, times), "errors"]
+    headings = ["conn.", "calls/s due", RATES[first.throughput], *goals, *map(str.upper, times), "errors", ""]
     rows = [
         [
             str(one.settings.connections),
@@ -80,6 +82,7 @@ def runs(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
             *([f"{one.good_share:.1%}"] if goals else []),
             *(" / ".join(_short(one.figures[f"{name}_ms_p{at}"]) for at in (50, 99)) for name in times),
             str(sum(one.errors.values()) or ""),
+            "invalid" if one.invalid else "",
         ]
         for one in results
     ]

@@ -144,6 +144,19 @@ async def test_errors_and_slow_calls_are_no_good_ones(served: tuple[Server, str]
     assert (result.good_share, result.figures["goodput_per_s"]) == (0, 0)
 
 
+@pytest.mark.parametrize("rate", [None, 50.0])
+async def test_a_client_that_is_late_makes_the_run_invalid(served: tuple[Server, str], rate: float | None) -> None:
+    server, target = served
+
+    async def hold() -> None:
+        time.sleep(0.05)  # noqa: ASYNC251 - the server is in the client's loop
+
+    server.work = hold
+    result = await measure(settings(target, "sentiment", rate=rate))
+    assert result.figures["lag_ms_p99"] >= 40
+    assert result.invalid
+
+
 async def test_times_count_from_when_a_call_was_due() -> None:
     now = time.perf_counter()
     tally = Tally(now - 5, now + 5, by_start=True)

@@ -42,9 +42,9 @@ def test_a_run_without_answers_fails_with_what_the_server_said() -> None:
 
 def test_a_client_that_is_busy_or_late_limits_a_run() -> None:
     result = joined(CHOSEN, [part(1, 0.1)])
-    assert not result.client_limited
+    assert not result.invalid
     for figures in ({"client_cpu": BUSY + 0.01}, {"lag_ms_p99": LATE + 1}):
-        assert replace(result, figures=result.figures | figures).client_limited
+        assert replace(result, figures=result.figures | figures).invalid
 
 
 def test_calls_that_were_due() -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from tuneserve.benchmarks.serving.load.calls import Served
 from tuneserve.benchmarks.serving.load.report.page import page
 from tuneserve.benchmarks.serving.load.result import Result
+from tuneserve.benchmarks.serving.load.search import Highest
 from tuneserve.benchmarks.serving.load.tally import PERCENTILES
 
 from ...conftest import Server, bench, settings
@@ -39,9 +40,10 @@ def test_a_run_that_the_client_limited_is_marked() -> None:
         figures = {"texts_per_s": rate, "calls_per_s": rate, "client_cpu": cpu} | times
         return Result(settings("x:1", "m", rate=rate), Served("t<b>", "classify"), 5, {}, {}, figures)
 
-    assert "Hollow points" not in page([result(10, 0.1), result(20, 0.2)], None)
-    marked = page([result(10, 0.1), result(20, 0.99)], 10.0)
-    assert "Hollow points are not valid" in marked
-    assert "busy" in marked
+    assert "invalid" not in page([result(10, 0.1), result(20, 0.2)], Highest(20.0, False))
+    marked = page([result(10, 0.1), result(20, 0.99)], Highest(10.0, True))
+    assert "Hollow points are invalid" in marked
+    assert "10 (invalid)" in marked
+    assert ">invalid<" in marked
     assert "t&lt;b&gt;" in marked
     assert "99 of 100 good" in marked

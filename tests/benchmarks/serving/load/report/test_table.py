@@ -29,18 +29,18 @@ def test_a_table_has_what_was_measured() -> None:
     assert "batches of 2" in text
     assert "1,234.5" in text
     assert all(f"{10.0 * place:.1f} ms" in text for place in range(1, len(PERCENTILES) + 1))
-    for absent in ("TTFT", "output tokens/s", "errors", "busy", "a second"):
+    for absent in ("TTFT", "output tokens/s", "errors", "invalid", "a second"):
         assert absent not in text
 
 
-def test_errors_and_a_busy_client_are_told() -> None:
+def test_errors_and_an_invalid_run_are_told() -> None:
     errors, texts = {"UNAVAILABLE": 3}, {"UNAVAILABLE": "[red]gone"}
     chosen, figures = replace(RESULT.settings, rate=50.0), FIGURES | {"client_cpu": 0.9}
     bad = replace(RESULT, settings=chosen, errors=errors, error_texts=texts, figures=figures)
     text = shown(table(bad))
     assert "errors UNAVAILABLE" in text
     assert "UNAVAILABLE: [red]gone" in text, "a server's text is not markup"
-    assert "the client was busy" in text
+    assert "invalid: the client was the limit" in text
     assert "at 50 a second" in text
 
 
@@ -49,5 +49,10 @@ def test_runs_are_rows_with_the_share_of_good_calls() -> None:
         chosen = replace(RESULT.settings, rate=rate, seconds=1.0, goodput={"e2el": 20.0})
         return replace(RESULT, settings=chosen, calls=100, figures=FIGURES | {"goodput_per_s": good})
 
-    lines = [line for line in shown(overview([at(20, 99), at(80, 50)])).splitlines() if "%" in line]
+    valid, limited = at(20, 99), at(80, 50)
+    limited = replace(limited, figures=limited.figures | {"client_cpu": 0.9})
+    text = shown(overview([valid, limited]))
+    lines = [line for line in text.splitlines() if "%" in line]
+    assert ["invalid" in line for line in lines] == [False, True]
+    assert "Invalid: the client was the limit" in " ".join(text.split())
     assert ["20.0" in lines[0], "99.0%" in lines[0], "80.0" in lines[1], "50.0%" in lines[1]] == [True] * 4
