@@ -104,27 +104,46 @@
 {{- fail (printf "%s: needs modelsClaim, where the Job writes" $key) }}
 {{- end }}
 {{- end }}
-{{- $below := printf "%s/" (trimSuffix "/" .Values.modelsMountPath) }}
-{{- if and .Values.finetuneConfig (not (hasPrefix $below (toString .Values.finetuneConfig.output))) }}
-{{- fail (printf "finetuneConfig.output: must begin with %s, because the Job can write only there" $below) }}
-{{- end }}
-{{- if .Values.retrainPolicy }}
-{{- if not .Values.feedbackClaim }}
-{{- fail "retrainPolicy: needs feedbackClaim, which it reads" }}
-{{- end }}
-{{- if not (hasPrefix $below (toString .Values.retrainPolicy.output)) }}
-{{- fail (printf "retrainPolicy.output: must begin with %s, because the Job can write only there" $below) }}
-{{- end }}
-{{- end }}
-{{- if and .Values.quantizeSource (not (hasPrefix $below .Values.quantizeOutput)) }}
-{{- fail (printf "quantizeOutput: must begin with %s, because the Job can write only there" $below) }}
-{{- end }}
-{{- if .Values.predictCheckpoint }}
-{{- if not .Values.predictRows }}
+{{- if and .Values.predictCheckpoint (not .Values.predictRows) }}
 {{- fail "predictRows: needed with predictCheckpoint" }}
 {{- end }}
-{{- if not (hasPrefix $below .Values.predictOutput) }}
-{{- fail (printf "predictOutput: must begin with %s, because the Job can write only there" $below) }}
+{{- $files := dict }}
+{{- with .Values.finetuneConfig }}
+{{- $_ := set $files "finetuneConfig.output" .output }}
+{{- end }}
+{{- with .Values.retrainPolicy }}
+{{- $_ := set $files "retrainPolicy.output" .output }}
+{{- end }}
+{{- if .Values.quantizeSource }}
+{{- $files = merge $files (pick .Values "quantizeSource" "quantizeOutput") }}
+{{- end }}
+{{- if .Values.predictCheckpoint }}
+{{- $files = merge $files (pick .Values "predictCheckpoint" "predictRows" "predictOutput") }}
+{{- end }}
+{{- $below := printf "%s/" (clean .Values.modelsMountPath) }}
+{{- range $key, $path := $files }}
+{{- if not (hasPrefix $below (clean (toString $path))) }}
+{{- fail (printf "%s: must begin with %s, where the Job mounts modelsClaim" $key $below) }}
+{{- end }}
+{{- end }}
+{{- range $read, $written := dict "quantizeSource" "quantizeOutput" "predictRows" "predictOutput" }}
+{{- if and (hasKey $files $read) (eq (clean (get $files $read)) (clean (get $files $written))) }}
+{{- fail (printf "%s: must not be %s, because a Job overwrites nothing" $written $read) }}
+{{- end }}
+{{- end }}
+{{- with .Values.retrainPolicy }}
+{{- if not $.Values.feedbackClaim }}
+{{- fail "retrainPolicy: needs feedbackClaim, which it reads" }}
+{{- end }}
+{{- $below := printf "%s/" (clean $.Values.feedbackMountPath) }}
+{{- if not (hasPrefix $below (clean (toString .feedback))) }}
+{{- fail (printf "retrainPolicy.feedback: must begin with %s, where the Job mounts feedbackClaim" $below) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.modelsRoot (or .Values.modelsClaim .Values.modelsVolume .Values.fetch) }}
+{{- $mounted := clean .Values.modelsMountPath }}
+{{- if not (hasPrefix (printf "%s/" $mounted) (printf "%s/" (clean .Values.modelsRoot))) }}
+{{- fail (printf "modelsRoot: must be %s or below it, where the pods mount their models" $mounted) }}
 {{- end }}
 {{- end }}
 {{- $ends := int (include "tuneserve.endSeconds" .) }}

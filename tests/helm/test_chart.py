@@ -34,6 +34,7 @@ NODES = {
     "models": {"chat": {"path": "/models/chat", "engine": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}}},
 }
 POOL = {"inferencePoolEnabled": True, "inferencePoolPicker": "picker-epp"}
+RETRAIN = {"feedback": "/feedback/*/a/labels.jsonl", "output": "/models/loop"}
 JOBS = {
     "modelsClaim": "tuned",
     "finetuneConfig": {"output": "/models/a"},
@@ -43,7 +44,7 @@ JOBS = {
     "predictRows": "/models/rows.csv",
     "predictOutput": "/models/answers",
     "feedbackClaim": "feedback",
-    "retrainPolicy": {"output": "/models/loop"},
+    "retrainPolicy": RETRAIN,
 }
 CPU_USE = {
     "type": "Resource",
@@ -658,11 +659,23 @@ def test_wrong_values_are_refused_by_name(chart: helm_python.Chart, values: dict
             "indexes.docs.path: /docs is not below",
         ),
         (JOBS | {"finetuneConfig": {"output": "/tmp/a"}}, "finetuneConfig.output: must begin with /models/"),
+        (JOBS | {"quantizeSource": "/srv/a"}, "quantizeSource: must begin with /models/"),
         (JOBS | {"quantizeOutput": ""}, "quantizeOutput: must begin with /models/"),
-        (JOBS | {"retrainPolicy": {"output": "/tmp/a"}}, "retrainPolicy.output: must begin with /models/"),
+        (JOBS | {"quantizeOutput": "/models/../b"}, "quantizeOutput: must begin with /models/"),
+        (JOBS | {"quantizeOutput": "/models/a/"}, "quantizeOutput: must not be quantizeSource"),
+        (
+            JOBS | {"retrainPolicy": RETRAIN | {"feedback": "/models/a.jsonl"}},
+            "retrainPolicy.feedback: must begin with /feedback/",
+        ),
+        (JOBS | {"retrainPolicy": RETRAIN | {"output": "/tmp/a"}}, "retrainPolicy.output: must begin with /models/"),
         (JOBS | {"feedbackClaim": ""}, "retrainPolicy: needs feedbackClaim"),
+        (JOBS | {"predictCheckpoint": "/b"}, "predictCheckpoint: must begin with /models/"),
         (JOBS | {"predictRows": ""}, "predictRows: needed with predictCheckpoint"),
+        (JOBS | {"predictRows": "/tmp/rows.csv"}, "predictRows: must begin with /models/"),
         (JOBS | {"predictOutput": "/tmp/a"}, "predictOutput: must begin with /models/"),
+        (JOBS | {"predictOutput": "/models/rows.csv"}, "predictOutput: must not be predictRows"),
+        ({"modelsClaim": "a", "modelsRoot": "/srv"}, "modelsRoot: must be /models or below it"),
+        (FETCH | {"modelsRoot": "/modelsB"}, "modelsRoot: must be /models or below it"),
         ({"prometheusRuleNegative": "(neg"}, r"prometheusRuleNegative: \(neg is not a regular expression"),
         ({"terminationGraceSeconds": 62}, "terminationGraceSeconds: must be at least 63"),
         ({"preStopSeconds": 0, "lingerSeconds": 0}, "preStopSeconds and lingerSeconds: must not both be 0"),
