@@ -78,6 +78,22 @@ namespace={{ .Release.Namespace | quote }}, job={{ printf "%s-metrics" (include 
 {{- end }}
 {{- end }}
 
+{{/* The ports that fetching calls: of stores and the hub, and of URLs in `fetch` and in `fetchEnv`, such as a proxy's. */}}
+{{- define "tuneserve.fetchPorts" -}}
+{{- $ports := list 443 }}
+{{- $urls := values .Values.fetch }}
+{{- range .Values.fetchEnv }}
+{{- $urls = append $urls (toString .value) }}
+{{- end }}
+{{- range $urls }}
+{{- if regexMatch "^https?://" . }}
+{{- $port := regexFind "^https?://[^/]*" . | regexFind ":[0-9]+$" | trimPrefix ":" }}
+{{- $ports = append $ports (int (default (ternary 443 80 (hasPrefix "https" .)) $port)) }}
+{{- end }}
+{{- end }}
+{{- uniq $ports | sortAlpha | toYaml }}
+{{- end }}
+
 {{/* How long a pod takes to end: preStop, linger, drain, and 25 s for its engines. */}}
 {{- define "tuneserve.endSeconds" -}}
 {{- add .Values.preStopSeconds .Values.lingerSeconds .Values.drainSeconds 25 }}

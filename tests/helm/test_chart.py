@@ -396,6 +396,21 @@ def test_models_are_fetched_before_the_server_starts(chart: helm_python.Chart) -
     assert "initContainers" not in render(chart, MINIMAL)["deployment"]["spec"]["template"]["spec"]
 
 
+def test_fetching_leaves_a_fenced_pod_by_the_ports_that_it_names(chart: helm_python.Chart) -> None:
+    values = {
+        "fetch": {"a": "https://store.example.com:8443/a", "b": "s3://bucket/b", "c": "org/c@v1"},
+        "models": {name: {"path": f"/models/{name}"} for name in ("a", "b", "c")},
+        "fetchEnv": [
+            {"name": "AWS_ENDPOINT_URL", "value": "http://minio.store:9000"},
+            {"name": "HTTPS_PROXY", "value": "http://user:secret@proxy/"},
+            {"name": "HF_TOKEN", "value": "https"},
+        ],
+        "networkPolicyEnabled": True,
+    }
+    [rule] = render(chart, values)["networkpolicy"]["spec"]["egress"]
+    assert sorted(port["port"] for port in rule["ports"]) == [53, 53, 80, 443, 8443, 9000]
+
+
 def test_the_values_of_the_documentation_render(chart: helm_python.Chart) -> None:
     page = (CHART.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     written = textwrap.dedent(re.search(r"values\.yaml <<END\n(.*?)    END\n", page, re.DOTALL)[1])
