@@ -29,8 +29,8 @@ TOWERS = {
         schemes methods calibration weights sensitivity race report attempts gate preflight run
     """,
     "tuneserve.server": """
-        files ledger turns concurrency garbage config histogram metrics engine worker call text models api answer monitor
-        feedback open_inference transport processes app
+        files ledger turns concurrency garbage config histogram metrics engine worker call text models api answer
+        monitor feedback open_inference transport processes app
     """,
     "tuneserve.benchmarks": "processes machine claims serving|training|answers gpu",
     "tuneserve.benchmarks.serving": """
