@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from tuneserve.errors import CheckpointError, StepFailed
 from tuneserve.server import concurrency
@@ -35,10 +36,14 @@ class Loading:
         # Waits until a loaded version may be put into service.
         self.agreed: Callable[[Model], Awaitable[None]] = _at_once
 
-    async def start(self, model: Model) -> None:
-        """Loads a prepared model, starts to watch it and puts it into service. Closes the model if loading fails."""
+    async def start(self, model: Model, turn: AbstractAsyncContextManager[None] | None = None) -> None:
+        """Loads a prepared model, in its turn if it has one, starts to watch it and puts it into service. Closes the
+        model if loading fails.
+        """
         try:
-            await self._supervisor.load(model)
+            async with turn or nullcontext():
+                await self._supervisor.load(model)
+            # Not in its turn: other processes may load versions in another order.
             await self.agreed(model)
         except BaseException:
             await model.close()
@@ -84,10 +89,7 @@ class Loading:
 
     async def _load(self, model: Model) -> None:
         try:
-            async with self._turn:
-                # Versions loaded before it may have taken the free memory.
-                await concurrency.apart(memory.check, model.config, model.manifest)
-                await self.start(model)
+            await self.start(model, self._with_memory(model))
             await self._health.publish()
             logger.info("model %s: loaded", model.id)
         except WrongState as error:
@@ -98,6 +100,13 @@ class Loading:
             self._failed(model, "did not start; the server's log says why", error)
         except Exception as error:
             self._failed(model, "was not started because of an internal error; the server's log says where", error)
+
+    @asynccontextmanager
+    async def _with_memory(self, model: Model) -> AsyncIterator[None]:
+        async with self._turn:
+            # Versions loaded before it may have taken the free memory.
+            await concurrency.apart(memory.check, model.config, model.manifest)
+            yield
 
     def _failed(self, model: Model, what: str, error: Exception) -> None:
         model.failed(what)

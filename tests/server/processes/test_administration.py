@@ -146,6 +146,23 @@ async def test_aliases_move_while_the_other_reads_a_checkpoint(pair, monkeypatch
     assert (await pair.both())[0] == before[0]
 
 
+async def test_versions_are_loaded_in_any_order(pair, monkeypatch, until):
+    other = pair.ones[1].app.operations
+    prepare = other._prepared
+
+    async def slow(name, config):
+        await asyncio.sleep(0.5 if name == "n" else 0)
+        return await prepare(name, config)
+
+    monkeypatch.setattr(other, "_prepared", slow)
+    first = asyncio.create_task(pair.ones[0].admin.load("n", "b"))
+    await until(lambda: "n" in pair.ones[0].engines)
+    async with asyncio.timeout(20):
+        assert (await pair.ones[1].admin.load("o", "b")).state == READY
+        assert (await first).state == READY
+    assert (await pair.both())[1].keys() == {"m", "n", "o"}
+
+
 async def test_a_version_that_the_other_refuses_is_in_none(pair, refused, monkeypatch):
     before = await pair.both()
 
