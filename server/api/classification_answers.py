@@ -73,15 +73,24 @@ def all_scores(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:
 async def add_counted(
     answer: pb.ClassifyResponse, results: Sequence[Result], shown: Shown, model: str, *, named: bool = True
 ) -> NDArray[np.float32]:
-    """Adds the labels of each input to an answer, notes the best ones for the log line, and counts them in the metrics,
-    unless they are not `named` by the model: the number of those that calls bring is unbounded. Returns the scores,
-    (results, labels).
+    """As `add`, and counts the best labels in the metrics, unless they are not `named` by the model: those that calls
+    bring have no bound. Returns the scores, (results, labels).
+    """
+    scores, best = await add(answer, results, shown)
+    await count(model, len(results), best if named else [], per_label(scores, shown))
+    return scores
+
+
+async def add(
+    answer: pb.ClassifyResponse, results: Sequence[Result], shown: Shown
+) -> tuple[NDArray[np.float32], Sequence[tuple[str, float]]]:
+    """Adds the labels of each input to an answer, and notes the best ones for the log line. Returns the scores,
+    (results, labels), and the best label of each input with its probability.
     """
     scores = await scores_of(results, shown)
     best = [one async for one in in_turns(add_classifications(answer, results, scores, shown))]
     current().note("output", *(label for label, _ in best))
-    await count(model, len(results), best if named else [], per_label(scores, shown))
-    return scores
+    return scores, best
 
 
 async def scores_of(results: Sequence[Result], shown: Shown) -> NDArray[np.float32]:

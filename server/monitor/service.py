@@ -1,6 +1,6 @@
 """MonitorService: finds and counts the topic and the sentiment of each text of a stream."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ class _Found(NamedTuple):
     model: Model
     labels: Sequence[classification_pb2.Classification]
     requests: Sequence[pb.ObserveStreamRequest]  # as the model saw them
+    best: Sequence[tuple[str, float]]  # label of each text, with its probability
+    per_label: Mapping[str, int] | None
 
 
 class MonitorService(MonitorServiceServicer):
@@ -76,16 +78,23 @@ class MonitorService(MonitorServiceServicer):
         topics, sentiments = await concurrency.together(
             lambda one: self._find(*one, requests, long_texts), ((monitor.topic, True), (monitor.sentiment, False)), 2
         )
+        examples = [await _masked(one, sentiments.model) for one in topics.requests] if monitor.examples else []
+        # Not before: if one of them can't answer all texts, both are asked again for fewer.
+        for found in (topics, sentiments):
+            await answers.count(found.model.name, len(requests), found.best, found.per_label)
         observed = []
         for index, (topic, sentiment) in enumerate(zip(topics.labels, sentiments.labels, strict=True)):
-            [found] = sentiment.labels
-            self._monitors.count(name, topics.model, [one.label for one in topic.labels], sentiments.model, found.label)
-            if monitor.examples:
-                await self._keep(topics, sentiments, index, monitor.examples)
+            [tone] = sentiment.labels
+            labels = [one.label for one in topic.labels]
+            self._monitors.count(name, topics.model, labels, sentiments.model, tone.label)
+            if examples:
+                for label in labels:
+                    cell = name, label, tone.label
+                    self._examples.add(current().tenant.name, cell, examples[index].text, monitor.examples)
             observed.append(
                 pb.Observation(
                     topics=topic.labels,
-                    sentiment=found,
+                    sentiment=tone,
                     usage=common_pb2.Usage(prompt_tokens=topic.token_count + sentiment.token_count),
                     topic_model_version=topics.model.id,
                     sentiment_model_version=sentiments.model.id,
@@ -111,17 +120,8 @@ class MonitorService(MonitorServiceServicer):
             least = [answers.LIKELY] * len(model.labels) if several else None
             shown = convert.Shown(model.labels, problem, None if several else 1, False, least, temperature)
             response = classification_pb2.ClassifyResponse()
-            await answers.add_counted(response, results, shown, model.name)
-            return _Found(model, response.results, seen)
-
-    async def _keep(self, topics: _Found, sentiments: _Found, index: int, most: int) -> None:
-        """Keeps a text as an example, without the personal data that one of the models masks."""
-        seen, model = topics.requests[index], sentiments.model
-        if model.masks:
-            seen = (await redacted(model.redactor, seen, "", model.tokenizer.apart)).request
-        [found] = sentiments.labels[index].labels
-        for one in topics.labels[index].labels:
-            self._examples.add(current().tenant.name, (seen.monitor, one.label, found.label), seen.text, most)
+            scores, best = await answers.add(response, results, shown)
+            return _Found(model, response.results, seen, best, answers.per_label(scores, shown))
 
     async def Examples(self, request: pb.ExamplesRequest, context: Any) -> pb.ExamplesResponse:
         """See monitor.proto."""
@@ -141,6 +141,11 @@ class MonitorService(MonitorServiceServicer):
             time.FromNanoseconds(example.time_ns)
             response.examples.add(text=example.text, time=time)
         return response
+
+
+async def _masked(seen: pb.ObserveStreamRequest, model: Model) -> pb.ObserveStreamRequest:
+    """Returns a request without the personal data that another model masks, too."""
+    return (await redacted(model.redactor, seen, "", model.tokenizer.apart)).request if model.masks else seen
 
 
 def _alike(received: Received) -> Hashable:

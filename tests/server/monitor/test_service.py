@@ -1,5 +1,6 @@
 """MonitorService, over the wire."""
 
+import asyncio
 import re
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 
 from tuneserve.server.call import context
+from tuneserve.server.call.errors import Overloaded
 from tuneserve.server.call.tenants import Tenant, hashed
 from tuneserve.server.call.wire import Received
 from tuneserve.server.config import ModelConfig, MonitorConfig
@@ -113,30 +115,67 @@ async def test_a_text_may_have_several_topics_or_none(own_server, monkeypatch):
     assert changed == {("b", "pos"): 1, ("c", "pos"): 1}
 
 
+async def observed(service: MonitorService, *items: pb.ObserveStreamRequest) -> dict[int, pb.ObserveStreamResponse]:
+    """Observes texts together."""
+    given = [Received(one, one.ByteSize()) for one in items]
+    return {one.id: one async for one in service._answers(given)}
+
+
 async def test_texts_are_observed_together_as_alone(server):
     call = context.Call("id", "ObserveStream", Tenant("one"), {}, Metrics())
     context.begin(call)
     service = MonitorService(server.app.models, server.app._monitors)
-
-    async def observed(*items: pb.ObserveStreamRequest) -> dict[int, pb.ObserveStreamResponse]:
-        given = [Received(one, one.ByteSize()) for one in items]
-        return {one.id: one async for one in service._answers(given)}
-
     texts = ["good", " ", "bad film of jane.doe@example.com", "good " * 99, "bad , bad"]
     items = [item(id_, text) for id_, text in enumerate(texts)]
-    alone = {id_: one for item_ in items for id_, one in (await observed(item_)).items()}
+    alone = {id_: one for item_ in items for id_, one in (await observed(service, item_)).items()}
     cells, read = counted(server), call.prompt_tokens
-    assert await observed(*items) == alone
+    assert await observed(service, *items) == alone
     assert [one.WhichOneof("outcome") for one in alone.values()].count("error") == 2
     assert counted(server) == {cell: 2 * count for cell, count in cells.items()}
     assert call.prompt_tokens == 2 * read
     engine = server.engines["topics"]
     before = len(engine.tickets)
-    together = await observed(items[0], items[2], items[4])
+    together = await observed(service, items[0], items[2], items[4])
     assert together == {id_: alone[id_] for id_ in together}
     assert len(engine.tickets) == before + 1
     kept = service._examples._kept["one"]
     assert {example.text for cell in kept.values() for example in cell} <= {"good", "bad film of [EMAIL]", "bad , bad"}
+
+
+async def test_texts_that_are_tried_again_are_counted_once(server, monkeypatch):
+    call = context.Call("id", "ObserveStream", Tenant("one"), {}, Metrics())
+    context.begin(call)
+    says(server.engines["topics"], monkeypatch, -1, 1)
+
+    async def full(ticket, inputs, task):
+        # Once the other model has answered.
+        await asyncio.sleep(0.1)
+        if len(inputs) > 1:
+            raise Overloaded("no room for all", "QUEUE_TOKENS", 100)
+        return [np.array([1, -1], np.float32)]
+
+    monkeypatch.setattr(server.engines["sentiment"], "pool", full)
+    service = MonitorService(server.app.models, server.app._monitors)
+    found = await observed(service, *(item(id_) for id_ in range(4)))
+    assert all(one.HasField("observation") for one in found.values())
+    assert counted(server) == {("a", "neg"): 0, ("a", "pos"): 0, ("b", "neg"): 4, ("b", "pos"): 0}
+    predictions = {(one.labels["model"], one.labels["label"]): one.value for one in samples(call.metrics.predictions)}
+    assert predictions == {("topics", "b"): 4, ("sentiment", "neg"): 4}
+    assert {one.labels["model"]: one.value for one in samples(call.metrics.texts)} == {"topics": 4, "sentiment": 4}
+
+
+async def test_a_text_without_an_answer_is_no_prediction(server):
+    call = context.Call("id", "ObserveStream", Tenant("one"), {}, Metrics())
+    context.begin(call)
+
+    async def broken(ticket, inputs, task):
+        await asyncio.sleep(0.1)
+        raise RuntimeError
+
+    server.engines["sentiment"].pool = broken
+    [answer] = (await observed(MonitorService(server.app.models, server.app._monitors), item(1))).values()
+    assert answer.error.code == code_pb2.INTERNAL
+    assert samples(call.metrics.predictions) == []
 
 
 def test_what_differs_in_more_than_its_text_is_not_alike():
