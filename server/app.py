@@ -105,8 +105,8 @@ class App:
         self._reading_keys = ThreadPoolExecutor(1, thread_name_prefix="keys")
         # Health needs no key, so on a server with keys it does not reveal model names.
         self._health = Health(self.models, names=config.tenants is None)
-        self._running = Running(config.max_calls)
         rejected = self.metrics.rejections.labels
+        self._running = Running(config.max_calls, rejected("", "calls").inc)
         self._departures = Departures(rejected("", "unread").inc)
         self._requests = Shares(
             _MOST_REQUESTS, _MOST_REQUESTS // 2, "large requests run", "REQUESTS", rejected("", "requests").inc

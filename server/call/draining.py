@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from tuneserve.server.call.errors import Overloaded, Unavailable
 from tuneserve.server.call.shares import share, subtract
@@ -17,8 +17,10 @@ _RETRY_MS = 1000
 class Running:
     """All running calls of one server, on all its ports."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, rejected: Callable[[], object] = lambda: None) -> None:
+        """At most `most` calls run. `rejected` is called for each that is one too many."""
         self._most = most
+        self._rejected = rejected
         self._limits: dict[asyncio.Timeout, Hashable] = {}  # and the caller of each
         self._by_caller: Counter[Hashable] = Counter()
         self._draining = False
@@ -50,6 +52,7 @@ class Running:
             running, own = len(self._limits), self._by_caller[caller]
             more = own >= share(self._by_caller, caller, self._most)
             if own >= most or (running >= self._most * (1 if more else 2)):
+                self._rejected()
                 raise Overloaded(f"{min(running, most)} calls run already", "CALLS", _RETRY_MS)
         self._limits[limit] = caller
         self._by_caller[caller] += 1

@@ -332,6 +332,7 @@ async def test_so_many_calls_at_once(start, refused, until):
         await until(lambda: len(server.app._running._limits) == 3)
         error = await refused(classify(server.channel), grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert b"CALLS" in rpc_status.from_call(error).details[1].value
+        assert server.app.metrics.rejections.labels("", "calls")._value.get() == 1
         assert (await check(server.channel)).status == health_pb2.HealthCheckResponse.SERVING
         admin = ModelServiceStub(server.admin)
         assert (await admin.ListModels(model_pb2.ListModelsRequest())).models, "an administrator gets in"
