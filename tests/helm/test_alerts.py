@@ -107,6 +107,11 @@ def timed(name: str, labels: dict[str, str], *slow: tuple[float, int]) -> list[S
     ]
 
 
+def turned_away(reason: str) -> list[Series]:
+    labels = {"model": "", "reason": reason, "pod": "p", **OURS}
+    return [counter("tuneserve_admission_rejections_total", labels, (0, 10), (1, 20), (0, 20))]
+
+
 def waits(*slow: tuple[float, int]) -> list[Series]:
     minutes = sum(minutes for _, minutes in slow)
     name = "tuneserve_queue_wait_seconds_bucket"
@@ -230,6 +235,16 @@ CASES = [
         23,
         [18, 37],
     ),
+    # Of no model: too many calls at once, or their requests too large together.
+    *(
+        Case("TuneserveCallsTurnedAway", turned_away(reason), {"namespace": "ml", "reason": reason}, 23, [18, 37])
+        for reason in ("calls", "requests")
+    ),
+    # What one caller brings upon itself.
+    *(
+        Case("TuneserveCallsTurnedAway", turned_away(reason), {}, None, [23, 30])
+        for reason in ("request_quota", "token_quota", "unread")
+    ),
     Case("TuneserveLongQueueWait", waits((0, 10), (100, 30), (0, 20)), {"namespace": "ml", "model": "a"}, 30, [10, 50]),
     Case("TuneserveNoPodReady", replicas((1, 5), (0, 10), (1, 10)), DEPLOYMENT, 12, [8, 16]),
     Case("TuneserveNoPodReady", replicas((0, 60), wanted=0), DEPLOYMENT, None, [30, 59]),
@@ -323,6 +338,11 @@ CASES = [
     Case("TuneserveCallsFail", handled((0, 360), (2, 180), (0, 90)), OURS, 530, [300, 575]),
     Case("TuneserveCallsSlowFast", timed(LATENCY, CALLS, (0, 60), (50, 30), (0, 60)), OURS, 85, [58, 100]),
     Case("TuneserveCallsSlowFast", timed(FIRST_TOKEN, FIRST, (0, 60), (50, 30), (0, 60)), OURS, 85, [58, 100]),
+    # However long they are, they may be long generations.
+    *(
+        Case("TuneserveCallsSlowFast", timed(LATENCY, {**CALLS, "grpc_service": service}, (50, 90)), {}, None, [85])
+        for service in ("tuneserve.v1.GenerationService", "inference.GRPCInferenceService")
+    ),
     Case("TuneserveCallsSlow", timed(LATENCY, CALLS, (0, 360), (20, 180), (0, 90)), OURS, 530, [300, 575]),
     Case(
         "TuneservePredictionsShifted",
