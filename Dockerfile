@@ -76,9 +76,9 @@ COPY --from=packages-serve /opt/tuneserve /opt/tuneserve
 COPY --from=ours /ours /opt/tuneserve
 USER 10001:10001
 EXPOSE 8033 9033
-# For Docker; Kubernetes has probes of its own.
+# For Docker; Kubernetes has probes of its own. It asks port 8034 (`health_listen`, without TLS), and without one, 8033.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30m CMD ["python", "-c", "\
 import grpc, sys; \
 from grpc_health.v1 import health_pb2 as pb, health_pb2_grpc; \
-health = health_pb2_grpc.HealthStub(grpc.insecure_channel('127.0.0.1:8033')); \
+health = health_pb2_grpc.HealthStub(grpc.insecure_channel('ipv4:127.0.0.1:8034,127.0.0.1:8033')); \
 sys.exit(health.Check(pb.HealthCheckRequest(), timeout=5).status != pb.HealthCheckResponse.SERVING)"]

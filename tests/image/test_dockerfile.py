@@ -1,15 +1,21 @@
 """The Dockerfile as it is read; `make image-test` builds and runs it (build_and_serve.py)."""
 
+import asyncio
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 import tuneserve
+from tuneserve.server.config import ModelConfig, ServerConfig
+
+from ..server.conftest import served_by
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -72,6 +78,28 @@ def test_an_image_runs_tuneserve_as_the_chart_s_user(target):
 def test_only_images_for_gpus_have_a_compiler(target):
     assert installed(target, "cpu") == {"python3", "libnuma1", "libtcmalloc-minimal4"}
     assert installed(target, "gpu") == {"python3", "gcc", "libc6-dev", "libpython3-dev"}
+
+
+@pytest.mark.parametrize(
+    ("host", "ports", "healthy"),
+    [
+        ("127.0.0.41", {"listen": 8033}, True),
+        ("127.0.0.42", {"listen": 0, "health_listen": 8034}, True),
+        ("127.0.0.43", {"listen": 0, "health_listen": 0}, False),
+    ],
+)
+async def test_the_health_check_asks_the_health_port_or_else_grpcs(
+    make_bert: Callable[..., Path], host: str, ports: dict[str, int], healthy: bool
+) -> None:
+    program, *arguments = json.loads(dict(image("serve"))["HEALTHCHECK"].partition("CMD ")[2])
+    assert program == "python"
+    here = [one.replace("127.0.0.1", host) for one in arguments]
+    everywhere = {"metrics_listen": 0, "admin_listen": 0, **ports}
+    addresses = {key: f"{host}:{port}" for key, port in everywhere.items()}
+    models = {"sentiment": ModelConfig(path=make_bert())}
+    async with served_by(ServerConfig(models=models, **addresses)):
+        process = await asyncio.create_subprocess_exec(sys.executable, *here, stderr=asyncio.subprocess.DEVNULL)
+        assert (await process.wait() == 0) == healthy
 
 
 def test_versions_are_those_of_the_repository():
