@@ -21,7 +21,7 @@ from tuneserve.server.models.health import MODEL_SERVICES
 from tuneserve.server.text import redaction
 from tuneserve.settings import Settings
 
-from .rendering import CHART, MINIMAL, OLDEST, Manifests, check, container, render, templates
+from .rendering import CHART, MINIMAL, NEWEST, OLDEST, Manifests, check, container, render, templates
 
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
 JOB = "rel-tuneserve-metrics"
@@ -370,6 +370,16 @@ def test_models_come_from_a_claim_a_volume_or_the_image(chart: helm_python.Chart
         {"name": "models", "hostPath": {"path": "/srv"}}
     ]
     assert models_volume({}) == []
+
+
+def test_models_come_from_an_image_of_their_own(chart: helm_python.Chart) -> None:
+    source = {"image": {"reference": "registry.example.com/ml/models:1.0", "pullPolicy": "IfNotPresent"}}
+    rendered = chart.render(MINIMAL | {"modelsVolume": source}, name="rel", namespace="ml")
+    deployment = yaml.safe_load(rendered["tuneserve/templates/deployment.yaml"])
+    assert {"name": "models", **source} in deployment["spec"]["template"]["spec"]["volumes"]
+    check(deployment, ["1.31", NEWEST])
+    with pytest.raises(kubernetes_validate.ValidationError, match="image"):
+        check(deployment, ["1.30"])
 
 
 def test_models_are_fetched_before_the_server_starts(chart: helm_python.Chart) -> None:
