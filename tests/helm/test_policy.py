@@ -1,4 +1,4 @@
-"""What holds in every example of the chart: versions of images, resources, commands, probes and ports."""
+"""What holds in every example of the chart: versions of images, resources, selectors, commands, probes and ports."""
 
 import re
 from collections.abc import Iterator
@@ -26,6 +26,10 @@ def containers(manifests: Manifests) -> Iterator[dict[str, Any]]:
         yield from (*template["spec"].get("initContainers", ()), *template["spec"]["containers"])
 
 
+def mebibytes(quantity: str) -> int:
+    return int(quantity[:-2]) * {"Mi": 1, "Gi": 1 << 10}[quantity[-2:]]
+
+
 def test_images_have_a_version(manifests: Manifests) -> None:
     images = {one["image"] for one in containers(manifests)}
     assert images
@@ -35,8 +39,38 @@ def test_images_have_a_version(manifests: Manifests) -> None:
 
 def test_containers_say_what_they_need(manifests: Manifests) -> None:
     for one in containers(manifests):
-        assert one["resources"]["limits"]["memory"]
-        assert one["resources"]["requests"].keys() >= {"cpu", "memory"}
+        limits, requests = one["resources"]["limits"], one["resources"]["requests"]
+        # Not of CPU: a limit would slow an engine down beside idle cores.
+        assert mebibytes(requests["memory"]) <= mebibytes(limits["memory"])
+        assert requests["cpu"]
+
+
+def test_disks_of_pods_are_limited_and_those_in_memory_fit_in_it(manifests: Manifests) -> None:
+    for spec in (one["spec"] for manifest in manifests.values() for one in templates(manifest)):
+        memory = min(mebibytes(one["resources"]["limits"]["memory"]) for one in spec["containers"])
+        for disk in (volume["emptyDir"] for volume in spec["volumes"] if "emptyDir" in volume):
+            size = mebibytes(disk["sizeLimit"])
+            assert disk.get("medium") != "Memory" or size < memory
+
+
+def test_selectors_find_the_servers_pods_alone(manifests: Manifests) -> None:
+    """No Job, no pod of helm test and no further machine of a server gets its calls."""
+    server = templates(manifests.get("deployment") or manifests["leaderworkerset"])[0]
+    others = [one for manifest in manifests.values() for one in templates(manifest) if one != server]
+    kinds = ("Deployment", "InferencePool", "NetworkPolicy", "PodDisruptionBudget", "Service")
+    selecting = [one["spec"] for one in manifests.values() if one["kind"] in kinds]
+    assert len(selecting) >= 4
+    for spec in selecting:
+        selector = spec.get("selector") or spec["podSelector"]
+        labels = selector.get("matchLabels", selector).items()
+        assert labels
+        assert labels <= server["metadata"]["labels"].items()
+        assert not any(labels <= one["metadata"]["labels"].items() for one in others)
+    if monitor := manifests.get("servicemonitor"):
+        labels = monitor["spec"]["selector"]["matchLabels"].items()
+        assert [key for key, one in manifests.items() if labels <= one["metadata"]["labels"].items()] == [
+            "service-metrics"
+        ]
 
 
 def test_commands_are_ones_that_tuneserve_takes(manifests: Manifests) -> None:
