@@ -53,6 +53,17 @@ def usage(session: int) -> Usage:
     return Usage(leader, others, resident)
 
 
+def named(session: int, name: str) -> list[psutil.Process]:
+    """Returns a program's processes with `name` in their command line."""
+    found = []
+    for pid, fields in _stats():
+        if int(fields[3]) == session:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                found += [process] if name in " ".join(process.cmdline()) else []
+    return found
+
+
 def machine_cpu() -> float:
     """Returns the CPU seconds that the whole machine was busy, or that its host took from it (steal time)."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(

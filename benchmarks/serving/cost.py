@@ -12,7 +12,8 @@ answers; prompts are never repeated.
 
 Three comparisons: the same engine settings and process layout for all; the same settings, and `vllm serve` with its own
 process layout; everything at its default. Time to the first answer counts from the process's start, with nothing else
-running. The overload is an open loop, see overload.py.
+running; then our engine is killed, and the time to the next answer counts from that. The overload is an open loop, see
+overload.py.
 
 Prints tables; the last line of stdout is one JSON object. Exits with status 0 only if every promise was kept.
 """
@@ -29,6 +30,7 @@ from typing import Any
 
 import click
 
+from tuneserve.benchmarks import processes
 from tuneserve.benchmarks.claims import MIN_ROUNDS, Claim, ratios
 from tuneserve.benchmarks.serving import cost_report, interleave, small_model, systems
 from tuneserve.benchmarks.serving.cost_report import Report, compared
@@ -40,6 +42,7 @@ from tuneserve.benchmarks.serving.workers.job import Job
 from tuneserve.errors import StepFailed
 from tuneserve.machine.runtime import has_nvidia_gpu, preload
 from tuneserve.machine.tiers import this_tier
+from tuneserve.serving import START_SECONDS
 
 # Where processors multiply integers of 8 bits faster than `dtype`.
 _INT8 = this_tier().int8_fast
@@ -68,6 +71,8 @@ OVERLOADS = [Claim("answers under ten times the load, to the peak", "overload", 
 # A caller of an overloaded server is better off with a refusal at once.
 OVERLOAD_WAIT_SECONDS = 2.0
 QUANTIZED = "w8a8"
+# Between two calls to an engine that is not there.
+_ASK_SECONDS = 0.05
 _PARTS = ("start", "generation", "classification", "defaults", "overload")
 
 
@@ -188,15 +193,39 @@ def _classification(name: str, system: System, bench: Bench) -> list[Scenario]:
 
 
 def starts(bench: Bench, report: Report) -> None:
-    """Start times, one system after the other, in turns: the generation model, with the same engine settings."""
-    engine = bench.engine(pooling=False)
+    """Start times, one system after the other, in turns: the generation model, with the same engine settings.
+
+    Also of our engine, which our server starts again: `vllm serve` ends with its own.
+    """
+    engine, first = bench.engine(pooling=False), bench.first(pooling=False)
     systems_ = {"ours": bench.ours(False, engine), "vllm serve": bench.vllm_serve(False, engine)}
     for number in range(bench.starts):
         for name in list(systems_) if number % 2 == 0 else reversed(systems_):
             show(f"start {number + 1} of {bench.starts}: {name}")
-            with _timed(report, name, bench.first(pooling=False)) as timed, systems_[name]() as system:
+            with _timed(report, name, first) as timed, systems_[name]() as system:
                 timed(system)
+                if name == "ours":
+                    report.starts.setdefault("ours, its engine killed", []).append(restarted(system, first))
     report.ratios += ratios(STARTS, report.starts)
+
+
+def restarted(system: System, first: Job) -> float:
+    """Kills a server's engine, and returns the seconds until the next answer. Raises StepFailed if none comes."""
+    engines = processes.named(system.session, "EngineCore")
+    if not engines:
+        raise StepFailed("our server has no engine that could be killed")
+    begin = time.perf_counter()
+    for engine in engines:
+        engine.kill()
+    while True:
+        try:
+            system.do(first)
+        except StepFailed:
+            if time.perf_counter() - begin > START_SECONDS:
+                raise
+            time.sleep(_ASK_SECONDS)
+        else:
+            return time.perf_counter() - begin
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def _tables(report: Report) -> list[_Rows]:
         tables.append(_Rows(f"Ratios, on {tier}", ["ours", "ratio", "rounds", "promise", ""], rows))
     if report.starts:
         rows = [[name, interval(values).text(1)] for name, values in report.starts.items()]
-        tables.append(_Rows(f"Process start to first answer, on {tier}", ["", "seconds"], rows))
+        tables.append(_Rows(f"Start, or end of an engine, to the next answer, on {tier}", ["", "seconds"], rows))
     if report.answers:
         rows = [[name, f"{one.same} of {one.texts}", one.mark] for name, one in report.answers.items()]
         tables.append(_Rows("The answer that ours gives", ["", "texts", ""], rows))

@@ -27,10 +27,13 @@ def test_a_program_is_its_session() -> None:
         assert process.stdout.readline() == b"done\n"
         while (used := processes.usage(process.pid)).leader < 0.15:
             time.sleep(0.05)
+        [child] = processes.named(process.pid, "\n child")
+        assert not processes.named(os.getsid(0), "\n child")
         process.communicate()
     assert used.others >= 0.5
     assert used.cpu == used.leader + used.others
     assert used.resident > 64 << 20
+    assert child.pid != process.pid
     assert processes.machine_cpu() - machine >= 0.6
     # It has left nothing, and was none of ours.
     assert processes.usage(process.pid) == processes.Usage(0, 0, 0)

@@ -1,17 +1,22 @@
 """The whole comparison with systems that only pretend: what is run, shown, written and promised."""
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tuneserve.benchmarks import processes
+from tuneserve.benchmarks.gpu import checkpoints as checkpoints_without_weights
+from tuneserve.benchmarks.gpu.shapes import TINY
 from tuneserve.benchmarks.serving import cost, cost_report, systems
 from tuneserve.benchmarks.serving.interleave import Sample, Scenario
 from tuneserve.benchmarks.serving.load.open_loop import Result as Measured
 from tuneserve.benchmarks.serving.overload import Overload, Round
+from tuneserve.benchmarks.serving.workers import worker
 from tuneserve.benchmarks.serving.workers.job import Job, Outcome
 from tuneserve.errors import StepFailed
 from tuneserve.machine.tiers import measured_on, this_tier
@@ -54,6 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     for name in ("ours", "vllm_serve", "in_process"):
         replace(name)
     monkeypatch.setattr(cost, "preload", lambda: None)
+    monkeypatch.setattr(cost, "restarted", lambda system, first: 0.25)  # there is no engine
     monkeypatch.setattr(cost_report, "RESULTS", tmp_path / "results")
     return found
 
@@ -123,6 +129,7 @@ def test_everything(
     assert found["rounds"] == found["ratios"][0]["rounds"] == found["ratios"][-1]["rounds"] == 15
     assert {name: len(seconds) for name, seconds in found["starts_seconds"].items()} == {
         "ours": 2,
+        "ours, its engine killed": 2,
         "vllm serve": 2,
         "defaults, generation: ours": 1,
         "defaults, generation: vllm serve": 1,
@@ -208,3 +215,25 @@ def test_what_fails_takes_nothing_else_with_it(
     assert found["overload"]
     assert "its last words" in result.stderr
     assert "Not measured: generation: vllm serve ended with status 1" in result.stdout
+
+
+@pytest.mark.engine
+def test_an_engine_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    path = checkpoints_without_weights.write(TINY[1], "bf16", tmp_path)
+    engine = systems.Engine(max_model_len=256, block_size=32, load_format="dummy")
+    with ExitStack() as stack:
+        grpc, _ = worker.clients(stack, tmp_path)
+        system = stack.enter_context(systems.ours({"model": path}, grpc, tmp_path, engine))
+        first = Job(prompts=[[5, 6, 7]], max_tokens=1)
+        before = processes.named(system.session, "EngineCore")
+        seconds = cost.restarted(system, first)
+        after = processes.named(system.session, "EngineCore")
+        assert system.do(first).output_tokens == 1
+    assert seconds > 0.5
+    assert len(before) == len(after) == 1
+    assert before != after
+
+
+def test_a_server_without_an_engine_is_a_failed_step() -> None:
+    with pytest.raises(StepFailed, match="no engine that could be killed"):
+        cost.restarted(systems.System(os.getpid(), None, "m"), Job(texts=["a"]))  # type: ignore[arg-type]
