@@ -1,5 +1,5 @@
-"""`make observe`: a server whose engine dies, and a stream of texts that turns negative; a real Prometheus and
-Alertmanager, and a webhook that is told of each, and again when it is over.
+"""`make observe`: a server whose engine is killed under load, and a stream of texts that turns negative; a real
+Prometheus and Alertmanager, and a webhook that is told of each, and again when it is over.
 
 The rules are the chart's, with shorter times: as they are, promtool has checked them.
 """
@@ -7,27 +7,29 @@ The rules are the chart's, with shorter times: as they are, promtool has checked
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import grpc
 import helm_python
+import psutil
 import pytest
 
-from tuneserve.server.config import ModelConfig, MonitorConfig
-from tuneserve.server.engine.interface import EngineFailed
+from tuneserve import samples
+from tuneserve.serving import Server, launched
 from tuneserve.v1.monitor_pb2 import ObserveStreamRequest
 from tuneserve.v1.monitor_pb2_grpc import MonitorServiceStub
 
-from ..server.conftest import loopback, served_by
-from ..server.troubled_engine import TroubledEngine
 from .monitoring import alertmanager, prometheus
+from .processes import running
 from .test_alerts import OURS, rules
-from .test_prometheus import CLASSIFY, ClassificationServiceStub
 
 ENGINE_DOWN, SURGES = "TuneserveEngineDown", "TuneserveNegativeSurges"
+ANSWERED = 'rate(grpc_server_handled_total{grpc_method="Embed", grpc_code="OK"}[5s]) > 1'
 
 
 class Webhook:
@@ -74,42 +76,37 @@ def hasty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return groups
 
 
-async def test_an_alert_reaches_a_webhook_and_resolves(
-    chart: helm_python.Chart,
-    make_bert: Callable[..., Path],
-    kept: Callable[..., Path],
-    tmp_path: Path,
-    webhook: Webhook,
+def kill_engine(server: Server) -> None:
+    """If there is one."""
+    for one in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "EngineCore" in str(one.cmdline()):
+                one.kill()
+
+
+@pytest.mark.engine
+async def test_an_engine_that_is_killed_reaches_a_webhook_and_resolves(
+    chart: helm_python.Chart, kept: Callable[..., Path], tmp_path: Path, webhook: Webhook
 ) -> None:
-    groups = hasty(rules(chart, {}))
-    engines: list[TroubledEngine] = []
-
-    def made(name: str, engine: TroubledEngine) -> None:
-        # One that takes the place of a dead one waits until it may start.
-        engine.starts = not engines
-        engines.append(engine)
-
-    models = {"sentiment": ModelConfig(path=make_bert("ForSequenceClassification", ["neg", "pos"]))}
-    async with (
-        served_by(loopback(models), made) as server,
-        alertmanager(kept, tmp_path, webhook.address) as alerts,
-        prometheus(kept, tmp_path, server.app.metrics_address, groups, (alerts,)) as running,
-    ):
-        classify = ClassificationServiceStub(server.channel).Classify
-        await classify(CLASSIFY)
-        await until(lambda: running.finds("tuneserve_engine_up == 1"))
-        assert not webhook.heard(ENGINE_DOWN, "firing")
-        engines[0].broken = EngineFailed("died")
-        await classify(CLASSIFY).code()
-        fired = await until(lambda: webhook.heard(ENGINE_DOWN, "firing"))
-        print("\ntold of", fired[0]["annotations"]["summary"])
-        assert fired[0]["labels"].items() >= {"model": "sentiment", "pod": "p", "severity": "critical", **OURS}.items()
-        assert fired[0]["annotations"]["summary"].endswith("is down in p.")
-        for engine in engines:
-            engine.starts = True
-        resolved = await until(lambda: webhook.heard(ENGINE_DOWN, "resolved"))
-        print("resolved")
-        assert resolved[0]["fingerprint"] == fired[0]["fingerprint"]
+    with launched("--model", f"vectors={samples.embedding_model()}") as server:
+        bench = [sys.executable, "-P", "-m", "tuneserve.cli", "bench", "--model", "vectors", "--rate", "10"]
+        async with (
+            running(*bench, "--target", server.addresses.grpc, "--seconds", "600"),
+            alertmanager(kept, tmp_path, webhook.address) as alerts,
+            prometheus(kept, tmp_path, server.addresses.metrics, hasty(rules(chart, {})), (alerts,)) as found,
+        ):
+            await until(lambda: found.finds(ANSWERED))
+            assert not webhook.heard(ENGINE_DOWN, "firing")
+            # The next engine would take its place too soon for an alert.
+            fired = await until(lambda: kill_engine(server) or webhook.heard(ENGINE_DOWN, "firing"))
+            print("\ntold of", fired[0]["annotations"]["summary"])
+            expected = {"model": "vectors", "pod": "p", "severity": "critical", **OURS}
+            assert fired[0]["labels"].items() >= expected.items()
+            assert fired[0]["annotations"]["summary"].endswith("is down in p.")
+            resolved = await until(lambda: webhook.heard(ENGINE_DOWN, "resolved"))
+            print("resolved")
+            assert resolved[0]["fingerprint"] == fired[0]["fingerprint"]
+            await until(lambda: found.finds(ANSWERED))
 
 
 class Texts:
@@ -133,30 +130,35 @@ class Texts:
 async def test_a_surge_of_negative_texts_reaches_a_webhook_and_resolves(
     chart: helm_python.Chart,
     make_bert: Callable[..., Path],
+    fakes: None,
     kept: Callable[..., Path],
     tmp_path: Path,
     webhook: Webhook,
 ) -> None:
-    models = {"topics": make_bert(labels=["arts", "sports", "trade"]), "sentiment": make_bert(labels=["neg", "pos"])}
-    monitors = {"films": MonitorConfig(topic="topics", sentiment="sentiment")}
+    labels = {"topics": ["arts", "sports", "trade"], "sentiment": ["neg", "pos"]}
+    models = {name: {"path": str(make_bert(labels=of_model))} for name, of_model in labels.items()}
+    monitors = {"films": {"topic": "topics", "sentiment": "sentiment"}}
+    file = tmp_path / "server.yaml"
+    file.write_text(json.dumps({"models": models, "monitors": monitors}))
     texts = Texts()
-    async with (
-        served_by(loopback(models, monitors=monitors)) as server,
-        alertmanager(kept, tmp_path, webhook.address) as alerts,
-        prometheus(kept, tmp_path, server.app.metrics_address, hasty(rules(chart, {})), (alerts,)) as running,
-    ):
-        call = MonitorServiceStub(server.channel).ObserveStream(aiter(texts))
-        await until(lambda: running.finds("sum(tuneserve_observed_total) > 1000"))
-        assert not webhook.heard(SURGES, "firing")
-        texts.share = 0.6
-        fired = await until(lambda: webhook.heard(SURGES, "firing"))
-        print("\ntold of", fired[0]["annotations"]["summary"])
-        assert fired[0]["labels"].items() >= {"monitor": "films", "topic": "arts", **OURS}.items()
-        texts.share = 0.15
-        resolved = await until(lambda: webhook.heard(SURGES, "resolved"))
-        print("resolved")
-        assert resolved[0]["fingerprint"] == fired[0]["fingerprint"]
-        call.cancel()
+    with launched("--config", str(file)) as server:
+        async with (
+            grpc.aio.insecure_channel(server.addresses.grpc) as channel,
+            alertmanager(kept, tmp_path, webhook.address) as alerts,
+            prometheus(kept, tmp_path, server.addresses.metrics, hasty(rules(chart, {})), (alerts,)) as found,
+        ):
+            call = MonitorServiceStub(channel).ObserveStream(aiter(texts))
+            await until(lambda: found.finds("sum(tuneserve_observed_total) > 1000"))
+            assert not webhook.heard(SURGES, "firing")
+            texts.share = 0.6
+            fired = await until(lambda: webhook.heard(SURGES, "firing"))
+            print("\ntold of", fired[0]["annotations"]["summary"])
+            assert fired[0]["labels"].items() >= {"monitor": "films", "topic": "arts", **OURS}.items()
+            texts.share = 0.15
+            resolved = await until(lambda: webhook.heard(SURGES, "resolved"))
+            print("resolved")
+            assert resolved[0]["fingerprint"] == fired[0]["fingerprint"]
+            call.cancel()
 
 
 async def until(found: Callable[[], Any]) -> Any:
