@@ -39,7 +39,8 @@ def runs(run: Run, tmp_path_factory: pytest.TempPathFactory, trained: Path, revi
         "method": "full",
         "epochs": 2,
     }
-    return [run(folder, output=f"run{rate}", learning_rate=rate, **common) for rate in (1e-4, 5e-4)]
+    settings = ({"learning_rate": 1e-4, "seed": 1}, {"learning_rate": 5e-4, "seed": 2})
+    return [run(folder, output=f"run{one['seed']}", **one, **common) for one in settings]
 
 
 def test_the_mean_of_two_runs(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,9 @@ def test_own_test_file_and_row_limits(tmp_path: Path) -> None:
     jsonl(tmp_path / "t.jsonl", *labelled(20))
     found = dataset.load(settings(path, test="t.jsonl", max_train_rows=10, max_test_rows=5))
     assert (len(found.train), len(found.test)) == (10, 5)
+    other = dataset.load(settings(path, test="t.jsonl", max_train_rows=10, max_test_rows=5, seed=1))
+    assert list(other.test) == list(found.test), "runs with other seeds are measured on the same rows"
+    assert list(other.train) != list(found.train)
 
 
 def test_label_order_is_as_given_or_sorted(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ EXPECTED = {
     "sets.csv": "6ba63c69c3dde8dc",
     "numbers.parquet": "87bb0fd647922dd1",
     "words.conll": "19c89242e35433f6",
-    "answers.jsonl": "54229b5635b0320b",
+    "answers.jsonl": "d9ca551846ad6235",
 }
 
 
