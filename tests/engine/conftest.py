@@ -34,6 +34,8 @@ from tuneserve.v1.generation_pb2_grpc import GenerationServiceStub
 from tuneserve.v1.model_admin_pb2_grpc import ModelAdminServiceStub
 from tuneserve.v1.model_pb2_grpc import ModelServiceStub
 
+from ..image import packages
+
 TOPICS = ["acting", "music", "plot"]
 # Of one word and of several, of one token and of many.
 NAMES = {
@@ -211,7 +213,7 @@ for seed, name in enumerate({names!r}):
 def real(
     directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, collecting: Callable[[], Any]
 ) -> Iterator[Real]:
-    """The server. Started once."""
+    """The server. Started once, with what its image has."""
     models: dict[str, dict[str, object]] = {
         name: {"path": str(path), "dtype": "auto" if name == "chat" else "float32"}
         for name, path in directories.items()
@@ -233,7 +235,8 @@ def real(
     with ExitStack() as stack:
         collector = stack.enter_context(collecting())
         config.write_text(yaml.safe_dump(settings | {"otlp_endpoint": f"http://{collector.address}"}))
-        server = stack.enter_context(launched("--config", str(config), environment=_with_plugin(folder)))
+        python = packages.python(folder / "image")
+        server = stack.enter_context(launched("--config", str(config), environment=_with_plugin(folder), python=python))
         channel = stack.enter_context(grpc.insecure_channel(server.addresses.grpc))
         admin = stack.enter_context(grpc.insecure_channel(server.addresses.admin))
         yield Real(
