@@ -30,13 +30,13 @@ images() { # extra, further packages for training, for serving, options: the sam
 }
 
 # The plugin asks for a distribution named `vllm`, which the CPU build is not: it is added by hand, for the images with
-# what it needs. Triton has no backend for CPUs.
+# what it needs. Triton has no backend for CPUs, and Ninja, which builds FlashInfer's kernels on GPUs, no compiler there.
 # A folder of CPU wheels, where pip knows one, must not stand in for the CUDA build.
 PLUGIN="vllm-bnb-plugin==0.0.3"
 (
     export UV_FIND_LINKS="${PIP_FIND_LINKS:-}"
     all cpu "$PLUGIN"
-    images cpu "$PLUGIN" "$(grep '^bitsandbytes==' requirements/cpu.txt; echo "$PLUGIN")" --no-emit-package triton
+    images cpu "$PLUGIN" "$(grep '^bitsandbytes==' requirements/cpu.txt; echo "$PLUGIN")" --no-emit-package triton --no-emit-package ninja
 )
 all gpu ""
 images gpu "" ""
