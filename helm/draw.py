@@ -7,6 +7,7 @@ unit, a legend and several expressions. Rates are over 5 minutes, so ask for som
 """
 
 import argparse
+import hashlib
 import json
 import re
 import time
@@ -71,6 +72,11 @@ def draw(dashboard: dict[str, Any], data: Prometheus) -> Figure:
     return figure
 
 
+def digest(dashboard: dict[str, Any]) -> str:
+    """Returns what the panels and their picture have in common: a picture with another is older."""
+    return hashlib.sha256(json.dumps(dashboard["panels"], sort_keys=True).encode()).hexdigest()
+
+
 def _panel(axes: Axes, panel: dict[str, Any], data: Prometheus) -> None:
     axes.set_title(panel["title"], loc="left", fontsize=9)
     for target in panel["targets"]:
@@ -101,8 +107,9 @@ def main() -> None:
     matplotlib.use("agg")
     data = Prometheus(asked.prometheus, asked.minutes, {"namespace": asked.namespace, "job": asked.job})
     for path in sorted(DASHBOARDS.glob("*.json")):
+        dashboard = json.loads(path.read_text(encoding="utf-8"))
         picture = asked.folder / f"dashboard-{path.stem}.png"
-        draw(json.loads(path.read_text(encoding="utf-8")), data).savefig(picture, dpi=80)
+        draw(dashboard, data).savefig(picture, dpi=80, metadata={"Source": digest(dashboard)})
         print(picture)
 
 
