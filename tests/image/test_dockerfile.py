@@ -21,7 +21,6 @@ import tuneserve
 from tuneserve.server.config import ModelConfig, ServerConfig
 
 from ..server.conftest import served_by
-
 from .packages import pinned
 
 ROOT = Path(__file__).parents[2]
