@@ -612,6 +612,8 @@ def test_release_names_that_yaml_or_kubernetes_could_trip_over(chart: helm_pytho
         ({"resources": {"limits": {"memory": "8 GB"}}}, "/resources/limits/memory"),
         ({"nameOverride": "Upper"}, "/nameOverride"),
         ({"shmSize": "lots"}, "/shmSize"),
+        ({"prometheusRuleNegative": "neg\r"}, "/prometheusRuleNegative"),
+        ({"prometheusRuleNegative": "neg\u2028"}, "/prometheusRuleNegative"),
         ({"finetuneConfig": {"epoch": 3}}, "'/finetuneConfig': additional properties 'epoch'"),
         ({"finetuneConfig": {"epochs": 0}}, "/finetuneConfig/epochs"),
         ({"finetuneConfig": {"output": "a"}}, "/finetuneConfig/output"),
