@@ -231,15 +231,15 @@ class Follower(Operations):
             raise StepFailed(f"adapter {name}: its files have changed")
 
     async def _join(self) -> None:
-        entries: list[Entry] = []
+        entries, changes = list[Entry](), history.Changes()
         while new := self._journal.new():
             entries += new
-            for load in history.changes(entries, self._count).loading:
+            changes = history.changes(entries, self._count)
+            for load in changes.loading:
                 # This process had a part in it before it was started again.
                 self._journal.append(Entry("failed", self._process, body={"load": load}))
-        changes = history.changes(entries, self._count)
         there = {model.id: model for model in self._models}
-        await self._unload([there[id_] for id_ in changes.unloaded & there.keys()])
+        await self._unload([there[id_] for id_ in changes.unloaded.keys() & there.keys()])
         for entry in changes.loaded.values():
             await self.loading.load(await self._from(entry.body))
         for entry in changes.failed.values():
