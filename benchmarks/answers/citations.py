@@ -13,31 +13,29 @@ is kept in WORK, and not repeated. The last line of stdout is the result as JSON
 import json
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import grpc
-import yaml
 from rich.table import Table
 from scipy.stats import binomtest
 
 from tuneserve import samples
 from tuneserve.benchmarks.answers import faqs, served
-from tuneserve.benchmarks.answers.faqs import Faq
+from tuneserve.benchmarks.answers.faqs import HELD_OUT, Faq
 from tuneserve.checkpoint import rows
-from tuneserve.client import Client, Document
+from tuneserve.client import Client
 from tuneserve.client.documents import AnswerParts
 from tuneserve.errors import UserError
 from tuneserve.v1 import answer_pb2 as pb
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 
 PROMISE = 0.95
-HELD_OUT, JUDGED = 150, 100
+JUDGED = 100
 # An answer is made from fewer passages than Answer takes by itself, so that training takes minutes.
 _PASSAGES, _TOKENS = 3, 96
 # What the server asks the model that writes (a test compares them), and what that writes if there is no answer.
@@ -50,7 +48,14 @@ _NOT_FOUND = "NOT_FOUND"
 # Of the right passage, so many sentences are the answer.
 _SENTENCES = 2
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|$)", re.DOTALL)
-_TRAINING = {"max_length": 1024, "epochs": 2, "batch_size": 8, "learning_rate": 5e-4, "long_prompts": "drop"}
+_TRAINING: Mapping[str, Any] = {
+    "task": "generation",
+    "max_length": 1024,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 5e-4,
+    "long_prompts": "drop",
+}
 
 
 def asked(question: str, passages: Sequence[pb.Passage]) -> str:
@@ -69,41 +74,38 @@ def row(question: str, place: int, passages: Sequence[pb.Passage]) -> dict[str, 
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+@contextmanager
+def answering(models: Mapping[str, Path], index: Mapping[str, str], faq: Faq) -> Iterator[Any]:
+    """Serves an index of a FAQ's answers; yields its stub."""
+    with served.answering(models, {"faq": index}) as (address, _), grpc.insecure_channel(address) as channel:
+        with Client(address) as client:
+            served.write(client, "faq", faq.documents())
+        yield AnswerServiceStub(channel)
+
+
 def trained(work: Path, faq: Faq) -> Path:
     """Returns a checkpoint, trained on the questions that are not held out, unless it exists."""
     output = work / "writer"
     if not output.exists():
-        with served.answering({"encoder": samples.e5()}, {"faq": {"embedding": "encoder"}}) as (address, _):
-            search = _filled(address, faq).Search
-            for part, some in (("train", faq.questions[HELD_OUT:]), ("test", faq.questions[:HELD_OUT])):
-                found = [row(question, place, search(_searching(question)).passages) for question, place in some]
-                rows.write(work / f"{part}.jsonl", found)
-        given = {"task": "generation", "base_model": str(samples.chat_model()), **_TRAINING}
-        files = {"train": "train.jsonl", "test": "test.jsonl", "output": str(output.resolve())}
-        file = work / "writer.yaml"
-        file.write_text(yaml.safe_dump(given | files), encoding="utf-8")
-        subprocess.run([sys.executable, "-m", "tuneserve.cli", "finetune", file], check=True, stdout=subprocess.DEVNULL)
+        with answering({"encoder": samples.e5()}, {"embedding": "encoder"}, faq) as stub:
+
+            def passages(question: str) -> Sequence[pb.Passage]:
+                found: pb.SearchResponse = stub.Search(pb.SearchRequest(index="faq", query=question, limit=_PASSAGES))
+                return found.passages
+
+            all_ = [row(question, place, passages(question)) for question, place in faq.questions]
+        served.trained(output, all_[HELD_OUT:], all_[:HELD_OUT], base_model=str(samples.chat_model()), **_TRAINING)
     return output
-
-
-def _filled(address: str, faq: Faq) -> Any:
-    with Client(address) as client:
-        served.write(client, "faq", [Document(str(place), text) for place, text in enumerate(faq.answers)])
-    return AnswerServiceStub(grpc.insecure_channel(address))
-
-
-def _searching(question: str) -> pb.SearchRequest:
-    return pb.SearchRequest(index="faq", query=question, limit=_PASSAGES)
 
 
 def answers(work: Path, faq: Faq) -> Iterator[tuple[str, pb.AnswerResponse]]:
     """Yields the questions that are held out, each with its answer."""
-    index = {"embedding": "encoder", "generation": "writer"}
-    with served.answering({"encoder": samples.e5(), "writer": trained(work, faq)}, {"faq": index}) as (address, _):
-        answer = _filled(address, faq).Answer
+    models = {"encoder": samples.e5(), "writer": trained(work, faq)}
+    with answering(models, {"embedding": "encoder", "generation": "writer"}, faq) as stub:
         for question, _place in faq.questions[:HELD_OUT]:
             parts, turn = AnswerParts(), pb.AnswerMessage(role="user", content=question)
-            for part in answer(pb.AnswerRequest(index="faq", messages=[turn], limit=_PASSAGES, max_tokens=_TOKENS)):
+            request = pb.AnswerRequest(index="faq", messages=[turn], limit=_PASSAGES, max_tokens=_TOKENS)
+            for part in stub.Answer(request):
                 parts.add(part)
             yield question, parts.joined()
 

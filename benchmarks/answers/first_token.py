@@ -23,7 +23,7 @@ from rich.table import Table
 from tuneserve import samples
 from tuneserve.benchmarks.answers import faqs, served
 from tuneserve.benchmarks.claims import METHOD, MIN_ROUNDS, Claim, Ratio, ratios
-from tuneserve.client import Client, Document
+from tuneserve.client import Client
 from tuneserve.errors import StepFailed
 from tuneserve.evaluation import gate
 from tuneserve.v1 import answer_pb2 as pb
@@ -138,8 +138,7 @@ def main(chat: Path, ranking: Path | None, questions: int, rounds: int, report: 
         index["ranking"] = "ranking"
     with served.answering(models, {"faq": index}) as (address, _), grpc.insecure_channel(address) as channel:
         with Client(address) as client:
-            documents = [Document(str(place), text) for place, text in enumerate(faq.answers)]
-            served.write(client, "faq", documents)
+            served.write(client, "faq", faq.documents())
         means = measured(Sides(channel), [question for question, _ in faq.questions[:questions]], rounds)
     [ratio] = ratios([CLAIM], means)
     result = {"method": METHOD, "questions": questions, "rounds": rounds, "ranked": ranking is not None}

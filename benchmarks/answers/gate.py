@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tuneserve import samples
 from tuneserve.benchmarks.answers import faqs, quality, served
-from tuneserve.client import Client, Document
+from tuneserve.client import Client
 from tuneserve.evaluation import gate_fitting
 from tuneserve.evaluation.gate import features
 from tuneserve.v1 import answer_pb2 as pb
@@ -72,7 +72,7 @@ def main(work: Path, report: Path | None) -> None:
     building, debian = faqs.zaragoza(), faqs.debian("debian-faq")
     models = {"encoder": samples.e5()} | quality.trainings(work, building)
     untuned, tuned = {"embedding": "encoder"}, {"embedding": "tuned", "ranking": "ranking"}
-    asked = {building.name: building.questions[: quality.HELD_OUT], debian.name: debian.questions}
+    asked = {building.name: building.questions[: faqs.HELD_OUT], debian.name: debian.questions}
     sets = {f"{faq.name}{kind}": faq for faq in (building, debian) for kind in ("", "-tuned")}
     indexes = {name: tuned if name.endswith("-tuned") else untuned for name in sets}
     measured = {}
@@ -80,7 +80,7 @@ def main(work: Path, report: Path | None) -> None:
         search = AnswerServiceStub(channel).Search
         with Client(address) as client:
             for name, faq in sets.items():
-                served.write(client, name, [Document(str(place), text) for place, text in enumerate(faq.answers)])
+                served.write(client, name, faq.documents())
         for name, faq in sets.items():
             questions, others = asked[faq.name], asked[(debian if faq is building else building).name]
             for ranked in (False, True) if indexes[name] is tuned else (False,):

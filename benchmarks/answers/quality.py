@@ -9,22 +9,18 @@ same encoder is also trained, as in finetune/examples/search.yaml, and a cross-e
 are held out from both. Trainings are kept in WORK, and not repeated. The last line of stdout is the result as JSON.
 """
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import grpc
-import yaml
 from rich.table import Table
 
 from tuneserve import samples
 from tuneserve.benchmarks.answers import faqs, served
-from tuneserve.benchmarks.answers.faqs import Faq
-from tuneserve.checkpoint import rows
-from tuneserve.client import Client, Document
+from tuneserve.benchmarks.answers.faqs import HELD_OUT, Faq
+from tuneserve.client import Client
 from tuneserve.evaluation import quality, searched, significance
 from tuneserve.evaluation.quality import RowSums
 from tuneserve.evaluation.searched import Searched
@@ -33,7 +29,6 @@ from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
 
 PROMISES = {"zaragoza-en, tuned": 0.78, "zaragoza-en, tuned and ranked": 0.83}
 ZH, ZH_PROMISE = "debian-faq-zh-cn", 0.92
-HELD_OUT = 150
 # All that the server finds.
 _PASSAGES = 100
 
@@ -42,13 +37,9 @@ def trained(work: Path, faq: Faq, task: str, base: Path, **settings: Any) -> Pat
     """Returns a checkpoint, trained on all questions that are not held out, unless it exists."""
     output = work / task
     if not output.exists():
-        for part, some in (("train", faq.questions[HELD_OUT:]), ("test", faq.questions[:HELD_OUT])):
-            found = [{"query": question, "positive": faq.answers[place]} for question, place in some]
-            rows.write(work / f"{part}.jsonl", found)
-        given = {"task": task, "base_model": str(base), "train": "train.jsonl", "test": "test.jsonl", **settings}
-        file = work / f"{task}.yaml"
-        file.write_text(yaml.safe_dump(given | {"output": str(output.resolve())}), encoding="utf-8")
-        subprocess.run([sys.executable, "-m", "tuneserve.cli", "finetune", file], check=True, stdout=subprocess.DEVNULL)
+        found = [{"query": question, "positive": faq.answers[place]} for question, place in faq.questions]
+        given = {"task": task, "base_model": str(base), **settings}
+        served.trained(output, found[HELD_OUT:], found[:HELD_OUT], **given)
     return output
 
 
@@ -150,7 +141,7 @@ def main(work: Path, only_untuned: bool, report: Path | None) -> None:
         with Client(address) as client:
             for name in indexes:
                 [faq] = [one for one in all_ if one.name == name] or [building]
-                served.write(client, name, [Document(str(place), text) for place, text in enumerate(faq.answers)])
+                served.write(client, name, faq.documents())
         for faq in all_:
             sets.append(both(faq.name, found(faq, faq.questions, asked(search, faq.name, faq.questions, False))))
         if not only_untuned:

@@ -1,8 +1,12 @@
-"""What the programs here have in common: a server with indexes, documents in them, and a report."""
+"""What the programs here have in common: models trained as a user does it, a server with indexes, documents in them,
+and a report.
+"""
 
 import json
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from tuneserve.benchmarks.machine import machine
+from tuneserve.checkpoint import rows
 from tuneserve.client import Client, Document
 from tuneserve.serving import launched
 
 _AT_ONCE = 64
+
+
+def trained(output: Path, train: Iterable[rows.Row], test: Iterable[rows.Row], **settings: Any) -> None:
+    """Writes a checkpoint that `tuneserve finetune` trains; its rows and its settings are written beside it."""
+    for part, some in (("train", train), ("test", test)):
+        rows.write(output.with_name(f"{part}.jsonl"), some)
+    given = {"train": "train.jsonl", "test": "test.jsonl", "output": str(output.resolve()), **settings}
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(given), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "tuneserve.cli", "finetune", file], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
