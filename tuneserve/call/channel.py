@@ -18,6 +18,7 @@ HINTS = {
     "VERSION_NOT_FOUND": _MODELS,
     "ALIAS_NOT_FOUND": _MODELS,
     "ADAPTER_NOT_FOUND": _MODELS,
+    "FEEDBACK_FULL": "its operator can train on the rows, and move them away",
     "RESOURCE_EXHAUSTED": "the server is overloaded, or a quota is spent: try again later, or send less",
     "DEADLINE_EXCEEDED": "wait longer with --timeout",
     "UNAUTHENTICATED": "set TUNESERVE_KEY, or pass --key",

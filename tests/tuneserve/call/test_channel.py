@@ -10,7 +10,7 @@ import pytest
 
 from tuneserve.call.channel import failure
 from tuneserve.client.endpoint import Endpoint
-from tuneserve.server.call.errors import NotFound, to_status
+from tuneserve.server.call.errors import Full, NotFound, to_status
 from tuneserve.v1 import (
     model_admin_pb2_grpc,
     model_pb2_grpc,
@@ -90,17 +90,29 @@ def test_errors_of_the_server(target: str, model: str, status: int, message: str
         assert result.stdout == ""
 
 
+def _error(cause: Exception, code: grpc.StatusCode) -> grpc.RpcError:
+    """What a client gets, with a message that says less than its details."""
+    status = to_status(cause, "abc").SerializeToString()
+    error = SimpleNamespace(
+        code=lambda: code,
+        details=lambda: "in other words",
+        trailing_metadata=lambda: (("grpc-status-details-bin", status),),
+    )
+    return cast(grpc.RpcError, error)
+
+
 @pytest.mark.parametrize("kind", ["model", "version", "alias", "adapter", "index", "monitor"])
 def test_what_is_missing_is_known_without_the_message(kind: str) -> None:
-    status = to_status(NotFound(kind, "other", []), "abc")
-    error = SimpleNamespace(
-        code=lambda: grpc.StatusCode.NOT_FOUND,
-        details=lambda: "in other words",
-        trailing_metadata=lambda: (("grpc-status-details-bin", status.SerializeToString()),),
-    )
-    failed = failure(cast(grpc.RpcError, error), Endpoint("localhost:1"))
+    failed = failure(_error(NotFound(kind, "other", []), grpc.StatusCode.NOT_FOUND), Endpoint("localhost:1"))
     assert failed.message == "in other words (NOT_FOUND)"
     assert bool(failed.hint) == (kind not in ("index", "monitor"))
+
+
+def test_full_feedback_is_not_tried_again() -> None:
+    failed = failure(
+        _error(Full("the tenant's feedback is full"), grpc.StatusCode.RESOURCE_EXHAUSTED), Endpoint("localhost:1")
+    )
+    assert failed.hint == "its operator can train on the rows, and move them away"
 
 
 def test_a_server_that_hangs(server: Server, target: str) -> None:
