@@ -312,7 +312,7 @@ class App:
                 task.cancel()
         if self.supervisor.given_up.is_set():
             failed = "; ".join(f"model {one.id}: its engine {one.failure}" for one in self.models if one.failure)
-            raise StepFailed(failed, "see the engine's log above; with on_engine_failure: restart it is started again")
+            raise StepFailed(failed, "see the engine's log above")
 
     async def _reload(self) -> None:
         while self._tenants is not None:

@@ -432,6 +432,11 @@ def checked(config: ServerConfig) -> ServerConfig:
         raise UserError(f"models_root: {config.models_root} is not a directory")
     for name, model in config.models.items():
         check_directories(model, f"models.{name}")
+        if model.engine.get("nnodes", 1) != 1 and config.on_engine_failure != "exit":
+            raise UserError(
+                f"on_engine_failure: needs to be exit, because models.{name}.engine.nnodes is more than 1",
+                "an engine of several machines starts again only with new processes on all of them",
+            )
     return config
 
 

@@ -38,6 +38,7 @@ def test_a_whole_file(load, tmp_path):
         ("models: {a: {path: m,\nmax_queue: 1,\nmax_queue: 2}}", "'max_queue' is a duplicate key in .* line 3"),
         ("drain_seconds: 2024-13-45", "not YAML: a value can't be read: month must be in 1..12"),
         ("models: {}", "models: none given"),
+        ("models: {a: {path: m, engine: {nnodes: 2}}}", "on_engine_failure: needs to be exit.* models.a.engine.nnodes"),
         ("modles: {}\n", "unknown key 'modles'"),
         ("models: {a: {path: m, max_quue: 1}}", "models.a: unknown key 'max_quue'"),
         ("models: {a: {}}", "models.a: path is missing"),

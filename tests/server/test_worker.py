@@ -24,6 +24,6 @@ def test_settings_of_which_this_machine_has_no_part(
 ) -> None:
     model = {"path": str(make_bert()), "engine": engine}
     file = tmp_path / "server.yaml"
-    file.write_text(yaml.safe_dump({"models": dict.fromkeys("ab"[:count], model)}))
+    file.write_text(yaml.safe_dump({"models": dict.fromkeys("ab"[:count], model), "on_engine_failure": "exit"}))
     with pytest.raises(UserError, match=message):
         work(file, "127.0.0.1", 2)
