@@ -32,6 +32,7 @@ from tuneserve.finetune import config as finetune_config
 from tuneserve.finetune.pipeline import finetune
 from tuneserve.machine.tiers import this_tier
 from tuneserve.quantize import Report, quantize
+from tuneserve.samples.packages import write_jsonl
 from tuneserve.serving import launched
 from tuneserve.v1 import answer_pb2, classification_pb2
 from tuneserve.v1.answer_pb2_grpc import AnswerServiceStub
@@ -201,7 +202,7 @@ def _index(console: Console, output: Path) -> Path:
     # Without their questions, which would be found word by word: the gate would learn that others have no answer.
     documents = [answer_pb2.Document(id=id_, text=row["positive"]) for id_, row in rows.items()]
     questions, gate = output / "questions.jsonl", output / "gate.json"
-    samples.write_jsonl(questions, ({"query": row["query"], "documents": [id_]} for id_, row in rows.items()))
+    write_jsonl(questions, ({"query": row["query"], "documents": [id_]} for id_, row in rows.items()))
     file = write_server_file(output, {}, None)
     with launched("--config", str(file)) as server:
         with calling(server.addresses.grpc) as channel:

@@ -12,6 +12,7 @@ from tuneserve import samples
 from tuneserve.checkpoint import rows, sha256_file
 from tuneserve.client import Document
 from tuneserve.errors import UserError
+from tuneserve.samples.packages import default_cache, whole
 
 # Packages of Debian, version 11.1, free documentation: in English, and the same in Chinese.
 DEBIAN = {
@@ -106,10 +107,10 @@ def zaragoza() -> Faq:
 
 def debian(package: str) -> Faq:
     """Questions about Debian. Raises UserError without apt-get and dpkg-deb, or if the package is another one."""
-    target = samples.default_cache() / package
+    target = default_cache() / package
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder, samples.whole(target) as unfinished:
+        with tempfile.TemporaryDirectory() as folder, whole(target) as unfinished:
             archive = _downloaded(package, Path(folder))
             subprocess.run(["dpkg-deb", "-x", archive, unfinished], check=True)
     pages = sorted(target.rglob("*.html"))

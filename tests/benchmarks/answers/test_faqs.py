@@ -1,6 +1,5 @@
 import pytest
 
-from tuneserve import samples
 from tuneserve.benchmarks.answers import faqs
 from tuneserve.errors import UserError
 
@@ -26,7 +25,7 @@ def test_another_package_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     apt.write_text("#!/bin/sh\necho other > debian-faq_11.1_all.deb\n")
     apt.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(samples, "default_cache", lambda: tmp_path / "cache")
+    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"debian-faq=11\.1: SHA-256 is not 427426e0"):
         faqs.debian("debian-faq")
     apt.write_text("#!/bin/sh\nexit 1\n")

