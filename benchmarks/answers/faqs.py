@@ -1,4 +1,4 @@
-"""Questions whose answers are to be found: FAQs, as documents without their questions."""
+"""Questions whose answers are to be found: FAQs without their questions, and news without their titles."""
 
 import html
 import re
@@ -12,6 +12,7 @@ from tuneserve import samples
 from tuneserve.checkpoint import rows, sha256_file
 from tuneserve.client import Document
 from tuneserve.errors import UserError
+from tuneserve.samples import news
 from tuneserve.samples.packages import default_cache, whole
 
 # Packages of Debian, version 11.1, free documentation: in English, and the same in Chinese.
@@ -102,7 +103,16 @@ class Faq:
 
 def zaragoza() -> Faq:
     """503 questions about building."""
-    return Faq.of("zaragoza-en", [(str(row["query"]), str(row["positive"])) for row in rows.read(samples.faq())])
+    return _of("zaragoza-en", samples.faq())
+
+
+def chinese_news() -> Faq:
+    """The titles of 990 news and posts, for questions, and their texts."""
+    return _of("news-zh", news.chinese_titles())
+
+
+def _of(name: str, file: Path) -> Faq:
+    return Faq.of(name, [(str(row["query"]), str(row["positive"])) for row in rows.read(file)])
 
 
 def debian(package: str) -> Faq:

@@ -46,6 +46,12 @@ def test_chinese_news(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_titles_of_whole_texts(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed(index, monkeypatch, (["好", " ", "坏"], ["一" * 999, "二", "\n"], [0, 1, 2]))
+    path = news.chinese_titles(tmp_path / "cache")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"query": "好", "positive": "一" * 999}
+
+
 def test_a_pickle_can_not_run_code(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Harmful:
         def __reduce__(self) -> Any:
