@@ -9,7 +9,7 @@ PACKAGES := tuneserve benchmarks finetune quantize server
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test image-test check bench observe soak fuzz protos settings lock clean
+.PHONY: help setup demo test image-test image-test-gpu check bench observe soak fuzz protos settings lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,7 +23,10 @@ test: $(READY) ## every test, on the real vLLM engine where it matters
 	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 image-test: $(READY) ## build both images without Docker, train in one and serve from the other; as root on Debian
-	$(BIN)/pytest --override-ini faulthandler_timeout=3600 tests/image/build_and_serve.py
+	$(BIN)/pytest --override-ini faulthandler_timeout=3600 tests/image/build_and_serve.py -k "not gpu"
+
+image-test-gpu: $(READY) ## build the image that serves on GPUs, with 65 GB of free disk
+	$(BIN)/pytest --override-ini faulthandler_timeout=3600 tests/image/build_and_serve.py -k gpu
 
 check: $(READY) .cache/types ## ruff, strict types, buf lint
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
 """Builds both images without a Docker engine, trains in one and serves from the other with all that Kubernetes may
-forbid: `make image-test`, some ten minutes.
+forbid: `make image-test`, some ten minutes. `make image-test-gpu` builds the one that serves on GPUs.
 
 Needs root and Debian's packages: apt-get install mmdebstrap buildah podman runc. The base is made of Debian's packages,
 too, so nothing comes from a registry. Everything is kept in .cache/image, where the next build finds its layers.
@@ -22,6 +22,8 @@ from tuneserve import samples
 ROOT = Path(__file__).parents[2]
 SCRATCH = ROOT / ".cache" / "image"
 BASE, SERVE, TRAIN = "localhost/debian:bookworm", "localhost/tuneserve:test", "localhost/tuneserve-train:test"
+GPU = "localhost/tuneserve-gpu:test"
+PAGE = ROOT / "docs" / "kubernetes.md"
 # Where Debian's programs look for certificates.
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 FORBIDDEN = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none"]
@@ -81,16 +83,17 @@ def base() -> str:
     return BASE
 
 
-def build(base: str, target: str, tag: str) -> None:
+def build(base: str, target: str, tag: str, extra: str = "cpu") -> None:
     command = ["buildah", "bud", "--isolation=chroot", "--format=docker", "--layers", "--network=host"]
-    command += [f"--signature-policy={SCRATCH}/policy.json", f"--build-arg=BASE={base}", *of_this_machine()]
-    subprocess.run([*command, f"--target={target}", f"--tag={tag}", str(ROOT)], check=True)
+    command += [f"--signature-policy={SCRATCH}/policy.json", f"--build-arg=BASE={base}", f"--build-arg=EXTRA={extra}"]
+    command += [*of_this_machine(extra), f"--target={target}", f"--tag={tag}"]
+    subprocess.run([*command, str(ROOT)], check=True)
 
 
-def of_this_machine() -> list[str]:
+def of_this_machine(extra: str) -> list[str]:
     """How pip reaches the packages from here, for the build: the certificates that it trusts, and its folder of wheels.
 
-    Both are mounted, so that no image has them.
+    Both are mounted, so that no image has them. A folder of wheels has PyTorch for CPUs, which GPUs don't want.
     """
     flags = []
     if bundle := pip_s("cert") or os.environ.get("SSL_CERT_FILE"):
@@ -98,7 +101,7 @@ def of_this_machine() -> list[str]:
         (SCRATCH / "uv.toml").write_text("system-certs = true\n")
         flags += [f"--volume={Path(bundle).resolve()}:{CERTIFICATES}:ro"]
         flags += [f"--volume={SCRATCH}/pip.conf:/etc/pip.conf:ro", f"--volume={SCRATCH}/uv.toml:/etc/uv/uv.toml:ro"]
-    if wheels := pip_s("find-links"):
+    if extra == "cpu" and (wheels := pip_s("find-links")):
         flags += [f"--volume={wheels}:{wheels}:ro", f"--build-arg=UV_FIND_LINKS={wheels}"]
     return flags
 
@@ -197,10 +200,13 @@ def test_it_is_nobody_with_no_compiler(container):
 
 @pytest.mark.parametrize("target", ["serve", "train"])
 def test_packages_are_those_that_are_pinned(request, target):
-    image = request.getfixturevalue(target)
+    assert_pinned(request.getfixturevalue(target), f"{target}-cpu.txt")
+
+
+def assert_pinned(image: str, file: str) -> None:
     code = "from importlib import metadata; print(*(f'{one.name}=={one.version}' for one in metadata.distributions()))"
     listed = podman(*started(image, "--rm", "--entrypoint=python"), "-c", code).split()
-    lines = (ROOT / "requirements" / f"{target}-cpu.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "requirements" / file).read_text(encoding="utf-8").splitlines()
     found = {re.sub("[._]", "-", one).lower() for one in listed if not one.startswith("tuneserve==")}
     assert found == {re.sub("[._]", "-", one).lower() for one in lines if not one.startswith("#")}
 
@@ -212,8 +218,24 @@ def test_sigterm_drains(container):
 
 def test_sizes_are_written_down(serve, train):
     """In docs/kubernetes.md, to about a tenth of a GB."""
-    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    written = {target: float(size) for target, size in re.findall(r"^\| `(\w+)` \| ([\d.]+) GB", page, re.MULTILINE)}
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) GB", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    written = {target: float(gigabytes) for target, gigabytes in rows}
     for target, image in (("serve", serve), ("train", train)):
-        size = int(podman("image", "inspect", "--format={{.Size}}", image)) / 1e9
-        assert size == pytest.approx(written[target], abs=0.1)
+        assert size(image) == pytest.approx(written[target], abs=0.1)
+
+
+def size(image: str) -> float:
+    return int(podman("image", "inspect", "--format={{.Size}}", image)) / 1e9
+
+
+def test_the_gpu_image(base):
+    """It is whole, has CUDA, and compiles as Triton does. That it serves, only a machine with a GPU can show."""
+    build(base, "serve", GPU, "gpu")
+    assert_pinned(GPU, "serve-gpu.txt")
+    code = "import torch, tuneserve.server.engine.vllm_engine; print(torch.version.cuda)"
+    assert podman(*started(GPU, "--rm", "--tmpfs=/tmp", "--entrypoint=python"), "-c", code).startswith("13.")
+    headers = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
+    compiled = f"echo '#include <Python.h>' | gcc -x c -c -I{headers} -o /tmp/launcher.o -"
+    podman(*started(GPU, "--rm", "--tmpfs=/tmp", "--entrypoint=sh"), "-c", compiled)
+    [written] = re.findall(r"^\| `serve` for GPUs \| ([\d.]+) GB", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert size(GPU) == pytest.approx(float(written), abs=0.1)
