@@ -13,7 +13,10 @@ from tuneserve.benchmarks.serving.load.texts import SENTENCES
 
 @dataclass(frozen=True)
 class Job:
-    """Texts to classify, or prompts of token ids to continue greedily by exactly `max_tokens` tokens."""
+    """Texts to classify, or prompts of token ids to continue greedily by exactly `max_tokens` tokens.
+
+    Of what answers a whole file, `max_tokens` also continue texts.
+    """
 
     texts: Sequence[str] = ()
     prompts: Sequence[Sequence[int]] = ()

@@ -27,19 +27,20 @@ def prepare() -> Callable[[Job], Outcome]:
 
     def do(job: Job) -> Outcome:
         cpu, started = time.process_time(), time.perf_counter()
-        if job.texts:
+        if not job.max_tokens:
             outputs = llm.encode(list(job.texts), pooling_task="classify", use_tqdm=False)
         else:
             params = SamplingParams(max_tokens=job.max_tokens, temperature=0, ignore_eos=True)
-            given = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts]
+            given: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts]
+            given += [{"prompt": text} for text in job.texts]
             outputs = llm.generate(given, params, use_tqdm=False)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         return Outcome(
             seconds=seconds,
-            texts=len(outputs) if job.texts else 0,
+            texts=0 if job.max_tokens else len(outputs),
             prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
             answers=[answer(output) for output in outputs] if job.answers else [],
-            output_tokens=0 if job.texts else sum(len(output.outputs[0].token_ids) for output in outputs),
+            output_tokens=sum(len(output.outputs[0].token_ids) for output in outputs) if job.max_tokens else 0,
             client_cpu=cpu,
         )
 
