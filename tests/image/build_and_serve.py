@@ -93,7 +93,7 @@ def build(base: str, target: str, tag: str, extra: str = "cpu") -> None:
 def of_this_machine(extra: str) -> list[str]:
     """How pip reaches the packages from here, for the build: the certificates that it trusts, and its folder of wheels.
 
-    Both are mounted, so that no image has them. A folder of wheels has PyTorch for CPUs, which GPUs don't want.
+    Both are mounted, so that no image has them. A folder of wheels has PyTorch for CPUs: for GPUs it is not used.
     """
     flags = []
     if bundle := pip_s("cert") or os.environ.get("SSL_CERT_FILE"):
